@@ -1,0 +1,296 @@
+"""The normalizing flow: an exact, invertible map from encoder features to a standard normal latent.
+
+One step is an affine coupling, a global affine and a fixed permutation of the channels. Everything is local to a
+position of the feature grid but for the coupling's convolutions, so the log-determinant keeps its position too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["SUBNETS", "FeatureNorm", "FlowStep", "LatentFlow", "standard_normal_log_density"]
+
+# Inside the coupling, outputs of the subnet are scaled down so that a new flow starts close to the identity.
+_SUBNET_SCALE = 0.1
+
+
+class ConvSubnet(nn.Sequential):
+    """Coupling subnet "conv": 3x3 convolution, ReLU, 1x1 convolution (FastFlow's)."""
+
+    def __init__(self, in_channels: int, out_channels: int, hidden_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, hidden_channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden_channels, out_channels, 1),
+        )
+
+
+class ResNetSubnet(nn.Module):
+    """Coupling subnet "resnet": 3x3 convolution, batch norm, ReLU, plus a 1x1 shortcut.
+
+    It has one layer only: `hidden_channels` has no meaning for it and is ignored.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, hidden_channels: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        )
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, in, h, w) to (N, out, h, w)."""
+        output: Tensor = self.main(features) + self.shortcut(features)
+        return output
+
+
+SUBNETS: dict[str, Callable[[int, int, int], nn.Module]] = {"conv": ConvSubnet, "resnet": ResNetSubnet}
+
+
+def standard_normal_log_density(latent: Tensor) -> Tensor:
+    """Log-density of N(0, I), summed over the channels of each position.
+
+    Computed in float32 or better, and never exponentiated: at 1024 x 16 x 16 the density itself is exactly 0 in
+    any floating-point format.
+
+    Args:
+        latent: (N, C, h, w).
+
+    Returns:
+        (N, 1, h, w), in nats.
+
+    Example:
+        >>> standard_normal_log_density(torch.zeros(1, 2, 1, 1)).item()  # -log(2 pi)
+        -1.8378770351409912
+    """
+    latent = latent.float() if latent.dtype in (torch.float16, torch.bfloat16) else latent
+    squares = latent.square().sum(dim=1, keepdim=True)
+    return -0.5 * (squares + latent.shape[1] * math.log(2 * math.pi))
+
+
+class FlowStep(nn.Module):
+    """One invertible step: affine coupling, global affine, fixed channel permutation.
+
+    The passive half of the channels goes through the subnet, which gives scale and shift of the active half;
+    `clamp * tanh` bounds the log-scale. The global affine has one softplus scale and one offset per channel.
+
+    Args:
+        channels: channels of the features, at least 2.
+        subnet: "conv" or "resnet", see `SUBNETS`.
+        hidden_channels: width of the "conv" subnet.
+        clamp: bound of the coupling's log-scale, in nats, above 0.
+        generator: source of the permutation; the default generator if None.
+
+    Raises:
+        ValueError: unknown subnet, fewer than 2 channels, clamp or hidden_channels not above 0.
+
+    Source: Dinh et al., "Density estimation using Real NVP" (coupling); the softplus affine is that of FrEIA's
+    AllInOneBlock, which re-implementations of AE-Flow build on.
+    """
+
+    permutation: Tensor
+    inverse_permutation: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        subnet: str,
+        hidden_channels: int,
+        clamp: float = 2.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if subnet not in SUBNETS:
+            raise ValueError(f"Unknown coupling subnet {subnet!r}: choose one of {sorted(SUBNETS)}.")
+        if channels < 2:
+            raise ValueError(f"A coupling splits the channels in two, so it needs at least 2; got {channels}.")
+        if clamp <= 0 or hidden_channels < 1:
+            raise ValueError(
+                f"clamp and hidden_channels have to be above 0; got clamp={clamp}, hidden_channels={hidden_channels}."
+            )
+        self.active = channels // 2
+        self.passive = channels - self.active
+        self.clamp = clamp
+        self.subnet = SUBNETS[subnet](self.passive, 2 * self.active, hidden_channels)
+        # softplus with beta 0.5, times 0.1: starts at a scale of 1 with a slope gentle enough for Adam's first steps
+        initial = 2.0 * math.log(math.exp(5.0) - 1.0)
+        self.global_scale = nn.Parameter(torch.full((channels,), initial))
+        self.global_offset = nn.Parameter(torch.zeros(channels))
+        permutation = torch.randperm(channels, generator=generator)
+        self.register_buffer("permutation", permutation)
+        self.register_buffer("inverse_permutation", torch.argsort(permutation))
+
+    def _scale(self) -> Tensor:
+        return 0.1 * F.softplus(self.global_scale, beta=0.5)
+
+    def _coupling(self, passive: Tensor) -> tuple[Tensor, Tensor]:
+        coefficients = _SUBNET_SCALE * self.subnet(passive)
+        log_scale, shift = coefficients.split(self.active, dim=1)
+        return self.clamp * torch.tanh(log_scale), shift
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform features.
+
+        Args:
+            features: (N, C, h, w).
+
+        Returns:
+            The transformed features (N, C, h, w), and log |det J| per position (N, 1, h, w) in nats.
+        """
+        passive, active = features.split([self.passive, self.active], dim=1)
+        log_scale, shift = self._coupling(passive)
+        scale = self._scale()
+        joined = torch.cat([passive, active * torch.exp(log_scale) + shift], dim=1)
+        moved = joined * scale.view(1, -1, 1, 1) + self.global_offset.view(1, -1, 1, 1)
+        log_abs_det = log_scale.sum(dim=1, keepdim=True) + scale.log().sum()
+        return moved.index_select(1, self.permutation), log_abs_det
+
+    def inverse(self, transformed: Tensor) -> Tensor:
+        """Undo `forward`: (N, C, h, w) to (N, C, h, w)."""
+        moved = transformed.index_select(1, self.inverse_permutation)
+        joined = (moved - self.global_offset.view(1, -1, 1, 1)) / self._scale().view(1, -1, 1, 1)
+        passive, active = joined.split([self.passive, self.active], dim=1)
+        log_scale, shift = self._coupling(passive)
+        return torch.cat([passive, (active - shift) * torch.exp(-log_scale)], dim=1)
+
+
+class FeatureNorm(nn.Module):
+    """Standardise each channel by the first batch that it sees in training; from then on it is a fixed affine map.
+
+    Pretrained features come in units of their own (the default encoder's have a standard deviation of 6), and a flow
+    that starts far from its base distribution spends its first epochs on the scale alone. Mean and deviation are
+    buffers, not parameters: they are saved with the model, and every process of a distributed training agrees on
+    them.
+
+    Args:
+        channels: channels of the features.
+
+    Source: the data-dependent initialisation of Kingma, Dhariwal, "Glow", 2018, section 3.1, not trained further.
+    """
+
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardise (N, C, h, w); log |det J| is a scalar, equal for all positions."""
+        if self.training and not self.fitted:
+            flat = features.detach().float().transpose(0, 1).flatten(1)
+            self.mean.copy_(flat.mean(dim=1))
+            # a channel that never fires in the first batch must not be blown up later
+            self.std.copy_(flat.std(dim=1, correction=0).clamp_min(1e-2))
+            self.fitted.fill_(True)
+        standardised = (features - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
+        return standardised, -self.std.log().sum()
+
+    def inverse(self, standardised: Tensor) -> Tensor:
+        """Undo `forward`: (N, C, h, w) to (N, C, h, w)."""
+        return standardised * self.std.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1)
+
+
+class LatentFlow(nn.Module):
+    """The flow of AE-Flow: `n_steps` flow steps from encoder features to the latent.
+
+    Args:
+        channels: channels of the features, at least 2.
+        n_steps: number of steps, at least 1.
+        subnet: "conv" or "resnet", see `SUBNETS`.
+        hidden_channels: width of the "conv" subnet; half the channels if None, which is FastFlow's ratio of 1.
+        clamp: bound of each coupling's log-scale, in nats.
+        seed: fixes the channel permutations, which are part of the model and of its state dict.
+        feature_norm: begin with `FeatureNorm`; the published flow has none.
+
+    Raises:
+        ValueError: unknown subnet, or a number out of its range.
+
+    Example:
+        >>> flow = LatentFlow(channels=4, n_steps=2)
+        >>> features = torch.randn(1, 4, 8, 8)
+        >>> latent, log_abs_det_jacobian = flow(features)
+        >>> tuple(latent.shape), tuple(log_abs_det_jacobian.shape)
+        ((1, 4, 8, 8), (1, 1, 8, 8))
+        >>> torch.allclose(flow.inverse(latent), features, atol=1e-5)
+        True
+
+    Source: Zhao, Ding, Zhang, "AE-FLOW", ICLR 2023, section 3 (eight steps).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        n_steps: int = 8,
+        subnet: str = "conv",
+        hidden_channels: int | None = None,
+        clamp: float = 2.0,
+        seed: int = 0,
+        feature_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        if n_steps < 1:
+            raise ValueError(f"n_steps has to be at least 1; got {n_steps}.")
+        generator = torch.Generator().manual_seed(seed)
+        hidden = max(1, channels // 2) if hidden_channels is None else hidden_channels
+        self.channels = channels
+        self.norm = FeatureNorm(channels) if feature_norm else None
+        self.steps = nn.ModuleList(FlowStep(channels, subnet, hidden, clamp, generator) for _ in range(n_steps))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Map features to the latent.
+
+        Args:
+            features: (N, C, h, w).
+
+        Returns:
+            The latent z' (N, C, h, w), and log |det J| per position (N, 1, h, w) in nats. The Jacobian's total
+            log-determinant is the sum of the latter over the positions.
+
+        Raises:
+            ValueError: the features have another number of channels.
+        """
+        if features.ndim != 4 or features.shape[1] != self.channels:
+            raise ValueError(
+                f"Expected features of shape (N, {self.channels}, h, w); got {tuple(features.shape)}. "
+                "The flow has to be built for the encoder stage that feeds it."
+            )
+        latent = features
+        log_abs_det_jacobian = torch.zeros_like(features[:, :1])
+        if self.norm is not None:
+            latent, log_abs_det = self.norm(features)
+            log_abs_det_jacobian = log_abs_det_jacobian + log_abs_det
+        for step in self.steps:
+            latent, log_abs_det = step(latent)
+            log_abs_det_jacobian = log_abs_det_jacobian + log_abs_det
+        return latent, log_abs_det_jacobian
+
+    def inverse(self, latent: Tensor) -> Tensor:
+        """Map the latent (N, C, h, w) back to the features (N, C, h, w)."""
+        features = latent
+        for step in reversed(self.steps):
+            assert isinstance(step, FlowStep)
+            features = step.inverse(features)
+        return features if self.norm is None else self.norm.inverse(features)
+
+    def log_likelihood(self, features: Tensor) -> Tensor:
+        """Log-likelihood of each position: log N(z'; 0, I) + log |det J|, divided by the channels.
+
+        Args:
+            features: (N, C, h, w).
+
+        Returns:
+            (N, 1, h, w), in nats per channel.
+        """
+        latent, log_abs_det_jacobian = self(features)
+        return (standard_normal_log_density(latent) + log_abs_det_jacobian) / self.channels

@@ -1,0 +1,230 @@
+"""The overlay: a picture of the image, of the anomaly map over it, and of what exceeds the threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from aeflow_monai.writers import file_name, ras_affine, to_numpy
+
+__all__ = ["WriteOverlayd"]
+
+Array = npt.NDArray[Any]
+
+OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+OUTLINE, TRUTH = "#ff8c1a", "#33d6ff"  # told apart by colour-blind readers too
+DISCLAIMER = "Research use only. Not a medical device."
+
+
+class WriteOverlayd(MapTransform):  # type: ignore[misc]
+    """Writes a picture of the image, the anomaly map over it, and the outline of what exceeds the threshold.
+
+    The file is `<output_dir>/<case>_overlay.png`. The arrays are taken in the network's orientation,
+    (C, rows, columns, slices), before any inversion: `data[..., k]` is an upright picture already (rows from
+    anterior to posterior, columns from the patient's right to the left), so nothing is flipped or turned,
+    whatever `slice_axis` is. Letters at the edges tell the sides, if the image has an affine. Pixels are
+    shown with their physical proportions.
+
+    Colours stand on the fixed scale [0, vmax], in standard deviations of the normals, never on that of one
+    image, so that two pictures compare. Of a volume, the slice with the largest entry of `slice_scores` is
+    shown, or the one with the largest map value if there is no such key. `anomaly_score` is printed and the
+    outline of `mask_truth` drawn, if they are in the data. Slices are counted from 1.
+
+    Args:
+        image_key: Key of the image, shape (C, H, W) or (C, H, W, D), of which the first channel is shown.
+        map_key: Key of the anomaly map, shape (1, H, W) or (1, H, W, D), in standard deviations.
+        output_dir: Folder to write to, made if it is missing.
+        threshold: Map value from which the outline is drawn, in standard deviations. A tensor, or a function
+            without arguments, is read whenever a case is written, since a checkpoint may be loaded after the
+            construction.
+        slice_axis: Spatial axis along which a volume is sliced, 0 to 2.
+        vmax: Map value of the brightest colour, in standard deviations; by default 2 * max(threshold, 3).
+
+    Raises:
+        ValueError: If `slice_axis` or `vmax` is out of range; when called, if the case is no file name, if
+            the threshold is not finite, or if shapes do not match.
+
+    Example:
+        >>> import tempfile
+        >>> image, anomaly_map = torch.rand(1, 32, 32, 4), torch.randn(1, 32, 32, 4)
+        >>> case = {"case": "sub-01", "image": image, "anomaly_map": anomaly_map}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = WriteOverlayd("image", "anomaly_map", folder, threshold=2.0)(case)
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['sub-01_overlay.png']
+    """
+
+    def __init__(
+        self,
+        image_key: str,
+        map_key: str,
+        output_dir: str | Path,
+        threshold: float | torch.Tensor | Callable[[], float],
+        slice_axis: int = 2,
+        vmax: float | None = None,
+    ) -> None:
+        super().__init__((image_key, map_key))
+        if slice_axis not in (0, 1, 2):
+            raise ValueError(f"slice_axis has to be 0, 1 or 2, got {slice_axis}.")
+        if vmax is not None and not 0 < vmax < float("inf"):
+            raise ValueError(f"vmax has to be a positive number of standard deviations, got {vmax}.")
+        self.image_key, self.map_key = image_key, map_key
+        self.output_dir = Path(output_dir)
+        self.threshold = threshold
+        self.slice_axis = slice_axis
+        self.vmax = vmax
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Writes the picture of one case.
+
+        Args:
+            data: The decollated dictionary: `case`, the image and the map; `slice_scores` of shape (D,),
+                `anomaly_score` and `mask_truth`, shape (1, H, W) or (1, H, W, D), are optional.
+
+        Returns:
+            The dictionary, unchanged.
+        """
+        d = dict(data)
+        case = file_name(d)
+        threshold = float(self.threshold() if callable(self.threshold) else self.threshold)
+        if not np.isfinite(threshold):
+            raise ValueError(f"threshold has to be finite, got {threshold}: load a calibrated checkpoint first.")
+        vmax = self.vmax if self.vmax is not None else 2 * max(threshold, 3.0)
+
+        layers = {self.image_key: to_numpy(d[self.image_key])[0], self.map_key: to_numpy(d[self.map_key])[0]}
+        if "mask_truth" in d:
+            layers["mask_truth"] = to_numpy(d["mask_truth"])[0]
+        shape = layers[self.image_key].shape
+        for key, layer in layers.items():
+            if layer.ndim not in (2, 3) or layer.shape != shape:
+                raise ValueError(
+                    f"'{key}' of case '{case}' has to be of shape (C, H, W) or (C, H, W, D) with the image's "
+                    f"{shape}, got {tuple(d[key].shape)}: write overlays before Invertd."
+                )
+        grey = Normalize(*np.nanpercentile(layers[self.image_key], [0.5, 99.5]))
+
+        title = [case]
+        if len(shape) == 3:
+            index = self._slice_index(d, layers[self.map_key], case)
+            title.append(f"slice {index + 1} of {shape[self.slice_axis]}")
+            layers = {key: layer.take(index, self.slice_axis) for key, layer in layers.items()}
+        if "anomaly_score" in d:
+            title.append(f"anomaly score {float(d['anomaly_score']):.2f}")
+        figure = _draw(
+            layers[self.image_key],
+            layers[self.map_key],
+            layers.get("mask_truth"),
+            grey=grey,
+            threshold=threshold,
+            vmax=vmax,
+            title="   |   ".join(title),
+            geometry=_picture_geometry(d[self.image_key], self.slice_axis),
+        )
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        figure.savefig(self.output_dir / f"{case}_overlay.png", dpi=110)
+        return d
+
+    def _slice_index(self, data: Mapping[Hashable, Any], volume: Array, case: str) -> int:
+        if "slice_scores" not in data:
+            return int(np.unravel_index(np.nanargmax(volume), volume.shape)[self.slice_axis])
+        scores = to_numpy(data["slice_scores"])
+        if scores.shape != (volume.shape[self.slice_axis],):
+            raise ValueError(
+                f"'slice_scores' of case '{case}' has to be of shape ({volume.shape[self.slice_axis]},), one "
+                f"score per slice along axis {self.slice_axis}, got {scores.shape}."
+            )
+        return int(scores.argmax())
+
+
+def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:
+    """Height of a pixel over its width, and the letters at top, bottom, left and right, if known."""
+    if not isinstance(image, MetaTensor):
+        return 1.0, ""
+    axes = [0, 1] if image.ndim == 3 else [axis for axis in range(3) if axis != slice_axis]
+    affine = ras_affine(image.affine, image.meta)
+    row, column = np.linalg.norm(affine[:-1, axes], axis=0)
+    letters = ""
+    # A bare picture has no sides, and an identity stands for a missing affine.
+    if image.ndim == 4 and not np.array_equal(affine, np.eye(4)):
+        codes = nib.aff2axcodes(affine)
+        down, right = codes[axes[0]], codes[axes[1]]
+        letters = OPPOSITE[down] + down + OPPOSITE[right] + right
+    return float(row / column), letters
+
+
+def _colours() -> ListedColormap:
+    """Transparent up to a quarter of the scale, nearly opaque from two thirds on."""
+    share = np.linspace(0, 1, 256)
+    colours = matplotlib.colormaps["inferno"](0.25 + 0.75 * share)
+    colours[:, 3] = 0.85 * np.clip((share - 0.25) / 0.4, 0, 1)
+    return ListedColormap(colours, name="anomaly")
+
+
+def _outline(axis: Any, values: Array, level: float, **style: Any) -> None:
+    if np.nanmin(values) < level <= np.nanmax(values):  # otherwise there is none, and matplotlib warns
+        axis.contour(values, levels=[level], **style)
+
+
+def _draw(
+    image: Array,
+    anomaly_map: Array,
+    truth: Array | None,
+    *,
+    grey: Normalize,
+    threshold: float,
+    vmax: float,
+    title: str,
+    geometry: tuple[float, str],
+) -> Figure:
+    """Three panels on black, as a viewing station shows them."""
+    aspect, letters = geometry
+    height = float(np.clip(4 * aspect * image.shape[0] / image.shape[1], 2, 8))
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
+    figure = Figure(figsize=(13.2, height + 1.3), facecolor="black", layout=layout)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, color="white", fontsize=13, parse_math=False)  # a case may be called "a$b$c"
+    figure.supxlabel(DISCLAIMER, color="0.6", fontsize=8)
+    axes = figure.subplots(1, 3)
+    names = ("Image", "Anomaly map", f"Map \N{GREATER-THAN OR EQUAL TO} {threshold:.1f} SD")
+    for axis, name in zip(axes, names, strict=True):
+        axis.imshow(image, cmap="gray", norm=grey, aspect=aspect)
+        axis.set_title(name, color="0.85", fontsize=11)
+        axis.set_axis_off()
+    places = (
+        (0.5, 0.98, "center", "top"),
+        (0.5, 0.02, "center", "bottom"),
+        (0.02, 0.5, "left", "center"),
+        (0.98, 0.5, "right", "center"),
+    )
+    for letter, (x, y, across, along) in zip(letters, places, strict=False):
+        axes[0].text(x, y, letter, color="0.85", ha=across, va=along, transform=axes[0].transAxes)
+
+    shown = axes[1].imshow(anomaly_map, cmap=_colours(), norm=Normalize(0, vmax, clip=True), aspect=aspect)
+    _outline(axes[2], anomaly_map, threshold, colors=OUTLINE, linewidths=1.4)
+    if truth is not None:
+        _outline(axes[2], truth, 0.5, colors=TRUTH, linewidths=1.2, linestyles="dashed")
+        lines = [Line2D([], [], color=OUTLINE), Line2D([], [], color=TRUTH, linestyle="dashed")]
+        axes[2].legend(lines, ["found", "truth"], loc="lower right", fontsize=8, labelcolor="white", facecolor="black")
+
+    bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.01, extend="max")
+    bar.set_label("anomaly (SD of normals)", color="0.85")
+    bar.ax.tick_params(colors="0.85")
+    bar.ax.set_facecolor("black")
+    bar.outline.set_edgecolor("0.5")
+    if 0 < threshold < vmax:
+        bar.ax.axhline(threshold, color=OUTLINE, linewidth=1.8)
+    return figure

@@ -1,0 +1,235 @@
+"""The score, and nothing else defines it: network output -> calibrated anomaly map -> slice score -> case score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.metrics.regression import compute_ssim_and_cs
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aeflow_monai.aeflow import AEFlow, AEFlowOutput
+from aeflow_monai.flow import standard_normal_log_density
+
+__all__ = ["AnomalyScorer", "MapScorer"]
+
+_SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
+SCORINGS = ("calibrated", "paper")
+
+
+class AnomalyScorer(nn.Module):
+    """AE-Flow with everything that turns its output into a calibrated anomaly map and scores.
+
+    The map is a weighted sum of terms, each brought to image size and standardised by its mean and standard
+    deviation on held-out normals: one flow term per stage, -log-likelihood in nats per channel, and one
+    reconstruction term, 1 - SSIM::
+
+        map = (beta * mean over stages of standardised(flow) + (1 - beta) * standardised(1 - SSIM)) / map_std
+
+    0 is a typical normal position, larger is more anomalous, in standard deviations of held-out normals. Nothing of
+    it depends on the other images of a batch. Means, deviations and thresholds are buffers: they are part of the
+    checkpoint. Before `calibrate` has filled them, terms are not standardised and thresholds are infinite.
+
+    Args:
+        aeflow: the network.
+        beta: weight of the flow term, in [0, 1].
+        scoring: "calibrated", or "paper": beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM) with neither
+            log-determinant nor standardisation, the published score in log space (nats per channel).
+        slice_share: a slice's score is the mean of this share of its highest map values, in (0, 1]; 1 is the mean.
+        case_share: a case's score is the mean of this share of its highest slice scores, in (0, 1].
+
+    Raises:
+        ValueError: unknown scoring, or a number out of its range.
+
+    Example:
+        >>> from aeflow_monai import AEFlow, Encoder
+        >>> scorer = AnomalyScorer(AEFlow(Encoder(), n_steps=2))
+        >>> anomaly_map = scorer(torch.rand(3, 1, 64, 64))
+        >>> tuple(anomaly_map.shape), tuple(scorer.slice_scores(anomaly_map).shape)
+        ((3, 1, 64, 64), (3,))
+
+    Source: AE-FLOW, ICLR 2023, section 3 (the published score); calibration and thresholds are this project's.
+    """
+
+    term_mean: Tensor
+    term_std: Tensor
+    map_std: Tensor
+    map_threshold: Tensor
+    slice_threshold: Tensor
+    case_threshold: Tensor
+
+    def __init__(
+        self,
+        aeflow: AEFlow,
+        beta: float = 0.9,
+        scoring: str = "calibrated",
+        slice_share: float = 1.0,
+        case_share: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if scoring not in SCORINGS:
+            raise ValueError(f"Unknown scoring {scoring!r}: choose one of {list(SCORINGS)}.")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta weighs the flow term and has to be in [0, 1]; got {beta}.")
+        for name, share in (("slice_share", slice_share), ("case_share", case_share)):
+            if not 0 < share <= 1:
+                raise ValueError(f"{name} is a share of the highest values and has to be in (0, 1]; got {share}.")
+        self.aeflow = aeflow
+        self.beta = beta
+        self.scoring = scoring
+        self.slice_share = slice_share
+        self.case_share = case_share
+        n_terms = len(aeflow.flows) + 1
+        self.register_buffer("term_mean", torch.zeros(n_terms))
+        self.register_buffer("term_std", torch.ones(n_terms))
+        self.register_buffer("map_std", torch.tensor(1.0))
+        self.register_buffer("map_threshold", torch.tensor(math.inf))
+        self.register_buffer("slice_threshold", torch.tensor(math.inf))
+        self.register_buffer("case_threshold", torch.tensor(math.inf))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Anomaly map (N, 1, H, W) of images (N, C, H, W) in [0, 1]."""
+        return self.anomaly_map(self.aeflow(image), image)
+
+    def maps(self, image: Tensor) -> dict[str, Tensor]:
+        """All maps of images (N, C, H, W) in [0, 1].
+
+        Returns:
+            "anomaly_map" (N, 1, H, W), calibrated; "reconstruction" (N, C, H, W) in [0, 1]; "residual" (N, 1, H, W),
+            the absolute difference of image and reconstruction, mean over channels; "log_likelihood" (N, 1, H, W),
+            in nats per channel, mean over stages.
+        """
+        output = self.aeflow(image)
+        residual = (image - output.reconstruction).abs().mean(dim=1, keepdim=True)
+        log_likelihood = self._to_image_size(output.log_likelihoods, image)
+        return {
+            "anomaly_map": self.anomaly_map(output, image),
+            "reconstruction": output.reconstruction,
+            "residual": residual,
+            "log_likelihood": log_likelihood.mean(dim=1, keepdim=True),
+        }
+
+    def terms(self, output: AEFlowOutput, image: Tensor) -> Tensor:
+        """The map's terms at image size, not standardised.
+
+        Args:
+            output: of `AEFlow` for the images.
+            image: (N, C, H, W) in [0, 1].
+
+        Returns:
+            (N, stages + 1, H, W): the flow term of each stage, then the reconstruction term.
+        """
+        if self.scoring == "paper":
+            likelihoods = [standard_normal_log_density(latent) / latent.shape[1] for latent in output.latents]
+        else:
+            likelihoods = output.log_likelihoods
+        flow = -self._to_image_size(likelihoods, image)
+        dissimilarity = 1 - _ssim_map(output.reconstruction, image)
+        return torch.cat([flow, dissimilarity], dim=1)
+
+    def term_weights(self) -> Tensor:
+        """Weight of each standardised term: beta spread over the stages, 1 - beta for the reconstruction."""
+        n_stages = len(self.term_mean) - 1
+        weights = torch.full_like(self.term_mean, self.beta / n_stages)
+        weights[-1] = 1 - self.beta
+        return weights
+
+    def anomaly_map(self, output: AEFlowOutput, image: Tensor) -> Tensor:
+        """The anomaly map (N, 1, H, W) from the network's output for images (N, C, H, W)."""
+        terms = self.terms(output, image)
+        weights = self.term_weights()
+        if self.scoring == "paper":
+            # the published score has -SSIM where the term is 1 - SSIM
+            return (terms * weights.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - (1 - self.beta)
+        factors = weights / (self.term_std * self.map_std)
+        offset = (factors * self.term_mean).sum()
+        return (terms * factors.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - offset
+
+    def slice_scores(self, anomaly_map: Tensor) -> Tensor:
+        """Score of each slice: (N, 1, H, W) to (N,)."""
+        return _top_mean(anomaly_map.flatten(1), self.slice_share)
+
+    def case_score(self, slice_scores: Tensor) -> Tensor:
+        """Score of a case from those of its slices: (D,) to a scalar."""
+        return _top_mean(slice_scores[None], self.case_share)[0]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a checkpoint's state, and say what is wrong if it belongs to another architecture.
+
+        Raises:
+            ValueError: tensors are missing, left over, or of another shape.
+        """
+        own = self.state_dict()
+        missing = [key for key in own if key not in state_dict]
+        extra = [key for key in state_dict if key not in own]
+        reshaped = [
+            f"{key}: {tuple(state_dict[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the network"
+            for key in own
+            if key in state_dict and state_dict[key].shape != own[key].shape
+        ]
+        if strict and (missing or extra or reshaped):
+            details = [
+                f"{len(found)} {what}, first {found[0]}"
+                for what, found in (
+                    ("tensors missing from the checkpoint", missing),
+                    ("tensors unknown to the network", extra),
+                    ("tensors of another shape", reshaped),
+                )
+                if found
+            ]
+            raise ValueError(
+                f"The checkpoint is of another architecture than this network ({'; '.join(details)}). Give the same "
+                "config files and network options (backbone, stages, n_steps, subnet, channels) as in training, or "
+                "choose the checkpoint that belongs to this network (--ckpt_path)."
+            )
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    @staticmethod
+    def _to_image_size(maps: Sequence[Tensor], image: Tensor) -> Tensor:
+        size = image.shape[-2:]
+        return torch.cat(
+            [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False) for m in maps], dim=1
+        )
+
+
+class MapScorer(nn.Module):
+    """All maps of an `AnomalyScorer` as one network, for inferers that call a network and take a dictionary.
+
+    Args:
+        scorer: the calibrated network; it is shared, not copied.
+    """
+
+    def __init__(self, scorer: AnomalyScorer) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """See `AnomalyScorer.maps`."""
+        return self.scorer.maps(image)
+
+
+def _ssim_map(reconstruction: Tensor, image: Tensor) -> Tensor:
+    """SSIM of each position (N, 1, H, W), mean over channels; borders are mirrored to keep the size."""
+    half = _SSIM_WINDOW // 2
+    padded = [F.pad(x.float(), (half, half, half, half), mode="reflect") for x in (reconstruction, image)]
+    # data_range is that of the network's door, never the batch's own: a score must not depend on its neighbours
+    ssim, _ = compute_ssim_and_cs(
+        padded[0],
+        padded[1],
+        spatial_dims=2,
+        kernel_size=(_SSIM_WINDOW, _SSIM_WINDOW),
+        kernel_sigma=(_SSIM_SIGMA, _SSIM_SIGMA),
+        data_range=1.0,
+    )
+    return ssim.mean(dim=1, keepdim=True)
+
+
+def _top_mean(values: Tensor, share: float) -> Tensor:
+    """Mean of the highest share of each row, at least one value: (N, M) to (N,)."""
+    count = max(1, math.ceil(share * values.shape[1]))
+    if count == values.shape[1]:
+        return values.mean(dim=1)
+    return values.topk(count, dim=1).values.mean(dim=1)

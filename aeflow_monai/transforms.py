@@ -1,0 +1,198 @@
+"""Transforms that MONAI lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from monai.transforms import InvertibleTransform, MapTransform
+from monai.utils import TraceKeys
+from torch import Tensor
+
+from aeflow_monai.scoring import AnomalyScorer
+
+__all__ = ["EnsureVolumed", "MaskMapd", "MatchChannelsd", "ScoreMapd", "intensity_statistics"]
+
+
+class EnsureVolumed(MapTransform, InvertibleTransform):
+    """Make a 2D image a volume of one slice, so that one path serves both; volumes pass unchanged.
+
+    A coronal or sagittal 2D image is laid into the axial plane, superior where anterior belongs (and anterior where the
+    patient's right does), so that `Orientationd` leaves it one slice and turns it upright. The inverse gives the 2D
+    image and its affine back. Works on MetaTensors, which carry the record that the inverse needs.
+
+    Args:
+        keys: of images (C, H, W) or volumes (C, H, W, D).
+        allow_missing_keys: pass over keys that are not there.
+
+    Example:
+        >>> volume = EnsureVolumed("image")({"image": MetaTensor(torch.zeros(1, 8, 9))})
+        >>> tuple(volume["image"].shape)
+        (1, 8, 9, 1)
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the slice dimension where it lacks.
+
+        Raises:
+            ValueError: neither an image nor a volume, for example a 4D series.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            if image.ndim not in (3, 4):
+                raise ValueError(
+                    f"Expected a 2D image (C, H, W) or a volume (C, H, W, D) at {key!r}; got shape "
+                    f"{tuple(image.shape)}{_source(image)}. Split a series into volumes first."
+                )
+            if image.ndim == 4:
+                self.push_transform(image, extra_info={"flat": False})
+                continue
+            volume = image.unsqueeze(-1)
+            self.push_transform(volume, extra_info={"flat": True, "affine": image.affine})
+            # set last: MONAI reads the number of spatial dimensions off the affine when it resamples
+            volume.affine = _axial(image.affine)
+            d[key] = volume
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Take the added dimension away."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            applied = self.pop_transform(d[key])[TraceKeys.EXTRA_INFO]
+            if applied["flat"]:
+                d[key] = d[key].squeeze(-1)
+                d[key].affine = applied["affine"]
+        return d
+
+
+class MatchChannelsd(MapTransform):
+    """Bring images to the number of channels that the network was built for.
+
+    Grey images are often stored with three equal channels: their mean over the channels gives one. One channel is
+    replicated where several are asked for.
+
+    Args:
+        keys: of images (C, ...).
+        channels: wanted, 1 or more.
+
+    Example:
+        >>> tuple(MatchChannelsd("image", channels=1)({"image": torch.zeros(3, 8, 8)})["image"].shape)
+        (1, 8, 8)
+    """
+
+    def __init__(self, keys: KeysCollection, channels: int) -> None:
+        super().__init__(keys)
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Match the channels.
+
+        Raises:
+            ValueError: the image has several channels, and another number of them than wanted.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            if image.shape[0] == self.channels:
+                continue
+            if self.channels == 1:
+                # the fourth of four channels is opacity
+                d[key] = image[:3].mean(dim=0, keepdim=True)
+            elif image.shape[0] == 1:
+                d[key] = image.repeat(self.channels, *[1] * (image.ndim - 1))
+            else:
+                raise ValueError(
+                    f"The network takes {self.channels} channels; {key!r} has {image.shape[0]}{_source(image)}. "
+                    "Set in_channels to the number of channels of your images."
+                )
+        return d
+
+
+class ScoreMapd(MapTransform):
+    """Add scores to a case: from its anomaly map, and trivial statistics of its image to compare them with.
+
+    Adds "slice_scores" (D,), "anomaly_score" (a number), "prediction" (1 above the case threshold) and the means
+    "intensity_mean", "intensity_std" and "intensity_p95" of the preprocessed image.
+
+    Args:
+        map_key: anomaly map (1, H, W, D), at the size at which the network saw the slices.
+        image_key: preprocessed image (C, H, W, D).
+        scorer: defines the scores and holds the threshold.
+    """
+
+    def __init__(self, map_key: str, image_key: str, scorer: AnomalyScorer) -> None:
+        super().__init__(map_key)
+        self.image_key = image_key
+        self.scorer = scorer
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Score one case."""
+        d = dict(data)
+        anomaly_map = torch.as_tensor(d[self.keys[0]])
+        slice_scores = self.scorer.slice_scores(anomaly_map.movedim(-1, 0)).cpu()
+        score = float(self.scorer.case_score(slice_scores))
+        d["slice_scores"] = slice_scores
+        d["anomaly_score"] = score
+        d["prediction"] = int(score > float(self.scorer.case_threshold))
+        d |= intensity_statistics(torch.as_tensor(d[self.image_key]))
+        return d
+
+
+class MaskMapd(MapTransform):
+    """Add "mask": where the anomaly map exceeds the map threshold, as uint8 0 or 1.
+
+    Args:
+        map_key: anomaly map, of any size.
+        scorer: holds the threshold, which a checkpoint brings.
+    """
+
+    def __init__(self, map_key: str, scorer: AnomalyScorer) -> None:
+        super().__init__(map_key)
+        self.scorer = scorer
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the mask of one case."""
+        anomaly_map = data[self.keys[0]]
+        return {**data, "mask": (anomaly_map > float(self.scorer.map_threshold)).to(torch.uint8)}
+
+
+def intensity_statistics(image: Tensor) -> dict[str, float]:
+    """Trivial statistics of an image: what any method has to beat.
+
+    Args:
+        image: any shape.
+
+    Returns:
+        Mean, standard deviation and 95th percentile over all values.
+    """
+    values = image.flatten().float().cpu()
+    rank = max(1, round(0.95 * len(values)))
+    return {
+        "intensity_mean": float(values.mean()),
+        "intensity_std": float(values.std(correction=0)),
+        "intensity_p95": float(values.kthvalue(rank).values),
+    }
+
+
+def _axial(affine: Tensor) -> Tensor:
+    """Affine (4, 4) of a 2D image's plane, projected to the nearest world plane and called axial."""
+    full = torch.as_tensor(to_affine_nd(3, affine.cpu().double()))
+    normal = int(torch.linalg.cross(full[:3, 0], full[:3, 1]).abs().argmax())
+    in_plane = [axis for axis in range(3) if axis != normal]
+    axial = torch.eye(4, dtype=torch.float64)
+    axial[:2, :2] = full[in_plane, :2]
+    axial[:2, 3] = full[in_plane, 3]
+    return axial
+
+
+def _source(image: Any) -> str:
+    name = image.meta.get("filename_or_obj") if isinstance(image, MetaTensor) else None
+    return f" in {name}" if name else ""

@@ -1,0 +1,268 @@
+"""Maps, masks and tables on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import ITKWriter, MetaTensor, NibabelWriter
+from monai.data.utils import orientation_ras_lps, to_affine_nd
+from monai.transforms import MapTransform, Transform
+from monai.utils import MetaKeys, SpaceKeys
+
+__all__ = ["ScoreTable", "WriteMapsd", "write_json"]
+
+Array = npt.NDArray[Any]
+
+WRITERS = {
+    ".nii.gz": NibabelWriter,
+    ".nii": NibabelWriter,
+    ".nrrd": ITKWriter,
+    ".mha": ITKWriter,
+    ".mhd": ITKWriter,
+}
+
+
+class WriteMapsd(MapTransform):  # type: ignore[misc]
+    """Writes the maps and masks of one case on the grid of its input.
+
+    A file `<output_dir>/<case>_<key><extension>` is written for each key. Its shape and affine are those of
+    the input file, including a trailing singleton dimension, so that both overlay in any viewer. The data has
+    to be back on that grid already, see `monai.transforms.Invertd`; nothing is resampled here.
+
+    Booleans, `uint8`, and whatever stands under the key `mask` are written as `uint8`, everything else as
+    `float32`.
+
+    Args:
+        keys: Keys of the data to write; may be empty, then nothing is written.
+        output_dir: Folder to write to, made if it is missing.
+        extension: `.nii.gz`, `.nii`, `.nrrd`, `.mha` or `.mhd`. The last three are ITK's, whose
+            directions are orthonormal: no sheared affine, and no 2D image outside the world's x-y plane.
+
+    Raises:
+        ValueError: If the extension is unknown; when called, if the case is no file name, if the data is not
+            on the grid of its input, if a mask holds fractions, or if the format cannot hold the affine.
+        TypeError: When called, if the data is not a `MetaTensor`, so that its place in the world is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> affine = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0]))
+        >>> anomaly_map = MetaTensor(torch.rand(1, 8, 8, 4), affine=affine)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = WriteMapsd(["anomaly_map"], folder)({"case": "sub-01", "anomaly_map": anomaly_map})
+        ...     nib.load(f"{folder}/sub-01_anomaly_map.nii.gz").shape
+        (8, 8, 4)
+    """
+
+    def __init__(self, keys: Sequence[Hashable] | Hashable, output_dir: str | Path, extension: str = ".nii.gz") -> None:
+        if keys or isinstance(keys, str):
+            super().__init__(keys)
+        else:  # MapTransform refuses to have no keys
+            Transform.__init__(self)
+            self.keys, self.allow_missing_keys = (), False
+        if extension not in WRITERS:
+            raise ValueError(f"extension has to be one of {', '.join(WRITERS)}, got {extension!r}.")
+        self.output_dir = Path(output_dir)
+        self.extension = extension
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Writes the files of one case.
+
+        Args:
+            data: The decollated dictionary: `case`, and for each key a `MetaTensor` of shape (C, X, Y) or
+                (C, X, Y, Z).
+
+        Returns:
+            The dictionary, unchanged.
+        """
+        d = dict(data)
+        if self.keys:
+            case = file_name(d)
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            for key in self.key_iterator(d):
+                self._write(d[key], key, case)
+        return d
+
+    def _write(self, value: Any, key: Hashable, case: str) -> None:
+        if not isinstance(value, MetaTensor):
+            raise TypeError(
+                f"'{key}' of case '{case}' has to be a MetaTensor, got {type(value).__name__}, whose "
+                "affine is unknown: apply Invertd to it first."
+            )
+        if value.ndim not in (3, 4):
+            raise ValueError(
+                f"'{key}' of case '{case}' has to be of shape (C, X, Y) or (C, X, Y, Z), got "
+                f"{tuple(value.shape)}: remove the batch dimension with Decollated."
+            )
+        array = to_numpy(value)
+        dtype: type[np.generic] = np.float32
+        if key == "mask" or value.dtype in (torch.bool, torch.uint8):
+            dtype = np.uint8
+            if not ((array >= 0) & (array <= 255) & (array == np.floor(array))).all():
+                raise ValueError(
+                    f"'{key}' of case '{case}' has to hold whole numbers from 0 to 255: invert it with "
+                    "nearest_interp=True, or threshold the inverted map."
+                )
+        affine = _input_affine(value, key, case)
+        if WRITERS[self.extension] is ITKWriter:
+            _check_directions(affine, value.ndim - 1, case, self.extension)
+
+        # Not by the setters of MONAI's writers, which squeeze (X, Y, 1) to (X, Y).
+        writer = WRITERS[self.extension](output_dtype=dtype)
+        writer.affine, writer.channel_dim = affine, None
+        if array.shape[0] == 1:
+            writer.data_obj = array[0]
+        else:
+            writer.channel_dim = -1
+            writer.data_obj = np.moveaxis(array, 0, -1)
+            if self.extension.startswith(".nii") and array.ndim == 3:
+                writer.data_obj = writer.data_obj[:, :, None]  # (X, Y, 1, C): NIfTI's third axis is spatial
+        writer.write(self.output_dir / f"{case}_{key}{self.extension}")
+
+
+class ScoreTable:
+    """A CSV file that grows by a row per case, so that a failure loses nothing that was computed before.
+
+    Args:
+        path: The file, replaced if it exists; missing folders are made.
+        columns: Names of the columns, in their order.
+
+    Raises:
+        ValueError: If there are no columns or one is named twice.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     table = ScoreTable(f"{folder}/scores.csv", ["case", "anomaly_score"])
+        ...     table.append({"case": "sub-01", "anomaly_score": 0.1 + 0.2})
+        ...     print(table.path.read_text())
+        case,anomaly_score
+        sub-01,0.30000000000000004
+        <BLANKLINE>
+    """
+
+    def __init__(self, path: str | Path, columns: Sequence[str]) -> None:
+        self.path = Path(path)
+        self.columns = tuple(columns)
+        if not self.columns or len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"columns have to be one or more different names, got {list(self.columns)}.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write_line("w", self.columns)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes one row and closes the file.
+
+        Args:
+            row: A value for each column; numbers may be scalars of Python, NumPy or torch, and keep all their
+                digits.
+
+        Raises:
+            ValueError: If a column is missing or unknown.
+        """
+        missing = [column for column in self.columns if column not in row]
+        unknown = [column for column in row if column not in self.columns]
+        if missing or unknown:
+            raise ValueError(
+                f"a row of {self.path.name} has the columns {list(self.columns)}: missing {missing}, unknown {unknown}."
+            )
+        self._write_line("a", [row[column] for column in self.columns])
+
+    def _write_line(self, mode: str, values: Sequence[Any]) -> None:
+        cells = (value.item() if hasattr(value, "item") else value for value in values)
+        with self.path.open(mode, newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(
+                repr(cell) if isinstance(cell, float) else cell for cell in cells
+            )
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes a JSON file in one step, so that a reader never meets half of one.
+
+    Args:
+        path: The file, replaced if it exists; missing folders are made.
+        content: What JSON can hold; keys keep their order.
+
+    Raises:
+        ValueError: If a number is NaN or infinite, which JSON has no word for.
+        TypeError: If JSON cannot hold the content.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(f"{folder}/report.json", {"n": 3, "auroc": 0.5})
+        ...     print(Path(folder, "report.json").read_text(), end="")
+        {
+          "n": 3,
+          "auroc": 0.5
+        }
+    """
+    path = Path(path)
+    text = json.dumps(content, indent=2, sort_keys=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Same folder, since a file is replaced in one step only within its file system.
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def file_name(data: Mapping[Hashable, Any]) -> str:
+    """The case, which becomes a part of file names and must not lead out of the output folder."""
+    case = data["case"]
+    if not isinstance(case, str) or not case or ".." in case or any(sign in case for sign in "/\\\0"):
+        raise ValueError(f"case has to be a file name without path separators or '..', got {case!r}.")
+    return case
+
+
+def to_numpy(value: Any) -> Array:
+    tensor = torch.as_tensor(value)
+    if isinstance(tensor, MetaTensor):
+        tensor = tensor.as_tensor()
+    array: Array = tensor.detach().cpu().to(torch.float32).numpy()
+    return array
+
+
+def ras_affine(affine: Any, meta: Mapping[str, Any]) -> Array:
+    """Voxel indices to world, mm, in RAS whatever the reader was told."""
+    array: Array = np.asarray(torch.as_tensor(affine).detach().cpu(), dtype=np.float64)
+    if meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
+        array = orientation_ras_lps(array)
+    return array
+
+
+def _input_affine(value: Any, key: Hashable, case: str) -> Array:
+    """The affine of the file that the case was loaded from; raises if the data is not on that file's grid."""
+    spatial, meta = tuple(value.shape[1:]), value.meta
+    affine = original = ras_affine(value.affine, meta)
+    if meta.get(MetaKeys.ORIGINAL_AFFINE) is not None:
+        # Written in place of the data's own, which went through every inverse and back.
+        original = ras_affine(meta[MetaKeys.ORIGINAL_AFFINE], meta)
+    expected = tuple(int(n) for n in meta.get(MetaKeys.SPATIAL_SHAPE, spatial))[: len(spatial)]
+    near = np.allclose(to_affine_nd(len(spatial), affine), to_affine_nd(len(spatial), original), atol=1e-3)
+    if spatial != expected or not near:
+        raise ValueError(
+            f"'{key}' of case '{case}' has to be on the grid of its input, shape {expected} and affine "
+            f"{original.round(3).tolist()}, got shape {spatial} and affine {affine.round(3).tolist()}: "
+            "apply Invertd first."
+        )
+    return original
+
+
+def _check_directions(affine: Array, ndim: int, case: str, extension: str) -> None:
+    """Raises if the axes are not at right angles, or a 2D image not in the x-y plane."""
+    axes = affine[:-1, :ndim]
+    directions = (axes / np.linalg.norm(axes, axis=0))[:ndim]
+    if not np.allclose(directions.T @ directions, np.eye(ndim), atol=1e-3):
+        raise ValueError(
+            f"the affine of case '{case}' is sheared or oblique to its plane, which {extension} cannot hold: "
+            f"directions {directions.round(3).tolist()} are not orthonormal; use the extension .nii.gz."
+        )

@@ -1,0 +1,403 @@
+import csv
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Resized
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from aeflow_monai.writers import ScoreTable, WriteMapsd, WriteOverlayd, write_json
+
+Array = npt.NDArray[Any]
+
+# SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
+# MONAI's Orientation says so of every 2D image, whatever axcodes it is given.
+two_dimensional = pytest.mark.filterwarnings("ignore:axcodes .* length is smaller:UserWarning")
+
+
+def affine_of(
+    angles: tuple[float, ...] = (0, 0, 0),
+    spacing: tuple[float, ...] = (1, 1, 1),
+    origin: tuple[float, ...] = (-30, 12, 7.5),
+    order: tuple[int, ...] = (0, 1, 2),
+) -> Array:
+    affine = np.eye(4)
+    axes = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(spacing)
+    affine[:3, :3] = axes[:, order]
+    affine[:3, 3] = origin
+    return affine
+
+
+AFFINES = {
+    "oblique": affine_of((10, -20, 35), (1, 1.2, 3)),
+    "flipped": affine_of(spacing=(-1, 1, -2)),
+    "permuted": affine_of((5, 0, 0), (0.9, 1.1, 4), order=(2, 0, 1)),
+    "anisotropic": affine_of(spacing=(0.5, 0.5, 6)),
+}
+SHEARED = np.array([[1, 0.3, 0, 5], [0, 1, 0, 6], [0, 0, 2, 7], [0, 0, 0, 1.0]])
+
+
+def smooth(shape: tuple[int, ...]) -> Array:
+    """Values whose place can be told, up to interpolation."""
+    axes = np.meshgrid(*(np.linspace(0, 1, n) for n in shape), indexing="ij")
+    return sum((k + 1) * axis for k, axis in enumerate(axes)).astype(np.float32)
+
+
+def invert_through_network(path: Path, reader: str | None = None) -> dict[str, Any]:
+    """A case as it reaches the writers: its map is twice the image, its mask where that exceeds 3."""
+    ndim = 2 if reader or nib.load(path).ndim == 2 else 3
+    before = Compose(
+        [
+            LoadImaged("image", reader=reader),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="PLS"[:ndim], labels=None),
+            Resized("image", [64, 64, -1][:ndim], mode="bilinear"),
+        ]
+    )
+    batch = list_data_collate([before({"image": path, "case": "sub-01"})])
+    batch["anomaly_map"] = 2 * batch["image"][:, :1]
+    batch["mask"] = batch["anomaly_map"] > 3
+    (case,) = decollate_batch(batch)
+    back = Invertd(["anomaly_map", "mask"], before, orig_keys="image", nearest_interp=[False, True])
+    return back(case)
+
+
+def save_nifti(path: Path, shape: tuple[int, ...], affine: Array) -> Path:
+    nib.save(nib.Nifti1Image(smooth(shape), affine), path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(40, 50, 12), (40, 50, 1)])
+@pytest.mark.parametrize("name", AFFINES)
+def test_volume_comes_back_on_its_own_grid(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    path = save_nifti(tmp_path / "input.nii.gz", shape, AFFINES[name])
+    WriteMapsd(["anomaly_map", "mask"], tmp_path / "out")(invert_through_network(path))
+    given = nib.load(path)
+    written = nib.load(tmp_path / "out" / "sub-01_anomaly_map.nii.gz")
+    mask = nib.load(tmp_path / "out" / "sub-01_mask.nii.gz")
+    for file in (written, mask):
+        assert file.shape == given.shape
+        np.testing.assert_allclose(file.affine, given.affine, atol=1e-5)
+    assert written.get_data_dtype() == np.float32
+    assert mask.get_data_dtype() == np.uint8
+    if shape[2] > 1:
+        np.testing.assert_allclose(written.get_fdata(), 2 * given.get_fdata(), atol=0.15)
+    agree = (mask.get_fdata() > 0) == (2 * given.get_fdata() > 3)
+    assert agree.mean() > 0.9
+
+
+@two_dimensional
+@pytest.mark.parametrize("affine", [AFFINES["flipped"], AFFINES["oblique"], affine_of((0, 0, 30), (2, 3, 1))])
+def test_2d_nifti_comes_back_on_its_own_grid(tmp_path: Path, affine: Array) -> None:
+    path = save_nifti(tmp_path / "input.nii.gz", (40, 50), affine)
+    WriteMapsd(["anomaly_map"], tmp_path)(invert_through_network(path))
+    written = nib.load(tmp_path / "sub-01_anomaly_map.nii.gz")
+    assert written.shape == (40, 50)
+    np.testing.assert_allclose(written.affine, nib.load(path).affine, atol=1e-5)
+    np.testing.assert_allclose(written.get_fdata(), 2 * nib.load(path).get_fdata(), atol=0.15)
+
+
+@two_dimensional
+@pytest.mark.parametrize("extension", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize(("file", "mode"), [("input.png", "L"), ("input.jpg", "L"), ("input.jpg", "RGB")])
+def test_picture_comes_back_on_its_own_grid(tmp_path: Path, file: str, mode: str, extension: str) -> None:
+    import itk
+
+    pixels = np.broadcast_to(np.linspace(0, 255, 30)[:, None], (30, 40)).astype(np.uint8)
+    Image.fromarray(pixels).convert(mode).save(tmp_path / file)
+    case = invert_through_network(tmp_path / file, reader="ITKReader")
+    WriteMapsd(["anomaly_map"], tmp_path, extension)(case)
+    written = itk.imread(tmp_path / f"sub-01_anomaly_map{extension}")
+    given = itk.imread(tmp_path / file)
+    assert_same_itk_geometry(written, given)
+    np.testing.assert_allclose(itk.array_from_image(written), 2.0 * pixels, atol=12)
+
+
+def assert_same_itk_geometry(one: Any, other: Any) -> None:
+    import itk
+
+    assert list(itk.size(one)) == list(itk.size(other))
+    corners = np.stack(np.meshgrid(*([0, n - 1] for n in itk.size(one))), -1).reshape(
+        -1, one.GetImageDimension()
+    )
+    for corner in corners.tolist():
+        points = [np.asarray(image.TransformIndexToPhysicalPoint(corner)) for image in (one, other)]
+        np.testing.assert_allclose(*points, atol=1e-4)
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".mha", ".mhd"])
+@pytest.mark.parametrize("name", AFFINES)
+def test_itk_finds_the_volume_where_it_was(tmp_path: Path, name: str, extension: str) -> None:
+    import itk
+
+    path = save_nifti(tmp_path / "input.nii.gz", (20, 30, 6), AFFINES[name])
+    WriteMapsd(["anomaly_map", "mask"], tmp_path, extension)(invert_through_network(path))
+    given = itk.imread(path)
+    for key, dtype in (("anomaly_map", np.float32), ("mask", np.uint8)):
+        written = itk.imread(tmp_path / f"sub-01_{key}{extension}")
+        assert_same_itk_geometry(written, given)
+        assert itk.array_from_image(written).dtype == dtype
+
+
+def test_channels_come_last(tmp_path: Path) -> None:
+    import itk
+
+    volume = MetaTensor(torch.rand(3, 4, 5, 6), affine=torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0])))
+    case = {"case": "a", "volume": volume, "image": volume[..., 0], "single": volume[..., :1]}
+    for extension in (".nii.gz", ".nrrd"):
+        WriteMapsd(["volume", "image", "single"], tmp_path, extension)(case)
+    shapes = {key: nib.load(tmp_path / f"a_{key}.nii.gz").shape for key in ("volume", "image", "single")}
+    assert shapes == {"volume": (4, 5, 6, 3), "image": (4, 5, 1, 3), "single": (4, 5, 1, 3)}
+    np.testing.assert_array_equal(nib.load(tmp_path / "a_volume.nii.gz").get_fdata(), volume.moveaxis(0, -1))
+    written = itk.imread(tmp_path / "a_volume.nrrd")
+    assert list(itk.size(written)) == [4, 5, 6]
+    np.testing.assert_array_equal(itk.array_from_image(written).T, volume.numpy())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "written"),
+    [
+        (torch.bool, "u1"),
+        (torch.uint8, "u1"),
+        (torch.int64, "f4"),
+        (torch.float64, "f4"),
+        (torch.bfloat16, "f4"),
+    ],
+)
+def test_dtype_follows_the_data(tmp_path: Path, dtype: torch.dtype, written: str) -> None:
+    value = MetaTensor(torch.randint(0, 2, (1, 4, 4, 4))).to(dtype)
+    WriteMapsd("x", tmp_path)({"case": "a", "x": value})
+    file = nib.load(tmp_path / "a_x.nii.gz")
+    assert file.get_data_dtype() == np.dtype(written)
+    np.testing.assert_array_equal(file.get_fdata(), value[0].float())
+
+
+def test_lps_readers_change_nothing_in_the_world(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "input.nii.gz", (8, 9, 5), AFFINES["oblique"])
+    load = Compose([LoadImaged("x", reader="ITKReader", affine_lps_to_ras=False), EnsureChannelFirstd("x")])
+    WriteMapsd("x", tmp_path)({"case": "a", "x": load({"x": path})["x"]})
+    np.testing.assert_allclose(nib.load(tmp_path / "a_x.nii.gz").affine, AFFINES["oblique"], atol=1e-4)
+
+
+def test_no_keys_write_nothing_and_data_is_unchanged(tmp_path: Path) -> None:
+    assert WriteMapsd([], tmp_path / "none")({"case": "a"}) == {"case": "a"}
+    assert not (tmp_path / "none").exists()
+    data = {"case": "a.b", "x": MetaTensor(torch.rand(1, 4, 4, 4))}
+    copy = data["x"].clone()
+    result = WriteMapsd(["x"], tmp_path)(data)
+    assert result is not data
+    assert result["x"] is data["x"]
+    assert torch.equal(data["x"], copy)
+    assert (tmp_path / "a.b_x.nii.gz").exists()
+
+
+def test_unknown_extension_is_refused_at_construction(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"one of \.nii\.gz, \.nii, \.nrrd, \.mha, \.mhd, got '\.tif'"):
+        WriteMapsd(["x"], tmp_path, ".tif")
+
+
+@pytest.mark.parametrize("case", ["../a", "a/b", "a\\b", "..", "", 7])
+def test_case_cannot_leave_the_folder(tmp_path: Path, case: Any) -> None:
+    data = {"case": case, "x": MetaTensor(torch.rand(1, 4, 4, 4))}
+    for writer in (WriteMapsd(["x"], tmp_path / "out"), WriteOverlayd("x", "x", tmp_path / "out", 3.0)):
+        with pytest.raises(ValueError, match="case has to be a file name without path separators"):
+            writer(data)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".mha", ".mhd"])
+def test_shear_is_refused_by_itk_and_kept_by_nifti(tmp_path: Path, extension: str) -> None:
+    case = invert_through_network(save_nifti(tmp_path / "input.nii.gz", (20, 30, 6), SHEARED))
+    with pytest.raises(ValueError, match=r"case 'sub-01' is sheared .* use the extension \.nii\.gz"):
+        WriteMapsd(["mask"], tmp_path, extension)(case)
+    WriteMapsd(["mask"], tmp_path)(case)
+    np.testing.assert_allclose(nib.load(tmp_path / "sub-01_mask.nii.gz").affine, SHEARED, atol=1e-5)
+
+
+@two_dimensional
+def test_2d_outside_its_plane_is_refused_by_itk(tmp_path: Path) -> None:
+    case = invert_through_network(save_nifti(tmp_path / "input.nii.gz", (20, 30), AFFINES["oblique"]))
+    with pytest.raises(ValueError, match=r"oblique to its plane, which \.mha cannot hold"):
+        WriteMapsd(["mask"], tmp_path, ".mha")(case)
+
+
+def test_wrong_data_is_named(tmp_path: Path) -> None:
+    write = WriteMapsd(["mask"], tmp_path)
+    with pytest.raises(TypeError, match="'mask' of case 'a' has to be a MetaTensor, got Tensor"):
+        write({"case": "a", "mask": torch.zeros(1, 4, 4)})
+    with pytest.raises(ValueError, match=r"got \(1, 1, 4, 4, 4\): remove the batch dimension"):
+        write({"case": "a", "mask": MetaTensor(torch.zeros(1, 1, 4, 4, 4))})
+    for wrong in (0.5, -1.0, 256.0, float("nan")):
+        with pytest.raises(
+            ValueError, match=r"whole numbers from 0 to 255: invert it with nearest_interp=True"
+        ):
+            write({"case": "a", "mask": MetaTensor(torch.full((1, 4, 4), wrong))})
+
+
+def test_data_off_its_grid_is_refused(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "input.nii.gz", (20, 30, 6), AFFINES["flipped"])
+    image = LoadImaged("image")({"image": path})["image"][None]
+    case = {"case": "a", "image": image}
+    WriteMapsd(["image"], tmp_path)(case)
+    for change in (Resized("image", [64, 64, -1]), Orientationd("image", axcodes="RAS", labels=None)):
+        with pytest.raises(
+            ValueError, match=r"on the grid of its input, shape \(20, 30, 6\) .* apply Invertd first"
+        ):
+            WriteMapsd(["image"], tmp_path)(change(case))
+
+
+def overlay_case(**more: Any) -> dict[str, Any]:
+    image, anomaly_map = torch.rand(1, 48, 40, 6), torch.zeros(1, 48, 40, 6)
+    anomaly_map[0, 10:20, 10:20, 4] = 5
+    return {"case": "sub-01", "image": image, "anomaly_map": anomaly_map, **more}
+
+
+def write_overlay(folder: Path, data: dict[str, Any], threshold: Any = 3.0, **options: Any) -> Array:
+    WriteOverlayd("image", "anomaly_map", folder, threshold, **options)(data)
+    return matplotlib.image.imread(folder / f"{data['case']}_overlay.png")[..., :3]
+
+
+def test_overlay_is_a_picture_with_three_panels(tmp_path: Path) -> None:
+    truth = torch.zeros(1, 48, 40, 6, dtype=torch.bool)
+    truth[0, 12:22, 12:22] = True
+    data = overlay_case(mask_truth=truth, anomaly_score=torch.tensor([4.5]), slice_scores=torch.arange(6.0))
+    picture = write_overlay(tmp_path / "new", data)
+    height, width, _ = picture.shape
+    assert 300 < height < width < 2000
+    for panel in np.array_split(picture[:, : int(0.9 * width)], 3, axis=1):
+        assert panel.std() > 0.1
+    plain = write_overlay(tmp_path, overlay_case(image=data["image"]))
+    assert (plain != picture).any()
+
+
+def test_same_value_has_the_same_colour_in_every_picture(tmp_path: Path) -> None:
+    """Left half 4 SD in both; what stands in the right half must not matter there."""
+    pictures = []
+    for case, other in (("a", 0.0), ("b", 40.0)):
+        anomaly_map = torch.full((1, 60, 60), 4.0)
+        anomaly_map[..., 30:] = other
+        data = {"case": case, "image": torch.full((1, 60, 60), 0.5), "anomaly_map": anomaly_map}
+        pictures.append(write_overlay(tmp_path, data))
+    one, two = pictures
+    assert one.shape == two.shape
+    row, width = one.shape[0] // 2, one.shape[1]
+    columns = [int(width * share) for share in (0.38, 0.40, 0.42)]
+    colours = one[row, columns]
+    np.testing.assert_array_equal(colours, two[row, columns])
+    assert (colours[:, 0] > colours[:, 2] + 0.2).all()  # warm, not the grey below
+    assert (one[row] != two[row]).any()
+
+
+@pytest.mark.parametrize("scores", [None, torch.tensor([0.0, 0, 9, 0, 0, 0]), [0.0, 0, 9, 0, 0, 0]])
+def test_most_anomalous_slice_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Any) -> None:
+    titles = []
+    from aeflow_monai import writers
+
+    draw = writers._draw
+    monkeypatch.setattr(writers, "_draw", lambda *args, **kw: titles.append(kw["title"]) or draw(*args, **kw))
+    write_overlay(tmp_path, overlay_case(**({} if scores is None else {"slice_scores": scores})))
+    assert titles == ["sub-01   |   slice 5 of 6" if scores is None else "sub-01   |   slice 3 of 6"]
+
+
+def test_threshold_is_read_when_a_case_is_written(tmp_path: Path) -> None:
+    stored = torch.tensor(float("nan"))
+    data = overlay_case()
+    for threshold in (stored, lambda: float(stored)):
+        stored.fill_(float("nan"))
+        write = WriteOverlayd("image", "anomaly_map", tmp_path, threshold, vmax=6.0)
+        with pytest.raises(
+            ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"
+        ):
+            write(data)
+        pictures = []
+        for value in (3.0, 100.0):
+            stored.fill_(value)
+            write(data)
+            pictures.append(matplotlib.image.imread(tmp_path / "sub-01_overlay.png"))
+        assert (pictures[0] != pictures[1]).any()
+
+
+def test_pixels_keep_their_proportions_and_sides_their_letters() -> None:
+    from aeflow_monai.writers import _picture_geometry
+
+    # Rows to posterior, 1 mm; columns to the patient's left, 2 mm; slices up, 5 mm.
+    affine = torch.tensor([[0.0, -2, 0, 0], [-1, 0, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    image = MetaTensor(torch.rand(1, 8, 8, 8), affine=affine)
+    assert _picture_geometry(image, 2) == (0.5, "APRL")
+    assert _picture_geometry(image, 1) == (0.2, "APIS")
+    assert _picture_geometry(image, 0) == (0.4, "RLIS")
+    assert _picture_geometry(MetaTensor(torch.rand(1, 8, 8), affine=affine), 0) == (0.5, "")
+    assert _picture_geometry(MetaTensor(torch.rand(1, 8, 8, 8)), 2) == (1.0, "")
+    assert _picture_geometry(torch.rand(1, 8, 8), 2) == (1.0, "")
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 50.0, -2.0])
+def test_flat_maps_and_odd_names_are_drawn_without_warning(tmp_path: Path, value: float) -> None:
+    flat = torch.full((1, 20, 30), value)
+    data = {
+        "case": "a $x_1$ $",
+        "image": torch.zeros(1, 20, 30),
+        "anomaly_map": flat,
+        "mask_truth": flat > 99,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_overlay(tmp_path, data)
+
+
+def test_wrong_overlays_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="slice_axis has to be 0, 1 or 2, got 3"):
+        WriteOverlayd("image", "anomaly_map", tmp_path, 3.0, slice_axis=3)
+    with pytest.raises(ValueError, match="vmax has to be a positive number of standard deviations, got 0"):
+        WriteOverlayd("image", "anomaly_map", tmp_path, 3.0, vmax=0)
+    with pytest.raises(ValueError, match=r"'anomaly_map' of case 'sub-01' .* write overlays before Invertd"):
+        write_overlay(tmp_path, overlay_case(anomaly_map=torch.zeros(1, 20, 20, 6)))
+    with pytest.raises(ValueError, match=r"'slice_scores' of case 'sub-01' has to be of shape \(6,\)"):
+        write_overlay(tmp_path, overlay_case(slice_scores=torch.zeros(5)))
+
+
+def test_table_keeps_every_digit_and_every_row_before_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "scores.csv"
+    table = ScoreTable(path, ["case", "score", "label"])
+    assert path.read_text() == "case,score,label\n"
+    values = [1 / 3, np.float64(0.1) + 0.2, np.float32(0.1), torch.tensor(1e-30, dtype=torch.float64)]
+    for value in values:
+        table.append({"label": 1, "case": 'a,"b"', "score": value})
+    for row in ({"case": "a", "score": 1.0}, {"case": "a", "score": 1.0, "label": 0, "extra": 2}):
+        with pytest.raises(
+            ValueError, match=r"missing (\['label'\], unknown \[\]|\[\], unknown \['extra'\])"
+        ):
+            table.append(row)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["score"]) for row in rows] == [float(value) for value in values]
+    assert {(row["case"], row["label"]) for row in rows} == {('a,"b"', "1")}
+
+
+@pytest.mark.parametrize("columns", [[], ["a", "a"]])
+def test_table_needs_different_columns(tmp_path: Path, columns: list[str]) -> None:
+    with pytest.raises(ValueError, match="columns have to be one or more different names"):
+        ScoreTable(tmp_path / "scores.csv", columns)
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.json"
+    write_json(path, {"b": 1, "a": [0.1]})
+    assert list(json.loads(path.read_text())) == ["b", "a"]
+    before = path.read_text()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert path.read_text() == before
+    assert [file.name for file in path.parent.iterdir()] == ["report.json"]
