@@ -38,7 +38,7 @@ class AEFlow(nn.Module):
         encoder: gives the features; its stages decide how many flows there are.
         n_steps: steps of each flow.
         subnet: coupling subnet, "conv" or "resnet".
-        hidden_channels: width of the "conv" subnet, for every stage; half of each stage's channels if None.
+        hidden_channels: width of the "conv" subnet, for every stage; if None half of each stage's channels, at most 64.
         clamp: bound of a coupling's log-scale, in nats.
         decoder_channels: width of each decoder block but the last, coarsest first; a default by stride if None.
         seed: fixes the channel permutations.

@@ -208,7 +208,8 @@ class LatentFlow(nn.Module):
         channels: channels of the features, at least 2.
         n_steps: number of steps, at least 1.
         subnet: "conv" or "resnet", see `SUBNETS`.
-        hidden_channels: width of the "conv" subnet; half the channels if None, which is FastFlow's ratio of 1.
+        hidden_channels: width of the "conv" subnet; if None half the channels, which is FastFlow's ratio of 1, but
+            no more than 64: wide backbones would otherwise spend more on a coupling than on the encoder.
         clamp: bound of each coupling's log-scale, in nats.
         seed: fixes the channel permutations, which are part of the model and of its state dict.
         feature_norm: begin with `FeatureNorm`; the published flow has none.
@@ -242,7 +243,7 @@ class LatentFlow(nn.Module):
         if n_steps < 1:
             raise ValueError(f"n_steps has to be at least 1; got {n_steps}.")
         generator = torch.Generator().manual_seed(seed)
-        hidden = max(1, channels // 2) if hidden_channels is None else hidden_channels
+        hidden = min(max(1, channels // 2), 64) if hidden_channels is None else hidden_channels
         self.channels = channels
         self.norm = FeatureNorm(channels) if feature_norm else None
         self.steps = nn.ModuleList(FlowStep(channels, subnet, hidden, clamp, generator) for _ in range(n_steps))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import DataLoader
+from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -45,7 +46,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.cases: list[str] = []
         self.positions: list[int] = []
         for item in data:
-            volume = torch.as_tensor(transform(item)["image"]).float()
+            # without metadata, which differs between file formats and then cannot be batched
+            volume = convert_to_tensor(transform(item)["image"], dtype=torch.float32, track_meta=False)
             if volume.ndim != 4:
                 raise ValueError(
                     f"Expected a volume of shape (C, H, W, D) from the preprocessing; got {tuple(volume.shape)} for "

@@ -13,9 +13,6 @@ from PIL import Image
 
 from aeflow_monai.datalist import find_images, load_datalist, split_normals
 
-# SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
-#pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
-
 CLASS_FOLDERS = (
     "train/NORMAL/n1.png",
     "train/NORMAL/n2.png",
@@ -251,7 +248,10 @@ def test_json_segmentation_that_is_missing(tmp_path: Path) -> None:
 
 
 def test_class_folders_with_splits(tmp_path: Path) -> None:
-    write_images(tmp_path, [*CLASS_FOLDERS, "val/NORMAL/v.png", "test_masks/LESION/l2.png", "test/LESION/notes.txt"])
+    write_images(
+        tmp_path,
+        [*CLASS_FOLDERS, "val/NORMAL/v.png", "test/.old/x.png", "test_masks/LESION/l2.png", "test/LESION/notes.txt"],
+    )
     assert load_datalist(tmp_path, "test") == [
         {
             "image": str(tmp_path / "test/LESION/l2.png"),
@@ -317,9 +317,9 @@ def test_results_do_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
 
 
 def test_repeated_names_get_their_folder_in_every_section(tmp_path: Path) -> None:
-    write_images(tmp_path, ["train/NORMAL/1.png", "test/NORMAL/1.png", "test/LESION/1.png", "test/LESION/2.png"])
+    write_images(tmp_path, ["train/NORMAL/1.png", "test/NORMAL/1.png", "test/LESION/2.png", "test/LESION/3.png"])
     test = [item["case"] for item in load_datalist(tmp_path, "test")]
-    assert test == ["test_LESION_1", "2", "test_NORMAL_1"]
+    assert test == ["2", "3", "test_NORMAL_1"]
     assert [item["case"] for item in load_datalist(tmp_path, "all")] == [*test, "train_NORMAL_1"]
 
 
