@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from aeflow_monai.decoder import Decoder
 from aeflow_monai.encoder import Encoder
-from aeflow_monai.flow import LatentFlow, standard_normal_log_density
+from aeflow_monai.flow import LatentFlow, log_likelihood_per_channel
 
 __all__ = ["AEFlow", "AEFlowOutput"]
 
@@ -101,5 +101,5 @@ class AEFlow(nn.Module):
         for flow, stage in zip(self.flows, stages, strict=True):
             latent, log_abs_det_jacobian = flow(stage)
             latents.append(latent)
-            log_likelihoods.append((standard_normal_log_density(latent) + log_abs_det_jacobian) / latent.shape[1])
+            log_likelihoods.append(log_likelihood_per_channel(latent, log_abs_det_jacobian))
         return AEFlowOutput(latents, log_likelihoods, self.decoder(latents))

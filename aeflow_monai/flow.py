@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["SUBNETS", "FeatureNorm", "FlowStep", "LatentFlow", "standard_normal_log_density"]
+__all__ = [
+    "SUBNETS",
+    "FeatureNorm",
+    "FlowStep",
+    "LatentFlow",
+    "log_likelihood_per_channel",
+    "standard_normal_log_density",
+]
 
 # Inside the coupling, outputs of the subnet are scaled down so that a new flow starts close to the identity.
 _SUBNET_SCALE = 0.1
@@ -75,6 +82,19 @@ def standard_normal_log_density(latent: Tensor) -> Tensor:
     return -0.5 * (squares + latent.shape[1] * math.log(2 * math.pi))
 
 
+def log_likelihood_per_channel(latent: Tensor, log_abs_det_jacobian: Tensor) -> Tensor:
+    """Log-likelihood of the features behind a latent, by the change of variables.
+
+    Args:
+        latent: (N, C, h, w).
+        log_abs_det_jacobian: of the flow, (N, 1, h, w) in nats.
+
+    Returns:
+        (N, 1, h, w), in nats per channel.
+    """
+    return (standard_normal_log_density(latent) + log_abs_det_jacobian) / latent.shape[1]
+
+
 class FlowStep(nn.Module):
     """One invertible step: affine coupling, global affine, fixed channel permutation.
 
@@ -132,7 +152,7 @@ class FlowStep(nn.Module):
 
     def _coupling(self, passive: Tensor) -> tuple[Tensor, Tensor]:
         coefficients = _SUBNET_SCALE * self.subnet(passive)
-        log_scale, shift = coefficients.split(self.active, dim=1)
+        log_scale, shift = coefficients.chunk(2, dim=1)
         return self.clamp * torch.tanh(log_scale), shift
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +164,7 @@ class FlowStep(nn.Module):
         Returns:
             The transformed features (N, C, h, w), and log |det J| per position (N, 1, h, w) in nats.
         """
-        passive, active = features.split([self.passive, self.active], dim=1)
+        passive, active = torch.split(features, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         scale = self._scale()
         joined = torch.cat([passive, active * torch.exp(log_scale) + shift], dim=1)
@@ -156,7 +176,7 @@ class FlowStep(nn.Module):
         """Undo `forward`: (N, C, h, w) to (N, C, h, w)."""
         moved = transformed.index_select(1, self.inverse_permutation)
         joined = (moved - self.global_offset.view(1, -1, 1, 1)) / self._scale().view(1, -1, 1, 1)
-        passive, active = joined.split([self.passive, self.active], dim=1)
+        passive, active = torch.split(joined, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         return torch.cat([passive, (active - shift) * torch.exp(-log_scale)], dim=1)
 
@@ -293,5 +313,4 @@ class LatentFlow(nn.Module):
         Returns:
             (N, 1, h, w), in nats per channel.
         """
-        latent, log_abs_det_jacobian = self(features)
-        return (standard_normal_log_density(latent) + log_abs_det_jacobian) / self.channels
+        return log_likelihood_per_channel(*self(features))

@@ -79,7 +79,7 @@ class DivergenceGuard:
         Raises:
             ValueError: it is not finite.
         """
-        loss = float(engine.state.output["loss"])
+        loss = float(engine.state.output["loss"].detach())
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}: the training "
@@ -200,14 +200,18 @@ class DetectionReport:
         self.scorer = scorer
         self.n_bootstrap = n_bootstrap
         self.seed = seed
-        self.labels: list[int] = []
-        self.scores: list[float] = []
-        self.statistics: dict[str, list[float]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.labels: list[int] = []
+        self.scores: list[float] = []
+        self.statistics: dict[str, list[float]] = {}
 
     def __call__(self, engine: Engine) -> None:
         """Take the cases of this batch."""

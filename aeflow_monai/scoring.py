@@ -16,15 +16,15 @@ from aeflow_monai.flow import standard_normal_log_density
 __all__ = ["AnomalyScorer", "MapScorer"]
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
-SCORINGS = ("calibrated", "paper")
+SCORINGS = ("likelihood", "latent", "paper")
 
 
 class AnomalyScorer(nn.Module):
     """AE-Flow with everything that turns its output into a calibrated anomaly map and scores.
 
     The map is a weighted sum of terms, each brought to image size and standardised by its mean and standard
-    deviation on held-out normals: one flow term per stage, -log-likelihood in nats per channel, and one
-    reconstruction term, 1 - SSIM::
+    deviation on held-out normals: one flow term per stage, in nats per channel, and one reconstruction term,
+    1 - SSIM::
 
         map = (beta * mean over stages of standardised(flow) + (1 - beta) * standardised(1 - SSIM)) / map_std
 
@@ -35,8 +35,10 @@ class AnomalyScorer(nn.Module):
     Args:
         aeflow: the network.
         beta: weight of the flow term, in [0, 1].
-        scoring: "calibrated", or "paper": beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM) with neither
-            log-determinant nor standardisation, the published score in log space (nats per channel).
+        scoring: the flow term. "likelihood" is the negative log-likelihood of the features; it finds local lesions
+            best. "latent" is -log N(z'; 0, I), without the log-determinant, as in the published score: it is not
+            misled by diffuse changes that make an image smoother, hence more likely. "paper" is the published score
+            itself in log space, beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM), not standardised.
         slice_share: a slice's score is the mean of this share of its highest map values, in (0, 1]; 1 is the mean.
         case_share: a case's score is the mean of this share of its highest slice scores, in (0, 1].
 
@@ -64,7 +66,7 @@ class AnomalyScorer(nn.Module):
         self,
         aeflow: AEFlow,
         beta: float = 0.9,
-        scoring: str = "calibrated",
+        scoring: str = "likelihood",
         slice_share: float = 1.0,
         case_share: float = 1.0,
     ) -> None:
@@ -121,10 +123,10 @@ class AnomalyScorer(nn.Module):
         Returns:
             (N, stages + 1, H, W): the flow term of each stage, then the reconstruction term.
         """
-        if self.scoring == "paper":
-            likelihoods = [standard_normal_log_density(latent) / latent.shape[1] for latent in output.latents]
-        else:
+        if self.scoring == "likelihood":
             likelihoods = output.log_likelihoods
+        else:
+            likelihoods = [standard_normal_log_density(latent) / latent.shape[1] for latent in output.latents]
         flow = -self._to_image_size(likelihoods, image)
         dissimilarity = 1 - _ssim_map(output.reconstruction, image)
         return torch.cat([flow, dissimilarity], dim=1)
@@ -222,8 +224,10 @@ def _ssim_map(reconstruction: Tensor, image: Tensor) -> Tensor:
     window = torch.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
     window = (window / window.sum()).repeat(moments.shape[1], 1, 1)
     padded = F.pad(moments, (half, half, half, half), mode="reflect")
-    rows = F.conv2d(padded, window[..., None], groups=moments.shape[1])
-    blurred = F.conv2d(rows, window[:, :, None], groups=moments.shape[1])
+    # variances are differences of nearly equal numbers, of which half precision leaves noise
+    with torch.autocast(x.device.type, enabled=False):
+        rows = F.conv2d(padded, window[..., None], groups=moments.shape[1])
+        blurred = F.conv2d(rows, window[:, :, None], groups=moments.shape[1])
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = blurred.chunk(5, dim=1)
     # the data range is 1, that of the network's door, never the batch's own: a score must not depend on its neighbours
     c1, c2 = 0.01**2, 0.03**2

@@ -18,7 +18,7 @@ from aeflow_monai.scoring import AnomalyScorer
 __all__ = ["EnsureVolumed", "MaskMapd", "MatchChannelsd", "ScoreMapd", "intensity_statistics"]
 
 
-class EnsureVolumed(MapTransform, InvertibleTransform):
+class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
     """Make a 2D image a volume of one slice, so that one path serves both; volumes pass unchanged.
 
     A coronal or sagittal 2D image is laid into the axial plane, superior where anterior belongs (and anterior where the
@@ -73,7 +73,7 @@ class EnsureVolumed(MapTransform, InvertibleTransform):
         return d
 
 
-class MatchChannelsd(MapTransform):
+class MatchChannelsd(MapTransform):  # type: ignore[misc]
     """Bring images to the number of channels that the network was built for.
 
     Grey images are often stored with three equal channels: their mean over the channels gives one. One channel is
@@ -116,7 +116,7 @@ class MatchChannelsd(MapTransform):
         return d
 
 
-class ScoreMapd(MapTransform):
+class ScoreMapd(MapTransform):  # type: ignore[misc]
     """Add scores to a case: from its anomaly map, and trivial statistics of its image to compare them with.
 
     Adds "slice_scores" (D,), "anomaly_score" (a number), "prediction" (1 above the case threshold) and the means
@@ -142,11 +142,11 @@ class ScoreMapd(MapTransform):
         d["slice_scores"] = slice_scores
         d["anomaly_score"] = score
         d["prediction"] = int(score > float(self.scorer.case_threshold))
-        d |= intensity_statistics(torch.as_tensor(d[self.image_key]))
+        d.update(intensity_statistics(torch.as_tensor(d[self.image_key])))
         return d
 
 
-class MaskMapd(MapTransform):
+class MaskMapd(MapTransform):  # type: ignore[misc]
     """Add "mask": where the anomaly map exceeds the map threshold, as uint8 0 or 1.
 
     Args:

@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -101,11 +102,8 @@ def explain_errors() -> None:
 
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         previous(kind, error, trace)
-        cause: BaseException = error
-        while (deeper := cause.__cause__ or cause.__context__) is not None:
-            cause = deeper
-        if cause is not error:
-            print(f"\nThe run failed: {cause}", file=sys.stderr)
+        if isinstance(error, Exception):  # not what the user or the system stopped
+            print(f"\nThe run failed: {_cause(error)}", file=sys.stderr)
 
     sys.excepthook = report
 
@@ -147,6 +145,18 @@ def announce(**places: str) -> None:
         if Path(place).exists():
             print(f"{name.replace('_', ' ')}: {Path(place).absolute()}")
     print("Research use only. Not a medical device.")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What MONAI wrapped while it evaluated expressions; not deeper, where the message may explain less."""
+    while (deeper := error.__cause__ or error.__context__) is not None and _is_raised_by_monai(error):
+        error = deeper
+    return error
+
+
+def _is_raised_by_monai(error: BaseException) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).partition(".")[0] == "monai"
 
 
 def _callers() -> Iterator[ConfigWorkflow | ConfigParser]:
@@ -192,11 +202,10 @@ def _is_read(key: str, known: set[str]) -> bool:
 def _options_of_bundle() -> set[str]:
     configs = Path(bundle_root()) / "configs"
     files = sorted([*configs.glob("*.yaml"), *configs.glob("*.json")])
-    options = set()
+    options: set[str] = set()
     for file in files:
         if file.name != "metadata.json":
             content = ConfigParser.load_config_file(file)
-            options |= {
-                str(key) for key, value in content.items() if not isinstance(value, dict) or "_target_" in value
-            }
+            # only what its own file reads: a misspelt key in one of these files is no option
+            options |= content.keys() & set(_references(content))
     return options

@@ -21,6 +21,8 @@ from aeflow_monai import AEFlow, AEFlowLoss, Encoder, FeatureDataset, keep_freed
 
 
 class RandomSlices(Dataset):
+    """Images of noise."""
+
     def __init__(self, count: int, size: int) -> None:
         self.images = torch.rand(count, 1, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -78,7 +80,9 @@ def main() -> None:
     for name in datasets:
         seconds = sorted(times[name] for times in rounds)[len(rounds) // 2]
         ratios = sorted(times["encoder in the loop"] / times[name] for times in rounds)
-        print(f"{name:>20}: {seconds:7.2f} s per epoch, ratio {ratios[len(ratios) // 2]:5.2f} (median of {len(rounds)})")
+        print(
+            f"{name:>20}: {seconds:7.2f} s per epoch, ratio {ratios[len(ratios) // 2]:5.2f} (median of {len(rounds)})"
+        )
 
 
 if __name__ == "__main__":

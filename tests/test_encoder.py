@@ -92,7 +92,7 @@ class TestFrozen:
         assert not features.requires_grad
 
     def test_unfrozen_encoder_learns(self) -> None:
-        encoder = Encoder(stages=[2], frozen=False)
+        encoder = Encoder(TINY, stages=[2], weights="random", frozen=False)
         before = {key: value.clone() for key, value in encoder.state_dict().items()}
         self.train_with_head(encoder)
         assert encoder.training

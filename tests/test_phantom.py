@@ -75,9 +75,7 @@ def test_lesions_lie_inside_the_head_and_fill_a_slice(pairs: Pairs) -> None:
         labels, n = ndimage.label(ndimage.binary_closing(mask, np.ones((3, 3, 1))))
         assert n == 1 + seed % 3
         assert min((labels == i).sum((0, 1)).max() for i in range(1, n + 1)) >= 20
-        head = ndimage.binary_fill_holes(
-            ndimage.median_filter(image, (3, 3, 1)) > 0.25 * np.percentile(image, 99)
-        )
+        head = ndimage.binary_fill_holes(ndimage.median_filter(image, (3, 3, 1)) > 0.25 * np.percentile(image, 99))
         head = np.stack([ndimage.binary_fill_holes(head[:, :, z]) for z in range(20)], -1)
         assert head[mask == 1].all()
         assert 0.15 < head.mean() < 0.6
@@ -127,9 +125,7 @@ def test_manifest_matches_files(folder: Path) -> None:
     with (folder / "manifest.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["path", "split", "abnormal", "mask", "case"]
-    assert [(r["split"], r["abnormal"]) for r in rows] == [("train", "0")] * 2 + [("test", "0")] + [
-        ("test", "1")
-    ] * 2
+    assert [(r["split"], r["abnormal"]) for r in rows] == [("train", "0")] * 2 + [("test", "0")] + [("test", "1")] * 2
     assert len({r["case"] for r in rows}) == len(rows)
     for row in rows:
         image = nib.load(folder / row["path"])
@@ -171,22 +167,16 @@ def test_empty_folder_is_used(tmp_path: Path) -> None:
 
 def test_folder_with_other_arguments_is_an_error(folder: Path) -> None:
     before = read(folder)
-    with pytest.raises(
-        ValueError, match=r"'seed': 0\}; asked was .*'seed': 1\}. Delete the folder or choose another"
-    ):
+    with pytest.raises(ValueError, match=r"'seed': 0\}; asked was .*'seed': 1\}. Delete the folder or choose another"):
         write_phantom(folder, **COUNTS, seed=1)
-    with pytest.raises(
-        ValueError, match=r"holds a phantom data set with .*'kind': 'volumes'.*asked was .*'slices'"
-    ):
+    with pytest.raises(ValueError, match=r"holds a phantom data set with .*'kind': 'volumes'.*asked was .*'slices'"):
         write_phantom_slices(folder, **COUNTS)
     assert read(folder) == before
 
 
 def test_folder_with_users_files_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(
-        ValueError, match=re.escape(f"{tmp_path} holds something that is no complete phantom data set")
-    ):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} holds something that is no complete phantom data set")):
         write_phantom(tmp_path, **COUNTS)
     with pytest.raises(ValueError, match="Delete the folder or choose another one"):
         write_phantom(tmp_path / "mine.txt", **COUNTS)

@@ -127,9 +127,7 @@ def assert_same_itk_geometry(one: Any, other: Any) -> None:
     import itk
 
     assert list(itk.size(one)) == list(itk.size(other))
-    corners = np.stack(np.meshgrid(*([0, n - 1] for n in itk.size(one))), -1).reshape(
-        -1, one.GetImageDimension()
-    )
+    corners = np.stack(np.meshgrid(*([0, n - 1] for n in itk.size(one))), -1).reshape(-1, one.GetImageDimension())
     for corner in corners.tolist():
         points = [np.asarray(image.TransformIndexToPhysicalPoint(corner)) for image in (one, other)]
         np.testing.assert_allclose(*points, atol=1e-4)
@@ -238,9 +236,7 @@ def test_wrong_data_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got \(1, 1, 4, 4, 4\): remove the batch dimension"):
         write({"case": "a", "mask": MetaTensor(torch.zeros(1, 1, 4, 4, 4))})
     for wrong in (0.5, -1.0, 256.0, float("nan")):
-        with pytest.raises(
-            ValueError, match=r"whole numbers from 0 to 255: invert it with nearest_interp=True"
-        ):
+        with pytest.raises(ValueError, match=r"whole numbers from 0 to 255: invert it with nearest_interp=True"):
             write({"case": "a", "mask": MetaTensor(torch.full((1, 4, 4), wrong))})
 
 
@@ -250,9 +246,7 @@ def test_data_off_its_grid_is_refused(tmp_path: Path) -> None:
     case = {"case": "a", "image": image}
     WriteMapsd(["image"], tmp_path)(case)
     for change in (Resized("image", [64, 64, -1]), Orientationd("image", axcodes="RAS", labels=None)):
-        with pytest.raises(
-            ValueError, match=r"on the grid of its input, shape \(20, 30, 6\) .* apply Invertd first"
-        ):
+        with pytest.raises(ValueError, match=r"on the grid of its input, shape \(20, 30, 6\) .* apply Invertd first"):
             WriteMapsd(["image"], tmp_path)(change(case))
 
 
@@ -315,9 +309,7 @@ def test_threshold_is_read_when_a_case_is_written(tmp_path: Path) -> None:
     for threshold in (stored, lambda: float(stored)):
         stored.fill_(float("nan"))
         write = WriteOverlayd("image", "anomaly_map", tmp_path, threshold, vmax=6.0)
-        with pytest.raises(
-            ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"
-        ):
+        with pytest.raises(ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"):
             write(data)
         pictures = []
         for value in (3.0, 100.0):
@@ -374,9 +366,7 @@ def test_table_keeps_every_digit_and_every_row_before_a_failure(tmp_path: Path) 
     for value in values:
         table.append({"label": 1, "case": 'a,"b"', "score": value})
     for row in ({"case": "a", "score": 1.0}, {"case": "a", "score": 1.0, "label": 0, "extra": 2}):
-        with pytest.raises(
-            ValueError, match=r"missing (\['label'\], unknown \[\]|\[\], unknown \['extra'\])"
-        ):
+        with pytest.raises(ValueError, match=r"missing (\['label'\], unknown \[\]|\[\], unknown \['extra'\])"):
             table.append(row)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))

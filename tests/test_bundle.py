@@ -1,0 +1,676 @@
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_net_in_out
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from monai.transforms import LoadImage
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import aeflow_monai
+from aeflow_monai import write_phantom_slices
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "bundle/configs"
+OVERLAYS = sorted(file.name for file in (ROOT / "configs").glob("*.yaml"))
+MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
+
+Run = Callable[..., Any]
+Options = dict[str, Any]
+
+
+def files_below(folder: Path) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def model_state(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model.pt", weights_only=True)["model"]
+
+
+def differing(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not equal bit by bit."""
+    assert first.keys() == second.keys()
+    return [key for key in first if not torch.equal(first[key], second[key])]
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder / "tensorboard"))
+    accumulator.Reload()
+    return accumulator
+
+
+def loss_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events(folder).Scalars(tag)]
+
+
+def epochs_in_log(log: str) -> list[int]:
+    """Epochs whose training loss is in the log, in its order."""
+    return [int(number) for number in re.findall(r"Trainer - INFO - Epoch\[(\d+)\] Metrics -- .*train_loss", log)]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def root_error(raised: pytest.ExceptionInfo[BaseException]) -> BaseException:
+    """What is below the errors in which MONAI wraps it."""
+    return aeflow_monai.workflow._cause(raised.value)
+
+
+def spatial(file: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Voxels and affine (RAS, mm) of an image in any format."""
+    image = LoadImage(image_only=True, reader=["ITKReader", "NibabelReader"])(file)
+    assert isinstance(image, MetaTensor)
+    return image.numpy(), image.affine.numpy()
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_run_train_writes_the_model_into_the_bundle_and_nothing_else(
+    tmp_path: Path, volumes: Path, trained: Path, run_command: Run, tiny_training: Options
+) -> None:
+    bundle, cwd, home = tmp_path / "bundle", tmp_path / "elsewhere", tmp_path / "home"
+    shutil.copytree(ROOT / "bundle", bundle, ignore=shutil.ignore_patterns("*.pt"))
+    cwd.mkdir()
+    before = files_below(bundle)
+    done = run_command(
+        "monai.bundle run train",
+        bundle / "configs/train.yaml",
+        cwd=cwd,
+        home=home,
+        dataset_dir=volumes,
+        **tiny_training,
+    )
+    assert done.returncode == 0, done.stderr
+    assert epochs_in_log(done.stdout) == [1, 2, 3]
+    assert files_below(bundle) - before == {"models/model.pt"}
+    assert not files_below(cwd)
+    assert {name.split("/")[0] for name in files_below(home)} == {"train"}
+    assert loss_curve(home / "train", "train_loss") == loss_curve(trained, "train_loss")
+    assert str(bundle / "models/model.pt") in done.stdout
+    assert differing(model_state(bundle / "models"), model_state(trained)) == []
+
+
+def test_killed_and_resumed_training_equals_an_uninterrupted_one(
+    tmp_path: Path, volumes: Path, trained: Path, run_command: Run, tiny_training: Options
+) -> None:
+    options = {**tiny_training, "dataset_dir": volumes, "output_dir": tmp_path / "run"}
+    kill = tmp_path / "kill_in_epoch_3.yaml"
+    handler = "lambda engine: engine.state.epoch < 3 or os.kill(os.getpid(), 9)"
+    event = "ignite.engine.Events.ITERATION_COMPLETED"
+    kill.write_text(yaml.safe_dump({"+initialize": [f"$@train#trainer.add_event_handler({event}, {handler})"]}))
+    killed = run_command("monai.bundle run train", ["train.yaml", kill], **options)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert epochs_in_log(killed.stdout) == [1, 2]
+    assert not (tmp_path / "run/model.pt").exists()
+
+    checkpoint = tmp_path / "run/checkpoints/checkpoint_epoch=2.pt"
+    resumed = run_command("monai.bundle run", "train.yaml", resume=checkpoint, **options)
+    assert resumed.returncode == 0, resumed.stderr
+    assert epochs_in_log(resumed.stdout) == [3]
+    for tag in ("train_loss", "train_flow_loss", "train_reconstruction_loss", "val_loss"):
+        assert loss_curve(tmp_path / "run", tag) == loss_curve(trained, tag)
+    assert differing(model_state(tmp_path / "run"), model_state(trained)) == []
+
+
+def test_the_seed_decides_the_model(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_training: Options
+) -> None:
+    for name, seed in (("same", 0), ("other", 1)):
+        options = {**tiny_training, "seed": seed, "dataset_dir": str(volumes), "output_dir": str(tmp_path / name)}
+        run_workflow("train.yaml", **options)
+    assert differing(model_state(tmp_path / "same"), model_state(trained)) == []
+    assert differing(model_state(tmp_path / "other"), model_state(trained))
+
+
+def test_two_processes_share_each_epoch_and_end_with_the_same_weights(
+    tmp_path: Path, volumes: Path, run_command: Run, tiny_training: Options
+) -> None:
+    watch = tmp_path / "watch.yaml"
+    taken = "list(zip(engine.state.batch['case'], engine.state.batch['slice'].tolist()))"
+    event = "ignite.engine.Events.ITERATION_COMPLETED"
+    notes = {
+        "seen": "$[]",
+        "+initialize": [
+            f"$@train#trainer.add_event_handler({event}, lambda engine: @seen.append((engine.state.epoch, {taken})))"
+        ],
+        "+run": [
+            "$torch.save({'weights': @network.state_dict(), 'seen': @seen}, '%s/rank%d.pt' % (@output_dir, @rank))"
+        ],
+    }
+    watch.write_text(yaml.safe_dump(notes))
+    done = run_command(
+        "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run",
+        ["train.yaml", "multi_gpu_train.yaml", watch],
+        dataset_dir=volumes,
+        output_dir=tmp_path,
+        **{**tiny_training, "epochs": 2},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    trained_only = [key for key in first["weights"] if not key.startswith(("term_", "map_", "slice_", "case_"))]
+    assert [key for key in trained_only if not torch.equal(first["weights"][key], second["weights"][key])] == []
+
+    orders = []
+    for epoch in (1, 2):
+        shares = [[item for at, items in rank["seen"] if at == epoch for item in items] for rank in (first, second)]
+        assert len(shares[0]) == len(shares[1]) == 50  # of 5 volumes of 20 slices; the sixth is held out
+        assert len({tuple(item) for share in shares for item in share}) == 100
+        orders.append(shares)
+    assert orders[0] != orders[1]
+
+    # one writer: a model, checkpoints and event files of rank 0 only, with the calibration that rank 1 has not
+    assert differing(model_state(tmp_path), first["weights"]) == []
+    assert torch.isinf(second["weights"]["case_threshold"])
+    assert epochs_in_log(done.stdout) == [1, 2]
+    assert [step for step, _ in loss_curve(tmp_path, "train_loss")] == [1, 2]
+
+
+def test_tensorboard_holds_the_losses_in_their_parts_and_a_picture(trained: Path) -> None:
+    tags = events(trained).Tags()
+    parts = {f"{kind}_{part}" for kind in ("train", "val") for part in ("loss", "flow_loss", "reconstruction_loss")}
+    assert parts <= set(tags["scalars"])
+    assert tags["images"] == ["image | reconstruction | anomaly map"]
+    curves = {tag: dict(loss_curve(trained, tag)) for tag in parts}
+    for kind in ("train", "val"):
+        assert list(curves[f"{kind}_loss"]) == [1, 2, 3]
+        for epoch, loss in curves[f"{kind}_loss"].items():
+            alpha = 0.5
+            flow, reconstruction = (curves[f"{kind}_{part}"][epoch] for part in ("flow_loss", "reconstruction_loss"))
+            assert loss == pytest.approx(alpha * flow + (1 - alpha) * reconstruction, rel=1e-5)
+
+
+def test_a_training_that_diverges_leaves_an_earlier_model_untouched(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_training: Options
+) -> None:
+    shutil.copy(trained / "model.pt", tmp_path)
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(
+            "train.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path), **tiny_training, learning_rate=1e20
+        )
+    assert isinstance(root_error(raised), ValueError)
+    assert "the training diverged. Lower learning_rate" in str(root_error(raised))
+    assert (tmp_path / "model.pt").read_bytes() == (trained / "model.pt").read_bytes()
+    assert not [name for name in files_below(tmp_path) if name.startswith(".")]
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_on_the_training_config_and_on_the_inference_config_is_the_same(
+    tmp_path: Path,
+    volumes: Path,
+    trained: Path,
+    run_workflow: Run,
+    tiny_network: Options,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    written = []
+    for base in ("train.yaml", "inference.yaml"):
+        folder = tmp_path / base
+        folder.mkdir()
+        shutil.copy(trained / "model.pt", folder)
+        run_workflow(
+            [base, "evaluate.yaml"], dataset_dir=str(volumes), output_dir=str(folder), n_bootstrap=50, **tiny_network
+        )
+        assert files_below(folder) == {"model.pt", "metrics.json", "scores.csv"}
+        written.append(((folder / "metrics.json").read_bytes(), (folder / "scores.csv").read_bytes()))
+        printed = capsys.readouterr().out
+        for line in ("cases              6 (3 normal, 3 abnormal)", "AUROC ", "oracle: chosen on test labels"):
+            assert line in printed
+        assert "Not a medical device" in printed
+    assert written[0] == written[1]
+
+    metrics = json.loads(written[0][0])
+    state = model_state(trained)
+    assert metrics["threshold"] == pytest.approx(float(state["case_threshold"]))
+    named = {"auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity"}
+    assert {*named, *(f"{name}_ci95" for name in named), "oracle_best_f1", "all_abnormal_f1"} <= metrics.keys()
+    assert {"n_normal", "n_abnormal", "n_bootstrap", "seed"} <= metrics.keys()
+    assert metrics["baselines"].keys() == {"intensity_mean", "intensity_std", "intensity_p95"}
+
+    rows = table(tmp_path / "train.yaml/scores.csv")
+    assert {"case", "file", "label", "score", "prediction"} <= rows[0].keys()
+    assert sorted((row["case"], row["label"]) for row in rows) == [
+        *((f"test_abnormal_00{i}", "1") for i in range(3)),
+        *((f"test_normal_00{i}", "0") for i in range(3)),
+    ]
+    for row in rows:
+        assert int(row["prediction"]) == (float(row["score"]) > metrics["threshold"])
+        assert Path(row["file"]).is_file()
+
+
+# --- inference --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain_folder(tmp_path: Path, volumes: Path) -> Path:
+    """Three volumes of different axis order, in folders of their own and without any list."""
+    by_axes = {nib.aff2axcodes(nib.load(file).affine): file for file in sorted((volumes / "images").glob("*.nii.gz"))}
+    assert len(by_axes) >= 3
+    for number, file in enumerate(list(by_axes.values())[:3]):
+        (tmp_path / f"plain/{number}").mkdir(parents=True)
+        shutil.copy(file, tmp_path / f"plain/{number}/scan_{number}.nii.gz")
+    return tmp_path / "plain"
+
+
+@pytest.fixture
+def low_threshold(tmp_path: Path, trained: Path) -> Path:
+    """The trained model with a map threshold that a part of every image exceeds."""
+    state = model_state(trained)
+    state["map_threshold"].fill_(0.25)
+    torch.save({"model": state}, tmp_path / "low.pt")
+    return tmp_path / "low.pt"
+
+
+def test_maps_of_a_plain_folder_lie_on_the_grids_of_their_volumes(
+    tmp_path: Path, plain_folder: Path, low_threshold: Path, run_workflow: Run, tiny_network: Options
+) -> None:
+    out = tmp_path / "out"
+    run_workflow(
+        "inference.yaml",
+        dataset_dir=str(plain_folder),
+        output_dir=str(out),
+        ckpt_path=str(low_threshold),
+        **tiny_network,
+    )
+    kinds = [f"{name}.nii.gz" for name in (*MAPS, "mask")]
+    expected = {f"scan_{number}_{kind}" for number in range(3) for kind in [*kinds, "overlay.png"]}
+    assert files_below(out) == {*expected, "scores.csv"}
+    for number in range(3):
+        source = nib.load(plain_folder / f"{number}/scan_{number}.nii.gz")
+        arrays = {}
+        for name in (*MAPS, "mask"):
+            written = nib.load(out / f"scan_{number}_{name}.nii.gz")
+            assert written.shape == source.shape
+            np.testing.assert_allclose(written.affine, source.affine, atol=1e-5)
+            assert written.get_data_dtype() == (np.uint8 if name == "mask" else np.float32)
+            arrays[name] = np.asarray(written.dataobj)
+            assert np.isfinite(arrays[name]).all()
+        np.testing.assert_array_equal(arrays["mask"], arrays["anomaly_map"] > 0.25)
+        assert 0 < arrays["mask"].mean() < 1
+        assert arrays["reconstruction"].min() >= 0
+        assert arrays["reconstruction"].max() <= 1
+        assert arrays["residual"].min() >= 0
+        # the reconstruction of a head is bright where the head is, in the file's own axes
+        head = np.asarray(source.dataobj) > np.percentile(source.dataobj, 60)
+        assert arrays["reconstruction"][head].mean() > 1.2 * arrays["reconstruction"][~head].mean()
+        with Image.open(out / f"scan_{number}_overlay.png") as picture:
+            assert min(picture.size) > 100
+    rows = table(out / "scores.csv")
+    assert [row["case"] for row in rows] == ["scan_0", "scan_1", "scan_2"]
+    assert "label" not in rows[0]
+    assert {row["prediction"] for row in rows} <= {"0", "1"}
+
+
+@pytest.mark.parametrize("flag", [*MAPS, "mask", "overlay"])
+def test_each_output_can_be_turned_off(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options, flag: str
+) -> None:
+    options = {**tiny_network, "ckpt_path": str(trained / "model.pt"), f"write_{flag}": False}
+    # one image file is a data set too
+    image = volumes / "images/test_abnormal_000.nii.gz"
+    run_workflow("inference.yaml", dataset_dir=str(image), output_dir=str(tmp_path), **options)
+    kinds = {f"test_abnormal_000_{name}.nii.gz" for name in (*MAPS, "mask")} | {"test_abnormal_000_overlay.png"}
+    left_out = {name for name in kinds if f"_{flag}." in name}
+    assert files_below(tmp_path) == {*kinds, "scores.csv"} - left_out
+    assert len(left_out) == 1
+
+
+def test_without_any_output_there_are_still_scores(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options
+) -> None:
+    off = {f"write_{flag}": False for flag in (*MAPS, "mask", "overlay")}
+    options = {**tiny_network, **off, "ckpt_path": str(trained / "model.pt")}
+    run_workflow("inference.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path), **options)
+    assert files_below(tmp_path) == {"scores.csv"}
+    # of a data set with a list it is the test images
+    assert len(table(tmp_path / "scores.csv")) == 6
+
+
+@pytest.mark.parametrize("extension", [".nrrd", ".mha", ".nii"])
+def test_other_formats_hold_the_same_numbers_on_the_same_grid(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options, extension: str
+) -> None:
+    image = volumes / "images/test_abnormal_001.nii.gz"
+    options = {**tiny_network, "dataset_dir": str(image), "ckpt_path": str(trained / "model.pt")}
+    only = {f"write_{name}": False for name in ("reconstruction", "residual", "log_likelihood", "overlay")}
+    for ext in (".nii.gz", extension):
+        run_workflow("inference.yaml", output_dir=str(tmp_path / ext), output_ext=ext, **options, **only)
+    _, affine = spatial(image)
+    for name in ("anomaly_map", "mask"):
+        reference, _ = spatial(tmp_path / f".nii.gz/test_abnormal_001_{name}.nii.gz")
+        voxels, written_affine = spatial(tmp_path / f"{extension}/test_abnormal_001_{name}{extension}")
+        np.testing.assert_array_equal(voxels, reference)
+        np.testing.assert_allclose(written_affine, affine, atol=1e-3)
+
+
+def test_png_slices_work_from_training_to_inference(
+    tmp_path: Path, run_workflow: Run, tiny_training: Options, tiny_network: Options
+) -> None:
+    data = write_phantom_slices(tmp_path / "slices", n_train=6, n_test_normal=2, n_test_abnormal=2)
+    where = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run")}
+    run_workflow("train.yaml", **where, **{**tiny_training, "epochs": 1})
+    run_workflow(["train.yaml", "evaluate.yaml"], **where, n_bootstrap=10, **tiny_network)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["n_normal"], metrics["n_abnormal"]) == (2, 2)
+
+    image = data / "test/ABNORMAL/test_abnormal_000.png"
+    run_workflow(
+        "inference.yaml",
+        dataset_dir=str(image.parent),
+        output_dir=str(tmp_path / "maps"),
+        ckpt_path=str(tmp_path / "run/model.pt"),
+        **tiny_network,
+    )
+    voxels, affine = spatial(image)
+    for name in (*MAPS, "mask"):
+        written = nib.load(tmp_path / f"maps/test_abnormal_000_{name}.nii.gz")
+        assert written.shape == voxels.shape
+        np.testing.assert_allclose(written.affine, to_affine_nd(3, affine), atol=1e-6)
+    assert (tmp_path / "maps/test_abnormal_000_overlay.png").is_file()
+    assert len(table(tmp_path / "maps/scores.csv")) == 2
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_option_ends_the_run_with_its_name(volumes: Path, tmp_path: Path, run_command: Run) -> None:
+    done = run_command("monai.bundle run", "train.yaml", dataset_dir=volumes, output_dir=tmp_path, epohcs=3)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("The run failed: ")
+    assert "'epohcs' (did you mean 'epochs'?)" in last
+    assert "Check the spelling" in last
+    assert not files_below(tmp_path)
+
+
+def test_a_missing_data_folder_ends_the_run_with_its_name(tmp_path: Path, run_command: Run) -> None:
+    done = run_command("monai.bundle run train", "train.yaml", dataset_dir=tmp_path / "absent", output_dir=tmp_path)
+    assert done.returncode != 0
+    said = f"There is no file or folder {tmp_path / 'absent'}. Say where the images are with --dataset_dir."
+    assert done.stderr.strip().splitlines()[-1] == f"The run failed: {said}"
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay", "message"),
+    [
+        ("train.yaml", {"epohcs": 3}, "'epohcs' (did you mean 'epochs'?)"),
+        ("train.yaml", {"train#dataloadr": 3}, "'train#dataloadr' (did you mean 'train#dataloader'?)"),
+        ("train.yaml", {"train#handelrs": []}, "'train#handelrs' (did you mean 'train#handlers'?)"),
+        ("train.yaml", {"validte": {"inferer": None}}, "'validte#inferer' (did you mean 'validate#inferer'?)"),
+        ("inference.yaml", {"sw_batchsize": 3}, "'sw_batchsize' (did you mean 'sw_batch_size'?)"),
+    ],
+)
+def test_a_misspelt_key_of_an_overlay_is_refused(
+    tmp_path: Path, trained: Path, start_workflow: Run, base: str, overlay: Options, message: str
+) -> None:
+    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    given = {"ckpt_path": str(trained / "model.pt")} if base == "inference.yaml" else {}
+    with pytest.raises(RuntimeError) as raised:
+        start_workflow([base, tmp_path / "overlay.yaml"], **given)
+    assert message in str(root_error(raised))
+
+
+def test_a_misspelt_argument_of_a_component_is_refused(volumes: Path, tmp_path: Path, run_workflow: Run) -> None:
+    wrong = {"network_def#slice_shares": 0.5, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow("train.yaml", **wrong)
+    assert "slice_shares" in str(root_error(raised))
+
+
+def write_pngs(folder: Path, names: Iterable[str]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+
+
+@pytest.mark.parametrize("config", ["train.yaml", "inference.yaml"])
+def test_a_data_folder_without_images_is_refused(
+    tmp_path: Path, trained: Path, run_workflow: Run, tiny_network: Options, config: str
+) -> None:
+    (tmp_path / "empty/NORMAL").mkdir(parents=True)
+    (tmp_path / "empty/NORMAL/notes.txt").touch()
+    given = {"ckpt_path": str(trained / "model.pt")} if config == "inference.yaml" else {}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(config, dataset_dir=str(tmp_path / "empty"), output_dir=str(tmp_path), **given, **tiny_network)
+    message = str(root_error(raised))
+    assert message.startswith("No image in")
+    assert str(tmp_path / "empty") in message
+    assert "--dataset_dir" in message
+
+
+def test_data_without_normals_are_refused(tmp_path: Path, run_workflow: Run, tiny_training: Options) -> None:
+    write_pngs(tmp_path / "data", ["train/PNEUMONIA/a.png", "train/PNEUMONIA/b.png", "test/PNEUMONIA/c.png"])
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(
+            "train.yaml", dataset_dir=str(tmp_path / "data"), output_dir=str(tmp_path / "run"), **tiny_training
+        )
+    message = str(root_error(raised))
+    assert "is named NORMAL; found: PNEUMONIA" in message
+    assert "--normal_classes" in message
+    assert not (tmp_path / "run/model.pt").exists()
+
+
+@pytest.mark.parametrize("configs", ["inference.yaml", ["train.yaml", "evaluate.yaml"]])
+def test_a_missing_model_is_refused(
+    tmp_path: Path, volumes: Path, start_workflow: Run, configs: str | list[str]
+) -> None:
+    place = {"ckpt_path": str(tmp_path / "model.pt")} if configs == "inference.yaml" else {"output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError) as raised:
+        start_workflow(configs, dataset_dir=str(volumes), **place)
+    message = str(root_error(raised))
+    assert f"no trained model at {tmp_path / 'model.pt'}" in message
+    assert "train.yaml" in message
+
+
+@pytest.mark.parametrize("other", [{"n_steps": 3}, {"stages": [3]}, {"hidden_channels": 16}, {"subnet": "resnet"}])
+def test_a_model_of_another_architecture_is_refused(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options, other: Options
+) -> None:
+    options = {**tiny_network, **other, "ckpt_path": str(trained / "model.pt"), "output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow("inference.yaml", dataset_dir=str(volumes), **options)
+    message = str(root_error(raised))
+    assert "another architecture" in message
+    assert "--ckpt_path" in message
+
+
+def test_a_missing_checkpoint_to_resume_from_is_refused(
+    tmp_path: Path, volumes: Path, run_workflow: Run, tiny_training: Options
+) -> None:
+    options = {**tiny_training, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    with pytest.raises((RuntimeError, FileNotFoundError)) as raised:
+        run_workflow("train.yaml", resume=str(tmp_path / "absent.pt"), **options)
+    assert "absent.pt" in str(root_error(raised))
+
+
+# --- the bundle's files -----------------------------------------------------------------------------------------------
+
+
+def test_the_network_takes_and_gives_what_the_metadata_says() -> None:
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        device="cpu",
+        n=4,
+    )
+
+
+def test_the_trained_model_can_be_exported(
+    tmp_path: Path, volumes: Path, trained: Path, start_workflow: Run, tiny_network: Options
+) -> None:
+    options = {"dataset_dir": str(volumes), "ckpt_path": str(trained / "model.pt"), **tiny_network}
+    network = start_workflow("inference.yaml", **options).parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(model_state(trained))
+    batch = torch.export.Dim("batch", min=1, max=64)
+    example = torch.rand(2, 1, 64, 64)
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    for n_images in (1, 5):
+        image = torch.rand(n_images, 1, 64, 64)
+        torch.testing.assert_close(loaded(image), network(image), atol=1e-5, rtol=0)
+
+
+# TorchScript is deprecated by PyTorch, and a traced network fixes the comparisons of sizes: MONAI's command is served
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_the_export_of_monai_works_by_tracing(tmp_path: Path, trained: Path, tiny_network: Options) -> None:
+    ckpt_export(
+        "network_def",
+        filepath=str(tmp_path / "model.ts"),
+        ckpt_file=str(trained / "model.pt"),
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.yaml"),
+        key_in_ckpt="model",
+        use_trace=True,
+        input_shape=[1, 1, 64, 64],
+        **tiny_network,
+    )
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "inference.yaml"))
+    parser.update(tiny_network)
+    network = parser.get_parsed_content("network_def").eval()
+    network.load_state_dict(model_state(trained))
+    image = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-5, rtol=0)
+
+
+def test_metadata_is_complete() -> None:
+    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+    required = ("version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task")
+    for key in (*required, "description", "authors", "copyright", "network_data_format", "changelog"):
+        assert metadata[key]
+    assert metadata["version"] == aeflow_monai.__version__
+    assert metadata["version"] in metadata["changelog"]
+    assert metadata["required_packages_version"]["aeflow_monai"] == aeflow_monai.__version__
+
+
+def test_the_folder_follows_the_model_zoo() -> None:
+    for name in ("LICENSE", "docs/README.md", "configs/train.yaml", "configs/inference.yaml", "configs/logging.conf"):
+        assert (ROOT / "bundle" / name).is_file(), name
+    # a package `scripts` would collide with those of other bundles, and MONAI Label reads a task type off the name
+    assert not list((ROOT / "bundle").rglob("*.py"))
+    assert (ROOT / "bundle").resolve().name not in ("detection", "classification")
+
+
+@pytest.mark.parametrize("configs", ["train.yaml", "inference.yaml", ["train.yaml", "evaluate.yaml"]])
+def test_monai_finds_the_properties_of_a_bundle(
+    volumes: Path, trained: Path, start_workflow: Run, tiny_network: Options, configs: str | list[str]
+) -> None:
+    given = {"ckpt_path": str(trained / "model.pt")} if configs == "inference.yaml" else {"output_dir": str(trained)}
+    workflow: ConfigWorkflow = start_workflow(configs, dataset_dir=str(volumes), **given, **tiny_network)
+    assert workflow.check_properties() == []
+
+
+def test_ids_of_training_and_inference_have_the_same_value() -> None:
+    train, inference = (yaml.safe_load((CONFIGS / name).read_text()) for name in ("train.yaml", "inference.yaml"))
+    different = {key for key in train.keys() & inference.keys() if train[key] != inference[key]}
+    assert different == {"imports", "encoder_weights", "initialize", "run", "finalize"}
+    assert set(inference["imports"]) <= set(train["imports"])
+
+
+@pytest.mark.parametrize("base", ["train.yaml", "inference.yaml"])
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_hold_known_keys_only(
+    volumes: Path, trained: Path, start_workflow: Run, base: str, overlay: str
+) -> None:
+    given = {"ckpt_path": str(trained / "model.pt")} if base == "inference.yaml" else {"output_dir": str(trained)}
+    workflow: ConfigWorkflow = start_workflow([base, overlay], dataset_dir=str(volumes), **given)
+    content = yaml.safe_load((ROOT / "configs" / overlay).read_text())
+    assert {key: workflow.parser.get(key) for key in content} == content
+
+
+def test_the_paper_overlay_is_the_published_network(volumes: Path, tmp_path: Path, start_workflow: Run) -> None:
+    options = {"dataset_dir": str(volumes), "output_dir": str(tmp_path), "encoder_weights": "random"}
+    workflow: ConfigWorkflow = start_workflow(["train.yaml", "paper.yaml"], **options)
+    network = workflow.parser.get_parsed_content("network_def").eval()
+    with torch.no_grad():
+        output = network.aeflow(torch.rand(1, 1, 256, 256))
+    assert [tuple(latent.shape) for latent in output.latents] == [(1, 1024, 16, 16)]
+    assert tuple(output.reconstruction.shape) == (1, 1, 256, 256)
+    widths = [
+        (layer.in_channels, layer.out_channels)
+        for layer in network.aeflow.decoder.modules()
+        if isinstance(layer, torch.nn.ConvTranspose2d)
+    ]
+    assert widths == [(1024, 512), (512, 256), (256, 64), (64, 1)]
+    assert len(network.aeflow.flows[0].steps) == 8
+    assert (network.scoring, network.beta, workflow.parser.get("alpha")) == ("paper", 0.9, 0.5)
+
+
+# --- real data --------------------------------------------------------------------------------------------------------
+
+
+def real_data(name: str) -> Path:
+    """A set of real images, or the test is skipped."""
+    folder = Path(os.environ.get("AEFLOW_DATA") or "absent", name)
+    if not folder.is_dir():
+        pytest.skip(f"real images are not here: set AEFLOW_DATA to a folder that holds {name}")
+    return folder
+
+
+def test_chest_xray_end_to_end(
+    tmp_path: Path, run_workflow: Run, tiny_training: Options, tiny_network: Options
+) -> None:
+    source = real_data("chest_xray")
+    rows = table(source / "manifest.csv")
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "abnormal"])
+        for split, abnormal, count in (("train", "0", 24), ("train", "1", 4), ("test", "0", 6), ("test", "1", 6)):
+            chosen = [row for row in rows if (row["split"], row["abnormal"]) == (split, abnormal)][:count]
+            writer.writerows([source / row["path"], split, abnormal] for row in chosen)
+    where = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "run")}
+    del tiny_training["min_foreground"]
+    run_workflow(["train.yaml", "chest_xray.yaml"], **where, **tiny_training)
+    run_workflow(["train.yaml", "chest_xray.yaml", "evaluate.yaml"], **where, n_bootstrap=20, **tiny_network)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["n_normal"], metrics["n_abnormal"]) == (6, 6)
+    assert 0 <= metrics["auroc"] <= 1
+
+
+@pytest.mark.parametrize("name", ["nv_10labels/flair.nii.gz", "BRATS_HG0015/BRATS_HG0015_FLAIR.mha"])
+def test_maps_of_real_volumes_keep_their_geometry(
+    tmp_path: Path, trained: Path, run_workflow: Run, tiny_network: Options, name: str
+) -> None:
+    image = real_data("brain_mri") / name
+    extension = ".mha" if image.suffix == ".mha" else ".nii.gz"
+    run_workflow(
+        "inference.yaml",
+        dataset_dir=str(image),
+        output_dir=str(tmp_path),
+        output_ext=extension,
+        ckpt_path=str(trained / "model.pt"),
+        write_reconstruction=False,
+        write_residual=False,
+        write_log_likelihood=False,
+        **tiny_network,
+    )
+    voxels, affine = spatial(image)
+    case = image.name.removesuffix(extension)
+    for key in ("anomaly_map", "mask"):
+        written, written_affine = spatial(tmp_path / f"{case}_{key}{extension}")
+        assert written.shape == voxels.shape
+        np.testing.assert_allclose(written_affine, affine, atol=1e-4)
+    assert (tmp_path / f"{case}_overlay.png").is_file()

@@ -1,0 +1,195 @@
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate
+from aeflow_monai.calibration import upper_threshold
+
+BUFFERS = ("term_mean", "term_std", "map_std", "map_threshold", "slice_threshold", "case_threshold")
+
+
+def blobs(n: int = 10, size: int = 64) -> Tensor:
+    noise = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return F.interpolate(noise, size=(size, size), mode="bicubic").sigmoid()
+
+
+def batches_of(images: Tensor, batch_size: int, slices_per_case: int = 1) -> list[dict[str, Any]]:
+    cases = [f"case_{i // slices_per_case}" for i in range(len(images))]
+    starts = range(0, len(images), batch_size)
+    return [{"image": images[i : i + batch_size], "case": cases[i : i + batch_size]} for i in starts]
+
+
+def a_scorer(subnet: str = "conv", **options: Any) -> AnomalyScorer:
+    torch.manual_seed(0)
+    return AnomalyScorer(AEFlow(Encoder(), n_steps=2, subnet=subnet), **options).eval()
+
+
+def buffers(scorer: AnomalyScorer) -> dict[str, Tensor]:
+    return {name: getattr(scorer, name).clone() for name in BUFFERS}
+
+
+class TestUpperThreshold:
+    @pytest.mark.parametrize(
+        ("n", "specificity", "rank"),
+        [(99, 0.95, 95), (100, 0.95, 96), (19, 0.95, 19), (18, 0.95, 18), (1, 0.95, 1), (9, 0.5, 5), (10, 0.5, 6)],
+    )
+    def test_order_statistic_by_hand(self, n: int, specificity: float, rank: int) -> None:
+        scores = torch.randperm(n, generator=torch.Generator().manual_seed(0)) + 1.0  # 1 to n
+        assert upper_threshold(scores, specificity) == rank
+        assert upper_threshold(scores.tolist(), specificity) == rank
+
+    @pytest.mark.parametrize(("n", "specificity"), [(19, 0.95), (25, 0.9), (40, 0.8), (120, 0.95)])
+    @pytest.mark.parametrize("draw", ["normal", "standard_cauchy", "exponential"])
+    def test_new_normals_exceed_it_as_seldom_as_promised(self, n: int, specificity: float, draw: str) -> None:
+        generator = np.random.default_rng(0)
+        trials = 4000
+        held_out = getattr(generator, draw)(size=(trials, n))
+        new = getattr(generator, draw)(size=trials)
+        thresholds = np.array([upper_threshold(scores.tolist(), specificity) for scores in held_out])
+        exceedance = (new > thresholds).mean()
+        slack = 4 * math.sqrt(specificity * (1 - specificity) / trials)
+        assert exceedance <= 1 - specificity + slack
+        assert exceedance >= 1 - specificity - 1 / (n + 1) - slack  # and no more careful than it has to be
+
+    @pytest.mark.parametrize("specificity", [0.0, 1.0, -0.5, 95.0, float("nan")])
+    def test_specificity_out_of_range_is_named(self, specificity: float) -> None:
+        with pytest.raises(ValueError, match=rf"specificity has to be in \(0, 1\); got {specificity}"):
+            upper_threshold([1.0], specificity)
+
+    def test_no_scores_are_an_error(self) -> None:
+        with pytest.raises(ValueError, match="needs the scores of held-out normals; got none"):
+            upper_threshold([], 0.95)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 1.0])
+def test_terms_and_map_of_the_normals_become_standard(beta: float) -> None:
+    scorer, images = a_scorer(beta=beta), blobs()
+    calibrate(scorer, batches_of(images, 4))
+    with torch.no_grad():
+        terms = scorer.terms(scorer.aeflow(images), images).double().transpose(0, 1).flatten(1)
+        anomaly_map = scorer(images).double()
+    standard = (terms - scorer.term_mean[:, None]) / scorer.term_std[:, None]
+    torch.testing.assert_close(standard.mean(dim=1), torch.zeros(3).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(standard.std(dim=1), torch.ones(3).double(), rtol=1e-3, atol=0)
+    assert anomaly_map.mean().item() == pytest.approx(0, abs=1e-3)
+    assert anomaly_map.std().item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("scoring", ["likelihood", "latent", "paper"])
+def test_thresholds_are_those_of_the_normals_own_scores(scoring: str) -> None:
+    # shares whose mean over slices is not that over pixels, cases that are cut by the batches
+    scorer, images = a_scorer(scoring=scoring, slice_share=0.05, case_share=0.4), blobs(12)
+    calibrate(scorer, batches_of(images, 5, slices_per_case=3), specificity=0.6)
+    with torch.no_grad():
+        maps = scorer(images)
+        slices = scorer.slice_scores(maps)
+    cases = [slices[i : i + 3].sort(descending=True).values[:2].mean().item() for i in range(0, 12, 3)]
+    assert scorer.case_threshold.item() == pytest.approx(sorted(cases)[3 - 1], abs=1e-4)  # ceil(5 * 0.6)
+    assert scorer.slice_threshold.item() == pytest.approx(sorted(slices.tolist())[8 - 1], abs=1e-4)  # ceil(13 * 0.6)
+    peaks = maps.flatten(1).amax(dim=1)
+    assert scorer.map_threshold.item() == pytest.approx(sorted(peaks.tolist())[8 - 1], abs=1e-4)
+    assert ((maps > scorer.map_threshold + 1e-4).flatten(1).any(dim=1)).sum() == 12 - 8
+    if scoring == "paper":
+        assert torch.equal(scorer.term_mean, torch.zeros(3))
+        assert torch.equal(scorer.term_std, torch.ones(3))
+
+
+def test_nothing_depends_on_the_batch_size() -> None:
+    images, found = blobs(9), []
+    for batch_size in (1, 4, 9):
+        scorer = a_scorer()
+        calibrate(scorer, batches_of(images, batch_size, slices_per_case=2), specificity=0.5)
+        found.append(buffers(scorer))
+    for other in found[1:]:
+        for name in BUFFERS:
+            torch.testing.assert_close(other[name], found[0][name], rtol=1e-4, atol=1e-4)
+
+
+def test_kept_features_give_the_same() -> None:
+    images, computed, kept = blobs(6), a_scorer(), a_scorer()
+    batches = batches_of(images, 3)
+    calibrate(computed, batches)
+    calibrate(kept, [{**b, "features": kept.aeflow.encoder(b["image"])} for b in batches])
+    assert all(torch.equal(buffers(kept)[name], buffers(computed)[name]) for name in BUFFERS)
+    calibrate(kept, [{**b, "features": [0 * f for f in kept.aeflow.encoder(b["image"])]} for b in batches])
+    assert not torch.equal(kept.term_mean, computed.term_mean)  # they are used
+
+
+def test_calibrating_again_gives_the_same() -> None:
+    scorer = a_scorer()
+    calibrate(scorer, batches_of(blobs(), 5))
+    first = buffers(scorer)
+    calibrate(scorer, batches_of(blobs(), 5))
+    assert all(torch.equal(buffers(scorer)[name], first[name]) for name in BUFFERS)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_and_everything_else_stay(training: bool) -> None:
+    scorer = a_scorer(subnet="resnet").train(training)  # has batch norm, and feature norms that are not fitted yet
+    before = {key: value.clone() for key, value in scorer.state_dict().items()}
+    calibrate(scorer, batches_of(blobs(), 5))
+    assert scorer.training == scorer.aeflow.flows.training == training
+    assert not scorer.aeflow.encoder.training
+    changed = {key for key, value in scorer.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == set(BUFFERS)
+
+
+def test_constant_term_keeps_its_unit() -> None:
+    scorer, images = a_scorer(), torch.full((3, 1, 64, 64), 0.5)
+    scorer.aeflow.decoder.to_image[0].weight.data.zero_()  # type: ignore[union-attr,operator]
+    scorer.aeflow.decoder.to_image[0].bias.data.zero_()  # type: ignore[union-attr,operator]
+    calibrate(scorer, batches_of(images, 2))
+    assert all(torch.isfinite(value).all() for value in buffers(scorer).values())
+    assert scorer.term_std[-1].item() == pytest.approx(1)
+    with torch.no_grad():
+        assert torch.isfinite(scorer(blobs())).all()
+
+
+@pytest.mark.parametrize("scoring", ["likelihood", "latent", "paper"])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no images", r"held-out normal.*; got none"),
+        ("diverged", r"not finite.*: the training diverged\. Lower the learning rate.*The model was not saved"),
+        ("specificity", r"specificity has to be in \(0, 1\); got 1\.0"),
+        ("case names", "argument"),
+    ],
+)
+def test_failure_leaves_buffers_and_mode_as_they_were(scoring: str, fault: str, message: str) -> None:
+    scorer = a_scorer(scoring=scoring)
+    calibrate(scorer, batches_of(blobs(4), 2))
+    before = buffers(scorer)
+    scorer.train()
+    batches, specificity = batches_of(1 - blobs(4), 2), 0.95  # other images, so other statistics
+    if fault == "no images":
+        batches = []
+    elif fault == "diverged":
+        next(scorer.aeflow.flows.parameters()).data.fill_(torch.nan)
+    elif fault == "specificity":
+        specificity = 1.0
+    else:
+        batches[-1]["case"] = ["one"]
+    with pytest.raises(ValueError, match=message):
+        calibrate(scorer, batches, specificity)
+    assert all(torch.equal(buffers(scorer)[name], before[name]) for name in BUFFERS)
+    assert scorer.training
+
+
+@pytest.mark.parametrize(("n", "specificity", "warns"), [(8, 0.9, True), (9, 0.9, False), (1, 0.95, True)])
+def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    images = blobs(2 * n)
+    with caplog.at_level(logging.WARNING, logger="aeflow_monai.calibration"):
+        calibrate(a_scorer(), batches_of(images, 6, slices_per_case=2), specificity=specificity)
+    if warns:
+        needed = {0.9: 9, 0.95: 19}[specificity]
+        assert f"{n} held-out normal cases cannot promise a specificity of {specificity:.0%} (it takes {needed})" in (
+            caplog.text
+        )
+    else:
+        assert not caplog.records

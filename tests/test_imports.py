@@ -1,0 +1,99 @@
+import ast
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import aeflow_monai
+
+PACKAGE = Path(aeflow_monai.__file__).parent
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+# Which files of the package a file may import: what is learned from knows nothing of what learns from it.
+MAY_IMPORT: dict[str, set[str]] = {
+    "aeflow": {"flow", "encoder", "decoder"},
+    "calibration": {"aeflow", "scoring"},
+    "datalist": set(),
+    "decoder": set(),
+    "encoder": set(),
+    "flow": set(),
+    "handlers": {"calibration", "metrics", "scoring", "writers"},
+    "loss": set(),
+    "metrics": set(),
+    "overlay": {"writers"},
+    "phantom": set(),
+    "scoring": {"aeflow", "flow"},
+    "slices": set(),
+    "transforms": {"scoring"},
+    "version": set(),
+    "workflow": set(),
+    "writers": set(),
+}
+
+
+def imported_by(module: str) -> set[str]:
+    """Files of the package that a file imports, anywhere in it; "__init__" is the package itself."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "aeflow_monai" if node.level else ""
+            source = ".".join(part for part in (base, node.module) if part)
+            names = [f"{source}.{alias.name}" for alias in node.names] if source == "aeflow_monai" else [source]
+        for name in names:
+            package, _, rest = name.partition(".")
+            if package == "aeflow_monai":
+                file = rest.partition(".")[0]
+                found.add(file if file in MODULES else "__init__")
+    return found
+
+
+def public_names(module: ModuleType) -> list[str]:
+    return list(getattr(module, "__all__", []))
+
+
+def test_each_file_is_known() -> None:
+    assert set(MODULES) == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_one_way(module: str) -> None:
+    assert imported_by(module) <= MAY_IMPORT[module]
+
+
+def test_package_imports_are_seen() -> None:
+    assert imported_by("aeflow") == {"flow", "encoder", "decoder"}
+    assert {"aeflow", "flow", "version"} <= imported_by("__init__")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_and_its_public_names_are_documented(module: str) -> None:
+    loaded = importlib.import_module(f"aeflow_monai.{module}")
+    assert loaded.__doc__ or module == "version"
+    names = public_names(loaded)
+    assert names == sorted(names) or module == "flow"  # SUBNETS stands first
+    for name in names:
+        value = getattr(loaded, name)
+        if inspect.isclass(value) or inspect.isroutine(value):
+            assert value.__module__ == f"aeflow_monai.{module}", f"{name} belongs to another file"
+            assert value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__, name
+
+
+def test_package_names_are_sorted_and_there() -> None:
+    names = public_names(aeflow_monai)
+    assert names == sorted(names)
+    assert len(set(names)) == len(names)
+    for name in names:
+        value = getattr(aeflow_monai, name)
+        assert isinstance(value, str) or inspect.getdoc(value), name
+
+
+def test_package_names_are_public_in_their_own_file() -> None:
+    for name in public_names(aeflow_monai):
+        if name != "__version__":
+            home = importlib.import_module(getattr(aeflow_monai, name).__module__)
+            assert name in public_names(home), name

@@ -1,0 +1,289 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from aeflow_monai import AEFlow, AEFlowLoss, AEFlowOutput, AnomalyScorer, Encoder, MapScorer, calibrate
+from aeflow_monai.phantom import make_volume
+
+SIZE = 64
+BUFFERS = ("term_mean", "term_std", "map_std", "map_threshold", "slice_threshold", "case_threshold")
+
+
+def phantom_slices(seeds: range) -> Tensor:
+    """The ten middle slices of each normal phantom head, upright and in [0, 1]: (N, 1, 64, 64)."""
+    volumes = []
+    for seed in seeds:
+        volume = make_volume(seed)
+        canonical = nib.as_closest_canonical(nib.Nifti1Image(volume.image, volume.affine)).get_fdata()
+        slices = torch.tensor(np.ascontiguousarray(canonical[::-1, ::-1, 5:15].T[:, None]), dtype=torch.float32)
+        slices = (slices / np.percentile(canonical, 99.5)).clamp(0, 1)
+        volumes.append(F.interpolate(slices, size=(SIZE, SIZE), mode="bilinear", antialias=True))
+    return torch.cat(volumes)
+
+
+@pytest.fixture(scope="module")
+def normals() -> Tensor:
+    return phantom_slices(range(20, 22))
+
+
+@pytest.fixture(scope="module")
+def calibrated(normals: Tensor) -> AnomalyScorer:
+    """A small network after a few steps on normal phantom slices, calibrated on those of other heads."""
+    torch.manual_seed(0)
+    scorer = AnomalyScorer(AEFlow(Encoder(stages=[1, 2]), n_steps=4), beta=0.9).train()
+    images = phantom_slices(range(5))
+    features = scorer.aeflow.encoder(images)
+    loss = AEFlowLoss()
+    optimizer = torch.optim.Adam((p for p in scorer.parameters() if p.requires_grad), lr=3e-3)
+    for _ in range(40):
+        chosen = torch.randperm(len(images))[:16]
+        optimizer.zero_grad()
+        loss(scorer.aeflow(images[chosen], [f[chosen] for f in features]), images[chosen]).backward()
+        optimizer.step()
+    calibrate(scorer, [{"image": normals, "case": [f"{i}" for i in range(len(normals))]}])
+    return scorer.eval()
+
+
+def a_scorer(stages: tuple[int, ...] = (2, 3), **options: Any) -> AnomalyScorer:
+    """Not trained, but with statistics and thresholds as if it were calibrated."""
+    torch.manual_seed(0)
+    scorer = AnomalyScorer(AEFlow(Encoder(stages=stages), n_steps=2), **options).eval()
+    scorer.term_mean.copy_(torch.linspace(1, 2, len(stages) + 1))
+    scorer.term_std.copy_(torch.linspace(0.5, 3, len(stages) + 1))
+    scorer.map_std.fill_(0.7)
+    scorer.map_threshold.fill_(3.25)
+    scorer.slice_threshold.fill_(1.5)
+    scorer.case_threshold.fill_(0.75)
+    return scorer
+
+
+def ssim_by_hand(one: Tensor, other: Tensor) -> Tensor:
+    """SSIM map of images (N, 1, H, W) in [0, 1]: Gaussian window of 11 pixels, sigma 1.5, mirrored borders."""
+    profile = torch.exp(-0.5 * (torch.arange(-5.0, 6) / 1.5) ** 2).double()
+    window = (profile[:, None] * profile / profile.sum() ** 2)[None, None]
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (5, 5, 5, 5), mode="reflect"), window)
+
+    x, y = one.double(), other.double()
+    mean_x, mean_y = mean(x), mean(y)
+    var_x, var_y, cov = mean(x * x) - mean_x**2, mean(y * y) - mean_y**2, mean(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    return (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+
+
+class TestTrained:
+    @pytest.mark.parametrize("corner", [(28, 20), (24, 36), (40, 30)])
+    def test_planted_square_raises_the_score_and_the_map_peaks_on_it(
+        self, calibrated: AnomalyScorer, corner: tuple[int, int]
+    ) -> None:
+        row, column = corner
+        size, margin = 9, 4
+        normal = phantom_slices(range(22, 23))
+        planted = normal.clone()
+        planted[:, :, row : row + size, column : column + size] = 1
+        with torch.no_grad():
+            before, after = calibrated(normal), calibrated(planted)
+        assert (calibrated.slice_scores(after) > calibrated.slice_scores(before)).all()
+        peaks = after.flatten(1).argmax(dim=1)
+        rows, columns = peaks // SIZE, peaks % SIZE
+        assert ((rows >= row - margin) & (rows < row + size + margin)).all()
+        assert ((columns >= column - margin) & (columns < column + size + margin)).all()
+
+    def test_score_does_not_depend_on_neighbours_or_order(self, calibrated: AnomalyScorer, normals: Tensor) -> None:
+        extremes = torch.stack([torch.zeros(1, SIZE, SIZE), torch.ones(1, SIZE, SIZE), 1e-3 * normals[0]])
+        images = torch.cat([normals[::3], extremes])
+        with torch.no_grad():
+            alone = torch.cat([calibrated(image[None]) for image in images])
+            together = calibrated(images)
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+            shuffled = calibrated(images[order])
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(shuffled, together[order], rtol=1e-5, atol=1e-4)
+        one, other = calibrated.slice_scores(alone), calibrated.slice_scores(together)
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
+        assert torch.equal(one.argsort(), other.argsort())
+
+    def test_checkpoint_gives_equal_maps_scores_and_thresholds(
+        self, calibrated: AnomalyScorer, normals: Tensor, tmp_path: Path
+    ) -> None:
+        torch.save({"model": calibrated.state_dict()}, tmp_path / "model.pt")
+        state = torch.load(tmp_path / "model.pt", weights_only=True)["model"]
+        torch.manual_seed(9)
+        encoder = Encoder(stages=[1, 2], weights="checkpoint")
+        loaded = AnomalyScorer(AEFlow(encoder, n_steps=4, seed=5)).eval()
+        loaded.load_state_dict(state)
+        with torch.no_grad():
+            for name, expected in calibrated.maps(normals).items():
+                assert torch.equal(loaded.maps(normals)[name], expected), name
+            scores = calibrated.slice_scores(calibrated(normals))
+            assert torch.equal(loaded.slice_scores(loaded(normals)), scores)
+        assert torch.equal(loaded.case_score(scores), calibrated.case_score(scores))
+        for name in BUFFERS:
+            assert torch.equal(getattr(loaded, name), getattr(calibrated, name)), name
+            assert torch.isfinite(getattr(loaded, name)).all(), name
+
+
+@pytest.mark.parametrize("stages", [(3,), (2, 3)])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_calibrated_map_is_the_stated_formula(stages: tuple[int, ...], beta: float, normals: Tensor) -> None:
+    scorer = a_scorer(stages, beta=beta)
+    with torch.no_grad():
+        output = scorer.aeflow(normals[:2])
+        terms = [-F.interpolate(m, size=(SIZE, SIZE), mode="bilinear") for m in output.log_likelihoods]
+        terms.append(1 - ssim_by_hand(output.reconstruction, normals[:2]).float())
+        torch.testing.assert_close(scorer.terms(output, normals[:2]), torch.cat(terms, dim=1), rtol=1e-4, atol=1e-4)
+        standard = [(t - m) / s for t, m, s in zip(terms, scorer.term_mean, scorer.term_std, strict=True)]
+        flow = sum(standard[:-1]) / len(stages)
+        expected = (beta * flow + (1 - beta) * standard[-1]) / 0.7
+        torch.testing.assert_close(scorer(normals[:2]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
+def test_paper_scoring_is_the_published_formula_per_dimension(beta: float, normals: Tensor) -> None:
+    scorer = a_scorer((3,), beta=beta, scoring="paper")
+    image = normals[:2]
+    with torch.no_grad():
+        output = scorer.aeflow(image)
+        (latent,) = output.latents
+        minus_log_density = (0.5 * latent**2 + 0.5 * np.log(2 * np.pi)).mean(dim=1, keepdim=True)
+        flow = F.interpolate(minus_log_density, size=(SIZE, SIZE), mode="bilinear")
+        expected = beta * flow + (1 - beta) * -ssim_by_hand(output.reconstruction, image).float()
+        torch.testing.assert_close(scorer(image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_paper_scoring_is_finite_at_the_published_size_and_has_no_log_determinant() -> None:
+    scorer = AnomalyScorer(AEFlow(Encoder(stages=[3], weights="random"), n_steps=1), scoring="paper")
+    generator = torch.Generator().manual_seed(0)
+    latent = 10 * torch.randn(1, 1024, 16, 16, generator=generator)
+    image = torch.rand(1, 1, 256, 256, generator=generator)
+    output = AEFlowOutput([latent], [torch.full((1, 1, 16, 16), torch.nan)], image)
+    anomaly_map = scorer.anomaly_map(output, image)
+    assert torch.isfinite(anomaly_map).all()
+    assert anomaly_map.std() > 0.1  # 90 % of it is not a constant
+    stranger = scorer.anomaly_map(AEFlowOutput([1.1 * latent], output.log_likelihoods, image), image)
+    assert (stranger > anomaly_map).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_reconstruction_term_is_ssim_also_in_mixed_precision(channels: int) -> None:
+    scorer = AnomalyScorer(AEFlow(Encoder(stages=[3], weights="random", in_channels=channels), n_steps=1))
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(2, channels, 8, 8, generator=generator)
+    image = F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
+    noisy = (image + 0.02 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+    output = AEFlowOutput([], [torch.zeros(2, 1, 4, 4)], noisy)
+    by_hand = 1 - ssim_by_hand(noisy.flatten(0, 1)[:, None], image.flatten(0, 1)[:, None])
+    expected = by_hand.view(2, channels, SIZE, SIZE).mean(dim=1).float()
+    assert expected.max() > 0.1
+    torch.testing.assert_close(scorer.terms(output, image)[:, -1], expected, rtol=0, atol=1e-3)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            term = scorer.terms(output, image)[:, -1]
+        torch.testing.assert_close(term, expected, rtol=0, atol=1e-3)
+
+
+def test_reconstruction_term_by_hand_on_flat_images() -> None:
+    scorer = a_scorer((3,))
+    flat = torch.full((1, 1, 64, 64), 0.5)
+    for other, ssim in ((0.5, 1.0), (0.0, 1e-4 / (0.25 + 1e-4)), (1.0, (1 + 1e-4) / (1.25 + 1e-4))):
+        output = AEFlowOutput([], [torch.zeros(1, 1, 4, 4)], torch.full_like(flat, other))
+        term = scorer.terms(output, flat)[:, -1]
+        torch.testing.assert_close(term, torch.full_like(term, 1 - ssim), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(1.0, 5.5), (0.5, 8.0), (0.25, 9.0), (0.1, 10.0), (0.001, 10.0)],  # 0.25 of ten values is three values
+)
+def test_shares_by_hand(share: float, expected: float) -> None:
+    values = torch.tensor([3.0, 10, 1, 7, 5, 2, 9, 4, 8, 6])
+    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), slice_share=share, case_share=share)
+    maps = torch.stack([values, -values]).view(2, 1, 2, 5)
+    assert scorer.slice_scores(maps)[0].item() == pytest.approx(expected)
+    assert scorer.slice_scores(maps)[1].item() == pytest.approx(expected - 11)
+    assert scorer.case_score(values).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_map_scorer_gives_all_maps(in_channels: int) -> None:
+    torch.manual_seed(0)
+    scorer = AnomalyScorer(AEFlow(Encoder(in_channels=in_channels), n_steps=1)).eval()
+    image = torch.rand(2, in_channels, 64, 96)
+    network = MapScorer(scorer)
+    with torch.no_grad():
+        maps = network(image)
+        output = scorer.aeflow(image)
+    assert {key: tuple(value.shape) for key, value in maps.items()} == {
+        "anomaly_map": (2, 1, 64, 96),
+        "reconstruction": (2, in_channels, 64, 96),
+        "residual": (2, 1, 64, 96),
+        "log_likelihood": (2, 1, 64, 96),
+    }
+    assert torch.equal(maps["anomaly_map"], scorer(image).detach())
+    assert torch.equal(maps["reconstruction"], output.reconstruction)
+    residual = (image - output.reconstruction).abs().sum(dim=1, keepdim=True) / in_channels
+    torch.testing.assert_close(maps["residual"], residual)
+    fine, coarse = (F.interpolate(m, size=(64, 96), mode="bilinear") for m in output.log_likelihoods)
+    torch.testing.assert_close(maps["log_likelihood"], (fine + coarse) / 2)
+    assert network.scorer is scorer
+
+
+def build(stages: tuple[int, ...] = (2, 3), backbone: str = "tf_efficientnet_lite0", **options: Any) -> AnomalyScorer:
+    return AnomalyScorer(AEFlow(Encoder(backbone, stages=stages, weights="random"), **{"n_steps": 2, **options}))
+
+
+@pytest.mark.parametrize(
+    ("other", "detail"),
+    [
+        (lambda: build(n_steps=3), r"tensors unknown to the network, first aeflow\.flows\.0\.steps\.2\."),
+        (lambda: build(n_steps=1), r"tensors missing from the checkpoint, first aeflow\.flows\.0\.steps\.1\."),
+        (lambda: build(stages=(3,)), r"tensors missing from the checkpoint, first aeflow\.flows\.1\."),
+        (lambda: build(stages=(2, 4)), r"tensors of another shape, first .*in the checkpoint, .* in the network"),
+        (lambda: build(subnet="resnet"), r"tensors missing .*; .*tensors unknown to the network, first .*subnet"),
+        (lambda: build(hidden_channels=8), r"tensors of another shape, first aeflow\.flows\.0\.steps\.0\.subnet"),
+        (lambda: build(feature_norm=False), r"3? ?tensors missing from the checkpoint, first aeflow\.flows\.0\.norm"),
+        (lambda: build(backbone="resnet10t"), r"tensors missing from the checkpoint, first aeflow\.encoder"),
+    ],
+)
+def test_checkpoint_of_another_architecture_is_named(other: Callable[[], AnomalyScorer], detail: str) -> None:
+    network = build()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    remedy = r"Give the same config files and network options \(backbone, stages, n_steps, subnet.*--ckpt_path"
+    with pytest.raises(ValueError, match=rf"another architecture.*{detail}.*{remedy}"):
+        network.load_state_dict(other().state_dict())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_state_may_be_loaded_in_part_if_asked() -> None:
+    network = build()
+    keys = network.load_state_dict({"map_threshold": torch.tensor(4.0)}, strict=False)
+    assert network.map_threshold == 4
+    assert "case_threshold" in keys.missing_keys
+
+
+def test_new_scorer_flags_nothing() -> None:
+    scorer = build()
+    for name in ("map_threshold", "slice_threshold", "case_threshold"):
+        assert getattr(scorer, name) == torch.inf
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scoring": "density"}, r"Unknown scoring 'density': choose one of \['calibrated', 'paper'\]"),
+        ({"beta": 1.5}, r"beta .* in \[0, 1\]; got 1\.5"),
+        ({"slice_share": 0.0}, r"slice_share .* in \(0, 1\]; got 0\.0"),
+        ({"case_share": 1.1}, r"case_share .* in \(0, 1\]; got 1\.1"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), **options)

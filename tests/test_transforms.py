@@ -1,0 +1,309 @@
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.transforms import Compose, Invertd, LoadImage
+from PIL import Image
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from aeflow_monai import AEFlow, AnomalyScorer, Encoder, EnsureVolumed, MaskMapd, MatchChannelsd, ScoreMapd
+from aeflow_monai.transforms import intensity_statistics
+
+Array = npt.NDArray[Any]
+
+# SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
+
+READERS = ["ITKReader", "NibabelReader"]
+CONFIG = Path(__file__).parents[1] / "bundle" / "configs" / "train.yaml"
+
+
+@pytest.fixture(scope="module")
+def chain() -> Compose:
+    """The preprocessing of the bundle, to 64 rows and columns."""
+    parser = ConfigParser()
+    parser.read_config(CONFIG)
+    parser["image_size"] = [64, 64]
+    parsed = parser.get_parsed_content("preprocessing")
+    assert isinstance(parsed, Compose)
+    return parsed
+
+
+def affine_of(
+    angles: tuple[float, ...] = (0, 0, 0),
+    spacing: tuple[float, ...] = (1, 1, 1),
+    order: tuple[int, ...] = (0, 1, 2),
+    origin: tuple[float, ...] = (-30, 12, 7.5),
+) -> Array:
+    """Voxel axis k points along patient axis order[k] (0 to the right, 1 to the front, 2 up), then all is turned."""
+    affine = np.eye(4)
+    axes = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(spacing)
+    affine[:3, :3] = axes[:, order]
+    affine[:3, 3] = origin
+    return affine
+
+
+AFFINES = {
+    "RAS": affine_of(),
+    "oblique": affine_of((10, -20, 35), (1, 1.2, 3)),
+    "flipped": affine_of(spacing=(-1, 1, -2)),
+    "anisotropic": affine_of(spacing=(0.5, 0.5, 6)),
+    "permuted": affine_of((5, 0, 0), (0.9, 1.1, 4), order=(2, 0, 1)),
+    "permuted and flipped": affine_of((0, 8, 0), (-0.9, -1.1, 4), order=(1, 2, 0)),
+}
+FLAT_AFFINES = {
+    **AFFINES,
+    "coronal": affine_of(order=(0, 2, 1)),
+    "coronal, flipped and swapped": affine_of((0, 10, 0), (-1, 2, -0.7), order=(2, 0, 1)),
+    "sagittal": affine_of(order=(1, 2, 0)),
+    "sagittal, flipped and swapped": affine_of((-10, 0, 15), (3, -1, -1), order=(2, 1, 0)),
+    "oblique to all": affine_of((40, 40, 40), (1, 1, 1)),
+}
+
+
+def patient_coordinate(axis: int, shape: tuple[int, ...], affine: Array) -> Array:
+    """What lies further along the patient's axis is brighter: from 100 to 1100."""
+    indices = np.indices((*shape, 1)[:3]).reshape(3, -1)
+    position = (affine[:3, :3] @ indices)[axis].reshape(shape)
+    return (100 + 1000 * (position - position.min()) / np.ptp(position)).astype(np.float32)
+
+
+def save_nifti(path: Path, array: Array, affine: Array) -> Path:
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def there_and_back(chain: Compose, path: Path) -> tuple[MetaTensor, MetaTensor]:
+    """The image at the network's door, and a map which equals it there, brought back to the file's grid."""
+    batch = list_data_collate([chain({"image": path})])
+    batch["map"] = batch["image"] * 1
+    (case,) = decollate_batch(batch)
+    back = Invertd("map", chain, orig_keys="image", nearest_interp=False)(dict(case))["map"]
+    return case["image"], back
+
+
+def assert_on_the_grid_of_the_file(back: MetaTensor, path: Path) -> None:
+    loaded = LoadImage(reader=READERS, image_only=True)(path)
+    shape = loaded.shape[:2] if path.suffix == ".png" else loaded.shape  # a picture's channels come last
+    assert back.shape == (1, *shape)
+    assert back.affine.shape == loaded.affine.shape
+    torch.testing.assert_close(back.affine, loaded.affine, rtol=0, atol=1e-6)
+
+
+class TestGeometry:
+    @pytest.mark.parametrize("name", AFFINES)
+    def test_volume_comes_back_on_its_own_grid(self, chain: Compose, name: str, tmp_path: Path) -> None:
+        shape = (40, 50, 12)
+        values = sum(w * patient_coordinate(a, shape, AFFINES[name]) for a, w in enumerate((0.5, 0.3, 0.2)))
+        path = save_nifti(tmp_path / "volume.nii.gz", values, AFFINES[name])
+        door, back = there_and_back(chain, path)
+        assert door.shape[:3] == (1, 64, 64)
+        assert_on_the_grid_of_the_file(back, path)
+        low, high = np.percentile(values, (0, 99.5))
+        expected = ((values - low) / (high - low)).clip(0, 1)
+        np.testing.assert_allclose(back[0].numpy(), expected, atol=0.05)
+
+    @pytest.mark.parametrize("name", FLAT_AFFINES)
+    def test_2d_nifti_comes_back_on_its_own_grid(self, chain: Compose, name: str, tmp_path: Path) -> None:
+        x, y = np.meshgrid(np.linspace(0, 1, 40), np.linspace(0, 2, 50), indexing="ij")
+        path = save_nifti(tmp_path / "flat.nii.gz", (x + y).astype(np.float32), FLAT_AFFINES[name])
+        door, back = there_and_back(chain, path)
+        assert door.shape == (1, 64, 64, 1)
+        assert_on_the_grid_of_the_file(back, path)
+        np.testing.assert_allclose(back[0].numpy(), (x + y) / 3, atol=0.05)
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+    def test_picture_comes_back_on_its_own_grid_and_stands_upright(
+        self, chain: Compose, mode: str, tmp_path: Path
+    ) -> None:
+        rows, columns = np.meshgrid(np.linspace(0, 60, 32), np.linspace(0, 180, 48), indexing="ij")
+        pixels = np.rint(rows + columns).astype(np.uint8)
+        path = tmp_path / "picture.png"
+        Image.fromarray(pixels).convert(mode).save(path)
+        door, back = there_and_back(chain, path)
+        assert door.shape == (1, 64, 64, 1)
+        assert_on_the_grid_of_the_file(back, path)
+        expected = pixels / np.percentile(pixels, 99.5)
+        np.testing.assert_allclose(back[0].numpy().T, expected, atol=0.05)
+        # row by row and column by column what the file shows
+        resized = np.asarray(Image.fromarray(expected.astype(np.float32)).resize((64, 64), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(door[0, :, :, 0].numpy(), resized, atol=0.05)
+
+    @pytest.mark.parametrize("name", AFFINES)
+    def test_each_slice_of_a_volume_stands_upright(self, chain: Compose, name: str, tmp_path: Path) -> None:
+        # the first row is in front, the first column on the patient's right, the first slice lowest
+        for axis, (dimension, sign) in enumerate([(2, -1), (1, -1), (3, 1)]):
+            values = patient_coordinate(axis, (40, 50, 12), AFFINES[name])
+            door = chain({"image": save_nifti(tmp_path / f"{axis}.nii.gz", values, AFFINES[name])})["image"]
+            steps = sign * door.as_tensor().diff(dim=dimension)
+            assert (steps.mean(dim=dimension) > 0).all()
+            means = sign * door.as_tensor().mean(dim=[d for d in range(4) if d != dimension]).diff()
+            assert (means >= 0).all()  # equal where the resampling extends the border
+            assert (means > 0).sum() > len(means) / 2
+
+    @pytest.mark.parametrize(
+        ("names", "rows", "columns"),  # of the patient's axes, seen in the plane
+        [
+            (("RAS", "oblique", "flipped"), 1, 0),
+            (("coronal", "coronal, flipped and swapped", "permuted"), 2, 0),
+            (("sagittal", "sagittal, flipped and swapped", "permuted and flipped"), 2, 1),
+        ],
+    )
+    def test_2d_nifti_stands_upright(
+        self, chain: Compose, names: tuple[str, ...], rows: int, columns: int, tmp_path: Path
+    ) -> None:
+        # superior or front on top; the patient's right, or in a sagittal image the front, on the left
+        for name in names:
+            for dimension, axis in ((1, rows), (2, columns)):
+                values = patient_coordinate(axis, (40, 50), FLAT_AFFINES[name])
+                door = chain({"image": save_nifti(tmp_path / "flat.nii", values, FLAT_AFFINES[name])})["image"]
+                assert (door.as_tensor().diff(dim=dimension).mean(dim=dimension) < 0).all(), name
+
+    def test_ras_volume_by_eye(self, chain: Compose, tmp_path: Path) -> None:
+        values = np.zeros((64, 64, 3), np.float32)
+        values[-20:, -10:, 1] = 1  # right and in front, in the middle slice
+        door = chain({"image": save_nifti(tmp_path / "volume.nii.gz", values, np.eye(4))})["image"]
+        expected = torch.zeros(1, 64, 64, 3)
+        expected[:, :10, :20, 1] = 1
+        torch.testing.assert_close(door.as_tensor(), expected)
+
+    def test_intensities_are_in_range(self, chain: Compose, tmp_path: Path) -> None:
+        values = np.random.default_rng(0).normal(-500, 300, (20, 20, 5)).astype(np.float32)
+        door = chain({"image": save_nifti(tmp_path / "volume.nii.gz", values, np.eye(4))})["image"]
+        assert 0 <= door.min() < 0.3
+        assert 0.7 < door.max() <= 1
+
+
+class TestEnsureVolumed:
+    @pytest.mark.parametrize("affine", [affine_of(order=(0, 2, 1)), np.diag([-0.5, -0.5, 1])])  # 4 x 4 and 3 x 3
+    def test_image_becomes_a_volume_and_back(self, affine: Array) -> None:
+        image = MetaTensor(torch.rand(2, 5, 6), affine=torch.as_tensor(affine))
+        transform = EnsureVolumed("image")
+        volume = transform({"image": image})["image"]
+        assert volume.shape == (2, 5, 6, 1)
+        assert volume.affine.shape == (4, 4)
+        assert torch.equal(volume[..., 0].as_tensor(), image.as_tensor())
+        back = transform.inverse({"image": volume})["image"]
+        assert torch.equal(back.as_tensor(), image.as_tensor())
+        assert torch.equal(back.affine, torch.as_tensor(affine))
+        assert back.applied_operations == []
+        assert image.shape == (2, 5, 6)  # what went in is as it was
+        assert torch.equal(image.affine, torch.as_tensor(affine))
+        assert image.applied_operations == []
+
+    @pytest.mark.parametrize("depth", [1, 4])
+    def test_volume_passes_unchanged(self, depth: int) -> None:
+        image = MetaTensor(torch.rand(1, 5, 6, depth), affine=torch.as_tensor(AFFINES["permuted"]))
+        transform = EnsureVolumed("image")
+        volume = transform({"image": image})["image"]
+        back = transform.inverse({"image": volume})["image"]
+        for tensor in (volume, back):
+            assert tensor.shape == (1, 5, 6, depth)
+            torch.testing.assert_close(tensor.affine, torch.as_tensor(AFFINES["permuted"]))
+
+    @pytest.mark.parametrize("shape", [(1, 4, 4, 4, 2), (4, 4)])
+    def test_other_dimensions_are_refused(self, shape: tuple[int, ...]) -> None:
+        image = MetaTensor(torch.zeros(shape), meta={"filename_or_obj": "series.nii.gz"})
+        message = rf"at 'image'; got shape \({', '.join(map(str, shape))}\) in series\.nii\.gz\. Split a series"
+        with pytest.raises(ValueError, match=message):
+            EnsureVolumed("image")({"image": image})
+
+    def test_missing_keys(self) -> None:
+        assert EnsureVolumed("image", allow_missing_keys=True)({"case": "a"}) == {"case": "a"}
+        with pytest.raises(KeyError, match="image"):
+            EnsureVolumed("image")({"case": "a"})
+
+
+class TestMatchChannels:
+    @pytest.mark.parametrize(
+        ("given", "wanted", "expected"),
+        [
+            ([5.0], 1, [5.0]),
+            ([1.0, 2.0, 6.0], 3, [1.0, 2.0, 6.0]),
+            ([1.0, 2.0, 6.0], 1, [3.0]),
+            ([1.0, 2.0, 6.0, 255.0], 1, [3.0]),  # the fourth is opacity
+            ([5.0], 3, [5.0, 5.0, 5.0]),
+            ([5.0], 4, [5.0, 5.0, 5.0, 5.0]),
+        ],
+    )
+    @pytest.mark.parametrize("size", [(2, 3), (2, 3, 4)])
+    def test_by_hand(self, given: list[float], wanted: int, expected: list[float], size: tuple[int, ...]) -> None:
+        def image(values: list[float]) -> Tensor:
+            return torch.tensor(values).view(-1, *[1] * len(size)).expand(-1, *size)
+
+        found = MatchChannelsd("image", wanted)({"image": image(given)})["image"]
+        torch.testing.assert_close(found, image(expected))
+
+    def test_geometry_stays(self) -> None:
+        affine = torch.as_tensor(AFFINES["oblique"])
+        for given, wanted in ((3, 1), (1, 3)):
+            found = MatchChannelsd("image", wanted)({"image": MetaTensor(torch.rand(given, 4, 4, 4), affine=affine)})
+            torch.testing.assert_close(found["image"].affine, affine)
+
+    @pytest.mark.parametrize(("given", "wanted"), [(2, 3), (4, 3), (3, 2)])
+    def test_other_numbers_are_named(self, given: int, wanted: int) -> None:
+        image = MetaTensor(torch.zeros(given, 4, 4), meta={"filename_or_obj": "a.png"})
+        message = rf"takes {wanted} channels; 'image' has {given} in a\.png\. Set in_channels"
+        with pytest.raises(ValueError, match=message):
+            MatchChannelsd("image", wanted)({"image": image})
+
+
+@pytest.fixture(scope="module")
+def scorer() -> AnomalyScorer:
+    torch.manual_seed(0)
+    return AnomalyScorer(AEFlow(Encoder(), n_steps=1), slice_share=0.1, case_share=0.4).eval()
+
+
+def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
+    slices = torch.rand(5, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        maps = scorer(slices)
+    case = {"map": MetaTensor(maps.movedim(0, -1)), "image": MetaTensor(slices.movedim(0, -1)), "case": "a"}
+    expected = scorer.slice_scores(maps)
+    score = float(scorer.case_score(expected))
+    for threshold, prediction in ((score - 1e-3, 1), (score + 1e-3, 0), (torch.inf, 0)):
+        scorer.case_threshold.fill_(threshold)
+        found = ScoreMapd("map", "image", scorer)(case)
+        assert torch.equal(torch.as_tensor(found["slice_scores"]), expected)
+        assert found["anomaly_score"] == score
+        assert type(found["anomaly_score"]) is float
+        assert found["prediction"] == prediction
+    assert {key: found[key] for key in intensity_statistics(slices)} == pytest.approx(intensity_statistics(slices))
+    assert found["case"] == "a"
+
+
+def test_mask_is_where_the_map_exceeds_the_threshold(scorer: AnomalyScorer) -> None:
+    values = torch.tensor([1.0, 2.0, 2.5, -3.0]).view(1, 2, 2, 1)
+    anomaly_map = MetaTensor(values, affine=torch.as_tensor(AFFINES["oblique"]))
+    transform = MaskMapd("map", scorer)  # built before the checkpoint brings the threshold
+    scorer.map_threshold.fill_(2.0)
+    mask = transform({"map": anomaly_map})["mask"]
+    assert mask.dtype == torch.uint8
+    assert mask.flatten().tolist() == [0, 0, 1, 0]
+    torch.testing.assert_close(mask.affine, anomaly_map.affine)
+    scorer.map_threshold.fill_(torch.inf)
+    assert transform({"map": anomaly_map})["mask"].sum() == 0
+
+
+@pytest.mark.parametrize("n", [100, 2000, 200_000])
+def test_intensity_statistics_are_those_of_numpy(n: int) -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=n).astype(np.float32)
+    found = intensity_statistics(torch.as_tensor(values).view(1, 2, -1))
+    assert found["intensity_mean"] == pytest.approx(values.mean(), rel=1e-5)
+    assert found["intensity_std"] == pytest.approx(values.std(), rel=1e-5)
+    assert found["intensity_p95"] == np.percentile(values, 95, method="inverted_cdf")
+
+
+def test_intensity_statistics_of_one_value() -> None:
+    assert intensity_statistics(torch.tensor([3.0])) == {
+        "intensity_mean": 3.0,
+        "intensity_std": 0.0,
+        "intensity_p95": 3.0,
+    }
