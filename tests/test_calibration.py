@@ -67,9 +67,10 @@ class TestUpperThreshold:
             upper_threshold([], 0.95)
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9, 1.0])
-def test_terms_and_map_of_the_normals_become_standard(beta: float) -> None:
-    scorer, images = a_scorer(beta=beta), blobs()
+@pytest.mark.parametrize("scoring", ["likelihood", "latent"])
+@pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
+def test_terms_and_map_of_the_normals_become_standard(beta: float, scoring: str) -> None:
+    scorer, images = a_scorer(beta=beta, scoring=scoring), blobs()
     calibrate(scorer, batches_of(images, 4))
     with torch.no_grad():
         terms = scorer.terms(scorer.aeflow(images), images).double().transpose(0, 1).flatten(1)

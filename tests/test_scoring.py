@@ -131,13 +131,17 @@ class TestTrained:
             assert torch.isfinite(getattr(loaded, name)).all(), name
 
 
+@pytest.mark.parametrize("scoring", ["likelihood", "latent"])
 @pytest.mark.parametrize("stages", [(3,), (2, 3)])
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-def test_calibrated_map_is_the_stated_formula(stages: tuple[int, ...], beta: float, normals: Tensor) -> None:
-    scorer = a_scorer(stages, beta=beta)
+def test_map_is_the_stated_formula(stages: tuple[int, ...], beta: float, scoring: str, normals: Tensor) -> None:
+    scorer = a_scorer(stages, beta=beta, scoring=scoring)
     with torch.no_grad():
         output = scorer.aeflow(normals[:2])
-        terms = [-F.interpolate(m, size=(SIZE, SIZE), mode="bilinear") for m in output.log_likelihoods]
+        flows = [-m for m in output.log_likelihoods]
+        if scoring == "latent":  # without the log-determinant
+            flows = [(0.5 * z**2 + 0.5 * np.log(2 * np.pi)).mean(dim=1, keepdim=True) for z in output.latents]
+        terms = [F.interpolate(m, size=(SIZE, SIZE), mode="bilinear") for m in flows]
         terms.append(1 - ssim_by_hand(output.reconstruction, normals[:2]).float())
         torch.testing.assert_close(scorer.terms(output, normals[:2]), torch.cat(terms, dim=1), rtol=1e-4, atol=1e-4)
         standard = [(t - m) / s for t, m, s in zip(terms, scorer.term_mean, scorer.term_std, strict=True)]
@@ -278,7 +282,7 @@ def test_new_scorer_flags_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scoring": "density"}, r"Unknown scoring 'density': choose one of \['calibrated', 'paper'\]"),
+        ({"scoring": "density"}, r"Unknown scoring 'density': choose one of \['likelihood', 'latent', 'paper'\]"),
         ({"beta": 1.5}, r"beta .* in \[0, 1\]; got 1\.5"),
         ({"slice_share": 0.0}, r"slice_share .* in \(0, 1\]; got 0\.0"),
         ({"case_share": 1.1}, r"case_share .* in \(0, 1\]; got 1\.1"),
