@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import adapt_input_conv, load_state_dict
+from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
 
 __all__ = ["Encoder"]
@@ -77,8 +78,10 @@ class Encoder(nn.Module):
         options = {"features_only": True, "out_indices": tuple(stages), "in_chans": backbone_channels}
         self.backbone = _build(backbone, weights, options)
         info: Any = self.backbone.feature_info
+        _drop_unused_blocks(self.backbone, info, stages)
         self.channels: list[int] = list(info.channels())
         self.strides: list[int] = list(info.reduction())
+        self.channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
         mean, std = _normalisation(backbone, weights, backbone_channels)
         # buffers: a checkpoint then carries the scaling that belongs to its weights
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
@@ -115,7 +118,9 @@ class Encoder(nn.Module):
 
     def _features(self, image: Tensor) -> list[Tensor]:
         # one channel broadcasts against the three of mean and std
-        return list(self.backbone((image - self.mean) / self.std))
+        stages = list(self.backbone((image - self.mean) / self.std))
+        # Swin and its like give (N, h, w, C)
+        return [s.permute(0, 3, 1, 2) for s in stages] if self.channels_last else stages
 
 
 def _build(backbone: str, weights: str, options: dict[str, Any]) -> nn.Module:
@@ -133,6 +138,13 @@ def _build(backbone: str, weights: str, options: dict[str, Any]) -> nn.Module:
         raise ValueError(
             f"{backbone} has feature stages 0 to {n_stages - 1}; got stages={list(options['out_indices'])}."
         ) from error
+
+
+def _drop_unused_blocks(backbone: Any, info: Any, stages: Sequence[int]) -> None:
+    """Timm's EfficientNets keep computing after the last stage that is asked for; most other backbones do not."""
+    if isinstance(backbone, EfficientNetFeatures):
+        last = max(int(info.info[stage]["module"].removeprefix("blocks.")) for stage in stages)
+        backbone.blocks = backbone.blocks[: last + 1]
 
 
 def _create(backbone: str, **options: Any) -> nn.Module:

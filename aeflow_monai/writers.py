@@ -53,6 +53,7 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
 
     Example:
         >>> import tempfile
+        >>> import nibabel as nib
         >>> affine = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0]))
         >>> anomaly_map = MetaTensor(torch.rand(1, 8, 8, 4), affine=affine)
         >>> with tempfile.TemporaryDirectory() as folder:
