@@ -14,7 +14,16 @@ from aeflow_monai import write_phantom
 ROOT = Path(__file__).parent.parent
 # A network and a training that take seconds; explicit, so that a change of the defaults changes no test.
 NETWORK = {"image_size": [64, 64], "n_steps": 2, "hidden_channels": 8}
-TRAINING = {**NETWORK, "epochs": 3, "batch_size": 8, "min_foreground": 0.0, "seed": 0}
+TRAINING = {
+    **NETWORK,
+    "epochs": 3,
+    "batch_size": 8,
+    "learning_rate": 0.001,
+    "alpha": 0.5,
+    "min_foreground": 0.0,
+    "calibration_fraction": 0.15,
+    "seed": 0,
+}
 
 RunWorkflow = Callable[..., ConfigWorkflow]
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]

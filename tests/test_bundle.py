@@ -182,7 +182,7 @@ def test_two_processes_share_each_epoch_and_end_with_the_same_weights(
     assert [step for step, _ in loss_curve(tmp_path, "train_loss")] == [1, 2]
 
 
-def test_tensorboard_holds_the_losses_in_their_parts_and_a_picture(trained: Path) -> None:
+def test_tensorboard_holds_the_losses_in_their_parts_and_a_picture(trained: Path, tiny_training: Options) -> None:
     tags = events(trained).Tags()
     parts = {f"{kind}_{part}" for kind in ("train", "val") for part in ("loss", "flow_loss", "reconstruction_loss")}
     assert parts <= set(tags["scalars"])
@@ -191,7 +191,7 @@ def test_tensorboard_holds_the_losses_in_their_parts_and_a_picture(trained: Path
     for kind in ("train", "val"):
         assert list(curves[f"{kind}_loss"]) == [1, 2, 3]
         for epoch, loss in curves[f"{kind}_loss"].items():
-            alpha = 0.5
+            alpha = tiny_training["alpha"]
             flow, reconstruction = (curves[f"{kind}_{part}"][epoch] for part in ("flow_loss", "reconstruction_loss"))
             assert loss == pytest.approx(alpha * flow + (1 - alpha) * reconstruction, rel=1e-5)
 
@@ -200,10 +200,9 @@ def test_a_training_that_diverges_leaves_an_earlier_model_untouched(
     tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_training: Options
 ) -> None:
     shutil.copy(trained / "model.pt", tmp_path)
+    options = {**tiny_training, "learning_rate": 1e20, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
     with pytest.raises(RuntimeError) as raised:
-        run_workflow(
-            "train.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path), **tiny_training, learning_rate=1e20
-        )
+        run_workflow("train.yaml", **options)
     assert isinstance(root_error(raised), ValueError)
     assert "the training diverged. Lower learning_rate" in str(root_error(raised))
     assert (tmp_path / "model.pt").read_bytes() == (trained / "model.pt").read_bytes()
@@ -642,8 +641,9 @@ def test_chest_xray_end_to_end(
             chosen = [row for row in rows if (row["split"], row["abnormal"]) == (split, abnormal)][:count]
             writer.writerows([source / row["path"], split, abnormal] for row in chosen)
     where = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "run")}
-    del tiny_training["min_foreground"]
-    run_workflow(["train.yaml", "chest_xray.yaml"], **where, **tiny_training)
+    own = {"min_foreground", "calibration_fraction", "alpha", "learning_rate"}  # what the protocol itself decides
+    options = {key: value for key, value in tiny_training.items() if key not in own}
+    run_workflow(["train.yaml", "chest_xray.yaml"], **where, **options)
     run_workflow(["train.yaml", "chest_xray.yaml", "evaluate.yaml"], **where, n_bootstrap=20, **tiny_network)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (metrics["n_normal"], metrics["n_abnormal"]) == (6, 6)

@@ -1,6 +1,5 @@
 import csv
 import json
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +67,6 @@ def test_a_training_that_fails_leaves_the_earlier_model(tmp_path: Path, scorer: 
     engine = trainer_of([1.0])
     DivergenceGuard().attach(engine)
     CalibratedModelSaver(scorer, normals(), tmp_path / "model.pt").attach(engine)
-    logging.getLogger("ignite").setLevel(logging.CRITICAL)
     with pytest.raises(ValueError, match="diverged"):
         engine.run([1.0, math.nan], max_epochs=1)
     assert (tmp_path / "model.pt").read_bytes() == b"earlier"

@@ -1,4 +1,3 @@
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +7,6 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-import aeflow_monai
 from aeflow_monai import announce, bundle_root, check_config, explain_errors, home, require_checkpoint
 from aeflow_monai.workflow import keep_freed_memory
 
@@ -217,8 +215,3 @@ def test_announce_names_what_exists(
 def test_the_allocator_can_be_tuned_twice() -> None:
     keep_freed_memory()
     keep_freed_memory()
-
-
-def test_nothing_is_done_at_import() -> None:
-    assert "AEFLOW_HOME" in os.environ
-    assert sys.excepthook.__module__ != aeflow_monai.workflow.__name__
