@@ -1,10 +1,8 @@
 import csv
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-import matplotlib.image
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +13,10 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from aeflow_monai.writers import ScoreTable, WriteMapsd, WriteOverlayd, write_json
+from aeflow_monai.writers import ScoreTable, WriteMapsd, write_json
 
 Array = npt.NDArray[Any]
 
-# SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
-pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 # MONAI's Orientation says so of every 2D image, whatever axcodes it is given.
 two_dimensional = pytest.mark.filterwarnings("ignore:axcodes .* length is smaller:UserWarning")
 
@@ -207,9 +203,8 @@ def test_unknown_extension_is_refused_at_construction(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", ["../a", "a/b", "a\\b", "..", "", 7])
 def test_case_cannot_leave_the_folder(tmp_path: Path, case: Any) -> None:
     data = {"case": case, "x": MetaTensor(torch.rand(1, 4, 4, 4))}
-    for writer in (WriteMapsd(["x"], tmp_path / "out"), WriteOverlayd("x", "x", tmp_path / "out", 3.0)):
-        with pytest.raises(ValueError, match="case has to be a file name without path separators"):
-            writer(data)
+    with pytest.raises(ValueError, match="case has to be a file name without path separators"):
+        WriteMapsd(["x"], tmp_path / "out")(data)
     assert not list(tmp_path.rglob("*.*"))
 
 
@@ -248,114 +243,6 @@ def test_data_off_its_grid_is_refused(tmp_path: Path) -> None:
     for change in (Resized("image", [64, 64, -1]), Orientationd("image", axcodes="RAS", labels=None)):
         with pytest.raises(ValueError, match=r"on the grid of its input, shape \(20, 30, 6\) .* apply Invertd first"):
             WriteMapsd(["image"], tmp_path)(change(case))
-
-
-def overlay_case(**more: Any) -> dict[str, Any]:
-    image, anomaly_map = torch.rand(1, 48, 40, 6), torch.zeros(1, 48, 40, 6)
-    anomaly_map[0, 10:20, 10:20, 4] = 5
-    return {"case": "sub-01", "image": image, "anomaly_map": anomaly_map, **more}
-
-
-def write_overlay(folder: Path, data: dict[str, Any], threshold: Any = 3.0, **options: Any) -> Array:
-    WriteOverlayd("image", "anomaly_map", folder, threshold, **options)(data)
-    return matplotlib.image.imread(folder / f"{data['case']}_overlay.png")[..., :3]
-
-
-def test_overlay_is_a_picture_with_three_panels(tmp_path: Path) -> None:
-    truth = torch.zeros(1, 48, 40, 6, dtype=torch.bool)
-    truth[0, 12:22, 12:22] = True
-    data = overlay_case(mask_truth=truth, anomaly_score=torch.tensor([4.5]), slice_scores=torch.arange(6.0))
-    picture = write_overlay(tmp_path / "new", data)
-    height, width, _ = picture.shape
-    assert 300 < height < width < 2000
-    for panel in np.array_split(picture[:, : int(0.9 * width)], 3, axis=1):
-        assert panel.std() > 0.1
-    plain = write_overlay(tmp_path, overlay_case(image=data["image"]))
-    assert (plain != picture).any()
-
-
-def test_same_value_has_the_same_colour_in_every_picture(tmp_path: Path) -> None:
-    """Left half 4 SD in both; what stands in the right half must not matter there."""
-    pictures = []
-    for case, other in (("a", 0.0), ("b", 40.0)):
-        anomaly_map = torch.full((1, 60, 60), 4.0)
-        anomaly_map[..., 30:] = other
-        data = {"case": case, "image": torch.full((1, 60, 60), 0.5), "anomaly_map": anomaly_map}
-        pictures.append(write_overlay(tmp_path, data))
-    one, two = pictures
-    assert one.shape == two.shape
-    row, width = one.shape[0] // 2, one.shape[1]
-    columns = [int(width * share) for share in (0.38, 0.40, 0.42)]
-    colours = one[row, columns]
-    np.testing.assert_array_equal(colours, two[row, columns])
-    assert (colours[:, 0] > colours[:, 2] + 0.2).all()  # warm, not the grey below
-    assert (one[row] != two[row]).any()
-
-
-@pytest.mark.parametrize("scores", [None, torch.tensor([0.0, 0, 9, 0, 0, 0]), [0.0, 0, 9, 0, 0, 0]])
-def test_most_anomalous_slice_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Any) -> None:
-    titles = []
-    from aeflow_monai import writers
-
-    draw = writers._draw
-    monkeypatch.setattr(writers, "_draw", lambda *args, **kw: titles.append(kw["title"]) or draw(*args, **kw))
-    write_overlay(tmp_path, overlay_case(**({} if scores is None else {"slice_scores": scores})))
-    assert titles == ["sub-01   |   slice 5 of 6" if scores is None else "sub-01   |   slice 3 of 6"]
-
-
-def test_threshold_is_read_when_a_case_is_written(tmp_path: Path) -> None:
-    stored = torch.tensor(float("nan"))
-    data = overlay_case()
-    for threshold in (stored, lambda: float(stored)):
-        stored.fill_(float("nan"))
-        write = WriteOverlayd("image", "anomaly_map", tmp_path, threshold, vmax=6.0)
-        with pytest.raises(ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"):
-            write(data)
-        pictures = []
-        for value in (3.0, 100.0):
-            stored.fill_(value)
-            write(data)
-            pictures.append(matplotlib.image.imread(tmp_path / "sub-01_overlay.png"))
-        assert (pictures[0] != pictures[1]).any()
-
-
-def test_pixels_keep_their_proportions_and_sides_their_letters() -> None:
-    from aeflow_monai.writers import _picture_geometry
-
-    # Rows to posterior, 1 mm; columns to the patient's left, 2 mm; slices up, 5 mm.
-    affine = torch.tensor([[0.0, -2, 0, 0], [-1, 0, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]], dtype=torch.float64)
-    image = MetaTensor(torch.rand(1, 8, 8, 8), affine=affine)
-    assert _picture_geometry(image, 2) == (0.5, "APRL")
-    assert _picture_geometry(image, 1) == (0.2, "APIS")
-    assert _picture_geometry(image, 0) == (0.4, "RLIS")
-    assert _picture_geometry(MetaTensor(torch.rand(1, 8, 8), affine=affine), 0) == (0.5, "")
-    assert _picture_geometry(MetaTensor(torch.rand(1, 8, 8, 8)), 2) == (1.0, "")
-    assert _picture_geometry(torch.rand(1, 8, 8), 2) == (1.0, "")
-
-
-@pytest.mark.parametrize("value", [0.0, 3.0, 50.0, -2.0])
-def test_flat_maps_and_odd_names_are_drawn_without_warning(tmp_path: Path, value: float) -> None:
-    flat = torch.full((1, 20, 30), value)
-    data = {
-        "case": "a $x_1$ $",
-        "image": torch.zeros(1, 20, 30),
-        "anomaly_map": flat,
-        "mask_truth": flat > 99,
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        write_overlay(tmp_path, data)
-
-
-def test_wrong_overlays_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="slice_axis has to be 0, 1 or 2, got 3"):
-        WriteOverlayd("image", "anomaly_map", tmp_path, 3.0, slice_axis=3)
-    with pytest.raises(ValueError, match="vmax has to be a positive number of standard deviations, got 0"):
-        WriteOverlayd("image", "anomaly_map", tmp_path, 3.0, vmax=0)
-    with pytest.raises(ValueError, match=r"'anomaly_map' of case 'sub-01' .* write overlays before Invertd"):
-        write_overlay(tmp_path, overlay_case(anomaly_map=torch.zeros(1, 20, 20, 6)))
-    with pytest.raises(ValueError, match=r"'slice_scores' of case 'sub-01' has to be of shape \(6,\)"):
-        write_overlay(tmp_path, overlay_case(slice_scores=torch.zeros(5)))
 
 
 def test_table_keeps_every_digit_and_every_row_before_a_failure(tmp_path: Path) -> None:
