@@ -2,11 +2,18 @@
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.calibration import calibrate
-from aeflow_monai.datalist import find_images, load_datalist, split_normals
+from aeflow_monai.datalist import find_images, load_datalist, require_labels, split_normals
 from aeflow_monai.decoder import Decoder
 from aeflow_monai.encoder import Encoder
 from aeflow_monai.flow import LatentFlow
-from aeflow_monai.handlers import CalibratedModelSaver, DetectionReport, DivergenceGuard, PictureLogger, ScoreWriter
+from aeflow_monai.handlers import (
+    CalibratedModelSaver,
+    DetectionReport,
+    DivergenceGuard,
+    PictureLogger,
+    RequireCalibration,
+    ScoreWriter,
+)
 from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
@@ -42,6 +49,7 @@ __all__ = [
     "MaskMapd",
     "MatchChannelsd",
     "PictureLogger",
+    "RequireCalibration",
     "ScoreMapd",
     "ScoreWriter",
     "SliceDataset",
@@ -59,6 +67,7 @@ __all__ = [
     "load_datalist",
     "prepare_slice_batch",
     "require_checkpoint",
+    "require_labels",
     "split_normals",
     "write_phantom",
     "write_phantom_slices",

@@ -65,8 +65,9 @@ def calibrate(
 
     Args:
         scorer: trained; is set to evaluation mode and back.
-        batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names) and, if kept, "features" (a list,
-            see `Encoder.forward`). Has to be iterable twice and in the same order, and must hold normals only.
+        batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "file" (N paths, where
+            a case has several images) and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable
+            twice and in the same order, and must hold normals only.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
 
@@ -134,14 +135,16 @@ def _fit_thresholds(
     specificity: float,
     device: torch.device | str,
 ) -> None:
-    slices_of_case: dict[str, list[float]] = defaultdict(list)
+    # by file, as evaluation and inference score: a case may have several images
+    slices_of_case: dict[tuple[str, str], list[float]] = defaultdict(list)
     peaks: list[float] = []
     for batch in batches:
         output, image = _output(scorer, batch, device)
         anomaly_map = scorer.anomaly_map(output, image)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
-        for case, score in zip(batch["case"], scorer.slice_scores(anomaly_map).tolist(), strict=True):
-            slices_of_case[case].append(score)
+        files = batch.get("file", batch["case"])
+        for case, file, score in zip(batch["case"], files, scorer.slice_scores(anomaly_map).tolist(), strict=True):
+            slices_of_case[case, file].append(score)
     cases = [float(scorer.case_score(torch.tensor(scores))) for scores in slices_of_case.values()]
     if not all(map(math.isfinite, cases)):
         raise ValueError(

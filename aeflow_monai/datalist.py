@@ -22,7 +22,7 @@ import numpy as np
 from monai.transforms import LoadImage
 from monai.utils import ensure_tuple
 
-__all__ = ["find_images", "load_datalist", "split_normals"]
+__all__ = ["find_images", "load_datalist", "require_labels", "split_normals"]
 
 _EXTENSIONS = (
     *(".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"),
@@ -115,12 +115,38 @@ def load_datalist(
     return _to_items(source, entries, section)
 
 
-def find_images(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def require_labels(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Passes on a datalist that can be evaluated, before anything is computed.
+
+    Args:
+        items: a datalist.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: an item has no label, or all have the same.
+    """
+    unlabelled = [item["image"] for item in items if "label" not in item]
+    classes = {item["label"] for item in items if "label" in item}
+    if unlabelled or classes != {0, 1}:
+        found = f"{len(unlabelled)} of {len(items)} test images have no label" if unlabelled else f"labels {classes}"
+        raise ValueError(
+            f"Evaluation needs test images labelled normal (0) and abnormal (1), both; got {found}. Label them, or use "
+            "inference.yaml, which needs no labels."
+        )
+    return items
+
+
+def find_images(
+    dataset_dir: str | os.PathLike[str], exclude: str | os.PathLike[str] | None = None
+) -> list[dict[str, Any]]:
     """Lists images for inference; no labels are needed.
 
     Args:
         dataset_dir: one image file; or what `load_datalist` takes as a list (then its test images, with label and
             mask where given); or any folder (then every image in it and below it).
+        exclude: a folder that is passed over, such as that of the outputs.
 
     Returns:
         Items as from `load_datalist`, but no two with one case: outputs are named after it. Images that share a
@@ -143,6 +169,9 @@ def find_images(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if source.is_file() and not _is_image(source):
         return _one_case_per_image(load_datalist(source, "test"))
     paths = [source] if source.is_file() else _images_below(source)
+    if exclude is not None:
+        outputs = Path(exclude).expanduser().absolute()
+        paths = [path for path in paths if not path.is_relative_to(outputs) or outputs == source]
     if not paths:
         raise ValueError(
             f"No image in {source} or below. Expected {', '.join(_EXTENSIONS)}. Give another folder with --dataset_dir."

@@ -18,7 +18,14 @@ from aeflow_monai.metrics import detection_report, format_report
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.writers import ScoreTable, write_json
 
-__all__ = ["CalibratedModelSaver", "DetectionReport", "DivergenceGuard", "PictureLogger", "ScoreWriter"]
+__all__ = [
+    "CalibratedModelSaver",
+    "DetectionReport",
+    "DivergenceGuard",
+    "PictureLogger",
+    "RequireCalibration",
+    "ScoreWriter",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -146,10 +153,38 @@ class PictureLogger:
         self.writer.add_image("image | reconstruction | anomaly map", row.cpu(), epoch)
 
 
+class RequireCalibration:
+    """Refuse to score with a network that is not calibrated; has to stand behind the loader of the checkpoint.
+
+    Args:
+        scorer: the network.
+    """
+
+    def __init__(self, scorer: AnomalyScorer) -> None:
+        self.scorer = scorer
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Look at the thresholds.
+
+        Raises:
+            ValueError: they were never fitted.
+        """
+        if not math.isfinite(float(self.scorer.case_threshold)):
+            raise ValueError(
+                "The checkpoint is not calibrated, so it comes from the middle of a training. Finish the training "
+                "(--resume <this checkpoint>), or give the model.pt that it ends with."
+            )
+
+
 class ScoreWriter:
     """Append a line to scores.csv for each case, as soon as it is scored.
 
-    Columns: case, file, label (if known), score, prediction, most anomalous slice.
+    Columns: case, file, label (if known), score, prediction, most anomalous slice (counted from 1 in the network's
+    orientation, from inferior to superior, as on the overlay).
 
     Args:
         path: of the table; replaced if it exists.
@@ -178,7 +213,7 @@ class ScoreWriter:
                 "file": source["image"].meta["filename_or_obj"],
                 "score": scored["anomaly_score"],
                 "prediction": scored["prediction"],
-                "most_anomalous_slice": int(torch.as_tensor(scored["slice_scores"]).argmax()),
+                "most_anomalous_slice": int(torch.as_tensor(scored["slice_scores"]).argmax()) + 1,
             }
             if self.labelled:
                 row["label"] = int(source["label"])

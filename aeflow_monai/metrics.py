@@ -59,7 +59,7 @@ def detection_report(
         A dictionary that JSON can hold: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`,
         `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
         interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
-        `baselines`, `n_bootstrap`, `seed`.
+        `baselines`, `n_bootstrap`, `bootstrap_seed`.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.
@@ -101,7 +101,7 @@ def detection_report(
     for name, statistic in (baselines or {}).items():
         auroc = float(roc_auc_score(truth, _finite(statistic, f"baseline '{name}'", len(truth))))
         report["baselines"][name] = max(auroc, 1 - auroc)
-    return report | {"n_bootstrap": n_bootstrap, "seed": seed}
+    return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}
 
 
 def format_report(report: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
             construction.
         slice_axis: Spatial axis along which a volume is sliced, 0 to 2.
         vmax: Map value of the brightest colour, in standard deviations; by default 2 * max(threshold, 3).
+        reconstruction_key: Key of the reconstruction, shown beside the image on its grey scale; left out if None.
 
     Raises:
         ValueError: If `slice_axis` or `vmax` is out of range; when called, if the case is no file name, if
@@ -76,8 +77,10 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         threshold: float | torch.Tensor | Callable[[], float],
         slice_axis: int = 2,
         vmax: float | None = None,
+        reconstruction_key: str | None = None,
     ) -> None:
         super().__init__((image_key, map_key))
+        self.reconstruction_key = reconstruction_key
         if slice_axis not in (0, 1, 2):
             raise ValueError(f"slice_axis has to be 0, 1 or 2, got {slice_axis}.")
         if vmax is not None and not 0 < vmax < float("inf"):
@@ -106,6 +109,8 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         vmax = self.vmax if self.vmax is not None else 2 * max(threshold, 3.0)
 
         layers = {self.image_key: to_numpy(d[self.image_key])[0], self.map_key: to_numpy(d[self.map_key])[0]}
+        if self.reconstruction_key is not None:
+            layers[self.reconstruction_key] = to_numpy(d[self.reconstruction_key])[0]
         if "mask_truth" in d:
             layers["mask_truth"] = to_numpy(d["mask_truth"])[0]
         shape = layers[self.image_key].shape
@@ -128,6 +133,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
             layers[self.image_key],
             layers[self.map_key],
             layers.get("mask_truth"),
+            layers.get(self.reconstruction_key or ""),
             grey=grey,
             threshold=threshold,
             vmax=vmax,
@@ -158,8 +164,8 @@ def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:
     affine = ras_affine(image.affine, image.meta)
     row, column = np.linalg.norm(affine[:-1, axes], axis=0)
     letters = ""
-    # A bare picture has no sides, and an identity stands for a missing affine.
-    if image.ndim == 4 and not np.array_equal(affine, np.eye(4)):
+    # A bare picture, one slice thick, has no sides that are known; an identity stands for a missing affine.
+    if image.ndim == 4 and image.shape[1 + slice_axis] > 1 and not np.array_equal(affine, np.eye(4)):
         codes = nib.aff2axcodes(affine)
         down, right = codes[axes[0]], codes[axes[1]]
         letters = OPPOSITE[down] + down + OPPOSITE[right] + right
@@ -183,6 +189,7 @@ def _draw(
     image: Array,
     anomaly_map: Array,
     truth: Array | None,
+    reconstruction: Array | None,
     *,
     grey: Normalize,
     threshold: float,
@@ -190,18 +197,20 @@ def _draw(
     title: str,
     geometry: tuple[float, str],
 ) -> Figure:
-    """Three panels on black, as a viewing station shows them."""
+    """Panels on black, as a viewing station shows them."""
     aspect, letters = geometry
     height = float(np.clip(4 * aspect * image.shape[0] / image.shape[1], 2, 8))
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
-    figure = Figure(figsize=(13.2, height + 1.3), facecolor="black", layout=layout)
+    greys = {"Image": image} | ({} if reconstruction is None else {"Reconstruction": reconstruction})
+    figure = Figure(figsize=(4.4 * (len(greys) + 2), height + 1.3), facecolor="black", layout=layout)
     FigureCanvasAgg(figure)
     figure.suptitle(title, color="white", fontsize=13, parse_math=False)  # a case may be called "a$b$c"
     figure.supxlabel(DISCLAIMER, color="0.6", fontsize=8)
-    axes = figure.subplots(1, 3)
-    names = ("Image", "Anomaly map", f"Map \N{GREATER-THAN OR EQUAL TO} {threshold:.1f} SD")
-    for axis, name in zip(axes, names, strict=True):
-        axis.imshow(image, cmap="gray", norm=grey, aspect=aspect)
+    panels = {**greys, "Anomaly map": image, f"Map \N{GREATER-THAN OR EQUAL TO} {threshold:.1f} SD": image}
+    axes = figure.subplots(1, len(panels))
+    over, outlined = axes[-2:]
+    for axis, (name, picture) in zip(axes, panels.items(), strict=True):
+        axis.imshow(picture, cmap="gray", norm=grey, aspect=aspect)
         axis.set_title(name, color="0.85", fontsize=11)
         axis.set_axis_off()
     places = (
@@ -213,12 +222,12 @@ def _draw(
     for letter, (x, y, across, along) in zip(letters, places, strict=False):
         axes[0].text(x, y, letter, color="0.85", ha=across, va=along, transform=axes[0].transAxes)
 
-    shown = axes[1].imshow(anomaly_map, cmap=_colours(), norm=Normalize(0, vmax, clip=True), aspect=aspect)
-    _outline(axes[2], anomaly_map, threshold, colors=OUTLINE, linewidths=1.4)
+    shown = over.imshow(anomaly_map, cmap=_colours(), norm=Normalize(0, vmax, clip=True), aspect=aspect)
+    _outline(outlined, anomaly_map, threshold, colors=OUTLINE, linewidths=1.4)
     if truth is not None:
-        _outline(axes[2], truth, 0.5, colors=TRUTH, linewidths=1.2, linestyles="dashed")
+        _outline(outlined, truth, 0.5, colors=TRUTH, linewidths=1.2, linestyles="dashed")
         lines = [Line2D([], [], color=OUTLINE), Line2D([], [], color=TRUTH, linestyle="dashed")]
-        axes[2].legend(lines, ["found", "truth"], loc="lower right", fontsize=8, labelcolor="white", facecolor="black")
+        outlined.legend(lines, ["found", "truth"], loc="lower right", fontsize=8, labelcolor="white", facecolor="black")
 
     bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.01, extend="max")
     bar.set_label("anomaly (SD of normals)", color="0.85")

@@ -24,7 +24,7 @@ __all__ = ["PhantomVolume", "make_volume", "write_phantom", "write_phantom_slice
 
 Floats = NDArray[np.floating[Any]]
 
-RECIPE = 1  # raise it when the same seed gives other voxels, so that folders of an older recipe are refused
+RECIPE = 2  # raise it when the same seed gives other voxels, so that folders of an older recipe are refused
 SHAPE = (96, 112, 20)
 MAX_LESIONS = 3
 LESION_KINDS = ("bright", "dark", "ring", "speckled")
@@ -51,7 +51,7 @@ def make_volume(seed: int, n_lesions: int = 0) -> PhantomVolume:
 
     Args:
         seed: whole number from 0; it fixes pose, anatomy, intensities, geometry and the lesions.
-        n_lesions: lesions to add, 0 to 3, each 7 to 16 mm in radius.
+        n_lesions: lesions to add, 0 to 3, each 9 to 19 mm in radius.
 
     Returns:
         The volume. Its axes may be permuted or flipped, as its affine tells; in RAS order the shape is
@@ -150,7 +150,7 @@ def _add_lesions(
     free = room.copy()
     free[:, :, :2] = free[:, :, -2:] = -np.inf
     for kind in rng.permutation(LESION_KINDS)[:n_lesions]:
-        radius = rng.uniform(8, 14)
+        radius = rng.uniform(10, 16)
         candidates = np.argwhere(free > min(0.6 * radius, 0.9 * float(free.max())))
         x, y, z = candidates[rng.integers(len(candidates))]
         offset = grid - _column(grid[:, x, y, z])
@@ -164,7 +164,7 @@ def _add_lesions(
             "ring": np.where(np.abs(distance - 0.82) < 0.2, 0.90, 0.34) + 0.03 * coarse,
             "speckled": 0.58 + 0.17 * fine,
         }[str(kind)]
-        tissue = (tissue + rng.uniform(0.75, 1) * lesion * (target - tissue)).astype(np.float32)
+        tissue = (tissue + rng.uniform(0.9, 1) * lesion * (target - tissue)).astype(np.float32)
         mask |= (lesion >= 0.5).astype(np.uint8)
         free[np.sqrt((offset**2).sum(0)) < radius + 22] = -np.inf  # no two lesions touch
     return tissue, mask
@@ -174,7 +174,8 @@ def _scan(rng: np.random.Generator, seed: int, spacing: Floats, tissue: Floats) 
     """What a scanner stores of the tissue: coil bias, contrast, gain and Rician noise."""
     # Consecutive seeds spread evenly over the settings, so that small groups of cases are alike by design.
     spread = seed * np.array([0.8191725134, 0.6710436067, 0.5497004779]) % 1
-    contrast, gain, sigma = np.array([0.85, 350, 0.018]) + spread * [0.35, 750, 0.017]
+    # plain floats: NumPy 1 and 2 then compute in the same precision
+    contrast, gain, sigma = (np.array([0.85, 350, 0.018]) + spread * [0.35, 750, 0.017]).tolist()
     signal = np.maximum(tissue, 0) ** contrast * np.exp(0.08 * _noise(rng, spacing, 40))
     real, imaginary = rng.normal(0, sigma, (2, *SHAPE))
     stored: NDArray[np.int16] = np.rint(gain * np.hypot(signal + real, imaginary)).astype(np.int16)

@@ -55,6 +55,7 @@ class AnomalyScorer(nn.Module):
     Source: AE-FLOW, ICLR 2023, section 3 (the published score); calibration and thresholds are this project's.
     """
 
+    settings: Tensor
     term_mean: Tensor
     term_std: Tensor
     map_std: Tensor
@@ -84,6 +85,9 @@ class AnomalyScorer(nn.Module):
         self.slice_share = slice_share
         self.case_share = case_share
         n_terms = len(aeflow.flows) + 1
+        # options that change scores but no other tensor: a checkpoint must not be scored with others than its own
+        settings = [SCORINGS.index(scoring), beta, slice_share, case_share]
+        self.register_buffer("settings", torch.tensor(settings, dtype=torch.float64))
         self.register_buffer("term_mean", torch.zeros(n_terms))
         self.register_buffer("term_std", torch.ones(n_terms))
         self.register_buffer("map_std", torch.tensor(1.0))
@@ -161,7 +165,7 @@ class AnomalyScorer(nn.Module):
         """Load a checkpoint's state, and say what is wrong if it belongs to another architecture.
 
         Raises:
-            ValueError: tensors are missing, left over, or of another shape.
+            ValueError: tensors are missing, left over, or of another shape, or the score was defined otherwise.
         """
         own = self.state_dict()
         missing = [key for key in own if key not in state_dict]
@@ -184,9 +188,21 @@ class AnomalyScorer(nn.Module):
             raise ValueError(
                 f"The checkpoint is of another architecture than this network ({'; '.join(details)}). Give the same "
                 "config files and network options (backbone, stages, n_steps, subnet, channels) as in training, or "
-                "choose the checkpoint that belongs to this network (--ckpt_path)."
+                "choose the checkpoint that belongs to this network."
             )
+        self._check_settings(state_dict.get("settings"))
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _check_settings(self, trained: Tensor | None) -> None:
+        if trained is None or torch.equal(trained.cpu(), self.settings.cpu()):
+            return
+        names = ("scoring", "beta", "slice_share", "case_share")
+        pairs = zip(names, _readable(trained), _readable(self.settings), strict=True)
+        described = [f"{name} {was} in the checkpoint, {now} here" for name, was, now in pairs if was != now]
+        raise ValueError(
+            f"The checkpoint's thresholds belong to another score ({'; '.join(described)}). Give the same overlay file "
+            "or options as in training."
+        )
 
     @staticmethod
     def _to_image_size(maps: Sequence[Tensor], image: Tensor) -> Tensor:
@@ -210,6 +226,11 @@ class MapScorer(nn.Module):
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """See `AnomalyScorer.maps`."""
         return self.scorer.maps(image)
+
+
+def _readable(settings: Tensor) -> list[Any]:
+    scoring, *numbers = settings.tolist()
+    return [SCORINGS[int(scoring)], *numbers]
 
 
 def _ssim_map(reconstruction: Tensor, image: Tensor) -> Tensor:

@@ -44,10 +44,13 @@ class SliceDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.images: list[Tensor] = []
         self.cases: list[str] = []
+        self.files: list[str] = []
         self.positions: list[int] = []
         for item in data:
             # without metadata, which differs between file formats and then cannot be batched
             volume = convert_to_tensor(transform(item)["image"], dtype=torch.float32, track_meta=False)
+            if not torch.isfinite(volume).all():
+                raise ValueError(f"{item['image']} holds NaN or infinite values after the preprocessing: replace them.")
             if volume.ndim != 4:
                 raise ValueError(
                     f"Expected a volume of shape (C, H, W, D) from the preprocessing; got {tuple(volume.shape)} for "
@@ -64,6 +67,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                     # a copy of its own: a view would keep the whole volume alive for one slice
                     self.images.append(image.contiguous().clone())
                     self.cases.append(str(item["case"]))
+                    self.files.append(str(item["image"]))
                     self.positions.append(position)
         if not self.images:
             raise ValueError(
@@ -76,7 +80,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.images[index], "case": self.cases[index], "slice": self.positions[index]}
+        return {
+            "image": self.images[index],
+            "case": self.cases[index],
+            "file": self.files[index],
+            "slice": self.positions[index],
+        }
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -76,8 +77,8 @@ class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
 class MatchChannelsd(MapTransform):  # type: ignore[misc]
     """Bring images to the number of channels that the network was built for.
 
-    Grey images are often stored with three equal channels: their mean over the channels gives one. One channel is
-    replicated where several are asked for.
+    Grey pictures are often stored with three equal channels: their mean over the channels gives one. One channel is
+    replicated where several are asked for. The channels of a volume are never merged.
 
     Args:
         keys: of images (C, ...).
@@ -103,15 +104,15 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
             image = d[key]
             if image.shape[0] == self.channels:
                 continue
-            if self.channels == 1:
-                # the fourth of four channels is opacity
-                d[key] = image[:3].mean(dim=0, keepdim=True)
+            if self.channels == 1 and image.shape[0] in (2, 3, 4) and image.shape[3:] in ((), (1,)):
+                # a picture; the last of two or four channels is opacity
+                d[key] = image[: 1 if image.shape[0] == 2 else 3].mean(dim=0, keepdim=True)
             elif image.shape[0] == 1:
                 d[key] = image.repeat(self.channels, *[1] * (image.ndim - 1))
             else:
                 raise ValueError(
                     f"The network takes {self.channels} channels; {key!r} has {image.shape[0]}{_source(image)}. "
-                    "Set in_channels to the number of channels of your images."
+                    "Set in_channels to the number of channels of your images; split a series (4D) into volumes first."
                 )
         return d
 
@@ -139,6 +140,11 @@ class ScoreMapd(MapTransform):  # type: ignore[misc]
         anomaly_map = torch.as_tensor(d[self.keys[0]])
         slice_scores = self.scorer.slice_scores(anomaly_map.movedim(-1, 0)).cpu()
         score = float(self.scorer.case_score(slice_scores))
+        if not math.isfinite(score):
+            raise ValueError(
+                f"The score of case {d.get('case')} is {score}{_source(d[self.image_key])}: the image holds NaN or "
+                "infinite values; replace them first."
+            )
         d["slice_scores"] = slice_scores
         d["anomaly_score"] = score
         d["prediction"] = int(score > float(self.scorer.case_threshold))

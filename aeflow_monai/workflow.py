@@ -121,7 +121,9 @@ def keep_freed_memory() -> None:
         _logger.debug("no glibc: its allocator is not tuned")
         return
     top_pad, trim_threshold, mmap_threshold = -2, -1, -3  # of malloc.h
-    mallopt(mmap_threshold, 2**30)
+    if not (mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)):
+        _logger.debug("glibc refuses to change its allocator")
+        return
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**26)
 

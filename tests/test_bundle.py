@@ -241,7 +241,7 @@ def test_evaluation_on_the_training_config_and_on_the_inference_config_is_the_sa
     assert metrics["threshold"] == pytest.approx(float(state["case_threshold"]))
     named = {"auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity"}
     assert {*named, *(f"{name}_ci95" for name in named), "oracle_best_f1", "all_abnormal_f1"} <= metrics.keys()
-    assert {"n_normal", "n_abnormal", "n_bootstrap", "seed"} <= metrics.keys()
+    assert {"n_normal", "n_abnormal", "n_bootstrap", "bootstrap_seed"} <= metrics.keys()
     assert metrics["baselines"].keys() == {"intensity_mean", "intensity_std", "intensity_p95"}
 
     rows = table(tmp_path / "train.yaml/scores.csv")
@@ -585,7 +585,7 @@ def test_monai_finds_the_properties_of_a_bundle(
 def test_ids_of_training_and_inference_have_the_same_value() -> None:
     train, inference = (yaml.safe_load((CONFIGS / name).read_text()) for name in ("train.yaml", "inference.yaml"))
     different = {key for key in train.keys() & inference.keys() if train[key] != inference[key]}
-    assert different == {"imports", "encoder_weights", "initialize", "run", "finalize"}
+    assert different == {"imports", "initial_weights", "initialize", "run", "finalize"}
     assert set(inference["imports"]) <= set(train["imports"])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeflow_monai.datalist import find_images, load_datalist, split_normals
+from aeflow_monai.datalist import find_images, load_datalist, require_labels, split_normals
 
 CLASS_FOLDERS = (
     "train/NORMAL/n1.png",
@@ -495,3 +495,19 @@ def test_chest_xray() -> None:
         assert (labels.count(0), labels.count(1)) == (normal, abnormal)
         assert len({item["case"] for item in items}) == len(items)
     assert find_images(Path(root, "chest_xray")) == items
+
+
+def test_evaluation_needs_both_labels() -> None:
+    labelled = [{"image": "a", "label": 0}, {"image": "b", "label": 1}]
+    assert require_labels(labelled) is labelled
+    with pytest.raises(ValueError, match="1 of 3 test images have no label.*use inference.yaml"):
+        require_labels([*labelled, {"image": "c"}])
+    with pytest.raises(ValueError, match=r"got labels \{1\}"):
+        require_labels(labelled[1:])
+
+
+def test_outputs_are_not_taken_for_images(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "maps/a_anomaly_map.nii.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [item["case"] for item in find_images(tmp_path, exclude=tmp_path / "maps")] == ["a"]

@@ -193,7 +193,7 @@ def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
         ("d", "1", "1"),
     ]
     assert [float(row["score"]) for row in written] == [0.1 + 0.2, 2.5, -0.5, 1.5]
-    assert [row["most_anomalous_slice"] for row in written] == ["1", "1", "0", "1"]
+    assert [row["most_anomalous_slice"] for row in written] == ["2", "2", "1", "2"]
     assert written[0]["file"] == "images/a.nii.gz"
 
 
@@ -228,7 +228,7 @@ def test_the_report_is_written_and_printed(
     report = DetectionReport(tmp_path / "out/metrics.json", scorer, n_bootstrap=20, seed=3)
     evaluate(report, batch_size=2)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert (metrics["n_normal"], metrics["n_abnormal"], metrics["seed"], metrics["n_bootstrap"]) == (2, 2, 3, 20)
+    assert (metrics["n_normal"], metrics["n_abnormal"], metrics["bootstrap_seed"], metrics["n_bootstrap"]) == (2, 2, 3, 20)
     assert (metrics["auroc"], metrics["threshold"]) == (1.0, 2.0)
     assert (metrics["sensitivity"], metrics["specificity"], metrics["oracle_best_f1"]) == (0.5, 1.0, 1.0)
     assert metrics["baselines"] == {"intensity_mean": 1.0, "intensity_std": 0.5, "intensity_p95": 1.0}
@@ -243,3 +243,13 @@ def test_a_second_run_reports_its_own_cases_only(tmp_path: Path, scorer: Anomaly
     for _ in range(2):
         evaluate(report)
         assert json.loads((tmp_path / "metrics.json").read_text())["n"] == len(CASES)
+
+
+def test_a_network_that_is_not_calibrated_is_refused(scorer: AnomalyScorer) -> None:
+    engine = Engine(lambda engine, batch: None)
+    uncalibrated = AnomalyScorer(scorer.aeflow)
+    RequireCalibration(uncalibrated).attach(engine)
+    with pytest.raises(ValueError, match=r"not calibrated.*--resume"):
+        engine.run([0])
+    uncalibrated.case_threshold.fill_(1.0)
+    engine.run([0])

@@ -95,6 +95,15 @@ def test_pixels_keep_their_proportions_and_sides_their_letters() -> None:
     assert _picture_geometry(MetaTensor(torch.rand(1, 8, 8), affine=affine), 0) == (0.5, "")
     assert _picture_geometry(MetaTensor(torch.rand(1, 8, 8, 8)), 2) == (1.0, "")
     assert _picture_geometry(torch.rand(1, 8, 8), 2) == (1.0, "")
+    # a picture in the bundle is a volume of one slice, whose sides nobody told
+    assert _picture_geometry(MetaTensor(torch.rand(1, 8, 8, 1), affine=affine), 2) == (0.5, "")
+
+
+def test_reconstruction_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    data = overlay_case(reconstruction=torch.rand(1, 48, 40, 6))
+    plain = write_overlay(tmp_path, data)
+    wide = write_overlay(tmp_path, data, reconstruction_key="reconstruction")
+    assert wide.shape[1] > 1.2 * plain.shape[1]
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, 50.0, -2.0])

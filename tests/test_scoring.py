@@ -291,3 +291,17 @@ def test_new_scorer_flags_nothing() -> None:
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), **options)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"scoring": "latent"}, "scoring likelihood in the checkpoint, latent here"),
+        ({"beta": 0.5}, "beta 0.9 in the checkpoint, 0.5 here"),
+        ({"slice_share": 0.3}, r"slice_share 1\.0 in the checkpoint, 0\.3 here"),
+    ],
+)
+def test_thresholds_are_not_used_for_another_score(other: dict[str, Any], named: str) -> None:
+    trained = AnomalyScorer(AEFlow(Encoder(), n_steps=1))
+    with pytest.raises(ValueError, match=rf"another score \({named}\)\. Give the same overlay"):
+        AnomalyScorer(AEFlow(Encoder(), n_steps=1), **other).load_state_dict(trained.state_dict())

@@ -229,11 +229,12 @@ class TestMatchChannels:
             ([1.0, 2.0, 6.0], 3, [1.0, 2.0, 6.0]),
             ([1.0, 2.0, 6.0], 1, [3.0]),
             ([1.0, 2.0, 6.0, 255.0], 1, [3.0]),  # the fourth is opacity
+            ([5.0, 255.0], 1, [5.0]),  # so is the second of two
             ([5.0], 3, [5.0, 5.0, 5.0]),
             ([5.0], 4, [5.0, 5.0, 5.0, 5.0]),
         ],
     )
-    @pytest.mark.parametrize("size", [(2, 3), (2, 3, 4)])
+    @pytest.mark.parametrize("size", [(2, 3), (2, 3, 1)])
     def test_by_hand(self, given: list[float], wanted: int, expected: list[float], size: tuple[int, ...]) -> None:
         def image(values: list[float]) -> Tensor:
             return torch.tensor(values).view(-1, *[1] * len(size)).expand(-1, *size)
@@ -244,8 +245,12 @@ class TestMatchChannels:
     def test_geometry_stays(self) -> None:
         affine = torch.as_tensor(AFFINES["oblique"])
         for given, wanted in ((3, 1), (1, 3)):
-            found = MatchChannelsd("image", wanted)({"image": MetaTensor(torch.rand(given, 4, 4, 4), affine=affine)})
+            found = MatchChannelsd("image", wanted)({"image": MetaTensor(torch.rand(given, 4, 4, 1), affine=affine)})
             torch.testing.assert_close(found["image"].affine, affine)
+
+    def test_a_series_is_not_merged(self) -> None:
+        with pytest.raises(ValueError, match=r"takes 1 channels; 'image' has 6.*split a series \(4D\)"):
+            MatchChannelsd("image", 1)({"image": torch.zeros(6, 8, 9, 5)})
 
     @pytest.mark.parametrize(("given", "wanted"), [(2, 3), (4, 3), (3, 2)])
     def test_other_numbers_are_named(self, given: int, wanted: int) -> None:
@@ -277,6 +282,12 @@ def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
         assert found["prediction"] == prediction
     assert {key: found[key] for key in intensity_statistics(slices)} == pytest.approx(intensity_statistics(slices))
     assert found["case"] == "a"
+
+
+def test_a_score_that_is_not_finite_names_its_case(scorer: AnomalyScorer) -> None:
+    case = {"map": torch.full((1, 8, 8, 2), torch.nan), "image": torch.zeros(1, 8, 8, 2), "case": "a"}
+    with pytest.raises(ValueError, match="score of case a is nan: the image holds NaN or infinite values"):
+        ScoreMapd("map", "image", scorer)(case)
 
 
 def test_mask_is_where_the_map_exceeds_the_threshold(scorer: AnomalyScorer) -> None:
