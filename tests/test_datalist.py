@@ -500,7 +500,7 @@ def test_chest_xray() -> None:
 def test_evaluation_needs_both_labels() -> None:
     labelled = [{"image": "a", "label": 0}, {"image": "b", "label": 1}]
     assert require_labels(labelled) is labelled
-    with pytest.raises(ValueError, match="1 of 3 test images have no label.*use inference.yaml"):
+    with pytest.raises(ValueError, match=r"1 of 3 test images have no label.*use inference\.yaml"):
         require_labels([*labelled, {"image": "c"}])
     with pytest.raises(ValueError, match=r"got labels \{1\}"):
         require_labels(labelled[1:])

@@ -19,6 +19,7 @@ from aeflow_monai import (
     DivergenceGuard,
     Encoder,
     PictureLogger,
+    RequireCalibration,
     ScoreWriter,
 )
 
@@ -228,7 +229,12 @@ def test_the_report_is_written_and_printed(
     report = DetectionReport(tmp_path / "out/metrics.json", scorer, n_bootstrap=20, seed=3)
     evaluate(report, batch_size=2)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert (metrics["n_normal"], metrics["n_abnormal"], metrics["bootstrap_seed"], metrics["n_bootstrap"]) == (2, 2, 3, 20)
+    assert (metrics["n_normal"], metrics["n_abnormal"], metrics["bootstrap_seed"], metrics["n_bootstrap"]) == (
+        2,
+        2,
+        3,
+        20,
+    )
     assert (metrics["auroc"], metrics["threshold"]) == (1.0, 2.0)
     assert (metrics["sensitivity"], metrics["specificity"], metrics["oracle_best_f1"]) == (0.5, 1.0, 1.0)
     assert metrics["baselines"] == {"intensity_mean": 1.0, "intensity_std": 0.5, "intensity_p95": 1.0}

@@ -260,7 +260,9 @@ def build(stages: tuple[int, ...] = (2, 3), backbone: str = "tf_efficientnet_lit
 def test_checkpoint_of_another_architecture_is_named(other: Callable[[], AnomalyScorer], detail: str) -> None:
     network = build()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    remedy = r"Give the same config files and network options \(backbone, stages, n_steps, subnet.*--ckpt_path"
+    remedy = (
+        r"Give the same config files and network options \(backbone, stages, n_steps, subnet.*choose the checkpoint"
+    )
     with pytest.raises(ValueError, match=rf"another architecture.*{detail}.*{remedy}"):
         network.load_state_dict(other().state_dict())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
