@@ -102,7 +102,7 @@ class PictureLogger:
 
     Args:
         scorer: the network.
-        dataset: items with "image" (C, H, W); the first ones are shown.
+        dataset: items with "image" (C, H, W); shown are some, evenly spread.
         log_dir: TensorBoard's folder.
         n_rows: number of images.
         every: epochs between pictures; the last epoch is always shown.
@@ -138,8 +138,9 @@ class PictureLogger:
         epoch = engine.state.epoch
         if epoch % self.every and epoch != engine.state.max_epochs:
             return
-        # evenly spread: neighbouring slices of one volume would show the same
-        chosen = torch.linspace(0, len(self.dataset) - 1, min(self.n_rows, len(self.dataset))).long().tolist()
+        # evenly spread, away from the ends: neighbours would show the same, first and last slices little
+        n_rows = min(self.n_rows, len(self.dataset))
+        chosen = [(2 * row + 1) * len(self.dataset) // (2 * n_rows) for row in range(n_rows)]
         device = self.scorer.term_mean.device
         image = torch.stack([self.dataset[index]["image"] for index in chosen]).to(device)
         was_training = self.scorer.training

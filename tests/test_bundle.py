@@ -489,7 +489,7 @@ def test_a_model_of_another_architecture_is_refused(
         run_workflow("inference.yaml", dataset_dir=str(volumes), **options)
     message = str(root_error(raised))
     assert "another architecture" in message
-    assert "--ckpt_path" in message
+    assert "Give the same config files and network options" in message
 
 
 def test_a_missing_checkpoint_to_resume_from_is_refused(
