@@ -15,11 +15,13 @@ from aeflow_monai.handlers import (
     ScoreWriter,
 )
 from aeflow_monai.loss import AEFlowLoss
+from aeflow_monai.maps import MapScorer
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
-from aeflow_monai.scoring import AnomalyScorer, MapScorer
+from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
-from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScoreMapd
+from aeflow_monai.slicing import SlicedInferer, Slicer
+from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScaleForegroundd, ScoreMapd
 from aeflow_monai.version import __version__
 from aeflow_monai.workflow import (
     announce,
@@ -50,9 +52,12 @@ __all__ = [
     "MatchChannelsd",
     "PictureLogger",
     "RequireCalibration",
+    "ScaleForegroundd",
     "ScoreMapd",
     "ScoreWriter",
     "SliceDataset",
+    "SlicedInferer",
+    "Slicer",
     "WriteMapsd",
     "WriteOverlayd",
     "__version__",

@@ -66,7 +66,7 @@ def calibrate(
     Args:
         scorer: trained; is set to evaluation mode and back.
         batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "file" (N paths, where
-            a case has several images) and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable
+            a case has several images), "axis" (N planes, if there are several) and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable
             twice and in the same order, and must hold normals only.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
@@ -136,23 +136,29 @@ def _fit_thresholds(
     device: torch.device | str,
 ) -> None:
     # by file, as evaluation and inference score: a case may have several images
-    slices_of_case: dict[tuple[str, str], list[float]] = defaultdict(list)
+    slices_of_case: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     peaks: list[float] = []
     for batch in batches:
         output, image = _output(scorer, batch, device)
         anomaly_map = scorer.anomaly_map(output, image)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         files = batch.get("file", batch["case"])
-        for case, file, score in zip(batch["case"], files, scorer.slice_scores(anomaly_map).tolist(), strict=True):
-            slices_of_case[case, file].append(score)
-    cases = [float(scorer.case_score(torch.tensor(scores))) for scores in slices_of_case.values()]
+        axes = batch.get("axis", ["axial"] * len(files))
+        for case, file, axis, score in zip(
+            batch["case"], files, axes, scorer.slice_scores(anomaly_map).tolist(), strict=True
+        ):
+            slices_of_case[case, file][axis].append(score)
+    by_axis = [{axis: torch.tensor(s) for axis, s in axes.items()} for axes in slices_of_case.values()]
+    cases = [float(scorer.case_score(scores)) for scores in by_axis]
     if not all(map(math.isfinite, cases)):
         raise ValueError(
             "Scores of held-out normals are not finite: the training diverged. Lower the learning rate or the "
             "flow's clamp. The model was not saved."
         )
     scorer.case_threshold.fill_(upper_threshold(cases, specificity))
-    scorer.slice_threshold.fill_(upper_threshold([s for v in slices_of_case.values() for s in v], specificity))
+    scorer.slice_threshold.fill_(
+        upper_threshold(torch.cat([s for axes in by_axis for s in axes.values()]), specificity)
+    )
     scorer.map_threshold.fill_(upper_threshold(peaks, specificity))
     needed = math.ceil(specificity / (1 - specificity) - 1e-9)
     if len(cases) < needed:

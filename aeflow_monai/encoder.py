@@ -111,7 +111,7 @@ class Encoder(nn.Module):
                 f"Expected images of shape (N, {self.in_channels}, H, W); got {tuple(image.shape)}. Set in_channels "
                 "to the number of channels of your images, and pass volumes slice by slice (SliceInferer)."
             )
-        if self.frozen:
+        if self.frozen and not image.requires_grad:  # a saliency map asks for the image's gradient
             with torch.no_grad():
                 return self._features(image)
         return self._features(image)

@@ -184,8 +184,8 @@ class RequireCalibration:
 class ScoreWriter:
     """Append a line to scores.csv for each case, as soon as it is scored.
 
-    Columns: case, file, label (if known), score, prediction, most anomalous slice (counted from 1 in the network's
-    orientation, from inferior to superior, as on the overlay).
+    Columns: case, file, label (if known), score, prediction, most anomalous slice (along the first plane of the slicing
+    policy, counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay).
 
     Args:
         path: of the table; replaced if it exists.
@@ -214,7 +214,8 @@ class ScoreWriter:
                 "file": source["image"].meta["filename_or_obj"],
                 "score": scored["anomaly_score"],
                 "prediction": scored["prediction"],
-                "most_anomalous_slice": int(torch.as_tensor(scored["slice_scores"]).argmax()) + 1,
+                "most_anomalous_slice": int(next(iter(scored["slice_scores"].values())).nan_to_num(-math.inf).argmax())
+                + 1,
             }
             if self.labelled:
                 row["label"] = int(source["label"])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.flow import standard_normal_log_density
 
-__all__ = ["AnomalyScorer", "MapScorer"]
+__all__ = ["AnomalyScorer"]
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 SCORINGS = ("likelihood", "latent", "paper")
@@ -105,16 +105,18 @@ class AnomalyScorer(nn.Module):
         Returns:
             "anomaly_map" (N, 1, H, W), calibrated; "reconstruction" (N, C, H, W) in [0, 1]; "residual" (N, 1, H, W),
             the absolute difference of image and reconstruction, mean over channels; "log_likelihood" (N, 1, H, W),
-            in nats per channel, mean over stages.
+            in nats per channel, mean over stages; "slice_scores" (N,).
         """
         output = self.aeflow(image)
         residual = (image - output.reconstruction).abs().mean(dim=1, keepdim=True)
         log_likelihood = self._to_image_size(output.log_likelihoods, image)
+        anomaly_map = self.anomaly_map(output, image)
         return {
-            "anomaly_map": self.anomaly_map(output, image),
+            "anomaly_map": anomaly_map,
             "reconstruction": output.reconstruction,
             "residual": residual,
             "log_likelihood": log_likelihood.mean(dim=1, keepdim=True),
+            "slice_scores": self.slice_scores(anomaly_map),
         }
 
     def terms(self, output: AEFlowOutput, image: Tensor) -> Tensor:
@@ -157,9 +159,18 @@ class AnomalyScorer(nn.Module):
         """Score of each slice: (N, 1, H, W) to (N,)."""
         return _top_mean(anomaly_map.flatten(1), self.slice_share)
 
-    def case_score(self, slice_scores: Tensor) -> Tensor:
-        """Score of a case from those of its slices: (D,) to a scalar."""
-        return _top_mean(slice_scores[None], self.case_share)[0]
+    def case_score(self, slice_scores: Mapping[str, Tensor]) -> Tensor:
+        """Score of a case from those of its slices.
+
+        Args:
+            slice_scores: for each plane ("axial", ...) the scores of its slices, (D,); NaN where a slice was skipped.
+
+        Returns:
+            A scalar: of each plane the mean of the highest `case_share` of its scores, and of these the mean.
+        """
+        looked_at = [scores[~scores.isnan()] for scores in slice_scores.values()]
+        planes = [_top_mean(scores[None], self.case_share)[0] for scores in looked_at if len(scores)]
+        return torch.stack(planes).mean()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint's state, and say what is wrong if it belongs to another architecture.
@@ -210,22 +221,6 @@ class AnomalyScorer(nn.Module):
         return torch.cat(
             [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False) for m in maps], dim=1
         )
-
-
-class MapScorer(nn.Module):
-    """All maps of an `AnomalyScorer` as one network, for inferers that call a network and take a dictionary.
-
-    Args:
-        scorer: the calibrated network; it is shared, not copied.
-    """
-
-    def __init__(self, scorer: AnomalyScorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """See `AnomalyScorer.maps`."""
-        return self.scorer.maps(image)
 
 
 def _readable(settings: Tensor) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Volumes become training slices: each file is read and preprocessed once, then slices come from memory.
+"""Volumes become training slices: each file is read and preprocessed once, then slices come from memory or disk.
 
 A frozen encoder gives the same features for a slice in every epoch, so they can be computed once and kept, in memory
 or in files: an epoch then costs the flow and the decoder only.
@@ -6,17 +6,24 @@ or in files: an epoch then costs the flow and the decoder only.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader
-from monai.utils import convert_to_tensor
+from monai.data import DataLoader, MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+
+from aeflow_monai.slicing import SliceKind, Slicer
 
 __all__ = ["FeatureDataset", "SliceDataset", "prepare_slice_batch"]
 
@@ -24,68 +31,157 @@ _logger = logging.getLogger(__name__)
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """Slices of preprocessed volumes, kept in memory as float32.
+    """The normal slices of preprocessed volumes, ready for the network.
+
+    Each file is read and preprocessed once; slices then come from memory, or from a memory-mapped file that survives
+    the run: a later one with the same files, preprocessing and policy uses it as it is. Both are shared by any number
+    of a loader's workers.
+
+    Of an item with label 1 the slices that are normal by its mask are taken, see `Slicer.kinds`; of an item without
+    label or with label 0 all slices are.
 
     Args:
         data: a datalist; each item goes through `transform` once.
-        transform: gives "image" as (C, H, W, D) in [0, 1], all with the same C, H and W. D is the number of slices: 1
-            for a 2D image.
-        min_foreground: slices with a smaller share of pixels above 0 are left out, in [0, 1].
+        transform: gives "image" as (C, X, Y, Z), oriented to PLS, in [0, 1], and "mask" (1, X, Y, Z) of abnormal
+            items. Z is 1 for a 2D image.
+        slicer: the policy. The slices have to come out in one size.
+        step: only every step-th of the slices is taken, 1 or more.
+        folder: of the memory-mapped file; slices are kept in memory if None.
 
     Raises:
-        ValueError: no slice is left, or volumes come out in different shapes.
+        ValueError: no slice is left; slices come out in different sizes; NaN or infinite values; an abnormal item
+            without mask.
     """
 
     def __init__(
         self,
         data: Sequence[Mapping[str, Any]],
         transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-        min_foreground: float = 0.0,
+        slicer: Slicer,
+        step: int = 1,
+        folder: str | Path | None = None,
     ) -> None:
-        self.images: list[Tensor] = []
-        self.cases: list[str] = []
-        self.files: list[str] = []
-        self.positions: list[int] = []
-        for item in data:
-            # without metadata, which differs between file formats and then cannot be batched
-            volume = convert_to_tensor(transform(item)["image"], dtype=torch.float32, track_meta=False)
-            if not torch.isfinite(volume).all():
-                raise ValueError(f"{item['image']} holds NaN or infinite values after the preprocessing: replace them.")
-            if volume.ndim != 4:
-                raise ValueError(
-                    f"Expected a volume of shape (C, H, W, D) from the preprocessing; got {tuple(volume.shape)} for "
-                    f"{item['image']}. A 2D image needs the transform EnsureVolumed."
-                )
-            if self.images and volume.shape[:3] != self.images[0].shape:
-                raise ValueError(
-                    f"Slices have to be of one shape (C, H, W) to be batched: {tuple(self.images[0].shape)} so far, "
-                    f"but {item['image']} gives {tuple(volume.shape[:3])}. Set image_size to two numbers."
-                )
-            for position in range(volume.shape[3]):
-                image = volume[..., position]
-                if (image > 0).float().mean() >= min_foreground:
-                    # a copy of its own: a view would keep the whole volume alive for one slice
-                    self.images.append(image.contiguous().clone())
-                    self.cases.append(str(item["case"]))
-                    self.files.append(str(item["image"]))
-                    self.positions.append(position)
-        if not self.images:
+        if step < 1:
+            raise ValueError(f"step has to be 1 or more; got {step}.")
+        self.index: list[dict[str, Any]] = []
+        self.shape: tuple[int, ...] = ()
+        self._volumes: list[Tensor] = []  # slices of each volume and plane, (n, C, H, W)
+        self._place: list[tuple[int, int]] = []
+        self._stored: Any = None
+        if folder is None:
+            for planes in self._read(data, transform, slicer, step):
+                self._place += [(len(self._volumes), row) for row in range(len(planes))]
+                self._volumes.append(planes)
+        else:
+            self._keep(Path(folder), data, transform, slicer, step)
+        if not self.index:
             raise ValueError(
-                f"No slice is left of {len(data)} cases: none has {min_foreground:.0%} of its pixels above 0. "
-                "Lower min_foreground or look at the intensity normalisation."
+                f"No slice is left of {len(data)} cases: none is normal and has {slicer.min_foreground:.0%} of its "
+                "pixels above 0. Lower min_foreground or normal_margin_mm, or look at the intensity normalisation."
             )
-        _logger.info(f"{len(self.images)} slices of {len(data)} cases in memory")
+        size = 4 * math.prod(self.shape) * len(self.index) / 2**20
+        _logger.info(f"{len(self.index)} slices of {len(data)} cases in {folder or 'memory'} ({size:.0f} MB)")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "image": self.images[index],
-            "case": self.cases[index],
-            "file": self.files[index],
-            "slice": self.positions[index],
-        }
+        if self._stored is not None:
+            image = torch.from_numpy(np.array(self._stored[index]))
+        else:
+            volume, row = self._place[index]
+            image = self._volumes[volume][row]
+        return {"image": image, **self.index[index]}
+
+    def _read(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        slicer: Slicer,
+        step: int,
+    ) -> Iterator[Tensor]:
+        for item in data:
+            read = transform(item)
+            # without metadata, which differs between file formats and then cannot be batched
+            volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
+            file = str(item["image"])
+            if not torch.isfinite(volume).all():
+                raise ValueError(f"{file} holds NaN or infinite values after the preprocessing: replace them.")
+            if volume.ndim != 4:
+                raise ValueError(
+                    f"Expected a volume of shape (C, X, Y, Z) from the preprocessing; got {tuple(volume.shape)} for "
+                    f"{file}. A 2D image needs the transform EnsureVolumed."
+                )
+            for axis in slicer.axes_of(volume):
+                indices = slicer.chosen(volume, axis)
+                if item.get("label") == 1:
+                    normal = [kind == "normal" for kind in _kinds(slicer, read, axis, file)]
+                    indices = indices[torch.tensor(normal)[indices]]
+                indices = indices[::step]
+                if not len(indices):
+                    continue
+                planes = slicer.slices(volume, axis, indices).contiguous()
+                if self.shape and tuple(planes.shape[1:]) != self.shape:
+                    raise ValueError(
+                        f"Slices have to be of one shape (C, H, W) to be batched: {self.shape} so far, but {file} gives "
+                        f"{tuple(planes.shape[1:])}. Set fit to 'resize', or image_size to the largest slice."
+                    )
+                self.shape = tuple(planes.shape[1:])
+                names = {"case": str(item["case"]), "file": file, "axis": axis}
+                self.index += [{**names, "slice": position} for position in indices.tolist()]
+                yield planes
+
+    def _keep(
+        self,
+        folder: Path,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        slicer: Slicer,
+        step: int,
+    ) -> None:
+        """Use the folder's slices if they were made of the same, else make them."""
+        made_of = _fingerprint(data, transform, slicer, step)
+        record, file = folder / "slices.json", folder / "slices.float32"
+        found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+        if found.get("made_of") == made_of and file.is_file():
+            self.index, self.shape = found["index"], tuple(found["shape"])
+            _logger.info(f"Using the slices of an earlier run in {folder}")
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            record.unlink(missing_ok=True)  # until the file is whole
+            with file.open("wb") as stream:
+                for planes in self._read(data, transform, slicer, step):
+                    planes.numpy().tofile(stream)
+            if not self.index:
+                return
+            content = {"made_of": made_of, "shape": self.shape, "index": self.index}
+            record.write_text(json.dumps(content), encoding="utf-8")
+        self._stored = np.memmap(file, dtype=np.float32, mode="r", shape=(len(self.index), *self.shape))
+
+
+def _kinds(slicer: Slicer, read: Mapping[str, Any], axis: str, file: str) -> list[SliceKind]:
+    mask = read.get("mask")
+    if mask is None:
+        raise ValueError(
+            f"{file} is abnormal and has no mask, so its normal slices are not known. Name a mask, or set "
+            "lesion_free_slices to false."
+        )
+    affine = mask.affine if isinstance(mask, MetaTensor) else torch.eye(4)
+    return slicer.kinds(mask, axis, affine_to_spacing(affine, r=3).tolist())
+
+
+def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int) -> str:
+    """Hash of all that decides the slices; files count by path, size and time of change."""
+    files = []
+    for item in data:
+        for path in (*ensure_tuple(item["image"]), item.get("mask")):
+            if path:
+                found = Path(path).stat()
+                files.append([str(path), found.st_size, found.st_mtime_ns])
+    told = json.dumps([files, [item.get("label") for item in data], slicer.policy(), step])
+    digest = hashlib.sha256(told.encode())
+    digest.update(pickle.dumps(transform))
+    return digest.hexdigest()
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):

@@ -6,6 +6,8 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -16,7 +18,10 @@ from torch import Tensor
 
 from aeflow_monai.scoring import AnomalyScorer
 
-__all__ = ["EnsureVolumed", "MaskMapd", "MatchChannelsd", "ScoreMapd", "intensity_statistics"]
+__all__ = ["EnsureVolumed", "MaskMapd", "MatchChannelsd", "ScaleForegroundd", "ScoreMapd", "intensity_statistics"]
+
+# From this share of its voxels on, a single value at the corners or the low end of an image is its background.
+_BACKGROUND_SHARE = 0.05
 
 
 class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
@@ -117,28 +122,82 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
         return d
 
 
-class ScoreMapd(MapTransform):  # type: ignore[misc]
-    """Add scores to a case: from its anomaly map, and trivial statistics of its image to compare them with.
+class ScaleForegroundd(MapTransform):  # type: ignore[misc]
+    """Scale intensities to [0, 1] by robust percentiles of the foreground, channel by channel; background becomes 0.
 
-    Adds "slice_scores" (D,), "anomaly_score" (a number), "prediction" (1 above the case threshold) and the means
-    "intensity_mean", "intensity_std" and "intensity_p95" of the preprocessed image.
+    Skull-stripped and padded volumes have a background of one value: 0, the lowest value, or whatever the corners
+    hold. In z-scored volumes it lies between the values of tissue. If such a value fills 5 % of the volume, the rest is
+    foreground; else everything is. Percentiles of the foreground do not change with the size of the field of view.
 
     Args:
-        map_key: anomaly map (1, H, W, D), at the size at which the network saw the slices.
-        image_key: preprocessed image (C, H, W, D).
+        keys: of images (C, ...).
+        lower: percentile that becomes 0, in [0, 100).
+        upper: percentile that becomes 1, in (lower, 100].
+
+    Raises:
+        ValueError: percentiles out of their range.
+
+    Example:
+        >>> image = torch.tensor([[-9.0, -9.0, -3.0, 0.0, 3.0]])
+        >>> ScaleForegroundd("image", lower=0, upper=100)({"image": image})["image"].tolist()
+        [[0.0, 0.0, 0.0, 0.5, 1.0]]
+    """
+
+    def __init__(self, keys: KeysCollection, lower: float = 0.5, upper: float = 99.5) -> None:
+        super().__init__(keys)
+        if not 0 <= lower < upper <= 100:
+            raise ValueError(f"Percentiles have to be 0 <= lower < upper <= 100; got {lower} and {upper}.")
+        self.lower = lower
+        self.upper = upper
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale the intensities."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            scaled = d[key].to(torch.float32)
+            for channel in scaled:
+                values = torch.as_tensor(channel).as_subclass(Tensor).cpu().numpy()
+                background = _background(values)
+                foreground = values if background is None else values[values != background]
+                if foreground.size == 0:
+                    channel.zero_()
+                    continue
+                low, high = np.percentile(foreground, [self.lower, self.upper])
+                span = max(float(high - low), 1e-12 + 1e-6 * abs(float(high)))
+                result = np.clip((values - np.float32(low)) / np.float32(span), 0, 1)
+                if background is not None:
+                    result[values == background] = 0
+                channel.copy_(torch.from_numpy(result))
+            d[key] = scaled
+        return d
+
+
+class ScoreMapd(MapTransform):  # type: ignore[misc]
+    """Add the score of a case, from those of its slices, and trivial statistics of its image to compare it with.
+
+    Takes the scores of slices, "slice_scores_<plane>" (D,) with NaN where a slice was skipped, as `SlicedInferer` gives
+    them, and adds "slice_scores" (a dictionary from plane to (D,)), "anomaly_score" (a number), "prediction" (1 above
+    the case threshold) and "intensity_mean", "intensity_std" and "intensity_p95" of the preprocessed image.
+
+    Args:
+        image_key: preprocessed image (C, X, Y, Z).
         scorer: defines the scores and holds the threshold.
     """
 
-    def __init__(self, map_key: str, image_key: str, scorer: AnomalyScorer) -> None:
-        super().__init__(map_key)
+    def __init__(self, image_key: str, scorer: AnomalyScorer) -> None:
+        super().__init__(image_key)
         self.image_key = image_key
         self.scorer = scorer
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Score one case."""
         d = dict(data)
-        anomaly_map = torch.as_tensor(d[self.keys[0]])
-        slice_scores = self.scorer.slice_scores(anomaly_map.movedim(-1, 0)).cpu()
+        prefix = "slice_scores_"
+        slice_scores = {
+            str(key).removeprefix(prefix): torch.as_tensor(d.pop(key)).cpu()
+            for key in list(d)
+            if str(key).startswith(prefix)
+        }
         score = float(self.scorer.case_score(slice_scores))
         if not math.isfinite(score):
             raise ValueError(
@@ -186,6 +245,15 @@ def intensity_statistics(image: Tensor) -> dict[str, float]:
         "intensity_std": float(values.std(correction=0)),
         "intensity_p95": float(values.kthvalue(rank).values),
     }
+
+
+def _background(values: npt.NDArray[np.float32]) -> np.float32 | None:
+    """The value of the background, or None if there is no single one."""
+    corners = values[np.ix_(*([0, -1] for _ in values.shape))].ravel()
+    candidates = {np.float32(0), values.min(), *corners}
+    counts = {value: int(np.count_nonzero(values == value)) for value in candidates}
+    best = max(counts, key=lambda value: (counts[value], -value))
+    return best if counts[best] >= _BACKGROUND_SHARE * values.size else None
 
 
 def _axial(affine: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def volume_of(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return 0.1 + 0.9 * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def data_set(volumes: dict[str, Tensor], **options: float) -> SliceDataset:
+def data_set(volumes: dict[str, Tensor], **options: Any) -> SliceDataset:
     data = [{"image": f"{case}.nii.gz", "case": case} for case in volumes]
     return SliceDataset(data, lambda item: {"image": volumes[item["case"]]}, **options)
 

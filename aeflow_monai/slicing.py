@@ -1,0 +1,304 @@
+"""The slicing policy: which slices of a volume the network sees, in what size, and how maps become a volume again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["SliceKind", "SlicedInferer", "Slicer"]
+
+SliceKind = Literal["normal", "abnormal", "unclear"]
+
+# The spatial axis that slices of each plane are numbered along, in a volume whose axes run to P, L and S.
+PLANES = {"axial": 2, "coronal": 0, "sagittal": 1}
+FITS = ("resize", "pad")
+# Slices larger than image_size are padded to multiples of this: the largest stride of common backbones.
+_MULTIPLE = 32
+
+
+class Slicer:
+    """Cuts volumes into slices for the network, and puts maps of slices back together.
+
+    Volumes have to be oriented to PLS (rows to posterior, columns to left, slices to superior), as MONAI's
+    `Orientationd(axcodes="PLS")` does. Slices of every plane then stand upright: anterior or superior is up, and the
+    patient's right is on the left (sagittal: anterior is on the left). A 2D image is a volume of one axial slice.
+
+    Args:
+        axes: planes to slice along, of "axial", "coronal", "sagittal"; with several the maps are averaged.
+        image_size: rows and columns at the network's door, multiples of the encoder's largest stride.
+        fit: how a slice gets that size. "resize" stretches it (the aspect is not kept). "pad" keeps its own
+            resolution and pads with zeros around the centre; nothing is ever cut: a larger slice gets the next
+            multiples of 32 instead.
+        min_foreground: slices with a smaller share of pixels above 0 are skipped, in [0, 1]. A volume's only slice
+            is never skipped.
+        span: first and last slice that are looked at, counted from 1 along the first of the axes; all if None.
+        normal_margin_mm: a slice counts as normal only if no slice nearer than this, or itself, holds lesion.
+        min_lesion_mm2: a slice counts as abnormal from this area of lesion on. A slice that is neither normal nor
+            abnormal is unclear: it is not trained on and not in slice metrics.
+
+    Raises:
+        ValueError: an unknown plane or fit, or a number out of its range.
+
+    Example:
+        >>> slicer = Slicer(axes=["axial"], image_size=[32, 32], min_foreground=0.05)
+        >>> volume = torch.zeros(1, 30, 20, 6)
+        >>> volume[:, 10:20, 5:15, 2:4] = 1.0
+        >>> slicer.chosen(volume, "axial").tolist()
+        [2, 3]
+        >>> tuple(slicer.slices(volume, "axial", torch.tensor([2, 3])).shape)
+        (2, 1, 32, 32)
+    """
+
+    def __init__(
+        self,
+        axes: Sequence[str] = ("axial",),
+        image_size: Sequence[int] = (128, 128),
+        fit: str = "resize",
+        min_foreground: float = 0.0,
+        span: Sequence[int] | None = None,
+        normal_margin_mm: float = 0.0,
+        min_lesion_mm2: float = 0.0,
+    ) -> None:
+        if unknown := [axis for axis in axes if axis not in PLANES]:
+            raise ValueError(f"Unknown plane {unknown[0]!r} in axes: choose of {list(PLANES)}.")
+        if not axes or len(set(axes)) < len(axes):
+            raise ValueError(f"axes have to name one or more different planes of {list(PLANES)}; got {list(axes)}.")
+        if fit not in FITS:
+            raise ValueError(f"Unknown fit {fit!r}: choose one of {list(FITS)}.")
+        if len(image_size) != 2 or min(image_size) < 1:
+            raise ValueError(f"image_size has to be two numbers, rows and columns; got {list(image_size)}.")
+        if not 0 <= min_foreground <= 1:
+            raise ValueError(f"min_foreground is a share of pixels and has to be in [0, 1]; got {min_foreground}.")
+        if span is not None and not (len(span) == 2 and 1 <= span[0] <= span[1]):
+            raise ValueError(f"span has to be the first and the last slice, counted from 1; got {list(span)}.")
+        if normal_margin_mm < 0 or min_lesion_mm2 < 0:
+            raise ValueError(
+                f"normal_margin_mm and min_lesion_mm2 have to be 0 or more; got {normal_margin_mm}, {min_lesion_mm2}."
+            )
+        self.axes = tuple(axes)
+        self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.fit = fit
+        self.min_foreground = min_foreground
+        self.span = None if span is None else (int(span[0]), int(span[1]))
+        self.normal_margin_mm = normal_margin_mm
+        self.min_lesion_mm2 = min_lesion_mm2
+
+    def policy(self) -> dict[str, Any]:
+        """The settings, as JSON can hold them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    def axes_of(self, volume: Tensor) -> tuple[str, ...]:
+        """Planes that a volume (C, X, Y, Z) is sliced along: of a single axial slice the axial one only."""
+        return ("axial",) if volume.shape[-1] == 1 else self.axes
+
+    def chosen(self, volume: Tensor, axis: str) -> Tensor:
+        """Slices that the network looks at.
+
+        Args:
+            volume: (C, X, Y, Z), oriented to PLS, in [0, 1] with a background of 0.
+            axis: plane.
+
+        Returns:
+            Indices along the plane's axis, ascending, counted from 0.
+        """
+        dimension = 1 + PLANES[axis]
+        count = volume.shape[dimension]
+        if count == 1:
+            return torch.zeros(1, dtype=torch.long)
+        others = [d for d in range(4) if d != dimension]
+        kept = (volume > 0).float().mean(dim=others).cpu() >= self.min_foreground
+        if self.span is not None and axis == self.axes[0]:
+            numbers = torch.arange(1, count + 1)
+            kept &= (numbers >= self.span[0]) & (numbers <= self.span[1])
+        return kept.nonzero().flatten()
+
+    def slices(self, volume: Tensor, axis: str, indices: Tensor) -> Tensor:
+        """Slices as the network takes them.
+
+        Args:
+            volume: (C, X, Y, Z), oriented to PLS.
+            axis: plane.
+            indices: (n,), along the plane's axis.
+
+        Returns:
+            (n, C, H, W).
+        """
+        planes = _upright(_stack(volume, axis).index_select(0, indices.to(volume.device)), axis)
+        size = self._network_size(planes.shape[-2:])
+        if self.fit == "resize":
+            return _resize(planes, size)
+        top, bottom, left, right = _margins(planes.shape[-2:], size)
+        return F.pad(planes, (left, right, top, bottom))
+
+    def paste(self, maps: Tensor, volume: Tensor, axis: str, indices: Tensor) -> None:
+        """Add maps of slices into a volume, at the slices' own size and place.
+
+        Args:
+            maps: (n, C, H, W), as the network gives them.
+            volume: (C, X, Y, Z), is changed.
+            axis: plane.
+            indices: (n,), along the plane's axis.
+        """
+        stack = _stack(volume, axis)
+        own = (stack.shape[2], stack.shape[3])
+        if self.fit == "resize":
+            maps = _resize(maps, own)
+        else:
+            top, _, left, _ = _margins(own, self._network_size(own))
+            maps = maps[..., top : top + own[0], left : left + own[1]]
+        stack.index_add_(0, indices.to(volume.device), _upright(maps, axis).to(volume))
+
+    def kinds(self, mask: Tensor, axis: str, spacing: Sequence[float]) -> list[SliceKind]:
+        """Tell normal from abnormal slices by a lesion mask.
+
+        Args:
+            mask: (1, X, Y, Z), oriented to PLS; everything but 0 is lesion.
+            axis: plane.
+            spacing: size of a voxel along X, Y and Z, in mm.
+
+        Returns:
+            A word for each slice along the plane's axis.
+        """
+        dimension = PLANES[axis]
+        pixel_mm2 = math.prod(size for d, size in enumerate(spacing) if d != dimension)
+        others = [d for d in range(3) if d != dimension]
+        area = (mask[0] != 0).sum(dim=others).cpu() * pixel_mm2
+        lesion = (area > 0).nonzero().flatten()
+        kinds: list[SliceKind] = []
+        for index in range(len(area)):
+            distance = float((lesion - index).abs().min()) * spacing[dimension] if len(lesion) else math.inf
+            if area[index] > 0:
+                kinds.append("abnormal" if area[index] >= self.min_lesion_mm2 else "unclear")
+            else:
+                kinds.append("unclear" if distance < self.normal_margin_mm else "normal")
+        return kinds
+
+    def _network_size(self, own: Sequence[int]) -> tuple[int, int]:
+        if self.fit == "resize":
+            return self.image_size
+        rows, columns = (
+            door if size <= door else math.ceil(size / _MULTIPLE) * _MULTIPLE
+            for size, door in zip(own, self.image_size, strict=True)
+        )
+        return rows, columns
+
+
+class SlicedInferer(Inferer):  # type: ignore[misc]
+    """Runs a network over the chosen slices of a volume and re-assembles what it says of them.
+
+    Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that saw it.
+
+    Args:
+        slicer: the policy.
+        batch_size: slices that go through the network together.
+
+    Example:
+        >>> inferer = SlicedInferer(Slicer(["axial", "coronal", "sagittal"], image_size=[32, 32], fit="pad"))
+        >>> volume = torch.rand(1, 1, 20, 24, 16)
+        >>> torch.allclose(inferer(volume, lambda slices: slices), volume)
+        True
+    """
+
+    def __init__(self, slicer: Slicer, batch_size: int = 4) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size has to be 1 or more; got {batch_size}.")
+        self.slicer = slicer
+        self.batch_size = batch_size
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor | dict[str, Tensor]],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor | dict[str, Tensor]:
+        """Look at a volume.
+
+        Args:
+            inputs: (1, C, X, Y, Z), oriented to PLS, in [0, 1].
+            network: takes slices (n, C, H, W); gives maps (n, c, H, W), or a dictionary of maps and of numbers per
+                slice (n,).
+            args: further arguments of the network.
+            kwargs: further arguments of the network.
+
+        Returns:
+            What the network gives, for the volume: maps (1, c, X, Y, Z); numbers per slice under
+            `<name>_<plane>`, (1, slices), NaN where a slice was skipped.
+
+        Raises:
+            ValueError: more than one volume, a volume of other dimensions, or no slice to look at.
+        """
+        if inputs.ndim != 5 or inputs.shape[0] != 1:
+            raise ValueError(
+                f"Expected one volume (1, C, X, Y, Z); got {tuple(inputs.shape)}. Set the loader's batch_size to 1, and "
+                "use EnsureVolumed for 2D images."
+            )
+        volume = inputs[0].as_subclass(Tensor)
+        axes = self.slicer.axes_of(volume)
+        maps: dict[str, Tensor] = {}
+        numbers: dict[str, Tensor] = {}
+        seen = torch.zeros(1, *volume.shape[1:], device=volume.device) if len(axes) > 1 else None
+        for axis in axes:
+            indices = self.slicer.chosen(volume, axis)
+            for some in indices.split(self.batch_size):
+                output = network(self.slicer.slices(volume, axis, some), *args, **kwargs)
+                for name, value in output.items() if isinstance(output, dict) else [("", output)]:
+                    if value.ndim == 1:
+                        if not torch.isfinite(value).all():  # NaN is kept for slices that were skipped
+                            raise ValueError(
+                                f"The network's {name} of {axis} slices are not finite: the image holds NaN, infinite or "
+                                "huge values; replace them first."
+                            )
+                        per_slice = numbers.setdefault(
+                            f"{name}_{axis}", value.new_full((1, volume.shape[1 + PLANES[axis]]), math.nan)
+                        )
+                        per_slice[0, some] = value
+                        continue
+                    if name not in maps:
+                        maps[name] = value.new_zeros(value.shape[1], *volume.shape[1:])
+                    self.slicer.paste(value, maps[name], axis, some)
+            if seen is not None and len(indices):
+                _stack(seen, axis)[indices] += 1
+        if not maps:
+            raise ValueError(
+                f"No slice to look at: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
+                f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the span. Lower min_foreground, or look "
+                "at the intensity normalisation."
+            )
+        if seen is not None:
+            for value in maps.values():
+                value /= seen.clamp_min(1)
+        # where the volume lies goes along with its maps
+        batched = {name: convert_to_dst_type(value[None], inputs)[0] for name, value in maps.items()}
+        return {**batched, **numbers} if isinstance(output, dict) else batched[""]
+
+
+def _stack(volume: Tensor, axis: str) -> Tensor:
+    """View of a volume (C, X, Y, Z) as slices (n, C, rows, columns); coronal and sagittal ones upside down."""
+    return volume.permute({"axial": (3, 0, 1, 2), "coronal": (1, 0, 3, 2), "sagittal": (2, 0, 3, 1)}[axis])
+
+
+def _upright(planes: Tensor, axis: str) -> Tensor:
+    """Turn slices (n, C, rows, columns) that stand upside down; its own inverse."""
+    return planes if axis == "axial" else planes.flip(2)
+
+
+def _resize(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    if planes.shape[-2:] == size:
+        return planes
+    shrinks = size[0] < planes.shape[-2] or size[1] < planes.shape[-1]
+    return F.interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=shrinks)
+
+
+def _margins(own: Sequence[int], size: Sequence[int]) -> tuple[int, int, int, int]:
+    """Pixels to add at top, bottom, left and right."""
+    rows, columns = size[0] - own[0], size[1] - own[1]
+    return rows // 2, rows - rows // 2, columns // 2, columns - columns // 2
