@@ -14,6 +14,7 @@ from aeflow_monai.handlers import (
     RequireCalibration,
     ScoreWriter,
 )
+from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
@@ -45,6 +46,7 @@ __all__ = [
     "EnsureVolumed",
     "FeatureDataset",
     "LatentFlow",
+    "LesionMetrics",
     "MapScorer",
     "MaskMapd",
     "MatchChannelsd",
@@ -53,6 +55,7 @@ __all__ = [
     "ScoreMapd",
     "ScoreWriter",
     "SliceDataset",
+    "VoxelMetrics",
     "WriteMapsd",
     "WriteOverlayd",
     "__version__",
@@ -62,12 +65,14 @@ __all__ = [
     "check_config",
     "explain_errors",
     "find_images",
+    "format_localisation",
     "home",
     "keep_freed_memory",
     "load_datalist",
     "prepare_slice_batch",
     "require_checkpoint",
     "require_labels",
+    "slice_report",
     "split_normals",
     "write_phantom",
     "write_phantom_slices",
