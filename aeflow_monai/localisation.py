@@ -150,7 +150,8 @@ class VoxelMetrics:
             - `n_volumes`, `n_abnormal_volumes`, `n_regions`, `n_voxels`, `n_lesion_voxels`: what was counted.
             - `lesion_share`: lesion voxels among all, which is the average precision of chance.
             - `voxel_auroc`, `voxel_average_precision`: over all voxels of all volumes.
-            - `voxel_auroc_error`: bound on the difference between this AUROC and that of the unbinned float32 values.
+            - `voxel_auroc_error`: bound on the difference between this AUROC and that of the unbinned float32 values;
+              true ties cannot be told from shared bins, so they widen it too.
             - `aupro`, `aupro_fpr_limit`: the share of a region that is called, mean over regions of all volumes, as a
               function of the false positive rate, integrated from 0 to the limit and divided by it; in [0, 1].
             - `map_threshold`: the stored one.
@@ -644,20 +645,20 @@ def _candidates(values: Map, inside: Bools | None, spacing: Floats, radius: floa
     else:
         median = np.median(values[inside])
         values = np.where(inside, values, np.float32(-np.inf))
-    # a ball of this radius is slow to filter with; few voxels are left by the box inside it
-    box = 2 * (radius / math.sqrt(values.ndim) / spacing).astype(np.int64) + 1
-    peaks = values == ndimage.maximum_filter(values, size=tuple(box), mode="nearest")
-    peaks &= values > median
-    padded = np.pad(values, [(h, h) for h in half], constant_values=-np.inf)
-    strides = np.array(padded.strides) // padded.itemsize
-    flat = padded.ravel()
-    left = (np.argwhere(peaks) + half) @ strides
+    # a ball is slow to filter with, so boxes come first: few voxels are the largest of the box inside the ball, and
+    # those that are of the box around it (most of a plateau) need no closer look
+    inner = 2 * (radius / math.sqrt(values.ndim) / spacing).astype(np.int64) + 1
+    above = values > median
+    peaks = above & (values == ndimage.maximum_filter(values, size=tuple(2 * half + 1), mode="nearest"))
+    unsure = above & ~peaks & (values == ndimage.maximum_filter(values, size=tuple(inner), mode="nearest"))
+    padded = np.ascontiguousarray(np.pad(values, [(h, h) for h in half], constant_values=-np.inf))
+    flat, strides = padded.ravel(), np.array(padded.strides) // padded.itemsize
+    left = (np.argwhere(unsure) + half) @ strides
     for step in steps @ strides:
         left = left[flat[left + step] <= flat[left]]
-    coords = np.stack(np.unravel_index(left, padded.shape), axis=1) - half
+    peaks[tuple(np.stack(np.unravel_index(left, padded.shape)) - half[:, None])] = True
+    coords = np.argwhere(peaks)
 
-    peaks[:] = False
-    peaks[tuple(coords.T)] = True
     adjacent = np.zeros((3,) * values.ndim, bool)
     adjacent[tuple(steps[(abs(steps) <= 1).all(1)].T + 1)] = True
     plateau = ndimage.label(peaks, adjacent)[0][tuple(coords.T)]

@@ -232,7 +232,7 @@ def test_merged_parts_equal_the_whole() -> None:
 
 
 @pytest.mark.parametrize("channel", [False, True])
-@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, MetaTensor, np.float64, "half"])
+@pytest.mark.parametrize("kind", [np.asarray, np.asfortranarray, torch.as_tensor, MetaTensor, np.float64, "half"])
 def test_arrays_and_tensors_count_alike(kind: Any, channel: bool) -> None:
     anomaly_map, mask = draw_volume(1)
     anomaly_map = np.round(anomaly_map, 1)
@@ -352,6 +352,20 @@ def test_candidates_are_the_maxima_of_a_ball(spacing: tuple[float, ...], radius:
     found = _candidates(values, None, np.asarray(spacing, float), radius)
     assert set(map(tuple, found.tolist())) == plain_candidates(values, spacing, radius)
     assert (np.diff(values[tuple(found.T)]) <= 0).all()
+    # as NIfTI volumes lie in memory
+    np.testing.assert_array_equal(
+        _candidates(np.asfortranarray(values), None, np.asarray(spacing, float), radius), found
+    )
+
+
+def test_each_plateau_has_one_candidate() -> None:
+    values = np.round(draw_volume(0)[0])
+    peaks = np.zeros(values.shape, bool)
+    peaks[tuple(np.array(sorted(plain_candidates(values, MM, 2.0))).T)] = True
+    plateaus, n = ndimage.label(peaks, np.ones((3, 3, 3)))
+    found = _candidates(values, None, np.ones(3), 2.0)
+    assert sorted(plateaus[tuple(found.T)]) == list(range(1, n + 1))
+    assert n < peaks.sum()
 
 
 def test_a_plateau_is_one_candidate_at_its_centre() -> None:
