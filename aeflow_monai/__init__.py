@@ -14,6 +14,7 @@ from aeflow_monai.handlers import (
     RequireCalibration,
     ScoreWriter,
 )
+from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.maps import MapScorer
 from aeflow_monai.overlay import WriteOverlayd
@@ -47,6 +48,7 @@ __all__ = [
     "EnsureVolumed",
     "FeatureDataset",
     "LatentFlow",
+    "LesionMetrics",
     "MapScorer",
     "MaskMapd",
     "MatchChannelsd",
@@ -58,6 +60,7 @@ __all__ = [
     "SliceDataset",
     "SlicedInferer",
     "Slicer",
+    "VoxelMetrics",
     "WriteMapsd",
     "WriteOverlayd",
     "__version__",
@@ -67,12 +70,14 @@ __all__ = [
     "check_config",
     "explain_errors",
     "find_images",
+    "format_localisation",
     "home",
     "keep_freed_memory",
     "load_datalist",
     "prepare_slice_batch",
     "require_checkpoint",
     "require_labels",
+    "slice_report",
     "split_normals",
     "write_phantom",
     "write_phantom_slices",

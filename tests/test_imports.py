@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "encoder": set(),
     "flow": set(),
     "handlers": {"calibration", "metrics", "scoring", "writers"},
+    "localisation": {"metrics"},
     "loss": set(),
     "maps": {"scoring"},
     "metrics": set(),

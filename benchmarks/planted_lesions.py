@@ -1,0 +1,124 @@
+"""A test set with known truth: healthy T1 volumes, half of the held-out ones with planted lesions.
+
+Lesions have the shapes of real ones (connected parts of expert masks of multiple sclerosis), are darker or brighter than
+the tissue around them by a known share, have soft edges, and lie inside the brain. Subjects are split by a seed; the same
+seed gives the same bytes, and the printed checksum tells. The result is synthetic: there is no domain shift, and lesions
+do what no disease does. Usage:
+
+    python benchmarks/planted_lesions.py --healthy DIR/healthy_t1 --shapes DIR/ms_lesion/gold_masks_all30 --output DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+SIZES_MM3 = {"small": (100, 300), "medium": (300, 1000), "large": (1000, 5000)}
+CONTRASTS = (0.2, 0.35, 0.5)  # share by which the tissue's signal changes
+LESIONS_PER_SUBJECT = 6
+
+
+def lesion_shapes(folder: Path) -> dict[str, list[np.ndarray]]:
+    """Connected parts of the masks, by size; each a boolean box with 1 mm voxels."""
+    shapes: dict[str, list[np.ndarray]] = {size: [] for size in SIZES_MM3}
+    for file in sorted(folder.glob("*.nii.gz")):
+        labels, _ = ndimage.label(np.asarray(nib.load(file).dataobj) > 0, np.ones((3, 3, 3)))
+        for number, box in enumerate(ndimage.find_objects(labels), start=1):
+            part = labels[box] == number
+            for size, (low, high) in SIZES_MM3.items():
+                if low <= part.sum() < high:
+                    shapes[size].append(part)
+    return shapes
+
+
+def plant(
+    rng: np.random.Generator, image: np.ndarray, spacing: float, shapes: dict[str, list[np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, object]]]:
+    """The image with lesions, their mask, and what was planted."""
+    changed = image.astype(np.float32)
+    mask = np.zeros(image.shape, np.uint8)
+    brain = ndimage.binary_fill_holes(image > 0)
+    depth = ndimage.distance_transform_edt(brain) * spacing
+    taken = np.zeros(image.shape, bool)
+    planted: list[dict[str, object]] = []
+    # every subject gets each size and each contrast twice, darker and brighter in turn
+    sizes = list(SIZES_MM3) * (LESIONS_PER_SUBJECT // len(SIZES_MM3))
+    contrasts = [sign * c for sign in (-1, 1) for c in CONTRASTS]
+    for size, contrast in zip(sizes, rng.permutation(contrasts), strict=True):
+        soft = np.zeros(0)
+        while (soft >= 0.5).sum() * spacing**3 < SIZES_MM3["small"][0] / 2:  # thin shapes vanish at this resolution
+            shape = shapes[size][rng.integers(len(shapes[size]))]
+            for flipped in np.flatnonzero(rng.integers(0, 2, 3)):
+                shape = np.flip(shape, flipped)
+            soft = ndimage.zoom(np.pad(shape, 3).astype(np.float32), 1 / spacing, order=1)
+            soft = ndimage.gaussian_filter(soft, 0.6)
+        half = [n // 2 for n in soft.shape]
+        candidates = np.argwhere((depth > 8) & ~taken)
+        for _ in range(1000):
+            corner = candidates[rng.integers(len(candidates))] - half
+            box = tuple(slice(c, c + n) for c, n in zip(corner, soft.shape, strict=True))
+            if (corner < 0).any() or any(b.stop > n for b, n in zip(box, image.shape, strict=True)):
+                continue
+            core = soft >= 0.5
+            if core.any() and brain[box][core].all() and not taken[box][core].any():
+                break
+        else:
+            raise RuntimeError(f"No room for a {size} lesion.")
+        changed[box] *= 1 + contrast * soft * brain[box]
+        mask[box] |= (core & brain[box]).astype(np.uint8)
+        taken[box] |= ndimage.binary_dilation(core, iterations=4)
+        planted.append({"size": size, "contrast": round(float(contrast), 2), "voxels": int(core.sum())})
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8), mask, planted
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--healthy", type=Path, required=True)
+    parser.add_argument("--shapes", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--n_test", type=int, default=20, help="held-out subjects; half of them get lesions")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    shapes = lesion_shapes(options.shapes)
+    print("shapes: " + ", ".join(f"{len(found)} {size}" for size, found in shapes.items()))
+    files = sorted(options.healthy.glob("*.nii.gz"))
+    order = np.random.default_rng(options.seed).permutation(len(files))
+    test = [files[i] for i in sorted(order[: options.n_test])]
+    abnormal = {files[i] for i in order[: options.n_test // 2]}
+    (options.output / "images").mkdir(parents=True, exist_ok=True)
+    (options.output / "masks").mkdir(exist_ok=True)
+    rows = [["path", "split", "abnormal", "mask", "case"]]
+    lesions = [["case", "size", "contrast", "voxels"]]
+    for number, file in enumerate(files):
+        case = file.name.partition("_")[0]
+        source = nib.load(file)
+        voxels, mask_path = np.asarray(source.dataobj), ""
+        if file in abnormal:
+            rng = np.random.default_rng([options.seed, number])
+            spacing = float(source.header.get_zooms()[0])
+            voxels, mask, planted = plant(rng, voxels, spacing, shapes)
+            mask_path = f"masks/{case}.nii.gz"
+            nib.save(nib.Nifti1Image(mask, source.affine, source.header), options.output / mask_path)
+            lesions += [[case, *lesion.values()] for lesion in planted]
+        nib.save(nib.Nifti1Image(voxels, source.affine, source.header), options.output / f"images/{case}.nii.gz")
+        split = "test" if file in test else "train"
+        rows.append([f"images/{case}.nii.gz", split, str(int(file in abnormal)), mask_path, case])
+    for name, table in (("manifest.csv", rows), ("lesions.csv", lesions)):
+        with (options.output / name).open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(table)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in options.output.rglob("*") if p.suffix in (".gz", ".csv")):
+        digest.update(path.relative_to(options.output).as_posix().encode() + path.read_bytes())
+    counts = f"{len(files) - len(test)} to train on, {len(test)} to test on, {len(abnormal)} of them with lesions"
+    print(f"{options.output}: {counts}; sha256 of all files {digest.hexdigest()}")
+
+
+if __name__ == "__main__":
+    main()
