@@ -154,7 +154,7 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
         """Scale the intensities."""
         d = dict(data)
         for key in self.key_iterator(d):
-            scaled = d[key].to(torch.float32)
+            scaled = d[key].to(torch.float32, copy=True)
             for channel in scaled:
                 values = torch.as_tensor(channel).as_subclass(Tensor).cpu().numpy()
                 background = _background(values)
