@@ -248,6 +248,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         seen = torch.zeros(1, *volume.shape[1:], device=volume.device) if len(axes) > 1 else None
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
+            if not len(indices):  # of which a split would be one empty batch
+                continue
             for some in torch.split(indices, self.batch_size):
                 output = network(self.slicer.slices(volume, axis, some), *args, **kwargs)
                 for name, value in output.items() if isinstance(output, dict) else [("", output)]:
@@ -267,7 +269,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                     if name not in maps:
                         maps[name] = value.new_zeros(value.shape[1], *volume.shape[1:])
                     self.slicer.paste(value, maps[name], axis, some)
-            if seen is not None and len(indices):
+            if seen is not None:
                 _stack(seen, axis)[indices] += 1
         if not maps:
             raise ValueError(
