@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader, MetaTensor
+from monai.data import DataLoader, ImageReader, MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor, nn
@@ -201,16 +201,26 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
     named = [[str(item["case"]), item.get("label")] for item in data]
     digest = hashlib.sha256(json.dumps([files, named, slicer.policy(), step]).encode())
     stream = io.BytesIO()
-    _WithoutRandomState(stream).dump(transform)
+    try:
+        _Options(stream).dump(transform)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The preprocessing cannot be told from another one, so its slices cannot be kept in files ({error}). Put "
+            "functions without a name into a module, or set slice_folder to null."
+        ) from error
     digest.update(stream.getvalue())
     return digest.hexdigest()
 
 
-class _WithoutRandomState(pickle.Pickler):
-    """Leaves out the random state of each run, which MONAI's Compose holds though the preprocessing draws nothing."""
+class _Options(pickle.Pickler):
+    """Leaves out what is of a run: Compose's random state, which nothing draws from, and the files last read."""
 
     def reducer_override(self, obj: Any) -> Any:
-        return (np.random.RandomState, ()) if isinstance(obj, np.random.RandomState) else NotImplemented
+        if isinstance(obj, np.random.RandomState):
+            return np.random.RandomState, ()
+        if isinstance(obj, ImageReader):
+            return type(obj), (), {name: value for name, value in vars(obj).items() if name != "filenames"}
+        return NotImplemented
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):

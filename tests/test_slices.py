@@ -364,7 +364,9 @@ class TestDisk:
             )
 
         made: list[str] = []
-        for compose in (preprocessing(), preprocessing().set_random_state(seed=3), preprocessing(upper=98)):
+        used = preprocessing()
+        used({"image": tmp_path / "volume.nii"})  # the reader holds the name of the file now
+        for compose in (preprocessing(), preprocessing().set_random_state(seed=3), used, preprocessing(upper=98)):
             SliceDataset(
                 [{"image": tmp_path / "volume.nii", "case": "a"}],
                 compose,
@@ -372,7 +374,15 @@ class TestDisk:
                 folder=tmp_path / "kept",
             )
             made.append(json.loads((tmp_path / "kept" / "slices.json").read_text())["made_of"])
-        assert made[0] == made[1] != made[2]
+        assert made[0] == made[1] == made[2] != made[3]
+
+    def test_a_function_without_a_name_cannot_be_kept(self, data: list[dict[str, Any]], tmp_path: Path) -> None:
+        def nameless(item: Any) -> dict[str, Tensor]:
+            return {"image": volume_of((1, 8, 8, 4))}
+
+        with pytest.raises(ValueError, match=r"cannot be told from another one.*nameless.*slice_folder to null"):
+            SliceDataset(data, nameless, Slicer(image_size=[8, 8]), folder=tmp_path / "kept")
+        assert not (tmp_path / "kept").exists()
 
     def test_no_slice_left_is_an_error_and_leaves_no_file(self, data: list[dict[str, Any]], tmp_path: Path) -> None:
         for _ in range(2):
