@@ -66,8 +66,8 @@ def calibrate(
     Args:
         scorer: trained; is set to evaluation mode and back.
         batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "file" (N paths, where
-            a case has several images), "axis" (N planes, if there are several) and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable
-            twice and in the same order, and must hold normals only.
+            a case has several images), "axis" (N planes, if there are several) and, if kept, "features" (a list, see
+            `Encoder.forward`). Has to be iterable twice and in the same order, and must hold normals only.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
 
@@ -150,7 +150,7 @@ def _fit_thresholds(
             slices_of_case[case, file][axis].append(score)
     by_axis = [{axis: torch.tensor(s) for axis, s in axes.items()} for axes in slices_of_case.values()]
     cases = [float(scorer.case_score(scores)) for scores in by_axis]
-    if not all(map(math.isfinite, cases)):
+    if not all(torch.isfinite(s).all() for axes in by_axis for s in axes.values()):
         raise ValueError(
             "Scores of held-out normals are not finite: the training diverged. Lower the learning rate or the "
             "flow's clamp. The model was not saved."

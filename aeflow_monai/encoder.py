@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"Expected images of shape (N, {self.in_channels}, H, W); got {tuple(image.shape)}. Set in_channels "
-                "to the number of channels of your images, and pass volumes slice by slice (SliceInferer)."
+                "to the number of channels of your images, and pass volumes slice by slice (SlicedInferer)."
             )
         if self.frozen and not image.requires_grad:  # a saliency map asks for the image's gradient
             with torch.no_grad():

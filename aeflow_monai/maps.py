@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-from monai.visualize import SmoothGrad, VanillaGrad
 from torch import Tensor, nn
 
 from aeflow_monai.scoring import AnomalyScorer
 
-__all__ = ["SALIENCIES", "MapScorer"]
+__all__ = ["MapScorer"]
 
 SALIENCIES = ("plain", "smooth")
 
@@ -19,16 +18,17 @@ class MapScorer(nn.Module):
     Args:
         scorer: the calibrated network; it is shared, not copied.
         saliency: add the map "saliency": the absolute gradient of the slice score with respect to the image, mean over
-            channels, (N, 1, H, W), in score (standard deviations) per unit of intensity. "plain" is the gradient itself;
-            "smooth" its mean over noisy copies of the image, which costs as many passes as there are copies. None: no
-            such map.
-        n_samples: noisy copies of the smooth gradient.
-        noise: their standard deviation, as a share of the image's range.
+            channels, (N, 1, H, W), in score (standard deviations) per unit of intensity. "plain" takes the gradient at
+            the image itself; "smooth" its mean over noisy copies of the image, which costs as many passes as there are
+            copies. None: no such map.
+        n_samples: noisy copies of the smooth gradient, 1 or more.
+        noise: their standard deviation, as a share of each image's range.
 
     Raises:
-        ValueError: unknown saliency.
+        ValueError: unknown saliency, or no noisy copy.
 
-    Source: Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2014; Smilkov et al., "SmoothGrad", 2017.
+    Source: Simonyan, Vedaldi, Zisserman, "Deep Inside Convolutional Networks", 2014, section 3;
+    Smilkov et al., "SmoothGrad", 2017.
     """
 
     def __init__(
@@ -37,6 +37,8 @@ class MapScorer(nn.Module):
         super().__init__()
         if saliency is not None and saliency not in SALIENCIES:
             raise ValueError(f"Unknown saliency {saliency!r}: choose one of {list(SALIENCIES)}, or null for none.")
+        if n_samples < 1:
+            raise ValueError(f"n_samples has to be 1 or more; got {n_samples}.")
         self.scorer = scorer
         self.saliency = saliency
         self.n_samples = n_samples
@@ -50,24 +52,20 @@ class MapScorer(nn.Module):
         return maps
 
     def _saliency(self, image: Tensor) -> Tensor:
-        target = _SliceScore(self.scorer)
         if self.saliency == "plain":
-            gradient = VanillaGrad(target)
-        else:
-            gradient = SmoothGrad(target, stdev_spread=self.noise, n_samples=self.n_samples, verbose=False)
-        devices = [image.device] if image.is_cuda else []
-        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(0)  # the same image gives the same map
-            found = [gradient(one[None].detach().clone(), index=0) for one in image]
-        return torch.cat(found).abs().mean(dim=1, keepdim=True).to(image)
+            return self._gradient(image).abs().mean(dim=1, keepdim=True)
+        deviation = self.noise * (image.amax(dim=(1, 2, 3), keepdim=True) - image.amin(dim=(1, 2, 3), keepdim=True))
+        # the same noise for each image: its map depends neither on its neighbours nor on the run
+        generator = torch.Generator().manual_seed(0)
+        total = torch.zeros_like(image)
+        for _ in range(self.n_samples):
+            noise = torch.randn(image.shape[1:], generator=generator).to(image)
+            total += self._gradient(image + deviation * noise)
+        return (total / self.n_samples).abs().mean(dim=1, keepdim=True)
 
-
-class _SliceScore(nn.Module):
-    """The slice score as a class score (N, 1), which MONAI's gradients are taken of."""
-
-    def __init__(self, scorer: AnomalyScorer) -> None:
-        super().__init__()
-        self.scorer = scorer
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.scorer.slice_scores(self.scorer(image))[:, None]
+    def _gradient(self, image: Tensor) -> Tensor:
+        """Gradient of each slice score with respect to its own image (N, C, H, W); parameters get none."""
+        with torch.enable_grad():
+            image = image.detach().requires_grad_()
+            scores = self.scorer.slice_scores(self.scorer(image))
+            return torch.autograd.grad(scores.sum(), image)[0]

@@ -166,11 +166,12 @@ class AnomalyScorer(nn.Module):
             slice_scores: for each plane ("axial", ...) the scores of its slices, (D,); NaN where a slice was skipped.
 
         Returns:
-            A scalar: of each plane the mean of the highest `case_share` of its scores, and of these the mean.
+            A scalar: of each plane the mean of the highest `case_share` of its scores, and of these the mean; NaN if
+            all slices were skipped.
         """
         looked_at = [scores[~scores.isnan()] for scores in slice_scores.values()]
         planes = [_top_mean(scores[None], self.case_share)[0] for scores in looked_at if len(scores)]
-        return torch.stack(planes).mean()
+        return torch.stack(planes).mean() if planes else torch.tensor(math.nan)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint's state, and say what is wrong if it belongs to another architecture.

@@ -7,9 +7,11 @@ or in files: an epoch then costs the flow and the decoder only.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader, MetaTensor
+from monai.data import DataLoader, ImageReader, MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor, nn
@@ -115,7 +117,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             for axis in slicer.axes_of(volume):
                 indices = slicer.chosen(volume, axis)
                 if item.get("label") == 1:
-                    normal = [kind == "normal" for kind in _kinds(slicer, read, axis, file)]
+                    normal = [kind == "normal" for kind in _kinds(slicer, read, volume, axis, file)]
                     indices = indices[torch.tensor(normal)[indices]]
                 indices = indices[::step]
                 if not len(indices):
@@ -123,8 +125,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 planes = slicer.slices(volume, axis, indices).contiguous()
                 if self.shape and tuple(planes.shape[1:]) != self.shape:
                     raise ValueError(
-                        f"Slices have to be of one shape (C, H, W) to be batched: {self.shape} so far, but {file} gives "
-                        f"{tuple(planes.shape[1:])}. Set fit to 'resize', or image_size to the largest slice."
+                        f"Slices have to be of one shape (C, H, W) to be batched: {self.shape} so far, but {file} "
+                        f"gives {tuple(planes.shape[1:])}. Set fit to 'resize', or image_size to the largest slice."
                     )
                 self.shape = tuple(planes.shape[1:])
                 names = {"case": str(item["case"]), "file": file, "axis": axis}
@@ -143,28 +145,46 @@ class SliceDataset(Dataset[dict[str, Any]]):
         made_of = _fingerprint(data, transform, slicer, step)
         record, file = folder / "slices.json", folder / "slices.float32"
         found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        if found.get("made_of") == made_of and file.is_file():
+        if found.get("made_of") == made_of and file.is_file() and file.stat().st_size == found["bytes"]:
             self.index, self.shape = found["index"], tuple(found["shape"])
             _logger.info(f"Using the slices of an earlier run in {folder}")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            record.unlink(missing_ok=True)  # until the file is whole
-            with file.open("wb") as stream:
-                for planes in self._read(data, transform, slicer, step):
-                    planes.numpy().tofile(stream)
-            if not self.index:
-                return
-            content = {"made_of": made_of, "shape": self.shape, "index": self.index}
-            record.write_text(json.dumps(content), encoding="utf-8")
+            # beside their places first: an interrupted run leaves nothing that looks whole, and other processes that
+            # write or read the same slices are not disturbed
+            unfinished = folder / f".{file.name}.{os.getpid()}"
+            try:
+                with unfinished.open("wb") as stream:
+                    for planes in self._read(data, transform, slicer, step):
+                        planes.numpy().tofile(stream)
+                if not self.index:
+                    return
+                content = {
+                    "made_of": made_of,
+                    "bytes": unfinished.stat().st_size,
+                    "shape": self.shape,
+                    "index": self.index,
+                }
+                record.unlink(missing_ok=True)  # until the new slices are there
+                unfinished.replace(file)
+                unfinished.write_text(json.dumps(content), encoding="utf-8")
+                unfinished.replace(record)
+            finally:
+                unfinished.unlink(missing_ok=True)
         self._stored = np.memmap(file, dtype=np.float32, mode="r", shape=(len(self.index), *self.shape))
 
 
-def _kinds(slicer: Slicer, read: Mapping[str, Any], axis: str, file: str) -> list[SliceKind]:
+def _kinds(slicer: Slicer, read: Mapping[str, Any], volume: Tensor, axis: str, file: str) -> list[SliceKind]:
     mask = read.get("mask")
     if mask is None:
         raise ValueError(
             f"{file} is abnormal and has no mask, so its normal slices are not known. Name a mask, or set "
             "lesion_free_slices to false."
+        )
+    if mask.shape[1:] != volume.shape[1:]:
+        raise ValueError(
+            f"The mask of {file} has another size than its image: {tuple(mask.shape[1:])} and "
+            f"{tuple(volume.shape[1:])}. They have to lie on one grid; give the mask the resampling of the image."
         )
     affine = mask.affine if isinstance(mask, MetaTensor) else torch.eye(4)
     return slicer.kinds(mask, axis, affine_to_spacing(affine, r=3).tolist())
@@ -178,10 +198,29 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
             if path:
                 found = Path(path).stat()
                 files.append([str(path), found.st_size, found.st_mtime_ns])
-    told = json.dumps([files, [item.get("label") for item in data], slicer.policy(), step])
-    digest = hashlib.sha256(told.encode())
-    digest.update(pickle.dumps(transform))
+    named = [[str(item["case"]), item.get("label")] for item in data]
+    digest = hashlib.sha256(json.dumps([files, named, slicer.policy(), step]).encode())
+    stream = io.BytesIO()
+    try:
+        _Options(stream).dump(transform)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The preprocessing cannot be told from another one, so its slices cannot be kept in files ({error}). Put "
+            "functions without a name into a module, or set slice_folder to null."
+        ) from error
+    digest.update(stream.getvalue())
     return digest.hexdigest()
+
+
+class _Options(pickle.Pickler):
+    """Leaves out what is of a run: Compose's random state, which nothing draws from, and the files last read."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.random.RandomState):
+            return np.random.RandomState, ()
+        if isinstance(obj, ImageReader):
+            return type(obj), (), {name: value for name, value in vars(obj).items() if name != "filenames"}
+        return NotImplemented
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):

@@ -238,8 +238,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         """
         if inputs.ndim != 5 or inputs.shape[0] != 1:
             raise ValueError(
-                f"Expected one volume (1, C, X, Y, Z); got {tuple(inputs.shape)}. Set the loader's batch_size to 1, and "
-                "use EnsureVolumed for 2D images."
+                f"Expected one volume (1, C, X, Y, Z); got {tuple(inputs.shape)}. Set the loader's batch_size to 1, "
+                "and use EnsureVolumed for 2D images."
             )
         volume = inputs[0].as_subclass(Tensor)
         axes = self.slicer.axes_of(volume)
@@ -248,30 +248,34 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         seen = torch.zeros(1, *volume.shape[1:], device=volume.device) if len(axes) > 1 else None
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
-            for some in indices.split(self.batch_size):
+            if not len(indices):  # of which a split would be one empty batch
+                continue
+            for some in torch.split(indices, self.batch_size):
                 output = network(self.slicer.slices(volume, axis, some), *args, **kwargs)
                 for name, value in output.items() if isinstance(output, dict) else [("", output)]:
                     if value.ndim == 1:
                         if not torch.isfinite(value).all():  # NaN is kept for slices that were skipped
                             raise ValueError(
-                                f"The network's {name} of {axis} slices are not finite: the image holds NaN, infinite or "
-                                "huge values; replace them first."
+                                f"The network's {name} of {axis} slices are not finite: the image holds NaN, infinite "
+                                "or huge values; replace them first."
                             )
-                        per_slice = numbers.setdefault(
-                            f"{name}_{axis}", value.new_full((1, volume.shape[1 + PLANES[axis]]), math.nan)
-                        )
-                        per_slice[0, some] = value
+                        if f"{name}_{axis}" not in numbers:
+                            # of every plane, also one whose slices are all skipped
+                            for each in axes:
+                                count = volume.shape[1 + PLANES[each]]
+                                numbers[f"{name}_{each}"] = value.new_full((1, count), math.nan)
+                        numbers[f"{name}_{axis}"][0, some] = value
                         continue
                     if name not in maps:
                         maps[name] = value.new_zeros(value.shape[1], *volume.shape[1:])
                     self.slicer.paste(value, maps[name], axis, some)
-            if seen is not None and len(indices):
+            if seen is not None:
                 _stack(seen, axis)[indices] += 1
         if not maps:
             raise ValueError(
                 f"No slice to look at: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
-                f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the span. Lower min_foreground, or look "
-                "at the intensity normalisation."
+                f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the span. Lower min_foreground, or "
+                "look at the intensity normalisation."
             )
         if seen is not None:
             for value in maps.values():

@@ -127,7 +127,8 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
 
     Skull-stripped and padded volumes have a background of one value: 0, the lowest value, or whatever the corners
     hold. In z-scored volumes it lies between the values of tissue. If such a value fills 5 % of the volume, the rest is
-    foreground; else everything is. Percentiles of the foreground do not change with the size of the field of view.
+    foreground; else everything is. Percentiles of the foreground do not change with the size of the field of view. A
+    foreground of one value becomes 1.
 
     Args:
         keys: of images (C, ...).
@@ -154,7 +155,7 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
         """Scale the intensities."""
         d = dict(data)
         for key in self.key_iterator(d):
-            scaled = d[key].to(torch.float32)
+            scaled = d[key].to(torch.float32, copy=True)
             for channel in scaled:
                 values = torch.as_tensor(channel).as_subclass(Tensor).cpu().numpy()
                 background = _background(values)
@@ -163,8 +164,10 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
                     channel.zero_()
                     continue
                 low, high = np.percentile(foreground, [self.lower, self.upper])
-                span = max(float(high - low), 1e-12 + 1e-6 * abs(float(high)))
-                result = np.clip((values - np.float32(low)) / np.float32(span), 0, 1)
+                if high - low > 1e-12 + 1e-6 * abs(high):
+                    result = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+                else:
+                    result = (values >= np.float32(low)).astype(np.float32)
                 if background is not None:
                     result[values == background] = 0
                 channel.copy_(torch.from_numpy(result))

@@ -139,6 +139,21 @@ def test_the_seed_decides_the_model(
     assert differing(model_state(tmp_path / "other"), model_state(trained))
 
 
+def test_slices_kept_in_files_and_loaded_by_workers_train_the_same_model(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_training: Options
+) -> None:
+    kept = tmp_path / "slices"
+    expected = {f"{name}/slices.{suffix}" for name in ("train", "calibration") for suffix in ("float32", "json")}
+    written = []
+    for name in ("first", "second"):
+        options = {**tiny_training, "dataset_dir": str(volumes), "output_dir": str(tmp_path / name)}
+        run_workflow("train.yaml", **options, slice_folder=str(kept), workers=2)
+        assert differing(model_state(tmp_path / name), model_state(trained)) == []
+        assert files_below(kept) == expected
+        written.append({file: (kept / file).stat().st_mtime_ns for file in expected})
+    assert written[0] == written[1]  # the second run took what the first one made
+
+
 def test_two_processes_share_each_epoch_and_end_with_the_same_weights(
     tmp_path: Path, volumes: Path, run_command: Run, tiny_training: Options
 ) -> None:
@@ -253,6 +268,41 @@ def test_evaluation_on_the_training_config_and_on_the_inference_config_is_the_sa
     for row in rows:
         assert int(row["prediction"]) == (float(row["score"]) > metrics["threshold"])
         assert Path(row["file"]).is_file()
+
+
+def test_three_planes_from_training_to_maps(
+    tmp_path: Path, volumes: Path, run_workflow: Run, tiny_training: Options, tiny_network: Options
+) -> None:
+    planes = {"axes": ["coronal", "axial", "sagittal"], "min_foreground": 0.05}
+    where = {"dataset_dir": str(volumes), "output_dir": str(tmp_path / "run")}
+    run_workflow("train.yaml", **where, **{**tiny_training, **planes, "epochs": 1, "slice_step": 4})
+    run_workflow(["train.yaml", "evaluate.yaml"], **where, n_bootstrap=10, **{**tiny_network, **planes})
+    scores = {row["case"]: row["score"] for row in table(tmp_path / "run/scores.csv")}
+    assert len(scores) == 6
+
+    image = volumes / "images/test_abnormal_000.nii.gz"
+    off = {f"write_{flag}": False for flag in (*MAPS, "mask", "overlay")}
+    run_workflow(
+        "inference.yaml",
+        dataset_dir=str(image),
+        output_dir=str(tmp_path / "maps"),
+        ckpt_path=str(tmp_path / "run/model.pt"),
+        saliency="plain",
+        **{**tiny_network, **planes, **off},
+    )
+    assert files_below(tmp_path / "maps") == {"test_abnormal_000_saliency.nii.gz", "scores.csv"}
+    (row,) = table(tmp_path / "maps/scores.csv")
+    assert float(row["score"]) == pytest.approx(float(scores["test_abnormal_000"]), rel=1e-5)
+    voxels, affine = spatial(image)
+    saliency, written_affine = spatial(tmp_path / "maps/test_abnormal_000_saliency.nii.gz")
+    assert saliency.shape == voxels.shape
+    np.testing.assert_allclose(written_affine, affine, atol=1e-5)
+    assert np.isfinite(saliency).all()
+    assert saliency.min() >= 0
+    assert saliency.std() > 0
+    # slices along the first plane are counted, from anterior
+    coronal = next(axis for axis, code in enumerate(nib.aff2axcodes(nib.load(image).affine)) if code in "AP")
+    assert 1 <= int(row["most_anomalous_slice"]) <= voxels.shape[coronal]
 
 
 # --- inference --------------------------------------------------------------------------------------------------------

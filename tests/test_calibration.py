@@ -101,6 +101,20 @@ def test_thresholds_are_those_of_the_normals_own_scores(scoring: str) -> None:
         assert torch.equal(scorer.term_std, torch.ones(3))
 
 
+def test_planes_of_a_case_count_the_same_however_many_slices_they_have() -> None:
+    scorer, images = a_scorer(), blobs(8)
+    planes = ["axial", "axial", "axial", "coronal"] * 2
+    batches = batches_of(images, 3, slices_per_case=4)
+    for batch, start in zip(batches, range(0, 8, 3), strict=True):
+        batch["axis"] = planes[start : start + 3]
+    calibrate(scorer, batches, specificity=0.3)
+    with torch.no_grad():
+        scores = scorer.slice_scores(scorer(images)).view(2, 4)
+    cases = (scores[:, :3].mean(dim=1) + scores[:, 3]) / 2
+    assert scorer.case_threshold.item() == pytest.approx(cases.min().item(), abs=1e-4)  # ceil(3 * 0.3)
+    assert scorer.slice_threshold.item() == pytest.approx(sorted(scores.flatten().tolist())[2], abs=1e-4)
+
+
 def test_nothing_depends_on_the_batch_size() -> None:
     images, found = blobs(9), []
     for batch_size in (1, 4, 9):
@@ -180,6 +194,15 @@ def test_failure_leaves_buffers_and_mode_as_they_were(scoring: str, fault: str, 
         calibrate(scorer, batches, specificity)
     assert all(torch.equal(buffers(scorer)[name], before[name]) for name in BUFFERS)
     assert scorer.training
+
+
+def test_one_slice_that_is_not_finite_is_no_skipped_slice() -> None:
+    scorer, images = a_scorer(scoring="paper"), blobs(4)
+    images[1, 0, 0, 0] = torch.nan
+    before = buffers(scorer)
+    with pytest.raises(ValueError, match="Scores of held-out normals are not finite"):
+        calibrate(scorer, batches_of(images, 2, slices_per_case=4))
+    assert all(torch.equal(buffers(scorer)[name], before[name]) for name in BUFFERS)
 
 
 @pytest.mark.parametrize(("n", "specificity", "warns"), [(8, 0.9, True), (9, 0.9, False), (1, 0.95, True)])

@@ -91,6 +91,17 @@ class TestFrozen:
         assert torch.equal(encoder(IMAGE)[0], features)
         assert not features.requires_grad
 
+    def test_keeps_a_graph_only_for_the_image_that_asks_for_its_gradient(self) -> None:
+        encoder = Encoder(stages=[2])
+        assert not encoder(IMAGE)[0].requires_grad
+        image = IMAGE.clone().requires_grad_()
+        encoder(image)[0].sum().backward()
+        assert image.grad is not None
+        assert image.grad.abs().sum() > 0
+        assert all(parameter.grad is None for parameter in encoder.parameters())
+        with torch.no_grad():
+            assert not encoder(image)[0].requires_grad
+
     def test_unfrozen_encoder_learns(self) -> None:
         encoder = Encoder(TINY, stages=[2], weights="random", frozen=False)
         before = {key: value.clone() for key, value in encoder.state_dict().items()}

@@ -157,7 +157,9 @@ def case(name: str, label: int, score: float) -> tuple[dict[str, Any], dict[str,
     image = MetaTensor(torch.zeros(1, 4, 4, 3), meta={"filename_or_obj": f"images/{name}.nii.gz"})
     source = {"case": name, "image": image, "label": label}
     statistics = {"intensity_mean": 1.0 + label, "intensity_std": 2.0, "intensity_p95": 3.0 - label}
-    scores = {"anomaly_score": score, "prediction": int(score > 1), "slice_scores": torch.tensor([0.0, score, -1.0])}
+    # the first slice was skipped, and the second plane does not count
+    slice_scores = {"axial": torch.tensor([torch.nan, 0.0, score, -1.0]), "coronal": torch.tensor([9.0, 0.0])}
+    scores = {"anomaly_score": score, "prediction": int(score > 1), "slice_scores": slice_scores}
     return source, {**source, **scores, **statistics}
 
 
@@ -194,7 +196,7 @@ def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
         ("d", "1", "1"),
     ]
     assert [float(row["score"]) for row in written] == [0.1 + 0.2, 2.5, -0.5, 1.5]
-    assert [row["most_anomalous_slice"] for row in written] == ["2", "2", "1", "2"]
+    assert [row["most_anomalous_slice"] for row in written] == ["3", "3", "2", "3"]
     assert written[0]["file"] == "images/a.nii.gz"
 
 

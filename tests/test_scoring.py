@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aeflow_monai import AEFlow, AEFlowLoss, AEFlowOutput, AnomalyScorer, Encoder, MapScorer, calibrate
+from aeflow_monai import AEFlow, AEFlowLoss, AEFlowOutput, AnomalyScorer, Encoder, calibrate
 from aeflow_monai.phantom import make_volume
 
 SIZE = 64
@@ -125,7 +125,7 @@ class TestTrained:
                 assert torch.equal(loaded.maps(normals)[name], expected), name
             scores = calibrated.slice_scores(calibrated(normals))
             assert torch.equal(loaded.slice_scores(loaded(normals)), scores)
-        assert torch.equal(loaded.case_score(scores), calibrated.case_score(scores))
+        assert torch.equal(loaded.case_score({"axial": scores}), calibrated.case_score({"axial": scores}))
         for name in BUFFERS:
             assert torch.equal(getattr(loaded, name), getattr(calibrated, name)), name
             assert torch.isfinite(getattr(loaded, name)).all(), name
@@ -213,31 +213,42 @@ def test_shares_by_hand(share: float, expected: float) -> None:
     maps = torch.stack([values, -values]).view(2, 1, 2, 5)
     assert scorer.slice_scores(maps)[0].item() == pytest.approx(expected)
     assert scorer.slice_scores(maps)[1].item() == pytest.approx(expected - 11)
-    assert scorer.case_score(values).item() == pytest.approx(expected)
+    assert scorer.case_score({"coronal": values}).item() == pytest.approx(expected)
+    # a skipped slice counts for nothing, not even in the number of slices
+    skipped = torch.full((7,), torch.nan)
+    assert scorer.case_score({"axial": torch.cat([skipped, values, skipped])}).item() == pytest.approx(expected)
+    # each plane counts the same, however many slices it has
+    planes = {"axial": values, "coronal": torch.full((50,), 20.0), "sagittal": skipped}
+    assert scorer.case_score(planes).item() == pytest.approx((expected + 20) / 2)
+
+
+@pytest.mark.parametrize("scores", [{}, {"axial": torch.full((3,), torch.nan)}])
+def test_a_case_without_any_slice_has_no_score(scores: dict[str, Tensor]) -> None:
+    assert a_scorer().case_score(scores).isnan()
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
-def test_map_scorer_gives_all_maps(in_channels: int) -> None:
+def test_all_maps(in_channels: int) -> None:
     torch.manual_seed(0)
     scorer = AnomalyScorer(AEFlow(Encoder(in_channels=in_channels), n_steps=1)).eval()
     image = torch.rand(2, in_channels, 64, 96)
-    network = MapScorer(scorer)
     with torch.no_grad():
-        maps = network(image)
+        maps = scorer.maps(image)
         output = scorer.aeflow(image)
     assert {key: tuple(value.shape) for key, value in maps.items()} == {
         "anomaly_map": (2, 1, 64, 96),
         "reconstruction": (2, in_channels, 64, 96),
         "residual": (2, 1, 64, 96),
         "log_likelihood": (2, 1, 64, 96),
+        "slice_scores": (2,),
     }
+    assert torch.equal(maps["slice_scores"], scorer.slice_scores(maps["anomaly_map"]))
     assert torch.equal(maps["anomaly_map"], scorer(image).detach())
     assert torch.equal(maps["reconstruction"], output.reconstruction)
     residual = (image - output.reconstruction).abs().sum(dim=1, keepdim=True) / in_channels
     torch.testing.assert_close(maps["residual"], residual)
     fine, coarse = (F.interpolate(m, size=(64, 96), mode="bilinear") for m in output.log_likelihoods)
     torch.testing.assert_close(maps["log_likelihood"], (fine + coarse) / 2)
-    assert network.scorer is scorer
 
 
 def build(stages: tuple[int, ...] = (2, 3), backbone: str = "tf_efficientnet_lite0", **options: Any) -> AnomalyScorer:

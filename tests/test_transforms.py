@@ -8,12 +8,23 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
-from monai.transforms import Compose, Invertd, LoadImage
+from monai.transforms import Compose, Invertd, LoadImage, Orientationd
 from PIL import Image
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from aeflow_monai import AEFlow, AnomalyScorer, Encoder, EnsureVolumed, MaskMapd, MatchChannelsd, ScoreMapd
+from aeflow_monai import (
+    AEFlow,
+    AnomalyScorer,
+    Encoder,
+    EnsureVolumed,
+    MaskMapd,
+    MatchChannelsd,
+    ScaleForegroundd,
+    ScoreMapd,
+    SlicedInferer,
+    Slicer,
+)
 from aeflow_monai.transforms import intensity_statistics
 
 Array = npt.NDArray[Any]
@@ -27,10 +38,9 @@ CONFIG = Path(__file__).parents[1] / "bundle" / "configs" / "train.yaml"
 
 @pytest.fixture(scope="module")
 def chain() -> Compose:
-    """The preprocessing of the bundle, to 64 rows and columns."""
+    """The preprocessing of the bundle."""
     parser = ConfigParser()
     parser.read_config(CONFIG)
-    parser["image_size"] = [64, 64]
     parsed = parser.get_parsed_content("preprocessing")
     assert isinstance(parsed, Compose)
     return parsed
@@ -80,13 +90,23 @@ def save_nifti(path: Path, array: Array, affine: Array) -> Path:
     return path
 
 
-def there_and_back(chain: Compose, path: Path) -> tuple[MetaTensor, MetaTensor]:
-    """The image at the network's door, and a map which equals it there, brought back to the file's grid."""
+def there_and_back(chain: Compose, path: Path) -> tuple[Tensor, MetaTensor]:
+    """The slices at the network's door (C, 64, 64, n), and a map which equals them there, on the file's grid."""
+    seen: list[Tensor] = []
+
+    def network(slices: Tensor) -> Tensor:
+        seen.append(slices)
+        return slices
+
     batch = list_data_collate([chain({"image": path})])
-    batch["map"] = batch["image"] * 1
+    batch["map"] = SlicedInferer(Slicer(image_size=[64, 64]))(batch["image"], network)
     (case,) = decollate_batch(batch)
     back = Invertd("map", chain, orig_keys="image", nearest_interp=False)(dict(case))["map"]
-    return case["image"], back
+    return torch.cat(seen).movedim(0, -1), back
+
+
+def at_the_door(chain: Compose, path: Path) -> Tensor:
+    return there_and_back(chain, path)[0]
 
 
 def assert_on_the_grid_of_the_file(back: MetaTensor, path: Path) -> None:
@@ -106,7 +126,7 @@ class TestGeometry:
         door, back = there_and_back(chain, path)
         assert door.shape[:3] == (1, 64, 64)
         assert_on_the_grid_of_the_file(back, path)
-        low, high = np.percentile(values, (0, 99.5))
+        low, high = np.percentile(values, (0.5, 99.5))
         expected = ((values - low) / (high - low)).clip(0, 1)
         np.testing.assert_allclose(back[0].numpy(), expected, atol=0.05)
 
@@ -130,7 +150,8 @@ class TestGeometry:
         door, back = there_and_back(chain, path)
         assert door.shape == (1, 64, 64, 1)
         assert_on_the_grid_of_the_file(back, path)
-        expected = pixels / np.percentile(pixels, 99.5)
+        low, high = np.percentile(pixels, (0.5, 99.5))
+        expected = ((pixels - low) / (high - low)).clip(0, 1)
         np.testing.assert_allclose(back[0].numpy().T, expected, atol=0.05)
         # row by row and column by column what the file shows
         resized = np.asarray(Image.fromarray(expected.astype(np.float32)).resize((64, 64), Image.Resampling.BILINEAR))
@@ -141,10 +162,10 @@ class TestGeometry:
         # the first row is in front, the first column on the patient's right, the first slice lowest
         for axis, (dimension, sign) in enumerate([(2, -1), (1, -1), (3, 1)]):
             values = patient_coordinate(axis, (40, 50, 12), AFFINES[name])
-            door = chain({"image": save_nifti(tmp_path / f"{axis}.nii.gz", values, AFFINES[name])})["image"]
-            steps = sign * door.as_tensor().diff(dim=dimension)
+            door = at_the_door(chain, save_nifti(tmp_path / f"{axis}.nii.gz", values, AFFINES[name]))
+            steps = sign * door.diff(dim=dimension)
             assert (steps.mean(dim=dimension) > 0).all()
-            means = sign * door.as_tensor().mean(dim=[d for d in range(4) if d != dimension]).diff()
+            means = sign * door.mean(dim=[d for d in range(4) if d != dimension]).diff()
             assert (means >= 0).all()  # equal where the resampling extends the border
             assert (means > 0).sum() > len(means) / 2
 
@@ -163,20 +184,20 @@ class TestGeometry:
         for name in names:
             for dimension, axis in ((1, rows), (2, columns)):
                 values = patient_coordinate(axis, (40, 50), FLAT_AFFINES[name])
-                door = chain({"image": save_nifti(tmp_path / "flat.nii", values, FLAT_AFFINES[name])})["image"]
-                assert (door.as_tensor().diff(dim=dimension).mean(dim=dimension) < 0).all(), name
+                door = at_the_door(chain, save_nifti(tmp_path / "flat.nii", values, FLAT_AFFINES[name]))
+                assert (door.diff(dim=dimension).mean(dim=dimension) < 0).all(), name
 
     def test_ras_volume_by_eye(self, chain: Compose, tmp_path: Path) -> None:
         values = np.zeros((64, 64, 3), np.float32)
         values[-20:, -10:, 1] = 1  # right and in front, in the middle slice
-        door = chain({"image": save_nifti(tmp_path / "volume.nii.gz", values, np.eye(4))})["image"]
+        door = at_the_door(chain, save_nifti(tmp_path / "volume.nii.gz", values, np.eye(4)))
         expected = torch.zeros(1, 64, 64, 3)
         expected[:, :10, :20, 1] = 1
-        torch.testing.assert_close(door.as_tensor(), expected)
+        torch.testing.assert_close(door, expected)
 
     def test_intensities_are_in_range(self, chain: Compose, tmp_path: Path) -> None:
         values = np.random.default_rng(0).normal(-500, 300, (20, 20, 5)).astype(np.float32)
-        door = chain({"image": save_nifti(tmp_path / "volume.nii.gz", values, np.eye(4))})["image"]
+        door = at_the_door(chain, save_nifti(tmp_path / "volume.nii.gz", values, np.eye(4)))
         assert 0 <= door.min() < 0.3
         assert 0.7 < door.max() <= 1
 
@@ -260,6 +281,98 @@ class TestMatchChannels:
             MatchChannelsd("image", wanted)({"image": image})
 
 
+def ellipsoid(shape: tuple[int, int, int] = (20, 24, 16)) -> Array:
+    """Where a head might be in a volume, with margins that are background."""
+    axes = [np.linspace(-1.2, 1.2, n) for n in shape]
+    return sum(x**2 for x in np.meshgrid(*axes, indexing="ij")) < 1
+
+
+def scale(array: Array, **options: float) -> Array:
+    """One channel, scaled."""
+    image = torch.as_tensor(np.asarray(array, dtype=np.float32))[None]
+    return ScaleForegroundd("image", **options)({"image": image})["image"][0].numpy()
+
+
+class TestScaleForeground:
+    # a head of 100 to 200 in air of 0; the same, z-scored; as a CT, padded below anything that is measured
+    @pytest.mark.parametrize(
+        ("factor", "offset", "background"), [(1, 0, 0), (0.02, -3, -3), (0.02, -3, 0), (8, 0, -2048)]
+    )
+    def test_background_becomes_0_and_the_head_fills_the_range(
+        self, factor: float, offset: float, background: float
+    ) -> None:
+        head = ellipsoid()
+        tissue = np.random.default_rng(0).uniform(100, 200, head.shape).astype(np.float32)
+        scaled = scale(np.where(head, factor * tissue + offset, background))
+        assert (scaled[~head] == 0).all()
+        low, high = np.percentile(tissue[head], (0.5, 99.5))
+        expected = ((tissue - low) / (high - low)).clip(0, 1)
+        np.testing.assert_allclose(scaled[head], expected[head], atol=1e-4)
+
+    def test_without_a_single_background_value_all_is_foreground(self) -> None:
+        noise = np.random.default_rng(0).normal(-500, 300, (20, 24, 16)).astype(np.float32)
+        low, high = np.percentile(noise, (0.5, 99.5))
+        np.testing.assert_allclose(scale(noise), ((noise - low) / (high - low)).clip(0, 1), atol=1e-5)
+
+    @pytest.mark.parametrize(("count", "expected"), [(4, 0.404), (5, 0.0)])
+    def test_a_value_among_the_others_is_background_from_a_twentieth_on(self, count: int, expected: float) -> None:
+        values = np.concatenate([np.full(count, 4.04), np.linspace(0, 10, 100 - count)])
+        scaled = scale(values, lower=0, upper=100)
+        np.testing.assert_allclose(scaled[:count], expected, atol=1e-6)
+        np.testing.assert_allclose(scaled[count:], values[count:] / 10, atol=1e-6)
+
+    @pytest.mark.parametrize("value", [0.0, 7.0, -1000.0, 1e-8])
+    def test_constant_image_becomes_0(self, value: float) -> None:
+        assert (scale(np.full((5, 6, 7), value)) == 0).all()
+
+    @pytest.mark.parametrize("value", [1.0, 1e5, -3.0])
+    def test_foreground_of_one_value_becomes_1(self, value: float) -> None:
+        np.testing.assert_array_equal(scale(np.where(ellipsoid(), value, 0)), ellipsoid().astype(np.float32))
+
+    def test_each_channel_is_scaled_by_itself(self) -> None:
+        head = ellipsoid()
+        generator = np.random.default_rng(0)
+        channels = [np.where(head, generator.normal(m, s, head.shape), b) for m, s, b in ((0, 1, -9), (900, 90, 0))]
+        image = torch.as_tensor(np.stack(channels), dtype=torch.float32)
+        scaled = ScaleForegroundd("image")({"image": image})["image"].numpy()
+        for channel, expected in zip(scaled, channels, strict=True):
+            np.testing.assert_array_equal(channel, scale(expected))
+
+    @pytest.mark.parametrize("background", [0.0, -3.0, -2048.0])
+    def test_a_larger_field_of_view_changes_nothing_of_the_head(self, background: float) -> None:
+        head = ellipsoid()
+        image = np.where(head, np.random.default_rng(0).normal(1, 1, head.shape), background)
+        padded = np.pad(image, ((30, 0), (5, 20), (0, 9)), constant_values=background)
+        np.testing.assert_array_equal(scale(padded)[30:, 5:29, :16], scale(image))
+        assert (scale(padded)[:30] == 0).all()
+
+    def test_geometry_and_the_record_for_the_inverse_stay(self) -> None:
+        affine = torch.as_tensor(AFFINES["oblique"])
+        image = MetaTensor(torch.rand(1, 5, 6, 7), affine=affine, meta={"filename_or_obj": "a.nii"})
+        given = Orientationd("image", axcodes="PLS", labels=None)({"image": image})["image"]
+        before = given.as_tensor().clone()
+        scaled = ScaleForegroundd("image")({"image": given})["image"]
+        assert isinstance(scaled, MetaTensor)
+        torch.testing.assert_close(scaled.affine, given.affine)
+        assert scaled.applied_operations == given.applied_operations
+        assert len(scaled.applied_operations) == 1
+        assert scaled.meta["filename_or_obj"] == "a.nii"
+        assert torch.equal(given.as_tensor(), before)  # what went in is as it was
+        assert not torch.equal(scaled.as_tensor(), before)
+
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float64])
+    def test_any_kind_of_number_becomes_a_float_in_range(self, dtype: torch.dtype) -> None:
+        image = torch.arange(100).view(1, 10, 10).to(dtype)
+        scaled = ScaleForegroundd("image", lower=0, upper=100)({"image": image})["image"]
+        assert scaled.dtype == torch.float32
+        torch.testing.assert_close(scaled, torch.arange(100).view(1, 10, 10) / 99)
+
+    @pytest.mark.parametrize(("lower", "upper"), [(-1, 99), (50, 50), (1, 101), (99, 1)])
+    def test_percentiles_out_of_range_are_named(self, lower: float, upper: float) -> None:
+        with pytest.raises(ValueError, match=rf"0 <= lower < upper <= 100; got {lower} and {upper}"):
+            ScaleForegroundd("image", lower, upper)
+
+
 @pytest.fixture(scope="module")
 def scorer() -> AnomalyScorer:
     torch.manual_seed(0)
@@ -270,13 +383,22 @@ def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
     slices = torch.rand(5, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps = scorer(slices)
-    case = {"map": MetaTensor(maps.movedim(0, -1)), "image": MetaTensor(slices.movedim(0, -1)), "case": "a"}
-    expected = scorer.slice_scores(maps)
+    expected = {"axial": scorer.slice_scores(maps), "sagittal": torch.tensor([torch.nan, 1.0, 2.0, torch.nan])}
+    case = {
+        "slice_scores_axial": MetaTensor(expected["axial"]),
+        "slice_scores_sagittal": expected["sagittal"],
+        "image": MetaTensor(slices.movedim(0, -1)),
+        "case": "a",
+    }
     score = float(scorer.case_score(expected))
     for threshold, prediction in ((score - 1e-3, 1), (score + 1e-3, 0), (torch.inf, 0)):
         scorer.case_threshold.fill_(threshold)
-        found = ScoreMapd("map", "image", scorer)(case)
-        assert torch.equal(torch.as_tensor(found["slice_scores"]), expected)
+        found = ScoreMapd("image", scorer)(case)
+        assert list(found["slice_scores"]) == ["axial", "sagittal"]
+        for plane, scores in found["slice_scores"].items():
+            assert torch.equal(torch.as_tensor(scores).nan_to_num(-9), expected[plane].nan_to_num(-9))
+        assert not [key for key in found if key.startswith("slice_scores_")]
+        assert "slice_scores_axial" in case  # what went in is as it was
         assert found["anomaly_score"] == score
         assert type(found["anomaly_score"]) is float
         assert found["prediction"] == prediction
@@ -285,9 +407,12 @@ def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
 
 
 def test_a_score_that_is_not_finite_names_its_case(scorer: AnomalyScorer) -> None:
-    case = {"map": torch.full((1, 8, 8, 2), torch.nan), "image": torch.zeros(1, 8, 8, 2), "case": "a"}
+    case = {"slice_scores_axial": torch.full((2,), torch.nan), "image": torch.zeros(1, 8, 8, 2), "case": "a"}
     with pytest.raises(ValueError, match="score of case a is nan: the image holds NaN or infinite values"):
-        ScoreMapd("map", "image", scorer)(case)
+        ScoreMapd("image", scorer)(case)
+    case["slice_scores_axial"] = torch.tensor([1.0, torch.inf])
+    with pytest.raises(ValueError, match="score of case a is inf: the image holds NaN or infinite values"):
+        ScoreMapd("image", scorer)(case)
 
 
 def test_mask_is_where_the_map_exceeds_the_threshold(scorer: AnomalyScorer) -> None:
