@@ -18,7 +18,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform
-from monai.utils import ImageMetaKey, ensure_tuple
+from monai.utils import ImageMetaKey, MetaKeys, ensure_tuple
 from PIL import Image
 from torch import Tensor
 
@@ -92,9 +92,11 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         _check_whole(path)
         _check_nifti_affine(path)
         try:
-            return self.channel_first(self.load(file))
+            image = self.channel_first(self.load(file))
         except Exception as error:
             raise ValueError(_unreadable(path, error)) from error
+        image.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0  # so that a second EnsureChannelFirst adds no dimension
+        return image
 
 
 class CheckImaged(MapTransform):  # type: ignore[misc]
@@ -191,7 +193,7 @@ def _check_whole(path: Path) -> None:
         except EOFError:
             fault = "a truncated file: its compressed data end too early"
         except (gzip.BadGzipFile, zlib.error) as error:
-            if path.open("rb").read(2) == b"\x1f\x8b":
+            if path.read_bytes()[:2] == b"\x1f\x8b":
                 fault = f"a damaged file: {error}"
             else:
                 fault, remedy = "something that is not compressed with gzip", "Is it an image? Correct its extension."
@@ -230,21 +232,24 @@ def _check_affine(affine: npt.NDArray[Any], name: str, n_axes: int) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
+    # that message is the tracebacks of a dozen readers
+    unknown = "cannot find a suitable reader" in str(error)
+    reason = "" if unknown else f" ({_first_line(error)})"
     if path.is_dir():
         return (
-            f"Expected one DICOM series in the folder {path}; got something that no reader knows "
-            f"({_first_line(error)}). Convert the series to NIfTI first, for example with dcm2niix."
+            f"Expected one DICOM series in the folder {path}; got something that no reader can read{reason}. "
+            "Convert the series to NIfTI first, for example with dcm2niix."
         )
     with path.open("rb") as stream:
         head = stream.read(132)
     if head[128:] == b"DICM":
-        fault = f"a DICOM file that cannot be decoded ({_first_line(error)}); its pixels may be compressed"
+        fault = f"a DICOM file that cannot be decoded{reason}, perhaps for the way its pixels are compressed"
         remedy = "Decompress it, for example with gdcmconv --raw, or convert it to NIfTI with dcm2niix."
-    elif "cannot find a suitable reader" in str(error):
+    elif unknown:
         fault = f"content that no reader knows, beginning with {head[:12]!r}"
         remedy = "Is it an image, and whole? Correct its extension, or export it again."
     else:
-        fault = f"a file that cannot be read: {_first_line(error)}"
+        fault = f"a file that cannot be read{reason}"
         remedy = "It is probably truncated or damaged: copy or export it again."
     return f"Expected an image in {path}; got {fault}. {remedy}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ _logger = logging.getLogger(__name__)
 
 # What stands in the place of an item that could not be loaded; strings, which any loader can collate and send.
 _FAILURE = "failure"
-# Lines of a summary; failures.csv has them all.
+# A disk that is full, over quota or read-only fails every case from now on.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Lines of a summary; the table has them all.
 _MAX_LISTED = 20
 
 
@@ -43,7 +46,8 @@ class FailureLog:
     """Cases that failed: a table that grows as they come, a warning for each, an error at the end.
 
     Args:
-        path: of the table, with the columns case, file, stage and message; there is none if nothing failed.
+        path: of the table, with the columns case, file, stage and message; there is none if nothing failed, or if
+            this is None.
 
     Example:
         >>> import tempfile
@@ -52,13 +56,14 @@ class FailureLog:
         ...     with failures.catching({"case": case, "image": f"{case}.nii.gz"}, "read"):
         ...         if case == "b":
         ...             raise ValueError("It is empty.")
-        >>> print(failures.path.read_text(), end="")
+        >>> print(Path(failures.path).read_text(), end="")
         case,file,stage,message
         b,b.nii.gz,read,It is empty.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path | None) -> None:
+        self.path = None if path is None else Path(path)
+        self.table: ScoreTable | None = None
         self.failures: list[Failure] = []
 
     def __len__(self) -> int:
@@ -67,19 +72,21 @@ class FailureLog:
     def start(self) -> None:
         """Forget the failures of an earlier run, and remove its table."""
         self.failures = []
-        self.path.unlink(missing_ok=True)
+        self.table = None
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
     def add(self, failure: Failure) -> None:
         """Write one failure to the table and to the log."""
-        if not self.failures:
-            self.table = ScoreTable(self.path, Failure._fields)
         self.failures.append(failure)
-        self.table.append({**failure._asdict(), "message": " ".join(failure.message.split())})
+        if self.path is not None:
+            self.table = self.table or ScoreTable(self.path, Failure._fields)
+            self.table.append({**failure._asdict(), "message": " ".join(failure.message.split())})
         _logger.warning(f"Case {failure.case} failed, the others go on: {_first_line(failure.message)}")
 
     @contextmanager
     def catching(self, item: Mapping[Any, Any], stage: str) -> Iterator[None]:
-        """Let an error inside end this case only.
+        """Let an error inside end this case only, unless it is the disk's, which no other case would escape.
 
         Args:
             item: of a datalist, or a batch of one case, with "case" and "image".
@@ -88,6 +95,8 @@ class FailureLog:
         try:
             yield
         except Exception as error:
+            if getattr(root_cause(error), "errno", None) in _DISK_ERRORS:
+                raise
             self.add(failure_of(item, stage, error))
 
     def raise_if_any(self, n_cases: int) -> None:
@@ -108,8 +117,9 @@ class FailureLog:
             lines.append(f"- {failure.case} ({failure.file}, {failure.stage}): {_first_line(failure.message)}")
         if count > _MAX_LISTED:
             lines.append(f"- and {count - _MAX_LISTED} more")
-        others = f"The outputs of the other {n_cases - count} are in {self.path.parent.absolute()}. "
-        lines.append(f"{others if count < n_cases else ''}{self.path.absolute()} lists all that failed.")
+        if self.path is not None:
+            others = f"The outputs of the other {n_cases - count} are in {self.path.parent.absolute()}. "
+            lines.append(f"{others if count < n_cases else ''}{self.path.absolute()} lists all that failed.")
         raise CaseFailures("\n".join(lines))
 
 
@@ -217,8 +227,10 @@ def failure_of(item: Mapping[Any, Any], stage: str, error: Exception) -> Failure
     file = ", ".join(str(path) for path in ensure_tuple(image))
     case = ", ".join(str(name) for name in ensure_tuple(item.get("case", file)))
     cause = root_cause(error)
-    explains = str(cause).strip() and isinstance(cause, (ValueError, RuntimeError, OSError))
-    return Failure(case, file, stage, str(cause).strip() if explains else f"{type(cause).__name__}: {cause}")
+    message = str(cause).strip()
+    if not (message and isinstance(cause, (ValueError, RuntimeError, OSError))):  # says too little without its name
+        message = f"{type(cause).__name__}: {message}" if message else type(cause).__name__
+    return Failure(case, file, stage, message)
 
 
 def _first_line(message: str) -> str:
