@@ -114,7 +114,9 @@ class FailureLog:
         what = f"All {n_cases} cases" if count == n_cases else f"{count} of {n_cases} cases"
         lines = [f"{what if n_cases > 1 else 'The only case'} failed:"]
         for failure in self.failures[:_MAX_LISTED]:
-            lines.append(f"- {failure.case} ({failure.file}, {failure.stage}): {_first_line(failure.message)}")
+            reason = _first_line(failure.message)
+            where = failure.stage if failure.file in reason else f"{failure.file}, {failure.stage}"
+            lines.append(f"- {failure.case} ({where}): {reason}")
         if count > _MAX_LISTED:
             lines.append(f"- and {count - _MAX_LISTED} more")
         if self.path is not None:

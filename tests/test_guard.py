@@ -13,6 +13,7 @@ from monai.transforms import Compose, Lambdad
 from torch import Tensor, nn
 
 from aeflow_monai import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator, ScoreWriter
+from aeflow_monai.workflow import root_cause
 
 DATA = [{"case": name, "image": f"{name}.nii.gz"} for name in "abcde"]
 
@@ -198,7 +199,7 @@ def test_what_is_no_cases_fault_ends_the_run(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError) as raised:
         evaluator(tmp_path, data=[DATA[0]], postprocessing=Compose([full])).run()
-    assert "No space left" in str(raised.value.__cause__)
+    assert "No space left" in str(root_cause(raised.value))
 
 
 def test_a_larger_batch_is_refused(tmp_path: Path) -> None:
