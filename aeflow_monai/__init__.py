@@ -2,10 +2,12 @@
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.calibration import calibrate
+from aeflow_monai.checks import CheckImaged, LoadCased
 from aeflow_monai.datalist import find_images, load_datalist, require_labels, split_normals
 from aeflow_monai.decoder import Decoder
 from aeflow_monai.encoder import Encoder
 from aeflow_monai.flow import LatentFlow
+from aeflow_monai.guard import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator
 from aeflow_monai.handlers import (
     CalibratedModelSaver,
     DetectionReport,
@@ -41,14 +43,20 @@ __all__ = [
     "AEFlowOutput",
     "AnomalyScorer",
     "CalibratedModelSaver",
+    "CaseFailures",
+    "CheckImaged",
     "Decoder",
     "DetectionReport",
     "DivergenceGuard",
     "Encoder",
     "EnsureVolumed",
+    "FailureLog",
     "FeatureDataset",
+    "GuardedDataset",
+    "GuardedEvaluator",
     "LatentFlow",
     "LesionMetrics",
+    "LoadCased",
     "MapScorer",
     "MaskMapd",
     "MatchChannelsd",

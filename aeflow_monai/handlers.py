@@ -249,6 +249,7 @@ class DetectionReport:
         self.labels: list[int] = []
         self.scores: list[float] = []
         self.statistics: dict[str, list[float]] = {}
+        self.path.unlink(missing_ok=True)  # it would contradict the scores of this run if no report comes of it
 
     def __call__(self, engine: Engine) -> None:
         """Take the cases of this batch."""
@@ -259,7 +260,11 @@ class DetectionReport:
                 self.statistics.setdefault(name, []).append(float(scored[name]))
 
     def finish(self, engine: Engine) -> None:
-        """Write and print the report."""
+        """Write and print the report; there is none if cases failed and the others lack a class."""
+        n_failed = len(getattr(engine, "failures", ()))  # of a GuardedEvaluator
+        if n_failed and len(set(self.labels)) < 2:
+            engine.logger.warning("No metrics: among the cases that did not fail, normal or abnormal ones are missing.")
+            return
         report = detection_report(
             self.labels,
             self.scores,
@@ -268,8 +273,11 @@ class DetectionReport:
             seed=self.seed,
             baselines=self.statistics,
         )
+        report["n_failed"] = n_failed
         write_json(self.path, report)
         print(format_report(report))
+        if n_failed:
+            print(f"Not in these metrics: {n_failed} cases that failed.")
 
 
 def _cases(engine: Engine) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:

@@ -27,6 +27,7 @@ __all__ = [
     "home",
     "keep_freed_memory",
     "require_checkpoint",
+    "root_cause",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def explain_errors() -> None:
     def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         previous(kind, error, trace)
         if isinstance(error, Exception):  # not what the user or the system stopped
-            print(f"\nThe run failed: {_cause(error)}", file=sys.stderr)
+            print(f"\nThe run failed: {root_cause(error)}", file=sys.stderr)
 
     sys.excepthook = report
 
@@ -149,8 +150,15 @@ def announce(**places: str) -> None:
     print("Research use only. Not a medical device.")
 
 
-def _cause(error: BaseException) -> BaseException:
-    """What MONAI wrapped while it evaluated expressions; not deeper, where the message may explain less."""
+def root_cause(error: BaseException) -> BaseException:
+    """The error that MONAI wrapped in others of its own, as it does for transforms and expressions.
+
+    Args:
+        error: as it was caught.
+
+    Returns:
+        The first error below that MONAI has not raised itself; not deeper, where the message may explain less.
+    """
     while (deeper := error.__cause__ or error.__context__) is not None and _is_raised_by_monai(error):
         error = deeper
     return error

@@ -69,7 +69,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def root_error(raised: pytest.ExceptionInfo[BaseException]) -> BaseException:
     """What is below the errors in which MONAI wraps it."""
-    return aeflow_monai.workflow._cause(raised.value)
+    return aeflow_monai.workflow.root_cause(raised.value)
 
 
 def spatial(file: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -1,0 +1,212 @@
+import csv
+import errno
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader, MetaTensor, ThreadDataLoader
+from monai.transforms import Compose, Lambdad
+from torch import Tensor, nn
+
+from aeflow_monai import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator, ScoreWriter
+from aeflow_monai.workflow import root_cause
+
+DATA = [{"case": name, "image": f"{name}.nii.gz"} for name in "abcde"]
+
+
+def loaded(path: str) -> MetaTensor:
+    """Stands for a reader; b is broken, c goes through but d is too small for the network."""
+    if path.startswith("b"):
+        raise EOFError
+    return MetaTensor(torch.full((1, 2 if path.startswith("d") else 4), 1.0), meta={"filename_or_obj": path})
+
+
+def inferer(image: Tensor, network: nn.Module) -> dict[str, Tensor]:
+    if image.shape[-1] < 4:
+        raise ValueError(f"Expected 4 values; got {image.shape[-1]}.\nA second line.")
+    return {"sum": image.sum(-1)}
+
+
+def scored(data: Mapping[str, Any]) -> dict[str, Any]:
+    if data["case"] == "c":
+        raise KeyError("sum")
+    return {**data, "anomaly_score": 4.0, "prediction": 1, "slice_scores": torch.ones(2)}
+
+
+def evaluator(folder: Path, data: Any = DATA, loader: Any = DataLoader, **options: Any) -> GuardedEvaluator:
+    dataset = GuardedDataset(data, Compose([Lambdad("image", loaded)]))
+    settings = {
+        "failures": FailureLog(folder / "failures.csv"),
+        "device": torch.device("cpu"),
+        "val_data_loader": loader(dataset, batch_size=1),
+        "network": nn.Identity(),
+        "inferer": inferer,
+        "postprocessing": Compose([scored]),
+        "val_handlers": [ScoreWriter(folder / "scores.csv")],
+    }
+    return GuardedEvaluator(**{**settings, **options})
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_where_nothing_failed(tmp_path: Path) -> None:
+    failures = FailureLog(tmp_path / "failures.csv")
+    failures.start()
+    with failures.catching(DATA[0], "read"):
+        pass
+    failures.raise_if_any(1)
+    assert not list(tmp_path.iterdir())
+    assert len(failures) == 0
+
+
+def test_each_failure_is_written_and_logged_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    failures = FailureLog(tmp_path / "deep/failures.csv")
+    for number, item in enumerate(DATA[:2], start=1):
+        with caplog.at_level(logging.WARNING), failures.catching(item, "read"):
+            raise ValueError("Two\n  lines, and a comma.")
+        assert len(rows(failures.path)) == len(failures) == number
+    assert rows(failures.path)[1] == {
+        "case": "b",
+        "file": "b.nii.gz",
+        "stage": "read",
+        "message": "Two lines, and a comma.",
+    }
+    assert caplog.messages == [f"Case {name} failed, the others go on: Two" for name in "ab"]
+    failures.start()
+    assert not failures.path.exists()
+    assert len(failures) == 0
+
+
+def test_what_the_user_stops_is_no_failure_of_a_case(tmp_path: Path) -> None:
+    failures = FailureLog(tmp_path / "failures.csv")
+    with pytest.raises(KeyboardInterrupt), failures.catching(DATA[0], "read"):
+        raise KeyboardInterrupt
+    assert len(failures) == 0
+
+
+def test_without_a_table_there_is_the_summary_only() -> None:
+    failures = FailureLog(None)
+    failures.start()
+    with failures.catching(DATA[0], "read"):
+        raise ValueError("wrong")
+    with pytest.raises(CaseFailures, match=r"^1 of 2 cases failed:\n- a \(a.nii.gz, read\): wrong$"):
+        failures.raise_if_any(2)
+
+
+def test_all_files_of_a_case_are_named(tmp_path: Path) -> None:
+    failures = FailureLog(tmp_path / "failures.csv")
+    with failures.catching({"case": "a", "image": ["t1.nii", "t2.nii"]}, "read"):
+        raise ValueError("wrong")
+    assert rows(failures.path)[0]["file"] == "t1.nii, t2.nii"
+
+
+def test_the_summary_is_short(tmp_path: Path) -> None:
+    failures = FailureLog(tmp_path / "failures.csv")
+    for number in range(30):
+        with failures.catching({"case": f"{number}", "image": f"{number}.png"}, "read"):
+            raise ValueError("wrong\nin detail")
+    with pytest.raises(CaseFailures) as raised:
+        failures.raise_if_any(32)
+    lines = str(raised.value).splitlines()
+    assert lines[:2] == ["30 of 32 cases failed:", "- 0 (0.png, read): wrong"]
+    assert lines[-2] == "- and 10 more"
+    assert lines[-1] == f"The outputs of the other 2 are in {tmp_path}. {failures.path} lists all that failed."
+    assert len(lines) == 23
+    with pytest.raises(CaseFailures, match=r"^All 30 cases failed:\n(.*\n)+.*failures\.csv lists all that failed\.$"):
+        failures.raise_if_any(30)
+
+
+# --- the data set -----------------------------------------------------------------------------------------------------
+
+
+def test_the_data_set_is_as_long_as_its_list() -> None:
+    dataset = GuardedDataset(DATA, Compose([Lambdad("image", loaded)]))
+    assert len(dataset) == 5
+    assert dataset[0]["image"].shape == (1, 4)
+    assert dataset[1] == {"case": "b", "file": "b.nii.gz", "stage": "read", "failure": "EOFError"}
+
+
+# --- the evaluator ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loader", [DataLoader, ThreadDataLoader, "workers"])
+def test_cases_that_fail_are_left_out_and_listed(tmp_path: Path, loader: Any) -> None:
+    if loader == "workers":
+
+        def loader(dataset: Any, batch_size: int) -> DataLoader:
+            return DataLoader(dataset, batch_size=batch_size, num_workers=2)
+
+    engine = evaluator(tmp_path, loader=loader)
+    assert engine.state.epoch_length == 5
+    with pytest.raises(CaseFailures) as raised:
+        engine.run()
+    assert [row["case"] for row in rows(tmp_path / "scores.csv")] == ["a", "e"]
+    assert [tuple(row.values()) for row in rows(tmp_path / "failures.csv")] == [
+        ("b", "b.nii.gz", "read", "EOFError"),
+        ("c", "c.nii.gz", "score", "KeyError: 'sum'"),
+        ("d", "d.nii.gz", "score", "Expected 4 values; got 2. A second line."),
+    ]
+    assert str(raised.value).startswith("3 of 5 cases failed:\n- b (b.nii.gz, read): EOFError")
+    assert "- d (d.nii.gz, score): Expected 4 values; got 2.\n" in str(raised.value)
+
+
+def test_a_second_run_starts_afresh(tmp_path: Path) -> None:
+    engine = evaluator(tmp_path)
+    for _ in range(2):
+        with pytest.raises(CaseFailures, match=r"^3 of 5 cases failed"):
+            engine.run()
+        assert len(rows(tmp_path / "failures.csv")) == 3
+    evaluator(tmp_path, data=[DATA[0]]).run()
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+
+
+def test_handlers_are_done_before_the_error(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Last:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: seen.append(len(engine.state.output)))
+            engine.add_event_handler(Events.COMPLETED, lambda: seen.append(-1))
+
+    with pytest.raises(CaseFailures):
+        evaluator(tmp_path, val_handlers=[Last()]).run()
+    assert seen == [1, 0, 0, 0, 1, -1]
+
+
+def test_what_is_no_cases_fault_ends_the_run(tmp_path: Path) -> None:
+    class Full:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+        def __call__(self, engine: Engine) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        evaluator(tmp_path, val_handlers=[Full()]).run()
+
+    def full(data: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RuntimeError) as raised:
+        evaluator(tmp_path, data=[DATA[0]], postprocessing=Compose([full])).run()
+    assert "No space left" in str(root_cause(raised.value))
+
+
+def test_a_larger_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch size of 1.*got 2\. Set its batch_size to 1"):
+        evaluator(tmp_path, loader=lambda dataset, batch_size: DataLoader(dataset, batch_size=2))
+
+
+def test_a_misspelt_option_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="postprocesing"):
+        evaluator(tmp_path, postprocesing=None)
