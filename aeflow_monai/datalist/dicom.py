@@ -11,6 +11,7 @@ from aeflow_monai.datalist.entries import UNSPLIT, Entry
 from aeflow_monai.datalist.files import is_series, series_below, some, subfolders
 
 REMEDY = "Expected one folder of DICOM files for each series in it or below."
+_SAME_PLACE = 1e-3  # mm
 _TOLERANCE = 0.1  # of the usual distance of slices: rounded positions pass, a missing slice does not
 
 
@@ -53,17 +54,15 @@ def _position_problem(folder: Path, files: tuple[str, ...]) -> str:
     for file in files:
         header = _header(file)
         origins.append([header.GetOrigin(axis) for axis in range(3)])
-    if len(files) < 3:
-        return ""
     positions = np.sort(np.array(origins) @ np.array(header.GetDirection(2)))
     gaps = np.diff(positions)
-    usual = float(np.median(gaps))
-    if gaps.min() < _TOLERANCE * usual or usual == 0:
-        places = len(positions) - int((gaps < _TOLERANCE * usual).sum()) if usual else 1
+    if (repeated := gaps < _SAME_PLACE).any():
         return (
             f"{folder} holds several slices at one position, as of several times or echoes: {len(files)} files at "
-            f"{places} places. Move each time or echo into a folder of its own."
+            f"{len(files) - repeated.sum()} positions. Move each time or echo into a folder of its own, or name the "
+            "files one by one in a manifest.csv."
         )
+    usual = float(np.median(gaps)) if len(gaps) else 0.0
     if (uneven := np.abs(gaps - usual) > _TOLERANCE * usual).any():
         found = [f"{gaps[i]:g} mm after position {positions[i]:g} mm" for i in np.flatnonzero(uneven)]
         return (
@@ -81,5 +80,6 @@ def _header(file: str) -> itk.GDCMImageIO:
 
 
 def _description(file: str) -> str:
-    tags = _header(file).GetMetaDataDictionary()
+    header = _header(file)  # its tags do not outlive it
+    tags = header.GetMetaDataDictionary()
     return repr(str(tags["0008|103e"]).strip()) if tags.HasKey("0008|103e") else "one without description"

@@ -37,11 +37,18 @@ def fetch_medmnist(name: str) -> Path:
         raise ValueError(
             f"Expected {PREFIX}<flag> or {PREFIX}<flag>_<size> with a flag of {', '.join(medmnist.INFO)}; got {name!r}."
         )
-    root = Path(medmnist.INFO and importlib.import_module("medmnist.dataset").DEFAULT_ROOT)
+    size = "" if size == "28" else size
+    root = Path(importlib.import_module("medmnist.dataset").DEFAULT_ROOT)
     file = root / f"{flag}{f'_{size}' if size else ''}.npz"
     if not file.is_file():
         kind = getattr(medmnist, medmnist.INFO[flag]["python_class"])
-        kind(split="train", download=True, root=str(root), size=int(size) if size else None)
+        try:
+            kind(split="train", download=True, root=str(root), size=int(size) if size else None)
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"{name!r} could not be fetched: {error}. Get {file.name} from https://medmnist.com, and put it into "
+                f"{root} or give its path as --dataset_dir."
+            ) from error
     return file
 
 
@@ -114,5 +121,5 @@ def _fingerprint(file: Path) -> str:
         with zipfile.ZipFile(file) as archive:
             sums = "".join(f"{member.filename}{member.CRC}" for member in archive.infolist())
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{file} is no .npz file: {error}. Get it again.") from error
+        raise ValueError(f"{file} is no .npz file: {error}. Delete it and get it again.") from error
     return f"{zlib.crc32(sums.encode()):08x}"

@@ -132,7 +132,9 @@ def _cases(
         claimed = defaultdict(list)
         for path in others:
             owner = max((b for b in found if stem(path).startswith(b)), key=len, default=None)
-            if owner is None:
+            if owner is None and folder != root and folder.name in found:
+                owner = folder.name  # a file with a name of its own in the folder of one case
+            elif owner is None:
                 owner = re.split(r"[_-](?=[^_-]*$)", stem(path))[0]
                 owner = "" if owner == stem(path) and folder != root else owner
             claimed[owner].append(path)
