@@ -1,3 +1,4 @@
+import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,18 @@ from aeflow_monai.datalist import find_images, load_datalist
 pydicom = pytest.importorskip("pydicom", reason="writes the DICOM files; pip install pydicom")
 from pydicom import uid  # noqa: E402
 from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
 
 LOAD = LoadImaged("image", reader=["ITKReader", "NibabelReader"], image_only=True)
 SHAPE = (96, 80)  # rows and columns
+# `pixels(0)` as a High-Throughput JPEG 2000 codestream, which no package here writes; encoded by OpenJPH, in base 85
+HTJ2K = (
+    rb"|4;u>04YEK0000`0001B000000000000062000620000000000009pH0sl|{2mk^A000dCQUDA90ssL31q1{@0smY86CjY7n4p-LpqQA"
+    rb"Tn3$N5keL5u02crOPjF>!N>E53R%LP^FfK7PE-)_tkN^q*00000<^TczlfVEL(EoqG|3CkK{rCPm|2qFQ{_*}OOU(!X`M3bU00`g!1xO"
+    rb"R)0HP@VzyJaMwgA8Y3a9`9QV;+F{M!9~%XR<|0O0mV$?UcOzyJ#P00CS80002+@A#*ur>CbvdH@Ij0D%8dJ(7F&N$k1+zyJ$Q003Gb00"
+    rb"02|f7JB!^z`)f^z`)f@^AqH0O0?9m+#;2-|ye=-|W5szyKE900C_P000000093l|9%3Lr722Ml%*+3Qk11BOXUFo00000|9}5i1FpL3u"
+    rb"Da{4y6djG>#n+$0sq+m"
+)
 
 
 def slice_of(k: int, series: str = "1.2.3.4", number: int = 1, **tags: Any) -> Dataset:
@@ -213,3 +223,14 @@ def test_itk_reads_compressed_series_by_itself(
     assert "problem" not in item
     image = LOAD(item)["image"].numpy()
     assert np.array_equal(image, np.stack([pixels(k).T for k in range(4)], -1))
+
+
+def test_itk_reads_high_throughput_jpeg_2000(tmp_path: Path) -> None:
+    image = slice_of(0, BitsStored=16, HighBit=15)
+    image.file_meta.TransferSyntaxUID = uid.HTJ2KLossless
+    image.PixelData = encapsulate([base64.b85decode(HTJ2K)])
+    image["PixelData"].VR = "OB"
+    image["PixelData"].is_undefined_length = True
+    image.save_as(tmp_path / "0.dcm", enforce_file_format=True)
+    (item,) = find_images(tmp_path)
+    assert np.array_equal(LOAD(item)["image"].numpy().squeeze(), pixels(0).T)

@@ -112,7 +112,8 @@ def medmnist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Stands in for the package of this name, whose downloads need the network."""
 
     def fetch(split: str, download: bool, root: str, size: int | None) -> None:
-        assert download
+        if size == 128 or not download:
+            raise RuntimeError("no network")
         write_npz(Path(root, f"somemnist{f'_{size}' if size else ''}.npz"))
 
     root = tmp_path / "fetched"
@@ -138,6 +139,12 @@ def test_fetched_data_set(medmnist: Path, name: str) -> None:
 def test_unknown_data_set(medmnist: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"with a flag of somemnist; got '{name}'"):
         load_datalist(name, "train")
+
+
+def test_without_network(medmnist: Path) -> None:
+    message = r"'medmnist:somemnist_128' could not be fetched: no network\. Get somemnist_128\.npz .* put it into"
+    with pytest.raises(ConnectionError, match=message):
+        find_images("medmnist:somemnist_128")
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

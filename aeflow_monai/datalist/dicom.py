@@ -46,7 +46,10 @@ def series_problem(folder: Path) -> str:
             f"{folder} holds {len(series)} DICOM series, where only the first would be read: {some(found)}. Move each "
             "into a folder of its own (slices of one series that differ in size, orientation or date count as several)."
         )
-    return _position_problem(folder, series[0])
+    try:
+        return _position_problem(folder, series[0])
+    except RuntimeError as error:  # ITK's own
+        return f"{folder} holds DICOM files that cannot be read: {error}. Get them again, or take the broken ones out."
 
 
 def _position_problem(folder: Path, files: tuple[str, ...]) -> str:
