@@ -507,6 +507,7 @@ def test_chest_xray() -> None:
 def test_evaluation_needs_both_labels() -> None:
     labelled = [{"image": "a", "label": 0}, {"image": "b", "label": 1}]
     assert require_labels(labelled) is labelled
+    assert len(require_labels([*labelled, {"image": "p", "case": "p", "problem": "no mask"}])) == 3
     with pytest.raises(ValueError, match=r"1 of 3 test images have no label.*use inference\.yaml"):
         require_labels([*labelled, {"image": "c"}])
     with pytest.raises(ValueError, match=r"got labels \{1\}"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImaged
 
-from aeflow_monai.datalist import find_images, load_datalist
+from aeflow_monai.datalist import dicom, find_images, load_datalist
 
 pydicom = pytest.importorskip("pydicom", reason="writes the DICOM files; pip install pydicom")
 from pydicom import uid  # noqa: E402
@@ -159,6 +159,24 @@ def test_files_that_are_no_dicom(tmp_path: Path) -> None:
     (tmp_path / "ill").mkdir()
     (tmp_path / "ill/a.dcm").write_bytes(b"")
     assert problem_of(tmp_path / "ill").startswith(f"{tmp_path / 'ill'} holds no DICOM slices. ")
+
+
+def test_file_that_ends_too_early(tmp_path: Path) -> None:
+    file = write_series(tmp_path / "ill") / "1003.dcm"
+    file.write_bytes(file.read_bytes()[:5000])
+    assert "has uneven distances of slices: 3 mm mostly, but 6 mm after position 6 mm" in problem_of(tmp_path / "ill")
+
+
+def test_header_that_itk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: str) -> None:
+        if "ill" in file:
+            raise RuntimeError("no rows")
+        return header(file)
+
+    header = dicom._header
+    monkeypatch.setattr(dicom, "_header", refuse)
+    problem = problem_of(write_series(tmp_path / "ill"))
+    assert problem.startswith(f"{tmp_path / 'ill'} holds DICOM files that cannot be read: no rows. Get them again")
 
 
 def test_folder_of_all_series_mixed(tmp_path: Path) -> None:

@@ -234,6 +234,13 @@ def test_bids_subject_without_a_modality(tmp_path: Path) -> None:
     assert "lacks the modality T1w, FLAIR" in problems["sub-03"]
 
 
+def test_link_to_a_file_that_was_not_fetched(tmp_path: Path) -> None:
+    write_volumes(tmp_path, ["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/notes.txt"])
+    (tmp_path / "sub-02/anat/sub-02_T1w.nii.gz").symlink_to(tmp_path / "annex/object")
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 files listed in .* are missing: .*sub-02_T1w\.nii\.gz"):
+        load_datalist(tmp_path, "train")
+
+
 def test_bids_with_two_masks(tmp_path: Path) -> None:
     names = [f"sub-{i}/anat/sub-{i}_T1w.nii.gz" for i in (1, 2)]
     write_volumes(tmp_path, [*names, "derivatives/a/sub-1_roi.nii.gz", "derivatives/b/sub-1_roi.nii.gz"])

@@ -53,8 +53,8 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def volumes_below(folder: Path) -> list[Path]:
-    """Visible files of volumes at any depth, sorted."""
-    return sorted((path for path in _visible(folder) if is_volume(path) and path.is_file()), key=Path.as_posix)
+    """Visible files of volumes at any depth, sorted; links to files that are not there too, so that they are missed."""
+    return sorted((path for path in _visible(folder) if is_volume(path) and not path.is_dir()), key=Path.as_posix)
 
 
 def series_below(folder: Path) -> list[Path]:

@@ -42,6 +42,7 @@ def has_brats(root: Path) -> bool:
         for path in folder.iterdir()
         if is_volume(path)
         for name in _BRATS
+        if name != "seg"
     )
 
 
