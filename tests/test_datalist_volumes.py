@@ -234,6 +234,14 @@ def test_bids_subject_without_a_modality(tmp_path: Path) -> None:
     assert "lacks the modality T1w, FLAIR" in problems["sub-03"]
 
 
+def test_names_of_subjects_say_nothing_of_masks(tmp_path: Path) -> None:
+    for subject in ("sub-wm1", "sub-stroke2"):
+        write_volumes(tmp_path, [f"{subject}/anat/{subject}_T1w.nii.gz", f"derivatives/{subject}_roi.nii.gz"])
+    write_volume(tmp_path / "derivatives/sub-stroke2_desc-brain_mask.nii.gz")
+    masks = [Path(item["mask"]).name for item in load_datalist(tmp_path, "all")]
+    assert masks == ["sub-stroke2_roi.nii.gz", "sub-wm1_roi.nii.gz"]
+
+
 def test_link_to_a_file_that_was_not_fetched(tmp_path: Path) -> None:
     write_volumes(tmp_path, ["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/notes.txt"])
     (tmp_path / "sub-02/anat/sub-02_T1w.nii.gz").symlink_to(tmp_path / "annex/object")
@@ -276,6 +284,12 @@ def test_folder_of_patients_has_to_be_asked_for(tmp_path: Path) -> None:
     assert items[1]["image"] == [str(tmp_path / "p2/FLAIR.nii.gz"), str(tmp_path / "p2/T1.nii.gz")]
     assert short(load_datalist(tmp_path, "train", layout="folder"), "case", "patient")[0] == ("p1_FLAIR", "p1")
     assert [item["case"] for item in find_images(tmp_path, modalities="T1")] == ["p1", "p2"]
+
+
+def test_case_whose_name_begins_as_another(tmp_path: Path) -> None:
+    write_volumes(tmp_path, ["p1_T1.nii", "p10_T2.nii", "p1_seg.nii"])
+    items = load_datalist(tmp_path, "train", modalities="T1")
+    assert [(item["case"], "problem" in item) for item in items] == [("p10", True), ("p1", False)]
 
 
 def test_one_modality_in_two_files(tmp_path: Path) -> None:

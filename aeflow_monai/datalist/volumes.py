@@ -76,21 +76,21 @@ def read_bids(root: Path, request: Request) -> list[Entry]:
     images = [path for folder in folders for path in volumes_below(folder) if not _is_bids_mask(path)]
     masks = defaultdict(list)
     for path in volumes_below(root):
-        if _is_bids_mask(path) and not _NO_LESION.search(path.name):
+        if _is_bids_mask(path) and not _NO_LESION.search(_kind(path)):
             masks[_visit(path)].append(path)
     entries = []
     for case in _cases(root, images, modalities, {}):
         problem = _missing(case, modalities)
         image = next((path for paths in case.found.values() for path in paths), None)
         fitting = masks[_visit(image)] if image else []
-        fitting = [path for path in fitting if _LESION.search(path.name)] or fitting
+        fitting = [path for path in fitting if _LESION.search(_kind(path))] or fitting
         if not problem and len(fitting) > 1:
             problem = (
                 f"The case {case.name} in {case.folder} has {len(fitting)} masks: {some(fitting)}. Keep one, or list "
                 "the images with their masks in a manifest.csv."
             )
         mask = fitting[0] if len(fitting) == 1 else None
-        subject = _visit(case.folder / case.name)[0]
+        subject = case.folder.relative_to(root).parts[0]
         label = 0 if not fitting else 1 if problem else None
         entries.append(_entry(case, modalities, problem, label=label, mask=mask, patient=subject))
     return entries
@@ -132,7 +132,7 @@ def _cases(
                 others.append(path)
         claimed = defaultdict(list)
         for path in others:
-            owner = max((b for b in found if stem(path).startswith(b)), key=len, default=None)
+            owner = max((b for b in found if _begins(stem(path), b)), key=len, default=None)
             if owner is None and folder != root and folder.name in found:
                 owner = folder.name  # a file with a name of its own in the folder of one case
             elif owner is None:
@@ -153,6 +153,10 @@ def _beginning(name: str, modality: str, synonyms: Mapping[str, Sequence[str]]) 
         if name.lower().endswith(tuple(f"{sign}{ending.lower()}" for sign in "_-.")):
             return name[: -len(ending) - 1]
     return None
+
+
+def _begins(name: str, beginning: str) -> bool:
+    return name == beginning or not beginning or name.startswith(tuple(f"{beginning}{sign}" for sign in "_-."))
 
 
 def _entry(
@@ -192,6 +196,11 @@ def _bids_folders() -> tuple[str, ...]:
 
 def _is_bids_mask(path: Path) -> bool:
     return path.name.startswith("sub-") and stem(path).rpartition("_")[2] in _BIDS_MASKS
+
+
+def _kind(path: Path) -> str:
+    """A BIDS name without subject and session, whose own names say nothing of what is on the image."""
+    return re.sub(r"(sub|ses)-[^_]+_?", "", path.name)
 
 
 def _visit(path: Path) -> tuple[str, str, str]:
