@@ -72,15 +72,19 @@ def table(tmp_path: Path) -> Path:
 def test_table(table: Path) -> None:
     test = load_datalist(table, "test")
     assert test == [
-        {"image": str(table / "y/c.nii.gz"), "case": "c", "label": 0},
+        {"image": str(table / "y/c.nii.gz"), "case": "c", "patient": "c", "label": 0},
         {
             "image": str(table / "y/d.nii.gz"),
             "case": "patient 4",
+            "patient": "patient 4",
             "label": 1,
             "mask": str(table / "masks/d.nii.gz"),
         },
     ]
-    assert [list(item) for item in test] == [["image", "case", "label"], ["image", "case", "label", "mask"]]
+    assert [list(item) for item in test] == [
+        ["image", "case", "patient", "label"],
+        ["image", "case", "patient", "label", "mask"],
+    ]
     train = load_datalist(table, "train")
     assert [(Path(item["image"]).name, item["case"]) for item in train] == [
         ("a.nii.gz", "patient 1"),
@@ -191,19 +195,21 @@ def test_json_labels(tmp_path: Path) -> None:
     assert [item["case"] for item in train] == ["a", "b", "c", "17"]
     test = load_datalist(tmp_path / "dataset.json", "test")
     assert test == [
-        {"image": str(tmp_path / "f.nii.gz"), "case": "f"},
-        {"image": str(tmp_path / "g.nii.gz"), "case": "g", "label": 0, "mask": full},
-        {"image": str(tmp_path / "h.nii.gz"), "case": "h", "label": 0, "mask": empty},
+        {"image": str(tmp_path / "f.nii.gz"), "case": "f", "patient": "f"},
+        {"image": str(tmp_path / "g.nii.gz"), "case": "g", "patient": "g", "label": 0, "mask": full},
+        {"image": str(tmp_path / "h.nii.gz"), "case": "h", "patient": "h", "label": 0, "mask": empty},
     ]
     everything = load_datalist(tmp_path, "all")
     assert len(everything) == 8
-    assert {"image": str(tmp_path / "e.nii.gz"), "case": "e"} in everything
+    assert {"image": str(tmp_path / "e.nii.gz"), "case": "e", "patient": "e"} in everything
 
 
 def test_json_case_that_is_also_a_folder_stays_a_name(tmp_path: Path) -> None:
     write_images(tmp_path, ["p1/t1.nii"])
     write_json(tmp_path, {"training": [{"image": "p1/t1.nii", "case": "p1"}]}, "datalist.json")
-    assert load_datalist(tmp_path, "train") == [{"image": str(tmp_path / "p1/t1.nii"), "case": "p1", "label": 0}]
+    assert load_datalist(tmp_path, "train") == [
+        {"image": str(tmp_path / "p1/t1.nii"), "case": "p1", "patient": "p1", "label": 0}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -214,7 +220,7 @@ def test_json_case_that_is_also_a_folder_stays_a_name(tmp_path: Path) -> None:
         ({"test": ["a.png"]}, r"no image for the section 'train'; found 1 in test\. Its key \"training\""),
         ({"training": []}, r"no image for the section 'train'; found none at all"),
         ({"training": [{"path": "a.png"}]}, r"training\[0\] has to be a path, .*\"image\"; got \{'path': 'a.png'\}"),
-        ({"training": ["b.png", {"image": ["a.png", "b.png"]}]}, r"training\[1\] has to be a path"),
+        ({"training": ["b.png", {"image": ["a.png", 1]}]}, r"training\[1\] has to be a path"),
         ({"training": [{"image": "a.png", "label": 2}]}, r"training\[0\]: label has to be 0 .* or 1 .*, got 2"),
         ({"training": [{"image": "a.png", "abnormal": "yes"}]}, r"training\[0\]: abnormal has to be .* got 'yes'"),
         (
@@ -256,10 +262,11 @@ def test_class_folders_with_splits(tmp_path: Path) -> None:
         {
             "image": str(tmp_path / "test/LESION/l2.png"),
             "case": "l2",
+            "patient": "l2",
             "label": 1,
             "mask": str(tmp_path / "test_masks/LESION/l2.png"),
         },
-        {"image": str(tmp_path / "test/NORMAL/n3.png"), "case": "n3", "label": 0},
+        {"image": str(tmp_path / "test/NORMAL/n3.png"), "case": "n3", "patient": "n3", "label": 0},
     ]
     assert [(item["case"], item["label"]) for item in load_datalist(tmp_path, "train")] == [
         ("l1", 1),
@@ -334,7 +341,7 @@ def test_default_name_gives_way_to_a_given_one(tmp_path: Path) -> None:
     ("names", "message"),
     [
         ([], r"No image in the class folders of .*\.nii, \.nii\.gz.*class folders found: none\."),
-        (["scan.nii"], r"No image in the class folders of .*--dataset_dir"),
+        (["scan.png"], r"No image in the class folders of .*--dataset_dir"),
         (["train/NORMAL/readme.txt"], r"No image in the class folders .*class folders found: NORMAL\."),
         (["train/bent/a.png", "test/ok/b.png"], r"is named NORMAL; found: bent, ok\. .*--normal_classes"),
         (["train/LESION/a.png", "test/NORMAL/b.png"], r"holds no normal image among 1, .*--normal_classes"),
@@ -383,11 +390,11 @@ def test_find_images_below_a_folder(tmp_path: Path) -> None:
     names = ["z.png", "p1/t1.nii.gz", "p2/t1.nii.gz", "p2/deep/t1.nii", "p2/flair.nii.gz", ".cache/t2.nii", "p1/t.raw"]
     write_images(tmp_path, names)
     assert find_images(tmp_path) == [
-        {"image": str(tmp_path / "p1/t1.nii.gz"), "case": "p1_t1"},
-        {"image": str(tmp_path / "p2/deep/t1.nii"), "case": "p2_deep_t1"},
-        {"image": str(tmp_path / "p2/flair.nii.gz"), "case": "flair"},
-        {"image": str(tmp_path / "p2/t1.nii.gz"), "case": "p2_t1"},
-        {"image": str(tmp_path / "z.png"), "case": "z"},
+        {"image": str(tmp_path / "p1/t1.nii.gz"), "case": "p1_t1", "patient": "p1_t1"},
+        {"image": str(tmp_path / "p2/deep/t1.nii"), "case": "p2_deep_t1", "patient": "p2_deep_t1"},
+        {"image": str(tmp_path / "p2/flair.nii.gz"), "case": "flair", "patient": "flair"},
+        {"image": str(tmp_path / "p2/t1.nii.gz"), "case": "p2_t1", "patient": "p2_t1"},
+        {"image": str(tmp_path / "z.png"), "case": "z", "patient": "z"},
     ]
 
 
@@ -423,7 +430,7 @@ def test_find_images_takes_a_list_without_training(tmp_path: Path) -> None:
 def test_find_images_takes_one_file(tmp_path: Path) -> None:
     file = write_image(tmp_path / "sub-01.T1w.nii.gz")
     write_json(tmp_path, {"test": []})
-    assert find_images(file) == [{"image": str(file), "case": "sub-01.T1w"}]
+    assert find_images(file) == [{"image": str(file), "case": "sub-01.T1w", "patient": "sub-01.T1w"}]
 
 
 def test_find_images_without_images(tmp_path: Path) -> None:
@@ -500,6 +507,7 @@ def test_chest_xray() -> None:
 def test_evaluation_needs_both_labels() -> None:
     labelled = [{"image": "a", "label": 0}, {"image": "b", "label": 1}]
     assert require_labels(labelled) is labelled
+    assert len(require_labels([*labelled, {"image": "p", "case": "p", "problem": "no mask"}])) == 3
     with pytest.raises(ValueError, match=r"1 of 3 test images have no label.*use inference\.yaml"):
         require_labels([*labelled, {"image": "c"}])
     with pytest.raises(ValueError, match=r"got labels \{1\}"):

@@ -1,0 +1,33 @@
+"""What a reader of a layout is asked, and what it says of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+UNSPLIT = ""  # the split of an entry whose layout divides nothing
+JSON_KEYS = {"training": "train", "validation": "validation", "test": "test"}
+SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+
+
+class Request(NamedTuple):
+    """What a caller wants of a layout."""
+
+    normal_classes: tuple[str, ...] = ("NORMAL",)
+    modalities: tuple[str, ...] = ()
+    masks: bool = True  # whether a layout that comes with masks has to have them
+
+
+class Entry(NamedTuple):
+    """What a layout says of one image; nothing is looked up on disk yet."""
+
+    split: str
+    images: tuple[Path, ...]
+    label: int | None = None
+    mask: Path | None = None
+    case: str = ""
+    patient: str = ""
+    named: Path | None = None  # what the case is called after, if not after the image
+    problem: str = ""
+    extra: Mapping[str, Any] = {}

@@ -1,0 +1,83 @@
+"""Splits by patient: no patient is on both sides of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["split_normals"]
+
+
+def split_normals(
+    items: Iterable[Mapping[str, Any]],
+    calibration_fraction: float = 0.1,
+    seed: int = 0,
+    *,
+    lesion_free_slices: bool = False,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Splits what is normal by patient, into what the model is fitted on and what its scores are calibrated on.
+
+    All images of a patient fall on the same side. The result depends on the patients and the seed, not on their
+    order. Items with a "problem" go with their patient, or among those to fit, so that they are reported.
+
+    Args:
+        items: a datalist; what is not labelled 0 is left out. An item without "patient" is its own, by its case.
+        calibration_fraction: share of the patients for calibration, in (0, 1); each side gets at least one.
+        seed: of the split, whole number from 0.
+        lesion_free_slices: also keep abnormal items that have a mask, whose slices without lesion are normal.
+
+    Returns:
+        The items to fit and the items to calibrate, each sorted by case and path.
+
+    Raises:
+        ValueError: the fraction is out of range, or there are fewer than two patients with normal images.
+
+    Example:
+        >>> items = [{"image": f"{i}.png", "case": f"{i}", "label": i % 2} for i in range(20)]
+        >>> fit, calibration = split_normals(items, 0.2)
+        >>> len(fit), len(calibration)
+        (8, 2)
+    """
+    if not 0 < calibration_fraction < 1:
+        raise ValueError(f"calibration_fraction has to lie between 0 and 1, ends excluded; got {calibration_fraction}.")
+    items = list(items)
+    kept = [dict(item) for item in items if item.get("label") == 0 or (lesion_free_slices and _has_slices(item))]
+    usable = [item for item in kept if "problem" not in item]
+    if not usable:
+        masks = sum("mask" in item for item in items)
+        remedy = f"set lesion_free_slices to train on those of the {masks} items with a mask; or " if masks else ""
+        raise ValueError(
+            f"Got a datalist without normals: none of {len(items)} items has the label 0. Training needs normal "
+            f"images; {remedy}check --dataset_dir and --normal_classes."
+        )
+    patients = sorted({patient_of(item) for item in usable})
+    if len(patients) < 2:
+        raise ValueError(
+            f"Expected at least 2 normal cases, one to fit and one to calibrate; got {patients} ({len(usable)} "
+            "images). Add normal images of another case, of another patient."
+        )
+    chosen = draw_patients(patients, calibration_fraction, seed)
+    kept.sort(key=lambda item: (item["case"], _first(item["image"])))
+    fit = [item for item in kept if patient_of(item) not in chosen]
+    return fit, [item for item in kept if patient_of(item) in chosen]
+
+
+def patient_of(item: Mapping[str, Any]) -> str:
+    """Who is on the image; the case if nobody is named."""
+    return str(item.get("patient", item["case"]))
+
+
+def draw_patients(patients: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """A share of two or more sorted patients, of at least one, that leaves at least one."""
+    count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
+    return {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
+
+
+def _has_slices(item: Mapping[str, Any]) -> bool:
+    return "mask" in item or ("problem" in item and item.get("label") == 1)
+
+
+def _first(image: str | Sequence[str]) -> str:
+    return image if isinstance(image, str) else image[0]
