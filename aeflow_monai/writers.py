@@ -27,6 +27,9 @@ __all__ = ["ScoreTable", "WriteMapsd", "write_json"]
 
 Array = npt.NDArray[Any]
 
+# Axis of a volume (C, H, W, D) in orientation PLS along which the slices of this name are stacked.
+SLICE_AXES = {"axial": 2, "coronal": 0, "sagittal": 1}
+DISCLAIMER = "Research use only. Not a medical device."
 NIFTI = (".nii.gz", ".nii")
 EXTENSIONS = (*NIFTI, ".nrrd", ".mha", ".mhd")
 # What places a NIfTI file in the world, with its units.
@@ -244,6 +247,19 @@ def ras_affine(affine: Any, meta: Mapping[str, Any]) -> Array:
     if meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
         array = orientation_ras_lps(array)
     return array
+
+
+def slice_positions(affine: Array, shape: Sequence[int], axis: int) -> tuple[str, Array]:
+    """World coordinates of the slices' centres along their anatomical axis, and its letter, R, A or S.
+
+    `affine` is RAS, (4, 4), `shape` and `axis` are spatial. Each axis of the volume is matched with a world axis as
+    `Orientationd` does it, so that no two share one.
+    """
+    world = int(nib.io_orientation(affine)[axis, 0])
+    centre = [(n - 1) / 2 for n in shape]
+    origin = affine[world, 3] + sum(affine[world, k] * centre[k] for k in range(3) if k != axis)
+    positions: Array = origin + affine[world, axis] * np.arange(shape[axis])
+    return "RAS"[world], positions
 
 
 def _input_affine(value: Any, key: Hashable, case: str) -> Array:
