@@ -17,6 +17,7 @@ from aeflow_monai.handlers import (
 from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
+from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer, MapScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
 from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScoreMapd
@@ -55,6 +56,7 @@ __all__ = [
     "SliceDataset",
     "WriteMapsd",
     "WriteOverlayd",
+    "WriteProfiled",
     "__version__",
     "announce",
     "bundle_root",

@@ -17,7 +17,16 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from aeflow_monai.overlay import OUTLINE
-from aeflow_monai.writers import DISCLAIMER, SLICE_AXES, ScoreTable, file_name, ras_affine, slice_positions, to_numpy
+from aeflow_monai.writers import (
+    DISCLAIMER,
+    SLICE_AXES,
+    ScoreTable,
+    file_name,
+    format_position,
+    ras_affine,
+    slice_positions,
+    to_numpy,
+)
 
 __all__ = ["WriteProfiled"]
 
@@ -195,27 +204,28 @@ def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold
     panel.plot(positions, above, color=OUTLINE, linewidth=2, marker="o", markersize=3.5, label="above threshold")
     if empty.any():
         panel.axvspan(*[positions[0] - step] * 2, color="0.25", linewidth=0, label="skipped slice")
+    title = "every slice was skipped"
     if not empty.all():
         peak = int(np.nanargmax(scores))
-        panel.plot(
-            positions[peak], scores[peak], "o", markersize=11, markeredgecolor="white", markerfacecolor="none",
-            markeredgewidth=1.6, linestyle="none",
-        )  # fmt: skip
-        right = peak > len(scores) / 2
+        panel.axvline(positions[peak], color="white", linewidth=0.8, linestyle="dotted")
+        ring = {"marker": "o", "markersize": 11, "markeredgewidth": 1.6, "markerfacecolor": "none", "linestyle": "none"}
+        panel.plot(positions[peak], scores[peak], markeredgecolor="white", label="most anomalous slice", **ring)
+        place = format_position(LETTERS[axis], positions[peak])
+        title = f"most anomalous: slice {peak + 1} of {len(scores)}, {place}, score {scores[peak]:.2f}"
+    panel.set_title(axis.capitalize(), color="white", fontsize=12, loc="left")
+    panel.set_title(title, color="white", fontsize=10, loc="right")
+    panel.set_xlabel(f"{LETTERS[axis]} (mm)", color=TEXT)
+    for x, side, end in zip((0, 1), ("left", "right"), ENDS[axis], strict=True):
         panel.annotate(
-            f"slice {peak + 1} of {len(scores)},  {LETTERS[axis]} {positions[peak]:+.1f} mm,  score {scores[peak]:.2f}",
-            (positions[peak], scores[peak]),
-            xytext=(-12 if right else 12, 4),
+            end,
+            (x, 0),
+            xytext=(0, -22),
+            xycoords="axes fraction",
             textcoords="offset points",
-            ha="right" if right else "left",
+            ha=side,
+            va="top",
             color="white",
-            fontsize=10,
         )
-    first, last = ENDS[axis]
-    panel.set_title(axis.capitalize(), color=TEXT, fontsize=11, loc="left")
-    panel.set_xlabel(
-        f"{first}   \N{LEFTWARDS ARROW}   {LETTERS[axis]} (mm)   \N{RIGHTWARDS ARROW}   {last}", color=TEXT
-    )
     panel.set_ylabel("score (SD of normals)", color=TEXT)
     top = panel.secondary_xaxis(
         "top", functions=(lambda x: (x - positions[0]) / step + 1, lambda n: positions[0] + (n - 1) * step)

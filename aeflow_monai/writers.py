@@ -262,6 +262,11 @@ def slice_positions(affine: Array, shape: Sequence[int], axis: int) -> tuple[str
     return "RAS"[world], positions
 
 
+def format_position(letter: str, position: float) -> str:
+    """A world coordinate with its sign, such as S +12.5 mm."""
+    return f"{letter} {round(position, 1) + 0.0:+.1f} mm".replace("-", "\N{MINUS SIGN}")
+
+
 def _input_affine(value: Any, key: Hashable, case: str) -> Array:
     """The affine of the file that the case was loaded from; raises if the data is not on that file's grid."""
     spatial, meta = tuple(value.shape[1:]), value.meta

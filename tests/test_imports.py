@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "overlay": {"writers"},
     "phantom": set(),
+    "profile": {"overlay", "writers"},
     "scoring": {"aeflow", "flow"},
     "slices": set(),
     "transforms": {"scoring"},
