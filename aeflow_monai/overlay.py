@@ -193,8 +193,10 @@ def _place(image: Any, axis: int, index: int) -> str:
     """The position of a slice, in brackets, if it is known."""
     if not _has_sides(image, axis):
         return ""
-    letter, positions = slice_positions(ras_affine(image.affine, image.meta), tuple(image.shape[1:]), axis)
-    return f" ({format_position(letter, positions[index])})"
+    affine = ras_affine(image.affine, image.meta)
+    world = int(nib.io_orientation(affine)[axis, 0])
+    position = slice_positions(affine, tuple(image.shape[1:]), axis, world)[index]
+    return f" ({format_position('RAS'[world], position)})"
 
 
 def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:

@@ -162,14 +162,15 @@ def _profiles(image: Any, slice_scores: Any, case: str) -> dict[str, tuple[Array
                 f"'slice_scores' of case '{case}' has to hold {shape[SLICE_AXES[axis]]} finite numbers or NaN for "
                 f"'{axis}', one per slice, got shape {scores.shape} and {int(np.isinf(scores).sum())} infinite."
             )
-        letter, positions = slice_positions(affine, shape, SLICE_AXES[axis])
-        if letter != LETTERS[axis] or (positions[-1] < positions[0]) == (letter == "S"):
+        world = "RAS".index(LETTERS[axis])
+        # By sign, since at 45 degrees two anatomical axes are equally close.
+        if affine[world, SLICE_AXES[axis]] * (1 if axis == "axial" else -1) <= 0:
             raise ValueError(
                 f"the image of case '{case}' has to be in orientation PLS (rows to posterior, columns to left, slices "
                 f"to superior), got affine {affine.round(3).tolist()}: apply Orientationd with axcodes='PLS' first."
             )
         if len(scores) > 1:
-            profiles[axis] = (positions, scores)
+            profiles[axis] = (slice_positions(affine, shape, SLICE_AXES[axis], world), scores)
     return profiles
 
 
@@ -180,8 +181,8 @@ def _draw(profiles: Mapping[str, tuple[Array, Array]], threshold: float, case: s
     FigureCanvasAgg(figure)
     figure.suptitle(f"{case}   |   slice scores", color="white", fontsize=13, parse_math=False)
     figure.supxlabel(DISCLAIMER, color="0.6", fontsize=8)
-    known = np.concatenate([scores[np.isfinite(scores)] for _, scores in profiles.values()])
-    low, high = min(0.0, threshold, *known), max(threshold, *known)
+    shown = [0.0, threshold, *(score for _, scores in profiles.values() for score in scores if np.isfinite(score))]
+    low, high = min(shown), max(shown)
     margin = 0.08 * (high - low or 1.0)
     panels = figure.subplots(len(profiles), 1, squeeze=False)[:, 0]
     for panel, (axis, (positions, scores)) in zip(panels, profiles.items(), strict=True):
@@ -196,14 +197,15 @@ def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold
     panel.set_xlim(positions[0] - step / 2, positions[-1] + step / 2)  # A and R fall from left to right
     empty = np.isnan(scores)
     for index in np.flatnonzero(empty):
-        panel.axvspan(positions[index] - step / 2, positions[index] + step / 2, color="0.16", linewidth=0)
+        panel.axvspan(positions[index] - step / 2, positions[index] + step / 2, color="0.2", linewidth=0)
     # Alone between gaps a slice has no line, so each is a dot too.
     panel.plot(positions, scores, color=CURVE, linewidth=1.6, marker="o", markersize=2.5, label="score")
     panel.axhline(threshold, color=OUTLINE, linewidth=1.2, linestyle="dashed", label=f"threshold {threshold:.2f}")
-    above = np.where(scores > threshold, scores, np.nan)
-    panel.plot(positions, above, color=OUTLINE, linewidth=2, marker="o", markersize=3.5, label="above threshold")
+    if (scores > threshold).any():
+        above = np.where(scores > threshold, scores, np.nan)
+        panel.plot(positions, above, color=OUTLINE, linewidth=2, marker="o", markersize=3.5, label="above threshold")
     if empty.any():
-        panel.axvspan(*[positions[0] - step] * 2, color="0.25", linewidth=0, label="skipped slice")
+        panel.axvspan(*[positions[0] - step] * 2, color="0.3", linewidth=0, label="skipped slice")
     title = "every slice was skipped"
     if not empty.all():
         peak = int(np.nanargmax(scores))
@@ -230,9 +232,9 @@ def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold
     top = panel.secondary_xaxis(
         "top", functions=(lambda x: (x - positions[0]) / step + 1, lambda n: positions[0] + (n - 1) * step)
     )
-    top.set_xlabel("slice", color="0.6", fontsize=9)
+    top.set_xlabel("slice", color="0.75", fontsize=9)
     top.xaxis.set_major_locator(MaxNLocator(integer=True))
-    top.tick_params(colors="0.6", labelsize=8)
+    top.tick_params(colors="0.75", labelsize=8)
     top.spines["top"].set_edgecolor("0.5")
     panel.tick_params(colors=TEXT)
     for spine in panel.spines.values():

@@ -116,9 +116,10 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
             )
         array = to_numpy(value)
         dtype: type[np.generic] = np.float32
-        if key == "mask" or value.dtype in (torch.bool, torch.uint8):
+        whole = value.dtype in (torch.bool, torch.uint8)
+        if key == "mask" or whole:
             dtype = np.uint8
-            if not ((array >= 0) & (array <= 255) & (array == np.floor(array))).all():
+            if not whole and not ((array >= 0) & (array <= 255) & (array == np.floor(array))).all():
                 raise ValueError(
                     f"'{key}' of case '{case}' has to hold whole numbers from 0 to 255: invert it with "
                     "nearest_interp=True, or threshold the inverted map."
@@ -249,17 +250,11 @@ def ras_affine(affine: Any, meta: Mapping[str, Any]) -> Array:
     return array
 
 
-def slice_positions(affine: Array, shape: Sequence[int], axis: int) -> tuple[str, Array]:
-    """World coordinates of the slices' centres along their anatomical axis, and its letter, R, A or S.
-
-    `affine` is RAS, (4, 4), `shape` and `axis` are spatial. Each axis of the volume is matched with a world axis as
-    `Orientationd` does it, so that no two share one.
-    """
-    world = int(nib.io_orientation(affine)[axis, 0])
-    centre = [(n - 1) / 2 for n in shape]
-    origin = affine[world, 3] + sum(affine[world, k] * centre[k] for k in range(3) if k != axis)
-    positions: Array = origin + affine[world, axis] * np.arange(shape[axis])
-    return "RAS"[world], positions
+def slice_positions(affine: Array, shape: Sequence[int], axis: int, world: int) -> Array:
+    """Coordinates of the slices' centres along a world axis; the affine is RAS, (4, 4), shape and axis are spatial."""
+    centre = sum(affine[world, k] * (n - 1) / 2 for k, n in enumerate(shape) if k != axis)
+    positions: Array = affine[world, 3] + centre + affine[world, axis] * np.arange(shape[axis])
+    return positions
 
 
 def format_position(letter: str, position: float) -> str:
