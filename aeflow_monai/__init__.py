@@ -21,6 +21,7 @@ from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.maps import MapScorer
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
+from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
 from aeflow_monai.slicing import SlicedInferer, Slicer
@@ -71,6 +72,7 @@ __all__ = [
     "VoxelMetrics",
     "WriteMapsd",
     "WriteOverlayd",
+    "WriteProfiled",
     "__version__",
     "announce",
     "bundle_root",

@@ -19,7 +19,15 @@ from matplotlib.lines import Line2D
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from aeflow_monai.writers import file_name, ras_affine, to_numpy
+from aeflow_monai.writers import (
+    DISCLAIMER,
+    SLICE_AXES,
+    file_name,
+    format_position,
+    ras_affine,
+    slice_positions,
+    to_numpy,
+)
 
 __all__ = ["WriteOverlayd"]
 
@@ -27,7 +35,6 @@ Array = npt.NDArray[Any]
 
 OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 OUTLINE, TRUTH = "#ff8c1a", "#33d6ff"  # told apart by colour-blind readers too
-DISCLAIMER = "Research use only. Not a medical device."
 
 
 class WriteOverlayd(MapTransform):  # type: ignore[misc]
@@ -40,9 +47,10 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
     shown with their physical proportions.
 
     Colours stand on the fixed scale [0, vmax], in standard deviations of the normals, never on that of one
-    image, so that two pictures compare. Of a volume, the slice with the largest entry of `slice_scores` is
-    shown, or the one with the largest map value if there is no such key. `anomaly_score` is printed and the
-    outline of `mask_truth` drawn, if they are in the data. Slices are counted from 1.
+    image, so that two pictures compare. Of a volume, the slice with the largest score along the first axis of
+    `slice_scores` is shown, or the one with the largest map value if there is no such key. `anomaly_score` is
+    printed and the outline of `mask_truth` drawn, if they are in the data. Slices are counted from 1; beside
+    the number stands the slice's position as in `WriteProfiled`, if the image has an affine.
 
     Args:
         image_key: Key of the image, shape (C, H, W) or (C, H, W, D), of which the first channel is shown.
@@ -51,13 +59,14 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         threshold: Map value from which the outline is drawn, in standard deviations. A tensor, or a function
             without arguments, is read whenever a case is written, since a checkpoint may be loaded after the
             construction.
-        slice_axis: Spatial axis along which a volume is sliced, 0 to 2.
+        slice_axis: Spatial axis along which a volume without `slice_scores` is sliced, 0 to 2.
         vmax: Map value of the brightest colour, in standard deviations; by default 2 * max(threshold, 3).
         reconstruction_key: Key of the reconstruction, shown beside the image on its grey scale; left out if None.
 
     Raises:
         ValueError: If `slice_axis` or `vmax` is out of range; when called, if the case is no file name, if
-            the threshold is not finite, or if shapes do not match.
+            the threshold is not finite, if shapes do not match, or if the axis of the scores is unknown.
+        TypeError: When called, if the slice scores are not a dictionary.
 
     Example:
         >>> import tempfile
@@ -95,8 +104,9 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         """Writes the picture of one case.
 
         Args:
-            data: The decollated dictionary: `case`, the image and the map; `slice_scores` of shape (D,),
-                `anomaly_score` and `mask_truth`, shape (1, H, W) or (1, H, W, D), are optional.
+            data: The decollated dictionary: `case`, the image and the map; optional are `anomaly_score`,
+                `mask_truth`, shape (1, H, W) or (1, H, W, D), and `slice_scores`, a dictionary from axial
+                (axis 2), coronal (0) or sagittal (1) to one score per slice, NaN where it was skipped.
 
         Returns:
             The dictionary, unchanged.
@@ -122,11 +132,11 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
                 )
         grey = Normalize(*np.nanpercentile(layers[self.image_key], [0.5, 99.5]))
 
-        title = [case]
+        title, axis = [case], self.slice_axis
         if len(shape) == 3:
-            index = self._slice_index(d, layers[self.map_key], case)
-            title.append(f"slice {index + 1} of {shape[self.slice_axis]}")
-            layers = {key: layer.take(index, self.slice_axis) for key, layer in layers.items()}
+            axis, index = self._slice(d, layers[self.map_key], case)
+            title.append(f"slice {index + 1} of {shape[axis]}{_place(d[self.image_key], axis, index)}")
+            layers = {key: layer.take(index, axis) for key, layer in layers.items()}
         if "anomaly_score" in d:
             title.append(f"anomaly score {float(d['anomaly_score']):.2f}")
         figure = _draw(
@@ -138,22 +148,55 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
             threshold=threshold,
             vmax=vmax,
             title="   |   ".join(title),
-            geometry=_picture_geometry(d[self.image_key], self.slice_axis),
+            geometry=_picture_geometry(d[self.image_key], axis),
         )
         self.output_dir.mkdir(parents=True, exist_ok=True)
         figure.savefig(self.output_dir / f"{case}_overlay.png", dpi=110)
         return d
 
-    def _slice_index(self, data: Mapping[Hashable, Any], volume: Array, case: str) -> int:
-        if "slice_scores" not in data:
-            return int(np.unravel_index(np.nanargmax(volume), volume.shape)[self.slice_axis])
-        scores = to_numpy(data["slice_scores"])
-        if scores.shape != (volume.shape[self.slice_axis],):
-            raise ValueError(
-                f"'slice_scores' of case '{case}' has to be of shape ({volume.shape[self.slice_axis]},), one "
-                f"score per slice along axis {self.slice_axis}, got {scores.shape}."
-            )
-        return int(scores.argmax())
+    def _slice(self, data: Mapping[Hashable, Any], volume: Array, case: str) -> tuple[int, int]:
+        """Spatial axis and index of the slice to show."""
+        if "slice_scores" in data:
+            if not isinstance(data["slice_scores"], Mapping):
+                raise TypeError(
+                    f"'slice_scores' of case '{case}' has to be a dictionary such as {{'axial': scores}}, "
+                    f"got {type(data['slice_scores']).__name__}."
+                )
+            name, values = next(iter(data["slice_scores"].items()), ("no axis", ()))
+            if name not in SLICE_AXES:
+                raise ValueError(f"'slice_scores' of case '{case}' has axes of {list(SLICE_AXES)}, got {name!r}.")
+            axis, scores = SLICE_AXES[name], to_numpy(values)
+            if scores.shape != (volume.shape[axis],):
+                raise ValueError(
+                    f"'slice_scores' of case '{case}' has to be of shape ({volume.shape[axis]},) for '{name}', one "
+                    f"score per slice along axis {axis}, got {scores.shape}."
+                )
+            if not np.isnan(scores).all():
+                return axis, int(np.nanargmax(scores))
+        else:
+            axis = self.slice_axis
+        # NaN, where the map is unknown, is not the largest value, and nothing is if there is no other
+        return axis, int(np.unravel_index(np.nan_to_num(volume, nan=-np.inf).argmax(), volume.shape)[axis])
+
+
+def _has_sides(image: Any, axis: int) -> bool:
+    """Whether the affine is known: that of a bare picture, one slice thick, is not; an identity stands for none."""
+    return (
+        isinstance(image, MetaTensor)
+        and image.ndim == 4
+        and image.shape[1 + axis] > 1
+        and not np.array_equal(ras_affine(image.affine, image.meta), np.eye(4))
+    )
+
+
+def _place(image: Any, axis: int, index: int) -> str:
+    """The position of a slice, in brackets, if it is known."""
+    if not _has_sides(image, axis):
+        return ""
+    affine = ras_affine(image.affine, image.meta)
+    world = int(nib.io_orientation(affine)[axis, 0])
+    position = slice_positions(affine, tuple(image.shape[1:]), axis, world)[index]
+    return f" ({format_position('RAS'[world], position)})"
 
 
 def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:
@@ -164,8 +207,7 @@ def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:
     affine = ras_affine(image.affine, image.meta)
     row, column = np.linalg.norm(affine[:-1, axes], axis=0)
     letters = ""
-    # A bare picture, one slice thick, has no sides that are known; an identity stands for a missing affine.
-    if image.ndim == 4 and image.shape[1 + slice_axis] > 1 and not np.array_equal(affine, np.eye(4)):
+    if _has_sides(image, slice_axis):
         codes = nib.aff2axcodes(affine)
         down, right = codes[axes[0]], codes[axes[1]]
         letters = OPPOSITE[down] + down + OPPOSITE[right] + right

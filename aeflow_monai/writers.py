@@ -9,25 +9,33 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import torch
-from monai.data import ITKWriter, MetaTensor, NibabelWriter
+from monai.data import ITKWriter, MetaTensor
 from monai.data.utils import orientation_ras_lps, to_affine_nd
 from monai.transforms import MapTransform, Transform
-from monai.utils import MetaKeys, SpaceKeys
+from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
+
+try:
+    from isal import igzip as gzip  # as small as zlib's level 1 in a fraction of the time, see benchmarks/writing.py
+except ImportError:  # no wheel for this machine
+    import gzip
 
 __all__ = ["ScoreTable", "WriteMapsd", "write_json"]
 
 Array = npt.NDArray[Any]
 
-WRITERS = {
-    ".nii.gz": NibabelWriter,
-    ".nii": NibabelWriter,
-    ".nrrd": ITKWriter,
-    ".mha": ITKWriter,
-    ".mhd": ITKWriter,
-}
+# Axis of a volume (C, H, W, D) in orientation PLS along which the slices of this name are stacked.
+SLICE_AXES = {"axial": 2, "coronal": 0, "sagittal": 1}
+DISCLAIMER = "Research use only. Not a medical device."
+NIFTI = (".nii.gz", ".nii")
+EXTENSIONS = (*NIFTI, ".nrrd", ".mha", ".mhd")
+# What places a NIfTI file in the world, with its units.
+QFORM = ("pixdim", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+SFORM = ("sform_code", "srow_x", "srow_y", "srow_z")
+GEOMETRY = (*QFORM, *SFORM, "xyzt_units")
 
 
 class WriteMapsd(MapTransform):  # type: ignore[misc]
@@ -36,6 +44,10 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
     A file `<output_dir>/<case>_<key><extension>` is written for each key. Its shape and affine are those of
     the input file, including a trailing singleton dimension, so that both overlay in any viewer. The data has
     to be back on that grid already, see `monai.transforms.Invertd`; nothing is resampled here.
+
+    From NIfTI to NIfTI, both transforms (sform and qform) with their codes, the voxel sizes and the units are
+    copied from the header of the input, which is the file that the data's `filename_or_obj` names, of several
+    modalities the first. All else goes by the affine, in NIfTI as both transforms with code 1.
 
     Booleans, `uint8`, and whatever stands under the key `mask` are written as `uint8`, everything else as
     `float32`.
@@ -68,8 +80,8 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         else:  # MapTransform refuses to have no keys
             Transform.__init__(self)
             self.keys, self.allow_missing_keys = (), False
-        if extension not in WRITERS:
-            raise ValueError(f"extension has to be one of {', '.join(WRITERS)}, got {extension!r}.")
+        if extension not in EXTENSIONS:
+            raise ValueError(f"extension has to be one of {', '.join(EXTENSIONS)}, got {extension!r}.")
         self.output_dir = Path(output_dir)
         self.extension = extension
 
@@ -104,28 +116,26 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
             )
         array = to_numpy(value)
         dtype: type[np.generic] = np.float32
-        if key == "mask" or value.dtype in (torch.bool, torch.uint8):
+        whole = value.dtype in (torch.bool, torch.uint8)
+        if key == "mask" or whole:
             dtype = np.uint8
-            if not ((array >= 0) & (array <= 255) & (array == np.floor(array))).all():
+            if not whole and not ((array >= 0) & (array <= 255) & (array == np.floor(array))).all():
                 raise ValueError(
                     f"'{key}' of case '{case}' has to hold whole numbers from 0 to 255: invert it with "
                     "nearest_interp=True, or threshold the inverted map."
                 )
         affine = _input_affine(value, key, case)
-        if WRITERS[self.extension] is ITKWriter:
-            _check_directions(affine, value.ndim - 1, case, self.extension)
-
-        # Not by the setters of MONAI's writers, which squeeze (X, Y, 1) to (X, Y).
-        writer = WRITERS[self.extension](output_dtype=dtype)
-        writer.affine, writer.channel_dim = affine, None
-        if array.shape[0] == 1:
-            writer.data_obj = array[0]
-        else:
-            writer.channel_dim = -1
-            writer.data_obj = np.moveaxis(array, 0, -1)
-            if self.extension.startswith(".nii") and array.ndim == 3:
-                writer.data_obj = writer.data_obj[:, :, None]  # (X, Y, 1, C): NIfTI's third axis is spatial
-        writer.write(self.output_dir / f"{case}_{key}{self.extension}")
+        path = self.output_dir / f"{case}_{key}{self.extension}"
+        if self.extension in NIFTI:
+            _write_nifti(path, array.astype(dtype, copy=False), affine, _source_header(value.meta))
+            return
+        _check_directions(affine, value.ndim - 1, case, self.extension)
+        # Not by the setters of MONAI's writer, which squeeze (X, Y, 1) to (X, Y).
+        writer = ITKWriter(output_dtype=dtype)
+        writer.affine = affine
+        writer.channel_dim = None if len(array) == 1 else -1
+        writer.data_obj = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+        writer.write(path)
 
 
 class ScoreTable:
@@ -240,6 +250,18 @@ def ras_affine(affine: Any, meta: Mapping[str, Any]) -> Array:
     return array
 
 
+def slice_positions(affine: Array, shape: Sequence[int], axis: int, world: int) -> Array:
+    """Coordinates of the slices' centres along a world axis; the affine is RAS, (4, 4), shape and axis are spatial."""
+    centre = sum(affine[world, k] * (n - 1) / 2 for k, n in enumerate(shape) if k != axis)
+    positions: Array = affine[world, 3] + centre + affine[world, axis] * np.arange(shape[axis])
+    return positions
+
+
+def format_position(letter: str, position: float) -> str:
+    """A world coordinate with its sign, such as S +12.5 mm."""
+    return f"{letter} {round(position, 1) + 0.0:+.1f} mm".replace("-", "\N{MINUS SIGN}")
+
+
 def _input_affine(value: Any, key: Hashable, case: str) -> Array:
     """The affine of the file that the case was loaded from; raises if the data is not on that file's grid."""
     spatial, meta = tuple(value.shape[1:]), value.meta
@@ -256,6 +278,48 @@ def _input_affine(value: Any, key: Hashable, case: str) -> Array:
             "apply Invertd first."
         )
     return original
+
+
+def _source_header(meta: Mapping[str, Any]) -> nib.Nifti1Header | None:
+    """Header of the NIfTI file that the case was loaded from, None if it is another format or gone."""
+    path = Path(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")))
+    return nib.load(path).header if path.name.lower().endswith(NIFTI) and path.is_file() else None
+
+
+def _write_nifti(path: Path, array: Array, affine: Array, source: nib.Nifti1Header | None) -> None:
+    """Writes an array (C, X, Y) or (C, X, Y, Z) in the geometry of the source, or of the affine if there is none."""
+    if len(array) == 1:
+        array = array[0]
+        if source is not None and _untailed(source.get_data_shape()) == _untailed(array.shape):
+            array = array.reshape(source.get_data_shape())  # (X, Y, Z) to (X, Y, Z, 1), where the source is so
+    else:
+        array = np.moveaxis(array, 0, -1)
+        if array.ndim == 3:
+            array = array[:, :, None]  # (X, Y, 1, C): NIfTI's third axis is spatial
+    if source is None:
+        image = nib.Nifti1Image(array, to_affine_nd(3, affine))
+        image.set_sform(image.affine, code=1)
+        image.set_qform(image.affine, code=1)
+    else:
+        # Not the whole header: its display range, intent and scaling belong to the source's values.
+        image_class = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+        header = image_class.header_class()
+        header.set_data_dtype(array.dtype)
+        for field in GEOMETRY:
+            header[field] = source[field]
+        image = image_class(array, None, header)
+    with path.open("wb") as file:
+        if path.suffix == ".gz":
+            # Neither name nor time, so that the same case is the same file.
+            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream:
+                image.to_stream(stream)
+        else:
+            image.to_stream(file)
+
+
+def _untailed(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape without trailing singleton dimensions."""
+    return tuple(shape[: max((k + 1 for k, n in enumerate(shape) if n > 1), default=0)])
 
 
 def _check_directions(affine: Array, ndim: int, case: str, extension: str) -> None:

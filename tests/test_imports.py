@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "overlay": {"writers"},
     "phantom": set(),
+    "profile": {"overlay", "writers"},
     "scoring": {"aeflow", "flow"},
     "slices": {"slicing"},
     "slicing": set(),

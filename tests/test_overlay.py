@@ -28,7 +28,7 @@ def write_overlay(folder: Path, data: dict[str, Any], threshold: Any = 3.0, **op
 def test_overlay_is_a_picture_with_three_panels(tmp_path: Path) -> None:
     truth = torch.zeros(1, 48, 40, 6, dtype=torch.bool)
     truth[0, 12:22, 12:22] = True
-    data = overlay_case(mask_truth=truth, anomaly_score=torch.tensor([4.5]), slice_scores=torch.arange(6.0))
+    data = overlay_case(mask_truth=truth, anomaly_score=torch.tensor([4.5]), slice_scores={"axial": torch.arange(6.0)})
     picture = write_overlay(tmp_path / "new", data)
     height, width, _ = picture.shape
     assert 300 < height < width < 2000
@@ -56,15 +56,62 @@ def test_same_value_has_the_same_colour_in_every_picture(tmp_path: Path) -> None
     assert (one[row] != two[row]).any()
 
 
-@pytest.mark.parametrize("scores", [None, torch.tensor([0.0, 0, 9, 0, 0, 0]), [0.0, 0, 9, 0, 0, 0]])
-def test_most_anomalous_slice_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Any) -> None:
-    titles = []
+# Rows to posterior, 1 mm; columns to the patient's left, 2 mm; slices up, 5 mm.
+PLS = torch.tensor([[0.0, -2, 0, 40], [-1, 0, 0, 30], [0, 0, 5, -10], [0, 0, 0, 1]], dtype=torch.float64)
+NAN = float("nan")
+
+
+def title_and_picture(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Array]:
     from aeflow_monai import overlay
 
-    draw = overlay._draw
-    monkeypatch.setattr(overlay, "_draw", lambda *args, **kw: titles.append(kw["title"]) or draw(*args, **kw))
-    write_overlay(tmp_path, overlay_case(**({} if scores is None else {"slice_scores": scores})))
-    assert titles == ["sub-01   |   slice 5 of 6" if scores is None else "sub-01   |   slice 3 of 6"]
+    draw, drawn = overlay._draw, []
+    with monkeypatch.context() as patch:
+        patch.setattr(overlay, "_draw", lambda *args, **kw: drawn.append((kw["title"], args[0])) or draw(*args, **kw))
+        write_overlay(folder, data)
+    return drawn[0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "axis", "title"),
+    [
+        (None, 2, "slice 5 of 6"),
+        ({"axial": torch.tensor([0.0, NAN, 9, 0, 0, 0])}, 2, "slice 3 of 6"),
+        ({"axial": [NAN, -2.0, -1.0, NAN, -3.0, -9.0]}, 2, "slice 3 of 6"),
+        ({"coronal": torch.arange(48.0), "axial": torch.arange(6.0)}, 0, "slice 48 of 48"),
+        ({"sagittal": -torch.arange(40.0)}, 1, "slice 1 of 40"),
+        ({"axial": torch.full((6,), NAN)}, 2, "slice 5 of 6"),
+    ],
+)
+def test_most_anomalous_slice_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: Any, axis: int, title: str
+) -> None:
+    data = overlay_case(**({} if scores is None else {"slice_scores": scores}))
+    shown, picture = title_and_picture(tmp_path, data, monkeypatch)
+    assert shown == f"sub-01   |   {title}"
+    np.testing.assert_array_equal(picture, data["image"][0].select(axis, int(title.split()[1]) - 1))
+
+
+def test_position_stands_beside_the_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By eye: the third slice is 10 mm above -10; the first row is at 30, the last column 78 mm left of 40."""
+    image = MetaTensor(torch.rand(1, 48, 40, 6), affine=PLS)
+    expected = {
+        "axial": (6, 2, "slice 3 of 6 (S +0.0 mm)"),
+        "coronal": (48, 0, "slice 1 of 48 (A +30.0 mm)"),
+        "sagittal": (40, 39, "slice 40 of 40 (R \N{MINUS SIGN}38.0 mm)"),
+    }
+    for name, (n_slices, index, title) in expected.items():
+        scores = torch.zeros(n_slices)
+        scores[index] = 1
+        data = overlay_case(image=image, slice_scores={name: scores})
+        assert title_and_picture(tmp_path, data, monkeypatch)[0] == f"sub-01   |   {title}"
+
+
+@pytest.mark.parametrize("depth", [(), (1,)])
+def test_a_picture_has_no_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: tuple[int, ...]) -> None:
+    image = MetaTensor(torch.rand(1, 20, 30, *depth), affine=PLS if depth else PLS[[0, 1, 3]][:, [0, 1, 3]])
+    data = {"case": "a", "image": image, "anomaly_map": torch.zeros_like(image)}
+    data["slice_scores"] = {"axial": torch.zeros(1)}
+    assert title_and_picture(tmp_path, data, monkeypatch)[0] == "a" + "   |   slice 1 of 1" * len(depth)
 
 
 def test_threshold_is_read_when_a_case_is_written(tmp_path: Path) -> None:
@@ -86,8 +133,7 @@ def test_threshold_is_read_when_a_case_is_written(tmp_path: Path) -> None:
 def test_pixels_keep_their_proportions_and_sides_their_letters() -> None:
     from aeflow_monai.overlay import _picture_geometry
 
-    # Rows to posterior, 1 mm; columns to the patient's left, 2 mm; slices up, 5 mm.
-    affine = torch.tensor([[0.0, -2, 0, 0], [-1, 0, 0, 0], [0, 0, 5, 0], [0, 0, 0, 1]], dtype=torch.float64)
+    affine = PLS
     image = MetaTensor(torch.rand(1, 8, 8, 8), affine=affine)
     assert _picture_geometry(image, 2) == (0.5, "APRL")
     assert _picture_geometry(image, 1) == (0.2, "APIS")
@@ -127,8 +173,14 @@ def test_wrong_overlays_are_named(tmp_path: Path) -> None:
         WriteOverlayd("image", "anomaly_map", tmp_path, 3.0, vmax=0)
     with pytest.raises(ValueError, match=r"'anomaly_map' of case 'sub-01' .* write overlays before Invertd"):
         write_overlay(tmp_path, overlay_case(anomaly_map=torch.zeros(1, 20, 20, 6)))
-    with pytest.raises(ValueError, match=r"'slice_scores' of case 'sub-01' has to be of shape \(6,\)"):
-        write_overlay(tmp_path, overlay_case(slice_scores=torch.zeros(5)))
+    with pytest.raises(ValueError, match=r"'slice_scores' of case 'sub-01' has to be of shape \(6,\) for 'axial'"):
+        write_overlay(tmp_path, overlay_case(slice_scores={"axial": torch.zeros(5)}))
+    with pytest.raises(ValueError, match=r"has axes of \['axial', 'coronal', 'sagittal'\], got 'oblique'"):
+        write_overlay(tmp_path, overlay_case(slice_scores={"oblique": torch.zeros(6)}))
+    with pytest.raises(ValueError, match="got 'no axis'"):
+        write_overlay(tmp_path, overlay_case(slice_scores={}))
+    with pytest.raises(TypeError, match=r"has to be a dictionary such as \{'axial': scores\}, got Tensor"):
+        write_overlay(tmp_path, overlay_case(slice_scores=torch.zeros(6)))
 
 
 def test_case_cannot_leave_the_folder(tmp_path: Path) -> None:

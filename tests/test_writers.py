@@ -1,5 +1,10 @@
 import csv
+import gzip
+import importlib.util
 import json
+import struct
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +106,128 @@ def test_2d_nifti_comes_back_on_its_own_grid(tmp_path: Path, affine: Array) -> N
     assert written.shape == (40, 50)
     np.testing.assert_allclose(written.affine, nib.load(path).affine, atol=1e-5)
     np.testing.assert_allclose(written.get_fdata(), 2 * nib.load(path).get_fdata(), atol=0.15)
+
+
+QFORM, SFORM = AFFINES["oblique"], AFFINES["flipped"]
+GEOMETRY = ["pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"]
+GEOMETRY += ["qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"]
+CODES = {"both": (1, 4), "only qform": (3, 0), "only sform": (0, 2), "none": (0, 0)}
+
+
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("shape", [(20, 30, 6), (20, 30, 1), (20, 30, 6, 1)])
+@pytest.mark.parametrize("codes", CODES)
+def test_both_transforms_of_the_header_round_trip(
+    tmp_path: Path, codes: str, shape: tuple[int, ...], extension: str
+) -> None:
+    """The two transforms differ, and what only fits the input's values is left behind."""
+    qform_code, sform_code = CODES[codes]
+    image = nib.Nifti1Image((100 * smooth(shape)).astype(np.int16), None)
+    image.header.set_zooms((1, 1.2, 3, 2.5)[: len(shape)])
+    image.set_sform(SFORM, code=sform_code)
+    image.set_qform(QFORM, code=qform_code)
+    image.header.set_xyzt_units("mm", "sec")
+    image.header.set_slope_inter(2, 10)
+    image.header["cal_max"], image.header["descrip"] = 900, b"T1 of somebody"
+    nib.save(image, tmp_path / "input.nii.gz")
+    WriteMapsd(["anomaly_map", "mask"], tmp_path, extension)(invert_through_network(tmp_path / "input.nii.gz"))
+
+    given = nib.load(tmp_path / "input.nii.gz").header
+    assert (given["qform_code"], given["sform_code"]) == (qform_code, sform_code)
+    for key, dtype in (("anomaly_map", np.float32), ("mask", np.uint8)):
+        path = tmp_path / f"sub-01_{key}{extension}"
+        written = nib.load(path).header
+        for field in GEOMETRY:
+            np.testing.assert_array_equal(written[field], given[field], err_msg=field)
+        np.testing.assert_array_equal(written.get_best_affine(), given.get_best_affine())
+        assert written.get_data_shape() == shape
+        assert written.get_data_dtype() == dtype
+        assert (written["cal_max"], written["descrip"]) == (0, b"")
+        raw = (gzip.decompress if extension == ".nii.gz" else bytes)(path.read_bytes())
+        assert struct.unpack("<2f", raw[112:120]) in ((1, 0), (0, 0))  # scl_slope and scl_inter
+        assert len(raw) == 352 + dtype().nbytes * np.prod(shape)
+
+
+def test_only_the_sform_reaches_viewers_if_the_codes_differ(tmp_path: Path) -> None:
+    """By eye: 2 mm voxels from (-10, -20, -30) in the scanner, and mirrored, from (10, -20, -30), once aligned."""
+    image = nib.Nifti1Image(smooth((8, 9, 5)), None)
+    image.set_qform([[2, 0, 0, -10], [0, 2, 0, -20], [0, 0, 2, -30], [0, 0, 0, 1]], code="scanner")
+    image.set_sform([[-2, 0, 0, 10], [0, 2, 0, -20], [0, 0, 2, -30], [0, 0, 0, 1]], code="aligned")
+    nib.save(image, tmp_path / "input.nii")
+    WriteMapsd(["anomaly_map"], tmp_path)(invert_through_network(tmp_path / "input.nii"))
+    written = nib.load(tmp_path / "sub-01_anomaly_map.nii.gz")
+    qform, qform_code = written.get_qform(coded=True)
+    sform, sform_code = written.get_sform(coded=True)
+    assert (qform_code, sform_code) == (1, 2)
+    assert qform[:3, 3].tolist() == [-10, -20, -30]
+    assert qform[0, 0] == 2
+    assert sform[:3, 3].tolist() == [10, -20, -30]
+    assert sform[0, 0] == -2
+
+
+def test_big_endian_and_second_version_of_nifti_are_sources_too(tmp_path: Path) -> None:
+    big = nib.Nifti1Image(smooth((8, 9, 5)), AFFINES["oblique"], nib.Nifti1Header(endianness=">"))
+    for name, image in (("big", big), ("second", nib.Nifti2Image(smooth((8, 9, 5)), AFFINES["oblique"]))):
+        image.set_qform(AFFINES["flipped"], code=1)
+        nib.save(image, tmp_path / f"{name}.nii.gz")
+        WriteMapsd(["anomaly_map"], tmp_path)({**invert_through_network(tmp_path / f"{name}.nii.gz"), "case": name})
+        given, written = nib.load(tmp_path / f"{name}.nii.gz"), nib.load(tmp_path / f"{name}_anomaly_map.nii.gz")
+        assert type(written) is type(given)
+        for field in GEOMETRY:
+            np.testing.assert_array_equal(written.header[field], given.header[field], err_msg=field)
+        assert written.get_data_dtype() == np.float32
+
+
+def test_of_several_modalities_the_first_gives_the_geometry(tmp_path: Path) -> None:
+    for name, code in (("first", 4), ("second", 2)):
+        image = nib.Nifti1Image(smooth((20, 30, 6)), None)
+        image.set_sform(AFFINES["oblique"], code=code)
+        nib.save(image, tmp_path / f"{name}.nii")
+    load = Compose([LoadImaged("x"), EnsureChannelFirstd("x")])
+    image = load({"x": [tmp_path / "first.nii", tmp_path / "second.nii"]})["x"]
+    assert image.shape == (2, 20, 30, 6)
+    WriteMapsd(["map", "x"], tmp_path)({"case": "a", "map": image[:1], "x": image})
+    for key, shape in (("map", (20, 30, 6)), ("x", (20, 30, 6, 2))):
+        header = nib.load(tmp_path / f"a_{key}.nii.gz").header
+        assert header["sform_code"] == 4
+        assert header.get_data_shape() == shape
+
+
+def test_a_source_that_is_gone_leaves_its_affine(tmp_path: Path) -> None:
+    case = invert_through_network(save_nifti(tmp_path / "input.nii", (20, 30, 6), AFFINES["oblique"]))
+    (tmp_path / "input.nii").unlink()
+    WriteMapsd(["mask"], tmp_path)(case)
+    written = nib.load(tmp_path / "sub-01_mask.nii.gz")
+    np.testing.assert_allclose(written.get_sform(), AFFINES["oblique"], atol=1e-5)
+    np.testing.assert_allclose(written.get_qform(), AFFINES["oblique"], atol=1e-5)
+    assert (written.header["qform_code"], written.header["sform_code"]) == (1, 1)
+
+
+def test_same_case_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = {"case": "a", "x": MetaTensor(torch.rand(1, 8, 8, 8))}
+    files = []
+    for folder, now in (("one", 1e9), ("two", 2e9)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        WriteMapsd("x", tmp_path / folder)(case)
+        files.append((tmp_path / folder / "a_x.nii.gz").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_failure_to_write_is_raised(tmp_path: Path) -> None:
+    (tmp_path / "a_x.nii.gz").mkdir()
+    with pytest.raises(OSError, match=r"a_x\.nii\.gz"):
+        WriteMapsd("x", tmp_path)({"case": "a", "x": MetaTensor(torch.rand(1, 4, 4, 4))})
+
+
+def test_without_isal_zlib_writes_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = {"case": "a", "x": MetaTensor(torch.rand(1, 4, 5, 6))}
+    monkeypatch.setitem(sys.modules, "isal", None)
+    specification = importlib.util.find_spec("aeflow_monai.writers")
+    plain = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(plain)
+    assert plain.gzip is gzip
+    plain.WriteMapsd("x", tmp_path)(case)
+    np.testing.assert_array_equal(nib.load(tmp_path / "a_x.nii.gz").get_fdata(), case["x"][0])
 
 
 @two_dimensional
