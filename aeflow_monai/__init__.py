@@ -6,16 +6,10 @@ from aeflow_monai.checks import CheckImaged, LoadCased
 from aeflow_monai.datalist import find_images, load_datalist, require_labels, split_normals
 from aeflow_monai.decoder import Decoder
 from aeflow_monai.encoder import Encoder
+from aeflow_monai.evaluation import DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.flow import LatentFlow
 from aeflow_monai.guard import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator
-from aeflow_monai.handlers import (
-    CalibratedModelSaver,
-    DetectionReport,
-    DivergenceGuard,
-    PictureLogger,
-    RequireCalibration,
-    ScoreWriter,
-)
+from aeflow_monai.handlers import CalibratedModelSaver, DivergenceGuard, PictureLogger, RequireCalibration
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.maps import MapScorer
@@ -58,6 +52,7 @@ __all__ = [
     "LatentFlow",
     "LesionMetrics",
     "LoadCased",
+    "LocalisationReport",
     "MapScorer",
     "MaskMapd",
     "MatchChannelsd",

@@ -1,4 +1,4 @@
-"""Ignite handlers of the bundle: pictures while training, the calibrated model at its end, scores and report."""
+"""Ignite handlers of the training: pictures on the way, the calibrated model at its end; and what demands one."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 
 from aeflow_monai.calibration import calibrate
-from aeflow_monai.metrics import detection_report, format_report
 from aeflow_monai.scoring import AnomalyScorer
-from aeflow_monai.writers import ScoreTable, write_json
 
 __all__ = [
     "CalibratedModelSaver",
-    "DetectionReport",
     "DivergenceGuard",
     "PictureLogger",
     "RequireCalibration",
-    "ScoreWriter",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -179,107 +175,3 @@ class RequireCalibration:
                 "The checkpoint is not calibrated, so it comes from the middle of a training. Finish the training "
                 "(--resume <this checkpoint>), or give the model.pt that it ends with."
             )
-
-
-class ScoreWriter:
-    """Append a line to scores.csv for each case, as soon as it is scored.
-
-    Columns: case, file, label (if known), score, prediction, most anomalous slice (along the first plane of the slicing
-    policy, counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay).
-
-    Args:
-        path: of the table; replaced if it exists.
-        labelled: whether the data has labels.
-    """
-
-    def __init__(self, path: str | Path, labelled: bool = False) -> None:
-        self.path = Path(path)
-        self.labelled = labelled
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-
-    def start(self, engine: Engine) -> None:
-        """Begin the table."""
-        label = ["label"] if self.labelled else []
-        self.table = ScoreTable(self.path, ["case", "file", *label, "score", "prediction", "most_anomalous_slice"])
-
-    def __call__(self, engine: Engine) -> None:
-        """Write the cases of this batch."""
-        for source, scored in _cases(engine):
-            row = {
-                "case": source["case"],
-                "file": source["image"].meta["filename_or_obj"],
-                "score": scored["anomaly_score"],
-                "prediction": scored["prediction"],
-                "most_anomalous_slice": int(next(iter(scored["slice_scores"].values())).nan_to_num(-math.inf).argmax())
-                + 1,
-            }
-            if self.labelled:
-                row["label"] = int(source["label"])
-            self.table.append(row)
-
-
-class DetectionReport:
-    """Collect the scores of labelled cases; write metrics.json at the end and print the report.
-
-    Args:
-        path: of metrics.json.
-        scorer: holds the stored threshold.
-        n_bootstrap: resamples for the intervals.
-        seed: of the bootstrap; written into the report.
-    """
-
-    def __init__(self, path: str | Path, scorer: AnomalyScorer, n_bootstrap: int = 1000, seed: int = 0) -> None:
-        self.path = Path(path)
-        self.scorer = scorer
-        self.n_bootstrap = n_bootstrap
-        self.seed = seed
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-
-    def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
-        self.labels: list[int] = []
-        self.scores: list[float] = []
-        self.statistics: dict[str, list[float]] = {}
-        self.path.unlink(missing_ok=True)  # it would contradict the scores of this run if no report comes of it
-
-    def __call__(self, engine: Engine) -> None:
-        """Take the cases of this batch."""
-        for source, scored in _cases(engine):
-            self.labels.append(int(source["label"]))
-            self.scores.append(float(scored["anomaly_score"]))
-            for name in ("intensity_mean", "intensity_std", "intensity_p95"):
-                self.statistics.setdefault(name, []).append(float(scored[name]))
-
-    def finish(self, engine: Engine) -> None:
-        """Write and print the report; there is none if cases failed and the others lack a class."""
-        n_failed = len(getattr(engine, "failures", ()))  # of a GuardedEvaluator
-        if n_failed and len(set(self.labels)) < 2:
-            engine.logger.warning("No metrics: among the cases that did not fail, normal or abnormal ones are missing.")
-            return
-        report = detection_report(
-            self.labels,
-            self.scores,
-            float(self.scorer.case_threshold),
-            n_bootstrap=self.n_bootstrap,
-            seed=self.seed,
-            baselines=self.statistics,
-        )
-        report["n_failed"] = n_failed
-        write_json(self.path, report)
-        print(format_report(report))
-        if n_failed:
-            print(f"Not in these metrics: {n_failed} cases that failed.")
-
-
-def _cases(engine: Engine) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Input and output dictionaries of each case in the current, decollated batch."""
-    return zip(engine.state.batch, engine.state.output, strict=True)

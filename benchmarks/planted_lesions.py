@@ -1,9 +1,9 @@
 """A test set with known truth: healthy T1 volumes, half of the held-out ones with planted lesions.
 
-Lesions have the shapes of real ones (connected parts of expert masks of multiple sclerosis), are darker or brighter than
-the tissue around them by a known share, have soft edges, and lie inside the brain. Subjects are split by a seed; the same
-seed gives the same bytes, and the printed checksum tells. The result is synthetic: there is no domain shift, and lesions
-do what no disease does. Usage:
+Lesions have the shapes of real ones (connected parts of expert masks of multiple sclerosis), are darker or brighter
+than the tissue by a known share, have soft edges, and lie inside the brain. Subjects are split by a seed; the same seed
+gives the same bytes, and the printed checksum tells. The result is synthetic: there is no domain shift, and lesions do
+what no disease does. Usage:
 
     python benchmarks/planted_lesions.py --healthy DIR/healthy_t1 --shapes DIR/ms_lesion/gold_masks_all30 --output DIR
 """

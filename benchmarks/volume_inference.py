@@ -1,8 +1,8 @@
 """Cost of inference on volumes: all of it against the bare network, and memory of many volumes against one.
 
 The volume is made up (240 x 240 x 155, a noisy ellipsoid in an empty background) unless one is given. Reading,
-preprocessing, network, inversion and writing of the maps that are on by default are timed by running inference.yaml; the
-bare network is the same network over the same non-empty slices, already cut. Both run in turn in one process. Usage:
+preprocessing, network, inversion and writing of all that is on by default are timed by running inference.yaml; the bare
+network is the same network over the same non-empty slices, already cut. Both run in turn in one process. Usage:
 
     python benchmarks/volume_inference.py [--image FILE] [--repeats 3] [--volumes 20]
 """

@@ -1,0 +1,211 @@
+"""Ignite handlers of the evaluation: tables of scores, and reports on cases, slices, lesions and voxels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import affine_to_spacing
+
+from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
+from aeflow_monai.metrics import detection_report, format_report
+from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.slicing import Slicer
+from aeflow_monai.writers import ScoreTable, write_json
+
+__all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
+
+
+class ScoreWriter:
+    """Append a line to scores.csv for each case, as soon as it is scored.
+
+    Columns: case, file, label (if known), score, prediction, most anomalous slice (along the first plane of the slicing
+    policy, counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay).
+
+    Args:
+        path: of the table; replaced if it exists.
+        labelled: whether the data has labels.
+    """
+
+    def __init__(self, path: str | Path, labelled: bool = False) -> None:
+        self.path = Path(path)
+        self.labelled = labelled
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Begin the table."""
+        label = ["label"] if self.labelled else []
+        self.table = ScoreTable(self.path, ["case", "file", *label, "score", "prediction", "most_anomalous_slice"])
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the cases of this batch."""
+        for source, scored in _cases(engine):
+            row = {
+                "case": source["case"],
+                "file": source["image"].meta["filename_or_obj"],
+                "score": scored["anomaly_score"],
+                "prediction": scored["prediction"],
+                "most_anomalous_slice": int(next(iter(scored["slice_scores"].values())).nan_to_num(-math.inf).argmax())
+                + 1,
+            }
+            if self.labelled:
+                row["label"] = int(source["label"])
+            self.table.append(row)
+
+
+class DetectionReport:
+    """Collect the scores of labelled cases; write metrics.json at the end and print the report.
+
+    Args:
+        path: of metrics.json.
+        scorer: holds the stored threshold.
+        n_bootstrap: resamples for the intervals.
+        seed: of the bootstrap; written into the report.
+    """
+
+    def __init__(self, path: str | Path, scorer: AnomalyScorer, n_bootstrap: int = 1000, seed: int = 0) -> None:
+        self.path = Path(path)
+        self.scorer = scorer
+        self.n_bootstrap = n_bootstrap
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.labels: list[int] = []
+        self.scores: list[float] = []
+        self.statistics: dict[str, list[float]] = {}
+        self.path.unlink(missing_ok=True)  # it would contradict the scores of this run if no report comes of it
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the cases of this batch."""
+        for source, scored in _cases(engine):
+            self.labels.append(int(source["label"]))
+            self.scores.append(float(scored["anomaly_score"]))
+            for name in ("intensity_mean", "intensity_std", "intensity_p95"):
+                self.statistics.setdefault(name, []).append(float(scored[name]))
+
+    def finish(self, engine: Engine) -> None:
+        """Write and print the report; there is none if cases failed and the others lack a class."""
+        n_failed = len(getattr(engine, "failures", ()))  # of a GuardedEvaluator
+        if n_failed and len(set(self.labels)) < 2:
+            engine.logger.warning("No metrics: among the cases that did not fail, normal or abnormal ones are missing.")
+            return
+        report = detection_report(
+            self.labels,
+            self.scores,
+            float(self.scorer.case_threshold),
+            n_bootstrap=self.n_bootstrap,
+            seed=self.seed,
+            baselines=self.statistics,
+        )
+        report["n_failed"] = n_failed
+        write_json(self.path, report)
+        print(format_report(report))
+        if n_failed:
+            print(f"Not in these metrics: {n_failed} cases that failed.")
+
+
+class LocalisationReport:
+    """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
+
+    Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
+    unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file. A
+    case with label 0 needs no mask. If an abnormal case has none, it is left out of the report, which says how many were; if
+    no case has one there is no report.
+
+    Args:
+        folder: of the two files; those of an earlier run are removed.
+        scorer: holds the stored map threshold.
+        slicer: the slicing policy.
+        n_bootstrap: resamples of cases, for the intervals of slice metrics.
+        seed: of the bootstrap.
+    """
+
+    def __init__(
+        self, folder: str | Path, scorer: AnomalyScorer, slicer: Slicer, n_bootstrap: int = 1000, seed: int = 0
+    ) -> None:
+        self.path = Path(folder, "localisation.json")
+        self.table_path = Path(folder, "slice_scores.csv")
+        self.scorer = scorer
+        self.slicer = slicer
+        self.n_bootstrap = n_bootstrap
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        for path in (self.path, self.table_path):
+            path.unlink(missing_ok=True)
+        self.voxels, self.lesions = VoxelMetrics(), LesionMetrics()
+        self.slices: list[tuple[int, float, str]] = []
+        self.table: ScoreTable | None = None
+        self.n_without_mask = 0
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the cases of this batch."""
+        for source, scored in _cases(engine):
+            if "truth" not in source and int(source["label"]):
+                self.n_without_mask += 1
+                continue
+            self._take_slices(source, scored)
+            anomaly_map = scored["anomaly_map"]
+            truth = source["truth"] if "truth" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
+            self.voxels.update(anomaly_map, truth)
+            spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
+            self.lesions.update(anomaly_map, truth, spacing)
+
+    def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        axis, scores = next(iter(scored["slice_scores"].items()))
+        if "mask" in source:
+            mask = source["mask"]
+            kinds = self.slicer.kinds(mask, axis, affine_to_spacing(mask.affine, r=3).tolist())
+        else:
+            kinds = ["normal"] * len(scores)
+        if self.table is None:
+            self.table = ScoreTable(self.table_path, ["case", "axis", "slice", "kind", "score"])
+        case = str(source["case"])
+        for number, (kind, score) in enumerate(zip(kinds, scores.tolist(), strict=True), start=1):
+            if not math.isnan(score):
+                self.table.append({"case": case, "axis": axis, "slice": number, "kind": kind, "score": score})
+                if kind != "unclear":
+                    self.slices.append((int(kind == "abnormal"), score, str(source.get("patient", case))))
+
+    def finish(self, engine: Engine) -> None:
+        """Write and print the report, if there were masks."""
+        labels = [label for label, _, _ in self.slices]
+        if not any(labels):
+            engine.logger.info("No lesion masks among the cases that could be read: no report on slices and voxels.")
+            return
+        report = {"n_abnormal_without_mask": self.n_without_mask}
+        if len(set(labels)) == 2:
+            scores, cases = [score for _, score, _ in self.slices], [case for _, _, case in self.slices]
+            report |= slice_report(labels, scores, cases, n_bootstrap=self.n_bootstrap, seed=self.seed)
+        report |= self.voxels.compute(float(self.scorer.map_threshold)) | self.lesions.compute()
+        write_json(self.path, report)
+        print(format_localisation(report))
+        if self.n_without_mask:
+            print(f"Not in the report on slices and voxels: {self.n_without_mask} abnormal cases without a mask.")
+
+
+def _cases(engine: Engine) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Input and output dictionaries of each case in the current, decollated batch."""
+    return zip(engine.state.batch, engine.state.output, strict=True)
