@@ -42,9 +42,9 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
 
     The file is `<output_dir>/<case>_overlay.png`. The arrays are taken in the network's orientation,
     (C, rows, columns, slices), before any inversion: `data[..., k]` is an upright picture already (rows from
-    anterior to posterior, columns from the patient's right to the left), so nothing is flipped or turned,
-    whatever `slice_axis` is. Letters at the edges tell the sides, if the image has an affine. Pixels are
-    shown with their physical proportions.
+    anterior to posterior, columns from the patient's right to the left). Coronal and sagittal slices are
+    turned upright, superior on top. Letters at the edges tell the sides, if the image has an affine. Pixels
+    are shown with their physical proportions.
 
     Colours stand on the fixed scale [0, vmax], in standard deviations of the normals, never on that of one
     image, so that two pictures compare. Of a volume, the slice with the largest score along the first axis of
@@ -136,7 +136,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         if len(shape) == 3:
             axis, index = self._slice(d, layers[self.map_key], case)
             title.append(f"slice {index + 1} of {shape[axis]}{_place(d[self.image_key], axis, index)}")
-            layers = {key: layer.take(index, axis) for key, layer in layers.items()}
+            layers = {key: _upright(layer.take(index, axis), axis) for key, layer in layers.items()}
         if "anomaly_score" in d:
             title.append(f"anomaly score {float(d['anomaly_score']):.2f}")
         figure = _draw(
@@ -179,6 +179,11 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         return axis, int(np.unravel_index(np.nan_to_num(volume, nan=-np.inf).argmax(), volume.shape)[axis])
 
 
+def _upright(picture: Array, axis: int) -> Array:
+    """A slice across an axis of the volume, its last axis to superior unless that is cut: now from top to bottom."""
+    return picture if axis == 2 else picture.T[::-1]
+
+
 def _has_sides(image: Any, axis: int) -> bool:
     """Whether the affine is known: that of a bare picture, one slice thick, is not; an identity stands for none."""
     return (
@@ -203,13 +208,15 @@ def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:
     """Height of a pixel over its width, and the letters at top, bottom, left and right, if known."""
     if not isinstance(image, MetaTensor):
         return 1.0, ""
-    axes = [0, 1] if image.ndim == 3 else [axis for axis in range(3) if axis != slice_axis]
+    turned = image.ndim == 4 and slice_axis != 2
+    axes = [2, 1 - slice_axis] if turned else [0, 1]  # of rows and columns
     affine = ras_affine(image.affine, image.meta)
     row, column = np.linalg.norm(affine[:-1, axes], axis=0)
     letters = ""
     if _has_sides(image, slice_axis):
         codes = nib.aff2axcodes(affine)
         down, right = codes[axes[0]], codes[axes[1]]
+        down = OPPOSITE[down] if turned else down
         letters = OPPOSITE[down] + down + OPPOSITE[right] + right
     return float(row / column), letters
 
