@@ -58,7 +58,7 @@ def calibrate(
     specificity: float = 0.95,
     device: torch.device | str | None = None,
 ) -> None:
-    """Fill the scorer's buffers: mean and deviation of each term, then the three thresholds.
+    """Fill the scorer's buffers: mean and deviation of each term over the foreground, then the three thresholds.
 
     `case_threshold` and `slice_threshold` are `upper_threshold` of the scores; `map_threshold` is that of each
     slice's highest map value, so that this share of normal slices has an empty mask.
@@ -107,7 +107,7 @@ def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], devi
     for batch in batches:
         output, image = _output(scorer, batch, device)
         terms = scorer.terms(output, image).double().cpu()
-        flat = terms.transpose(0, 1).flatten(1)
+        flat = terms.transpose(0, 1)[:, _foreground(image).cpu()]
         count += flat.shape[1]
         total += flat.sum(dim=1)
         products += flat @ flat.T
@@ -127,6 +127,12 @@ def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], devi
     scorer.term_std.copy_(std)
     factors = scorer.term_weights().double().cpu() / std
     scorer.map_std.copy_((factors @ covariance @ factors).clamp_min(1e-12).sqrt())
+
+
+def _foreground(image: Tensor) -> Tensor:
+    """Positions (N, H, W) that count: an empty background is like no tissue, and would set the unit of all maps."""
+    inside = (image > 0).any(dim=1)
+    return inside if inside.any() else torch.ones_like(inside)
 
 
 def _fit_thresholds(

@@ -124,8 +124,8 @@ class LocalisationReport:
 
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
     unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file. A
-    case with label 0 needs no mask. If an abnormal case has none, it is left out of the report, which says how many were; if
-    no case has one there is no report.
+    case with label 0 needs no mask. Abnormal cases without one are left out and counted; if no case has a mask, there
+    is no report.
 
     Args:
         folder: of the two files; those of an earlier run are removed.
