@@ -15,6 +15,7 @@ from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.maps import MapScorer
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
+from aeflow_monai.prepare import prepare_data
 from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
@@ -79,6 +80,7 @@ __all__ = [
     "home",
     "keep_freed_memory",
     "load_datalist",
+    "prepare_data",
     "prepare_slice_batch",
     "require_checkpoint",
     "require_labels",

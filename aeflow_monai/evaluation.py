@@ -123,9 +123,9 @@ class LocalisationReport:
     """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
 
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
-    unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file. A
-    case with label 0 needs no mask. Abnormal cases without one are left out and counted; if no case has a mask, there
-    is no report.
+    unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file,
+    where the image is not background, which anything would find normal. A case with label 0 needs no mask. Abnormal
+    cases without one are left out and counted; if no case has a mask, there is no report.
 
     Args:
         folder: of the two files; those of an earlier run are removed.
@@ -169,9 +169,10 @@ class LocalisationReport:
             self._take_slices(source, scored)
             anomaly_map = scored["anomaly_map"]
             truth = source["truth"] if "truth" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
-            self.voxels.update(anomaly_map, truth)
+            foreground = scored["foreground"].amax(dim=0, keepdim=True) > 0
+            self.voxels.update(anomaly_map, truth, foreground)
             spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
-            self.lesions.update(anomaly_map, truth, spacing)
+            self.lesions.update(anomaly_map, truth, spacing, foreground)
 
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         axis, scores = next(iter(scored["slice_scores"].items()))

@@ -98,6 +98,11 @@ class Slicer:
         """Planes that a volume (C, X, Y, Z) is sliced along: of a single axial slice the axial one only."""
         return ("axial",) if volume.shape[-1] == 1 else self.axes
 
+    @staticmethod
+    def count(volume: Tensor, axis: str) -> int:
+        """Number of slices of a volume (C, X, Y, Z) along a plane's axis."""
+        return int(volume.shape[1 + PLANES[axis]])
+
     def chosen(self, volume: Tensor, axis: str) -> Tensor:
         """Slices that the network looks at.
 

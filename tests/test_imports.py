@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": set(),
     "overlay": {"writers"},
     "phantom": set(),
+    "prepare": {"datalist", "guard", "slicing", "version", "writers"},
     "profile": {"overlay", "writers"},
     "scoring": {"aeflow", "flow"},
     "slices": {"slicing"},

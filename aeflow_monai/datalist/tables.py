@@ -93,6 +93,9 @@ def _json_entry(item: Any, split: str, folder: Path, where: str) -> Entry:
         raise ValueError(f"{where}: label and abnormal contradict each other in {item!r}. Keep the right one.")
     if not stated and not mask and split == "train":
         stated = {0}
+    extra = {key: fields[key] for key in _PASSED_ON if key in fields}
+    if "sha256" in extra:
+        extra["sha256"] = {str(folder / path): digest for path, digest in extra["sha256"].items()}
     return Entry(
         split,
         tuple(folder / image for image in images),
@@ -100,7 +103,7 @@ def _json_entry(item: Any, split: str, folder: Path, where: str) -> Entry:
         mask=folder / str(mask) if mask else None,
         case="" if case is None else str(case),
         patient="" if patient is None else str(patient),
-        extra={key: fields[key] for key in _PASSED_ON if key in fields},
+        extra=extra,
     )
 
 
