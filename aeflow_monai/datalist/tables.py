@@ -93,7 +93,7 @@ def _json_entry(item: Any, split: str, folder: Path, where: str) -> Entry:
         raise ValueError(f"{where}: label and abnormal contradict each other in {item!r}. Keep the right one.")
     if not stated and not mask and split == "train":
         stated = {0}
-    extra = {key: fields[key] for key in _PASSED_ON if key in fields}
+    extra: dict[str, Any] = {key: fields[key] for key in _PASSED_ON if key in fields}
     if "sha256" in extra:
         extra["sha256"] = {str(folder / path): digest for path, digest in extra["sha256"].items()}
     return Entry(
