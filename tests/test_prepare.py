@@ -1,0 +1,106 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigParser
+
+from aeflow_monai import Slicer, load_datalist, prepare_data
+from aeflow_monai.guard import CaseFailures
+
+TRAIN = Path(__file__).parent.parent / "bundle/configs/train.yaml"
+
+
+@pytest.fixture(scope="module")
+def preprocessing() -> Any:
+    parser = ConfigParser()
+    parser.read_config(str(TRAIN))
+    return parser.get_parsed_content("preprocessing")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """BraTS-like: 3 patients of 10 slices of 4 mm; slices 5 to 7 hold a lesion of 36 pixels, slice 1 is empty."""
+    for name in ("BraTS_00001", "BraTS_00002", "BraTS_00003"):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        volume = np.random.default_rng(0).integers(100, 200, (20, 20, 10)).astype(np.int16)
+        volume[:2], volume[..., 0] = 0, 0
+        lesion = np.zeros_like(volume)
+        lesion[5:11, 5:11, 4:7] = 1
+        affine = np.diag([1.0, 1.0, 4.0, 1.0])
+        nib.save(nib.Nifti1Image(volume, affine), folder / f"{name}_flair.nii.gz")
+        nib.save(nib.Nifti1Image(lesion, affine), folder / f"{name}_seg.nii.gz")
+    return tmp_path / "data"
+
+
+def prepare(data: Path, preprocessing: Any, path: Path, **options: Any) -> dict[str, Any]:
+    slicer = Slicer(min_foreground=0.05, normal_margin_mm=5.0)
+    prepare_data(data, preprocessing, slicer, path, **{"layout": "brats", "test_fraction": 0.34, "seed": 0, **options})
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def test_slices_are_told_by_kind_and_counted_from_one(
+    data: Path, preprocessing: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = prepare(data, preprocessing, tmp_path / "out/dataset.json")
+    assert (len(content["training"]), len(content["test"])) == (2, 1)
+    for entry in content["training"] + content["test"]:
+        kinds = {"normal": [2, 3, 9, 10], "abnormal": [5, 6, 7], "unclear": [4, 8], "skipped": [1]}
+        assert entry["slices"] == {"axial": kinds}
+    told = capsys.readouterr().out
+    cases = "training: 2 cases of 2 patients (0 normal, 2 abnormal)"
+    assert f"{cases}; 20 slices: 8 normal, 6 abnormal, 4 unclear, 2 skipped" in told
+    assert content["prepared"]["policy"]["normal_margin_mm"] == 5.0
+    assert content["prepared"]["listing"]["test_fraction"] == 0.34
+
+
+def test_the_datalist_gives_the_same_split_and_is_the_same_when_made_again(
+    data: Path, preprocessing: Any, tmp_path: Path
+) -> None:
+    path, again = tmp_path / "out/dataset.json", tmp_path / "again/dataset.json"
+    prepare(data, preprocessing, path)
+    prepare(data, preprocessing, again)
+    assert path.read_text() == again.read_text()
+    for section in ("train", "test"):
+        straight = load_datalist(data, section, layout="brats", test_fraction=0.34, seed=0)
+        listed = load_datalist(path, section)
+        for one, two in zip(straight, listed, strict=True):
+            assert Path(one["image"]).samefile(two["image"])
+            assert Path(one["mask"]).samefile(two["mask"])
+            assert (one["case"], one["patient"], one["label"]) == (two["case"], two["patient"], two["label"])
+
+
+def test_a_file_that_changed_since_is_named(data: Path, preprocessing: Any, tmp_path: Path) -> None:
+    path = tmp_path / "out/dataset.json"
+    prepare(data, preprocessing, path)
+    item = load_datalist(path, "test")[0]
+    assert tuple(preprocessing(item)["image"].shape) == (1, 20, 20, 10)
+    shutil.copy(item["mask"], item["image"])
+    with pytest.raises(RuntimeError) as raised:
+        preprocessing(item)
+    assert "changed since the data set was prepared" in str(raised.value.__cause__)
+
+
+def test_unreadable_cases_are_listed_and_the_others_written(data: Path, preprocessing: Any, tmp_path: Path) -> None:
+    broken = data / "BraTS_00002/BraTS_00002_flair.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:500])
+    path = tmp_path / "out/dataset.json"
+    with pytest.raises(CaseFailures, match=r"1 of 3 cases failed:\n- BraTS_00002"):
+        prepare(data, preprocessing, path)
+    content = json.loads(path.read_text())
+    assert "BraTS_00002" not in {entry["case"] for entry in content["training"] + content["test"]}
+    with (tmp_path / "out/failures.csv").open() as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["BraTS_00002"]
+
+
+def test_it_does_not_replace_the_datalist_that_it_reads(data: Path, preprocessing: Any, tmp_path: Path) -> None:
+    path = tmp_path / "out/dataset.json"
+    prepare(data, preprocessing, path)
+    with pytest.raises(ValueError, match=r"dataset\.json is the datalist that is read\. Give another folder"):
+        prepare(path, preprocessing, path, layout="auto", test_fraction=0.0)
