@@ -28,6 +28,13 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bundle/configs"
 OVERLAYS = sorted(file.name for file in (ROOT / "configs").glob("*.yaml"))
 MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
+# of a volume, by what turns them off
+OUTPUTS = {
+    **{flag: (f"{flag}.nii.gz",) for flag in (*MAPS, "mask")},
+    "overlay": ("overlay.png",),
+    "profile": ("slices.csv", "slices.png"),
+}
+REPORTS = {"metrics.json", "scores.csv", "localisation.json", "slice_scores.csv"}
 
 Run = Callable[..., Any]
 Options = dict[str, Any]
@@ -243,15 +250,15 @@ def test_evaluation_on_the_training_config_and_on_the_inference_config_is_the_sa
         run_workflow(
             [base, "evaluate.yaml"], dataset_dir=str(volumes), output_dir=str(folder), n_bootstrap=50, **tiny_network
         )
-        assert files_below(folder) == {"model.pt", "metrics.json", "scores.csv"}
-        written.append(((folder / "metrics.json").read_bytes(), (folder / "scores.csv").read_bytes()))
+        assert files_below(folder) == {"model.pt", *REPORTS}
+        written.append({name: (folder / name).read_bytes() for name in REPORTS})
         printed = capsys.readouterr().out
         for line in ("cases              6 (3 normal, 3 abnormal)", "AUROC ", "oracle: chosen on test labels"):
             assert line in printed
         assert "Not a medical device" in printed
     assert written[0] == written[1]
 
-    metrics = json.loads(written[0][0])
+    metrics = json.loads(written[0]["metrics.json"])
     state = model_state(trained)
     assert metrics["threshold"] == pytest.approx(float(state["case_threshold"]))
     named = {"auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity"}
@@ -281,7 +288,7 @@ def test_three_planes_from_training_to_maps(
     assert len(scores) == 6
 
     image = volumes / "images/test_abnormal_000.nii.gz"
-    off = {f"write_{flag}": False for flag in (*MAPS, "mask", "overlay")}
+    off = {f"write_{flag}": False for flag in OUTPUTS if flag != "profile"}
     run_workflow(
         "inference.yaml",
         dataset_dir=str(image),
@@ -290,7 +297,8 @@ def test_three_planes_from_training_to_maps(
         saliency="plain",
         **{**tiny_network, **planes, **off},
     )
-    assert files_below(tmp_path / "maps") == {"test_abnormal_000_saliency.nii.gz", "scores.csv"}
+    names = ("saliency.nii.gz", *OUTPUTS["profile"])
+    assert files_below(tmp_path / "maps") == {"scores.csv", *(f"test_abnormal_000_{name}" for name in names)}
     (row,) = table(tmp_path / "maps/scores.csv")
     assert float(row["score"]) == pytest.approx(float(scores["test_abnormal_000"]), rel=1e-5)
     voxels, affine = spatial(image)
@@ -303,6 +311,13 @@ def test_three_planes_from_training_to_maps(
     # slices along the first plane are counted, from anterior
     coronal = next(axis for axis, code in enumerate(nib.aff2axcodes(nib.load(image).affine)) if code in "AP")
     assert 1 <= int(row["most_anomalous_slice"]) <= voxels.shape[coronal]
+    profile = table(tmp_path / "maps/test_abnormal_000_slices.csv")
+    assert [line["axis"] for line in profile if line["slice"] == "1"] == planes["axes"]
+    assert len(profile) == sum(voxels.shape)
+    scored = [line for line in profile if line["axis"] == "coronal" and line["score"]]
+    assert max(scored, key=lambda line: float(line["score"]))["slice"] == row["most_anomalous_slice"]
+    # in the report, slices count along the first plane
+    assert {line["axis"] for line in table(tmp_path / "run/slice_scores.csv")} == {"coronal"}
 
 
 # --- inference --------------------------------------------------------------------------------------------------------
@@ -339,9 +354,8 @@ def test_maps_of_a_plain_folder_lie_on_the_grids_of_their_volumes(
         ckpt_path=str(low_threshold),
         **tiny_network,
     )
-    kinds = [f"{name}.nii.gz" for name in (*MAPS, "mask")]
-    expected = {f"scan_{number}_{kind}" for number in range(3) for kind in [*kinds, "overlay.png"]}
-    assert files_below(out) == {*expected, "scores.csv"}
+    names = [name for written in OUTPUTS.values() for name in written]
+    assert files_below(out) == {"scores.csv", *(f"scan_{number}_{name}" for number in range(3) for name in names)}
     for number in range(3):
         source = nib.load(plain_folder / f"{number}/scan_{number}.nii.gz")
         arrays = {}
@@ -368,7 +382,7 @@ def test_maps_of_a_plain_folder_lie_on_the_grids_of_their_volumes(
     assert {row["prediction"] for row in rows} <= {"0", "1"}
 
 
-@pytest.mark.parametrize("flag", [*MAPS, "mask", "overlay"])
+@pytest.mark.parametrize("flag", OUTPUTS)
 def test_each_output_can_be_turned_off(
     tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options, flag: str
 ) -> None:
@@ -376,16 +390,14 @@ def test_each_output_can_be_turned_off(
     # one image file is a data set too
     image = volumes / "images/test_abnormal_000.nii.gz"
     run_workflow("inference.yaml", dataset_dir=str(image), output_dir=str(tmp_path), **options)
-    kinds = {f"test_abnormal_000_{name}.nii.gz" for name in (*MAPS, "mask")} | {"test_abnormal_000_overlay.png"}
-    left_out = {name for name in kinds if f"_{flag}." in name}
-    assert files_below(tmp_path) == {*kinds, "scores.csv"} - left_out
-    assert len(left_out) == 1
+    left = [name for other, written in OUTPUTS.items() if other != flag for name in written]
+    assert files_below(tmp_path) == {"scores.csv", *(f"test_abnormal_000_{name}" for name in left)}
 
 
 def test_without_any_output_there_are_still_scores(
     tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options
 ) -> None:
-    off = {f"write_{flag}": False for flag in (*MAPS, "mask", "overlay")}
+    off = {f"write_{flag}": False for flag in OUTPUTS}
     options = {**tiny_network, **off, "ckpt_path": str(trained / "model.pt")}
     run_workflow("inference.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path), **options)
     assert files_below(tmp_path) == {"scores.csv"}
@@ -419,6 +431,13 @@ def test_png_slices_work_from_training_to_inference(
     run_workflow(["train.yaml", "evaluate.yaml"], **where, n_bootstrap=10, **tiny_network)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (metrics["n_normal"], metrics["n_abnormal"]) == (2, 2)
+    localisation = json.loads((tmp_path / "run/localisation.json").read_text())
+    assert (localisation["n_volumes"], localisation["n_abnormal_volumes"], localisation["n_abnormal_slices"]) == (
+        4,
+        2,
+        2,
+    )
+    assert len(table(tmp_path / "run/slice_scores.csv")) == 4
 
     image = data / "test/ABNORMAL/test_abnormal_000.png"
     run_workflow(
@@ -433,7 +452,10 @@ def test_png_slices_work_from_training_to_inference(
         written = nib.load(tmp_path / f"maps/test_abnormal_000_{name}.nii.gz")
         assert written.shape == voxels.shape
         np.testing.assert_allclose(written.affine, to_affine_nd(3, affine), atol=1e-6)
-    assert (tmp_path / "maps/test_abnormal_000_overlay.png").is_file()
+    # a slice of its own has no profile
+    names = [name for flag, written in OUTPUTS.items() if flag != "profile" for name in written]
+    expected = {f"test_abnormal_00{number}_{name}" for number in range(2) for name in names}
+    assert files_below(tmp_path / "maps") == {"scores.csv", *expected}
     assert len(table(tmp_path / "maps/scores.csv")) == 2
 
 
