@@ -64,6 +64,8 @@ class ScoreWriter:
 class DetectionReport:
     """Collect the scores of labelled cases; write metrics.json at the end and print the report.
 
+    Without normal or without abnormal cases there is no report, and a warning says so.
+
     Args:
         path: of metrics.json.
         scorer: holds the stored threshold.
@@ -99,10 +101,12 @@ class DetectionReport:
                 self.statistics.setdefault(name, []).append(float(scored[name]))
 
     def finish(self, engine: Engine) -> None:
-        """Write and print the report; there is none if cases failed and the others lack a class."""
+        """Write and print the report, if there are normal and abnormal cases."""
         n_failed = len(getattr(engine, "failures", ()))  # of a GuardedEvaluator
-        if n_failed and len(set(self.labels)) < 2:
-            engine.logger.warning("No metrics: among the cases that did not fail, normal or abnormal ones are missing.")
+        if len(set(self.labels)) < 2:
+            kind = "abnormal" if any(self.labels) else "normal"
+            found = f"all {len(self.labels)} that were read are {kind}" if self.labels else "none was read"
+            engine.logger.warning(f"No metrics of cases: they need normal and abnormal cases, but {found}.")
             return
         report = detection_report(
             self.labels,
@@ -124,8 +128,8 @@ class LocalisationReport:
 
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
     unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file. A
-    case with label 0 needs no mask. Abnormal cases without one are left out and counted; if no case has a mask, there
-    is no report.
+    case with label 0 needs no mask. Abnormal cases without one are left out and counted; if no mask holds a lesion,
+    there is no report.
 
     Args:
         folder: of the two files; those of an earlier run are removed.
@@ -158,7 +162,7 @@ class LocalisationReport:
         self.voxels, self.lesions = VoxelMetrics(), LesionMetrics()
         self.slices: list[tuple[int, float, str]] = []
         self.table: ScoreTable | None = None
-        self.n_without_mask = 0
+        self.n_without_mask = self.n_with_lesion = 0
 
     def __call__(self, engine: Engine) -> None:
         """Take the cases of this batch."""
@@ -169,6 +173,7 @@ class LocalisationReport:
             self._take_slices(source, scored)
             anomaly_map = scored["anomaly_map"]
             truth = source["truth"] if "truth" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
+            self.n_with_lesion += bool((truth != 0).any())
             self.voxels.update(anomaly_map, truth)
             spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
             self.lesions.update(anomaly_map, truth, spacing)
@@ -191,10 +196,11 @@ class LocalisationReport:
 
     def finish(self, engine: Engine) -> None:
         """Write and print the report, if there were masks."""
-        labels = [label for label, _, _ in self.slices]
-        if not any(labels):
-            engine.logger.info("No lesion masks among the cases that could be read: no report on slices and voxels.")
+        if not self.n_with_lesion:
+            self.table_path.unlink(missing_ok=True)
+            engine.logger.info("No lesion in the masks of the cases that were read: no report on slices and voxels.")
             return
+        labels = [label for label, _, _ in self.slices]
         report = {"n_abnormal_without_mask": self.n_without_mask}
         if len(set(labels)) == 2:
             scores, cases = [score for _, score, _ in self.slices], [case for _, _, case in self.slices]
