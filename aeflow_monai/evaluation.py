@@ -129,7 +129,7 @@ class LocalisationReport:
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
     unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file. A
     case with label 0 needs no mask. Abnormal cases without one are left out and counted; if no mask holds a lesion,
-    there is no report.
+    there is no report. Without normal and abnormal slices of two patients or more it leaves out the slices.
 
     Args:
         folder: of the two files; those of an earlier run are removed.
@@ -200,11 +200,13 @@ class LocalisationReport:
             self.table_path.unlink(missing_ok=True)
             engine.logger.info("No lesion in the masks of the cases that were read: no report on slices and voxels.")
             return
-        labels = [label for label, _, _ in self.slices]
+        labels, scores = [label for label, _, _ in self.slices], [score for _, score, _ in self.slices]
+        patients = [patient for _, _, patient in self.slices]
         report = {"n_abnormal_without_mask": self.n_without_mask}
-        if len(set(labels)) == 2:
-            scores, cases = [score for _, score, _ in self.slices], [case for _, _, case in self.slices]
-            report |= slice_report(labels, scores, cases, n_bootstrap=self.n_bootstrap, seed=self.seed)
+        if len(set(labels)) < 2 or len(set(patients)) < 2:
+            engine.logger.warning("No metrics of slices: they need normal and abnormal ones, of two patients or more.")
+        else:
+            report |= slice_report(labels, scores, patients, n_bootstrap=self.n_bootstrap, seed=self.seed)
         report |= self.voxels.compute(float(self.scorer.map_threshold)) | self.lesions.compute()
         write_json(self.path, report)
         print(format_localisation(report))

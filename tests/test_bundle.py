@@ -22,7 +22,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import aeflow_monai
-from aeflow_monai import write_phantom_slices
+from aeflow_monai import write_phantom, write_phantom_slices
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bundle/configs"
@@ -318,6 +318,126 @@ def test_three_planes_from_training_to_maps(
     assert max(scored, key=lambda line: float(line["score"]))["slice"] == row["most_anomalous_slice"]
     # in the report, slices count along the first plane
     assert {line["axis"] for line in table(tmp_path / "run/slice_scores.csv")} == {"coronal"}
+
+
+# --- data without normal cases ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tumours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four cases as BraTS has them: in a folder each, all abnormal, of two modalities."""
+    root = tmp_path_factory.mktemp("tumours")
+    made_up = write_phantom(root / "phantom", n_train=0, n_test_normal=0, n_test_abnormal=4)
+    for number in range(4):
+        folder = root / f"brats/BraTS_{number:03}"
+        folder.mkdir(parents=True)
+        image = nib.load(made_up / f"images/test_abnormal_{number:03}.nii.gz")
+        nib.save(image, folder / f"{folder.name}_flair.nii.gz")
+        other = np.asarray(image.dataobj, dtype=np.float32) ** 2
+        nib.save(nib.Nifti1Image(other, image.affine), folder / f"{folder.name}_t1.nii.gz")
+        shutil.copy(made_up / f"masks/test_abnormal_{number:03}.nii.gz", folder / f"{folder.name}_seg.nii.gz")
+    return root / "brats"
+
+
+@pytest.mark.parametrize("modalities", [["flair"], ["flair", "t1"]])
+def test_a_set_of_abnormal_cases_is_evaluated_on_slices_and_voxels(
+    tmp_path: Path,
+    tumours: Path,
+    run_workflow: Run,
+    run_command: Run,
+    tiny_training: Options,
+    tiny_network: Options,
+    modalities: list[str],
+) -> None:
+    data = {"dataset_dir": str(tumours), "layout": "brats", "modalities": modalities, "in_channels": len(modalities)}
+    where = {**data, "test_fraction": 0.5, "output_dir": str(tmp_path / "run")}
+    training = {**tiny_training, "epochs": 1, "lesion_free_slices": True}
+    run_workflow("train.yaml", **where, **training)
+    state = model_state(tmp_path / "run")
+    assert state["aeflow.decoder.to_image.0.weight"].shape[1] == len(modalities)
+    (tmp_path / "run/metrics.json").touch()  # of an earlier run
+    done = run_command("monai.bundle run", ["train.yaml", "evaluate.yaml"], **where, **tiny_network, n_bootstrap=10)
+    assert done.returncode == 0, done.stderr
+    assert "No metrics of cases: they need normal and abnormal cases, but all 2 that were read are abnormal." in (
+        done.stdout
+    )
+    assert f"localisation: {tmp_path / 'run/localisation.json'}" in done.stdout
+    written = {name for name in files_below(tmp_path / "run") if "/" not in name}
+    assert written == {"model.pt", *REPORTS} - {"metrics.json"}
+
+    report = json.loads((tmp_path / "run/localisation.json").read_text())
+    assert (report["n_volumes"], report["n_abnormal_volumes"], report["n_cases"]) == (2, 2, 2)
+    tested = {row["case"] for row in table(tmp_path / "run/scores.csv")}
+    masks = [np.asarray(nib.load(tumours / f"{case}/{case}_seg.nii.gz").dataobj) for case in sorted(tested)]
+    assert report["n_lesion_voxels"] == sum(int((mask > 0).sum()) for mask in masks)
+    assert report["n_voxels"] == sum(mask.size for mask in masks)
+    assert 0 < report["n_abnormal_slices"] < report["n_slices"]
+    assert 0 <= report["slice_auroc"] <= 1
+    assert {row["case"] for row in table(tmp_path / "run/slice_scores.csv")} == tested
+
+    run_workflow(
+        "inference.yaml",
+        **data,
+        **tiny_network,
+        output_dir=str(tmp_path / "maps"),
+        ckpt_path=str(tmp_path / "run/model.pt"),
+    )
+    scores = {row["case"]: float(row["score"]) for row in table(tmp_path / "maps/scores.csv")}
+    assert len(scores) == 4
+    for row in table(tmp_path / "run/scores.csv"):
+        assert scores[row["case"]] == pytest.approx(float(row["score"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("configs", "options", "said"),
+    [
+        ("train.yaml", {"test_fraction": 0.5}, "set lesion_free_slices to train on those of the 2 items with a mask"),
+        (["train.yaml", "evaluate.yaml"], {}, "Or divide the patients, with --test_fraction 0.2"),
+        (
+            "train.yaml",
+            {"lesion_free_slices": True, "modalities": ["flair", "t1"]},
+            "The network takes 1 channels; 'image' has 2",
+        ),
+        (
+            "train.yaml",
+            {"lesion_free_slices": True, "modalities": ["t2"]},
+            "lacks the modality t2; asked for t2; found",
+        ),
+    ],
+)
+def test_what_a_set_of_abnormal_cases_needs_is_said(
+    tmp_path: Path,
+    tumours: Path,
+    trained: Path,
+    run_workflow: Run,
+    tiny_network: Options,
+    configs: str | list[str],
+    options: Options,
+    said: str,
+) -> None:
+    shutil.copy(trained / "model.pt", tmp_path)
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(
+            configs, dataset_dir=str(tumours), layout="brats", output_dir=str(tmp_path), **options, **tiny_network
+        )
+    assert said in str(root_error(raised))
+
+
+def test_abnormal_cases_without_masks_are_not_evaluated(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options
+) -> None:
+    rows = [row for row in table(volumes / "manifest.csv") if row["abnormal"] == "1"]
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "abnormal"])
+        writer.writerows([volumes / row["path"], "test", 1] for row in rows)
+    shutil.copy(trained / "model.pt", tmp_path)
+    options = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path), **tiny_network}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(["train.yaml", "evaluate.yaml"], **options)
+    message = str(root_error(raised))
+    assert "got labels {1} and no masks. Label them or add masks, or use inference.yaml" in message
+    assert files_below(tmp_path) == {"manifest.csv", "model.pt"}
 
 
 # --- inference --------------------------------------------------------------------------------------------------------

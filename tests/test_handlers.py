@@ -143,7 +143,7 @@ def test_pictures_change_nothing_of_the_network(tmp_path: Path, scorer: AnomalyS
     assert torch.equal(torch.get_rng_state(), random)
 
 
-# --- a model that was not calibrated ------------------------------------------------------------------------------------
+# --- a model that was not calibrated ----------------------------------------------------------------------------------
 
 
 def test_a_network_that_is_not_calibrated_is_refused(scorer: AnomalyScorer) -> None:

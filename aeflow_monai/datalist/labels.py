@@ -14,7 +14,7 @@ __all__ = ["require_labels"]
 def require_labels(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     """Passes on a datalist that can be evaluated, before anything is computed.
 
-    That takes normal and abnormal images, or abnormal ones with lesion masks: their slices and voxels are of both kinds.
+    That takes normal and abnormal images, or abnormal ones with lesion masks: slices and voxels are of both kinds.
 
     Args:
         items: a datalist. Items with a "problem" are passed on unseen.
