@@ -165,7 +165,11 @@ class LocalisationReport:
         self.n_without_mask = self.n_with_lesion = 0
 
     def __call__(self, engine: Engine) -> None:
-        """Take the cases of this batch."""
+        """Take the cases of this batch.
+
+        Raises:
+            ValueError: a preprocessed mask does not lie on the grid of its image.
+        """
         for source, scored in _cases(engine):
             if "truth" not in source and int(source["label"]):
                 self.n_without_mask += 1
@@ -181,7 +185,12 @@ class LocalisationReport:
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         axis, scores = next(iter(scored["slice_scores"].items()))
         if "mask" in source:
-            mask = source["mask"]
+            mask, image = source["mask"], source["image"]
+            if mask.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"After the preprocessing, the mask of case {source['case']} has another size than its image: "
+                    f"{tuple(mask.shape[1:])} and {tuple(image.shape[1:])}. Give the mask the resampling of the image."
+                )
             kinds = self.slicer.kinds(mask, axis, affine_to_spacing(mask.affine, r=3).tolist())
         else:
             kinds = ["normal"] * len(scores)

@@ -177,7 +177,8 @@ def volume(
     """A case with a map that is higher in the lesion; the first slice was skipped."""
     generator = torch.Generator().manual_seed(ord(name))
     values = torch.randn(1, *SIZE, generator=generator)
-    source: dict[str, Any] = {"case": name, "label": torch.tensor(label)}
+    image = MetaTensor(torch.zeros(1, *SIZE), affine=AFFINE)
+    source: dict[str, Any] = {"case": name, "label": torch.tensor(label), "image": image}
     if patient:
         source["patient"] = patient
     if mask is not None:
@@ -284,6 +285,13 @@ def test_slices_of_one_patient_or_kind_have_no_metrics_but_voxels_have(
     assert report["n_abnormal_volumes"] == 2
     assert "No metrics of slices" in caplog.text
     assert rows(tmp_path / "slice_scores.csv")
+
+
+def test_a_mask_that_was_not_resampled_as_its_image_is_refused(tmp_path: Path, scorer: AnomalyScorer) -> None:
+    source, scored = volume("a", 1, lesion((2, 3)))
+    source["mask"] = source["mask"][..., :5]
+    with pytest.raises(ValueError, match=r"\(8, 8, 5\) and \(8, 8, 6\)\. Give the mask the resampling of the image"):
+        evaluate(LocalisationReport(tmp_path, scorer, SLICER), cases=[(source, scored)])
 
 
 def test_a_second_run_counts_its_own_volumes_only(tmp_path: Path, scorer: AnomalyScorer) -> None:
