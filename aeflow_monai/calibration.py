@@ -99,22 +99,35 @@ def _output(scorer: AnomalyScorer, batch: Mapping[str, Any], device: torch.devic
     return scorer.aeflow(image, kept), image
 
 
+class _Moments:
+    """Mean and covariance of terms (n_terms, positions), added up in parts."""
+
+    def __init__(self, n_terms: int) -> None:
+        self.count = 0
+        self.total = torch.zeros(n_terms, dtype=torch.float64)
+        self.products = torch.zeros(n_terms, n_terms, dtype=torch.float64)
+
+    def add(self, terms: Tensor) -> None:
+        self.count += terms.shape[1]
+        self.total += terms.sum(dim=1)
+        self.products += terms @ terms.T
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        mean = self.total / self.count
+        return mean, self.products / self.count - mean[:, None] * mean[None, :]
+
+
 def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], device: torch.device | str) -> None:
-    n_terms = len(scorer.term_mean)
-    count = 0
-    total = torch.zeros(n_terms, dtype=torch.float64)
-    products = torch.zeros(n_terms, n_terms, dtype=torch.float64)
+    # an empty background is like no tissue, and would set the unit of all maps; it counts if there is nothing else
+    foreground, everywhere = _Moments(len(scorer.term_mean)), _Moments(len(scorer.term_mean))
     for batch in batches:
         output, image = _output(scorer, batch, device)
-        terms = scorer.terms(output, image).double().cpu()
-        flat = terms.transpose(0, 1)[:, _foreground(image).cpu()]
-        count += flat.shape[1]
-        total += flat.sum(dim=1)
-        products += flat @ flat.T
-    if count == 0:
+        terms = scorer.terms(output, image).double().cpu().transpose(0, 1)
+        foreground.add(terms[:, (image > 0).any(dim=1).cpu()])
+        everywhere.add(terms.flatten(1))
+    if not everywhere.count:
         raise ValueError("Calibration needs held-out normal images; got none.")
-    mean = total / count
-    covariance = products / count - mean[:, None] * mean[None, :]
+    mean, covariance = (foreground if foreground.count else everywhere).compute()
     std = covariance.diagonal().clamp_min(0).sqrt()
     if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
         raise ValueError(
@@ -127,12 +140,6 @@ def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], devi
     scorer.term_std.copy_(std)
     factors = scorer.term_weights().double().cpu() / std
     scorer.map_std.copy_((factors @ covariance @ factors).clamp_min(1e-12).sqrt())
-
-
-def _foreground(image: Tensor) -> Tensor:
-    """Positions (N, H, W) that count: an empty background is like no tissue, and would set the unit of all maps."""
-    inside = (image > 0).any(dim=1)
-    return inside if inside.any() else torch.ones_like(inside)
 
 
 def _fit_thresholds(

@@ -64,6 +64,8 @@ class ScoreWriter:
 class DetectionReport:
     """Collect the scores of labelled cases; write metrics.json at the end and print the report.
 
+    Without normal or without abnormal cases there is no report, and a warning says so.
+
     Args:
         path: of metrics.json.
         scorer: holds the stored threshold.
@@ -99,10 +101,12 @@ class DetectionReport:
                 self.statistics.setdefault(name, []).append(float(scored[name]))
 
     def finish(self, engine: Engine) -> None:
-        """Write and print the report; there is none if cases failed and the others lack a class."""
+        """Write and print the report, if there are normal and abnormal cases."""
         n_failed = len(getattr(engine, "failures", ()))  # of a GuardedEvaluator
-        if n_failed and len(set(self.labels)) < 2:
-            engine.logger.warning("No metrics: among the cases that did not fail, normal or abnormal ones are missing.")
+        if len(set(self.labels)) < 2:
+            kind = "abnormal" if any(self.labels) else "normal"
+            found = f"all {len(self.labels)} that were read are {kind}" if self.labels else "none was read"
+            engine.logger.warning(f"No metrics of cases: they need normal and abnormal cases, but {found}.")
             return
         report = detection_report(
             self.labels,
@@ -125,7 +129,8 @@ class LocalisationReport:
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
     unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file,
     where the image is not background, which anything would find normal. A case with label 0 needs no mask. Abnormal
-    cases without one are left out and counted; if no case has a mask, there is no report.
+    cases without one are left out and counted; if no mask holds a lesion, there is no report. Without normal and abnormal
+    slices of two patients or more it leaves out the slices.
 
     Args:
         folder: of the two files; those of an earlier run are removed.
@@ -158,10 +163,14 @@ class LocalisationReport:
         self.voxels, self.lesions = VoxelMetrics(), LesionMetrics()
         self.slices: list[tuple[int, float, str]] = []
         self.table: ScoreTable | None = None
-        self.n_without_mask = 0
+        self.n_without_mask = self.n_with_lesion = 0
 
     def __call__(self, engine: Engine) -> None:
-        """Take the cases of this batch."""
+        """Take the cases of this batch.
+
+        Raises:
+            ValueError: a preprocessed mask does not lie on the grid of its image.
+        """
         for source, scored in _cases(engine):
             if "truth" not in source and int(source["label"]):
                 self.n_without_mask += 1
@@ -170,6 +179,7 @@ class LocalisationReport:
             anomaly_map = scored["anomaly_map"]
             truth = source["truth"] if "truth" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
             foreground = scored["foreground"].amax(dim=0, keepdim=True) > 0
+            self.n_with_lesion += bool((truth != 0).any())
             self.voxels.update(anomaly_map, truth, foreground)
             spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
             self.lesions.update(anomaly_map, truth, spacing, foreground)
@@ -177,7 +187,12 @@ class LocalisationReport:
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         axis, scores = next(iter(scored["slice_scores"].items()))
         if "mask" in source:
-            mask = source["mask"]
+            mask, image = source["mask"], source["image"]
+            if mask.shape[1:] != image.shape[1:]:
+                raise ValueError(
+                    f"After the preprocessing, the mask of case {source['case']} has another size than its image: "
+                    f"{tuple(mask.shape[1:])} and {tuple(image.shape[1:])}. Give the mask the resampling of the image."
+                )
             kinds = self.slicer.kinds(mask, axis, affine_to_spacing(mask.affine, r=3).tolist())
         else:
             kinds = ["normal"] * len(scores)
@@ -192,14 +207,17 @@ class LocalisationReport:
 
     def finish(self, engine: Engine) -> None:
         """Write and print the report, if there were masks."""
-        labels = [label for label, _, _ in self.slices]
-        if not any(labels):
-            engine.logger.info("No lesion masks among the cases that could be read: no report on slices and voxels.")
+        if not self.n_with_lesion:
+            self.table_path.unlink(missing_ok=True)
+            engine.logger.info("No lesion in the masks of the cases that were read: no report on slices and voxels.")
             return
+        labels, scores = [label for label, _, _ in self.slices], [score for _, score, _ in self.slices]
+        patients = [patient for _, _, patient in self.slices]
         report = {"n_abnormal_without_mask": self.n_without_mask}
-        if len(set(labels)) == 2:
-            scores, cases = [score for _, score, _ in self.slices], [case for _, _, case in self.slices]
-            report |= slice_report(labels, scores, cases, n_bootstrap=self.n_bootstrap, seed=self.seed)
+        if len(set(labels)) < 2 or len(set(patients)) < 2:
+            engine.logger.warning("No metrics of slices: they need normal and abnormal ones, of two patients or more.")
+        else:
+            report |= slice_report(labels, scores, patients, n_bootstrap=self.n_bootstrap, seed=self.seed)
         report |= self.voxels.compute(float(self.scorer.map_threshold)) | self.lesions.compute()
         write_json(self.path, report)
         print(format_localisation(report))

@@ -22,12 +22,19 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import aeflow_monai
-from aeflow_monai import write_phantom_slices
+from aeflow_monai import write_phantom, write_phantom_slices
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bundle/configs"
 OVERLAYS = sorted(file.name for file in (ROOT / "configs").glob("*.yaml"))
 MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
+# of a volume, by what turns them off
+OUTPUTS = {
+    **{flag: (f"{flag}.nii.gz",) for flag in (*MAPS, "mask")},
+    "overlay": ("overlay.png",),
+    "profile": ("slices.csv", "slices.png"),
+}
+REPORTS = {"metrics.json", "scores.csv", "localisation.json", "slice_scores.csv"}
 
 Run = Callable[..., Any]
 Options = dict[str, Any]
@@ -243,15 +250,15 @@ def test_evaluation_on_the_training_config_and_on_the_inference_config_is_the_sa
         run_workflow(
             [base, "evaluate.yaml"], dataset_dir=str(volumes), output_dir=str(folder), n_bootstrap=50, **tiny_network
         )
-        assert files_below(folder) == {"model.pt", "metrics.json", "scores.csv"}
-        written.append(((folder / "metrics.json").read_bytes(), (folder / "scores.csv").read_bytes()))
+        assert files_below(folder) == {"model.pt", *REPORTS}
+        written.append({name: (folder / name).read_bytes() for name in REPORTS})
         printed = capsys.readouterr().out
         for line in ("cases              6 (3 normal, 3 abnormal)", "AUROC ", "oracle: chosen on test labels"):
             assert line in printed
         assert "Not a medical device" in printed
     assert written[0] == written[1]
 
-    metrics = json.loads(written[0][0])
+    metrics = json.loads(written[0]["metrics.json"])
     state = model_state(trained)
     assert metrics["threshold"] == pytest.approx(float(state["case_threshold"]))
     named = {"auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity"}
@@ -281,7 +288,7 @@ def test_three_planes_from_training_to_maps(
     assert len(scores) == 6
 
     image = volumes / "images/test_abnormal_000.nii.gz"
-    off = {f"write_{flag}": False for flag in (*MAPS, "mask", "overlay")}
+    off = {f"write_{flag}": False for flag in OUTPUTS if flag != "profile"}
     run_workflow(
         "inference.yaml",
         dataset_dir=str(image),
@@ -290,7 +297,8 @@ def test_three_planes_from_training_to_maps(
         saliency="plain",
         **{**tiny_network, **planes, **off},
     )
-    assert files_below(tmp_path / "maps") == {"test_abnormal_000_saliency.nii.gz", "scores.csv"}
+    names = ("saliency.nii.gz", *OUTPUTS["profile"])
+    assert files_below(tmp_path / "maps") == {"scores.csv", *(f"test_abnormal_000_{name}" for name in names)}
     (row,) = table(tmp_path / "maps/scores.csv")
     assert float(row["score"]) == pytest.approx(float(scores["test_abnormal_000"]), rel=1e-5)
     voxels, affine = spatial(image)
@@ -303,6 +311,135 @@ def test_three_planes_from_training_to_maps(
     # slices along the first plane are counted, from anterior
     coronal = next(axis for axis, code in enumerate(nib.aff2axcodes(nib.load(image).affine)) if code in "AP")
     assert 1 <= int(row["most_anomalous_slice"]) <= voxels.shape[coronal]
+    profile = table(tmp_path / "maps/test_abnormal_000_slices.csv")
+    assert [line["axis"] for line in profile if line["slice"] == "1"] == planes["axes"]
+    assert len(profile) == sum(voxels.shape)
+    scored = [line for line in profile if line["axis"] == "coronal" and line["score"]]
+    assert max(scored, key=lambda line: float(line["score"]))["slice"] == row["most_anomalous_slice"]
+    # in the report, slices count along the first plane
+    assert {line["axis"] for line in table(tmp_path / "run/slice_scores.csv")} == {"coronal"}
+
+
+# --- data without normal cases ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tumours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four cases as BraTS has them: in a folder each, all abnormal, of two modalities."""
+    root = tmp_path_factory.mktemp("tumours")
+    made_up = write_phantom(root / "phantom", n_train=0, n_test_normal=0, n_test_abnormal=4)
+    for number in range(4):
+        folder = root / f"brats/BraTS_{number:03}"
+        folder.mkdir(parents=True)
+        image = nib.load(made_up / f"images/test_abnormal_{number:03}.nii.gz")
+        nib.save(image, folder / f"{folder.name}_flair.nii.gz")
+        other = np.asarray(image.dataobj, dtype=np.float32) ** 2
+        nib.save(nib.Nifti1Image(other, image.affine), folder / f"{folder.name}_t1.nii.gz")
+        shutil.copy(made_up / f"masks/test_abnormal_{number:03}.nii.gz", folder / f"{folder.name}_seg.nii.gz")
+    return root / "brats"
+
+
+@pytest.mark.parametrize("modalities", [["flair"], ["flair", "t1"]])
+def test_a_set_of_abnormal_cases_is_evaluated_on_slices_and_voxels(
+    tmp_path: Path,
+    tumours: Path,
+    run_workflow: Run,
+    tiny_training: Options,
+    tiny_network: Options,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    modalities: list[str],
+) -> None:
+    data = {"dataset_dir": str(tumours), "layout": "brats", "modalities": modalities, "in_channels": len(modalities)}
+    where = {**data, "test_fraction": 0.5, "output_dir": str(tmp_path / "run")}
+    training = {**tiny_training, "epochs": 1, "lesion_free_slices": True}
+    run_workflow("train.yaml", **where, **training)
+    state = model_state(tmp_path / "run")
+    assert state["aeflow.decoder.to_image.0.weight"].shape[1] == len(modalities)
+    (tmp_path / "run/metrics.json").touch()  # of an earlier run
+    run_workflow(["train.yaml", "evaluate.yaml"], **where, **tiny_network, n_bootstrap=10)
+    assert "No metrics of cases: they need normal and abnormal cases, but all 2 that were read are abnormal." in (
+        caplog.text
+    )
+    assert f"localisation: {tmp_path / 'run/localisation.json'}" in capsys.readouterr().out
+    written = {name for name in files_below(tmp_path / "run") if "/" not in name}
+    assert written == {"model.pt", *REPORTS} - {"metrics.json"}
+
+    report = json.loads((tmp_path / "run/localisation.json").read_text())
+    assert (report["n_volumes"], report["n_abnormal_volumes"], report["n_cases"]) == (2, 2, 2)
+    tested = {row["case"] for row in table(tmp_path / "run/scores.csv")}
+    masks = [np.asarray(nib.load(tumours / f"{case}/{case}_seg.nii.gz").dataobj) for case in sorted(tested)]
+    assert report["n_lesion_voxels"] == sum(int((mask > 0).sum()) for mask in masks)
+    assert report["n_voxels"] == sum(mask.size for mask in masks)
+    assert 0 < report["n_abnormal_slices"] < report["n_slices"]
+    assert 0 <= report["slice_auroc"] <= 1
+    assert {row["case"] for row in table(tmp_path / "run/slice_scores.csv")} == tested
+
+    off = {f"write_{flag}": False for flag in OUTPUTS}
+    run_workflow(
+        "inference.yaml",
+        **data,
+        **tiny_network,
+        **off,
+        output_dir=str(tmp_path / "maps"),
+        ckpt_path=str(tmp_path / "run/model.pt"),
+    )
+    scores = {row["case"]: float(row["score"]) for row in table(tmp_path / "maps/scores.csv")}
+    assert len(scores) == 4
+    for row in table(tmp_path / "run/scores.csv"):
+        assert scores[row["case"]] == pytest.approx(float(row["score"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("configs", "options", "said"),
+    [
+        ("train.yaml", {"test_fraction": 0.5}, "set lesion_free_slices to train on those of the 2 items with a mask"),
+        (["train.yaml", "evaluate.yaml"], {}, "Or divide the patients, with --test_fraction 0.2"),
+        (
+            "train.yaml",
+            {"lesion_free_slices": True, "modalities": ["flair", "t1"]},
+            "The network takes 1 channels; 'image' has 2",
+        ),
+        (
+            "train.yaml",
+            {"lesion_free_slices": True, "modalities": ["t2"]},
+            "lacks the modality t2; asked for t2; found",
+        ),
+    ],
+)
+def test_what_a_set_of_abnormal_cases_needs_is_said(
+    tmp_path: Path,
+    tumours: Path,
+    trained: Path,
+    run_workflow: Run,
+    tiny_network: Options,
+    configs: str | list[str],
+    options: Options,
+    said: str,
+) -> None:
+    shutil.copy(trained / "model.pt", tmp_path)
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(
+            configs, dataset_dir=str(tumours), layout="brats", output_dir=str(tmp_path), **options, **tiny_network
+        )
+    assert said in str(root_error(raised))
+
+
+def test_abnormal_cases_without_masks_are_not_evaluated(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options
+) -> None:
+    rows = [row for row in table(volumes / "manifest.csv") if row["abnormal"] == "1"]
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "abnormal"])
+        writer.writerows([volumes / row["path"], "test", 1] for row in rows)
+    shutil.copy(trained / "model.pt", tmp_path)
+    options = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path), **tiny_network}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(["train.yaml", "evaluate.yaml"], **options)
+    message = str(root_error(raised))
+    assert "got labels {1} and no masks. Label them or add masks, or use inference.yaml" in message
+    assert files_below(tmp_path) == {"manifest.csv", "model.pt"}
 
 
 # --- inference --------------------------------------------------------------------------------------------------------
@@ -339,9 +476,8 @@ def test_maps_of_a_plain_folder_lie_on_the_grids_of_their_volumes(
         ckpt_path=str(low_threshold),
         **tiny_network,
     )
-    kinds = [f"{name}.nii.gz" for name in (*MAPS, "mask")]
-    expected = {f"scan_{number}_{kind}" for number in range(3) for kind in [*kinds, "overlay.png"]}
-    assert files_below(out) == {*expected, "scores.csv"}
+    names = [name for written in OUTPUTS.values() for name in written]
+    assert files_below(out) == {"scores.csv", *(f"scan_{number}_{name}" for number in range(3) for name in names)}
     for number in range(3):
         source = nib.load(plain_folder / f"{number}/scan_{number}.nii.gz")
         arrays = {}
@@ -368,7 +504,7 @@ def test_maps_of_a_plain_folder_lie_on_the_grids_of_their_volumes(
     assert {row["prediction"] for row in rows} <= {"0", "1"}
 
 
-@pytest.mark.parametrize("flag", [*MAPS, "mask", "overlay"])
+@pytest.mark.parametrize("flag", OUTPUTS)
 def test_each_output_can_be_turned_off(
     tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options, flag: str
 ) -> None:
@@ -376,16 +512,14 @@ def test_each_output_can_be_turned_off(
     # one image file is a data set too
     image = volumes / "images/test_abnormal_000.nii.gz"
     run_workflow("inference.yaml", dataset_dir=str(image), output_dir=str(tmp_path), **options)
-    kinds = {f"test_abnormal_000_{name}.nii.gz" for name in (*MAPS, "mask")} | {"test_abnormal_000_overlay.png"}
-    left_out = {name for name in kinds if f"_{flag}." in name}
-    assert files_below(tmp_path) == {*kinds, "scores.csv"} - left_out
-    assert len(left_out) == 1
+    left = [name for other, written in OUTPUTS.items() if other != flag for name in written]
+    assert files_below(tmp_path) == {"scores.csv", *(f"test_abnormal_000_{name}" for name in left)}
 
 
 def test_without_any_output_there_are_still_scores(
     tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options
 ) -> None:
-    off = {f"write_{flag}": False for flag in (*MAPS, "mask", "overlay")}
+    off = {f"write_{flag}": False for flag in OUTPUTS}
     options = {**tiny_network, **off, "ckpt_path": str(trained / "model.pt")}
     run_workflow("inference.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path), **options)
     assert files_below(tmp_path) == {"scores.csv"}
@@ -419,6 +553,13 @@ def test_png_slices_work_from_training_to_inference(
     run_workflow(["train.yaml", "evaluate.yaml"], **where, n_bootstrap=10, **tiny_network)
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert (metrics["n_normal"], metrics["n_abnormal"]) == (2, 2)
+    localisation = json.loads((tmp_path / "run/localisation.json").read_text())
+    assert (localisation["n_volumes"], localisation["n_abnormal_volumes"], localisation["n_abnormal_slices"]) == (
+        4,
+        2,
+        2,
+    )
+    assert len(table(tmp_path / "run/slice_scores.csv")) == 4
 
     image = data / "test/ABNORMAL/test_abnormal_000.png"
     run_workflow(
@@ -433,7 +574,10 @@ def test_png_slices_work_from_training_to_inference(
         written = nib.load(tmp_path / f"maps/test_abnormal_000_{name}.nii.gz")
         assert written.shape == voxels.shape
         np.testing.assert_allclose(written.affine, to_affine_nd(3, affine), atol=1e-6)
-    assert (tmp_path / "maps/test_abnormal_000_overlay.png").is_file()
+    # a slice of its own has no profile
+    names = [name for flag, written in OUTPUTS.items() if flag != "profile" for name in written]
+    expected = {f"test_abnormal_00{number}_{name}" for number in range(2) for name in names}
+    assert files_below(tmp_path / "maps") == {"scores.csv", *expected}
     assert len(table(tmp_path / "maps/scores.csv")) == 2
 
 

@@ -126,6 +126,55 @@ def test_nothing_depends_on_the_batch_size() -> None:
             torch.testing.assert_close(other[name], found[0][name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scoring", ["likelihood", "latent"])
+def test_an_empty_background_does_not_count(scoring: str) -> None:
+    # a head in the middle of empty margins, which are wider than what its features see
+    found = []
+    for margin in (64, 96):
+        scorer, images = a_scorer(scoring=scoring), F.pad(blobs(4), [margin] * 4)
+        calibrate(scorer, batches_of(images, 2))
+        found.append(buffers(scorer))
+        with torch.no_grad():
+            inside = scorer(images).double()[images > 0]
+        assert inside.mean().item() == pytest.approx(0, abs=1e-3)
+        assert inside.std().item() == pytest.approx(1, abs=1e-3)
+    narrow, wide = found
+    torch.testing.assert_close(wide["term_std"], narrow["term_std"], rtol=0.05, atol=0)
+    torch.testing.assert_close(wide["map_std"], narrow["map_std"], rtol=0.05, atol=0)
+    shift = (wide["term_mean"] - narrow["term_mean"]) / narrow["term_std"]
+    torch.testing.assert_close(shift, torch.zeros(3), rtol=0, atol=0.05)
+
+
+def test_any_channel_above_zero_is_foreground() -> None:
+    torch.manual_seed(0)
+    scorer = AnomalyScorer(AEFlow(Encoder(in_channels=2), n_steps=2)).eval()
+    half = blobs(4)
+    half[..., 32:] = 0
+    images = torch.cat([half, half.flip(3)], dim=1)  # together they leave nothing empty
+    calibrate(scorer, batches_of(images, 2))
+    with torch.no_grad():
+        assert scorer(images).double().std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_empty_images_among_others_do_not_count_however_they_are_batched() -> None:
+    images = torch.cat([blobs(4), torch.zeros(2, 1, 64, 64)])
+    found = []
+    for chosen, batch_size in ((images[:4], 2), (images, 2), (images, 3)):
+        scorer = a_scorer()
+        calibrate(scorer, batches_of(chosen, batch_size))
+        found.append(buffers(scorer))
+    for other in found[1:]:
+        for name in ("term_mean", "term_std", "map_std"):
+            torch.testing.assert_close(other[name], found[0][name], rtol=1e-4, atol=1e-4)
+
+
+def test_only_empty_images_calibrate_to_finite_numbers() -> None:
+    scorer = a_scorer()
+    calibrate(scorer, batches_of(torch.zeros(3, 1, 64, 64), 2))
+    assert all(torch.isfinite(value).all() for value in buffers(scorer).values())
+    assert (scorer.term_std > 0).all()
+
+
 def test_kept_features_give_the_same() -> None:
     images, computed, kept = blobs(6), a_scorer(), a_scorer()
     batches = batches_of(images, 3)

@@ -504,14 +504,31 @@ def test_chest_xray() -> None:
     assert find_images(Path(root, "chest_xray")) == items
 
 
-def test_evaluation_needs_both_labels() -> None:
+def test_evaluation_needs_both_labels_or_masks() -> None:
     labelled = [{"image": "a", "label": 0}, {"image": "b", "label": 1}]
     assert require_labels(labelled) is labelled
-    assert len(require_labels([*labelled, {"image": "p", "case": "p", "problem": "no mask"}])) == 3
-    with pytest.raises(ValueError, match=r"1 of 3 test images have no label.*use inference\.yaml"):
-        require_labels([*labelled, {"image": "c"}])
-    with pytest.raises(ValueError, match=r"got labels \{1\}"):
-        require_labels(labelled[1:])
+    problem = {"image": "p", "case": "p", "problem": "no mask"}
+    assert len(require_labels([*labelled, problem])) == 3
+    masked = [{"image": "c", "label": 1, "mask": "m"}, {"image": "d", "label": 1}, problem]
+    assert require_labels(masked) is masked
+
+
+@pytest.mark.parametrize(
+    ("items", "found"),
+    [
+        ([{"image": "a", "label": 0}, {"image": "b", "label": 1}, {"image": "c"}], "1 of 3 test images have no label"),
+        ([{"image": "b", "label": 1}], r"labels \{1\} and no masks"),
+        (
+            [{"image": "b", "label": 1}, {"image": "p", "mask": "m", "problem": "no image"}],
+            r"labels \{1\} and no masks",
+        ),
+        ([{"image": "c", "label": 1, "mask": "m"}, {"image": "d"}], "1 of 2 test images have no label"),
+        ([{"image": "a", "label": 0, "mask": "m"}], r"labels \{0\}\."),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(items: list[dict[str, Any]], found: str) -> None:
+    with pytest.raises(ValueError, match=rf"got {found}.*use inference\.yaml"):
+        require_labels(items)
 
 
 def test_outputs_are_not_taken_for_images(tmp_path: Path) -> None:

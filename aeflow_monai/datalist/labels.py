@@ -14,6 +14,8 @@ __all__ = ["require_labels"]
 def require_labels(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     """Passes on a datalist that can be evaluated, before anything is computed.
 
+    That takes normal and abnormal images, or abnormal ones with lesion masks: slices and voxels are of both kinds.
+
     Args:
         items: a datalist. Items with a "problem" are passed on unseen.
 
@@ -21,16 +23,19 @@ def require_labels(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
         The same.
 
     Raises:
-        ValueError: an item has no label, or all have the same.
+        ValueError: an item has no label, all are normal, or all are abnormal and none has a mask.
     """
     usable = [item for item in items if "problem" not in item]
     unlabelled = [item["image"] for item in usable if "label" not in item]
     classes = {item["label"] for item in usable if "label" in item}
-    if unlabelled or classes != {0, 1}:
-        found = f"{len(unlabelled)} of {len(usable)} test images have no label" if unlabelled else f"labels {classes}"
+    masked = classes == {1} and any("mask" in item for item in usable)
+    if unlabelled or not (masked or classes == {0, 1}):
+        found = f"{len(unlabelled)} of {len(usable)} test images have no label"
+        if not unlabelled:
+            found = f"labels {classes} and no masks" if classes == {1} else f"labels {classes}"
         raise ValueError(
-            f"Evaluation needs test images labelled normal (0) and abnormal (1), both; got {found}. Label them, or use "
-            "inference.yaml, which needs no labels."
+            "Evaluation needs test images labelled normal (0) and abnormal (1), both, or abnormal ones with lesion "
+            f"masks; got {found}. Label them or add masks, or use inference.yaml, which needs no labels."
         )
     return items
 
