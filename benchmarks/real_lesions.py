@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--config", type=Path, default=ROOT / "configs/healthy_t1.yaml")
-    parser.add_argument("--min_lesion_mm2", type=float, default=50.0, help="smaller areas are neither with nor without")
+    parser.add_argument("--min_lesion_mm2", type=float, default=10.0, help="smaller areas are neither with nor without")
     parser.add_argument("--n_healthy", type=int, help="volumes for the mean; all of healthy_t1 if left out")
     parser.add_argument("--patients", nargs="+", choices=PATIENTS, default=list(PATIENTS))
     parser.add_argument("--read_all", action="store_true", help="preprocess every image of both folders first")

@@ -51,6 +51,7 @@ class LoadEach(Dataset):
 
 def slices_per_second(dataset: Dataset, batch_size: int, at_least: float = 0.0) -> float:
     """Over whole epochs, as many as take so many seconds."""
+    next(iter(DataLoader(dataset, batch_size=min(batch_size, 2))))  # first calls allocate
     count, start = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - start < at_least:
         for batch in DataLoader(dataset, batch_size=batch_size, shuffle=True):
