@@ -1,9 +1,10 @@
 """A test set with known truth: healthy T1 volumes, half of the held-out ones with planted lesions.
 
 Lesions have the shapes of real ones (connected parts of expert masks of multiple sclerosis), are darker or brighter
-than the tissue by a known share, have soft edges, and lie inside the brain. Subjects are split by a seed; the same seed
-gives the same bytes, and the printed checksum tells. The result is synthetic: there is no domain shift, and lesions do
-what no disease does. Usage:
+than the tissue by a known share, have soft edges, and lie inside the brain. Voxels of a mask hold the lesion's label in
+lesions.csv; a thin shape may fall into parts at this resolution. Subjects are split by a seed; the same seed gives the
+same bytes, and the printed checksum tells. The result is synthetic: there is no domain shift, and lesions do what no
+disease does. Usage:
 
     python benchmarks/planted_lesions.py --healthy DIR/healthy_t1 --shapes DIR/ms_lesion/gold_masks_all30 --output DIR
 """
@@ -50,7 +51,7 @@ def plant(
     # every subject gets each size and each contrast twice, darker and brighter in turn
     sizes = list(SIZES_MM3) * (LESIONS_PER_SUBJECT // len(SIZES_MM3))
     contrasts = [sign * c for sign in (-1, 1) for c in CONTRASTS]
-    for size, contrast in zip(sizes, rng.permutation(contrasts), strict=True):
+    for label, (size, contrast) in enumerate(zip(sizes, rng.permutation(contrasts), strict=True), start=1):
         soft = np.zeros(0)
         while (soft >= 0.5).sum() * spacing**3 < SIZES_MM3["small"][0] / 2:  # thin shapes vanish at this resolution
             shape = shapes[size][rng.integers(len(shapes[size]))]
@@ -71,9 +72,9 @@ def plant(
         else:
             raise RuntimeError(f"No room for a {size} lesion.")
         changed[box] *= 1 + contrast * soft * brain[box]
-        mask[box] |= (core & brain[box]).astype(np.uint8)
+        mask[box][core] = label
         taken[box] |= ndimage.binary_dilation(core, iterations=4)
-        planted.append({"size": size, "contrast": round(float(contrast), 2), "voxels": int(core.sum())})
+        planted.append({"label": label, "size": size, "contrast": round(float(contrast), 2), "voxels": int(core.sum())})
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8), mask, planted
 
 
@@ -95,7 +96,7 @@ def main() -> None:
     (options.output / "images").mkdir(parents=True, exist_ok=True)
     (options.output / "masks").mkdir(exist_ok=True)
     rows = [["path", "split", "abnormal", "mask", "case"]]
-    lesions = [["case", "size", "contrast", "voxels"]]
+    lesions = [["case", "label", "size", "contrast", "voxels"]]
     for number, file in enumerate(files):
         case = file.name.partition("_")[0]
         source = nib.load(file)

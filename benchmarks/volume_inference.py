@@ -30,11 +30,11 @@ from aeflow_monai import keep_freed_memory
 INFERENCE = Path(__file__).parent.parent / "bundle/configs/inference.yaml"
 
 
-def write_volume(path: Path) -> None:
+def write_volume(path: Path, seed: int = 0) -> None:
     grid = np.indices((240, 240, 155), np.float32)
     centre, axes = np.reshape([120, 120, 75], (3, 1, 1, 1)), np.reshape([70, 88, 70], (3, 1, 1, 1))
     inside = (((grid - centre) / axes) ** 2).sum(0) < 1
-    texture = np.random.default_rng(0).normal(600, 120, inside.shape)
+    texture = np.random.default_rng(seed).normal(600, 120, inside.shape)
     nib.save(nib.Nifti1Image((inside * texture).astype(np.int16), np.diag([-1, -1, 1, 1])), path)
 
 
