@@ -129,8 +129,8 @@ class LocalisationReport:
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
     unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file,
     where the image is not background, which anything would find normal. A case with label 0 needs no mask. Abnormal
-    cases without one are left out and counted; if no mask holds a lesion, there is no report. Without normal and abnormal
-    slices of two patients or more it leaves out the slices.
+    cases without one are left out and counted; if no mask holds a lesion, there is no report. Without normal and
+    abnormal slices of two patients or more it leaves out the slices.
 
     Args:
         folder: of the two files; those of an earlier run are removed.

@@ -20,6 +20,7 @@ from aeflow_monai import (
     Encoder,
     LesionMetrics,
     LocalisationReport,
+    ScaleForegroundd,
     ScoreWriter,
     Slicer,
     VoxelMetrics,
@@ -185,9 +186,12 @@ def volume(
         source["mask"] = source["truth"] = MetaTensor(mask, affine=AFFINE)
         values += mask
     scores = torch.tensor([torch.nan, *values.amax(dim=(0, 1, 2))[1:].tolist()])
+    foreground = torch.ones(1, *SIZE)
+    foreground[:, :2] = 0  # two rows of background
     coronal = torch.full((SIZE[0],), 99.0)
     return source, {
         "anomaly_map": MetaTensor(values, affine=AFFINE),
+        "foreground": MetaTensor(foreground, affine=AFFINE),
         "slice_scores": {"axial": scores, "coronal": coronal},
     }
 
@@ -243,8 +247,9 @@ def test_voxels_and_lesions_are_those_of_the_cases_that_can_be_compared(
     voxels, lesions = VoxelMetrics(), LesionMetrics()
     for source, scored in (VOLUMES[0], VOLUMES[1], VOLUMES[3]):
         truth = source.get("truth", torch.zeros(SIZE))
-        voxels.update(scored["anomaly_map"], truth)
-        lesions.update(scored["anomaly_map"], truth, (2, 2, 4))
+        inside = scored["foreground"] > 0
+        voxels.update(scored["anomaly_map"], truth, inside)
+        lesions.update(scored["anomaly_map"], truth, (2, 2, 4), inside)
     report = localisation(tmp_path)
     for name, value in {**voxels.compute(1.5), **lesions.compute()}.items():
         assert report[name] == value, name
@@ -323,9 +328,12 @@ def test_voxel_numbers_are_those_of_the_maps_that_inference_writes(
             values = np.asarray(image.dataobj)
             truth = np.asarray(nib.load(volumes / row["mask"]).dataobj) if row["mask"] else np.zeros(values.shape)
             assert truth.any() == (row["abnormal"] == "1")
-            voxels.update(values, truth)
-            lesions.update(values, truth, image.header.get_zooms())
-            sizes.append(truth.size)
+            scan = torch.tensor(np.asarray(nib.load(volumes / row["path"]).dataobj))[None]
+            inside = (ScaleForegroundd("image")({"image": scan})["image"] > 0)[0].numpy()
+            assert 0.9 < inside.mean() < 1
+            voxels.update(values, truth, inside)
+            lesions.update(values, truth, image.header.get_zooms(), inside)
+            sizes.append((inside | (truth > 0)).sum())
     expected = {**voxels.compute(report["map_threshold"]), **lesions.compute()}
     for name, value in expected.items():
         assert report[name] == pytest.approx(value, rel=1e-4), name
