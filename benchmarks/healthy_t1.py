@@ -10,7 +10,8 @@ whether any of its voxels exceeds the stored map threshold. Names with "oracle" 
 
     python benchmarks/healthy_t1.py --data DIR --output DIR [--seed 0] [--n_test 20] [--epochs 10, or any bundle option]
 
-DIR holds healthy_t1 and ms_lesion/gold_masks_all30. Written to the output: healthy_t1.json, the data set (planted), and
+DIR holds healthy_t1 and ms_lesion/gold_masks_all30. Options of the bundle go to the training and to both evaluations;
+paths among them have to be absolute. Written to the output: healthy_t1.json, the data set (planted), and
 what the bundle writes, of AE-Flow (aeflow) and of the baseline (baseline).
 """
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -186,7 +188,11 @@ def main() -> None:
     keep_freed_memory()
     print(f"seed {given.seed}; torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
 
-    output = given.output.absolute()
+    for name in ("data", "output", "config", "model"):
+        if getattr(given, name) is not None:
+            setattr(given, name, getattr(given, name).absolute())
+    os.chdir(ROOT)  # where MONAI looks for a bundle whose config files lie in several folders
+    output = given.output
     planted, trained = output / "planted", output / "aeflow"
     command = [sys.executable, str(ROOT / "benchmarks/planted_lesions.py"), "--healthy", str(given.data / "healthy_t1")]
     command += ["--shapes", str(given.data / "ms_lesion/gold_masks_all30"), "--output", str(planted)]
@@ -200,10 +206,10 @@ def main() -> None:
         command += ["--config_file", str([str(CONFIGS / "train.yaml"), str(given.config)])]
         command += ["--dataset_dir", str(planted), "--output_dir", str(trained), "--seed", str(given.seed), *passed_on]
         start = time.perf_counter()
-        subprocess.run(command, check=True, cwd=ROOT)
+        subprocess.run(command, check=True)
         report["train_seconds"] = time.perf_counter() - start
         print(f"training took {report['train_seconds']:.0f} s, with the start of Python and the reading of the data")
-    model = (given.model or trained / "model.pt").absolute()
+    model = given.model or trained / "model.pt"
 
     lesions = planted / "lesions.csv"
     bundle = workflow(given.config, options | {"results_dir": str(trained), "ckpt_path": str(model)})
