@@ -34,7 +34,7 @@ def inferer(image: Tensor, network: nn.Module) -> dict[str, Tensor]:
 def scored(data: Mapping[str, Any]) -> dict[str, Any]:
     if data["case"] == "c":
         raise KeyError("sum")
-    return {**data, "anomaly_score": 4.0, "prediction": 1, "slice_scores": torch.ones(2)}
+    return {**data, "anomaly_score": 4.0, "prediction": 1, "slice_scores": {"axial": torch.ones(2)}}
 
 
 def evaluator(folder: Path, data: Any = DATA, loader: Any = DataLoader, **options: Any) -> GuardedEvaluator:
