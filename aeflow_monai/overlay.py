@@ -246,7 +246,8 @@ def add_panel(figure: Figure, left: float, bottom: float, width: float, height: 
 
 def save_picture(figure: Figure, path: Path) -> None:
     """Writes a PNG; `savefig` would draw twice, and the default compression takes longer than to draw."""
-    figure.canvas.print_png(path, pil_kwargs={"compress_level": 1})
+    canvas: Any = figure.canvas
+    canvas.print_png(path, pil_kwargs={"compress_level": 1})
 
 
 def _outline(axis: Any, values: Array, level: float, **style: Any) -> None:
