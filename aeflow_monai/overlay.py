@@ -14,7 +14,6 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
@@ -151,7 +150,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
             geometry=_picture_geometry(d[self.image_key], axis),
         )
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        figure.savefig(self.output_dir / f"{case}_overlay.png", dpi=110)
+        save_picture(figure, self.output_dir / f"{case}_overlay.png")
         return d
 
     def _slice(self, data: Mapping[Hashable, Any], volume: Array, case: str) -> tuple[int, int]:
@@ -229,6 +228,28 @@ def _colours() -> ListedColormap:
     return ListedColormap(colours, name="anomaly")
 
 
+def new_figure(size: tuple[float, float], title: str) -> Figure:
+    """An empty picture on black, width and height in inches, as a viewing station shows it."""
+    figure = Figure(figsize=size, dpi=110, facecolor="black")
+    FigureCanvasAgg(figure)
+    # A case may be called "a$b$c".
+    figure.suptitle(title, color="white", fontsize=13, parse_math=False, y=1 - 0.06 / size[1], va="top")
+    figure.supxlabel(DISCLAIMER, color="0.6", fontsize=8, y=0.06 / size[1], va="bottom")
+    return figure
+
+
+def add_panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Any:
+    """Axes at a place in inches."""
+    across, along = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / along, width / across, height / along))
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Writes a PNG; `savefig` would draw twice, and the default compression takes longer than to draw."""
+    canvas: Any = figure.canvas
+    canvas.print_png(path, pil_kwargs={"compress_level": 1})
+
+
 def _outline(axis: Any, values: Array, level: float, **style: Any) -> None:
     if np.nanmin(values) < level <= np.nanmax(values):  # otherwise there is none, and matplotlib warns
         axis.contour(values, levels=[level], **style)
@@ -246,39 +267,49 @@ def _draw(
     title: str,
     geometry: tuple[float, str],
 ) -> Figure:
-    """Panels on black, as a viewing station shows them."""
+    """The panels side by side, and the scale of the colours."""
     aspect, letters = geometry
-    height = float(np.clip(4 * aspect * image.shape[0] / image.shape[1], 2, 8))
-    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06)
-    greys = {"Image": image} | ({} if reconstruction is None else {"Reconstruction": reconstruction})
-    figure = Figure(figsize=(4.4 * (len(greys) + 2), height + 1.3), facecolor="black", layout=layout)
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, color="white", fontsize=13, parse_math=False)  # a case may be called "a$b$c"
-    figure.supxlabel(DISCLAIMER, color="0.6", fontsize=8)
-    panels = {**greys, "Anomaly map": image, f"Map \N{GREATER-THAN OR EQUAL TO} {threshold:.1f} SD": image}
-    axes = figure.subplots(1, len(panels))
-    over, outlined = axes[-2:]
-    for axis, (name, picture) in zip(axes, panels.items(), strict=True):
-        axis.imshow(picture, cmap="gray", norm=grey, aspect=aspect)
-        axis.set_title(name, color="0.85", fontsize=11)
+    ratio = aspect * image.shape[0] / image.shape[1]
+    # Coloured before they are enlarged, and once, not once a panel.
+    coloured = [
+        matplotlib.colormaps["gray"](grey(layer), bytes=True) for layer in (image, reconstruction) if layer is not None
+    ]
+    greys = dict(zip(("Image", "Reconstruction"), coloured, strict=False))
+    panels = {**greys, "Anomaly map": coloured[0], f"Map \N{GREATER-THAN OR EQUAL TO} {threshold:.1f} SD": coloured[0]}
+    # In inches, since a layout engine draws everything twice.
+    gap, bar_width, top, bottom = 0.08, 0.95, 0.6, 0.32
+    size = width, height = 4.4 * len(panels), float(np.clip(4 * ratio, 2, 8)) + 1.3
+    cell_width = (width - bar_width) / len(panels) - gap
+    cell_height = height - top - bottom
+    across, along = min(cell_width, cell_height / ratio), min(cell_height, cell_width * ratio)
+    figure = new_figure(size, title)
+    axes = []
+    for number, (name, picture) in enumerate(panels.items()):
+        left = gap + number * (cell_width + gap) + (cell_width - across) / 2
+        axis = add_panel(figure, left, bottom + (cell_height - along) / 2, across, along)
+        axis.imshow(picture, aspect="auto")
+        axis.set_title(name, color="0.85", fontsize=11, y=1)  # a given y need not be searched for
         axis.set_axis_off()
+        axes.append(axis)
+    over, outlined = axes[-2:]
     places = (
         (0.5, 0.98, "center", "top"),
         (0.5, 0.02, "center", "bottom"),
         (0.02, 0.5, "left", "center"),
         (0.98, 0.5, "right", "center"),
     )
-    for letter, (x, y, across, along) in zip(letters, places, strict=False):
-        axes[0].text(x, y, letter, color="0.85", ha=across, va=along, transform=axes[0].transAxes)
+    for letter, (x, y, ha, va) in zip(letters, places, strict=False):
+        axes[0].text(x, y, letter, color="0.85", ha=ha, va=va, transform=axes[0].transAxes)
 
-    shown = over.imshow(anomaly_map, cmap=_colours(), norm=Normalize(0, vmax, clip=True), aspect=aspect)
+    shown = over.imshow(anomaly_map, cmap=_colours(), norm=Normalize(0, vmax, clip=True), aspect="auto")
     _outline(outlined, anomaly_map, threshold, colors=OUTLINE, linewidths=1.4)
     if truth is not None:
         _outline(outlined, truth, 0.5, colors=TRUTH, linewidths=1.2, linestyles="dashed")
         lines = [Line2D([], [], color=OUTLINE), Line2D([], [], color=TRUTH, linestyle="dashed")]
         outlined.legend(lines, ["found", "truth"], loc="lower right", fontsize=8, labelcolor="white", facecolor="black")
 
-    bar = figure.colorbar(shown, ax=axes, fraction=0.025, pad=0.01, extend="max")
+    room = add_panel(figure, width - bar_width + 0.15, bottom, 0.22, cell_height)
+    bar = figure.colorbar(shown, cax=room, extend="max")
     bar.set_label("anomaly (SD of normals)", color="0.85")
     bar.ax.tick_params(colors="0.85")
     bar.ax.set_facecolor("black")

@@ -9,16 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from aeflow_monai.overlay import OUTLINE
+from aeflow_monai.overlay import OUTLINE, add_panel, new_figure, save_picture
 from aeflow_monai.writers import (
-    DISCLAIMER,
     SLICE_AXES,
     ScoreTable,
     file_name,
@@ -132,7 +129,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
                         "empty": int(empty),
                     }
                 )
-        _draw(profiles, threshold, case).savefig(self.output_dir / f"{case}_slices.png", dpi=110)
+        save_picture(_draw(profiles, threshold, case), self.output_dir / f"{case}_slices.png")
         return d
 
 
@@ -176,28 +173,32 @@ def _profiles(image: Any, slice_scores: Any, case: str) -> dict[str, tuple[Array
 
 def _draw(profiles: Mapping[str, tuple[Array, Array]], threshold: float, case: str) -> Figure:
     """A panel per axis, on black like the overlay, on one scale of scores."""
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
-    figure = Figure(figsize=(10, 1.1 + 3.2 * len(profiles)), facecolor="black", layout=layout)
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{case}   |   slice scores", color="white", fontsize=13, parse_math=False)
-    figure.supxlabel(DISCLAIMER, color="0.6", fontsize=8)
+    # In inches, since a layout engine draws everything twice.
+    left, top, bottom, gap = 0.85, 1.0, 0.8, 1.17
+    height = 1.1 + 3.2 * len(profiles)
+    panel_height = (height - top - bottom - gap * (len(profiles) - 1)) / len(profiles)
+    figure = new_figure((10, height), f"{case}   |   slice scores")
     shown = [0.0, threshold, *(score for _, scores in profiles.values() for score in scores if np.isfinite(score))]
     low, high = min(shown), max(shown)
     margin = 0.08 * (high - low or 1.0)
-    panels = figure.subplots(len(profiles), 1, squeeze=False)[:, 0]
-    for panel, (axis, (positions, scores)) in zip(panels, profiles.items(), strict=True):
+    for number, (axis, (positions, scores)) in enumerate(profiles.items()):
+        above = top + number * (panel_height + gap)
+        panel = add_panel(figure, left, height - above - panel_height, 7.05, panel_height)
         panel.set_ylim(low - margin, high + 2.5 * margin)
-        _draw_axis(panel, axis, positions, scores, threshold)
+        _draw_axis(panel, axis, positions, scores, threshold, title_height=1 + 0.38 / panel_height)
     return figure
 
 
-def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold: float) -> None:
+def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold: float, title_height: float) -> None:
     step = positions[1] - positions[0]
     panel.set_facecolor("black")
     panel.set_xlim(positions[0] - step / 2, positions[-1] + step / 2)  # A and R fall from left to right
     empty = np.isnan(scores)
-    for index in np.flatnonzero(empty):
-        panel.axvspan(positions[index] - step / 2, positions[index] + step / 2, color="0.2", linewidth=0)
+    edges = np.flatnonzero(np.diff(empty, prepend=False, append=False))  # of runs: first, and first behind
+    for first, behind in edges.reshape(-1, 2):
+        panel.axvspan(
+            positions[0] + (first - 0.5) * step, positions[0] + (behind - 0.5) * step, color="0.2", linewidth=0
+        )
     # Alone between gaps a slice has no line, so each is a dot too.
     panel.plot(positions, scores, color=CURVE, linewidth=1.6, marker="o", markersize=2.5, label="score")
     panel.axhline(threshold, color=OUTLINE, linewidth=1.2, linestyle="dashed", label=f"threshold {threshold:.2f}")
@@ -214,8 +215,8 @@ def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold
         panel.plot(positions[peak], scores[peak], markeredgecolor="white", label="most anomalous slice", **ring)
         place = format_position(LETTERS[axis], positions[peak])
         title = f"most anomalous: slice {peak + 1} of {len(scores)}, {place}, score {scores[peak]:.2f}"
-    panel.set_title(axis.capitalize(), color="white", fontsize=12, loc="left")
-    panel.set_title(title, color="white", fontsize=10, loc="right")
+    panel.set_title(axis.capitalize(), color="white", fontsize=12, loc="left", y=title_height)
+    panel.set_title(title, color="white", fontsize=10, loc="right", y=title_height)
     panel.set_xlabel(f"{LETTERS[axis]} (mm)", color=TEXT)
     for x, side, end in zip((0, 1), ("left", "right"), ENDS[axis], strict=True):
         panel.annotate(

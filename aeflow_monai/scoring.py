@@ -109,8 +109,11 @@ class AnomalyScorer(nn.Module):
         """
         output = self.aeflow(image)
         residual = (image - output.reconstruction).abs().mean(dim=1, keepdim=True)
-        log_likelihood = self._to_image_size(output.log_likelihoods, image)
-        anomaly_map = self.anomaly_map(output, image)
+        terms = self.terms(output, image)
+        # the flow terms are the negative log-likelihoods themselves, or not
+        likelihood = self.scoring == "likelihood"
+        log_likelihood = -terms[:, :-1] if likelihood else self._to_image_size(output.log_likelihoods, image)
+        anomaly_map = self._weighted(terms)
         return {
             "anomaly_map": anomaly_map,
             "reconstruction": output.reconstruction,
@@ -146,7 +149,9 @@ class AnomalyScorer(nn.Module):
 
     def anomaly_map(self, output: AEFlowOutput, image: Tensor) -> Tensor:
         """The anomaly map (N, 1, H, W) from the network's output for images (N, C, H, W)."""
-        terms = self.terms(output, image)
+        return self._weighted(self.terms(output, image))
+
+    def _weighted(self, terms: Tensor) -> Tensor:
         weights = self.term_weights()
         if self.scoring == "paper":
             # the published score has -SSIM where the term is 1 - SSIM

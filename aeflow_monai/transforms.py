@@ -156,21 +156,24 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
         d = dict(data)
         for key in self.key_iterator(d):
             scaled = d[key].to(torch.float32, copy=True)
-            for channel in scaled:
-                values = torch.as_tensor(channel).as_subclass(Tensor).cpu().numpy()
+            for channel in torch.as_tensor(scaled).as_subclass(Tensor):
+                values = channel.cpu().numpy()  # on the CPU these are the channel's own
                 background = _background(values)
-                foreground = values if background is None else values[values != background]
+                inside = None if background is None else values != background
+                foreground = values if inside is None else values[inside]
                 if foreground.size == 0:
                     channel.zero_()
                     continue
                 low, high = np.percentile(foreground, [self.lower, self.upper])
                 if high - low > 1e-12 + 1e-6 * abs(high):
-                    result = np.clip((values - np.float32(low)) / np.float32(high - low), 0, 1)
+                    np.subtract(values, np.float32(low), out=values)
+                    np.divide(values, np.float32(high - low), out=values)
+                    np.clip(values, 0, 1, out=values)
                 else:
-                    result = (values >= np.float32(low)).astype(np.float32)
-                if background is not None:
-                    result[values == background] = 0
-                channel.copy_(torch.from_numpy(result))
+                    np.greater_equal(values, np.float32(low), out=values, casting="unsafe")
+                if inside is not None:
+                    np.multiply(values, inside, out=values)
+                channel.copy_(torch.from_numpy(values))
             d[key] = scaled
         return d
 
