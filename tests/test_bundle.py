@@ -370,7 +370,8 @@ def test_a_set_of_abnormal_cases_is_evaluated_on_slices_and_voxels(
     tested = {row["case"] for row in table(tmp_path / "run/scores.csv")}
     masks = [np.asarray(nib.load(tumours / f"{case}/{case}_seg.nii.gz").dataobj) for case in sorted(tested)]
     assert report["n_lesion_voxels"] == sum(int((mask > 0).sum()) for mask in masks)
-    assert report["n_voxels"] == sum(mask.size for mask in masks)
+    size = sum(mask.size for mask in masks)
+    assert 0.98 * size < report["n_voxels"] < size  # the darkest half percent counts as background
     assert 0 < report["n_abnormal_slices"] < report["n_slices"]
     assert 0 <= report["slice_auroc"] <= 1
     assert {row["case"] for row in table(tmp_path / "run/slice_scores.csv")} == tested

@@ -322,7 +322,7 @@ def test_several_paths_in_a_table_and_a_json(tmp_path: Path) -> None:
             "case": "a",
             "patient": "3",
             "label": 0,
-            "sha256": {"a.nii": "00"},
+            "sha256": {str(tmp_path / "a.nii"): "00"},
             "slices": [1, 2],
         }
     ]
