@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -96,7 +95,9 @@ def main() -> None:
         if given.measure:
             options |= {"dataset_dir": given.measure, "ckpt_path": given.checkpoint}
             make_evaluator(options)[1].run()
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+            # not by getrusage, whose peak a new process inherits from the one that started it
+            status = Path("/proc/self/status").read_text(encoding="utf-8")
+            print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
             return
         volume = folder / "volume.nii.gz"
         if given.image:
