@@ -14,7 +14,7 @@ from monai.data.utils import affine_to_spacing
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.metrics import detection_report, format_report
 from aeflow_monai.scoring import AnomalyScorer
-from aeflow_monai.slicing import Slicer
+from aeflow_monai.slicing import Slicer, voxel_spacing
 from aeflow_monai.writers import ScoreTable, write_json
 
 __all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
@@ -193,7 +193,7 @@ class LocalisationReport:
                     f"After the preprocessing, the mask of case {source['case']} has another size than its image: "
                     f"{tuple(mask.shape[1:])} and {tuple(image.shape[1:])}. Give the mask the resampling of the image."
                 )
-            kinds = self.slicer.kinds(mask, axis, affine_to_spacing(mask.affine, r=3).tolist())
+            kinds = self.slicer.kinds(mask, axis, voxel_spacing(mask))
         else:
             kinds = ["normal"] * len(scores)
         if self.table is None:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.utils import convert_to_tensor, ensure_tuple
 
 from aeflow_monai.datalist import load_datalist
 from aeflow_monai.guard import FailureLog
-from aeflow_monai.slicing import Slicer
+from aeflow_monai.slicing import Slicer, voxel_spacing
 from aeflow_monai.version import __version__
 from aeflow_monai.writers import write_json
 
@@ -94,8 +92,7 @@ def _slices(read: Mapping[str, Any], slicer: Slicer, item: Mapping[str, Any]) ->
         count = slicer.count(volume, axis)
         mask = read.get("mask")
         if item.get("label") == 1 and mask is not None:
-            affine = mask.affine if isinstance(mask, MetaTensor) else torch.eye(4)
-            kinds: list[str] = list(slicer.kinds(mask, axis, affine_to_spacing(affine, r=3).tolist()))
+            kinds: list[str] = list(slicer.kinds(mask, axis, voxel_spacing(mask)))
         else:
             kinds = ["abnormal" if item.get("label") == 1 else "normal"] * count
         chosen = set(slicer.chosen(volume, axis).tolist())

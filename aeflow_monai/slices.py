@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import DataLoader, ImageReader, MetaTensor
-from monai.data.utils import affine_to_spacing
+from monai.data import DataLoader, ImageReader
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from aeflow_monai.slicing import SliceKind, Slicer
+from aeflow_monai.slicing import SliceKind, Slicer, voxel_spacing
 
 __all__ = ["FeatureDataset", "SliceDataset", "prepare_slice_batch"]
 
@@ -186,8 +185,7 @@ def _kinds(slicer: Slicer, read: Mapping[str, Any], volume: Tensor, axis: str, f
             f"The mask of {file} has another size than its image: {tuple(mask.shape[1:])} and "
             f"{tuple(volume.shape[1:])}. They have to lie on one grid; give the mask the resampling of the image."
         )
-    affine = mask.affine if isinstance(mask, MetaTensor) else torch.eye(4)
-    return slicer.kinds(mask, axis, affine_to_spacing(affine, r=3).tolist())
+    return slicer.kinds(mask, axis, voxel_spacing(mask))
 
 
 def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
 from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
@@ -288,6 +290,12 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         # where the volume lies goes along with its maps
         batched = {name: convert_to_dst_type(value[None], inputs)[0] for name, value in maps.items()}
         return {**batched, **numbers} if isinstance(output, dict) else batched[""]
+
+
+def voxel_spacing(volume: Tensor) -> list[float]:
+    """Size of a voxel of a volume (C, X, Y, Z) in mm; 1 where no affine tells."""
+    affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
+    return [float(size) for size in affine_to_spacing(affine, r=3)]
 
 
 def _stack(volume: Tensor, axis: str) -> Tensor:
