@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "FEATURE_NORMS",
     "SUBNETS",
     "FeatureNorm",
     "FlowStep",
@@ -181,6 +182,9 @@ class FlowStep(nn.Module):
         return torch.cat([passive, (active - shift) * torch.exp(-log_scale)], dim=1)
 
 
+FEATURE_NORMS = ("channel", "image")
+
+
 class FeatureNorm(nn.Module):
     """Standardise each channel by the first batch that it sees in training; from then on it is a fixed affine map.
 
@@ -189,24 +193,40 @@ class FeatureNorm(nn.Module):
     buffers, not parameters: they are saved with the model, and every process of a distributed training agrees on
     them.
 
+    Kind "image" first brings the features of each image to mean 0 and deviation 1 over channels and positions. What
+    exposure and contrast of a whole image do to the features is then gone, for images that no common scale of
+    intensities unites, as radiographs; the flow models the features without it, and that is what `inverse` returns.
+
     Args:
         channels: channels of the features.
+        kind: "channel" or "image".
 
-    Source: the data-dependent initialisation of Kingma, Dhariwal, "Glow", 2018, section 3.1, not trained further.
+    Raises:
+        ValueError: unknown kind.
+
+    Source: the data-dependent initialisation of Kingma, Dhariwal, "Glow", 2018, section 3.1, not trained further; the
+    layer norm before it is that of Yu et al., "FastFlow", 2021, without its weights.
     """
 
     mean: Tensor
     std: Tensor
     fitted: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kind: str = "channel") -> None:
         super().__init__()
+        if kind not in FEATURE_NORMS:
+            raise ValueError(f"Unknown feature_norm {kind!r}: choose one of {list(FEATURE_NORMS)}, or null for none.")
+        self.kind = kind
+        if kind == "image":  # in the state dict, so that a checkpoint of the one kind is not loaded into the other
+            self.register_buffer("per_image", torch.tensor(True))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardise (N, C, h, w); log |det J| is a scalar, equal for all positions."""
+        """Standardise (N, C, h, w); log |det J| of the channels' scale is a scalar, equal for all positions."""
+        if self.kind == "image":
+            features = F.layer_norm(features, features.shape[1:])
         if self.training and not self.fitted:
             flat = features.detach().float().transpose(0, 1).flatten(1)
             self.mean.copy_(flat.mean(dim=1))
@@ -232,10 +252,10 @@ class LatentFlow(nn.Module):
             no more than 64: wide backbones would otherwise spend more on a coupling than on the encoder.
         clamp: bound of each coupling's log-scale, in nats.
         seed: fixes the channel permutations, which are part of the model and of its state dict.
-        feature_norm: begin with `FeatureNorm`; the published flow has none.
+        feature_norm: begin with a `FeatureNorm` of this kind, "channel" or "image"; the published flow has none.
 
     Raises:
-        ValueError: unknown subnet, or a number out of its range.
+        ValueError: unknown subnet or feature_norm, or a number out of its range.
 
     Example:
         >>> flow = LatentFlow(channels=4, n_steps=2)
@@ -257,7 +277,7 @@ class LatentFlow(nn.Module):
         hidden_channels: int | None = None,
         clamp: float = 2.0,
         seed: int = 0,
-        feature_norm: bool = True,
+        feature_norm: str | None = "channel",
     ) -> None:
         super().__init__()
         if n_steps < 1:
@@ -265,7 +285,7 @@ class LatentFlow(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         hidden = min(max(1, channels // 2), 64) if hidden_channels is None else hidden_channels
         self.channels = channels
-        self.norm = FeatureNorm(channels) if feature_norm else None
+        self.norm = None if feature_norm is None else FeatureNorm(channels, feature_norm)
         self.steps = nn.ModuleList(FlowStep(channels, subnet, hidden, clamp, generator) for _ in range(n_steps))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
