@@ -37,6 +37,15 @@ class ConvSubnet(nn.Sequential):
             nn.Conv2d(hidden_channels, out_channels, 1),
         )
 
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, in, h, w) to (N, out, h, w), scaled by `_SUBNET_SCALE`."""
+        hidden = self[1](self[0](features))
+        last = self[2]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        # the few weights are scaled, not the many outputs, which would be one more pass through memory
+        return F.conv2d(hidden, _SUBNET_SCALE * last.weight, _SUBNET_SCALE * last.bias)
+
 
 class ResNetSubnet(nn.Module):
     """Coupling subnet "resnet": 3x3 convolution, batch norm, ReLU, plus a 1x1 shortcut.
@@ -54,8 +63,8 @@ class ResNetSubnet(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (N, in, h, w) to (N, out, h, w)."""
-        output: Tensor = self.main(features) + self.shortcut(features)
+        """Map (N, in, h, w) to (N, out, h, w), scaled by `_SUBNET_SCALE`."""
+        output: Tensor = _SUBNET_SCALE * (self.main(features) + self.shortcut(features))
         return output
 
 
@@ -152,8 +161,7 @@ class FlowStep(nn.Module):
         return 0.1 * F.softplus(self.global_scale, beta=0.5)
 
     def _coupling(self, passive: Tensor) -> tuple[Tensor, Tensor]:
-        coefficients = _SUBNET_SCALE * self.subnet(passive)
-        log_scale, shift = coefficients.chunk(2, dim=1)
+        log_scale, shift = self.subnet(passive).chunk(2, dim=1)
         return self.clamp * torch.tanh(log_scale), shift
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,8 +176,8 @@ class FlowStep(nn.Module):
         passive, active = torch.split(features, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         scale = self._scale()
-        joined = torch.cat([passive, active * torch.exp(log_scale) + shift], dim=1)
-        moved = joined * scale.view(1, -1, 1, 1) + self.global_offset.view(1, -1, 1, 1)
+        joined = torch.cat([passive, torch.addcmul(shift, active, torch.exp(log_scale))], dim=1)
+        moved = torch.addcmul(self.global_offset.view(1, -1, 1, 1), joined, scale.view(1, -1, 1, 1))
         log_abs_det = log_scale.sum(dim=1, keepdim=True) + scale.log().sum()
         return moved.index_select(1, self.permutation), log_abs_det
 
@@ -241,6 +249,11 @@ class FeatureNorm(nn.Module):
         return standardised * self.std.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1)
 
 
+def _default_width(channels: int) -> int:
+    # wide backbones would spend more on the couplings than on the encoder: their weights are bounded, not their width
+    return max(1, min(channels // 2, 64, 2**15 // channels))
+
+
 class LatentFlow(nn.Module):
     """The flow of AE-Flow: `n_steps` flow steps from encoder features to the latent.
 
@@ -249,7 +262,7 @@ class LatentFlow(nn.Module):
         n_steps: number of steps, at least 1.
         subnet: "conv" or "resnet", see `SUBNETS`.
         hidden_channels: width of the "conv" subnet; if None half the channels, which is FastFlow's ratio of 1, but
-            no more than 64: wide backbones would otherwise spend more on a coupling than on the encoder.
+            no more than 64, and fewer where there are more than 512 channels: 32 for 1024.
         clamp: bound of each coupling's log-scale, in nats.
         seed: fixes the channel permutations, which are part of the model and of its state dict.
         feature_norm: begin with a `FeatureNorm` of this kind, "channel" or "image"; the published flow has none.
@@ -283,7 +296,7 @@ class LatentFlow(nn.Module):
         if n_steps < 1:
             raise ValueError(f"n_steps has to be at least 1; got {n_steps}.")
         generator = torch.Generator().manual_seed(seed)
-        hidden = min(max(1, channels // 2), 64) if hidden_channels is None else hidden_channels
+        hidden = _default_width(channels) if hidden_channels is None else hidden_channels
         self.channels = channels
         self.norm = None if feature_norm is None else FeatureNorm(channels, feature_norm)
         self.steps = nn.ModuleList(FlowStep(channels, subnet, hidden, clamp, generator) for _ in range(n_steps))

@@ -111,6 +111,11 @@ def test_samples_of_a_batch_do_not_meet() -> None:
         torch.testing.assert_close(flow.log_likelihood(features), alone)
 
 
+class TenTimes(nn.Module):
+    def forward(self, outputs: Tensor) -> Tensor:
+        return 10 * outputs
+
+
 @pytest.mark.parametrize("subnet", sorted(SUBNETS))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str) -> None:
@@ -118,7 +123,8 @@ def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str) -> None:
     step = FlowStep(channels, subnet, hidden_channels=6, clamp=2.0, generator=torch.Generator().manual_seed(3))
     block = AllInOneBlock(
         [shape],
-        subnet_constructor=lambda inside, outside: SUBNETS[subnet](inside, outside, 6),
+        # FrEIA scales outputs by 0.1 in the block, where ours come scaled from the subnet
+        subnet_constructor=lambda inside, outside: nn.Sequential(SUBNETS[subnet](inside, outside, 6), TenTimes()),
         affine_clamping=2.0,
         global_affine_type="SOFTPLUS",
         permute_soft=False,
@@ -129,7 +135,7 @@ def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str) -> None:
     matrix = torch.zeros(channels, channels)
     matrix[torch.arange(channels), step.permutation] = 1  # FrEIA: output channel i takes input channel j where 1
     with torch.no_grad():
-        block.subnet.load_state_dict(step.subnet.state_dict())
+        block.subnet[0].load_state_dict(step.subnet.state_dict())
         block.global_scale.copy_(step.global_scale.view(1, -1, 1, 1))
         block.global_offset.copy_(step.global_offset.view(1, -1, 1, 1))
         block.w_perm.copy_(matrix[:, :, None, None])
