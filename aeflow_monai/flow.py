@@ -251,7 +251,7 @@ class FeatureNorm(nn.Module):
 
 def _default_width(channels: int) -> int:
     # wide backbones would spend more on the couplings than on the encoder: their weights are bounded, not their width
-    return max(1, min(channels // 2, 64, 2**15 // channels))
+    return max(1, min(channels // 2, 64, 2**14 // channels))
 
 
 class LatentFlow(nn.Module):
@@ -262,7 +262,7 @@ class LatentFlow(nn.Module):
         n_steps: number of steps, at least 1.
         subnet: "conv" or "resnet", see `SUBNETS`.
         hidden_channels: width of the "conv" subnet; if None half the channels, which is FastFlow's ratio of 1, but
-            no more than 64, and fewer where there are more than 512 channels: 32 for 1024.
+            no more than 64, and fewer where there are more than 256 channels: 16 for 1024.
         clamp: bound of each coupling's log-scale, in nats.
         seed: fixes the channel permutations, which are part of the model and of its state dict.
         feature_norm: begin with a `FeatureNorm` of this kind, "channel" or "image"; the published flow has none.
