@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.utils import ImageMetaKey, ensure_tuple
@@ -186,6 +187,7 @@ class GuardedEvaluator(SupervisedEvaluator):  # type: ignore[misc]
         self.failures = failures
         self.n_cases = 0
         super().__init__(**options)
+        self.add_event_handler(Events.GET_BATCH_STARTED, _forget)
 
     def run(self, global_epoch: int = 1) -> None:
         """Evaluate all cases.
@@ -210,6 +212,11 @@ class GuardedEvaluator(SupervisedEvaluator):  # type: ignore[misc]
                 return super()._iteration(engine, batchdata)
         engine.state.batch = []
         return []
+
+
+def _forget(engine: Engine) -> None:
+    """Let go of the last case before the next is read: volumes and their maps are large."""
+    engine.state.batch = engine.state.output = None
 
 
 def failure_of(item: Mapping[Any, Any], stage: str, error: Exception) -> Failure:

@@ -274,7 +274,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                         numbers[f"{name}_{axis}"][0, some] = value
                         continue
                     if name not in maps:
-                        maps[name] = value.new_zeros(value.shape[1], *volume.shape[1:])
+                        # axial slices each in one piece of memory, where pasting takes a third of the time
+                        rows, columns, depth = volume.shape[1:]
+                        maps[name] = value.new_zeros(depth, value.shape[1], rows, columns).permute(1, 2, 3, 0)
                     self.slicer.paste(value, maps[name], axis, some)
             if seen is not None:
                 _stack(seen, axis)[indices] += 1

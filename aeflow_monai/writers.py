@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ EXTENSIONS = (*NIFTI, ".nrrd", ".mha", ".mhd")
 QFORM = ("pixdim", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 SFORM = ("sform_code", "srow_x", "srow_y", "srow_z")
 GEOMETRY = (*QFORM, *SFORM, "xyzt_units")
+_WRITERS = 2  # files of a case that are compressed at the same time
 
 
 class WriteMapsd(MapTransform):  # type: ignore[misc]
@@ -99,8 +101,10 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         if self.keys:
             case = file_name(d)
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            for key in self.key_iterator(d):
-                self._write(d[key], key, case)
+            # compression lets go of Python's lock, so that two files are written in the time of one
+            with ThreadPoolExecutor(_WRITERS) as pool:
+                for written in [pool.submit(self._write, d[key], key, case) for key in self.key_iterator(d)]:
+                    written.result()
         return d
 
     def _write(self, value: Any, key: Hashable, case: str) -> None:
