@@ -176,8 +176,8 @@ class FlowStep(nn.Module):
         passive, active = torch.split(features, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         scale = self._scale()
-        joined = torch.cat([passive, torch.addcmul(shift, active, torch.exp(log_scale))], dim=1)
-        moved = torch.addcmul(self.global_offset.view(1, -1, 1, 1), joined, scale.view(1, -1, 1, 1))
+        joined = torch.cat([passive, (active * torch.exp(log_scale)).add_(shift)], dim=1)
+        moved = (joined * scale.view(1, -1, 1, 1)).add_(self.global_offset.view(1, -1, 1, 1))
         log_abs_det = log_scale.sum(dim=1, keepdim=True) + scale.log().sum()
         return moved.index_select(1, self.permutation), log_abs_det
 
