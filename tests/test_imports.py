@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slicing": set(),
     "transforms": {"scoring"},
     "version": set(),
+    "viewer": {"profile", "scoring", "slicing", "writers"},
     "workflow": set(),
     "writers": set(),
 }
