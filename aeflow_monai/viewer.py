@@ -84,13 +84,13 @@ class ViewerInferer(SlicedInferer):
 class ViewerResultd(MapTransform):  # type: ignore[misc]
     """Make of an anomaly map what a viewer shows, under "pred", and what it says of the case, under "result".
 
-    Takes what `ViewerInferer` gives, with the map back on the grid of its file (see `monai.transforms.Invertd`), and the
-    preprocessed image. "pred" is a volume (1, X, Y, Z); of a 2D image it has one slice. Which, is a choice:
+    Takes what `ViewerInferer` gives, with the map back on the grid of its file (see `monai.transforms.Invertd`), and
+    the preprocessed image. "pred" is a volume (1, X, Y, Z); of a 2D image it has one slice. Which, is a choice:
 
     - "mask": 1 where the map exceeds the threshold, 0 elsewhere, uint8.
     - "map": the map itself, float32, in standard deviations of held-out normals.
-    - "scaled_map": uint8 for viewers that show nothing else. 128 is the threshold, 0 as far below it as the unit's zero,
-      255 as far above. The scale is the model's, not the image's, so that two maps compare.
+    - "scaled_map": uint8 for viewers that show nothing else. 0 is a typical normal, 128 the model's threshold, and 255
+      twice as much or more. The scale is the model's, not the image's, so that two maps compare.
 
     "result" is a dictionary that JSON can hold:
 
@@ -194,8 +194,8 @@ def parse_threshold(value: float | str | None) -> float | None:
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(
-            f"Expected a threshold of {CALIBRATED!r}, which is the model's own, or a number of standard deviations such "
-            f"as 4.5; got {value!r}."
+            f"Expected a threshold of {CALIBRATED!r}, which is the model's own, or a number of standard deviations "
+            f"such as 4.5; got {value!r}."
         )
     return number
 
@@ -220,9 +220,10 @@ def _where(
     for plane, scores in slice_scores.items():
         axis, world = SLICE_AXES[plane], "RAS".index(LETTERS[plane])
         positions = slice_positions(affine, shape, axis, world)
+        rounded = [round(float(position), 3) for position in positions]
         profile[plane] = {
             "scores": [None if math.isnan(score) else score for score in scores.tolist()],
-            "positions_mm": [round(float(position), 3) for position in positions],
+            "positions_mm": rounded,
         }
         if most is not None or bool(scores.isnan().all()):
             continue
@@ -237,7 +238,7 @@ def _where(
             "plane": plane,
             "number": number + 1,
             "score": float(scores[number]),
-            "position_mm": profile[plane]["positions_mm"][number],
+            "position_mm": rounded[number],
             "center_ras_mm": [round(float(value), 3) for value in ras],
             "axis": file_axis,
             "index": index if flat else min(max(index, 0), file_shape[file_axis] - 1),

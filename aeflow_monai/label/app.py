@@ -1,0 +1,236 @@
+"""The app itself: what MONAI Label's server asks it for, and answers that a reader can act on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+from fastapi import HTTPException
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.utils.async_tasks.utils import tasks
+from monailabel.utils.others.generic import device_map, strtobool
+
+from aeflow_monai.label.batch import GuardedBatchInfer
+from aeflow_monai.label.configs import BundleConfigs
+from aeflow_monai.label.errors import readable_errors
+from aeflow_monai.label.evaluation import VoxelEvaluation
+from aeflow_monai.label.infer import MapInferTask, MaskInferTask, Pipeline
+from aeflow_monai.label.models import ModelStore
+from aeflow_monai.label.scoring import AnomalyScoring
+from aeflow_monai.label.strategies import MostAnomalous, NearestThreshold
+from aeflow_monai.label.train import AnomalyTrainTask
+from aeflow_monai.version import __version__
+from aeflow_monai.workflow import keep_freed_memory
+from aeflow_monai.writers import DISCLAIMER
+
+__all__ = ["AnomalyApp"]
+
+_logger = logging.getLogger(__name__)
+
+_NICE = 10  # of scoring, batch inference and training: whoever waits at a viewer goes first
+_STALE_SECONDS = 60 * 60
+
+
+class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
+    """Anomaly detection for MONAI Label: infer tasks, worklist, training and evaluation around one versioned model.
+
+    Everything that is written goes to the studies' folder and to `app_dir`.
+
+    Args:
+        app_dir: folder of the app: models, logs, temporary files, sessions.
+        studies: folder of images, or the address of a DICOMweb server.
+        conf: "bundle", the bundle's folder; "configs", overlays, separated by commas; "model", a checkpoint to begin
+            with; "preload", whether to load the model at the start, true by default.
+
+    Raises:
+        FileNotFoundError: a file that `conf` names is not there.
+        ValueError: its model does not fit the bundle's network.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
+        conf = dict(conf or {})
+        self._is_remote = studies.startswith(("http://", "https://"))
+        self._parent = os.getppid()
+        _keep_writes_inside(Path(app_dir))
+        keep_freed_memory()
+        overlays = [overlay.strip() for overlay in conf.get("configs", "").split(",") if overlay.strip()]
+        self.configs = BundleConfigs(conf.get("bundle"), overlays)
+        self.models = ModelStore(Path(app_dir, "model"), self.configs)
+        if conf.get("model"):
+            self.models.add(conf["model"], imported_from=Path(conf["model"]).name)
+        self.pipeline = Pipeline(self.configs, self.models)
+        self.evaluation = VoxelEvaluation(self.pipeline, self.models.folder / "evaluation.json")
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name=f"AE-Flow anomaly detection ({__version__})",
+            description=f"Suspicious regions and a worklist sorted by anomaly, learned from your normals. {DISCLAIMER}",
+            version=__version__,
+            labels=["anomaly"],
+        )
+        if strtobool(conf.get("preload", "true")) and self.models.newest() is not None:
+            for device in device_map().values():
+                self.models.load(device)
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """The infer tasks `anomaly_mask` and `anomaly_map`."""
+        return {"anomaly_mask": MaskInferTask(self.pipeline), "anomaly_map": MapInferTask(self.pipeline)}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """The train task `anomaly`."""
+        return {"anomaly": AnomalyTrainTask(self.configs, self.models, self.evaluation, self._is_orphan)}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """The strategies `most_anomalous` and `nearest_threshold`."""
+        return {"most_anomalous": MostAnomalous(), "nearest_threshold": NearestThreshold()}
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        """The scoring methods `anomaly_score` and `voxel_metrics`."""
+        task = self._infers["anomaly_map"]
+        return {"anomaly_score": AnomalyScoring(task), "voxel_metrics": self.evaluation}
+
+    def init_batch_infer(self) -> BatchInferTask:
+        """Batch inference that goes on after a bad image."""
+        return GuardedBatchInfer(self.models)
+
+    def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Answer one infer request; see `MONAILabelApp.infer`.
+
+        Raises:
+            HTTPException: with what is wrong.
+        """
+        with readable_errors():
+            self._require_task(request.get("model"), self._infers)
+            image = request.get("image")
+            store = datastore or self.datastore()
+            if isinstance(image, str) and not Path(image).exists() and not store.get_image_uri(image):
+                raise ValueError(
+                    f"There is no image {image!r} among the studies. Choose another, or put its file there."
+                )
+            return super().infer(request, datastore)  # type: ignore[no-any-return]
+
+    def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Choose the next image for a reader; see `MONAILabelApp.next_sample`.
+
+        Raises:
+            HTTPException: with what is wrong.
+        """
+        with readable_errors():
+            return super().next_sample(request)  # type: ignore[no-any-return]
+
+    def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Look at many images; see `GuardedBatchInfer`.
+
+        Raises:
+            HTTPException: with what is wrong.
+        """
+        self._step_back()
+        with readable_errors():
+            return super().batch_infer(request, datastore)  # type: ignore[no-any-return]
+
+    def scoring(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Run a scoring method; see `MONAILabelApp.scoring`.
+
+        Raises:
+            HTTPException: with what is wrong.
+        """
+        self._step_back()
+        with readable_errors():
+            return super().scoring(request, datastore)  # type: ignore[no-any-return]
+
+    def train(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Train; see `AnomalyTrainTask`.
+
+        Raises:
+            HTTPException: with what is wrong.
+        """
+        self._step_back()
+        with readable_errors():
+            return super().train(request)  # type: ignore[no-any-return]
+
+    def bundle_path(self, model: str | None) -> None:
+        """Refuse a task for a model that there is not.
+
+        MONAI Label asks this before it starts a process of its own for training or batch inference, which is the last
+        moment for an answer that the client sees.
+
+        Raises:
+            HTTPException: there is no such task, or no model yet to infer with.
+        """
+        if model is None or model in self._trainers:
+            return
+        with readable_errors():
+            self._require_task(model, {**self._infers, **self._trainers})
+            self.models.require()
+
+    def async_scoring(self, method: str | None, params: Any = None) -> Any:
+        """Start scoring in the background, where there is something to score.
+
+        Args:
+            method: by name; if None all that have something to do, unless they wait for their turn already. Series of a
+                DICOMweb server are scored only when asked for by name, since they would all be downloaded.
+            params: of the methods.
+
+        Returns:
+            See `MONAILabelApp.async_scoring`.
+        """
+        if method:
+            return super().async_scoring(method, params)
+        if self._is_remote:
+            return {}
+        waiting = {t["request"].get("method") for t in tasks("scoring") if t["status"] in ("SUBMITTED", "RUNNING")}
+        result = {}
+        for name, scoring in self._scoring_methods.items():
+            if name not in waiting and scoring.is_stale(self.datastore()):
+                try:
+                    result[name] = super().async_scoring(name, params)
+                except requests.RequestException as error:  # a training that outlived the port it was started from
+                    _logger.warning(f"The server cannot be asked for scores, they are made at its next start: {error}")
+        return result
+
+    def on_init_complete(self) -> None:
+        """Begin with an empty folder for temporary files."""
+        for file in Path(tempfile.gettempdir()).iterdir():
+            if file.is_file() and time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                file.unlink()
+        super().on_init_complete()
+
+    def _download_dcmqi_tools(self) -> None:
+        """Nothing is downloaded: the tools of the package dcmqi are used if it is installed."""
+
+    def _require_task(self, name: str | None, known: Mapping[str, Any]) -> None:
+        if name not in known:
+            raise HTTPException(404, detail=f"There is no model {name!r}. Choose one of {', '.join(known)}.")
+
+    def _step_back(self) -> None:
+        if not self._server_mode and hasattr(os, "nice"):
+            os.nice(_NICE)
+
+    def _is_orphan(self) -> bool:
+        """Whether this is a task's process whose server is gone."""
+        return not self._server_mode and os.getppid() != self._parent
+
+
+def _keep_writes_inside(app_dir: Path) -> None:
+    """Let results on their way, uploads, sessions and DICOM lie in the app's folder, not in the system's or a home."""
+    temporary = app_dir / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(temporary)
+    if not settings.MONAI_LABEL_SESSION_PATH:
+        settings.MONAI_LABEL_SESSION_PATH = str(app_dir / "sessions")
+    if not settings.MONAI_LABEL_DICOMWEB_CACHE_PATH:
+        settings.MONAI_LABEL_DICOMWEB_CACHE_PATH = str(app_dir / "dicom")

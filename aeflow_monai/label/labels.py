@@ -1,0 +1,73 @@
+"""What readers' final labels say: an empty one marks a normal image, any other shows where it is abnormal."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+from monailabel.interfaces.datastore import Datastore
+
+__all__ = ["LabelledImage", "labelled_images"]
+
+
+class LabelledImage(NamedTuple):
+    """An image with a final label.
+
+    Args:
+        case: the image's name in the datastore.
+        patient: who is on it, where the datastore knows (DICOM), else the case.
+        image: path of the image.
+        label: path of the label.
+        normal: whether the label is empty.
+    """
+
+    case: str
+    patient: str
+    image: str
+    label: str
+    normal: bool
+
+
+def labelled_images(datastore: Datastore) -> list[LabelledImage]:
+    """All images with a final label, sorted by case.
+
+    Args:
+        datastore: with images and labels.
+
+    Returns:
+        One entry per image.
+
+    Raises:
+        ValueError: a label cannot be read.
+    """
+    pairs = datastore.datalist()
+    names = {datastore.get_image_uri(image): image for image in datastore.get_labeled_images()}
+    found = []
+    for pair in pairs:
+        case = names[pair["image"]]
+        patient = datastore.get_image_info(case).get("PatientID") or case
+        normal = not bool(load_label(pair["label"]).any())
+        found.append(LabelledImage(case, str(patient), pair["image"], pair["label"], normal))
+    return sorted(found)
+
+
+def load_label(path: str) -> MetaTensor:
+    """A label as it is in its file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (X, Y[, Z]).
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        label: Any = LoadImage(image_only=True, reader=["ITKReader", "NibabelReader"])(path)
+    except Exception as error:  # a reader's, whichever was tried last
+        raise ValueError(
+            f"Expected a label in {path}; it cannot be read. Submit the label again, or remove it."
+        ) from error
+    return label
