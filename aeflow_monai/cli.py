@@ -78,3 +78,7 @@ def _label(options: argparse.Namespace) -> int:
         log_level=options.log_level,
     )
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
 from fastapi import HTTPException
 from monailabel.config import settings
@@ -20,6 +21,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.transform.writer import write_itk
 from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.others.generic import device_map, strtobool
 
@@ -85,6 +87,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         if strtobool(conf.get("preload", "true")) and self.models.newest() is not None:
             for device in device_map().values():
                 self.models.load(device)
+            _load_writer()
 
     def init_infers(self) -> dict[str, InferTask]:
         """The infer tasks `anomaly_mask` and `anomaly_map`."""
@@ -225,11 +228,18 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         return not self._server_mode and os.getppid() != self._parent
 
 
+def _load_writer() -> None:
+    """Let ITK load what it writes NRRD with, which takes seconds at the first reply otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_itk(np.zeros((2, 2, 2), np.uint8), f"{folder}/nothing.nrrd", np.eye(4), None, False)
+
+
 def _keep_writes_inside(app_dir: Path) -> None:
     """Let results on their way, uploads, sessions and DICOM lie in the app's folder, not in the system's or a home."""
     temporary = app_dir / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(temporary)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temporary / "inductor"))  # made even if nothing is compiled
     if not settings.MONAI_LABEL_SESSION_PATH:
         settings.MONAI_LABEL_SESSION_PATH = str(app_dir / "sessions")
     if not settings.MONAI_LABEL_DICOMWEB_CACHE_PATH:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import decollate_batch
 from monai.inferers import Inferer
@@ -18,6 +22,7 @@ from monailabel.utils.others.generic import name_to_device
 from aeflow_monai.label.configs import BundleConfigs
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.viewer import CALIBRATED, ViewerResultd, parse_threshold
+from aeflow_monai.writers import NIFTI, source_header, write_nifti
 
 __all__ = ["AnomalyInferTask", "MapInferTask", "MaskInferTask", "Pipeline"]
 
@@ -130,10 +135,16 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         return [*before, shown, Restored(keys="pred", ref_image="image")]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
-        """Write the result by MONAI Label's writer; NIfTI by nibabel, which keeps any affine."""
+        """Write the result: NIfTI as the command line does, with both transforms of the input, all else by MONAI Label."""
         data["result"]["model_version"] = data["model_version"]
         data["result_dtype"] = data.get("result_dtype") or ("float32" if self.output(data) == "map" else "uint8")
-        return Writer(label="pred", json="result", nibabel=True)(data)  # type: ignore[no-any-return]
+        if data["result_extension"] not in NIFTI:
+            return Writer(label="pred", json="result")(data)  # type: ignore[no-any-return]
+        array = np.asarray(data["pred"], dtype=data["result_dtype"])
+        handle, path = tempfile.mkstemp(suffix=data["result_extension"])
+        os.close(handle)
+        write_nifti(Path(path), array[None], data["pred_meta_dict"]["affine"], source_header(data["image"].meta))
+        return path, data["result"]
 
 
 class MaskInferTask(AnomalyInferTask):

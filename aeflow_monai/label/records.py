@@ -51,6 +51,7 @@ def store(datastore: Datastore, image_id: str, record: Mapping[str, Any]) -> Non
         image_id: of the image.
         record: entries of its info, which replace those of the same name.
     """
-    # the datastore writes its file as a whole, and the server writes it too: take in what it wrote meanwhile
-    datastore.refresh()
+    # The datastore writes its file as a whole, and the server writes it too: take in what it wrote meanwhile. Its
+    # refresh() does that and looks at every file of the studies, which is too much for each of their scores.
+    getattr(datastore, "_init_from_datastore_file", datastore.refresh)()
     datastore.update_image_info(image_id, dict(record))
