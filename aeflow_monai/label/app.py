@@ -195,15 +195,16 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             return super().async_scoring(method, params)
         if self._is_remote:
             return {}
+        stale = [name for name, scoring in self._scoring_methods.items() if scoring.is_stale(self.datastore())]
+        if not self._server_mode:
+            # a training that has ended; of several requests by name the server would refuse all but the first
+            try:
+                return self._local_request("/scoring/", None, "Scoring") if stale else {}
+            except requests.RequestException as error:
+                _logger.warning(f"The server cannot be asked for scores, they are made at its next start: {error}")
+                return {}
         waiting = {t["request"].get("method") for t in tasks("scoring") if t["status"] in ("SUBMITTED", "RUNNING")}
-        result = {}
-        for name, scoring in self._scoring_methods.items():
-            if name not in waiting and scoring.is_stale(self.datastore()):
-                try:
-                    result[name] = super().async_scoring(name, params)
-                except requests.RequestException as error:  # a training that outlived the port it was started from
-                    _logger.warning(f"The server cannot be asked for scores, they are made at its next start: {error}")
-        return result
+        return {name: super(AnomalyApp, self).async_scoring(name, params) for name in stale if name not in waiting}
 
     def on_init_complete(self) -> None:
         """Begin with an empty folder for temporary files."""

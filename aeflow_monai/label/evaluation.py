@@ -69,7 +69,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         """Make the report.
 
         Args:
-            request: "device", if wanted.
+            request: "device", if wanted; "force" makes it anew even if nothing changed.
             datastore: with images and labels.
 
         Returns:
@@ -79,6 +79,8 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
             FileNotFoundError: there is no model yet.
         """
         version = self.pipeline.models.require()
+        if not (request.get("force") or self.is_stale(datastore)):
+            return self.report()
         labels = _fingerprint(datastore)
         record = version.path.with_suffix(".json")
         trained = (

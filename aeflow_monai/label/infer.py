@@ -135,7 +135,7 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         return [*before, shown, Restored(keys="pred", ref_image="image")]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
-        """Write the result: NIfTI as the command line does, with both transforms of the input, all else by MONAI Label."""
+        """Write NIfTI as the command line does, with both transforms of the input, and all else by MONAI Label."""
         data["result"]["model_version"] = data["model_version"]
         data["result_dtype"] = data.get("result_dtype") or ("float32" if self.output(data) == "map" else "uint8")
         if data["result_extension"] not in NIFTI:

@@ -17,8 +17,9 @@ _DAY = 24 * 60 * 60
 class Worklist(Strategy):  # type: ignore[misc]
     """Walks the images without a final label in the order of their scores.
 
-    An image that was handed out is not handed out again while others wait, or until `again_after` seconds have passed.
-    Images without a score come after those with one, and those that cannot be scored come last.
+    An image that was handed out is not handed out again while others wait, or until `again_after` seconds have passed;
+    then the one that was handed out longest ago is. Images without a score come after those with one, and those that
+    cannot be scored after them.
 
     Args:
         description: for the viewer, a sentence.
@@ -57,16 +58,14 @@ class Worklist(Strategy):  # type: ignore[misc]
             return None
         now = time.time()
 
-        def order(image: str) -> tuple[Any, ...]:
+        def order(image: str) -> tuple[float, int, float, str]:
             info = datastore.get_image_info(image)
             served = info.get("strategy", {}).get(request["strategy"], {}).get("ts", 0)
             served = served if now - served < self.again_after else 0
-            if info.get("anomaly_error"):
-                return (2, served, 0, 0.0, image)
             score, threshold = info.get("anomaly_score"), info.get("anomaly_case_threshold")
             if score is None or threshold is None:
-                return (0 if not served else 1, served, 1, 0.0, image)
-            return (0 if not served else 1, served, 0, -self.urgency(score, threshold), image)
+                return (served, 2 if info.get("anomaly_error") else 1, 0.0, image)
+            return (served, 0, -self.urgency(score, threshold), image)
 
         return {"id": min(images, key=order), "waiting": len(images)}
 

@@ -112,6 +112,15 @@ class Server:
 
         return MONAILabelClient(f"http://127.0.0.1:{self.port}", tmpdir=str(self.downloads))
 
+    def refusal(self, method: str, *arguments: Any) -> str:
+        """What the client is told when it is refused."""
+        client = self.client
+        try:
+            getattr(client, method)(*arguments)
+        except Exception as error:  # of the client, whose class cannot be imported where it is not installed
+            return str(error.msg)  # type: ignore[attr-defined]
+        raise AssertionError(f"{method}{arguments} was not refused")
+
     def wait_for(self, task: str, timeout: float = 240) -> dict[str, Any]:
         """The status of a task's last process when it has ended."""
         end = time.monotonic() + timeout
