@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from monai.data import MetaTensor
@@ -27,6 +28,12 @@ class LabelledImage(NamedTuple):
     image: str
     label: str
     normal: bool
+
+
+@lru_cache(maxsize=1)
+def _loader() -> LoadImage:
+    # MONAI says of each new one again which of its readers are missing
+    return LoadImage(image_only=True, reader=["ITKReader", "NibabelReader"])
 
 
 def labelled_images(datastore: Datastore) -> list[LabelledImage]:
@@ -65,7 +72,7 @@ def load_label(path: str) -> MetaTensor:
         ValueError: it cannot be read.
     """
     try:
-        label: Any = LoadImage(image_only=True, reader=["ITKReader", "NibabelReader"])(path)
+        label: Any = _loader()(path)
     except Exception as error:  # a reader's, whichever was tried last
         raise ValueError(
             f"Expected a label in {path}; it cannot be read. Submit the label again, or remove it."
