@@ -113,8 +113,8 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
 
     def _add(self, image: LabelledImage, device: str, voxels: VoxelMetrics, lesions: LesionMetrics) -> None:
         anomaly_map, foreground = self._look_at(image.image, device)
-        truth = torch.as_tensor(load_label(image.label)).as_subclass(Tensor)
         shape = tuple(anomaly_map.shape[1:])
+        truth = torch.as_tensor(load_label(image.label)).as_subclass(Tensor) if image.label else torch.zeros(shape)
         if truth.numel() != anomaly_map[0].numel() or tuple(n for n in truth.shape if n > 1) != tuple(
             n for n in shape if n > 1
         ):

@@ -9,7 +9,10 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from monailabel.interfaces.datastore import Datastore
 
-__all__ = ["LabelledImage", "labelled_images"]
+__all__ = ["MARKED_NORMAL", "LabelledImage", "labelled_images"]
+
+# In an image's info: true where a datastore cannot keep the empty label that a reader submitted.
+MARKED_NORMAL = "marked_normal"
 
 
 class LabelledImage(NamedTuple):
@@ -19,8 +22,8 @@ class LabelledImage(NamedTuple):
         case: the image's name in the datastore.
         patient: who is on it, where the datastore knows (DICOM), else the case.
         image: path of the image.
-        label: path of the label.
-        normal: whether the label is empty.
+        label: path of the label; empty if the image is marked normal without one.
+        normal: whether the label is empty, or there is none.
     """
 
     case: str
@@ -37,7 +40,7 @@ def _loader() -> LoadImage:
 
 
 def labelled_images(datastore: Datastore) -> list[LabelledImage]:
-    """All images with a final label, sorted by case.
+    """All images with a final label, or marked normal without one, sorted by case.
 
     Args:
         datastore: with images and labels.
@@ -49,13 +52,15 @@ def labelled_images(datastore: Datastore) -> list[LabelledImage]:
         ValueError: a label cannot be read.
     """
     pairs = datastore.datalist()
-    names = {datastore.get_image_uri(image): image for image in datastore.get_labeled_images()}
+    labels = {pair["image"]: pair["label"] for pair in pairs}
     found = []
-    for pair in pairs:
-        case = names[pair["image"]]
-        patient = datastore.get_image_info(case).get("PatientID") or case
-        normal = not bool(load_label(pair["label"]).any())
-        found.append(LabelledImage(case, str(patient), pair["image"], pair["label"], normal))
+    for case in datastore.get_labeled_images():
+        image, info = datastore.get_image_uri(case), datastore.get_image_info(case)
+        label = "" if info.get(MARKED_NORMAL) else labels.get(image)
+        if label is None:
+            continue  # it was removed since
+        normal = not label or not bool(load_label(label).any())
+        found.append(LabelledImage(case, str(info.get("PatientID") or case), image, label, normal))
     return sorted(found)
 
 
