@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from aeflow_monai.label.server import make_app_folder, serve
 from aeflow_monai.version import __version__
@@ -67,7 +68,12 @@ def _label(options: argparse.Namespace) -> int:
         return 0
     if not options.studies:
         raise ValueError("Name the folder of your images with --studies <folder>.")
-    conf = {"bundle": options.bundle, "configs": ",".join(options.config), "model": options.model}
+    # absolute, since MONAI Label's own processes may run elsewhere
+    conf = {
+        "bundle": options.bundle and str(Path(options.bundle).absolute()),
+        "configs": ",".join(str(Path(overlay).absolute()) for overlay in options.config),
+        "model": options.model and str(Path(options.model).absolute()),
+    }
     print(DISCLAIMER, flush=True)
     serve(
         options.studies,

@@ -27,6 +27,7 @@ from monailabel.utils.others.generic import device_map, strtobool
 
 from aeflow_monai.label.batch import GuardedBatchInfer
 from aeflow_monai.label.configs import BundleConfigs
+from aeflow_monai.label.dicom import AnomalyDicomDatastore
 from aeflow_monai.label.errors import readable_errors
 from aeflow_monai.label.evaluation import VoxelEvaluation
 from aeflow_monai.label.infer import MapInferTask, MaskInferTask, Pipeline
@@ -71,8 +72,11 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         overlays = [overlay.strip() for overlay in conf.get("configs", "").split(",") if overlay.strip()]
         self.configs = BundleConfigs(conf.get("bundle"), overlays)
         self.models = ModelStore(Path(app_dir, "model"), self.configs)
-        if conf.get("model"):
-            self.models.add(conf["model"], imported_from=Path(conf["model"]).name)
+        if given := conf.get("model"):
+            if Path(given).is_file() or self.models.newest() is None:
+                self.models.add(given, imported_from=Path(given).name)
+            else:
+                _logger.warning(f"There is no file {given} any more; the newest of the app's own models is used.")
         self.pipeline = Pipeline(self.configs, self.models)
         self.evaluation = VoxelEvaluation(self.pipeline, self.models.folder / "evaluation.json")
         super().__init__(
@@ -84,10 +88,6 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             version=__version__,
             labels=["anomaly"],
         )
-        if strtobool(conf.get("preload", "true")) and self.models.newest() is not None:
-            for device in device_map().values():
-                self.models.load(device)
-            _load_writer()
 
     def init_infers(self) -> dict[str, InferTask]:
         """The infer tasks `anomaly_mask` and `anomaly_map`."""
@@ -118,12 +118,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """
         with readable_errors():
             self._require_task(request.get("model"), self._infers)
-            image = request.get("image")
-            store = datastore or self.datastore()
-            if isinstance(image, str) and not Path(image).exists() and not store.get_image_uri(image):
-                raise ValueError(
-                    f"There is no image {image!r} among the studies. Choose another, or put its file there."
-                )
+            self._require_image(request.get("image"), datastore or self.datastore())
             return super().infer(request, datastore)  # type: ignore[no-any-return]
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,14 +202,37 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         return {name: super(AnomalyApp, self).async_scoring(name, params) for name in stale if name not in waiting}
 
     def on_init_complete(self) -> None:
-        """Begin with an empty folder for temporary files."""
+        """Begin with no old temporary files, and load what the first answer would wait for."""
         for file in Path(tempfile.gettempdir()).iterdir():
             if file.is_file() and time.time() - file.stat().st_mtime > _STALE_SECONDS:
                 file.unlink()
+        if strtobool(self.conf.get("preload", "true")) and self.models.newest() is not None:
+            for device in device_map().values():
+                self.models.load(device)
+            _load_writer()
         super().on_init_complete()
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        """MONAI Label's datastore, in which an empty final label is possible."""
+        made = super()._init_dicomweb_datastore()
+        made.__class__ = AnomalyDicomDatastore  # which adds no state; MONAI Label has no other way to choose a class
+        return made
 
     def _download_dcmqi_tools(self) -> None:
         """Nothing is downloaded: the tools of the package dcmqi are used if it is installed."""
+
+    def _require_image(self, image: Any, datastore: Datastore) -> None:
+        if not isinstance(image, str) or Path(image).exists():
+            return
+        try:
+            found = datastore.get_image_uri(image)
+        except (IndexError, KeyError, requests.RequestException) as error:  # as a DICOMweb server happens to answer
+            raise ValueError(
+                f"The series {image!r} cannot be fetched from {self.studies} ({type(error).__name__}). Is it there, and "
+                "does the server answer?"
+            ) from error
+        if not found:
+            raise ValueError(f"There is no image {image!r} among the studies. Choose another, or put its file there.")
 
     def _require_task(self, name: str | None, known: Mapping[str, Any]) -> None:
         if name not in known:

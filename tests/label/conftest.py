@@ -112,6 +112,12 @@ class Server:
 
         return MONAILabelClient(f"http://127.0.0.1:{self.port}", tmpdir=str(self.downloads))
 
+    def peak_megabytes(self) -> float:
+        """The largest memory of the server's process so far."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
     def refusal(self, method: str, *arguments: Any) -> str:
         """What the client is told when it is refused."""
         client = self.client

@@ -212,6 +212,7 @@ def test_a_wrong_request_is_answered_with_what_is_wrong(
 
 def test_twenty_requests_at_once_are_answered_each_with_its_own(server: Any) -> None:
     images = [*VOLUMES, "picture"]
+    before = server.peak_megabytes()
     alone = {}
     for image in images:
         path, said = server.client.infer("anomaly_map", image, {})
@@ -224,6 +225,7 @@ def test_twenty_requests_at_once_are_answered_each_with_its_own(server: Any) -> 
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(ask, images * 4))
     assert len(answers) == 20
+    assert server.peak_megabytes() <= before * 1.1  # one case at a time
     for image, score, values in answers:
         assert score == pytest.approx(alone[image][0], abs=1e-6)
         np.testing.assert_allclose(values, alone[image][1], atol=1e-5)
