@@ -228,8 +228,8 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             found = datastore.get_image_uri(image)
         except (IndexError, KeyError, requests.RequestException) as error:  # as a DICOMweb server happens to answer
             raise ValueError(
-                f"The series {image!r} cannot be fetched from {self.studies} ({type(error).__name__}). Is it there, and "
-                "does the server answer?"
+                f"The series {image!r} cannot be fetched from {self.studies} ({type(error).__name__}). Is it there, "
+                "and does the server answer?"
             ) from error
         if not found:
             raise ValueError(f"There is no image {image!r} among the studies. Choose another, or put its file there.")
