@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,9 @@ _logger = logging.getLogger(__name__)
 
 _NICE = 10  # of scoring, batch inference and training: whoever waits at a viewer goes first
 _STALE_SECONDS = 60 * 60
+# From the start until images are scored in the background, unless a reader asks for the next sample before: whoever has
+# just started the server most likely waits for a first answer.
+_SCORING_DELAY = 30
 
 
 class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
@@ -210,7 +214,14 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             for device in device_map().values():
                 self.models.load(device)
             _load_writer()
+        scores = self._auto_update_scoring and not self._is_remote
+        self._auto_update_scoring = False
         super().on_init_complete()
+        self._auto_update_scoring = scores
+        if scores:
+            timer = threading.Timer(_SCORING_DELAY, self.async_scoring, [None])
+            timer.daemon = True
+            timer.start()
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """MONAI Label's datastore, in which an empty final label is possible."""

@@ -40,6 +40,8 @@ OPTIONS: dict[str, tuple[str, type, str]] = {
     "val_split": ("calibration_fraction", float, "a share of the normals in (0, 1)"),
     "seed": ("seed", int, "a whole number from 0"),
 }
+# Options that an overlay has for a data set of its own, and that do not hold for images in a datastore.
+_OF_THE_DATA = {"layout": "decathlon", "modalities": [], "test_fraction": 0.0, "resume": None, "slice_folder": None}
 
 
 class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
@@ -92,7 +94,7 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
             **stats,
             "best_metric": report.get("metrics", {}).get("dice", 0.0),
             "model_version": newest.number if newest else None,
-            "evaluation": report,
+            "evaluation": {name: value for name, value in report.items() if name != "labels"},
         }
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
@@ -140,8 +142,8 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
             logging_file=False,
             bundle_root=str(self.configs.root),
             dataset_dir=str(run / "dataset.json"),
-            layout="decathlon",
             output_dir=str(run),
+            **_OF_THE_DATA,
             device=device,
             **options,
         )

@@ -137,8 +137,10 @@ class Server:
             time.sleep(0.2)
         raise TimeoutError(self.log.read_text())
 
-    def wait_for_scores(self, version: int, timeout: float = 240) -> dict[str, Any]:
-        """Info of all images when a version of the model has scored them."""
+    def wait_for_scores(self, version: int, ask: bool = True, timeout: float = 240) -> dict[str, Any]:
+        """Info of all images when a version of the model has scored them; it is asked to, or does so by itself."""
+        if ask:
+            self.get("/scoring/anomaly_score", "POST", {})
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             objects = self.client.datastore()["objects"]

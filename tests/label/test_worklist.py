@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+
+from aeflow_monai.label.server import make_app_folder
 
 pytestmark = [
     pytest.mark.skipif(
@@ -81,7 +84,6 @@ def test_scores_sort_the_worklist_and_a_broken_image_is_last(server: Any) -> Non
 
 
 def test_batch_inference_saves_masks_and_goes_on_after_a_broken_image(server: Any, studies: Path) -> None:
-    server.wait_for_scores(1)
     server.get("/batch/infer/anomaly_mask", "POST", {})
     status = server.wait_for("/batch/infer")
     assert status["status"] == "DONE", status["details"]
@@ -103,7 +105,6 @@ def test_batch_inference_saves_masks_and_goes_on_after_a_broken_image(server: An
 def test_training_on_marked_normals_gives_the_next_model(
     server: Any, studies: Path, volumes: Path, tmp_path: Path
 ) -> None:
-    server.wait_for_scores(1)
     before = server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]
     assert before["model_version"] == 1
     for name in NORMALS:
@@ -131,7 +132,7 @@ def test_training_on_marked_normals_gives_the_next_model(
     assert after["model_version"] == 2
     assert after["case_threshold"] != before["case_threshold"]
     # the new model scores the worklist by itself, and readers' labels become metrics
-    infos = server.wait_for_scores(2)
+    infos = server.wait_for_scores(2, ask=False)
     assert infos["test_abnormal_000"]["anomaly_score"] == pytest.approx(after["anomaly_score"], abs=1e-6)
     report: dict[str, Any] = {}
     for _ in range(300):
@@ -187,10 +188,13 @@ def test_a_training_that_is_killed_leaves_the_model(server: Any, studies: Path, 
 
 
 def test_a_server_without_a_model_says_what_to_do_and_trains_the_first(
-    make_studies: Callable[[], Path], volumes: Path, make_server: Callable[..., Any], tmp_path: Path
+    make_studies: Callable[[], Path], make_server: Callable[..., Any], overlay: Path, tmp_path: Path
 ) -> None:
     studies = make_studies()
     server = make_server(studies, model=None)
+    app = make_app_folder(server.folder / "app")
+    monailabel = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+    server.command = [*monailabel, "--conf", "configs", str(overlay), *server.command[-4:]]
     server.start()
     try:
         info = server.client.info()
