@@ -42,10 +42,12 @@ class AEFlow(nn.Module):
         clamp: bound of a coupling's log-scale, in nats.
         decoder_channels: width of each decoder block but the last, coarsest first; a default by stride if None.
         seed: fixes the channel permutations.
-        feature_norm: standardise the features by the first training batch before they enter the flows.
+        feature_norm: of the features before they enter the flows: "channel" (by the first training batch), "image"
+            (by each image itself, then by the first batch), or None.
 
     Raises:
-        ValueError: unknown subnet, a number out of its range, or decoder widths that do not fit the strides.
+        ValueError: unknown subnet or feature_norm, a number out of its range, or decoder widths that do not fit the
+            strides.
 
     Example:
         >>> import torch
@@ -67,7 +69,7 @@ class AEFlow(nn.Module):
         clamp: float = 2.0,
         decoder_channels: Sequence[int] | None = None,
         seed: int = 0,
-        feature_norm: bool = True,
+        feature_norm: str | None = "channel",
     ) -> None:
         super().__init__()
         self.encoder = encoder

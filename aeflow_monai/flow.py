@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "FEATURE_NORMS",
     "SUBNETS",
     "FeatureNorm",
     "FlowStep",
@@ -36,6 +37,15 @@ class ConvSubnet(nn.Sequential):
             nn.Conv2d(hidden_channels, out_channels, 1),
         )
 
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (N, in, h, w) to (N, out, h, w), scaled by `_SUBNET_SCALE`."""
+        hidden = self[1](self[0](features))
+        last = self[2]
+        assert isinstance(last, nn.Conv2d)
+        assert last.bias is not None
+        # the few weights are scaled, not the many outputs, which would be one more pass through memory
+        return F.conv2d(hidden, _SUBNET_SCALE * last.weight, _SUBNET_SCALE * last.bias)
+
 
 class ResNetSubnet(nn.Module):
     """Coupling subnet "resnet": 3x3 convolution, batch norm, ReLU, plus a 1x1 shortcut.
@@ -53,8 +63,8 @@ class ResNetSubnet(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (N, in, h, w) to (N, out, h, w)."""
-        output: Tensor = self.main(features) + self.shortcut(features)
+        """Map (N, in, h, w) to (N, out, h, w), scaled by `_SUBNET_SCALE`."""
+        output: Tensor = _SUBNET_SCALE * (self.main(features) + self.shortcut(features))
         return output
 
 
@@ -151,8 +161,7 @@ class FlowStep(nn.Module):
         return 0.1 * F.softplus(self.global_scale, beta=0.5)
 
     def _coupling(self, passive: Tensor) -> tuple[Tensor, Tensor]:
-        coefficients = _SUBNET_SCALE * self.subnet(passive)
-        log_scale, shift = coefficients.chunk(2, dim=1)
+        log_scale, shift = self.subnet(passive).chunk(2, dim=1)
         return self.clamp * torch.tanh(log_scale), shift
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,8 +176,8 @@ class FlowStep(nn.Module):
         passive, active = torch.split(features, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         scale = self._scale()
-        joined = torch.cat([passive, active * torch.exp(log_scale) + shift], dim=1)
-        moved = joined * scale.view(1, -1, 1, 1) + self.global_offset.view(1, -1, 1, 1)
+        joined = torch.cat([passive, torch.addcmul(shift, active, torch.exp(log_scale))], dim=1)
+        moved = torch.addcmul(self.global_offset.view(1, -1, 1, 1), joined, scale.view(1, -1, 1, 1))
         log_abs_det = log_scale.sum(dim=1, keepdim=True) + scale.log().sum()
         return moved.index_select(1, self.permutation), log_abs_det
 
@@ -181,6 +190,9 @@ class FlowStep(nn.Module):
         return torch.cat([passive, (active - shift) * torch.exp(-log_scale)], dim=1)
 
 
+FEATURE_NORMS = ("channel", "image")
+
+
 class FeatureNorm(nn.Module):
     """Standardise each channel by the first batch that it sees in training; from then on it is a fixed affine map.
 
@@ -189,24 +201,40 @@ class FeatureNorm(nn.Module):
     buffers, not parameters: they are saved with the model, and every process of a distributed training agrees on
     them.
 
+    Kind "image" first brings the features of each image to mean 0 and deviation 1 over channels and positions. What
+    exposure and contrast of a whole image do to the features is then gone, for images that no common scale of
+    intensities unites, as radiographs; the flow models the features without it, and that is what `inverse` returns.
+
     Args:
         channels: channels of the features.
+        kind: "channel" or "image".
 
-    Source: the data-dependent initialisation of Kingma, Dhariwal, "Glow", 2018, section 3.1, not trained further.
+    Raises:
+        ValueError: unknown kind.
+
+    Source: the data-dependent initialisation of Kingma, Dhariwal, "Glow", 2018, section 3.1, not trained further; the
+    layer norm before it is that of Yu et al., "FastFlow", 2021, without its weights.
     """
 
     mean: Tensor
     std: Tensor
     fitted: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kind: str = "channel") -> None:
         super().__init__()
+        if kind not in FEATURE_NORMS:
+            raise ValueError(f"Unknown feature_norm {kind!r}: choose one of {list(FEATURE_NORMS)}, or null for none.")
+        self.kind = kind
+        if kind == "image":  # in the state dict, so that a checkpoint of the one kind is not loaded into the other
+            self.register_buffer("per_image", torch.tensor(True))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardise (N, C, h, w); log |det J| is a scalar, equal for all positions."""
+        """Standardise (N, C, h, w); log |det J| of the channels' scale is a scalar, equal for all positions."""
+        if self.kind == "image":
+            features = F.layer_norm(features, features.shape[1:])
         if self.training and not self.fitted:
             flat = features.detach().float().transpose(0, 1).flatten(1)
             self.mean.copy_(flat.mean(dim=1))
@@ -221,6 +249,11 @@ class FeatureNorm(nn.Module):
         return standardised * self.std.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1)
 
 
+def _default_width(channels: int) -> int:
+    # wide backbones would spend more on the couplings than on the encoder: their weights are bounded, not their width
+    return max(1, min(channels // 2, 64, 2**15 // channels))
+
+
 class LatentFlow(nn.Module):
     """The flow of AE-Flow: `n_steps` flow steps from encoder features to the latent.
 
@@ -229,13 +262,13 @@ class LatentFlow(nn.Module):
         n_steps: number of steps, at least 1.
         subnet: "conv" or "resnet", see `SUBNETS`.
         hidden_channels: width of the "conv" subnet; if None half the channels, which is FastFlow's ratio of 1, but
-            no more than 64: wide backbones would otherwise spend more on a coupling than on the encoder.
+            no more than 64, and fewer where there are more than 512 channels: 32 for 1024.
         clamp: bound of each coupling's log-scale, in nats.
         seed: fixes the channel permutations, which are part of the model and of its state dict.
-        feature_norm: begin with `FeatureNorm`; the published flow has none.
+        feature_norm: begin with a `FeatureNorm` of this kind, "channel" or "image"; the published flow has none.
 
     Raises:
-        ValueError: unknown subnet, or a number out of its range.
+        ValueError: unknown subnet or feature_norm, or a number out of its range.
 
     Example:
         >>> flow = LatentFlow(channels=4, n_steps=2)
@@ -257,15 +290,15 @@ class LatentFlow(nn.Module):
         hidden_channels: int | None = None,
         clamp: float = 2.0,
         seed: int = 0,
-        feature_norm: bool = True,
+        feature_norm: str | None = "channel",
     ) -> None:
         super().__init__()
         if n_steps < 1:
             raise ValueError(f"n_steps has to be at least 1; got {n_steps}.")
         generator = torch.Generator().manual_seed(seed)
-        hidden = min(max(1, channels // 2), 64) if hidden_channels is None else hidden_channels
+        hidden = _default_width(channels) if hidden_channels is None else hidden_channels
         self.channels = channels
-        self.norm = FeatureNorm(channels) if feature_norm else None
+        self.norm = None if feature_norm is None else FeatureNorm(channels, feature_norm)
         self.steps = nn.ModuleList(FlowStep(channels, subnet, hidden, clamp, generator) for _ in range(n_steps))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

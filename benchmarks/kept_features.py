@@ -60,7 +60,7 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     encoder = Encoder(options.backbone, options.stages, weights="random")
-    published = {"hidden_channels": 512, "decoder_channels": [512, 256, 64], "feature_norm": False}
+    published = {"hidden_channels": 512, "decoder_channels": [512, 256, 64], "feature_norm": None}
     model = AEFlow(encoder, **(published if options.paper else {}))
     slices = RandomSlices(options.images, options.size)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")

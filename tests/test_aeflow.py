@@ -75,8 +75,8 @@ def test_gradient_of_an_unfrozen_encoder() -> None:
     assert all(p.grad is not None for p in model.encoder.parameters())
 
 
-@pytest.mark.parametrize("feature_norm", [False, True])
-def test_training_lowers_both_parts_of_the_loss(feature_norm: bool) -> None:
+@pytest.mark.parametrize("feature_norm", [None, "channel", "image"])
+def test_training_lowers_both_parts_of_the_loss(feature_norm: str | None) -> None:
     torch.manual_seed(0)
     model = AEFlow(Encoder(stages=[2]), n_steps=2, feature_norm=feature_norm).train()
     loss, image = AEFlowLoss(), images(8)

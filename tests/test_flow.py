@@ -23,7 +23,12 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
 
 
 def a_flow(
-    channels: int, subnet: str = "conv", feature_norm: bool = True, n_steps: int = 3, seed: int = 0, clamp: float = 2.0
+    channels: int,
+    subnet: str = "conv",
+    feature_norm: str | None = "channel",
+    n_steps: int = 3,
+    seed: int = 0,
+    clamp: float = 2.0,
 ) -> LatentFlow:
     """A flow in double precision with random parameters, feature norm fitted by a training batch."""
     flow = LatentFlow(channels, n_steps, subnet, hidden_channels=6, clamp=clamp, seed=seed, feature_norm=feature_norm)
@@ -45,11 +50,13 @@ def jacobian(flow: nn.Module, features: Tensor) -> Tensor:
     return full.reshape(features.numel(), features.numel())
 
 
-@pytest.mark.parametrize("feature_norm", [False, True])
+@pytest.mark.parametrize("feature_norm", [None, "channel"])
 @pytest.mark.parametrize("subnet", sorted(SUBNETS))
 @pytest.mark.parametrize("shape", SHAPES)
 class TestLaws:
-    def test_inverse_is_exact_in_both_directions(self, shape: tuple[int, ...], subnet: str, feature_norm: bool) -> None:
+    def test_inverse_is_exact_in_both_directions(
+        self, shape: tuple[int, ...], subnet: str, feature_norm: str | None
+    ) -> None:
         flow = a_flow(shape[0], subnet, feature_norm)
         features = features_of(shape, n=3)
         latent, _ = flow(features)
@@ -104,6 +111,11 @@ def test_samples_of_a_batch_do_not_meet() -> None:
         torch.testing.assert_close(flow.log_likelihood(features), alone)
 
 
+class TenTimes(nn.Module):
+    def forward(self, outputs: Tensor) -> Tensor:
+        return 10 * outputs
+
+
 @pytest.mark.parametrize("subnet", sorted(SUBNETS))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str) -> None:
@@ -111,7 +123,8 @@ def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str) -> None:
     step = FlowStep(channels, subnet, hidden_channels=6, clamp=2.0, generator=torch.Generator().manual_seed(3))
     block = AllInOneBlock(
         [shape],
-        subnet_constructor=lambda inside, outside: SUBNETS[subnet](inside, outside, 6),
+        # FrEIA scales outputs by 0.1 in the block, where ours come scaled from the subnet
+        subnet_constructor=lambda inside, outside: nn.Sequential(SUBNETS[subnet](inside, outside, 6), TenTimes()),
         affine_clamping=2.0,
         global_affine_type="SOFTPLUS",
         permute_soft=False,
@@ -122,7 +135,7 @@ def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str) -> None:
     matrix = torch.zeros(channels, channels)
     matrix[torch.arange(channels), step.permutation] = 1  # FrEIA: output channel i takes input channel j where 1
     with torch.no_grad():
-        block.subnet.load_state_dict(step.subnet.state_dict())
+        block.subnet[0].load_state_dict(step.subnet.state_dict())
         block.global_scale.copy_(step.global_scale.view(1, -1, 1, 1))
         block.global_offset.copy_(step.global_offset.view(1, -1, 1, 1))
         block.w_perm.copy_(matrix[:, :, None, None])
@@ -185,9 +198,9 @@ def test_likelihood_is_in_nats_per_channel() -> None:
     torch.testing.assert_close(flow.log_likelihood(features), (log_density + log_abs_det) / 4)
 
 
-@pytest.mark.parametrize("feature_norm", [False, True])
+@pytest.mark.parametrize("feature_norm", [None, "channel"])
 @pytest.mark.parametrize("subnet", sorted(SUBNETS))
-def test_every_parameter_gets_a_gradient_from_the_loss(subnet: str, feature_norm: bool) -> None:
+def test_every_parameter_gets_a_gradient_from_the_loss(subnet: str, feature_norm: str | None) -> None:
     flow = LatentFlow(6, n_steps=3, subnet=subnet, feature_norm=feature_norm)
     latent, log_abs_det = flow(features_of((6, 5, 5), n=4).float())
     likelihood = (standard_normal_log_density(latent) + log_abs_det) / 6
@@ -251,6 +264,21 @@ class TestFeatureNorm:
         assert torch.isfinite(log_abs_det)
         assert standard.abs().max() <= 100
 
+    def test_kind_image_takes_away_the_scale_of_each_image(self) -> None:
+        flow = LatentFlow(4, n_steps=2, feature_norm="image")
+        features = features_of((4, 5, 5), n=3).float()
+        flow.train()(features)
+        scale, offset = torch.tensor([0.2, 1.0, 9.0]).view(3, 1, 1, 1), torch.tensor([4.0, 0.0, -2.0]).view(3, 1, 1, 1)
+        for plain, changed in zip(flow.eval()(features), flow(features * scale + offset), strict=True):
+            torch.testing.assert_close(changed, plain, rtol=1e-3, atol=1e-3)
+        normalised = flow.inverse(flow(features)[0])
+        torch.testing.assert_close(normalised.mean(dim=(1, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
+        torch.testing.assert_close(normalised.std(dim=(1, 2, 3), correction=0), torch.ones(3))
+
+    def test_unknown_kind_is_named(self) -> None:
+        with pytest.raises(ValueError, match=r"Unknown feature_norm 'batch': choose one of \['channel', 'image'\]"):
+            LatentFlow(4, feature_norm="batch")
+
 
 def test_seed_decides_the_permutations() -> None:
     def permutations(seed: int) -> list[list[int]]:
@@ -281,7 +309,7 @@ def test_state_dict_carries_everything(subnet: str) -> None:
 
 def test_clamp_bounds_the_scale_of_a_coupling() -> None:
     with torch.no_grad():
-        flow = a_flow(4, n_steps=1, feature_norm=False, clamp=0.5)
+        flow = a_flow(4, n_steps=1, feature_norm=None, clamp=0.5)
         step = flow.steps[0]
         assert isinstance(step, FlowStep)
         step.global_scale.copy_(FlowStep(4, "conv", 6).global_scale)  # a scale of 1

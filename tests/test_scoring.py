@@ -264,7 +264,8 @@ def build(stages: tuple[int, ...] = (2, 3), backbone: str = "tf_efficientnet_lit
         (lambda: build(stages=(2, 4)), r"tensors of another shape, first .*in the checkpoint, .* in the network"),
         (lambda: build(subnet="resnet"), r"tensors missing .*; .*tensors unknown to the network, first .*subnet"),
         (lambda: build(hidden_channels=8), r"tensors of another shape, first aeflow\.flows\.0\.steps\.0\.subnet"),
-        (lambda: build(feature_norm=False), r"3? ?tensors missing from the checkpoint, first aeflow\.flows\.0\.norm"),
+        (lambda: build(feature_norm=None), r"3? ?tensors missing from the checkpoint, first aeflow\.flows\.0\.norm"),
+        (lambda: build(feature_norm="image"), r"tensors unknown to the network, first .*norm\.per_image"),
         (lambda: build(backbone="resnet10t"), r"tensors missing from the checkpoint, first aeflow\.encoder"),
     ],
 )
