@@ -67,6 +67,8 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         ValueError: its model does not fit the bundle's network.
     """
 
+    _auto_update_scoring: bool
+
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
         conf = dict(conf or {})
         self._is_remote = studies.startswith(("http://", "https://"))
