@@ -184,7 +184,9 @@ def make_server(
     """Makes servers of the app, which are ended with the session."""
     servers: list[Server] = []
 
-    def make(studies: Path, *options: str, model: Path | None = trained / "model.pt", **environment: str) -> Server:
+    def make(
+        studies: Path | str, *options: str, model: Path | None = trained / "model.pt", **environment: str
+    ) -> Server:
         folder = tmp_path_factory.mktemp("server")
         command = [sys.executable, "-m", "aeflow_monai.cli", "label", "--studies", str(studies)]
         command += ["--app", str(folder / "app"), "--config", str(overlay), *options]
