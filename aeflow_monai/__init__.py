@@ -22,6 +22,7 @@ from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batc
 from aeflow_monai.slicing import SlicedInferer, Slicer
 from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScaleForegroundd, ScoreMapd
 from aeflow_monai.version import __version__
+from aeflow_monai.viewer import ViewerInferer, ViewerResultd
 from aeflow_monai.workflow import (
     announce,
     bundle_root,
@@ -65,6 +66,8 @@ __all__ = [
     "SliceDataset",
     "SlicedInferer",
     "Slicer",
+    "ViewerInferer",
+    "ViewerResultd",
     "VoxelMetrics",
     "WriteMapsd",
     "WriteOverlayd",

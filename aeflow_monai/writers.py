@@ -131,7 +131,7 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         affine = _input_affine(value, key, case)
         path = self.output_dir / f"{case}_{key}{self.extension}"
         if self.extension in NIFTI:
-            _write_nifti(path, array.astype(dtype, copy=False), affine, _source_header(value.meta))
+            write_nifti(path, array.astype(dtype, copy=False), affine, source_header(value.meta))
             return
         _check_directions(affine, value.ndim - 1, case, self.extension)
         # Not by the setters of MONAI's writer, which squeeze (X, Y, 1) to (X, Y).
@@ -284,13 +284,13 @@ def _input_affine(value: Any, key: Hashable, case: str) -> Array:
     return original
 
 
-def _source_header(meta: Mapping[str, Any]) -> nib.Nifti1Header | None:
+def source_header(meta: Mapping[str, Any]) -> nib.Nifti1Header | None:
     """Header of the NIfTI file that the case was loaded from, None if it is another format or gone."""
     path = Path(str(meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")))
     return nib.load(path).header if path.name.lower().endswith(NIFTI) and path.is_file() else None
 
 
-def _write_nifti(path: Path, array: Array, affine: Array, source: nib.Nifti1Header | None) -> None:
+def write_nifti(path: Path, array: Array, affine: Array, source: nib.Nifti1Header | None) -> None:
     """Writes an array (C, X, Y) or (C, X, Y, Z) in the geometry of the source, or of the affine if there is none."""
     if len(array) == 1:
         array = array[0]

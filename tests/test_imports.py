@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "aeflow": {"flow", "encoder", "decoder"},
     "calibration": {"aeflow", "scoring"},
     "checks": set(),
+    "cli": {"label", "version", "workflow", "writers"},
     "datalist": set(),
     "decoder": set(),
     "encoder": set(),
@@ -26,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guard": {"workflow", "writers"},
     "evaluation": {"localisation", "metrics", "scoring", "slicing", "writers"},
     "handlers": {"calibration", "scoring"},
+    "label": {"__init__", "datalist", "localisation", "scoring", "version", "viewer", "workflow", "writers"},
     "localisation": {"metrics"},
     "loss": set(),
     "maps": {"scoring"},
@@ -39,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slicing": set(),
     "transforms": {"scoring"},
     "version": set(),
+    "viewer": {"profile", "scoring", "slicing", "writers"},
     "workflow": set(),
     "writers": set(),
 }

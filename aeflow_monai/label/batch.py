@@ -1,0 +1,62 @@
+"""Batch inference: one bad image does not end it, and scores go to the worklist."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.batch_infer import BatchInferTask
+
+from aeflow_monai.label.errors import message_of
+from aeflow_monai.label.models import ModelStore
+from aeflow_monai.label.records import failure_record, score_record, store
+
+__all__ = ["GuardedBatchInfer"]
+
+_logger = logging.getLogger(__name__)
+
+
+class GuardedBatchInfer(BatchInferTask):  # type: ignore[misc]
+    """MONAI Label's batch inference, which goes on after an image that fails and stores the scores.
+
+    Args:
+        models: of which the newest is used.
+    """
+
+    def __init__(self, models: ModelStore) -> None:
+        self.models = models
+
+    def __call__(
+        self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Look at all images that the request names, and save the results as labels "original".
+
+        Args:
+            request: see `monailabel.interfaces.tasks.batch_infer.BatchInferTask`.
+            datastore: with the images.
+            infer: looks at one of them.
+
+        Returns:
+            For each image what `infer` returns, or "error" with what is wrong with it.
+        """
+        version = self.models.require().number
+
+        def guarded(one: dict[str, Any], store_of: Datastore) -> dict[str, Any]:
+            image = one["image"]
+            try:
+                answer = infer(one, store_of)
+            except Exception as error:  # of this image only
+                record = failure_record(message_of(error), version)
+                _logger.warning(f"{image} failed, the others go on: {record['anomaly_error']}")
+                answer = {"error": record["anomaly_error"]}
+            else:
+                record = score_record(answer["params"])
+            store(store_of, image, record)
+            return answer
+
+        # without a GPU MONAI Label would divide by their number
+        several = bool(request.get("multi_gpu", True)) and torch.cuda.device_count() > 0
+        return super().__call__({**request, "multi_gpu": several}, datastore, guarded)  # type: ignore[no-any-return]

@@ -1,0 +1,85 @@
+"""What readers' final labels say: an empty one marks a normal image, any other shows where it is abnormal."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+from monailabel.interfaces.datastore import Datastore
+
+__all__ = ["MARKED_NORMAL", "LabelledImage", "labelled_images"]
+
+# In an image's info: true where a datastore cannot keep the empty label that a reader submitted.
+MARKED_NORMAL = "marked_normal"
+
+
+class LabelledImage(NamedTuple):
+    """An image with a final label.
+
+    Args:
+        case: the image's name in the datastore.
+        patient: who is on it, where the datastore knows (DICOM), else the case.
+        image: path of the image.
+        label: path of the label; empty if the image is marked normal without one.
+        normal: whether the label is empty, or there is none.
+    """
+
+    case: str
+    patient: str
+    image: str
+    label: str
+    normal: bool
+
+
+@lru_cache(maxsize=1)
+def _loader() -> LoadImage:
+    # MONAI says of each new one again which of its readers are missing
+    return LoadImage(image_only=True, reader=["ITKReader", "NibabelReader"])
+
+
+def labelled_images(datastore: Datastore) -> list[LabelledImage]:
+    """All images with a final label, or marked normal without one, sorted by case.
+
+    Args:
+        datastore: with images and labels.
+
+    Returns:
+        One entry per image.
+
+    Raises:
+        ValueError: a label cannot be read.
+    """
+    pairs = datastore.datalist()
+    labels = {pair["image"]: pair["label"] for pair in pairs}
+    found = []
+    for case in datastore.get_labeled_images():
+        image, info = datastore.get_image_uri(case), datastore.get_image_info(case)
+        label = "" if info.get(MARKED_NORMAL) else labels.get(image)
+        if label is None:
+            continue  # it was removed since
+        normal = not label or not bool(load_label(label).any())
+        found.append(LabelledImage(case, str(info.get("PatientID") or case), image, label, normal))
+    return sorted(found)
+
+
+def load_label(path: str) -> MetaTensor:
+    """A label as it is in its file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (X, Y[, Z]).
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        label: Any = _loader()(path)
+    except Exception as error:  # a reader's, whichever was tried last
+        raise ValueError(
+            f"Expected a label in {path}; it cannot be read. Submit the label again, or remove it."
+        ) from error
+    return label

@@ -1,0 +1,57 @@
+"""What the datastore keeps of a case's score, beside its image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+
+__all__ = ["failure_record", "score_record", "store"]
+
+
+def score_record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of an image's info that a score becomes.
+
+    Args:
+        result: of an infer task.
+
+    Returns:
+        "anomaly_score", "anomaly_prediction", "anomaly_case_threshold", "anomaly_slice" (number of the most anomalous
+        one), "anomaly_model" (version) and an "anomaly_error" of None.
+    """
+    return {
+        "anomaly_score": result["anomaly_score"],
+        "anomaly_prediction": result["prediction"],
+        "anomaly_case_threshold": result["case_threshold"],
+        "anomaly_slice": (result["most_anomalous_slice"] or {}).get("number"),
+        "anomaly_model": result["model_version"],
+        "anomaly_error": None,
+    }
+
+
+def failure_record(message: str, model_version: int) -> dict[str, Any]:
+    """The entries of an image's info if it cannot be scored.
+
+    Args:
+        message: what is wrong with it.
+        model_version: of the model that was to score it; the next one tries again.
+
+    Returns:
+        "anomaly_error" and "anomaly_model", and None for an earlier score.
+    """
+    return {"anomaly_score": None, "anomaly_error": message, "anomaly_model": model_version}
+
+
+def store(datastore: Datastore, image_id: str, record: Mapping[str, Any]) -> None:
+    """Keep a record with its image.
+
+    Args:
+        datastore: where to.
+        image_id: of the image.
+        record: entries of its info, which replace those of the same name.
+    """
+    # The datastore writes its file as a whole, and the server writes it too: take in what it wrote meanwhile. Its
+    # refresh() does that and looks at every file of the studies, which is too much for each of their scores.
+    getattr(datastore, "_init_from_datastore_file", datastore.refresh)()
+    datastore.update_image_info(image_id, dict(record))

@@ -1,0 +1,92 @@
+"""Active learning strategies: which image a reader gets next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.strategy import Strategy
+
+__all__ = ["MostAnomalous", "NearestThreshold", "Worklist"]
+
+_DAY = 24 * 60 * 60
+
+
+class Worklist(Strategy):  # type: ignore[misc]
+    """Walks the images without a final label in the order of their scores.
+
+    An image that was handed out is not handed out again while others wait, or until `again_after` seconds have passed;
+    then the one that was handed out longest ago is. Images without a score come after those with one, and those that
+    cannot be scored after them.
+
+    Args:
+        description: for the viewer, a sentence.
+        again_after: seconds after which an image that was handed out, and not labelled, is as if it were not.
+    """
+
+    def __init__(self, description: str, again_after: float = _DAY) -> None:
+        super().__init__(description)
+        self.again_after = again_after
+
+    def urgency(self, score: float, threshold: float) -> float:
+        """How much an image is wanted, larger is earlier.
+
+        Args:
+            score: of the case.
+            threshold: of the case, by the model that scored it.
+
+        Returns:
+            The urgency, in the unit of the scores.
+        """
+        raise NotImplementedError
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
+        """Choose the next image.
+
+        Args:
+            request: "strategy", the name that this was asked for by.
+            datastore: with the images and their info.
+
+        Returns:
+            Its "id", and "waiting", how many have no final label; None if all have one.
+        """
+        datastore.refresh()  # scores are written by another process
+        images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
+        if not images:
+            return None
+        now = time.time()
+
+        def order(image: str) -> tuple[float, int, float, str]:
+            info = datastore.get_image_info(image)
+            served = info.get("strategy", {}).get(request["strategy"], {}).get("ts", 0)
+            served = served if now - served < self.again_after else 0
+            score, threshold = info.get("anomaly_score"), info.get("anomaly_case_threshold")
+            if score is None or threshold is None:
+                return (served, 2 if info.get("anomaly_error") else 1, 0.0, image)
+            return (served, 0, -self.urgency(score, threshold), image)
+
+        return {"id": min(images, key=order), "waiting": len(images)}
+
+
+class MostAnomalous(Worklist):
+    """The strategy `most_anomalous`: the highest score first."""
+
+    def __init__(self) -> None:
+        super().__init__("The most anomalous image that has no final label")
+
+    def urgency(self, score: float, threshold: float) -> float:
+        """The score itself."""
+        return score
+
+
+class NearestThreshold(Worklist):
+    """The strategy `nearest_threshold`: where the model is least sure whether the case is normal."""
+
+    def __init__(self) -> None:
+        super().__init__("The image whose score is nearest to the threshold, of those that have no final label")
+
+    def urgency(self, score: float, threshold: float) -> float:
+        """How near the score is to the threshold."""
+        return -abs(score - threshold)

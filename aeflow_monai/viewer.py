@@ -1,0 +1,246 @@
+"""What a viewer of one case gets: a mask or map that it can show, and numbers that say where to look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing, to_affine_nd
+from monai.transforms import MapTransform
+from monai.utils import MetaKeys, SpaceKeys
+from torch import Tensor
+
+from aeflow_monai.profile import LETTERS
+from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.slicing import SlicedInferer
+from aeflow_monai.writers import DISCLAIMER, SLICE_AXES, ras_affine, slice_positions
+
+__all__ = ["ViewerInferer", "ViewerResultd", "parse_threshold"]
+
+OUTPUTS = ("mask", "map", "scaled_map")
+CALIBRATED = "calibrated"
+# What the inferer says of a case beside its map and the scores of its slices.
+_NUMBERS = ("anomaly_score", "case_threshold", "slice_threshold", "map_threshold")
+
+
+class ViewerInferer(SlicedInferer):
+    """A `SlicedInferer` that a server can hand the bare network to: the case's score and the thresholds come along.
+
+    MONAI Label loads the checkpoint into a network of its own, so whoever shows the map cannot ask the config's network
+    for thresholds. Any other network, such as a `MapScorer`, is run as `SlicedInferer` does.
+
+    Args:
+        slicer: the policy.
+        batch_size: slices that go through the network together.
+    """
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor | dict[str, Tensor]],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Look at a volume.
+
+        Args:
+            inputs: (1, C, X, Y, Z), oriented to PLS, in [0, 1].
+            network: an `AnomalyScorer`, or what `SlicedInferer` takes.
+            args: further arguments of the network.
+            kwargs: further arguments of the network.
+
+        Returns:
+            Of an `AnomalyScorer` a dictionary: "anomaly_map" (1, 1, X, Y, Z), "slice_scores_<plane>" (1, slices), and
+            the numbers "anomaly_score", "case_threshold", "slice_threshold" and "map_threshold". Of any other network
+            what `SlicedInferer` gives.
+
+        Raises:
+            ValueError: the network is not calibrated; or see `SlicedInferer`.
+        """
+        if not isinstance(network, AnomalyScorer):
+            return super().__call__(inputs, network, *args, **kwargs)
+        if not math.isfinite(float(network.case_threshold)):
+            raise ValueError(
+                "The model is not calibrated, so its scores have no unit. Use the model.pt that a training ends with."
+            )
+
+        def map_and_scores(images: Tensor) -> dict[str, Tensor]:
+            anomaly_map = network(images)
+            return {"anomaly_map": anomaly_map, "slice_scores": network.slice_scores(anomaly_map)}
+
+        output: dict[str, Any] = dict(super().__call__(inputs, map_and_scores))
+        scores = _slice_scores(output, squeeze=True)
+        output["anomaly_score"] = float(network.case_score(scores))
+        for name in _NUMBERS[1:]:
+            output[name] = float(getattr(network, name))
+        return output
+
+
+class ViewerResultd(MapTransform):  # type: ignore[misc]
+    """Make of an anomaly map what a viewer shows, under "pred", and what it says of the case, under "result".
+
+    Takes what `ViewerInferer` gives, with the map back on the grid of its file (see `monai.transforms.Invertd`), and
+    the preprocessed image. "pred" is a volume (1, X, Y, Z); of a 2D image it has one slice. Which, is a choice:
+
+    - "mask": 1 where the map exceeds the threshold, 0 elsewhere, uint8.
+    - "map": the map itself, float32, in standard deviations of held-out normals.
+    - "scaled_map": uint8 for viewers that show nothing else. 0 is a typical normal, 128 the model's threshold, and 255
+      twice as much or more. The scale is the model's, not the image's, so that two maps compare.
+
+    "result" is a dictionary that JSON can hold:
+
+    - `anomaly_score`, `case_threshold`, `prediction`: the case's score, and 1 if it exceeds the model's threshold.
+    - `map_threshold`: the one that "pred" was made with; `slice_threshold`: the model's.
+    - `profile`: of each plane the `scores` of its slices, None where one was skipped, and their `positions_mm`.
+    - `most_anomalous_slice`: its `plane`, `number` (counted from 1 as on the command line: axial from inferior to
+      superior), `score`, `position_mm` (of its centre along S, A or R), `center_ras_mm` (three numbers), and its `axis`
+      and `index` in the file's own array, counted from 0.
+    - `anomalous_voxels`, `anomalous_ml`: how much exceeds the threshold.
+    - `scale`: of a scaled map, the `low` and `high` that 0 and 255 stand for.
+    - `unit` and `notice`, in words.
+
+    Args:
+        image_key: preprocessed image (C, X, Y, Z), a `MetaTensor` in orientation PLS.
+        map_key: anomaly map (1, X, Y[, Z]) on the grid of the file, a `MetaTensor`.
+        output: "mask", "map" or "scaled_map".
+        threshold: of the map, a number of standard deviations, or "calibrated" for the model's own.
+
+    Raises:
+        ValueError: an unknown output, or a threshold that is neither.
+    """
+
+    def __init__(
+        self,
+        image_key: str = "image",
+        map_key: str = "anomaly_map",
+        output: str = "mask",
+        threshold: float | str = CALIBRATED,
+    ) -> None:
+        super().__init__(map_key)
+        if output not in OUTPUTS:
+            raise ValueError(f"Unknown output {output!r}: choose one of {list(OUTPUTS)}.")
+        self.image_key = image_key
+        self.output = output
+        self.threshold = parse_threshold(threshold)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Make what is shown of one case."""
+        d = dict(data)
+        anomaly_map, image = d[self.keys[0]], d[self.image_key]
+        numbers = {name: float(d.pop(name)) for name in _NUMBERS}
+        threshold = numbers["map_threshold"] if self.threshold is None else self.threshold
+        values = torch.as_tensor(anomaly_map).as_subclass(Tensor).cpu()
+        affine = to_affine_nd(3, ras_affine(anomaly_map.affine, anomaly_map.meta))
+        above = values > threshold
+        n_above = int(above.sum())
+        voxel_ml = math.prod(float(size) for size in affine_to_spacing(affine)) / 1000
+        result = {
+            "anomaly_score": numbers["anomaly_score"],
+            "case_threshold": numbers["case_threshold"],
+            "prediction": int(numbers["anomaly_score"] > numbers["case_threshold"]),
+            "slice_threshold": numbers["slice_threshold"],
+            "map_threshold": threshold,
+            **_where(image, _slice_scores(d), affine, tuple(values.shape[1:])),
+            "anomalous_voxels": n_above,
+            "anomalous_ml": n_above * voxel_ml,
+            "unit": "standard deviations of held-out normals",
+            "notice": DISCLAIMER,
+        }
+        if self.output == "mask":
+            shown = above.to(torch.uint8)
+        elif self.output == "map":
+            shown = values.float()
+        else:
+            span = abs(numbers["map_threshold"]) or 1.0
+            low, high = numbers["map_threshold"] - span, numbers["map_threshold"] + span
+            shown = ((values.float() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+            result["scale"] = {"low": low, "high": high}
+        if shown.ndim == 3:
+            shown = shown[..., None]  # a slice, which keeps its place in the world in any format
+        d["pred"] = MetaTensor(shown, affine=torch.as_tensor(affine), meta={MetaKeys.SPACE: SpaceKeys.RAS})
+        d["result"] = result
+        # MONAI Label resizes and places "pred" by what the image's metadata say of the file
+        image.meta[MetaKeys.SPATIAL_SHAPE] = np.array(shown.shape[1:])
+        image.meta[MetaKeys.ORIGINAL_AFFINE] = affine
+        return d
+
+
+def parse_threshold(value: float | str | None) -> float | None:
+    """Read a threshold as a person or a viewer's options panel gives it.
+
+    Args:
+        value: a number of standard deviations, also as text; "calibrated", None or an empty text for the model's own.
+
+    Returns:
+        The number, or None for the model's own.
+
+    Raises:
+        ValueError: neither of them.
+
+    Example:
+        >>> parse_threshold("4.5"), parse_threshold("calibrated")
+        (4.5, None)
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", CALIBRATED)):
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"Expected a threshold of {CALIBRATED!r}, which is the model's own, or a number of standard deviations "
+            f"such as 4.5; got {value!r}."
+        )
+    return number
+
+
+def _slice_scores(output: Mapping[Any, Any], squeeze: bool = False) -> dict[str, Tensor]:
+    """Scores of the slices by plane; of the batch's only case if squeezed."""
+    prefix = "slice_scores_"
+    found = {str(key): torch.as_tensor(value).cpu() for key, value in output.items() if str(key).startswith(prefix)}
+    return {key.removeprefix(prefix): value[0] if squeeze else value for key, value in found.items()}
+
+
+def _where(
+    image: MetaTensor, slice_scores: Mapping[str, Tensor], file_affine: npt.NDArray[Any], file_shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """The profile and the most anomalous slice, along the first plane in which one was looked at."""
+    affine, shape = ras_affine(image.affine, image.meta), tuple(image.shape[1:])
+    flat = len(file_shape) == 2
+    if flat:
+        # laid into the axial plane, where the image itself need not lie
+        affine, shape = file_affine, (*file_shape, 1)
+    profile, most = {}, None
+    for plane, scores in slice_scores.items():
+        axis, world = SLICE_AXES[plane], "RAS".index(LETTERS[plane])
+        positions = slice_positions(affine, shape, axis, world)
+        rounded = [round(float(position), 3) for position in positions]
+        profile[plane] = {
+            "scores": [None if math.isnan(score) else score for score in scores.tolist()],
+            "positions_mm": rounded,
+        }
+        if most is not None or bool(scores.isnan().all()):
+            continue
+        number = int(scores.nan_to_num(-math.inf).argmax())
+        center = np.array([(size - 1) / 2 for size in shape])
+        center[axis] = number
+        ras = affine[:3, :3] @ center + affine[:3, 3]
+        to_file = np.linalg.inv(file_affine)
+        file_axis = axis if flat else int(np.abs((to_file @ affine)[:3, axis]).argmax())
+        index = 0 if flat else round(float((to_file @ np.append(ras, 1))[file_axis]))
+        most = {
+            "plane": plane,
+            "number": number + 1,
+            "score": float(scores[number]),
+            "position_mm": rounded[number],
+            "center_ras_mm": [round(float(value), 3) for value in ras],
+            "axis": file_axis,
+            "index": index if flat else min(max(index, 0), file_shape[file_axis] - 1),
+        }
+    return {"profile": profile, "most_anomalous_slice": most}

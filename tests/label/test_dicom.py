@@ -1,0 +1,152 @@
+"""The app on a DICOMweb server: Orthanc with its DICOMweb plugin, where Debian's packages are installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("monailabel") is None,
+        reason="MONAI Label has an environment of its own: pip install -e '.[label]'",
+    ),
+    pytest.mark.skipif(
+        shutil.which("Orthanc") is None or not PLUGIN.exists(),
+        reason="a DICOMweb server is needed: apt-get install orthanc orthanc-dicomweb",
+    ),
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # MONAI Label's client leaves them open
+    pytest.mark.filterwarnings("ignore::UserWarning:pydicom"),
+]
+
+CASES = ("train_normal_000", "train_normal_001", "test_abnormal_000")
+
+
+def as_series(path: Path, case: str) -> tuple[str, list[bytes]]:
+    """A volume as an MR series: its UID and files."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.filewriter import dcmwrite
+    from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+    image = nib.as_closest_canonical(nib.load(path))
+    values = np.asarray(image.dataobj).astype(np.int16)
+    affine = np.diag([-1, -1, 1, 1]) @ image.affine
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    right, down, _ = (affine[:3, :3] / spacing).T
+    study, series, frame = generate_uid(), generate_uid(), generate_uid()
+    files = []
+    for index in range(values.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        file = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        file.is_little_endian, file.is_implicit_VR = True, False
+        file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        file.StudyInstanceUID, file.SeriesInstanceUID, file.FrameOfReferenceUID = study, series, frame
+        file.PatientName = file.PatientID = case
+        file.StudyDate, file.StudyTime, file.Modality = "20250101", "120000", "MR"
+        file.SeriesNumber, file.InstanceNumber = 1, index + 1
+        file.SamplesPerPixel, file.PhotometricInterpretation, file.PixelRepresentation = 1, "MONOCHROME2", 1
+        file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
+        file.Rows, file.Columns = values.shape[1], values.shape[0]
+        file.PixelSpacing = [f"{spacing[1]:.6f}", f"{spacing[0]:.6f}"]
+        file.SliceThickness = file.SpacingBetweenSlices = f"{spacing[2]:.6f}"
+        file.ImageOrientationPatient = [f"{value:.8f}" for value in (*right, *down)]
+        file.ImagePositionPatient = [f"{value:.6f}" for value in (affine @ [0, 0, index, 1])[:3]]
+        file.PixelData = np.ascontiguousarray(values[:, :, index].T).tobytes()
+        stream = io.BytesIO()
+        dcmwrite(stream, file, write_like_original=False)
+        files.append(stream.getvalue())
+    return series, files
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory, volumes: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Address of a DICOMweb server on loopback, and the UIDs of its series by case."""
+    folder = tmp_path_factory.mktemp("pacs")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = {
+        **{"StorageDirectory": str(folder), "IndexDirectory": str(folder), "Plugins": [str(PLUGIN)]},
+        **{"HttpPort": port, "DicomServerEnabled": False, "RemoteAccessAllowed": False},
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(options))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.2)
+        series = {}
+        for case in CASES:
+            series[case], files = as_series(volumes / f"images/{case}.nii.gz", case)
+            for content in files:
+                headers = {"content-type": "application/dicom"}
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/instances", content, headers)
+                with urllib.request.urlopen(request) as answer:
+                    assert answer.status == 200
+        yield f"http://127.0.0.1:{port}/dicom-web", series
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def test_series_are_scored_marked_normal_and_trained_on(
+    pacs: tuple[str, dict[str, str]], make_server: Callable[..., Any], volumes: Path, tmp_path: Path
+) -> None:
+    address, series = pacs
+    limits = {"MONAI_LABEL_DICOMWEB_SEARCH_FILTER": '{"Modality": "MR"}', "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "1"}
+    server = make_server(address, **limits)
+    server.start()
+    try:
+        path, said = server.client.infer("anomaly_mask", series["test_abnormal_000"], {})
+        source = volumes / "images/test_abnormal_000.nii.gz"
+        _, expected = server.client.infer("anomaly_mask", "", {}, file=str(source))
+        assert said["anomaly_score"] == pytest.approx(expected["anomaly_score"], abs=1e-4)
+        answer, original = (nib.as_closest_canonical(nib.load(file)) for file in (path, source))
+        assert answer.shape == original.shape
+        np.testing.assert_allclose(answer.affine, original.affine, atol=1e-4)
+        assert "cannot be fetched" in server.refusal("infer", "anomaly_mask", "1.2.3", {})
+
+        empty = tmp_path / "empty.nii.gz"
+        nib.save(nib.Nifti1Image(np.zeros(answer.shape, np.uint8), answer.affine), empty)
+        for case in CASES[:2]:
+            server.client.save_label(series[case], str(empty), tag="final")
+        time.sleep(1.5)
+        assert server.client.info()["datastore"]["completed"] == 2
+        assert server.client.next_sample("most_anomalous", {})["id"] == series["test_abnormal_000"]
+        server.client.train_start("anomaly", {"max_epochs": 1})
+        status = server.wait_for("/train/")
+        assert status["status"] == "DONE", status["details"]
+        record = json.loads((server.folder / "app/model/model_v2.json").read_text())
+        assert record["trained_on"] == sorted(series[case] for case in CASES[:2])
+        server.get("/scoring/anomaly_score", "POST", {})
+        assert server.wait_for("/scoring/")["status"] == "DONE"
+        sample = server.client.next_sample("most_anomalous", {})
+        assert sample["PatientID"] == "test_abnormal_000"
+        assert sample["anomaly_model"] == 2
+    finally:
+        server.close()

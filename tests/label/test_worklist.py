@@ -1,0 +1,226 @@
+"""The worklist, batch inference, training and evaluation over HTTP, and what is left when one of them breaks off.
+
+A server takes long to start, so the tests share one: each goes on where the one before left it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from aeflow_monai.label.server import make_app_folder
+
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("monailabel") is None,
+        reason="MONAI Label has an environment of its own: pip install -e '.[label]'",
+    ),
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # MONAI Label's client leaves them open
+]
+
+NORMALS = tuple(f"train_normal_00{number}" for number in range(4))
+
+
+@pytest.fixture(scope="module")
+def studies(make_studies: Callable[[], Path], volumes: Path) -> Path:
+    """The studies, and normal volumes that a reader can mark."""
+    folder = make_studies()
+    for name in NORMALS:
+        shutil.copy(volumes / f"images/{name}.nii.gz", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(studies: Path, make_server: Callable[..., Any]) -> Iterator[Any]:
+    server = make_server(studies)
+    server.start()
+    yield server
+    server.close()
+
+
+def submit(server: Any, image: str, mask: Any, like: Path, folder: Path) -> None:
+    """A reader submits a final label."""
+    source = nib.load(like / f"{image}.nii.gz")
+    file = folder / f"{image}.nii.gz"
+    nib.save(nib.Nifti1Image(np.broadcast_to(np.uint8(mask), source.shape), source.affine), file)
+    server.client.save_label(image, str(file), tag="final")
+
+
+def walk(server: Any, strategy: str, steps: int) -> list[str]:
+    return [server.client.next_sample(strategy, {})["id"] for _ in range(steps)]
+
+
+def models(server: Any) -> list[str]:
+    return sorted(file.name for file in (server.folder / "app/model").glob("model_v*.pt"))
+
+
+def test_scores_sort_the_worklist_and_a_broken_image_is_last(server: Any) -> None:
+    infos = server.wait_for_scores(1)
+    assert "Expected an image" in infos["broken"]["anomaly_error"]
+    scores = {name: info["anomaly_score"] for name, info in infos.items() if name != "broken"}
+    threshold = next(info["anomaly_case_threshold"] for info in infos.values() if info.get("anomaly_case_threshold"))
+    by_score = sorted(scores, key=lambda name: -scores[name])
+    by_doubt = sorted(scores, key=lambda name: abs(scores[name] - threshold))
+    assert by_score != by_doubt
+    assert walk(server, "most_anomalous", len(infos)) == [*by_score, "broken"]
+    assert walk(server, "nearest_threshold", len(infos)) == [*by_doubt, "broken"]
+    # whoever goes on gets what was handed out longest ago, and no image with a final label
+    assert walk(server, "most_anomalous", 1) == by_score[:1]
+    said = server.refusal("next_sample", "random", {})
+    assert "400" in said
+    assert "'random'" in said
+
+
+def test_batch_inference_saves_masks_and_goes_on_after_a_broken_image(server: Any, studies: Path) -> None:
+    server.get("/batch/infer/anomaly_mask", "POST", {})
+    status = server.wait_for("/batch/infer")
+    assert status["status"] == "DONE", status["details"]
+    objects = server.client.datastore()["objects"]
+    assert "original" not in objects["broken"]["labels"]
+    for name, entry in objects.items():
+        if name == "broken":
+            continue
+        info = entry["labels"]["original"]["info"]
+        assert info["params"]["anomaly_score"] == pytest.approx(entry["image"]["info"]["anomaly_score"], abs=1e-6)
+        assert (studies / "labels/original" / info["name"]).is_file()
+    mask = nib.load(studies / "labels/original/test_abnormal_000.nii.gz")
+    np.testing.assert_array_equal(mask.affine, nib.load(studies / "test_abnormal_000.nii.gz").affine)
+    # a model that there is not is refused before anything starts
+    with pytest.raises(AssertionError, match="There is no model 'organs'"):
+        server.get("/batch/infer/organs", "POST", {})
+
+
+def test_training_on_marked_normals_gives_the_next_model(
+    server: Any, studies: Path, volumes: Path, tmp_path: Path
+) -> None:
+    before = server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]
+    assert before["model_version"] == 1
+    for name in NORMALS:
+        submit(server, name, 0, studies, tmp_path)
+    lesion = nib.load(volumes / "masks/test_abnormal_000.nii.gz").get_fdata() > 0
+    submit(server, "test_abnormal_000", lesion, studies, tmp_path)
+    submit(server, "test_normal_000", 0, studies, tmp_path)
+    assert server.client.info()["datastore"]["completed"] == 6
+
+    server.client.train_start("anomaly", {"max_epochs": 1, "val_split": 0.3, "train_batch_size": 8})
+    status = server.wait_for("/train/")
+    assert status["status"] == "DONE", status["details"]
+
+    stats = server.client.info()["train_stats"]["anomaly"]
+    assert (stats["epoch"], stats["total_epochs"], stats["model_version"]) == (1, 1, 2)
+    assert stats["total_time"]
+    assert stats["train"]["metrics"]["train_loss"] == pytest.approx(stats["train"]["best_metric"])
+    assert set(stats["eval"]["metrics"]) >= {"val_loss", "val_flow_loss", "val_reconstruction_loss"}
+    assert models(server) == ["model_v1.pt", "model_v2.pt"]
+    record = json.loads((server.folder / "app/model/model_v2.json").read_text())
+    assert record["trained_on"] == sorted([*NORMALS, "test_normal_000"])
+    assert record["options"] == {"epochs": 1, "calibration_fraction": 0.3, "batch_size": 8}
+
+    after = server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]
+    assert after["model_version"] == 2
+    assert after["case_threshold"] != before["case_threshold"]
+    # the new model scores the worklist by itself, and readers' labels become metrics
+    infos = server.wait_for_scores(2, ask=False)
+    assert infos["test_abnormal_000"]["anomaly_score"] == pytest.approx(after["anomaly_score"], abs=1e-6)
+    report: dict[str, Any] = {}
+    for _ in range(300):
+        report = server.client.info()["train_stats"]["anomaly"]["evaluation"]
+        if report.get("model_version") == 2:
+            break
+        time.sleep(0.3)
+    assert report["model_version"] == 2
+    assert (report["n_images"], report["n_trained_on"], report["failed"]) == (1, 5, {})
+    assert report["metrics"]["n_lesion_voxels"] <= int(lesion.sum())
+    assert 0 <= report["metrics"]["voxel_auroc"] <= 1
+    assert server.client.info()["train_stats"]["anomaly"]["best_metric"] == report["metrics"]["dice"]
+    # what a reader has labelled is not in the worklist any more
+    assert "test_abnormal_000" not in walk(server, "most_anomalous", 5)
+
+
+@pytest.mark.parametrize("who", ["server", "training"])
+def test_a_training_that_is_killed_leaves_the_model(server: Any, studies: Path, tmp_path: Path, who: str) -> None:
+    before = server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]
+    there = models(server)
+    for name in NORMALS:
+        submit(server, name, 0, studies, tmp_path)
+    model = server.folder / "app/model" / there[-1]
+    content = model.read_bytes()
+    stats = server.folder / "app/model/train_stats.json"
+    stats.unlink(missing_ok=True)
+    server.client.train_start("anomaly", {"max_epochs": 200})
+    end = time.monotonic() + 120
+    while not stats.is_file():  # written after the first epoch
+        assert time.monotonic() < end, server.log.read_text()
+        time.sleep(0.1)
+    if who == "training":
+        server.client.train_stop()
+        assert server.wait_for("/train/")["status"] == "STOPPED"
+    else:
+        server.stop(signal.SIGKILL)
+        # the training, which outlives its server, ends by itself and does not bring a model later
+        group = server.process.pid
+        end = time.monotonic() + 60
+        while True:
+            try:
+                os.killpg(group, 0)
+            except ProcessLookupError:
+                break
+            assert time.monotonic() < end, "the training goes on without its server"
+            time.sleep(0.2)
+        server.start()
+    answer = server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]
+    assert answer["model_version"] == before["model_version"]
+    assert answer["anomaly_score"] == pytest.approx(before["anomaly_score"], abs=1e-6)
+    assert model.read_bytes() == content
+    assert models(server) == there
+
+
+def test_a_server_without_a_model_says_what_to_do_and_trains_the_first(
+    make_studies: Callable[[], Path], make_server: Callable[..., Any], overlay: Path, tmp_path: Path
+) -> None:
+    studies = make_studies()
+    server = make_server(studies, model=None)
+    app = make_app_folder(server.folder / "app")
+    monailabel = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
+    server.command = [*monailabel, "--conf", "configs", str(overlay), *server.command[-4:]]
+    server.start()
+    try:
+        info = server.client.info()
+        assert info["models"] == {}
+        assert info["train_stats"] == {"anomaly": {}}
+        assert "There is no model yet" in server.refusal("infer", "anomaly_mask", "test_abnormal_000", {})
+        assert "There is no model 'organs'" in server.refusal("train_start", "organs", {})
+
+        # trainings that fail say why, and leave no model
+        submit(server, "test_normal_000", 0, studies, tmp_path)
+        server.client.train_start("anomaly", {"max_epochs": 1})
+        status = server.wait_for("/train/")
+        assert status["status"] == "ERROR"
+        assert "found 1 among 6 images" in "\n".join(status["details"])
+        submit(server, "test_normal_001", 0, studies, tmp_path)
+        for options, words in (({"max_epochs": "many"}, "'many'"), ({"learning_rate": 1e12}, "diverged")):
+            server.client.train_start("anomaly", options)
+            status = server.wait_for("/train/")
+            assert status["status"] == "ERROR"
+            assert words in "\n".join(status["details"])
+        assert models(server) == []
+        assert server.client.info()["models"] == {}
+
+        server.client.train_start("anomaly", {"max_epochs": 1})
+        assert server.wait_for("/train/")["status"] == "DONE"
+        assert set(server.client.info()["models"]) == {"anomaly_mask", "anomaly_map"}
+        assert server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]["model_version"] == 1
+    finally:
+        server.close()
