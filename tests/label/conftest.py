@@ -199,7 +199,7 @@ def make_server(
         server.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def audit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment of a server that writes down what it writes and where it connects to."""
     folder = tmp_path_factory.mktemp("audit")
