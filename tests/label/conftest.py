@@ -1,4 +1,5 @@
 import http.client
+import importlib.util
 import json
 import os
 import shutil
@@ -35,6 +36,17 @@ def _hook(event, args):
         os.write(_log, f"network {event} {args[1] if event != 'socket.getaddrinfo' else args[0]!r}\\n".encode())
 sys.addaudithook(_hook)
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What holds for all tests of this folder."""
+    for item in items:
+        if Path(__file__).parent not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))  # of its client
+        if importlib.util.find_spec("monailabel") is None:
+            reason = "MONAI Label has an environment of its own: pip install -e '.[label]'"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 class Server:
@@ -175,6 +187,11 @@ def make_studies(volumes: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
         return folder
 
     return make
+
+
+@pytest.fixture(scope="module")
+def studies(make_studies: Callable[[], Path]) -> Path:
+    return make_studies()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import shutil
@@ -22,14 +21,9 @@ PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
 pytestmark = [
     pytest.mark.skipif(
-        importlib.util.find_spec("monailabel") is None,
-        reason="MONAI Label has an environment of its own: pip install -e '.[label]'",
-    ),
-    pytest.mark.skipif(
         shutil.which("Orthanc") is None or not PLUGIN.exists(),
         reason="a DICOMweb server is needed: apt-get install orthanc orthanc-dicomweb",
     ),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # MONAI Label's client leaves them open
     pytest.mark.filterwarnings("ignore::UserWarning:pydicom"),
 ]
 

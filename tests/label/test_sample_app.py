@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -16,14 +15,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("monailabel") is None,
-        reason="MONAI Label has an environment of its own: pip install -e '.[label]'",
-    ),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # MONAI Label's client leaves them open
-]
-
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, volumes: Path, run_workflow: Callable[..., Any]) -> Path:
@@ -34,11 +25,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, volumes: Path, run_workflow
     for left in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / "models" / left)
     return folder
-
-
-@pytest.fixture(scope="module")
-def studies(make_studies: Callable[[], Path]) -> Path:
-    return make_studies()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -15,20 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("monailabel") is None,
-        reason="MONAI Label has an environment of its own: pip install -e '.[label]'",
-    ),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # MONAI Label's client leaves them open
-]
-
 VOLUMES = ("test_normal_000", "test_normal_001", "test_abnormal_000", "test_abnormal_001")
-
-
-@pytest.fixture(scope="module")
-def studies(make_studies: Callable[[], Path]) -> Path:
-    return make_studies()
 
 
 @pytest.fixture(scope="module")

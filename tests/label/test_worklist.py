@@ -5,7 +5,6 @@ A server takes long to start, so the tests share one: each goes on where the one
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -21,14 +20,6 @@ import numpy as np
 import pytest
 
 from aeflow_monai.label.server import make_app_folder
-
-pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("monailabel") is None,
-        reason="MONAI Label has an environment of its own: pip install -e '.[label]'",
-    ),
-    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # MONAI Label's client leaves them open
-]
 
 NORMALS = tuple(f"train_normal_00{number}" for number in range(4))
 
