@@ -23,7 +23,7 @@ __all__ = [
     "standard_normal_log_density",
 ]
 
-# Inside the coupling, outputs of the subnet are scaled down so that a new flow starts close to the identity.
+# Each subnet scales its outputs by this, so that a new flow starts close to the identity.
 _SUBNET_SCALE = 0.1
 
 
@@ -176,6 +176,7 @@ class FlowStep(nn.Module):
         passive, active = torch.split(features, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         scale = self._scale()
+        # added in place, since the gradient of addcmul makes one more pass through memory
         joined = torch.cat([passive, (active * torch.exp(log_scale)).add_(shift)], dim=1)
         moved = (joined * scale.view(1, -1, 1, 1)).add_(self.global_offset.view(1, -1, 1, 1))
         log_abs_det = log_scale.sum(dim=1, keepdim=True) + scale.log().sum()

@@ -101,7 +101,7 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         if self.keys:
             case = file_name(d)
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            # compression lets go of Python's lock, so that two files are written in the time of one
+            # compression lets go of Python's lock, so that two cores work at it
             with ThreadPoolExecutor(_WRITERS) as pool:
                 for written in [pool.submit(self._write, d[key], key, case) for key in self.key_iterator(d)]:
                     written.result()
