@@ -15,7 +15,7 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import ImageMetaKey, ensure_tuple
 from torch.utils.data import DataLoader, Dataset
 
-from aeflow_monai.workflow import root_cause
+from aeflow_monai.workflow import describe_error, root_cause
 from aeflow_monai.writers import ScoreTable
 
 __all__ = ["CaseFailures", "Failure", "FailureLog", "GuardedDataset", "GuardedEvaluator"]
@@ -235,11 +235,7 @@ def failure_of(item: Mapping[Any, Any], stage: str, error: Exception) -> Failure
         image = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ, "")
     file = ", ".join(str(path) for path in ensure_tuple(image))
     case = ", ".join(str(name) for name in ensure_tuple(item.get("case", file)))
-    cause = root_cause(error)
-    message = str(cause).strip()
-    if not (message and isinstance(cause, (ValueError, RuntimeError, OSError))):  # says too little without its name
-        message = f"{type(cause).__name__}: {message}" if message else type(cause).__name__
-    return Failure(case, file, stage, message)
+    return Failure(case, file, stage, describe_error(error))
 
 
 def _first_line(message: str) -> str:

@@ -170,7 +170,7 @@ class RequireCalibration:
         Raises:
             ValueError: they were never fitted.
         """
-        if not math.isfinite(float(self.scorer.case_threshold)):
+        if not self.scorer.is_calibrated:
             raise ValueError(
                 "The checkpoint is not calibrated, so it comes from the middle of a training. Finish the training "
                 "(--resume <this checkpoint>), or give the model.pt that it ends with."

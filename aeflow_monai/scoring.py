@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.flow import standard_normal_log_density
 
-__all__ = ["AnomalyScorer"]
+__all__ = ["AnomalyScorer", "scores_by_plane"]
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 SCORINGS = ("likelihood", "latent", "paper")
@@ -94,6 +94,11 @@ class AnomalyScorer(nn.Module):
         self.register_buffer("map_threshold", torch.tensor(math.inf))
         self.register_buffer("slice_threshold", torch.tensor(math.inf))
         self.register_buffer("case_threshold", torch.tensor(math.inf))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the thresholds were fitted, which the end of a training does."""
+        return math.isfinite(float(self.case_threshold))
 
     def forward(self, image: Tensor) -> Tensor:
         """Anomaly map (N, 1, H, W) of images (N, C, H, W) in [0, 1]."""
@@ -227,6 +232,20 @@ class AnomalyScorer(nn.Module):
         return torch.cat(
             [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False) for m in maps], dim=1
         )
+
+
+def scores_by_plane(output: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The scores of slices among what an inferer gives for a volume, for `AnomalyScorer.case_score`.
+
+    Args:
+        output: with the scores of each plane under "slice_scores_<plane>", any shape.
+
+    Returns:
+        From plane ("axial", ...) to its scores, on the CPU.
+    """
+    prefix = "slice_scores_"
+    found = {str(key): value for key, value in output.items() if str(key).startswith(prefix)}
+    return {key.removeprefix(prefix): torch.as_tensor(scores).cpu() for key, scores in found.items()}
 
 
 def _readable(settings: Tensor) -> list[Any]:

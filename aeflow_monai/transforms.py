@@ -16,7 +16,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 from torch import Tensor
 
-from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.scoring import AnomalyScorer, scores_by_plane
 
 __all__ = ["EnsureVolumed", "MaskMapd", "MatchChannelsd", "ScaleForegroundd", "ScoreMapd", "intensity_statistics"]
 
@@ -198,12 +198,9 @@ class ScoreMapd(MapTransform):  # type: ignore[misc]
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Score one case."""
         d = dict(data)
-        prefix = "slice_scores_"
-        slice_scores = {
-            str(key).removeprefix(prefix): torch.as_tensor(d.pop(key)).cpu()
-            for key in list(d)
-            if str(key).startswith(prefix)
-        }
+        slice_scores = scores_by_plane(d)
+        for plane in slice_scores:
+            del d[f"slice_scores_{plane}"]
         score = float(self.scorer.case_score(slice_scores))
         if not math.isfinite(score):
             raise ValueError(

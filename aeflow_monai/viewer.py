@@ -16,7 +16,7 @@ from monai.utils import MetaKeys, SpaceKeys
 from torch import Tensor
 
 from aeflow_monai.profile import LETTERS
-from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.scoring import AnomalyScorer, scores_by_plane
 from aeflow_monai.slicing import SlicedInferer
 from aeflow_monai.writers import DISCLAIMER, SLICE_AXES, ras_affine, slice_positions
 
@@ -64,7 +64,7 @@ class ViewerInferer(SlicedInferer):
         """
         if not isinstance(network, AnomalyScorer):
             return super().__call__(inputs, network, *args, **kwargs)
-        if not math.isfinite(float(network.case_threshold)):
+        if not network.is_calibrated:
             raise ValueError(
                 "The model is not calibrated, so its scores have no unit. Use the model.pt that a training ends with."
             )
@@ -74,8 +74,8 @@ class ViewerInferer(SlicedInferer):
             return {"anomaly_map": anomaly_map, "slice_scores": network.slice_scores(anomaly_map)}
 
         output: dict[str, Any] = dict(super().__call__(inputs, map_and_scores))
-        scores = _slice_scores(output, squeeze=True)
-        output["anomaly_score"] = float(network.case_score(scores))
+        of_the_case = {plane: scores[0] for plane, scores in scores_by_plane(output).items()}
+        output["anomaly_score"] = float(network.case_score(of_the_case))
         for name in _NUMBERS[1:]:
             output[name] = float(getattr(network, name))
         return output
@@ -145,7 +145,7 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
             "prediction": int(numbers["anomaly_score"] > numbers["case_threshold"]),
             "slice_threshold": numbers["slice_threshold"],
             "map_threshold": threshold,
-            **_where(image, _slice_scores(d), affine, tuple(values.shape[1:])),
+            **_where(image, scores_by_plane(d), affine, tuple(values.shape[1:])),
             "anomalous_voxels": n_above,
             "anomalous_ml": n_above * voxel_ml,
             "unit": "standard deviations of held-out normals",
@@ -198,13 +198,6 @@ def parse_threshold(value: float | str | None) -> float | None:
             f"such as 4.5; got {value!r}."
         )
     return number
-
-
-def _slice_scores(output: Mapping[Any, Any], squeeze: bool = False) -> dict[str, Tensor]:
-    """Scores of the slices by plane; of the batch's only case if squeezed."""
-    prefix = "slice_scores_"
-    found = {str(key): torch.as_tensor(value).cpu() for key, value in output.items() if str(key).startswith(prefix)}
-    return {key.removeprefix(prefix): value[0] if squeeze else value for key, value in found.items()}
 
 
 def _where(

@@ -23,6 +23,7 @@ __all__ = [
     "announce",
     "bundle_root",
     "check_config",
+    "describe_error",
     "explain_errors",
     "home",
     "keep_freed_memory",
@@ -163,6 +164,26 @@ def root_cause(error: BaseException) -> BaseException:
     while (deeper := error.__cause__ or error.__context__) is not None and _is_raised_by_monai(error):
         error = deeper
     return error
+
+
+def describe_error(error: BaseException) -> str:
+    """What an error says, without what MONAI wrapped it in.
+
+    Args:
+        error: as it was caught.
+
+    Returns:
+        The message of its `root_cause`, with the type before it where the message alone says too little.
+
+    Example:
+        >>> describe_error(ValueError("It is empty.")), describe_error(KeyError("image"))
+        ('It is empty.', "KeyError: 'image'")
+    """
+    cause = root_cause(error)
+    message, kind = str(cause).strip(), type(cause).__name__
+    if message and isinstance(cause, (ValueError, RuntimeError, OSError)):
+        return message
+    return f"{kind}: {message}" if message else kind
 
 
 def _is_raised_by_monai(error: BaseException) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from fastapi import HTTPException
 from monailabel.interfaces.exception import MONAILabelException
 
-from aeflow_monai.workflow import root_cause
+from aeflow_monai.workflow import describe_error, root_cause
 
 __all__ = ["message_of", "readable_errors"]
 
@@ -50,6 +50,4 @@ def message_of(error: Exception) -> str:
     cause = root_cause(error)
     if isinstance(cause, MONAILabelException):
         return str(cause.msg)
-    message = str(cause).strip()
-    known = isinstance(cause, (ValueError, RuntimeError, OSError))  # another says too little without its name
-    return message if message and known else f"{type(cause).__name__}: {message}".rstrip(": ")
+    return describe_error(cause)

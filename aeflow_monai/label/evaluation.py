@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from aeflow_monai.label.errors import message_of
 from aeflow_monai.label.infer import Pipeline
 from aeflow_monai.label.labels import LabelledImage, labelled_images, load_label
+from aeflow_monai.label.models import json_or_empty
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics
 from aeflow_monai.writers import write_json
 
@@ -51,7 +51,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
             image), and under "metrics" what `VoxelMetrics` and `LesionMetrics` report, or under "why_none" why there
             are none.
         """
-        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        return json_or_empty(self.path)
 
     def is_stale(self, datastore: Datastore) -> bool:
         """Whether there is something to report that the last report does not have.
@@ -82,10 +82,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         if not (request.get("force") or self.is_stale(datastore)):
             return self.report()
         labels = _fingerprint(datastore)
-        record = version.path.with_suffix(".json")
-        trained = (
-            set(json.loads(record.read_text(encoding="utf-8")).get("trained_on", [])) if record.is_file() else set()
-        )
+        trained = self.pipeline.models.trained_on(version)
         images = labelled_images(datastore)
         wanted = [image for image in images if image.case not in trained]
         voxels, lesions = VoxelMetrics(), LesionMetrics()
@@ -115,9 +112,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         anomaly_map, foreground = self._look_at(image.image, device)
         shape = tuple(anomaly_map.shape[1:])
         truth = torch.as_tensor(load_label(image.label)).as_subclass(Tensor) if image.label else torch.zeros(shape)
-        if truth.numel() != anomaly_map[0].numel() or tuple(n for n in truth.shape if n > 1) != tuple(
-            n for n in shape if n > 1
-        ):
+        if [n for n in truth.shape if n > 1] != [n for n in shape if n > 1]:
             raise ValueError(
                 f"Expected a label of its image's shape, {shape}; got {tuple(truth.shape)} in {image.label}. Submit it "
                 "again, drawn on the image's own grid."
@@ -132,8 +127,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         pipeline = self.pipeline
         with pipeline.lock, torch.no_grad():
             data = pipeline.preprocessing({"image": path})
-            _, scorer = pipeline.models.load(device)
-            output = pipeline.inferer(data["image"][None].to(torch.device(device)), scorer)
+            _, output = pipeline.look_at(data["image"], device)
             data["anomaly_map"] = output["anomaly_map"][0]
             back = Invertd(
                 keys=["anomaly_map", "foreground"],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import decollate_batch
+from monai.data import MetaTensor, decollate_batch
 from monai.inferers import Inferer
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
@@ -20,7 +21,7 @@ from monailabel.transform.writer import Writer
 from monailabel.utils.others.generic import name_to_device
 
 from aeflow_monai.label.configs import BundleConfigs
-from aeflow_monai.label.models import ModelStore
+from aeflow_monai.label.models import ModelStore, ModelVersion
 from aeflow_monai.viewer import CALIBRATED, ViewerResultd, parse_threshold
 from aeflow_monai.writers import NIFTI, source_header, write_nifti
 
@@ -49,6 +50,20 @@ class Pipeline:
         self.inferer: Inferer = parser.get_parsed_content("inferer")
         self.post_transforms: Any = parser.get_parsed_content("post_transforms")
 
+    def look_at(self, image: MetaTensor, device: str) -> tuple[ModelVersion, dict[str, Any]]:
+        """Run the newest model.
+
+        Args:
+            image: preprocessed, (C, X, Y, Z).
+            device: of torch.
+
+        Returns:
+            The model's version, and what `aeflow_monai.ViewerInferer` gives for a batch of this image.
+        """
+        version, scorer = self.models.load(device)
+        with torch.no_grad():
+            return version, self.inferer(image[None].to(torch.device(device)), scorer)
+
 
 class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
     """An infer task of the app, without the choice of what is shown.
@@ -74,9 +89,9 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         )
         self.pipeline = pipeline
 
+    @abstractmethod
     def output(self, data: Mapping[str, Any]) -> str:
         """What is shown: "mask", "map" or "scaled_map" of `aeflow_monai.ViewerResultd`."""
-        raise NotImplementedError
 
     def is_valid(self) -> bool:
         """Whether there is a model; a task without one is not listed."""
@@ -85,7 +100,7 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
     def get_path(self, validate: bool = True) -> str:
         """The newest model's file; where an uploaded one would go, if it need not exist."""
         models = self.pipeline.models
-        return str(models.require().path if validate else models.next_path())
+        return str(models.require().path if validate else models.next_version().path)
 
     def info(self) -> dict[str, Any]:
         """What the task is, for clients, with the number of the model's version."""
@@ -123,9 +138,7 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
 
     def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cpu") -> dict[str, Any]:
         """Run the newest model; "pred" is then a dictionary, see `aeflow_monai.ViewerInferer`."""
-        version, scorer = self.pipeline.models.load(device)
-        with torch.no_grad():
-            output = self.pipeline.inferer(data["image"][None].to(torch.device(device)), scorer)
+        version, output = self.pipeline.look_at(data["image"], device)
         return {**data, "pred": decollate_batch(output)[0], "model_version": version.number}
 
     def post_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:

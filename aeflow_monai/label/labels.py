@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from monailabel.interfaces.datastore import Datastore
 
-__all__ = ["MARKED_NORMAL", "LabelledImage", "labelled_images"]
+__all__ = ["MARKED_NORMAL", "LabelledImage", "labelled_images", "load_label"]
 
 # In an image's info: true where a datastore cannot keep the empty label that a reader submitted.
 MARKED_NORMAL = "marked_normal"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from aeflow_monai.label.configs import BundleConfigs
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.writers import write_json
 
-__all__ = ["ModelStore", "ModelVersion"]
+__all__ = ["ModelStore", "ModelVersion", "json_or_empty"]
 
 _logger = logging.getLogger(__name__)
 _NAME = re.compile(r"model_v(\d+)\.pt")
@@ -74,10 +75,15 @@ class ModelStore:
             )
         return newest
 
-    def next_path(self) -> Path:
-        """Where the next version will be."""
+    def next_version(self) -> ModelVersion:
+        """The version that will be the next; its file is not there yet."""
         newest = self.newest()
-        return self.folder / f"model_v{newest.number + 1 if newest else 1}.pt"
+        number = newest.number + 1 if newest else 1
+        return ModelVersion(number, self.folder / f"model_v{number}.pt")
+
+    def trained_on(self, version: ModelVersion) -> set[str]:
+        """Cases of the datastore that a version was trained on; empty for a model that was brought along."""
+        return set(json_or_empty(version.path.with_suffix(".json")).get("trained_on", []))
 
     def add(self, path: str | Path, **record: Any) -> ModelVersion:
         """Take a checkpoint in as the newest version, unless it is one of the versions already.
@@ -100,8 +106,8 @@ class ModelStore:
             if filecmp.cmp(path, version.path, shallow=False):
                 return version
         scorer = self._read(path, "cpu")
-        place = self.next_path()
-        number = int(_NAME.fullmatch(place.name)[1])  # type: ignore[index]
+        added = self.next_version()
+        number, place = added
         unfinished = place.with_name(f".{place.name}.{os.getpid()}")
         try:
             shutil.copyfile(path, unfinished)
@@ -114,7 +120,7 @@ class ModelStore:
         finally:
             unfinished.unlink(missing_ok=True)
         _logger.info(f"Model version {number} is {place}")
-        return ModelVersion(number, place)
+        return added
 
     def load(self, device: str) -> tuple[ModelVersion, AnomalyScorer]:
         """The newest version and its network, in evaluation mode.
@@ -154,9 +160,21 @@ class ModelStore:
             scorer.load_state_dict(checkpoint["model"])
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        if not torch.isfinite(scorer.case_threshold):
+        if not scorer.is_calibrated:
             raise ValueError(
                 f"The model in {path} is not calibrated, so it comes from the middle of a training. Give the model.pt "
                 "that a training ends with."
             )
         return scorer.to(torch.device(device)).eval()
+
+
+def json_or_empty(path: Path) -> dict[str, Any]:
+    """The content of a JSON file that need not be there.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its content; an empty dictionary if there is no such file.
+    """
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

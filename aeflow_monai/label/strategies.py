@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ class Worklist(Strategy):  # type: ignore[misc]
         super().__init__(description)
         self.again_after = again_after
 
+    @abstractmethod
     def urgency(self, score: float, threshold: float) -> float:
         """How much an image is wanted, larger is earlier.
 
@@ -40,7 +42,6 @@ class Worklist(Strategy):  # type: ignore[misc]
         Returns:
             The urgency, in the unit of the scores.
         """
-        raise NotImplementedError
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
         """Choose the next image.

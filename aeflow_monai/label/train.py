@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -25,7 +24,7 @@ from monailabel.utils.others.generic import device_list, name_to_device
 from aeflow_monai.label.configs import BundleConfigs
 from aeflow_monai.label.evaluation import VoxelEvaluation
 from aeflow_monai.label.labels import LabelledImage, labelled_images
-from aeflow_monai.label.models import ModelStore
+from aeflow_monai.label.models import ModelStore, json_or_empty
 from aeflow_monai.writers import write_json
 
 __all__ = ["AnomalyTrainTask"]
@@ -169,18 +168,6 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         finally:
             sys.excepthook = hook
         return write_stats()
-
-
-def json_or_empty(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that need not be there.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        Its content; an empty dictionary if there is no such file.
-    """
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write_datalist(path: Path, normals: list[LabelledImage]) -> None:
