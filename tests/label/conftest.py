@@ -107,13 +107,18 @@ class Server:
                 return
             self.process.wait(30)
 
-    def get(self, path: str, method: str = "GET", body: Any = None) -> Any:
+    def ask(self, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
+        """Status and content of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         headers = {"content-type": "application/json"}
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
-        content = json.loads(answer.read())
-        assert answer.status == 200, content
+        return answer.status, json.loads(answer.read())
+
+    def get(self, path: str, method: str = "GET", body: Any = None) -> Any:
+        """Content of an answer that is no refusal."""
+        status, content = self.ask(path, method, body)
+        assert status == 200, content
         return content
 
     @property
