@@ -60,6 +60,14 @@ def walk(server: Any, strategy: str, steps: int) -> list[str]:
     return [server.client.next_sample(strategy, {})["id"] for _ in range(steps)]
 
 
+def evaluation(server: Any) -> dict[str, Any]:
+    """The report of the voxel metrics, made anew if something changed."""
+    server.get("/scoring/voxel_metrics", "POST", {})
+    status = server.wait_for("/scoring/")
+    assert status["status"] == "DONE", status["details"]
+    return dict(server.client.info()["train_stats"]["anomaly"]["evaluation"])
+
+
 def models(server: Any) -> list[str]:
     return sorted(file.name for file in (server.folder / "app/model").glob("model_v*.pt"))
 
@@ -152,6 +160,16 @@ def test_training_on_marked_normals_gives_the_next_model(
     assert "test_abnormal_000" not in walk(server, "most_anomalous", 5)
 
 
+def test_an_image_that_is_removed_meanwhile_does_not_end_a_scoring(studies: Path) -> None:
+    from monailabel.datastore.local import LocalDatastore
+
+    from aeflow_monai.label.records import store
+
+    datastore = LocalDatastore(str(studies), extensions=("*.nii.gz",))
+    store(datastore, "gone", {"anomaly_score": 1.0})
+    assert "gone" not in datastore.list_images()
+
+
 @pytest.mark.parametrize("who", ["server", "server at once", "training"])
 def test_a_training_that_is_killed_leaves_the_model(server: Any, studies: Path, tmp_path: Path, who: str) -> None:
     before = server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]
@@ -229,13 +247,17 @@ def test_a_server_without_a_model_says_what_to_do_and_trains_the_first(
         assert set(server.client.info()["models"]) == {"anomaly_mask", "anomaly_map"}
         assert server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]["model_version"] == 1
 
-        # labels that a reader takes back are not in the metrics any more
+        # a label that is none is said in the report, and labels that a reader takes back are not in the next
         server.wait_for("/scoring/")
-        assert server.get("/info/")["train_stats"]["anomaly"]["evaluation"]["n_trained_on"] == 2
-        for name in ("test_normal_000", "test_normal_001"):
+        broken = tmp_path / "test_abnormal_001.nii.gz"
+        broken.write_bytes(b"this is no label")
+        server.client.save_label("test_abnormal_001", str(broken), tag="final")
+        report = evaluation(server)
+        assert set(report["failed"]) == {"test_abnormal_001"}
+        assert report["n_trained_on"] == 2
+        for name in ("test_normal_000", "test_normal_001", "test_abnormal_001"):
             server.get(f"/datastore/label?id={name}&tag=final", "DELETE")
-        server.get("/scoring/voxel_metrics", "POST", {})
-        assert server.wait_for("/scoring/")["status"] == "DONE"
-        assert server.get("/info/")["train_stats"]["anomaly"]["evaluation"]["n_trained_on"] == 0
+        report = evaluation(server)
+        assert (report["failed"], report["n_trained_on"]) == ({}, 0)
     finally:
         server.close()
