@@ -178,8 +178,6 @@ def test_masks_come_and_go_as_dicom_seg(pacs: tuple[str, dict[str, str]], server
     stored = requests.get(f"{address}/series", params={"Modality": "SEG"}, timeout=60).json()
     assert len(stored) == 1
     time.sleep(1.5)
-    server.get("/scoring/voxel_metrics", "POST", {})
-    assert server.wait_for("/scoring/")["status"] == "DONE"
-    report = server.client.info()["train_stats"]["anomaly"]["evaluation"]
+    report = server.evaluation()
     assert (report["n_images"], report["failed"]) == (1, {})
     assert report["metrics"]["dice"] == pytest.approx(1, abs=1e-3)
