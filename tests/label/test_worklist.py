@@ -185,7 +185,7 @@ def test_a_training_that_is_killed_leaves_the_model(server: Any, studies: Path, 
         server.stop(signal.SIGKILL)
         # the training, which outlives its server, ends by itself and does not bring a model later
         group = server.process.pid
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while True:
             try:
                 os.killpg(group, 0)
