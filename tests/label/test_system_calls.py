@@ -17,9 +17,12 @@ import pytest
 
 # Names of files longer than this are cut.
 _LENGTH = "4096"
-_CALLS = "openat,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,symlink,link,linkat,connect,sendto"
+_CALLS = "openat,creat,mkdir,mkdirat,rmdir,rename,renameat,renameat2,unlink,unlinkat,symlink,link,linkat,connect,sendto"
+TRACE = ["strace", "--seccomp-bpf", "-f", "-y", "-qq", "-s", _LENGTH, "-e", f"trace={_CALLS}", "-o"]
 # A call that opens a file in order to write it, or changes a folder; the name before the flags is the last quoted one.
-_WRITING = re.compile(r"^\d+ +(openat|creat|mkdir|mkdirat|rename|renameat2?|unlink|unlinkat|symlink|linkat?)\((.*)")
+_WRITING = re.compile(
+    r"^\d+ +(openat|creat|mkdir(?:at)?|rmdir|rename(?:at2?)?|unlink(?:at)?|symlink|link(?:at)?)\((.*)"
+)
 _FOLDER = re.compile(r"AT_FDCWD<([^>]*)>|\d+<([^>]*)>")
 
 
@@ -42,7 +45,7 @@ def written(trace: str, cwd: Path) -> set[str]:
         call = _WRITING.match(line)
         if call is None or re.search(r"= -1 E(NOENT|EXIST|ISDIR)", line):
             continue
-        name, arguments = call.groups()
+        name, arguments = call[1], call[2].rpartition(" = ")[0] or call[2]  # what a call gives back is a path too
         if name == "openat" and not re.search(r"O_WRONLY|O_RDWR|O_CREAT|O_TRUNC|O_APPEND", arguments):
             continue
         folders = [first or second for first, second in _FOLDER.findall(arguments)] or [str(cwd)]
@@ -50,13 +53,20 @@ def written(trace: str, cwd: Path) -> set[str]:
     return places
 
 
+def test_the_trace_sees_what_other_programs_write(tmp_path: Path) -> None:
+    log = tmp_path / "trace"
+    script = "echo 1 > made; mkdir folder; mv made folder/moved; cat folder/moved > /dev/null"
+    subprocess.run([*TRACE, str(log), "sh", "-c", script], cwd=tmp_path, check=True)
+    places = {place for place in written(log.read_text(), tmp_path) if not place.startswith("/dev/")}
+    assert places == {str(tmp_path / name) for name in ("made", "folder", "folder/moved")}
+
+
 def test_nothing_is_written_elsewhere_and_no_network_is_used(
     make_server: Callable[..., Any], studies: Path, audit: dict[str, str]
 ) -> None:
     server = make_server(studies, **{name: audit[name] for name in ("HOME", "PYTHONDONTWRITEBYTECODE")})
     log = server.folder / "trace"
-    trace = ["strace", "--seccomp-bpf", "-f", "-y", "-qq", "-s", _LENGTH, "-e", f"trace={_CALLS}", "-o", str(log)]
-    server.command = [*trace, *server.command]
+    server.command = [*TRACE, str(log), *server.command]
     server.start()
     at_start = len(log.read_text().splitlines())
     try:
