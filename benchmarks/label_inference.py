@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -41,26 +43,18 @@ def seconds_of_command_line(folder: Path) -> float:
     return time.perf_counter() - start
 
 
-def seconds_of_server(folder: Path, scoring: bool) -> tuple[float, float]:
-    """Until the first answer, and of that the answer alone."""
+@contextmanager
+def running_server(folder: Path, *options: str, **environment: str) -> Iterator[MONAILabelClient]:
+    """A server for `folder`/studies as soon as it listens, with a new worklist, and its client."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     for record in (folder / "studies").glob("datastore*.json"):
         record.unlink()
     command = [sys.executable, "-m", "aeflow_monai.cli", "label", "--studies", str(folder / "studies")]
-    command += ["--app", str(folder / "app"), "--config", str(folder / "overlay.yaml"), "--port", str(port)]
-    environment = os.environ | {"MONAI_LABEL_AUTO_UPDATE_SCORING": str(scoring).lower()}
-    client = MONAILabelClient(f"http://127.0.0.1:{port}", tmpdir=str(folder))
-    start = time.perf_counter()
+    command += ["--app", str(folder / "app"), "--port", str(port), *options]
     with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [*command, "--model", str(folder / "model.pt")],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        server = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True)
     try:
         while True:
             if server.poll() is not None:
@@ -70,12 +64,20 @@ def seconds_of_server(folder: Path, scoring: bool) -> tuple[float, float]:
                 break
             except OSError:
                 time.sleep(0.05)
-        asked = time.perf_counter()
-        client.infer("anomaly_mask", "volume", {})
-        end = time.perf_counter()
+        yield MONAILabelClient(f"http://127.0.0.1:{port}", tmpdir=str(folder))
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+def seconds_of_server(folder: Path, scoring: bool) -> tuple[float, float]:
+    """Until the first answer, and of that the answer alone."""
+    options = ("--config", str(folder / "overlay.yaml"), "--model", str(folder / "model.pt"))
+    start = time.perf_counter()
+    with running_server(folder, *options, MONAI_LABEL_AUTO_UPDATE_SCORING=str(scoring).lower()) as client:
+        asked = time.perf_counter()
+        client.infer("anomaly_mask", "volume", {})
+        end = time.perf_counter()
     return end - start, end - asked
 
 

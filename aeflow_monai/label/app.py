@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import requests
 from fastapi import HTTPException
 from monailabel.config import settings
@@ -22,17 +21,18 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.transform.writer import write_itk
 from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.others.generic import device_map, strtobool
 
+from aeflow_monai.label.background import check_before_start, note_server
 from aeflow_monai.label.batch import GuardedBatchInfer
 from aeflow_monai.label.configs import BundleConfigs
 from aeflow_monai.label.dicom import AnomalyDicomDatastore
 from aeflow_monai.label.errors import readable_errors
 from aeflow_monai.label.evaluation import VoxelEvaluation
-from aeflow_monai.label.infer import MapInferTask, MaskInferTask, Pipeline
+from aeflow_monai.label.infer import MapInferTask, MaskInferTask, Pipeline, load_writer
 from aeflow_monai.label.models import ModelStore
+from aeflow_monai.label.options import check_batch_options, check_image, device_of, training_options
 from aeflow_monai.label.scoring import AnomalyScoring
 from aeflow_monai.label.strategies import MostAnomalous, NearestThreshold
 from aeflow_monai.label.train import AnomalyTrainTask
@@ -49,6 +49,8 @@ _STALE_SECONDS = 60 * 60
 # From the start until images are scored in the background, unless a reader asks for the next sample before: whoever has
 # just started the server most likely waits for a first answer.
 _SCORING_DELAY = 30
+# MONAI Label's strategy where a request names none, and what its OHIF asks for whatever is chosen in the panel.
+_NO_CHOICE = "random"
 
 
 class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
@@ -63,8 +65,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             with; "preload", whether to load the model at the start, true by default.
 
     Raises:
-        FileNotFoundError: a file that `conf` names is not there.
-        ValueError: its model does not fit the bundle's network.
+        FileNotFoundError: a config that `conf` names is not there.
     """
 
     _auto_update_scoring: bool
@@ -72,17 +73,11 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
         conf = dict(conf or {})
         self._is_remote = studies.startswith(("http://", "https://"))
-        self._parent = os.getppid()
         _keep_writes_inside(Path(app_dir))
         keep_freed_memory()
         overlays = [overlay.strip() for overlay in conf.get("configs", "").split(",") if overlay.strip()]
         self.configs = BundleConfigs(conf.get("bundle"), overlays)
         self.models = ModelStore(Path(app_dir, "model"), self.configs)
-        if given := conf.get("model"):
-            if Path(given).is_file() or self.models.newest() is None:
-                self.models.add(given, imported_from=Path(given).name)
-            else:
-                _logger.warning(f"There is no file {given} any more; the newest of the app's own models is used.")
         self.pipeline = Pipeline(self.configs, self.models)
         self.evaluation = VoxelEvaluation(self.pipeline, self.models.folder / "evaluation.json")
         super().__init__(
@@ -95,17 +90,27 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             labels=["anomaly"],
         )
 
+    def info(self) -> dict[str, Any]:
+        """What the app offers; see `MONAILabelApp.info`."""
+        info: dict[str, Any] = super().info()
+        info["strategies"].pop(_NO_CHOICE, None)  # which is nothing to choose
+        return info
+
     def init_infers(self) -> dict[str, InferTask]:
         """The infer tasks `anomaly_mask` and `anomaly_map`."""
         return {"anomaly_mask": MaskInferTask(self.pipeline), "anomaly_map": MapInferTask(self.pipeline)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """The train task `anomaly`."""
-        return {"anomaly": AnomalyTrainTask(self.configs, self.models, self.evaluation, self._is_orphan)}
+        return {"anomaly": AnomalyTrainTask(self.configs, self.models, self.evaluation)}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """The strategies `most_anomalous` and `nearest_threshold`."""
-        return {"most_anomalous": MostAnomalous(), "nearest_threshold": NearestThreshold()}
+        """The strategies `most_anomalous` and `nearest_threshold`, and the first for whoever chooses none."""
+        return {
+            "most_anomalous": MostAnomalous(),
+            "nearest_threshold": NearestThreshold(),
+            _NO_CHOICE: MostAnomalous(),
+        }
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """The scoring methods `anomaly_score` and `voxel_metrics`."""
@@ -123,8 +128,8 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             HTTPException: with what is wrong.
         """
         with readable_errors():
-            self._require_task(request.get("model"), self._infers)
-            self._require_image(request.get("image"), datastore or self.datastore())
+            self._require("model", request, self._infers)
+            check_image(request.get("image"), datastore or self.datastore())
             return super().infer(request, datastore)  # type: ignore[no-any-return]
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,20 +171,35 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         with readable_errors():
             return super().train(request)  # type: ignore[no-any-return]
 
-    def bundle_path(self, model: str | None) -> None:
-        """Refuse a task for a model that there is not.
+    def check_task(self, method: str, request: Mapping[str, Any]) -> None:
+        """Refuse a background task that cannot succeed.
 
-        MONAI Label asks this before it starts a process of its own for training or batch inference, which is the last
-        moment for an answer that the client sees.
+        Args:
+            method: "train", "scoring" or "batch_infer".
+            request: of the task.
 
         Raises:
-            HTTPException: there is no such task, or no model yet to infer with.
+            HTTPException: there is no such task or image, no model yet to look with, or an option is wrong.
         """
-        if model is None or model in self._trainers:
-            return
         with readable_errors():
-            self._require_task(model, {**self._infers, **self._trainers})
+            if method == "train":
+                self._require("model", request, self._trainers)
+                training_options(request)
+                return
+            if method == "scoring":
+                self._require("method", request, self._scoring_methods)
+                device_of(request)
+            else:
+                self._require("model", request, self._infers)
+                check_batch_options(request, self.datastore().list_images())
             self.models.require()
+
+    def server_mode(self, mode: bool) -> None:
+        """Note that this process is the server; see `MONAILabelApp.server_mode`."""
+        super().server_mode(mode)
+        if mode:
+            note_server()
+            check_before_start(self.check_task)
 
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
         """Start scoring in the background, where there is something to score.
@@ -208,14 +228,20 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         return {name: super(AnomalyApp, self).async_scoring(name, params) for name in stale if name not in waiting}
 
     def on_init_complete(self) -> None:
-        """Begin with no old temporary files, and load what the first answer would wait for."""
+        """Begin with no old temporary files, take in the model, and load what the first answer would wait for.
+
+        Raises:
+            FileNotFoundError: the model that `conf` names is not there, nor another.
+            ValueError: it does not fit the bundle's network.
+        """
+        self._take_in_model()
         for file in Path(tempfile.gettempdir()).iterdir():
             if file.is_file() and time.time() - file.stat().st_mtime > _STALE_SECONDS:
                 file.unlink()
         if strtobool(self.conf.get("preload", "true")) and self.models.newest() is not None:
             for device in device_map().values():
                 self.models.load(device)
-            _load_writer()
+            load_writer()
         scores = self._auto_update_scoring and not self._is_remote
         self._auto_update_scoring = False
         super().on_init_complete()
@@ -224,6 +250,16 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             timer = threading.Timer(_SCORING_DELAY, self.async_scoring, [None])
             timer.daemon = True
             timer.start()
+
+    def _take_in_model(self) -> None:
+        """The server alone does this: its file may be another by the time that a task's process begins."""
+        given = self.conf.get("model")
+        if not given:
+            return
+        if Path(given).is_file() or self.models.newest() is None:
+            self.models.add(given, imported_from=Path(given).name)
+        else:
+            _logger.warning(f"There is no file {given} any more; the newest of the app's own models is used.")
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """MONAI Label's datastore, in which an empty final label is possible."""
@@ -234,36 +270,14 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
     def _download_dcmqi_tools(self) -> None:
         """Nothing is downloaded: the tools of the package dcmqi are used if it is installed."""
 
-    def _require_image(self, image: Any, datastore: Datastore) -> None:
-        if not isinstance(image, str) or Path(image).exists():
-            return
-        try:
-            found = datastore.get_image_uri(image)
-        except (IndexError, KeyError, requests.RequestException) as error:  # as a DICOMweb server happens to answer
-            raise ValueError(
-                f"The series {image!r} cannot be fetched from {self.studies} ({type(error).__name__}). Is it there, "
-                "and does the server answer?"
-            ) from error
-        if not found:
-            raise ValueError(f"There is no image {image!r} among the studies. Choose another, or put its file there.")
-
-    def _require_task(self, name: str | None, known: Mapping[str, Any]) -> None:
+    def _require(self, kind: str, request: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+        name = request.get(kind)
         if name not in known:
-            raise HTTPException(404, detail=f"There is no model {name!r}. Choose one of {', '.join(known)}.")
+            raise HTTPException(404, detail=f"There is no {kind} {name!r}. Choose one of {', '.join(known)}.")
 
     def _step_back(self) -> None:
         if not self._server_mode and hasattr(os, "nice"):
             os.nice(_NICE)
-
-    def _is_orphan(self) -> bool:
-        """Whether this is a task's process whose server is gone."""
-        return not self._server_mode and os.getppid() != self._parent
-
-
-def _load_writer() -> None:
-    """Let ITK load what it writes NRRD with, which takes seconds at the first reply otherwise."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_itk(np.zeros((2, 2, 2), np.uint8), f"{folder}/nothing.nrrd", np.eye(4), None, False)
 
 
 def _keep_writes_inside(app_dir: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
@@ -20,7 +22,7 @@ from aeflow_monai.label.infer import Pipeline
 from aeflow_monai.label.labels import LabelledImage, labelled_images, load_label
 from aeflow_monai.label.models import json_or_empty
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics
-from aeflow_monai.writers import write_json
+from aeflow_monai.writers import ras_affine, write_json
 
 __all__ = ["VoxelEvaluation"]
 
@@ -63,7 +65,9 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         if newest is None:
             return False
         labels, report = _fingerprint(datastore), self.report()
-        return bool(labels) and (report.get("model_version"), report.get("labels")) != (newest.number, labels)
+        if not labels and not report.get("labels"):
+            return False
+        return (report.get("model_version"), report.get("labels")) != (newest.number, labels)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Make the report.
@@ -111,12 +115,11 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
     def _add(self, image: LabelledImage, device: str, voxels: VoxelMetrics, lesions: LesionMetrics) -> None:
         anomaly_map, foreground = self._look_at(image.image, device)
         shape = tuple(anomaly_map.shape[1:])
-        truth = torch.as_tensor(load_label(image.label)).as_subclass(Tensor) if image.label else torch.zeros(shape)
-        if [n for n in truth.shape if n > 1] != [n for n in shape if n > 1]:
-            raise ValueError(
-                f"Expected a label of its image's shape, {shape}; got {tuple(truth.shape)} in {image.label}. Submit it "
-                "again, drawn on the image's own grid."
-            )
+        truth = torch.zeros(shape)
+        if image.label:
+            label = load_label(image.label)
+            _require_grid(label, anomaly_map, image.label)
+            truth = torch.as_tensor(label).as_subclass(Tensor)
         truth = truth.reshape(anomaly_map.shape)
         spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
         voxels.update(anomaly_map, truth, foreground)
@@ -137,6 +140,26 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
             )
             data = Compose([CopyItemsd("image", names="foreground"), back])(data)
         return data["anomaly_map"].cpu(), data["foreground"].amax(dim=0, keepdim=True) > 0
+
+
+def _require_grid(label: MetaTensor, anomaly_map: MetaTensor, path: str) -> None:
+    """Refuse a label of another shape, or of the same shape that lies elsewhere, such as a mirrored one."""
+    shape = tuple(anomaly_map.shape[1:])
+    if [n for n in label.shape if n > 1] != [n for n in shape if n > 1]:
+        raise ValueError(
+            f"Expected a label of its image's shape, {shape}; got {tuple(label.shape)} in {path}. Submit it again, "
+            "drawn on the image's own grid."
+        )
+    if len(shape) == 2:
+        return  # formats of 2D images know no place
+    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))]).T
+    affine = ras_affine(anomaly_map.affine, anomaly_map.meta)
+    apart = float(np.linalg.norm((affine - ras_affine(label.affine, label.meta)) @ corners, axis=0).max())
+    if apart > float(np.min(affine_to_spacing(affine))):
+        raise ValueError(
+            f"Expected a label that lies where its image does; {path} is up to {apart:.1f} mm off. Submit it again, "
+            "drawn on the image's own grid."
+        )
 
 
 def _fingerprint(datastore: Datastore) -> dict[str, Any]:

@@ -17,19 +17,17 @@ from monai.inferers import Inferer
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
 from monailabel.transform.post import Restored
-from monailabel.transform.writer import Writer
-from monailabel.utils.others.generic import name_to_device
+from monailabel.transform.writer import Writer, write_itk
 
 from aeflow_monai.label.configs import BundleConfigs
 from aeflow_monai.label.models import ModelStore, ModelVersion
-from aeflow_monai.viewer import CALIBRATED, ViewerResultd, parse_threshold
+from aeflow_monai.label.options import check_infer_options
+from aeflow_monai.viewer import CALIBRATED, ViewerResultd
 from aeflow_monai.writers import NIFTI, source_header, write_nifti
 
-__all__ = ["AnomalyInferTask", "MapInferTask", "MaskInferTask", "Pipeline"]
+__all__ = ["AnomalyInferTask", "MapInferTask", "MaskInferTask", "Pipeline", "load_writer"]
 
 LABELS = {"anomaly": 1}
-EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
-DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
 
 class Pipeline:
@@ -123,7 +121,7 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         """
         # an infer request without them gets NIfTI, which keeps geometry and floats, also of a PNG
         request = {**request, "result_extension": request.get("result_extension") or ".nii.gz"}
-        _check_options(request)
+        check_infer_options(request)
         with self.pipeline.lock:
             file, result = super().__call__(request, callbacks)
         return file, result
@@ -201,17 +199,7 @@ class MapInferTask(AnomalyInferTask):
         return "scaled_map" if "int" in str(data.get("result_dtype") or "") else "map"
 
 
-def _check_options(request: Mapping[str, Any]) -> None:
-    parse_threshold(request.get("threshold", CALIBRATED))
-    for name, known in (("result_extension", EXTENSIONS), ("result_dtype", DTYPES)):
-        value = request.get(name)
-        if value and value not in known:
-            raise ValueError(f"Expected a {name} of {', '.join(known)}; got {value!r}.")
-    device = name_to_device(request.get("device"))
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"Expected a device that torch has here, such as 'cpu'; got {request.get('device')!r}. Choose another in "
-            "the options."
-        ) from error
+def load_writer() -> None:
+    """Let ITK load what it writes NRRD with, which takes seconds at the first reply otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_itk(np.zeros((2, 2, 2), np.uint8), f"{folder}/nothing.nrrd", np.eye(4), None, False)

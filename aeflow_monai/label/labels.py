@@ -23,14 +23,17 @@ class LabelledImage(NamedTuple):
         patient: who is on it, where the datastore knows (DICOM), else the case.
         image: path of the image.
         label: path of the label; empty if the image is marked normal without one.
-        normal: whether the label is empty, or there is none.
     """
 
     case: str
     patient: str
     image: str
     label: str
-    normal: bool
+
+    @property
+    def normal(self) -> bool:
+        """Whether the label is empty, or there is none; it is read for that."""
+        return not self.label or not bool(load_label(self.label).any())
 
 
 @lru_cache(maxsize=1)
@@ -47,9 +50,6 @@ def labelled_images(datastore: Datastore) -> list[LabelledImage]:
 
     Returns:
         One entry per image.
-
-    Raises:
-        ValueError: a label cannot be read.
     """
     pairs = datastore.datalist()
     labels = {pair["image"]: pair["label"] for pair in pairs}
@@ -59,8 +59,7 @@ def labelled_images(datastore: Datastore) -> list[LabelledImage]:
         label = "" if info.get(MARKED_NORMAL) else labels.get(image)
         if label is None:
             continue  # it was removed since
-        normal = not label or not bool(load_label(label).any())
-        found.append(LabelledImage(case, str(info.get("PatientID") or case), image, label, normal))
+        found.append(LabelledImage(case, str(info.get("PatientID") or case), image, label))
     return sorted(found)
 
 

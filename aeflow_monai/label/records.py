@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.exception import ImageNotFoundException
 
 __all__ = ["failure_record", "score_record", "store"]
 
@@ -49,9 +51,10 @@ def store(datastore: Datastore, image_id: str, record: Mapping[str, Any]) -> Non
     Args:
         datastore: where to.
         image_id: of the image.
-        record: entries of its info, which replace those of the same name.
+        record: entries of its info, which replace those of the same name; of an image that was removed meanwhile none.
     """
     # The datastore writes its file as a whole, and the server writes it too: take in what it wrote meanwhile. Its
     # refresh() does that and looks at every file of the studies, which is too much for each of their scores.
     getattr(datastore, "_init_from_datastore_file", datastore.refresh)()
-    datastore.update_image_info(image_id, dict(record))
+    with suppress(ImageNotFoundException):
+        datastore.update_image_info(image_id, dict(record))

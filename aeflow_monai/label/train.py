@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,20 @@ from monai.bundle import ConfigWorkflow
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.train.handler import prepare_stats
-from monailabel.utils.others.generic import device_list, name_to_device
+from monailabel.utils.others.generic import device_list
 
+from aeflow_monai.label.background import is_orphan
 from aeflow_monai.label.configs import BundleConfigs
 from aeflow_monai.label.evaluation import VoxelEvaluation
 from aeflow_monai.label.labels import LabelledImage, labelled_images
 from aeflow_monai.label.models import ModelStore, json_or_empty
+from aeflow_monai.label.options import TRAINING, device_of, training_options
 from aeflow_monai.writers import write_json
 
 __all__ = ["AnomalyTrainTask"]
 
 _logger = logging.getLogger(__name__)
 
-# Options of a request, and of the bundle's train.yaml: what it is called there, its type and its range.
-OPTIONS: dict[str, tuple[str, type, str]] = {
-    "max_epochs": ("epochs", int, "a whole number from 1"),
-    "train_batch_size": ("batch_size", int, "a whole number from 1"),
-    "learning_rate": ("learning_rate", float, "a number above 0"),
-    "val_split": ("calibration_fraction", float, "a share of the normals in (0, 1)"),
-    "seed": ("seed", int, "a whole number from 0"),
-}
 # Options that an overlay has for a data set of its own, and that do not hold for images in a datastore.
 _OF_THE_DATA = {"layout": "decathlon", "modalities": [], "test_fraction": 0.0, "resume": None, "slice_folder": None}
 
@@ -53,7 +47,6 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         configs: the bundle's.
         models: where the new version goes.
         evaluation: its report is part of the stats.
-        is_orphan: tells that nobody waits for the training any more, for example because the server is gone.
     """
 
     def __init__(
@@ -61,16 +54,14 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         configs: BundleConfigs,
         models: ModelStore,
         evaluation: VoxelEvaluation,
-        is_orphan: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__("Train on the images that readers marked normal by an empty final label")
         self.configs = configs
         self.models = models
         self.evaluation = evaluation
-        self.is_orphan = is_orphan
         self.stats_path = models.folder / "train_stats.json"
         parser = configs.parser("train.yaml")
-        self._config = {name: parser[key] for name, (key, _, _) in OPTIONS.items()}
+        self._config = {name: parser[key] for name, (key, _, _) in TRAINING.items()}
 
     def config(self) -> dict[str, Any]:
         """The options that viewers show, with the values of the bundle's config."""
@@ -82,15 +73,14 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         Returns:
             What MONAI Label's tasks report ("epoch", "total_epochs", "total_time", "train" and "eval" with metrics);
             "model_version"; "evaluation", see `VoxelEvaluation.report`. "best_metric", which viewers show as accuracy,
-            is the Dice score on readers' labels, 0 as long as there is none.
+            is the Dice score on readers' labels, 0 as long as there is none. "total_time" is 0 if there was no
+            training, since viewers take one without it for running.
         """
         stats = json_or_empty(self.stats_path)
         report = self.evaluation.report()
         newest = self.models.newest()
-        if not stats and not report and newest is None:
-            return {}
         return {
-            **stats,
+            **(stats or {"total_time": "0:00:00"}),
             "best_metric": report.get("metrics", {}).get("dice", 0.0),
             "model_version": newest.number if newest else None,
             "evaluation": {name: value for name, value in report.items() if name != "labels"},
@@ -109,7 +99,7 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         Raises:
             ValueError: an option has a value that it cannot have, or there are fewer than two normal images.
         """
-        options = _options(request)
+        options = training_options(request)
         normals = [image for image in labelled_images(datastore) if image.normal]
         if len({image.patient for image in normals}) < 2:
             raise ValueError(
@@ -119,8 +109,8 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         started = datetime.now().astimezone()
         run = self.models.folder / "runs" / started.strftime("%Y%m%d_%H%M%S_%f")
         _write_datalist(run / "dataset.json", normals)
-        stats = self._train(run, options, name_to_device(request.get("device")))
-        if self.is_orphan():
+        stats = self._train(run, options, device_of(request))
+        if is_orphan():
             raise RuntimeError("The server that began this training is gone: its model is not used.")
         version = self.models.add(
             run / "model.pt", run=run.name, trained_on=[image.case for image in normals], options=options
@@ -157,7 +147,7 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
             return stats
 
         def stop_if_orphan(engine: Engine) -> None:
-            if self.is_orphan():
+            if is_orphan():
                 raise RuntimeError("The server that began this training is gone, so the training ends.")
 
         trainer.add_event_handler(Events.EPOCH_COMPLETED, write_stats)
@@ -176,25 +166,6 @@ def _write_datalist(path: Path, normals: list[LabelledImage]) -> None:
         for image in normals
     ]
     write_json(path, {"training": items})
-
-
-def _options(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of train.yaml for those of a request that are given."""
-    options: dict[str, Any] = {}
-    for name, (key, kind, described) in OPTIONS.items():
-        value = request.get(name)
-        if value is None or value == "":
-            continue
-        try:
-            number = float(value) if not isinstance(value, bool) else math.nan
-        except (TypeError, ValueError):
-            number = math.nan
-        lowest = 0 if name == "seed" else 1 if kind is int else math.ulp(0.0)
-        fits = number >= lowest and math.isfinite(number) and (kind is float or number == int(number))
-        if not fits or (name == "val_split" and number >= 1):
-            raise ValueError(f"Expected {described} for the option {name}; got {value!r}.")
-        options[key] = kind(number)
-    return options
 
 
 def _plain(value: Any) -> Any:

@@ -70,7 +70,7 @@ class Server:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, timeout: float = 90) -> None:
+    def start(self, timeout: float = 240) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command,
@@ -107,13 +107,18 @@ class Server:
                 return
             self.process.wait(30)
 
-    def get(self, path: str, method: str = "GET", body: Any = None) -> Any:
+    def ask(self, path: str, method: str = "GET", body: Any = None) -> tuple[int, Any]:
+        """Status and content of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
         headers = {"content-type": "application/json"}
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
-        content = json.loads(answer.read())
-        assert answer.status == 200, content
+        return answer.status, json.loads(answer.read())
+
+    def get(self, path: str, method: str = "GET", body: Any = None) -> Any:
+        """Content of an answer that is no refusal."""
+        status, content = self.ask(path, method, body)
+        assert status == 200, content
         return content
 
     @property
@@ -139,7 +144,7 @@ class Server:
             return str(error.msg)  # type: ignore[attr-defined]
         raise AssertionError(f"{method}{arguments} was not refused")
 
-    def wait_for(self, task: str, timeout: float = 240) -> dict[str, Any]:
+    def wait_for(self, task: str, timeout: float = 600) -> dict[str, Any]:
         """The status of a task's last process when it has ended."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -149,7 +154,14 @@ class Server:
             time.sleep(0.2)
         raise TimeoutError(self.log.read_text())
 
-    def wait_for_scores(self, version: int, ask: bool = True, timeout: float = 240) -> dict[str, Any]:
+    def evaluation(self) -> dict[str, Any]:
+        """The report of the voxel metrics, made anew if something changed."""
+        self.get("/scoring/voxel_metrics", "POST", {})
+        status = self.wait_for("/scoring/")
+        assert status["status"] == "DONE", status["details"]
+        return dict(self.client.info()["train_stats"]["anomaly"]["evaluation"])
+
+    def wait_for_scores(self, version: int, ask: bool = True, timeout: float = 600) -> dict[str, Any]:
         """Info of all images when a version of the model has scored them; it is asked to, or does so by itself."""
         if ask:
             self.get("/scoring/anomaly_score", "POST", {})

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -108,39 +109,74 @@ def pacs(tmp_path_factory: pytest.TempPathFactory, volumes: Path) -> Iterator[tu
         process.wait(30)
 
 
-def test_series_are_scored_marked_normal_and_trained_on(
-    pacs: tuple[str, dict[str, str]], make_server: Callable[..., Any], volumes: Path, tmp_path: Path
-) -> None:
-    address, series = pacs
+@pytest.fixture(scope="module")
+def server(pacs: tuple[str, dict[str, str]], make_server: Callable[..., Any]) -> Iterator[Any]:
     limits = {"MONAI_LABEL_DICOMWEB_SEARCH_FILTER": '{"Modality": "MR"}', "MONAI_LABEL_DICOMWEB_CACHE_EXPIRY": "1"}
-    server = make_server(address, **limits)
+    server = make_server(pacs[0], **limits)
     server.start()
-    try:
-        path, said = server.client.infer("anomaly_mask", series["test_abnormal_000"], {})
-        source = volumes / "images/test_abnormal_000.nii.gz"
-        _, expected = server.client.infer("anomaly_mask", "", {}, file=str(source))
-        assert said["anomaly_score"] == pytest.approx(expected["anomaly_score"], abs=1e-4)
-        answer, original = (nib.as_closest_canonical(nib.load(file)) for file in (path, source))
-        assert answer.shape == original.shape
-        np.testing.assert_allclose(answer.affine, original.affine, atol=1e-4)
-        assert "cannot be fetched" in server.refusal("infer", "anomaly_mask", "1.2.3", {})
+    yield server
+    server.close()
 
-        empty = tmp_path / "empty.nii.gz"
-        nib.save(nib.Nifti1Image(np.zeros(answer.shape, np.uint8), answer.affine), empty)
-        for case in CASES[:2]:
-            server.client.save_label(series[case], str(empty), tag="final")
-        time.sleep(1.5)
-        assert server.client.info()["datastore"]["completed"] == 2
-        assert server.client.next_sample("most_anomalous", {})["id"] == series["test_abnormal_000"]
-        server.client.train_start("anomaly", {"max_epochs": 1})
-        status = server.wait_for("/train/")
-        assert status["status"] == "DONE", status["details"]
-        record = json.loads((server.folder / "app/model/model_v2.json").read_text())
-        assert record["trained_on"] == sorted(series[case] for case in CASES[:2])
-        server.get("/scoring/anomaly_score", "POST", {})
-        assert server.wait_for("/scoring/")["status"] == "DONE"
-        sample = server.client.next_sample("most_anomalous", {})
-        assert sample["PatientID"] == "test_abnormal_000"
-        assert sample["anomaly_model"] == 2
-    finally:
-        server.close()
+
+def test_series_are_scored_marked_normal_and_trained_on(
+    pacs: tuple[str, dict[str, str]], server: Any, volumes: Path, tmp_path: Path
+) -> None:
+    _, series = pacs
+    path, said = server.client.infer("anomaly_mask", series["test_abnormal_000"], {})
+    source = volumes / "images/test_abnormal_000.nii.gz"
+    _, expected = server.client.infer("anomaly_mask", "", {}, file=str(source))
+    assert said["anomaly_score"] == pytest.approx(expected["anomaly_score"], abs=1e-4)
+    answer, original = (nib.as_closest_canonical(nib.load(file)) for file in (path, source))
+    assert answer.shape == original.shape
+    np.testing.assert_allclose(answer.affine, original.affine, atol=1e-4)
+    assert "cannot be fetched" in server.refusal("infer", "anomaly_mask", "1.2.3", {})
+
+    empty = tmp_path / "empty.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros(answer.shape, np.uint8), answer.affine), empty)
+    for case in CASES[:2]:
+        server.client.save_label(series[case], str(empty), tag="final")
+    time.sleep(1.5)
+    assert server.client.info()["datastore"]["completed"] == 2
+    assert server.client.next_sample("most_anomalous", {})["id"] == series["test_abnormal_000"]
+    server.client.train_start("anomaly", {"max_epochs": 1})
+    status = server.wait_for("/train/")
+    assert status["status"] == "DONE", status["details"]
+    record = json.loads((server.folder / "app/model/model_v2.json").read_text())
+    assert record["trained_on"] == sorted(series[case] for case in CASES[:2])
+    server.get("/scoring/anomaly_score", "POST", {})
+    assert server.wait_for("/scoring/")["status"] == "DONE"
+    sample = server.client.next_sample("most_anomalous", {})
+    assert sample["PatientID"] == "test_abnormal_000"
+    assert sample["anomaly_model"] == 2
+
+
+@pytest.mark.skipif(
+    shutil.which("itkimage2segimage", path=str(Path(sys.executable).parent)) is None,
+    reason="DICOM SEG needs a converter: pip install dcmqi",
+)
+def test_masks_come_and_go_as_dicom_seg(pacs: tuple[str, dict[str, str]], server: Any) -> None:
+    import pydicom
+    import requests
+
+    address, series = pacs
+    image = series["test_abnormal_000"]
+    options = {"label_info": [{"name": "anomaly"}], "threshold": 0.5}  # so that the mask is not empty
+    answer = requests.post(
+        f"http://127.0.0.1:{server.port}/infer/anomaly_mask",
+        params={"image": image, "output": "dicom_seg"},
+        data={"params": json.dumps(options)},
+        timeout=120,
+    )
+    assert answer.status_code == 200, answer.text
+    seg = pydicom.dcmread(io.BytesIO(answer.content))
+    assert seg.Modality == "SEG"
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == image
+
+    path, said = server.client.infer("anomaly_mask", image, {"threshold": 0.5})
+    server.client.save_label(image, path, tag="final", params={"label_info": [{"name": "anomaly", "idx": 1}]})
+    stored = requests.get(f"{address}/series", params={"Modality": "SEG"}, timeout=60).json()
+    assert len(stored) == 1
+    time.sleep(1.5)
+    report = server.evaluation()
+    assert (report["n_images"], report["failed"]) == (1, {})
+    assert 0 < report["metrics"]["n_lesion_voxels"] <= said["anomalous_voxels"]

@@ -64,7 +64,7 @@ def test_info_tells_tasks_strategies_and_options(server: Any) -> None:
     assert set(info["models"]) == {"anomaly_mask", "anomaly_map"}
     assert info["models"]["anomaly_mask"]["config"]["threshold"] == "calibrated"
     assert info["models"]["anomaly_mask"]["version"] == "1"
-    assert set(info["strategies"]) == {"most_anomalous", "nearest_threshold"}
+    assert list(info["strategies"]) == ["most_anomalous", "nearest_threshold"]  # viewers offer the first
     assert set(info["scoring"]) == {"anomaly_score", "voxel_metrics"}
     assert info["trainers"]["anomaly"]["config"]["max_epochs"] == 3  # of the overlay
     assert info["labels"] == ["anomaly"]
@@ -194,6 +194,41 @@ def test_a_wrong_request_is_answered_with_what_is_wrong(
     for word in words:
         assert word in said
     assert server.client.infer("anomaly_mask", "picture", {})[1]["anomaly_score"]  # the server lives on
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "status", "words"),
+    [
+        ("/train/anomaly", {"max_epochs": "many"}, 400, ("max_epochs", "'many'", "whole number")),
+        ("/train/anomaly", {"learning_rate": 0}, 400, ("learning_rate", "above 0")),
+        ("/train/anomaly", {"val_split": 1}, 400, ("val_split", "(0, 1)")),
+        ("/train/anomaly", {"device": "tpu"}, 400, ("'tpu'", "'cpu'")),
+        ("/train/", {"anomaly": {"seed": -1}}, 400, ("seed", "-1")),  # as OHIF asks
+        ("/train/organs", {}, 404, ("'organs'", "anomaly")),
+        ("/batch/infer/anomaly_mask", {"threshold": "high"}, 400, ("'high'", "calibrated")),
+        ("/batch/infer/anomaly_mask", {"images": ["picture", "absent"]}, 400, ("'absent'",)),
+        ("/batch/infer/anomaly_mask", {"max_batch_size": "all"}, 400, ("max_batch_size", "'all'")),
+        ("/batch/infer/organs", {}, 404, ("'organs'", "anomaly_mask")),
+        ("/scoring/anomaly_score", {"device": "tpu"}, 400, ("'tpu'",)),
+        ("/scoring/dice", {}, 404, ("'dice'", "anomaly_score")),
+    ],
+)
+def test_a_wrong_task_is_refused_before_it_starts(
+    server: Any, path: str, options: dict[str, Any], status: int, words: tuple[str, ...]
+) -> None:
+    kind = path[: path.index("/", 1) + 1].replace("/batch/", "/batch/infer")
+    before = server.ask(f"{kind}?all=true")
+    answered, content = server.ask(path, "POST", options)
+    assert answered == status, content
+    for word in words:
+        assert word in content["detail"]
+    assert server.ask(f"{kind}?all=true") == before  # nothing waits or runs
+
+
+def test_an_image_of_an_endless_name_is_refused(server: Any) -> None:
+    said = server.refusal("infer", "anomaly_mask", "x" * 5000, {})
+    assert "Status: 400" in said
+    assert "There is no image" in said
 
 
 def test_twenty_requests_at_once_are_answered_each_with_its_own(server: Any) -> None:

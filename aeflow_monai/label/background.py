@@ -1,0 +1,48 @@
+"""Background tasks: checked before they start, and tied to the server that started them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from monailabel.utils.async_tasks.task import AsyncTask
+
+__all__ = ["check_before_start", "is_orphan", "note_server"]
+
+_SERVER = "AEFLOW_LABEL_SERVER"
+_run = AsyncTask.run  # before any app has put its check in front of it
+
+
+def check_before_start(check: Callable[[str, Mapping[str, Any]], None]) -> None:
+    """Have each task checked before MONAI Label starts a process for it.
+
+    What a process of its own finds wrong is seen in the task's status alone, and MONAI Label asks nobody before: all
+    its endpoints call `AsyncTask.run`, so the check is put there, for the whole process.
+
+    Args:
+        check: called with "train", "scoring" or "batch_infer" and the request; raises what the client is told.
+    """
+
+    def checked(
+        method: str,
+        request: dict[str, Any] | None = None,
+        params: dict[str, Any] | None = None,
+        force_sync: bool = False,
+        enqueue: bool = False,
+    ) -> Any:
+        check(method, {**(request or {}), **(params or {})})
+        return _run(method, request, params, force_sync, enqueue)
+
+    AsyncTask.run = staticmethod(checked)
+
+
+def note_server() -> None:
+    """Tell the processes that this one will start that it is their server."""
+    os.environ[_SERVER] = str(os.getpid())
+
+
+def is_orphan() -> bool:
+    """Whether this is the process of a task whose server is gone, so that nobody waits for it any more."""
+    server = os.environ.get(_SERVER)
+    return server is not None and int(server) not in (os.getpid(), os.getppid())

@@ -1,0 +1,91 @@
+"""Draws docs/monai_label.png: a made-up volume, and the map and mask that the MONAI Label app returns for it over HTTP.
+
+The model is that of the quick start, the volume one that it was not trained on. Needs an environment with the extra
+`label`. Usage:
+
+    python -m monai.bundle run train --config_file bundle/configs/train.yaml --output_dir runs/phantom
+    python benchmarks/label_picture.py --model runs/phantom/model.pt --to docs/monai_label.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("agg")  # before pyplot chooses a window
+
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+from label_inference import running_server
+
+from aeflow_monai import write_phantom
+
+CASE = "test_abnormal_001"
+SHOWN = (slice(8, 88), slice(10, 102))  # voxels around the head, from the right and from behind
+
+
+def answers(folder: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Volumes of the image, its lesion and both replies, and what the server says of the map."""
+    phantom = write_phantom(folder / "phantom", n_train=1, n_test_normal=1, n_test_abnormal=2)
+    (folder / "studies").mkdir()
+    shutil.copy(phantom / f"images/{CASE}.nii.gz", folder / "studies")
+    files = {"image": phantom / f"images/{CASE}.nii.gz", "lesion": phantom / f"masks/{CASE}.nii.gz"}
+    with running_server(folder, "--model", str(model)) as client:
+        for task in ("anomaly_map", "anomaly_mask"):
+            files[task], said = client.infer(task, CASE, {})
+            volumes = {name: nib.as_closest_canonical(nib.load(file)) for name, file in files.items()}
+    return {name: np.asarray(volume.dataobj) for name, volume in volumes.items()} | {
+        "zooms": volumes["image"].header.get_zooms()
+    }, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--to", type=Path, required=True)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        volumes, said = answers(Path(name), options.model.absolute())
+    most, threshold = said["most_anomalous_slice"], said["map_threshold"]
+
+    def cut(key: str) -> Any:
+        """The most anomalous slice, the patient's right on the left and anterior above."""
+        return volumes[key][::-1, :, most["number"] - 1][SHOWN].T
+
+    zooms = volumes["zooms"]
+    looks = {"origin": "lower", "aspect": zooms[1] / zooms[0]}
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 4.9), facecolor="black")
+    titles = ("image", "anomaly_map", "anomaly_mask (red), planted lesion (dotted)")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.imshow(cut("image"), cmap="gray", **looks)
+        axis.set_title(title, color="white", fontsize=10)
+        axis.axis("off")
+    shown = cut("anomaly_map")
+    opacity = np.clip(shown / (1.5 * threshold), 0, 0.85)
+    axes[1].imshow(shown, cmap="inferno", alpha=opacity, vmin=0, vmax=2 * threshold, **looks)
+    axes[2].contour(cut("anomaly_mask"), [0.5], colors="#ff5252", linewidths=1.6)
+    axes[2].contour(cut("lesion"), [0.5], colors="#7fd1ff", linewidths=1.2, linestyles="dotted")
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.86, bottom=0.14, wspace=0.02)
+    colours = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 2 * threshold), "inferno")
+    bar = figure.colorbar(colours, cax=figure.add_axes((0.39, 0.09, 0.22, 0.025)), orientation="horizontal")
+    bar.set_label("standard deviations of normals, line at the threshold", color="white", fontsize=8)
+    bar.ax.tick_params(colors="white", labelsize=7)
+    bar.ax.axvline(threshold, color="white", lw=1)
+    figure.suptitle(
+        f"made-up volume; score {said['anomaly_score']:.2f} (threshold {said['case_threshold']:.2f}), "
+        f"slice {most['number']}, S {most['position_mm']:+.1f} mm",
+        color="white",
+        fontsize=11,
+    )
+    figure.savefig(options.to, dpi=100, facecolor="black", bbox_inches="tight")
+    print(f"{options.to}: score {said['anomaly_score']:.2f}, threshold {said['case_threshold']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
