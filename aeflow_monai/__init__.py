@@ -3,13 +3,14 @@
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.calibration import calibrate
 from aeflow_monai.checks import CheckImaged, LoadCased
-from aeflow_monai.datalist import find_images, load_datalist, require_labels, split_normals
+from aeflow_monai.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
 from aeflow_monai.decoder import Decoder
 from aeflow_monai.encoder import Encoder
 from aeflow_monai.evaluation import DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.flow import LatentFlow
 from aeflow_monai.guard import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator
 from aeflow_monai.handlers import CalibratedModelSaver, DivergenceGuard, PictureLogger, RequireCalibration
+from aeflow_monai.labelled import LabelledSampler, LabelledSlices
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.maps import MapScorer
@@ -51,6 +52,8 @@ __all__ = [
     "FeatureDataset",
     "GuardedDataset",
     "GuardedEvaluator",
+    "LabelledSampler",
+    "LabelledSlices",
     "LatentFlow",
     "LesionMetrics",
     "LoadCased",
@@ -77,6 +80,7 @@ __all__ = [
     "bundle_root",
     "calibrate",
     "check_config",
+    "choose_abnormal",
     "explain_errors",
     "find_images",
     "format_localisation",
