@@ -12,11 +12,12 @@ from aeflow_monai.guard import CaseFailures, FailureLog, GuardedDataset, Guarded
 from aeflow_monai.handlers import CalibratedModelSaver, DivergenceGuard, PictureLogger, RequireCalibration
 from aeflow_monai.labelled import LabelledSampler, LabelledSlices
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
-from aeflow_monai.loss import AEFlowLoss
+from aeflow_monai.loss import AEFlowLoss, MixtureLoss
 from aeflow_monai.maps import MapScorer
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
 from aeflow_monai.prepare import prepare_data
+from aeflow_monai.prior import MixturePrior
 from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
@@ -61,6 +62,8 @@ __all__ = [
     "MapScorer",
     "MaskMapd",
     "MatchChannelsd",
+    "MixtureLoss",
+    "MixturePrior",
     "PictureLogger",
     "RequireCalibration",
     "ScaleForegroundd",
