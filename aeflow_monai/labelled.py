@@ -43,7 +43,7 @@ class LabelledSlices(Dataset[dict[str, Any]]):
         return {**item, "abnormal": abnormal}
 
 
-class LabelledSampler(DistributedSampler[dict[str, Any]]):
+class LabelledSampler(DistributedSampler[int]):
     """The order of an epoch: all normals once, and after every few of them an abnormal one.
 
     Abnormal slices are few, so they come again within an epoch: all of them in a new order, then all again. Without
@@ -77,7 +77,7 @@ class LabelledSampler(DistributedSampler[dict[str, Any]]):
     ) -> None:
         if normals_per_abnormal < 1:
             raise ValueError(f"normals_per_abnormal has to be 1 or more; got {normals_per_abnormal}.")
-        normal = cast("Dataset[dict[str, Any]]", dataset.normal)
+        normal = cast("Dataset[int]", dataset.normal)
         super().__init__(normal, num_replicas, rank, shuffle=True, seed=seed, drop_last=drop_last)
         self.every = normals_per_abnormal
         self.n_normal, self.n_abnormal = len(dataset.normal), len(dataset.abnormal)
