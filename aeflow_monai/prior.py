@@ -43,7 +43,7 @@ class MixturePrior(nn.Module):
     2020: a Gaussian of fixed, random mean for each class. The share is this project's, since its labels are of images.
     """
 
-    def __init__(self, channels: Sequence[int], distance: float = 1.0, share: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, channels: Sequence[int], distance: float = 2.0, share: float = 1.0, seed: int = 0) -> None:
         super().__init__()
         if not channels:
             raise ValueError("channels needs the channels of one stage or more; got none.")

@@ -11,7 +11,7 @@ XRAY holds manifest.csv (path,split,abnormal). Protocol "development" never open
 200 normal and 400 pneumonia images of the train split, of patients that nothing is fitted on, drawn by the seed.
 Protocol "test" trains on the train split and tests on the official test split; patients whose name stands in both are
 not among the labelled ones. Written to the output: labelled_abnormal.json, and a folder per protocol, seed and number
-of labelled images.
+of labelled images. A point that is there is not made again.
 """
 
 from __future__ import annotations
@@ -87,6 +87,20 @@ def bundle(names: list[Path], command: list[str], options: dict[str, Any]) -> No
     subprocess.run([sys.executable, "-m", "monai.bundle", "run", *command, *files, *given], check=True)
 
 
+def make_point(folder: Path, data: Path, count: int, seed: int, options: dict[str, str]) -> None:
+    """Train with this many labelled images, evaluate, and write point.json."""
+    common = {"dataset_dir": data, "output_dir": folder, "seed": seed}
+    network = [CONFIGS / "train.yaml", ROOT / "configs/chest_xray.yaml"]
+    start = time.perf_counter()
+    training = [*network, CONFIGS / "semi_supervised.yaml"]
+    bundle(training, ["train"], {**common, "labelled_abnormal": count, **options})
+    seconds = time.perf_counter() - start
+    bundle([*network, CONFIGS / "evaluate.yaml"], [], common)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    point = {"labelled": count, "options": options, "train_seconds": seconds, **metrics}
+    (folder / "point.json").write_text(json.dumps(point, indent=2), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -102,17 +116,14 @@ def main() -> None:
     points = []
     for count in given.counts:
         folder = output / f"labelled_{count}"
-        common = {"dataset_dir": output / "data", "output_dir": folder, "seed": given.seed}
-        network = [CONFIGS / "train.yaml", ROOT / "configs/chest_xray.yaml"]
-        start = time.perf_counter()
-        training = [*network, CONFIGS / "semi_supervised.yaml"]
-        bundle(training, ["train"], {**common, "labelled_abnormal": count, **options})
-        seconds = time.perf_counter() - start
-        bundle([*network, CONFIGS / "evaluate.yaml"], [], common)
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        points.append({"labelled": count, "train_seconds": seconds, **metrics})
-        report = {"protocol": given.protocol, "seed": given.seed, "options": options, "points": points}
-        (output / "labelled_abnormal.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+        done = folder / "point.json"
+        if not done.is_file():
+            make_point(folder, output / "data", count, given.seed, options)
+        points.append(json.loads(done.read_text(encoding="utf-8")))
+        if points[-1]["options"] != options:
+            raise SystemExit(f"{folder} was made with other options, {points[-1]['options']}: give another --output.")
+    report = {"protocol": given.protocol, "seed": given.seed, "points": points}
+    (output / "labelled_abnormal.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
 
     print(f"\nProtocol {given.protocol}, seed {given.seed}; 95 % intervals over cases in brackets.\n")
     print("| labelled pneumonia images | AUROC | sensitivity | specificity |\n|---|---|---|---|")
