@@ -44,7 +44,7 @@ class LabelledSlices(Dataset[dict[str, Any]]):
 
 
 class LabelledSampler(DistributedSampler[int]):
-    """The order of an epoch: all normals once, and after every few of them an abnormal one.
+    """The order of an epoch: all normals once, and before every few of them an abnormal one.
 
     Abnormal slices are few, so they come again within an epoch: all of them in a new order, then all again. Without
     any the order is that of torch's `DistributedSampler`. It depends on seed and epoch only.
@@ -63,7 +63,7 @@ class LabelledSampler(DistributedSampler[int]):
     Example:
         >>> slices = LabelledSlices([{}] * 6, [{}])
         >>> [slices[index]["abnormal"] for index in LabelledSampler(slices, normals_per_abnormal=3)]
-        [False, False, False, True, False, False, False, True]
+        [True, False, False, False, True, False, False, False]
     """
 
     def __init__(
@@ -91,9 +91,10 @@ class LabelledSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         abnormal = iter(self._abnormal())
         for place, index in enumerate(super().__iter__(), start=1):
-            yield index
-            if place % self.every == 0 and self.n_abnormal:
+            # before its normals, so that an epoch's last batch has a normal slice, however short it is
+            if place % self.every == 1 % self.every and place + self.every <= self.num_samples + 1 and self.n_abnormal:
                 yield self.n_normal + next(abnormal)
+            yield index
 
     def _abnormal(self) -> list[int]:
         """This process's share of as many rounds through the abnormal slices as it takes."""

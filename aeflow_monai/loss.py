@@ -134,8 +134,16 @@ class MixtureLoss(nn.Module):
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: all images are abnormal.
         """
         abnormal = _abnormal(target, output)
+        if abnormal.all():
+            raise ValueError(
+                f"Expected a normal image in each batch; got {len(abnormal)} abnormal ones alone. Raise batch_size to "
+                "2 or more."
+            )
         if not abnormal.any():
             return self.normal(output, _image(target))  # type: ignore[no-any-return]
         loss = self.normal(_images(output, ~abnormal), _image(target)[~abnormal])

@@ -71,3 +71,11 @@ def test_processes_share_the_normals_and_the_abnormals() -> None:
 def test_a_share_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"normals_per_abnormal has to be 1 or more; got 0"):
         LabelledSampler(slices(), normals_per_abnormal=0)
+
+
+@pytest.mark.parametrize("n_normal", [6, 7, 8, 9])
+@pytest.mark.parametrize("every", [1, 2, 3, 20])
+def test_an_epoch_never_ends_with_an_abnormal_slice(n_normal: int, every: int) -> None:
+    indices = order(LabelledSampler(slices(n_normal, 2), normals_per_abnormal=every))
+    assert indices[-1] < n_normal
+    assert sum(index >= n_normal for index in indices) == n_normal // every

@@ -102,3 +102,11 @@ def test_reconstruction_of_abnormal_images_is_not_learned() -> None:
 def test_weight_of_abnormal_images_has_to_be_positive() -> None:
     with pytest.raises(ValueError, match=r"weight .* above 0; got 0"):
         MixtureLoss(AEFlowLoss(), MixturePrior([4]), weight=0)
+
+
+def test_batch_of_abnormal_images_alone_is_refused() -> None:
+    output, image = batch(1)
+    with pytest.raises(
+        ValueError, match=r"Expected a normal image in each batch; got 1 abnormal ones alone.*batch_size to 2"
+    ):
+        MixtureLoss(AEFlowLoss(), MixturePrior([4, 6]))(output, (image, torch.ones(1, dtype=torch.bool)))
