@@ -89,11 +89,12 @@ class LabelledSampler(DistributedSampler[int]):
         return self.num_samples + self._drawn()
 
     def __iter__(self) -> Iterator[int]:
-        abnormal = iter(self._abnormal())
-        for place, index in enumerate(super().__iter__(), start=1):
+        abnormal = self._abnormal()
+        for place, index in enumerate(super().__iter__()):
             # before its normals, so that an epoch's last batch has a normal slice, however short it is
-            if place % self.every == 1 % self.every and place + self.every <= self.num_samples + 1 and self.n_abnormal:
-                yield self.n_normal + next(abnormal)
+            block, place_in_block = divmod(place, self.every)
+            if place_in_block == 0 and block < len(abnormal):
+                yield self.n_normal + abnormal[block]
             yield index
 
     def _abnormal(self) -> list[int]:
@@ -102,4 +103,4 @@ class LabelledSampler(DistributedSampler[int]):
         order: list[int] = []
         while len(order) < self._drawn() * self.num_replicas:
             order += torch.randperm(self.n_abnormal, generator=generator).tolist()
-        return order[self.rank :: self.num_replicas]
+        return order[self.rank :: self.num_replicas][: self._drawn()]

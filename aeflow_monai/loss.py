@@ -92,7 +92,7 @@ class MixtureLoss(nn.Module):
     Args:
         normal: the loss of normal images.
         prior: of the latents, see `MixturePrior`.
-        weight: of an average abnormal image's likelihood, against an average normal one's, above 0.
+        weight: of the mean likelihood of abnormal images, against that of normal ones, above 0.
 
     Raises:
         ValueError: weight is not above 0.

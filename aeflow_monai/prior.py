@@ -1,8 +1,7 @@
 """The latent prior with labelled abnormal images: a mixture of two Gaussians instead of one.
 
-Normal positions come from N(0, I), as without labels. An image that is labelled abnormal has normal positions too, and
-which are the abnormal ones is not known: each of its positions comes from N(mean, I) with a probability, the share, and
-from N(0, I) otherwise.
+Normal positions come from N(0, I), as without labels, and abnormal ones from N(mean, I). Labels are of images, and which
+positions of an abnormal image are abnormal is not known: all are taken for it, or each with a probability, the share.
 """
 
 from __future__ import annotations
