@@ -1,7 +1,8 @@
 """The latent prior with labelled abnormal images: a mixture of two Gaussians instead of one.
 
-Normal positions come from N(0, I), as without labels, and abnormal ones from N(mean, I). Labels are of images, and which
-positions of an abnormal image are abnormal is not known: all are taken for it, or each with a probability, the share.
+Normal positions come from N(0, I), as without labels, and abnormal ones from N(mean, I). Labels are of images, and
+which positions of an abnormal image are abnormal is not known: all are taken for it, or each with a probability, the
+share.
 """
 
 from __future__ import annotations
