@@ -97,7 +97,7 @@ class MixtureLoss(nn.Module):
     Raises:
         ValueError: weight is not above 0.
 
-    Source: FlowGMM, ICML 2020, equation 6: the likelihood of each image given its label.
+    Source: FlowGMM (see `MixturePrior`), ICML 2020: the likelihood of each image given its label.
     """
 
     def __init__(self, normal: AEFlowLoss, prior: _Prior, weight: float = 0.25) -> None:
