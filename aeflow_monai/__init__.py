@@ -3,19 +3,21 @@
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.calibration import calibrate
 from aeflow_monai.checks import CheckImaged, LoadCased
-from aeflow_monai.datalist import find_images, load_datalist, require_labels, split_normals
+from aeflow_monai.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
 from aeflow_monai.decoder import Decoder
 from aeflow_monai.encoder import Encoder
 from aeflow_monai.evaluation import DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.flow import LatentFlow
 from aeflow_monai.guard import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator
 from aeflow_monai.handlers import CalibratedModelSaver, DivergenceGuard, PictureLogger, RequireCalibration
+from aeflow_monai.labelled import LabelledSampler, LabelledSlices
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
-from aeflow_monai.loss import AEFlowLoss
+from aeflow_monai.loss import AEFlowLoss, MixtureLoss
 from aeflow_monai.maps import MapScorer
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
 from aeflow_monai.prepare import prepare_data
+from aeflow_monai.prior import MixturePrior
 from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
@@ -51,6 +53,8 @@ __all__ = [
     "FeatureDataset",
     "GuardedDataset",
     "GuardedEvaluator",
+    "LabelledSampler",
+    "LabelledSlices",
     "LatentFlow",
     "LesionMetrics",
     "LoadCased",
@@ -58,6 +62,8 @@ __all__ = [
     "MapScorer",
     "MaskMapd",
     "MatchChannelsd",
+    "MixtureLoss",
+    "MixturePrior",
     "PictureLogger",
     "RequireCalibration",
     "ScaleForegroundd",
@@ -77,6 +83,7 @@ __all__ = [
     "bundle_root",
     "calibrate",
     "check_config",
+    "choose_abnormal",
     "explain_errors",
     "find_images",
     "format_localisation",

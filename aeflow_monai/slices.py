@@ -32,14 +32,14 @@ _logger = logging.getLogger(__name__)
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """The normal slices of preprocessed volumes, ready for the network.
+    """The normal slices of preprocessed volumes, or the abnormal ones, ready for the network.
 
     Each file is read and preprocessed once; slices then come from memory, or from a memory-mapped file that survives
     the run: a later one with the same files, preprocessing and policy uses it as it is. Both are shared by any number
     of a loader's workers.
 
-    Of an item with label 1 the slices that are normal by its mask are taken, see `Slicer.kinds`; of an item without
-    label or with label 0 all slices are.
+    Of an item with label 1 the slices of the wanted kind by its mask are taken, see `Slicer.kinds`; an abnormal 2D
+    image needs no mask to be an abnormal slice. Of an item without label or with label 0 all slices are normal.
 
     Args:
         data: a datalist; each item goes through `transform` once.
@@ -48,10 +48,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
         slicer: the policy. The slices have to come out in one size.
         step: only every step-th of the slices is taken, 1 or more.
         folder: of the memory-mapped file; slices are kept in memory if None.
+        kind: "normal" or "abnormal", of the slices.
 
     Raises:
-        ValueError: no slice is left; slices come out in different sizes; NaN or infinite values; an abnormal item
-            without mask.
+        ValueError: unknown kind; no slice is left; slices come out in different sizes; NaN or infinite values; an
+            abnormal item without mask.
     """
 
     def __init__(
@@ -61,9 +62,13 @@ class SliceDataset(Dataset[dict[str, Any]]):
         slicer: Slicer,
         step: int = 1,
         folder: str | Path | None = None,
+        kind: SliceKind = "normal",
     ) -> None:
         if step < 1:
             raise ValueError(f"step has to be 1 or more; got {step}.")
+        if kind not in ("normal", "abnormal"):
+            raise ValueError(f"kind has to be normal or abnormal; got {kind!r}.")
+        self.kind = kind
         self.index: list[dict[str, Any]] = []
         self.shape: tuple[int, ...] = ()
         self._volumes: list[Tensor] = []  # slices of each volume and plane, (n, C, H, W)
@@ -77,7 +82,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             self._keep(Path(folder), data, transform, slicer, step)
         if not self.index:
             raise ValueError(
-                f"No slice is left of {len(data)} cases: none is normal and has {slicer.min_foreground:.0%} of its "
+                f"No slice is left of {len(data)} cases: none is {kind} and has {slicer.min_foreground:.0%} of its "
                 "pixels above 0. Lower min_foreground or normal_margin_mm, or look at the intensity normalisation."
             )
         size = 4 * math.prod(self.shape) * len(self.index) / 2**20
@@ -115,9 +120,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 )
             for axis in slicer.axes_of(volume):
                 indices = slicer.chosen(volume, axis)
-                if item.get("label") == 1:
-                    normal = [kind == "normal" for kind in _kinds(slicer, read, volume, axis, file)]
-                    indices = indices[torch.tensor(normal)[indices]]
+                kinds = self._kinds(slicer, item, read, volume, axis)
+                indices = indices[torch.tensor([kind == self.kind for kind in kinds])[indices]]
                 indices = indices[::step]
                 if not len(indices):
                     continue
@@ -141,7 +145,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         step: int,
     ) -> None:
         """Use the folder's slices if they were made of the same, else make them."""
-        made_of = _fingerprint(data, transform, slicer, step)
+        made_of = _fingerprint(data, transform, slicer, step, self.kind)
         record, file = folder / "slices.json", folder / "slices.float32"
         found = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         if found.get("made_of") == made_of and file.is_file() and file.stat().st_size == found["bytes"]:
@@ -172,13 +176,23 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 unfinished.unlink(missing_ok=True)
         self._stored = np.memmap(file, dtype=np.float32, mode="r", shape=(len(self.index), *self.shape))
 
+    def _kinds(
+        self, slicer: Slicer, item: Mapping[str, Any], read: Mapping[str, Any], volume: Tensor, axis: str
+    ) -> list[SliceKind]:
+        count = slicer.count(volume, axis)
+        if item.get("label") != 1:
+            return ["normal"] * count
+        if count == 1 and self.kind == "abnormal":
+            return ["abnormal"]
+        return _kinds_by_mask(slicer, read, volume, axis, str(item["image"]))
 
-def _kinds(slicer: Slicer, read: Mapping[str, Any], volume: Tensor, axis: str, file: str) -> list[SliceKind]:
+
+def _kinds_by_mask(slicer: Slicer, read: Mapping[str, Any], volume: Tensor, axis: str, file: str) -> list[SliceKind]:
     mask = read.get("mask")
     if mask is None:
         raise ValueError(
             f"{file} is abnormal and has no mask, so its normal slices are not known. Name a mask, or set "
-            "lesion_free_slices to false."
+            "lesion_free_slices to false, and labelled_abnormal to 0."
         )
     if mask.shape[1:] != volume.shape[1:]:
         raise ValueError(
@@ -188,7 +202,7 @@ def _kinds(slicer: Slicer, read: Mapping[str, Any], volume: Tensor, axis: str, f
     return slicer.kinds(mask, axis, voxel_spacing(mask))
 
 
-def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int) -> str:
+def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int, kind: str) -> str:
     """Hash of all that decides the slices; files count by path, size and time of change."""
     files = []
     for item in data:
@@ -197,7 +211,7 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
                 found = Path(path).stat()
                 files.append([str(path), found.st_size, found.st_mtime_ns])
     named = [[str(item["case"]), item.get("label")] for item in data]
-    digest = hashlib.sha256(json.dumps([files, named, slicer.policy(), step]).encode())
+    digest = hashlib.sha256(json.dumps([files, named, slicer.policy(), step, kind]).encode())
     stream = io.BytesIO()
     try:
         _Options(stream).dump(transform)
@@ -284,11 +298,13 @@ def prepare_slice_batch(
     device: torch.device | str | None = None,
     non_blocking: bool = False,
     **kwargs: Any,
-) -> tuple[Tensor, Tensor, tuple[()], dict[str, Any]]:
+) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor], tuple[()], dict[str, Any]]:
     """Prepare a batch of slices for MONAI's engines: the image is input and target, kept features go along.
 
+    The target of labelled slices is a pair, image and "abnormal", as `MixtureLoss` takes it.
+
     Args:
-        batch: "image" (N, C, H, W) and, if kept, "features".
+        batch: "image" (N, C, H, W) and, if kept, "features"; of `LabelledSlices` "abnormal" too, (N,) of bool.
         device: where to.
         non_blocking: copy without waiting.
         kwargs: further options of `Tensor.to`.
@@ -297,7 +313,9 @@ def prepare_slice_batch(
         Input, target, no positional and possibly one keyword argument of the network.
     """
     image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
+    labelled = "abnormal" in batch
+    target = (image, batch["abnormal"].to(device, non_blocking=non_blocking)) if labelled else image
     if "features" not in batch:
-        return image, image, (), {}
+        return image, target, (), {}
     features = [stage.to(device, non_blocking=non_blocking, **kwargs) for stage in batch["features"]]
-    return image, image, (), {"features": features}
+    return image, target, (), {"features": features}

@@ -231,6 +231,54 @@ def test_a_training_that_diverges_leaves_an_earlier_model_untouched(
     assert not [name for name in files_below(tmp_path) if name.startswith(".")]
 
 
+# --- labelled abnormal images ---------------------------------------------------------------------------------------
+
+
+def test_without_labelled_images_the_mixture_changes_nothing(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_training: Options
+) -> None:
+    options = {**tiny_training, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=0, **options)
+    # weights, calibration and thresholds; so maps and scores too
+    assert differing(model_state(tmp_path), model_state(trained)) == []
+    for tag in ("train_loss", "train_flow_loss", "train_reconstruction_loss", "val_loss"):
+        assert loss_curve(tmp_path, tag) == loss_curve(trained, tag)
+
+
+def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
+    tmp_path: Path, run_workflow: Run, tiny_training: Options, tiny_network: Options
+) -> None:
+    data = write_phantom_slices(tmp_path / "data", n_train=12, n_test_normal=4, n_test_abnormal=8)
+    abnormal = data / "train/ABNORMAL"
+    abnormal.mkdir()
+    for image in sorted((data / "test/ABNORMAL").iterdir())[:4]:
+        image.rename(abnormal / image.name)
+        (data / "test_masks/ABNORMAL" / image.name).unlink()
+    states, seen = [], []
+    for count in (0, 3):
+        folder = tmp_path / f"labelled_{count}"
+        options = {**tiny_training, "epochs": 2, "dataset_dir": str(data), "output_dir": str(folder)}
+        workflow = run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=count, **options)
+        slices = workflow.parser.get_parsed_content("train#dataset")
+        seen.append([item["case"] for item in map(slices.__getitem__, range(len(slices))) if item["abnormal"]])
+        calibrated = workflow.parser.get_parsed_content("validate#slices").index
+        assert {Path(item["file"]).parent.name for item in calibrated} == {"NORMAL"}
+        states.append(model_state(folder))
+        run_workflow(
+            ["train.yaml", "evaluate.yaml"],
+            dataset_dir=str(data),
+            output_dir=str(folder),
+            n_bootstrap=10,
+            **tiny_network,
+        )
+        assert len(table(folder / "scores.csv")) == 8
+    assert [len(cases) for cases in seen] == [0, 3]
+    assert any("flows" in key for key in differing(*states))
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=5, **options)
+    assert "labelled_abnormal is 5, but the training section lists 4 usable images" in str(root_error(raised))
+
+
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 

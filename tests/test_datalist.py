@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeflow_monai.datalist import find_images, load_datalist, require_labels, split_normals
+from aeflow_monai.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
 
 CLASS_FOLDERS = (
     "train/NORMAL/n1.png",
@@ -536,3 +536,39 @@ def test_outputs_are_not_taken_for_images(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [item["case"] for item in find_images(tmp_path, exclude=tmp_path / "maps")] == ["a"]
+
+
+def labelled_patients() -> list[dict[str, Any]]:
+    abnormal = [
+        {"image": f"/abnormal/{p}_{i}.png", "case": f"{p}_{i}", "patient": f"p{p:03d}", "label": 1}
+        for p in range(6)
+        for i in range(2)
+    ]
+    return [*patients(6), *abnormal]
+
+
+def test_labelled_abnormal_images_are_never_calibrated_on_nor_their_patients() -> None:
+    items = labelled_patients()
+    fit, calibration = split_normals(items, 0.5)
+    assert {item["label"] for item in fit + calibration} == {0}
+    chosen = choose_abnormal(items, None, calibration)
+    assert {item["label"] for item in chosen} == {1}
+    assert {item["patient"] for item in chosen} == {item["case"] for item in fit}
+    with pytest.raises(ValueError, match=r"lists 6 usable .*\(6 more are of patients held out for calibration\)"):
+        choose_abnormal(items, 7, calibration)
+
+
+def test_a_larger_choice_of_abnormal_images_holds_a_smaller_one() -> None:
+    items = labelled_patients()
+    chosen = [choose_abnormal(items, count, seed=2) for count in (0, 3, 12)]
+    assert chosen[0] == []
+    assert chosen[1] == chosen[2][:3]
+    assert choose_abnormal(items[::-1], 3, seed=2) == chosen[1]
+    assert choose_abnormal(items, 12, seed=3) != chosen[2]
+    assert choose_abnormal(items, None, seed=2) == chosen[2]
+
+
+@pytest.mark.parametrize("count", [-1, 13])
+def test_abnormal_images_that_are_not_there_cannot_be_chosen(count: int) -> None:
+    with pytest.raises(ValueError, match=rf"labelled_abnormal is {count}.* lists 12 usable.* 0 to 12, or null"):
+        choose_abnormal(labelled_patients(), count)

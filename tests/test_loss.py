@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from aeflow_monai import AEFlowLoss, AEFlowOutput
+from aeflow_monai import AEFlowLoss, AEFlowOutput, MixtureLoss, MixturePrior
 
 IMAGE = torch.tensor([0.0, 0.5, 1.0, 0.5]).view(1, 1, 2, 2)
 OUTPUT = AEFlowOutput(
@@ -51,3 +51,62 @@ def test_half_precision_is_summed_in_full() -> None:
 def test_alpha_out_of_range_is_named(alpha: float) -> None:
     with pytest.raises(ValueError, match=rf"has to be in \[0, 1\]; got {alpha}"):
         AEFlowLoss(alpha)
+
+
+def batch(count: int = 4) -> tuple[AEFlowOutput, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(count, 4, 2, 2, generator=generator), torch.randn(count, 6, 1, 1, generator=generator)]
+    likelihoods = [torch.randn(count, 1, *latent.shape[2:], generator=generator) for latent in latents]
+    reconstruction, image = torch.rand(2, count, 1, 8, 8, generator=generator)
+    return AEFlowOutput(latents, likelihoods, reconstruction), image
+
+
+def part(output: AEFlowOutput, chosen: slice) -> AEFlowOutput:
+    latents, likelihoods = ([stage[chosen] for stage in stages] for stages in output[:2])
+    return AEFlowOutput(latents, likelihoods, output.reconstruction[chosen])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_without_abnormal_images_the_mixture_loss_is_the_plain_one(labelled: bool) -> None:
+    output, image = batch()
+    plain, loss = AEFlowLoss(0.3), MixtureLoss(AEFlowLoss(0.3), MixturePrior([4, 6]))
+    target = (image, torch.zeros(4, dtype=torch.bool)) if labelled else image
+    assert torch.equal(loss(output, target), plain(output, image))
+    assert torch.equal(loss.flow_loss(output, target), plain.flow_loss(output))
+    assert torch.equal(loss.reconstruction_loss(output, target), plain.reconstruction_loss(output, image))
+
+
+def test_abnormal_images_add_their_likelihood_under_the_mixture() -> None:
+    output, image = batch()
+    prior = MixturePrior([4, 6], share=0.4)
+    loss, plain = MixtureLoss(AEFlowLoss(0.3), prior, weight=0.5), AEFlowLoss(0.3)
+    target = (image, torch.tensor([False, False, False, True]))
+    normal, abnormal = part(output, slice(3)), part(output, slice(3, 4))
+    gains = prior.abnormal_gains(abnormal.latents)
+    under_mixture = [lik + gain for lik, gain in zip(abnormal.log_likelihoods, gains, strict=True)]
+    expected = plain.flow_loss(AEFlowOutput([], under_mixture, abnormal.reconstruction))
+    assert loss.abnormal_loss(output, target).item() == pytest.approx(expected.item())
+    total = plain(normal, image[:3]) + 0.5 * 0.3 * expected
+    assert loss(output, target).item() == pytest.approx(total.item())
+
+
+def test_reconstruction_of_abnormal_images_is_not_learned() -> None:
+    output, image = batch()
+    output.reconstruction.requires_grad_()
+    loss = MixtureLoss(AEFlowLoss(), MixturePrior([4, 6]))
+    loss(output, (image, torch.tensor([False, True, False, False]))).backward()
+    assert output.reconstruction.grad is not None
+    assert (output.reconstruction.grad.flatten(1).abs().sum(dim=1) > 0).tolist() == [True, False, True, True]
+
+
+def test_weight_of_abnormal_images_has_to_be_positive() -> None:
+    with pytest.raises(ValueError, match=r"weight .* above 0; got 0"):
+        MixtureLoss(AEFlowLoss(), MixturePrior([4]), weight=0)
+
+
+def test_batch_of_abnormal_images_alone_is_refused() -> None:
+    output, image = batch(1)
+    with pytest.raises(
+        ValueError, match=r"Expected a normal image in each batch; got 1 abnormal ones alone.*batch_size to 2"
+    ):
+        MixtureLoss(AEFlowLoss(), MixturePrior([4, 6]))(output, (image, torch.ones(1, dtype=torch.bool)))

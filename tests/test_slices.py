@@ -17,6 +17,7 @@ from aeflow_monai import (
     Encoder,
     EnsureVolumed,
     FeatureDataset,
+    LabelledSlices,
     ScaleForegroundd,
     SliceDataset,
     Slicer,
@@ -234,6 +235,40 @@ class TestAbnormal:
         read = {"image": volume_of((1, 8, 8, 3)), "mask": torch.ones(1, 8, 8, 3)}
         with pytest.raises(ValueError, match=r"No slice is left of 1 cases: none is normal.*normal_margin_mm"):
             SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]))
+
+
+class TestAbnormalSlices:
+    def test_are_those_with_the_lesion(self) -> None:
+        mask = torch.zeros(1, 8, 8, 10)
+        mask[:, 2:4, 2:4, 4] = 1
+        read = {"image": volume_of((1, 8, 8, 10)), "mask": mask}
+        data = [{"image": "sick.nii", "case": "sick", "label": 1}, {"image": "well.nii", "case": "well", "label": 0}]
+        found = SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")
+        assert places(found) == [("sick", "axial", 4)]
+
+    def test_of_a_2d_image_need_no_mask(self) -> None:
+        data = [{"image": "sick.png", "case": "sick", "label": 1}]
+        read = {"image": volume_of((1, 8, 8, 1))}
+        assert len(SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")) == 1
+
+    def test_of_a_volume_need_a_mask(self) -> None:
+        data = [{"image": "sick.nii", "case": "sick", "label": 1}]
+        with pytest.raises(ValueError, match=r"sick\.nii is abnormal and has no mask, .*labelled_abnormal to 0"):
+            SliceDataset(
+                data, lambda item: {"image": volume_of((1, 8, 8, 3))}, Slicer(image_size=[8, 8]), kind="abnormal"
+            )
+
+    def test_are_kept_apart_from_normal_ones(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "sick.npy", volume_of((1, 8, 8, 1)).numpy())
+        data = [{"image": str(tmp_path / "sick.npy"), "case": "sick"}]
+        read = Reads(tmp_path / "log")
+        SliceDataset(data, read, Slicer(image_size=[8, 8]), folder=tmp_path / "kept")
+        with pytest.raises(ValueError, match=r"No slice is left of 1 cases: none is abnormal"):
+            SliceDataset(data, read, Slicer(image_size=[8, 8]), folder=tmp_path / "kept", kind="abnormal")
+
+    def test_other_kinds_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"kind has to be normal or abnormal; got 'unclear'"):
+            SliceDataset([], lambda item: item, Slicer(image_size=[8, 8]), kind="unclear")
 
 
 class Reads:
@@ -475,3 +510,14 @@ class TestPrepareSliceBatch:
         assert image.dtype == torch.float64
         assert [stage.dtype for stage in kwargs["features"]] == [torch.float64] * 2
         assert [tuple(stage.shape) for stage in kwargs["features"]] == [(7, 40, 8, 8), (7, 112, 4, 4)]
+
+
+def test_labels_of_slices_go_into_the_target_with_kept_features(encoder: Encoder) -> None:
+    normal, abnormal = data_set({"a": volume_of((1, 64, 64, 2))}), data_set({"b": volume_of((1, 64, 64, 1))})
+    kept = FeatureDataset(LabelledSlices(normal, abnormal), encoder)
+    (batch,) = DataLoader(kept, batch_size=3)
+    image, (target, labels), _, features = prepare_slice_batch(batch, "cpu")
+    assert torch.equal(image, target)
+    assert labels.tolist() == [False, False, True]
+    for stage, expected in zip(features["features"], encoder(image), strict=True):
+        torch.testing.assert_close(stage, expected)

@@ -123,7 +123,13 @@ def test_check_config_works_inside_of_a_workflow_only() -> None:
 def test_the_shipped_configs_hold_no_unread_key() -> None:
     configs = Path(__file__).parent.parent / "bundle/configs"
     parser = ConfigParser()
-    for files in (["train"], ["train", "evaluate"], ["train", "multi_gpu_train"], ["inference"]):
+    for files in (
+        ["train"],
+        ["train", "evaluate"],
+        ["train", "multi_gpu_train"],
+        ["train", "semi_supervised"],
+        ["inference"],
+    ):
         parser = ConfigParser()
         parser.read_config([str(configs / f"{name}.yaml") for name in files])
         parser["initialize"] = "$aeflow_monai.check_config()"

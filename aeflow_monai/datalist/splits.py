@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["split_normals"]
+__all__ = ["choose_abnormal", "split_normals"]
 
 
 def split_normals(
@@ -62,6 +62,49 @@ def split_normals(
     kept.sort(key=lambda item: (item["case"], _first(item["image"])))
     fit = [item for item in kept if patient_of(item) not in chosen]
     return fit, [item for item in kept if patient_of(item) in chosen]
+
+
+def choose_abnormal(
+    items: Iterable[Mapping[str, Any]],
+    count: int | None,
+    calibration: Iterable[Mapping[str, Any]] = (),
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Draws labelled abnormal images to train on, of patients that nothing is calibrated on.
+
+    A larger count holds the choice of a smaller one, so that a curve over the count adds images and exchanges none.
+
+    Args:
+        items: a datalist; what is not labelled 1 is left out, and so is what has a "problem".
+        count: how many images or volumes, from 0; None for all.
+        calibration: the items that are calibrated on; no image of their patients is chosen.
+        seed: of the draw, whole number from 0.
+
+    Returns:
+        The items, in the order of the draw.
+
+    Raises:
+        ValueError: count is below 0, or there are fewer abnormal images.
+
+    Example:
+        >>> items = [{"image": f"{i}.png", "case": f"{i}", "label": i % 2} for i in range(20)]
+        >>> len(choose_abnormal(items, 3))
+        3
+        >>> choose_abnormal(items, 3) == choose_abnormal(items, 5)[:3]
+        True
+    """
+    held_out = {patient_of(item) for item in calibration}
+    abnormal = [dict(item) for item in items if item.get("label") == 1 and "problem" not in item]
+    free = sorted((item for item in abnormal if patient_of(item) not in held_out), key=lambda item: str(item["image"]))
+    count = len(free) if count is None else count
+    if not 0 <= count <= len(free):
+        of_calibration = len(abnormal) - len(free)
+        also = f" ({of_calibration} more are of patients held out for calibration)" if of_calibration else ""
+        raise ValueError(
+            f"labelled_abnormal is {count}, but the training section lists {len(free)} usable images with label "
+            f"1{also}. Give a number from 0 to {len(free)}, or null for all of them."
+        )
+    return [free[i] for i in np.random.default_rng(seed).permutation(len(free))[:count]]
 
 
 def patient_of(item: Mapping[str, Any]) -> str:

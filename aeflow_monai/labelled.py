@@ -1,0 +1,106 @@
+"""A few labelled abnormal slices beside the normal ones, and how they enter the batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch.utils.data import Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+__all__ = ["LabelledSampler", "LabelledSlices"]
+
+
+class LabelledSlices(Dataset[dict[str, Any]]):
+    """Normal slices, then labelled abnormal ones; each item says under "abnormal" which it is.
+
+    Args:
+        normal: slices whose every position is normal.
+        abnormal: slices with a lesion somewhere, or None for none.
+
+    Example:
+        >>> slices = LabelledSlices([{"image": 0}, {"image": 1}], [{"image": 2}])
+        >>> [item["abnormal"] for item in slices]
+        [False, False, True]
+    """
+
+    def __init__(
+        self, normal: Sequence[Mapping[str, Any]], abnormal: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        self.normal = normal
+        self.abnormal = () if abnormal is None else abnormal
+
+    def __len__(self) -> int:
+        return len(self.normal) + len(self.abnormal)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} of {len(self)} slices.")
+        n_normal = len(self.normal)
+        abnormal = index >= n_normal
+        item = self.abnormal[index - n_normal] if abnormal else self.normal[index]
+        return {**item, "abnormal": abnormal}
+
+
+class LabelledSampler(DistributedSampler[int]):
+    """The order of an epoch: all normals once, and before every few of them an abnormal one.
+
+    Abnormal slices are few, so they come again within an epoch: all of them in a new order, then all again. Without
+    any the order is that of torch's `DistributedSampler`. It depends on seed and epoch only.
+
+    Args:
+        dataset: the slices, or what has the same items in the same order.
+        normals_per_abnormal: normal slices from one abnormal to the next, 1 or more.
+        num_replicas: number of processes.
+        rank: of this process.
+        seed: of the order.
+        drop_last: leave out the remainder of normals instead of repeating some; see `DistributedSampler`.
+
+    Raises:
+        ValueError: normals_per_abnormal is below 1.
+
+    Example:
+        >>> slices = LabelledSlices([{}] * 6, [{}])
+        >>> [slices[index]["abnormal"] for index in LabelledSampler(slices, normals_per_abnormal=3)]
+        [True, False, False, False, True, False, False, False]
+    """
+
+    def __init__(
+        self,
+        dataset: LabelledSlices,
+        normals_per_abnormal: int = 3,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        if normals_per_abnormal < 1:
+            raise ValueError(f"normals_per_abnormal has to be 1 or more; got {normals_per_abnormal}.")
+        normal = cast("Dataset[int]", dataset.normal)
+        super().__init__(normal, num_replicas, rank, shuffle=True, seed=seed, drop_last=drop_last)
+        self.every = normals_per_abnormal
+        self.n_normal, self.n_abnormal = len(dataset.normal), len(dataset.abnormal)
+
+    def _drawn(self) -> int:
+        return self.num_samples // self.every if self.n_abnormal else 0
+
+    def __len__(self) -> int:
+        return self.num_samples + self._drawn()
+
+    def __iter__(self) -> Iterator[int]:
+        abnormal = self._abnormal()
+        for place, index in enumerate(super().__iter__()):
+            # before its normals, so that an epoch's last batch has a normal slice, however short it is
+            block, place_in_block = divmod(place, self.every)
+            if place_in_block == 0 and block < len(abnormal):
+                yield self.n_normal + abnormal[block]
+            yield index
+
+    def _abnormal(self) -> list[int]:
+        """This process's share of as many rounds through the abnormal slices as it takes."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order: list[int] = []
+        while len(order) < self._drawn() * self.num_replicas:
+            order += torch.randperm(self.n_abnormal, generator=generator).tolist()
+        return order[self.rank :: self.num_replicas][: self._drawn()]

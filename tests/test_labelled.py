@@ -1,0 +1,81 @@
+from collections import Counter
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from aeflow_monai import LabelledSampler, LabelledSlices
+
+
+def slices(n_normal: int = 24, n_abnormal: int = 3) -> LabelledSlices:
+    return LabelledSlices(
+        [{"number": i} for i in range(n_normal)], [{"number": 100 + i} for i in range(n_abnormal)] or None
+    )
+
+
+def order(sampler: LabelledSampler, epoch: int = 0) -> list[int]:
+    sampler.set_epoch(epoch)
+    indices = list(sampler)
+    assert len(indices) == len(sampler)
+    return indices
+
+
+def test_items_say_what_they_are() -> None:
+    dataset = slices(2, 1)
+    assert list(dataset) == [
+        {"number": 0, "abnormal": False},
+        {"number": 1, "abnormal": False},
+        {"number": 100, "abnormal": True},
+    ]
+    with pytest.raises(IndexError, match=r"Index 3 of 3 slices"):
+        dataset[3]
+
+
+def test_every_batch_has_its_share_and_every_normal_comes_once() -> None:
+    dataset = slices(24, 3)
+    sampler = LabelledSampler(dataset, normals_per_abnormal=3)
+    batches = list(DataLoader(dataset, batch_size=8, sampler=sampler))  # type: ignore[arg-type]
+    assert [int(batch["abnormal"].sum()) for batch in batches] == [2, 2, 2, 2]
+    counts = Counter(order(sampler))
+    assert [counts[i] for i in range(24)] == [1] * 24
+    assert sum(counts[i] for i in (24, 25, 26)) == 8
+    assert all(counts[i] in (2, 3) for i in (24, 25, 26))  # rounds, not draws
+
+
+def test_without_abnormal_slices_the_order_is_that_of_torch() -> None:
+    dataset = slices(23, 0)
+    for rank in (0, 1):
+        options: dict[str, Any] = {"num_replicas": 2, "rank": rank, "seed": 5}
+        plain = DistributedSampler(dataset.normal, shuffle=True, **options)  # type: ignore[arg-type, var-annotated]
+        for epoch in (0, 3):
+            plain.set_epoch(epoch)
+            assert order(LabelledSampler(dataset, **options), epoch) == list(plain)
+
+
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    dataset = slices()
+    first = order(LabelledSampler(dataset, seed=1), 2)
+    assert order(LabelledSampler(dataset, seed=1), 2) == first
+    assert order(LabelledSampler(dataset, seed=1), 3) != first
+    assert order(LabelledSampler(dataset, seed=2), 2) != first
+
+
+def test_processes_share_the_normals_and_the_abnormals() -> None:
+    dataset = slices(24, 8)
+    shares = [order(LabelledSampler(dataset, num_replicas=2, rank=rank)) for rank in (0, 1)]
+    assert len(shares[0]) == len(shares[1]) == 12 + 4
+    assert sorted(shares[0] + shares[1]) == list(range(32))
+
+
+def test_a_share_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"normals_per_abnormal has to be 1 or more; got 0"):
+        LabelledSampler(slices(), normals_per_abnormal=0)
+
+
+@pytest.mark.parametrize("n_normal", [6, 7, 8, 9])
+@pytest.mark.parametrize("every", [1, 2, 3, 20])
+def test_an_epoch_never_ends_with_an_abnormal_slice(n_normal: int, every: int) -> None:
+    indices = order(LabelledSampler(slices(n_normal, 2), normals_per_abnormal=every))
+    assert indices[-1] < n_normal
+    assert sum(index >= n_normal for index in indices) == n_normal // every
