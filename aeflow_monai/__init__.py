@@ -10,6 +10,7 @@ from aeflow_monai.evaluation import DetectionReport, LocalisationReport, ScoreWr
 from aeflow_monai.flow import LatentFlow
 from aeflow_monai.guard import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator
 from aeflow_monai.handlers import CalibratedModelSaver, DivergenceGuard, PictureLogger, RequireCalibration
+from aeflow_monai.inferer import SlicedInferer
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.loss import AEFlowLoss
 from aeflow_monai.maps import MapScorer
@@ -19,7 +20,7 @@ from aeflow_monai.prepare import prepare_data
 from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
-from aeflow_monai.slicing import SlicedInferer, Slicer
+from aeflow_monai.slicing import Slicer
 from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScaleForegroundd, ScoreMapd
 from aeflow_monai.version import __version__
 from aeflow_monai.viewer import ViewerInferer, ViewerResultd

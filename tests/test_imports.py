@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guard": {"workflow", "writers"},
     "evaluation": {"localisation", "metrics", "scoring", "slicing", "writers"},
     "handlers": {"calibration", "scoring"},
+    "inferer": {"slicing"},
     "label": {"__init__", "datalist", "localisation", "scoring", "version", "viewer", "workflow", "writers"},
     "localisation": {"metrics"},
     "loss": set(),
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slicing": set(),
     "transforms": {"scoring"},
     "version": set(),
-    "viewer": {"profile", "scoring", "slicing", "writers"},
+    "viewer": {"inferer", "profile", "scoring", "writers"},
     "workflow": set(),
     "writers": set(),
 }
