@@ -1,6 +1,7 @@
 """AE-Flow anomaly detection for medical images and volumes. Research use only, not a medical device."""
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
+from aeflow_monai.alongside import Alongside
 from aeflow_monai.calibration import calibrate
 from aeflow_monai.checks import CheckImaged, LoadCased
 from aeflow_monai.datalist import find_images, load_datalist, require_labels, split_normals
@@ -39,6 +40,7 @@ __all__ = [
     "AEFlow",
     "AEFlowLoss",
     "AEFlowOutput",
+    "Alongside",
     "AnomalyScorer",
     "CalibratedModelSaver",
     "CaseFailures",

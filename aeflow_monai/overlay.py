@@ -135,7 +135,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         if len(shape) == 3:
             axis, index = self._slice(d, layers[self.map_key], case)
             title.append(f"slice {index + 1} of {shape[axis]}{_place(d[self.image_key], axis, index)}")
-            layers = {key: _upright(layer.take(index, axis), axis) for key, layer in layers.items()}
+            layers = {key: _upright(np.moveaxis(layer, axis, 0)[index], axis) for key, layer in layers.items()}
         if "anomaly_score" in d:
             title.append(f"anomaly score {float(d['anomaly_score']):.2f}")
         figure = _draw(

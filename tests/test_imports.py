@@ -17,6 +17,7 @@ MODULES = sorted({**FILES, **FOLDERS})
 # learns from it.
 MAY_IMPORT: dict[str, set[str]] = {
     "aeflow": {"flow", "encoder", "decoder"},
+    "alongside": set(),
     "calibration": {"aeflow", "scoring"},
     "checks": set(),
     "cli": {"label", "version", "workflow", "writers"},
