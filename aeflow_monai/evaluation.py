@@ -189,13 +189,8 @@ class LocalisationReport:
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         axis, scores = next(iter(scored["slice_scores"].items()))
         if "mask" in source:
-            mask, image = source["mask"], source["image"]
-            if mask.shape[1:] != image.shape[1:]:
-                raise ValueError(
-                    f"After the preprocessing, the mask of case {source['case']} has another size than its image: "
-                    f"{tuple(mask.shape[1:])} and {tuple(image.shape[1:])}. Give the mask the resampling of the image."
-                )
-            kinds = self.slicer.kinds(mask, axis, voxel_spacing(mask))
+            mask = source["mask"]
+            kinds = self.slicer.kinds(mask, axis, voxel_spacing(mask), source["image"], f"case {source['case']}")
         else:
             kinds = ["normal"] * len(scores)
         if self.table is None:

@@ -160,17 +160,29 @@ class Slicer:
             maps = maps[..., top : top + own[0], left : left + own[1]]
         stack.index_add_(0, indices.to(volume.device), _upright(maps, axis).to(volume))
 
-    def kinds(self, mask: Tensor, axis: str, spacing: Sequence[float]) -> list[SliceKind]:
+    def kinds(
+        self, mask: Tensor, axis: str, spacing: Sequence[float], image: Tensor | None = None, name: str = "the image"
+    ) -> list[SliceKind]:
         """Tell normal from abnormal slices by a lesion mask.
 
         Args:
             mask: (1, X, Y, Z), oriented to PLS; everything but 0 is lesion.
             axis: plane.
             spacing: size of a voxel along X, Y and Z, in mm.
+            image: (C, X, Y, Z), which the mask has to fit; not looked at if None.
+            name: what an error calls the image.
 
         Returns:
             A word for each slice along the plane's axis.
+
+        Raises:
+            ValueError: mask and image differ in size.
         """
+        if image is not None and mask.shape[1:] != image.shape[1:]:
+            raise ValueError(
+                f"After the preprocessing, the mask of {name} has another size than its image: "
+                f"{tuple(mask.shape[1:])} and {tuple(image.shape[1:])}. Give the mask the resampling of the image."
+            )
         dimension = PLANES[axis]
         pixel_mm2 = math.prod(size for d, size in enumerate(spacing) if d != dimension)
         others = [d for d in range(3) if d != dimension]

@@ -217,6 +217,12 @@ class TestKinds:
         slicer = Slicer(normal_margin_mm=margin, min_lesion_mm2=margin)
         assert slicer.kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1)) == ["normal"] * 3
 
+    def test_a_mask_of_another_size_is_named(self) -> None:
+        message = r"mask of a\.nii has another size than its image: \(4, 4, 3\) and \(4, 4, 5\)\. Give the mask"
+        with pytest.raises(ValueError, match=message):
+            Slicer().kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1), torch.zeros(2, 4, 4, 5), "a.nii")
+        Slicer().kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1), torch.zeros(2, 4, 4, 3), "a.nii")
+
 
 class TestSlicerOptions:
     @pytest.mark.parametrize(
