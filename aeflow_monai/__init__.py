@@ -1,6 +1,7 @@
 """AE-Flow anomaly detection for medical images and volumes. Research use only, not a medical device."""
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
+from aeflow_monai.alongside import Alongside
 from aeflow_monai.calibration import calibrate
 from aeflow_monai.checks import CheckImaged, LoadCased
 from aeflow_monai.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
@@ -10,6 +11,7 @@ from aeflow_monai.evaluation import DetectionReport, LocalisationReport, ScoreWr
 from aeflow_monai.flow import LatentFlow
 from aeflow_monai.guard import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator
 from aeflow_monai.handlers import CalibratedModelSaver, DivergenceGuard, PictureLogger, RequireCalibration
+from aeflow_monai.inferer import SlicedInferer
 from aeflow_monai.labelled import LabelledSampler, LabelledSlices
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.loss import AEFlowLoss, MixtureLoss
@@ -21,7 +23,7 @@ from aeflow_monai.prior import MixturePrior
 from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
-from aeflow_monai.slicing import SlicedInferer, Slicer
+from aeflow_monai.slicing import Slicer
 from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScaleForegroundd, ScoreMapd
 from aeflow_monai.version import __version__
 from aeflow_monai.viewer import ViewerInferer, ViewerResultd
@@ -40,6 +42,7 @@ __all__ = [
     "AEFlow",
     "AEFlowLoss",
     "AEFlowOutput",
+    "Alongside",
     "AnomalyScorer",
     "CalibratedModelSaver",
     "CaseFailures",

@@ -290,24 +290,26 @@ def _as_channels(files: Sequence[str], images: Sequence[MetaTensor]) -> MetaTens
 
 def _check_values(image: Tensor, name: str) -> None:
     values = torch.as_tensor(image).as_subclass(Tensor)
-    wrong = int((~torch.isfinite(values)).sum())
-    if wrong:
+    low, high = values.aminmax()  # in one pass; NaN and infinite values show in it
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        wrong = int((~torch.isfinite(values)).sum())
         raise ValueError(
             f"Expected finite voxels in {name}; got {wrong} of {values.numel()} that are NaN or infinite. Replace "
             "them in the file, by the value of the background for example."
         )
-    if bool((values == values.flatten()[0]).all()):
+    if low == high:
         raise ValueError(
-            f"Expected an image with a content in {name}; got the same value, {float(values.flatten()[0]):g}, in "
-            "all voxels. Export it again, or take the case out."
+            f"Expected an image with a content in {name}; got the same value, {float(low):g}, in all voxels. Export it "
+            "again, or take the case out."
         )
-    if values.ndim == 4 and values.shape[-1] > 1:  # a picture may lack a colour
+    if len(values) > 1 and values.ndim == 4 and values.shape[-1] > 1:  # a picture may lack a colour
         for number, channel in enumerate(values, start=1):
-            if bool((channel == channel.flatten()[0]).all()):
+            low, high = channel.aminmax()
+            if low == high:
                 raise ValueError(
                     f"Expected a content in each of the {len(values)} channels of {name}; got the same value, "
-                    f"{float(channel.flatten()[0]):g}, in all voxels of channel {number}. Export this modality again, "
-                    "or take the case out."
+                    f"{float(low):g}, in all voxels of channel {number}. Export this modality again, or take the case "
+                    "out."
                 )
 
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.data.utils import affine_to_spacing
 
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
-from aeflow_monai.metrics import detection_report, format_report
+from aeflow_monai.metrics import detection_report, format_report, intensity_statistics
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import Slicer, voxel_spacing
 from aeflow_monai.writers import ScoreTable, write_json
@@ -62,7 +62,9 @@ class ScoreWriter:
 
 
 class DetectionReport:
-    """Collect the scores of labelled cases; write metrics.json at the end and print the report.
+    """Collect the scores of labelled cases, and trivial statistics of their images to compare them with.
+
+    Writes metrics.json at the end and prints the report.
 
     Without normal or without abnormal cases there is no report, and a warning says so.
 
@@ -97,8 +99,8 @@ class DetectionReport:
         for source, scored in _cases(engine):
             self.labels.append(int(source["label"]))
             self.scores.append(float(scored["anomaly_score"]))
-            for name in ("intensity_mean", "intensity_std", "intensity_p95"):
-                self.statistics.setdefault(name, []).append(float(scored[name]))
+            for name, value in intensity_statistics(torch.as_tensor(source["image"])).items():
+                self.statistics.setdefault(name, []).append(value)
 
     def finish(self, engine: Engine) -> None:
         """Write and print the report, if there are normal and abnormal cases."""
@@ -187,13 +189,8 @@ class LocalisationReport:
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         axis, scores = next(iter(scored["slice_scores"].items()))
         if "mask" in source:
-            mask, image = source["mask"], source["image"]
-            if mask.shape[1:] != image.shape[1:]:
-                raise ValueError(
-                    f"After the preprocessing, the mask of case {source['case']} has another size than its image: "
-                    f"{tuple(mask.shape[1:])} and {tuple(image.shape[1:])}. Give the mask the resampling of the image."
-                )
-            kinds = self.slicer.kinds(mask, axis, voxel_spacing(mask))
+            mask = source["mask"]
+            kinds = self.slicer.kinds(mask, axis, voxel_spacing(mask), source["image"], f"case {source['case']}")
         else:
             kinds = ["normal"] * len(scores)
         if self.table is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -200,7 +201,11 @@ class GuardedEvaluator(SupervisedEvaluator):  # type: ignore[misc]
         """
         self.failures.start()
         self.n_cases = 0
-        super().run(global_epoch)
+        gc.freeze()  # what is there before the first case need not be looked through after each
+        try:
+            super().run(global_epoch)
+        finally:
+            gc.unfreeze()
         self.failures.raise_if_any(self.n_cases)
 
     def _iteration(self, engine: GuardedEvaluator, batchdata: Mapping[str, Any]) -> Any:
@@ -217,6 +222,7 @@ class GuardedEvaluator(SupervisedEvaluator):  # type: ignore[misc]
 def _forget(engine: Engine) -> None:
     """Let go of the last case before the next is read: volumes and their maps are large."""
     engine.state.batch = engine.state.output = None
+    gc.collect()  # they are in circles of references, which Python would look for some cases later
 
 
 def failure_of(item: Mapping[Any, Any], stage: str, error: Exception) -> Failure:

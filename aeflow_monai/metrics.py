@@ -15,8 +15,9 @@ from sklearn.metrics import (
     recall_score,
     roc_auc_score,
 )
+from torch import Tensor
 
-__all__ = ["detection_report", "format_report"]
+__all__ = ["detection_report", "format_report", "intensity_statistics"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -145,6 +146,24 @@ def format_report(report: Mapping[str, Any]) -> str:
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
     lines.append(f"Brackets: 95 % bootstrap intervals, {report['n_bootstrap']} resamples.")
     return "\n".join(lines)
+
+
+def intensity_statistics(image: Tensor) -> dict[str, float]:
+    """Trivial statistics of an image: what any method has to beat.
+
+    Args:
+        image: any shape.
+
+    Returns:
+        Mean, standard deviation and 95th percentile over all values.
+    """
+    values = image.flatten().float().cpu()
+    rank = max(1, round(0.95 * len(values)))
+    return {
+        "intensity_mean": float(values.mean()),
+        "intensity_std": float(values.std(correction=0)),
+        "intensity_p95": float(values.kthvalue(rank).values),
+    }
 
 
 def _labels(labels: Any) -> Ints:

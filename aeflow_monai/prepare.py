@@ -92,7 +92,7 @@ def _slices(read: Mapping[str, Any], slicer: Slicer, item: Mapping[str, Any]) ->
         count = slicer.count(volume, axis)
         mask = read.get("mask")
         if item.get("label") == 1 and mask is not None:
-            kinds: list[str] = list(slicer.kinds(mask, axis, voxel_spacing(mask)))
+            kinds: list[str] = list(slicer.kinds(mask, axis, voxel_spacing(mask), volume, str(item["image"])))
         else:
             kinds = ["abnormal" if item.get("label") == 1 else "normal"] * count
         chosen = set(slicer.chosen(volume, axis).tolist())

@@ -194,12 +194,7 @@ def _kinds_by_mask(slicer: Slicer, read: Mapping[str, Any], volume: Tensor, axis
             f"{file} is abnormal and has no mask, so its normal slices are not known. Name a mask, or set "
             "lesion_free_slices to false, and labelled_abnormal to 0."
         )
-    if mask.shape[1:] != volume.shape[1:]:
-        raise ValueError(
-            f"The mask of {file} has another size than its image: {tuple(mask.shape[1:])} and "
-            f"{tuple(volume.shape[1:])}. They have to lie on one grid; give the mask the resampling of the image."
-        )
-    return slicer.kinds(mask, axis, voxel_spacing(mask))
+    return slicer.kinds(mask, axis, voxel_spacing(mask), volume, file)
 
 
 def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int, kind: str) -> str:

@@ -1,20 +1,18 @@
-"""The slicing policy: which slices of a volume the network sees, in what size, and how maps become a volume again."""
+"""The slicing policy: which slices of a volume the network sees, in what size, and where their maps belong."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.inferers import Inferer
-from monai.utils import convert_to_dst_type
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["SliceKind", "SlicedInferer", "Slicer"]
+__all__ = ["SliceKind", "Slicer"]
 
 SliceKind = Literal["normal", "abnormal", "unclear"]
 
@@ -137,7 +135,7 @@ class Slicer:
         Returns:
             (n, C, H, W).
         """
-        planes = _upright(_stack(volume, axis).index_select(0, indices.to(volume.device)), axis)
+        planes = _upright(stack_of(volume, axis).index_select(0, indices.to(volume.device)), axis)
         size = self._network_size(planes.shape[-2:])
         if self.fit == "resize":
             return _resize(planes, size)
@@ -153,7 +151,7 @@ class Slicer:
             axis: plane.
             indices: (n,), along the plane's axis.
         """
-        stack = _stack(volume, axis)
+        stack = stack_of(volume, axis)
         own = (stack.shape[2], stack.shape[3])
         if self.fit == "resize":
             maps = _resize(maps, own)
@@ -162,17 +160,29 @@ class Slicer:
             maps = maps[..., top : top + own[0], left : left + own[1]]
         stack.index_add_(0, indices.to(volume.device), _upright(maps, axis).to(volume))
 
-    def kinds(self, mask: Tensor, axis: str, spacing: Sequence[float]) -> list[SliceKind]:
+    def kinds(
+        self, mask: Tensor, axis: str, spacing: Sequence[float], image: Tensor | None = None, name: str = "the image"
+    ) -> list[SliceKind]:
         """Tell normal from abnormal slices by a lesion mask.
 
         Args:
             mask: (1, X, Y, Z), oriented to PLS; everything but 0 is lesion.
             axis: plane.
             spacing: size of a voxel along X, Y and Z, in mm.
+            image: (C, X, Y, Z), which the mask has to fit; not looked at if None.
+            name: what an error calls the image.
 
         Returns:
             A word for each slice along the plane's axis.
+
+        Raises:
+            ValueError: mask and image differ in size.
         """
+        if image is not None and mask.shape[1:] != image.shape[1:]:
+            raise ValueError(
+                f"After the preprocessing, the mask of {name} has another size than its image: "
+                f"{tuple(mask.shape[1:])} and {tuple(image.shape[1:])}. Give the mask the resampling of the image."
+            )
         dimension = PLANES[axis]
         pixel_mm2 = math.prod(size for d, size in enumerate(spacing) if d != dimension)
         others = [d for d in range(3) if d != dimension]
@@ -197,110 +207,13 @@ class Slicer:
         return rows, columns
 
 
-class SlicedInferer(Inferer):  # type: ignore[misc]
-    """Runs a network over the chosen slices of a volume and re-assembles what it says of them.
-
-    Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that saw it.
-
-    Args:
-        slicer: the policy.
-        batch_size: slices that go through the network together.
-
-    Example:
-        >>> inferer = SlicedInferer(Slicer(["axial", "coronal", "sagittal"], image_size=[32, 32], fit="pad"))
-        >>> volume = torch.rand(1, 1, 20, 24, 16)
-        >>> torch.allclose(inferer(volume, lambda slices: slices), volume)
-        True
-    """
-
-    def __init__(self, slicer: Slicer, batch_size: int = 4) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size has to be 1 or more; got {batch_size}.")
-        self.slicer = slicer
-        self.batch_size = batch_size
-
-    def __call__(
-        self,
-        inputs: Tensor,
-        network: Callable[..., Tensor | dict[str, Tensor]],
-        *args: Any,
-        **kwargs: Any,
-    ) -> Tensor | dict[str, Tensor]:
-        """Look at a volume.
-
-        Args:
-            inputs: (1, C, X, Y, Z), oriented to PLS, in [0, 1].
-            network: takes slices (n, C, H, W); gives maps (n, c, H, W), or a dictionary of maps and of numbers per
-                slice (n,).
-            args: further arguments of the network.
-            kwargs: further arguments of the network.
-
-        Returns:
-            What the network gives, for the volume: maps (1, c, X, Y, Z); numbers per slice under
-            `<name>_<plane>`, (1, slices), NaN where a slice was skipped.
-
-        Raises:
-            ValueError: more than one volume, a volume of other dimensions, or no slice to look at.
-        """
-        if inputs.ndim != 5 or inputs.shape[0] != 1:
-            raise ValueError(
-                f"Expected one volume (1, C, X, Y, Z); got {tuple(inputs.shape)}. Set the loader's batch_size to 1, "
-                "and use EnsureVolumed for 2D images."
-            )
-        volume = inputs[0].as_subclass(Tensor)
-        axes = self.slicer.axes_of(volume)
-        maps: dict[str, Tensor] = {}
-        numbers: dict[str, Tensor] = {}
-        seen = torch.zeros(1, *volume.shape[1:], device=volume.device) if len(axes) > 1 else None
-        for axis in axes:
-            indices = self.slicer.chosen(volume, axis)
-            if not len(indices):  # of which a split would be one empty batch
-                continue
-            for some in torch.split(indices, self.batch_size):
-                output = network(self.slicer.slices(volume, axis, some), *args, **kwargs)
-                for name, value in output.items() if isinstance(output, dict) else [("", output)]:
-                    if value.ndim == 1:
-                        if not torch.isfinite(value).all():  # NaN is kept for slices that were skipped
-                            raise ValueError(
-                                f"The network's {name} of {axis} slices are not finite: the image holds NaN, infinite "
-                                "or huge values; replace them first."
-                            )
-                        if f"{name}_{axis}" not in numbers:
-                            # of every plane, also one whose slices are all skipped
-                            for each in axes:
-                                count = volume.shape[1 + PLANES[each]]
-                                numbers[f"{name}_{each}"] = value.new_full((1, count), math.nan)
-                        numbers[f"{name}_{axis}"][0, some] = value
-                        continue
-                    if name not in maps:
-                        # in memory slice by slice, as axial slices are pasted and NIfTI is written
-                        rows, columns, depth = volume.shape[1:]
-                        maps[name] = value.new_zeros(depth, value.shape[1], rows, columns).permute(1, 2, 3, 0)
-                    self.slicer.paste(value, maps[name], axis, some)
-            if seen is not None:
-                _stack(seen, axis)[indices] += 1
-        if not maps:
-            raise ValueError(
-                f"No slice to look at: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
-                f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the span. Lower min_foreground, or "
-                "look at the intensity normalisation."
-            )
-        if seen is not None:
-            for value in maps.values():
-                value /= seen.clamp_min(1)
-        # where the volume lies goes along with its maps
-        batched = {name: convert_to_dst_type(value[None], inputs)[0] for name, value in maps.items()}
-        return {**batched, **numbers} if isinstance(output, dict) else batched[""]
-
-
 def voxel_spacing(volume: Tensor) -> list[float]:
     """Size of a voxel of a volume (C, X, Y, Z) in mm; 1 where no affine tells."""
     affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
     return [float(size) for size in affine_to_spacing(affine, r=3)]
 
 
-def _stack(volume: Tensor, axis: str) -> Tensor:
+def stack_of(volume: Tensor, axis: str) -> Tensor:
     """View of a volume (C, X, Y, Z) as slices (n, C, rows, columns); coronal and sagittal ones upside down."""
     return volume.permute({"axial": (3, 0, 1, 2), "coronal": (1, 0, 3, 2), "sagittal": (2, 0, 3, 1)}[axis])
 

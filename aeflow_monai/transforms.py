@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aeflow_monai.scoring import AnomalyScorer, scores_by_plane
 
-__all__ = ["EnsureVolumed", "MaskMapd", "MatchChannelsd", "ScaleForegroundd", "ScoreMapd", "intensity_statistics"]
+__all__ = ["EnsureVolumed", "MaskMapd", "MatchChannelsd", "ScaleForegroundd", "ScoreMapd"]
 
 # From this share of its voxels on, a single value at the corners or the low end of an image is its background.
 _BACKGROUND_SHARE = 0.05
@@ -179,14 +179,14 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
 
 
 class ScoreMapd(MapTransform):  # type: ignore[misc]
-    """Add the score of a case, from those of its slices, and trivial statistics of its image to compare it with.
+    """Add the score of a case, from those of its slices.
 
     Takes the scores of slices, "slice_scores_<plane>" (D,) with NaN where a slice was skipped, as `SlicedInferer` gives
-    them, and adds "slice_scores" (a dictionary from plane to (D,)), "anomaly_score" (a number), "prediction" (1 above
-    the case threshold) and "intensity_mean", "intensity_std" and "intensity_p95" of the preprocessed image.
+    them, and adds "slice_scores" (a dictionary from plane to (D,)), "anomaly_score" (a number) and "prediction" (1
+    above the case threshold).
 
     Args:
-        image_key: preprocessed image (C, X, Y, Z).
+        image_key: preprocessed image, which an error names the file of.
         scorer: defines the scores and holds the threshold.
     """
 
@@ -210,7 +210,6 @@ class ScoreMapd(MapTransform):  # type: ignore[misc]
         d["slice_scores"] = slice_scores
         d["anomaly_score"] = score
         d["prediction"] = int(score > float(self.scorer.case_threshold))
-        d.update(intensity_statistics(torch.as_tensor(d[self.image_key])))
         return d
 
 
@@ -230,24 +229,6 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
         """Add the mask of one case."""
         anomaly_map = data[self.keys[0]]
         return {**data, "mask": (anomaly_map > float(self.scorer.map_threshold)).to(torch.uint8)}
-
-
-def intensity_statistics(image: Tensor) -> dict[str, float]:
-    """Trivial statistics of an image: what any method has to beat.
-
-    Args:
-        image: any shape.
-
-    Returns:
-        Mean, standard deviation and 95th percentile over all values.
-    """
-    values = image.flatten().float().cpu()
-    rank = max(1, round(0.95 * len(values)))
-    return {
-        "intensity_mean": float(values.mean()),
-        "intensity_std": float(values.std(correction=0)),
-        "intensity_p95": float(values.kthvalue(rank).values),
-    }
 
 
 def _background(values: npt.NDArray[np.float32]) -> np.float32 | None:

@@ -15,9 +15,9 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 from torch import Tensor
 
+from aeflow_monai.inferer import SlicedInferer
 from aeflow_monai.profile import LETTERS
 from aeflow_monai.scoring import AnomalyScorer, scores_by_plane
-from aeflow_monai.slicing import SlicedInferer
 from aeflow_monai.writers import DISCLAIMER, SLICE_AXES, ras_affine, slice_positions
 
 __all__ = ["ViewerInferer", "ViewerResultd", "parse_threshold"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
@@ -38,6 +39,8 @@ QFORM = ("pixdim", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset
 SFORM = ("sform_code", "srow_x", "srow_y", "srow_z")
 GEOMETRY = (*QFORM, *SFORM, "xyzt_units")
 _WRITERS = 2  # files of a case that are compressed at the same time
+# Bytes that are compressed in one go: nibabel writes slice by slice, and after each a thread has to wait for its turn.
+_BLOCK = 2**23
 
 
 class WriteMapsd(MapTransform):  # type: ignore[misc]
@@ -315,7 +318,8 @@ def write_nifti(path: Path, array: Array, affine: Array, source: nib.Nifti1Heade
     with path.open("wb") as file:
         if path.suffix == ".gz":
             # Neither name nor time, so that the same case is the same file.
-            with gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as stream:
+            packed = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0)
+            with packed, io.BufferedWriter(packed, _BLOCK) as stream:
                 image.to_stream(stream)
         else:
             image.to_stream(file)

@@ -2,7 +2,9 @@
 
 The volume is made up (240 x 240 x 155, a noisy ellipsoid in an empty background) unless one is given. Reading,
 preprocessing, network, inversion and writing of all that is on by default are timed by running inference.yaml; the bare
-network is the same network over the same non-empty slices, already cut. Both run in turn in one process. Usage:
+network is the same network over the same non-empty slices, already cut, called batch by batch on all cores. Inference
+itself calls it with half batches in two threads on half of the cores each, so part of its cost is won back. Both run in
+turn in one process; another process on the same cores spoils the ratio. Usage:
 
     python benchmarks/volume_inference.py [--image FILE] [--repeats 3] [--volumes 20]
 """

@@ -103,8 +103,10 @@ class Pipeline:
         self.network = MapScorer(parser.get_parsed_content("network").eval())
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.inferer = parser.get_parsed_content("inferer")
-        kinds = [transform["_target_"] for transform in parser["postprocessing#transforms"]]
-        self.inverse = parser.get_parsed_content(f"postprocessing#transforms#{kinds.index('Invertd')}")
+        last = len(parser["postprocessing#transforms"]) - 1
+        written = f"postprocessing#transforms#{last}#transforms"
+        kinds = [transform["_target_"] for transform in parser[written]]
+        self.inverse = parser.get_parsed_content(f"{written}#{kinds.index('Invertd')}")
 
     def __call__(self, path: Path, network: Callable[[Tensor], dict[str, Tensor]] | None = None) -> Maps:
         """Maps on the grid of the file, with its affine."""

@@ -1,6 +1,8 @@
 import csv
 import errno
+import gc
 import logging
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,37 @@ def test_what_is_no_cases_fault_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as raised:
         evaluator(tmp_path, data=[DATA[0]], postprocessing=Compose([full])).run()
     assert "No space left" in str(root_cause(raised.value))
+
+
+def test_a_case_is_gone_before_the_next_is_read(tmp_path: Path) -> None:
+    kept: list[weakref.ref[Any]] = []
+
+    class Holder:
+        """In a circle of references, as figures and engines are."""
+
+        def __init__(self, volume: Any) -> None:
+            self.volume, self.itself = volume, self
+
+    def hold(data: Mapping[str, Any]) -> dict[str, Any]:
+        kept.append(weakref.ref(Holder(data["image"])))
+        return scored(data)
+
+    alive: list[int] = []
+
+    class Reading(GuardedDataset):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            alive.append(sum(holder() is not None for holder in kept))
+            return super().__getitem__(index)
+
+    loader = DataLoader(Reading([DATA[0], DATA[4]] * 2, Compose([Lambdad("image", loaded)])), batch_size=1)
+    gc.disable()  # what is found is not found by chance
+    try:
+        evaluator(tmp_path, val_data_loader=loader, postprocessing=Compose([hold])).run()
+    finally:
+        gc.enable()
+    assert len(kept) == 4
+    assert alive == [0] * 4
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_larger_batch_is_refused(tmp_path: Path) -> None:

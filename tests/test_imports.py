@@ -17,6 +17,7 @@ MODULES = sorted({**FILES, **FOLDERS})
 # learns from it.
 MAY_IMPORT: dict[str, set[str]] = {
     "aeflow": {"flow", "encoder", "decoder"},
+    "alongside": set(),
     "calibration": {"aeflow", "scoring"},
     "checks": set(),
     "cli": {"label", "version", "workflow", "writers"},
@@ -27,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "guard": {"workflow", "writers"},
     "evaluation": {"localisation", "metrics", "scoring", "slicing", "writers"},
     "handlers": {"calibration", "scoring"},
+    "inferer": {"slicing"},
     "labelled": set(),
     "label": {"__init__", "datalist", "localisation", "scoring", "version", "viewer", "workflow", "writers"},
     "localisation": {"metrics"},
@@ -43,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slicing": set(),
     "transforms": {"scoring"},
     "version": set(),
-    "viewer": {"profile", "scoring", "slicing", "writers"},
+    "viewer": {"inferer", "profile", "scoring", "writers"},
     "workflow": set(),
     "writers": set(),
 }

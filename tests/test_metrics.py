@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aeflow_monai.metrics import STATISTICS, _statistics, detection_report, format_report
+from aeflow_monai.metrics import STATISTICS, _statistics, detection_report, format_report, intensity_statistics
 
 Array = npt.NDArray[Any]
 
@@ -188,3 +189,20 @@ def test_wrong_baselines_and_resamples_are_named() -> None:
         detection_report([0, 1], [1, 2], 0, baselines={"size": [1]})
     with pytest.raises(ValueError, match="n_bootstrap has to be at least 1, got 0"):
         detection_report([0, 1], [1, 2], 0, n_bootstrap=0)
+
+
+@pytest.mark.parametrize("n", [100, 2000, 200_000])
+def test_intensity_statistics_are_those_of_numpy(n: int) -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=n).astype(np.float32)
+    found = intensity_statistics(torch.as_tensor(values).view(1, 2, -1))
+    assert found["intensity_mean"] == pytest.approx(values.mean(), rel=1e-5)
+    assert found["intensity_std"] == pytest.approx(values.std(), rel=1e-5)
+    assert found["intensity_p95"] == np.percentile(values, 95, method="inverted_cdf")
+
+
+def test_intensity_statistics_of_one_value() -> None:
+    assert intensity_statistics(torch.tensor([3.0])) == {
+        "intensity_mean": 3.0,
+        "intensity_std": 0.0,
+        "intensity_p95": 3.0,
+    }

@@ -1,4 +1,7 @@
 import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +30,14 @@ def smooth_volume(shape: tuple[int, int, int]) -> Tensor:
 
 def identity(slices: Tensor) -> Tensor:
     return slices
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets the number of threads that torch computes with."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 class TestSlicesAndPaste:
@@ -206,6 +217,12 @@ class TestKinds:
         slicer = Slicer(normal_margin_mm=margin, min_lesion_mm2=margin)
         assert slicer.kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1)) == ["normal"] * 3
 
+    def test_a_mask_of_another_size_is_named(self) -> None:
+        message = r"mask of a\.nii has another size than its image: \(4, 4, 3\) and \(4, 4, 5\)\. Give the mask"
+        with pytest.raises(ValueError, match=message):
+            Slicer().kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1), torch.zeros(2, 4, 4, 5), "a.nii")
+        Slicer().kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1), torch.zeros(2, 4, 4, 3), "a.nii")
+
 
 class TestSlicerOptions:
     @pytest.mark.parametrize(
@@ -363,7 +380,11 @@ class TestSlicedInferer:
         assert (both[..., 6:, :, 4] == 50.5).all()
 
     @pytest.mark.parametrize("axes", [("axial",), PLANES])
-    def test_nothing_depends_on_the_number_of_slices_per_call(self, axes: tuple[str, ...]) -> None:
+    @pytest.mark.parametrize("cores", [1, 2])  # of which each has half of the slices
+    def test_nothing_depends_on_the_number_of_slices_per_call(
+        self, axes: tuple[str, ...], cores: int, threads: Callable[[int], None]
+    ) -> None:
+        threads(cores)
         volume = volume_of((1, 1, *SHAPE))
         volume[..., 20:] = 0
         conv = torch.nn.Conv2d(1, 1, 5, padding=2)
@@ -374,12 +395,51 @@ class TestSlicedInferer:
             with torch.no_grad():
                 found.append(inferer(volume, lambda slices, network=network: network(conv(slices))))
             counts = [20, 12, 16][: len(axes)]
-            expected = [min(batch_size, n - start) for n in counts for start in range(0, n, batch_size)]
-            assert network.calls == expected
+            size = -(-batch_size // cores)
+            expected = [min(size, n - start) for n in counts for start in range(0, n, size)]
+            assert sorted(network.calls) == sorted(expected)
+            assert network.calls == expected or cores > 1
         for other in found[1:]:
             assert other.keys() == found[0].keys()
             for name, value in found[0].items():
                 torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+    @pytest.mark.parametrize("axes", [("axial",), PLANES])
+    def test_two_threads_give_what_one_does(self, axes: tuple[str, ...], threads: Callable[[int], None]) -> None:
+        volume, found = volume_of((1, 1, *SHAPE)), []
+        inferer = SlicedInferer(Slicer(axes, (32, 32), "pad"), batch_size=2)
+        for cores in (1, 2):
+            threads(cores)
+            seen: list[tuple[int, int, bool]] = []
+
+            def network(slices: Tensor, seen: list[tuple[int, int, bool]] = seen) -> dict[str, Tensor]:
+                seen.append((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
+                time.sleep(0.001)  # for the other thread to have its turn
+                return {"map": slices**2, "score": slices.amax(dim=(1, 2, 3))}
+
+            with torch.no_grad():
+                found.append(inferer(volume, network))
+            assert (len({thread for thread, _, _ in seen}) > 1) == (cores > 1)
+            assert {(count, grad) for _, count, grad in seen} == {(1, False)}
+            assert torch.get_num_threads() == cores
+        assert found[0].keys() == found[1].keys()
+        for name, value in found[0].items():
+            assert torch.equal(found[1][name], value)
+
+    def test_gradients_go_through_one_thread(self, threads: Callable[[int], None]) -> None:
+        threads(2)
+        volume = volume_of((1, 1, *SHAPE)).requires_grad_()
+        found = SlicedInferer(Slicer(image_size=[32, 32], fit="pad"))(volume, lambda slices: slices**2)
+        assert isinstance(found, Tensor)
+        found.sum().backward()
+        torch.testing.assert_close(volume.grad, 2 * volume.detach())
+
+    def test_an_error_of_a_thread_is_raised(self, threads: Callable[[int], None]) -> None:
+        threads(2)
+        volume = volume_of((1, 1, *SHAPE))
+        with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
+            SlicedInferer(Slicer(image_size=[32, 32]))(volume, torch.nn.Conv2d(3, 1, 1))
+        assert torch.get_num_threads() == 2
 
     def test_a_picture_is_one_axial_slice_whatever_the_planes(self) -> None:
         network = Network()

@@ -25,7 +25,6 @@ from aeflow_monai import (
     SlicedInferer,
     Slicer,
 )
-from aeflow_monai.transforms import intensity_statistics
 
 Array = npt.NDArray[Any]
 
@@ -402,7 +401,6 @@ def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
         assert found["anomaly_score"] == score
         assert type(found["anomaly_score"]) is float
         assert found["prediction"] == prediction
-    assert {key: found[key] for key in intensity_statistics(slices)} == pytest.approx(intensity_statistics(slices))
     assert found["case"] == "a"
 
 
@@ -426,20 +424,3 @@ def test_mask_is_where_the_map_exceeds_the_threshold(scorer: AnomalyScorer) -> N
     torch.testing.assert_close(mask.affine, anomaly_map.affine)
     scorer.map_threshold.fill_(torch.inf)
     assert transform({"map": anomaly_map})["mask"].sum() == 0
-
-
-@pytest.mark.parametrize("n", [100, 2000, 200_000])
-def test_intensity_statistics_are_those_of_numpy(n: int) -> None:
-    values = np.random.default_rng(0).gamma(2.0, size=n).astype(np.float32)
-    found = intensity_statistics(torch.as_tensor(values).view(1, 2, -1))
-    assert found["intensity_mean"] == pytest.approx(values.mean(), rel=1e-5)
-    assert found["intensity_std"] == pytest.approx(values.std(), rel=1e-5)
-    assert found["intensity_p95"] == np.percentile(values, 95, method="inverted_cdf")
-
-
-def test_intensity_statistics_of_one_value() -> None:
-    assert intensity_statistics(torch.tensor([3.0])) == {
-        "intensity_mean": 3.0,
-        "intensity_std": 0.0,
-        "intensity_p95": 3.0,
-    }
