@@ -68,7 +68,8 @@ class PatchCore(Peer):
         for image in self.batches(dataset, shuffle=False):
             found = self.model(image)
             self.model.embedding_store.clear()
-            drawn.append(found[torch.randperm(len(found))[: max(1, int(self.share * self.drawn_per_kept * len(found)))]])
+            n_drawn = max(1, int(self.share * self.drawn_per_kept * len(found)))
+            drawn.append(found[torch.randperm(len(found))[:n_drawn]])
         candidates = torch.vstack(drawn)
         candidates = candidates[torch.randperm(len(candidates))[: self.largest * self.drawn_per_kept]]
         self.model.memory_bank = KCenterGreedy(candidates, 1 / self.drawn_per_kept).sample_coreset()
@@ -113,7 +114,8 @@ class CFlow(Peer):
     Two things differ from anomalib. It takes an optimiser step per 64 positions, 100 000 of them for an epoch of a
     thousand images: here a random eighth of the positions is seen in an epoch, 256 in a step, at its learning rate.
     And it divides the likelihoods by the highest one of the batch, so that an image's score depends on its neighbours,
-    and single images cannot be compared: here it is the highest one of the last epoch's normals.
+    and single images cannot be compared: here it is the highest one of the last epoch's normals. The sum of the
+    stages is negated, not taken from its highest value, which keeps small differences.
     """
 
     share, fibers_per_step = 8, 256
@@ -175,8 +177,7 @@ class CFlow(Peer):
             likely = (torch.cat(parts) - self.highest[stage]).exp()
             planes = likely.reshape(len(image), 1, *features.shape[-2:])
             total += F.interpolate(planes, size=image.shape[-2:], mode="bilinear", align_corners=True)
-        maps = len(self.decoders) - total
-        return Answer(maps.flatten(1).amax(dim=1), maps)
+        return Answer(-total.flatten(1).amin(dim=1), -total)
 
 
 ANOMALIB: dict[str, type[Peer]] = {"patchcore": PatchCore, "padim": PaDiM, "fastflow": FastFlow, "cflow": CFlow}

@@ -62,7 +62,9 @@ class Protocol:
         """
         missing = [str(file) for file in fitted if not file.is_file()]
         if missing:
-            raise RuntimeError(f"The test list is read when all fitting is done; {len(missing)} miss, first {missing[0]}.")
+            raise RuntimeError(
+                f"The test list is read when all fitting is done; {len(missing)} miss, first {missing[0]}."
+            )
         _write(folder, "test", self._test())
 
 

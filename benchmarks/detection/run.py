@@ -80,9 +80,13 @@ class Runs:
         command += ["--config", str(self.config)] if self.config else []
         command += ["--epochs", str(self.epochs)] if self.epochs else []
         with (folder / f"{task}.log").open("w", encoding="utf-8") as log:
-            ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "TQDM_DISABLE": "1"})
+            ended = subprocess.run(
+                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "TQDM_DISABLE": "1"}
+            )
         if ended.returncode:
-            raise SystemExit(f"{task} of {method or 'all'}, seed {seed}, failed (exit code {ended.returncode}): see {folder / f'{task}.log'}.")
+            raise SystemExit(
+                f"{task} of {method or 'all'}, seed {seed}, failed (exit code {ended.returncode}): see {folder / f'{task}.log'}."
+            )
 
     def _check(self, done: Path, task: str, method: str | None) -> None:
         if task != "fit" or method is None:
@@ -90,7 +94,9 @@ class Runs:
         was = json.loads(done.read_text(encoding="utf-8"))["settings"]
         now = {"overlay": overlay_of(method), "epochs": self.epochs}
         if was != now:
-            raise SystemExit(f"{done.parent} was fitted with {was}, now it is {now}: delete it, or name another --output.")
+            raise SystemExit(
+                f"{done.parent} was fitted with {was}, now it is {now}: delete it, or name another --output."
+            )
 
 
 def same_protocol(output: Path, settings: dict[str, Any]) -> None:
