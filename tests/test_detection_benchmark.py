@@ -162,7 +162,7 @@ def test_a_peer_scores_an_image_by_itself(name: str, monkeypatch: pytest.MonkeyP
 
     torch.manual_seed(0)
     images = torch.rand(24, 1, 64, 64)
-    kind = peers.kinds()[name]
+    kind = peers.kind_of(name)
     kept = Encoder(stages=peers.STAGES)(images)
     peer = kind(Encoder(stages=kind.stages), (64, 64), 1)
     peer.fit([{"image": image, "features": [stage[i] for stage in kept]} for i, image in enumerate(images)])

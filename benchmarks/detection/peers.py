@@ -6,6 +6,7 @@ its anomaly map. anomalib's are in anomalib_peers.py, since not everybody has it
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -112,12 +113,16 @@ class PlainAutoencoder(Peer):
         return Answer(error.mean(dim=(1, 2, 3)), error)
 
 
-def kinds() -> dict[str, type[Peer]]:
-    """All methods that can be run here, by name."""
-    try:
-        from anomalib_peers import ANOMALIB
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("anomalib"):
-            raise
-        return {"autoencoder": PlainAutoencoder}
-    return {**ANOMALIB, "autoencoder": PlainAutoencoder}
+def names() -> list[str]:
+    """All methods that can be run here."""
+    theirs = ["patchcore", "padim", "fastflow", "cflow"] if importlib.util.find_spec("anomalib") else []
+    return [*theirs, "autoencoder"]
+
+
+def kind_of(name: str) -> type[Peer]:
+    """The class of one of the names."""
+    if name == "autoencoder":
+        return PlainAutoencoder
+    from anomalib_peers import ANOMALIB  # its import takes seconds
+
+    return ANOMALIB[name]

@@ -1,8 +1,8 @@
 """AE-Flow and its variants beside other methods: fitted and tested on the same images, with the same frozen encoder.
 
-All methods and seeds are fitted first, by processes that are given a list of normals and no other; the test list is read
-when that is over. What is done already is kept, so an interrupted run goes on, and a later one adds methods and seeds.
-Usage:
+All methods and seeds are fitted first, by processes that are given a list of normals and no other; the test list is
+read when that is over. What is done already is kept, so an interrupted run goes on, and a later one adds methods and
+seeds. Usage:
 
     python benchmarks/detection/run.py --data DIR --output DIR [--set chest_xray] [--split dev] [--seeds 0 1 2]
         [--methods aeflow flow_only my_variant.yaml patchcore padim fastflow cflow ...] [--normals N] [--fit_only]
@@ -36,12 +36,12 @@ HERE = Path(__file__).parent
 
 def resolve(method: str) -> str:
     """A method as work.py takes it; names of variants become the paths of their overlays."""
-    if method == "aeflow" or method in peers.kinds():
+    if method == "aeflow" or method in peers.names():
         return method
     for path in (Path(method), VARIANTS / f"{method}.yaml"):
         if path.suffix == ".yaml" and path.is_file():
             return str(path.absolute())
-    known = ["aeflow", *sorted(path.stem for path in VARIANTS.glob("*.yaml")), *peers.kinds()]
+    known = ["aeflow", *sorted(path.stem for path in VARIANTS.glob("*.yaml")), *peers.names()]
     raise SystemExit(
         f"Unknown method {method!r}: expected the path of an overlay, or one of {', '.join(known)}. "
         "anomalib's methods need the extra `bench`."
@@ -64,6 +64,7 @@ class Runs:
         self.epochs = epochs
 
     def folder(self, seed: int, method: str) -> Path:
+        """Of the results of a method with a seed."""
         return self.output / f"seed{seed}" / label_of(method)
 
     def call(self, task: str, folder: Path, dataset: Path, seed: int = 0, method: str | None = None) -> None:
@@ -79,14 +80,12 @@ class Runs:
         command += ["--method", method] if method else []
         command += ["--config", str(self.config)] if self.config else []
         command += ["--epochs", str(self.epochs)] if self.epochs else []
-        with (folder / f"{task}.log").open("w", encoding="utf-8") as log:
-            ended = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "TQDM_DISABLE": "1"}
-            )
-        if ended.returncode:
-            raise SystemExit(
-                f"{task} of {method or 'all'}, seed {seed}, failed (exit code {ended.returncode}): see {folder / f'{task}.log'}."
-            )
+        log = folder / f"{task}.log"
+        with log.open("w", encoding="utf-8") as stream:
+            quiet = {**os.environ, "TQDM_DISABLE": "1"}
+            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=quiet).returncode
+        if code:
+            raise SystemExit(f"{task} of {method or 'all'}, seed {seed}, failed with exit code {code}: see {log}.")
 
     def _check(self, done: Path, task: str, method: str | None) -> None:
         if task != "fit" or method is None:
@@ -136,7 +135,7 @@ def main() -> None:
     parser.add_argument("--fit_only", action="store_true", help="stop before the test list is read")
     given = parser.parse_args()
     variants = sorted(path.stem for path in VARIANTS.glob("*.yaml"))
-    methods = [resolve(method) for method in given.methods or ["aeflow", *variants, *peers.kinds()]]
+    methods = [resolve(method) for method in given.methods or ["aeflow", *variants, *peers.names()]]
     data, output = given.data.absolute(), given.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     config = given.config.absolute() if given.config else None
@@ -148,7 +147,7 @@ def main() -> None:
     # a later run that adds a method fits it as blindly as the first
     (runs.test / "manifest.csv").unlink(missing_ok=True)
     protocol.write_fit(runs.normals)
-    if any(method in peers.kinds() for method in methods):
+    if any(method in peers.names() for method in methods):
         runs.call("features", runs.features, runs.normals)
     wanted = [(seed, method, runs.folder(seed, method)) for seed in given.seeds for method in methods]
     for seed, method, folder in wanted:
@@ -170,7 +169,7 @@ def main() -> None:
         "machine": f"{processor()}, {torch.get_num_threads()} threads used",
         "torch": torch.__version__,
         **json.loads((first / "speed.json").read_text(encoding="utf-8")),
-        "methods": summarise(results, peers=[name for name in methods if name in peers.kinds()]),
+        "methods": summarise(results, peers=[name for name in methods if name in peers.names()]),
     }
     (output / "results.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
     text = markdown(summary)

@@ -161,7 +161,7 @@ def features(given: argparse.Namespace) -> dict[str, Any]:
 
 def fit_peer(given: argparse.Namespace) -> dict[str, Any]:
     """Fit another method; its thresholds come from the same held-out normals as AE-Flow's."""
-    kind = peers.kinds()[given.method]
+    kind = peers.kind_of(given.method)
     parser = bundle(given, [], evaluation=False).parser
     set_determinism(given.seed)
     encoder = Encoder(parser["backbone"], kind.stages, parser["encoder_weights"], parser["in_channels"])
@@ -209,12 +209,12 @@ def train(given: argparse.Namespace, overlay: dict[str, Any], folder: Path) -> d
     command = [sys.executable, "-m", "monai.bundle", "run", "train", "--config_file", str([str(f) for f in files])]
     command += ["--dataset_dir", str(given.dataset_dir), "--output_dir", str(folder), "--seed", str(given.seed)]
     command += ["--epochs", str(given.epochs)] if given.epochs else []
-    start, peak = time.perf_counter(), math.nan
+    start, peak = time.perf_counter(), 0.0
     with (folder / "training.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None:
             # only while it runs: a child's ru_maxrss starts at its parent's peak
-            peak = max(peak_memory(process.pid), peak) if not math.isnan(peak) else peak_memory(process.pid)
+            peak = float(np.nanmax([peak, peak_memory(process.pid)]))
             time.sleep(0.2)
     if process.returncode:
         raise SystemExit(f"The training failed: see {folder / 'training.log'}.")
@@ -244,21 +244,20 @@ def fit_variant(given: argparse.Namespace, overlay: dict[str, Any]) -> dict[str,
         scorer.aeflow.load_state_dict(own)
         calibrate(scorer, parser.get_parsed_content("validate#dataloader"), parser["specificity"])
         torch.save({"model": scorer.state_dict()}, model)
-    return {**report, **parameters(fitted_scorer(given))}
+    return {**report, **parameters(fitted_scorer(given, given.output))}
 
 
-def fitted_scorer(given: argparse.Namespace) -> AnomalyScorer:
+def fitted_scorer(given: argparse.Namespace, folder: Path) -> AnomalyScorer:
     """A fitted variant of AE-Flow, from its folder."""
-    workflow = bundle(given, [given.output / "overlay.yaml"], evaluation=False, initial_weights="checkpoint")
+    workflow = bundle(given, [folder / "overlay.yaml"], evaluation=False, initial_weights="checkpoint")
     scorer: AnomalyScorer = workflow.parser.get_parsed_content("network")
-    scorer.load_state_dict(torch.load(given.output / "model.pt", map_location="cpu", weights_only=True)["model"])
+    scorer.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True)["model"])
     return scorer.eval()
 
 
 def parameters(network: torch.nn.Module) -> dict[str, int]:
     """How many numbers are trained, and how many are stored in all, statistics and memory banks included."""
     stored = [*network.parameters(), *network.buffers()]
-    # anomalib's Gaussian keeps its tensors as plain attributes in some versions
     return {
         "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "stored_numbers": sum(tensor.numel() for tensor in stored),
@@ -287,16 +286,15 @@ def score(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def speed(given: argparse.Namespace, repeats: int = 7) -> dict[str, Any]:
-    """Milliseconds per image of all fitted methods in a folder of a seed, in turn, on the same images."""
-    networks: dict[str, torch.nn.Module] = {}
-    root = given.output
-    for folder in sorted(file.parent for file in root.glob("*/fit.json")):
+    """Milliseconds per image of all fitted methods of a seed and of the bare encoder, in turn, on the same images."""
+    parser = bundle(given, [], evaluation=False).parser
+    encoder = Encoder(parser["backbone"], peers.STAGES, parser["encoder_weights"], parser["in_channels"])
+    networks: dict[str, torch.nn.Module] = {"encoder": encoder}
+    for folder in sorted(file.parent for file in given.output.glob("*/fit.json")):
         if (folder / "peer.pt").exists():
             networks[folder.name] = torch.load(folder / "peer.pt", weights_only=False).eval()
         else:
-            given.output = folder
-            networks[folder.name] = MapScorer(fitted_scorer(given)).eval()
-    parser = bundle(given, [], evaluation=False).parser
+            networks[folder.name] = MapScorer(fitted_scorer(given, folder)).eval()
     image = torch.rand(peers.BATCH_SIZE, parser["in_channels"], *parser["image_size"])
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.no_grad():
@@ -305,8 +303,8 @@ def speed(given: argparse.Namespace, repeats: int = 7) -> dict[str, Any]:
                 start = time.perf_counter()
                 network(image)
                 times[name].append(1000 * (time.perf_counter() - start) / len(image))
-    given.output = root
-    return {"ms_per_image": {name: statistics.median(found[1:]) for name, found in times.items()}}  # the first warms up
+    # the first round warms up
+    return {"ms_per_image": {name: statistics.median(found[1:]) for name, found in times.items()}}
 
 
 def main() -> None:
