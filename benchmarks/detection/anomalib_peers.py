@@ -49,11 +49,11 @@ class PatchCore(Peer):
     """Distance to the nearest of a core set of features of strides 8 and 16.
 
     anomalib's core set is a tenth of all features, chosen greedily among all; that takes days on a CPU for a thousand
-    images. Here it is a hundredth, at most 10 000, chosen greedily among ten times as many that are drawn at random.
+    images. Here it is a hundredth, at most 5 000, chosen greedily among ten times as many that are drawn at random.
     """
 
     stages = (2, 3)
-    share, largest, drawn_per_kept = 0.01, 10_000, 10
+    share, largest, drawn_per_kept = 0.01, 5_000, 10
 
     def __init__(self, encoder: Encoder, size: tuple[int, int], epochs: int) -> None:
         super().__init__(encoder, size, epochs)
