@@ -40,9 +40,15 @@ class PaDiM(Peer):
     def fit(self, dataset: Dataset[dict[str, Any]]) -> None:
         """Mean and covariance of each position."""
         self.train()
+        bank = torch.empty(0)  # filled in place: anomalib stacks a list, which takes the memory twice
+        start = 0
         for image in self.batches(dataset, shuffle=False):
-            self.model(image)
-        self.model.fit()
+            found = self.model(image)
+            self.model.memory_bank.clear()
+            bank = bank if start else found.new_empty(len(dataset), *found.shape[1:])  # type: ignore[arg-type]
+            bank[start : start + len(found)] = found
+            start += len(found)
+        self.model.gaussian.fit(bank)
 
 
 class PatchCore(Peer):
