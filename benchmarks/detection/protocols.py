@@ -1,0 +1,199 @@
+"""Data sets of the comparison: normals to fit on, and a test list that is not read before all fitting is done.
+
+`Protocol.write_fit` writes a folder with normals alone, which is all that a fitting process is given.
+`Protocol.write_test` reads and writes the test list, and refuses while a fit is missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aeflow_monai import load_datalist
+
+ROOT = Path(__file__).parent.parent.parent
+FIELDS = ("path", "mask", "case", "patient", "split", "abnormal")
+N_HELD_OUT, N_ABNORMAL = 200, 400  # of the development split
+
+
+class Row(NamedTuple):
+    """An image: where it is, which mask it has, whose it is."""
+
+    path: Path
+    abnormal: bool
+    mask: Path | None = None
+    case: str = ""
+    patient: str = ""
+
+
+class Protocol:
+    """A data set with its config.
+
+    Args:
+        config: overlay of the bundle's train.yaml; none if None.
+        normals: to fit on.
+        test: gives what is scored; not called before all fitting is done.
+    """
+
+    def __init__(self, config: Path | None, normals: Sequence[Row], test: Callable[[], Sequence[Row]]) -> None:
+        self.config = config
+        self._normals = normals
+        self._test = test
+
+    def write_fit(self, folder: Path) -> None:
+        """Write manifest.csv with the normals and nothing else."""
+        _write(folder, "train", self._normals)
+
+    def write_test(self, folder: Path, fitted: Iterable[Path]) -> None:
+        """Read the test list, and write it as manifest.csv.
+
+        Args:
+            folder: where to.
+            fitted: the files that the fits leave when they are done.
+
+        Raises:
+            RuntimeError: one of them is missing.
+        """
+        missing = [str(file) for file in fitted if not file.is_file()]
+        if missing:
+            raise RuntimeError(
+                f"The test list is read when all fitting is done; {len(missing)} miss, first {missing[0]}."
+            )
+        _write(folder, "test", self._test())
+
+
+def _write(folder: Path, split: str, rows: Iterable[Row]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(FIELDS)
+        writer.writerows(
+            [row.path, row.mask or "", row.case or row.path.stem, row.patient, split, int(row.abnormal)] for row in rows
+        )
+
+
+def _read(folder: Path, split: str) -> list[Row]:
+    """The rows of one split of a folder with manifest.csv."""
+    found = []
+    with (folder / "manifest.csv").open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            if row["split"] == split:
+                path, mask = folder / row["path"], folder / row["mask"] if row.get("mask") else None
+                patient = row.get("patient") or _xray_patient(path)
+                found.append(Row(path, row["abnormal"] == "1", mask, row.get("case") or "", patient))
+    return found
+
+
+def _xray_patient(path: Path) -> str:
+    """The patient's part of a name of the chest X-ray set, the whole name where it has none."""
+    known = re.match(r"person\d+(?=_)|(?:NORMAL2-)?IM-\d+(?=-)", path.name)
+    return known[0] if known else path.stem
+
+
+def _some(rows: Sequence[Row], n: int | None) -> list[Row]:
+    """The first n of the rows in an order that a fixed seed gives; all of them if n is None."""
+    shuffled = list(rows)
+    random.Random(0).shuffle(shuffled)
+    return list(rows) if n is None else shuffled[:n]
+
+
+def development_split(train: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """Normals to fit on, and a test list, both of an official train split; no patient is on both sides.
+
+    Patients are held out, in an order that a fixed seed gives, until they have 200 normal images; 400 patients with
+    pneumonia give an image each.
+    """
+    normals = [row for row in train if not row.abnormal]
+    rng = random.Random(0)
+    patients = sorted({row.patient for row in normals})
+    rng.shuffle(patients)
+    held_out: set[str] = set()
+    for patient in patients:
+        if sum(row.patient in held_out for row in normals) >= N_HELD_OUT:
+            break
+        held_out.add(patient)
+    first: dict[str, Row] = {}
+    for row in sorted((row for row in train if row.abnormal), key=lambda row: row.path):
+        first.setdefault(row.patient, row)
+    ill = sorted(first)
+    rng.shuffle(ill)
+    test = [row for row in normals if row.patient in held_out] + [first[patient] for patient in ill[:N_ABNORMAL]]
+    return [row for row in normals if row.patient not in held_out], test
+
+
+def chest_xray(data: Path, split: str, n_normals: int | None) -> Protocol:
+    """The official split, or a development split made of its training part alone."""
+    folder = data / "chest_xray"
+    train = _read(folder, "train")
+    if split == "dev":
+        normals, test = development_split(train)
+        return Protocol(ROOT / "configs/chest_xray.yaml", _some(normals, n_normals), lambda: test)
+    normals = [row for row in train if not row.abnormal]
+    return Protocol(ROOT / "configs/chest_xray.yaml", _some(normals, n_normals), lambda: _read(folder, "test"))
+
+
+def healthy_t1(data: Path, output: Path, n_subjects: int | None) -> Protocol:
+    """Healthy T1 volumes, lesions planted in half of the 20 test subjects (planted_lesions.py)."""
+    planted = output / "planted"
+    if not (planted / "manifest.csv").exists():
+        command = [sys.executable, str(ROOT / "benchmarks/planted_lesions.py"), "--healthy", str(data / "healthy_t1")]
+        command += ["--shapes", str(data / "ms_lesion/gold_masks_all30"), "--output", str(planted), "--n_test", "20"]
+        subprocess.run([*command, "--seed", "0"], check=True)
+    normals = [row for row in _read(planted, "train") if not row.abnormal]
+    return Protocol(ROOT / "configs/healthy_t1.yaml", _some(normals, n_subjects), lambda: _read(planted, "test"))
+
+
+def listed(source: str, config: Path | None, normal_classes: Sequence[str], n_normals: int | None) -> Protocol:
+    """Whatever the bundle can read and has a test split, as a MedMNIST .npz; one file per image."""
+
+    def read(split: str) -> list[Row]:
+        items = load_datalist(source, split, normal_classes=list(normal_classes))
+        return [
+            Row(
+                Path(item["image"]),
+                item.get("label") == 1,
+                Path(item["mask"]) if item.get("mask") else None,
+                str(item["case"]),
+                str(item.get("patient", "")),
+            )
+            for item in items
+            if "problem" not in item
+        ]
+
+    normals = [row for row in read("train") if not row.abnormal]
+    return Protocol(config, _some(normals, n_normals), lambda: read("test"))
+
+
+def load(
+    name: str,
+    data: Path,
+    output: Path,
+    split: str = "official",
+    n_normals: int | None = None,
+    config: Path | None = None,
+    normal_classes: Sequence[str] = ("NORMAL",),
+) -> Protocol:
+    """The protocol of a name.
+
+    Args:
+        name: "chest_xray", "healthy_t1", or the path of what the bundle can read.
+        data: folder that holds the first two.
+        output: where data that has to be made goes.
+        split: "official" or, of chest_xray, "dev".
+        n_normals: fit on this many images or subjects only; all if None.
+        config: overlay of train.yaml for data of the user's own.
+        normal_classes: of data of the user's own.
+    """
+    if split == "dev" and name != "chest_xray":
+        raise ValueError(f"Only chest_xray has a development split; got {name!r}.")
+    if name == "chest_xray":
+        return chest_xray(data, split, n_normals)
+    if name == "healthy_t1":
+        return healthy_t1(data, output, n_normals)
+    return listed(name, config, normal_classes, n_normals)

@@ -1,0 +1,181 @@
+"""AE-Flow and its variants beside other methods: fitted and tested on the same images, with the same frozen encoder.
+
+All methods and seeds are fitted first, by processes that are given a list of normals and no other; the test list is
+read when that is over. What is done already is kept, so an interrupted run goes on, and a later one adds methods and
+seeds. Usage:
+
+    python benchmarks/detection/run.py --data DIR --output DIR [--set chest_xray] [--split dev] [--seeds 0 1 2]
+        [--methods aeflow flow_only my_variant.yaml patchcore padim fastflow cflow ...] [--normals N] [--fit_only]
+
+DIR holds chest_xray/manifest.csv, or healthy_t1 and ms_lesion/gold_masks_all30. --set may also be the path of whatever
+the bundle can read and has a test split, as a MedMNIST .npz. A method is `aeflow` (the bundle's defaults and the data
+set's config), the name of an overlay in benchmarks/detection/variants or the path of another one, or one of peers.py;
+anomalib's need the extra `bench`. Last epoch for everyone. Written to the output: table.md, results.json, and a folder
+for each seed and method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peers
+import protocols
+import torch
+from table import Result, markdown, summarise
+from work import ROOT, VARIANTS, label_of, overlay_of
+
+HERE = Path(__file__).parent
+
+
+def resolve(method: str) -> str:
+    """A method as work.py takes it; names of variants become the paths of their overlays."""
+    if method == "aeflow" or method in peers.names():
+        return method
+    for path in (Path(method), VARIANTS / f"{method}.yaml"):
+        if path.suffix == ".yaml" and path.is_file():
+            return str(path.absolute())
+    known = ["aeflow", *sorted(path.stem for path in VARIANTS.glob("*.yaml")), *peers.names()]
+    raise SystemExit(
+        f"Unknown method {method!r}: expected the path of an overlay, or one of {', '.join(known)}. "
+        "anomalib's methods need the extra `bench`."
+    )
+
+
+class Runs:
+    """The processes of one run, all of the same data and settings.
+
+    Args:
+        output: of the whole comparison.
+        config: overlay of the data set, if any.
+        epochs: of all methods that are trained; the bundle's if None.
+    """
+
+    def __init__(self, output: Path, config: Path | None, epochs: int | None) -> None:
+        self.output = output
+        self.normals, self.test, self.features = output / "normals", output / "test", output / "features"
+        self.config = config
+        self.epochs = epochs
+
+    def folder(self, seed: int, method: str) -> Path:
+        """Of the results of a method with a seed."""
+        return self.output / f"seed{seed}" / label_of(method)
+
+    def call(self, task: str, folder: Path, dataset: Path, seed: int = 0, method: str | None = None) -> None:
+        """Run a task in a process of its own, unless its result is there."""
+        done = folder / f"{task}.json"
+        if done.exists() and task != "speed":
+            self._check(done, task, method)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{task}: {label_of(method) if method else 'all'}, seed {seed}", flush=True)
+        command = [sys.executable, str(HERE / "work.py"), task, "--dataset_dir", str(dataset), "--seed", str(seed)]
+        command += ["--output", str(folder), "--features", str(self.features)]
+        command += ["--method", method] if method else []
+        command += ["--config", str(self.config)] if self.config else []
+        command += ["--epochs", str(self.epochs)] if self.epochs else []
+        log = folder / f"{task}.log"
+        with log.open("w", encoding="utf-8") as stream:
+            quiet = {**os.environ, "TQDM_DISABLE": "1"}
+            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=quiet).returncode
+        if code:
+            raise SystemExit(f"{task} of {method or 'all'}, seed {seed}, failed with exit code {code}: see {log}.")
+
+    def _check(self, done: Path, task: str, method: str | None) -> None:
+        if task != "fit" or method is None:
+            return
+        was = json.loads(done.read_text(encoding="utf-8"))["settings"]
+        now = {"overlay": overlay_of(method), "epochs": self.epochs}
+        if was != now:
+            raise SystemExit(
+                f"{done.parent} was fitted with {was}, now it is {now}: delete it, or name another --output."
+            )
+
+
+def same_protocol(output: Path, settings: dict[str, Any]) -> None:
+    """Refuse to mix data of two kinds in one folder."""
+    path = output / "protocol.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise SystemExit(f"{output} holds a run with {path.read_text(encoding='utf-8')}; name another --output.")
+    path.write_text(json.dumps(settings), encoding="utf-8")
+
+
+def commit() -> str:
+    """The commit of this code, marked if it was changed."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def processor() -> str:
+    """What the machine calls its processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--set", default="chest_xray", help="chest_xray, healthy_t1, or the path of a data set")
+    parser.add_argument("--split", default="official", choices=["official", "dev"])
+    parser.add_argument("--config", type=Path, help="overlay of train.yaml for a data set of your own")
+    parser.add_argument("--normal_classes", nargs="+", default=["NORMAL"], help="of a data set of your own")
+    parser.add_argument("--methods", nargs="+", help="all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--normals", "--subjects", type=int, help="fit on this many training images or subjects only")
+    parser.add_argument("--epochs", type=int, help="of all methods that are trained; the bundle's by default")
+    parser.add_argument("--fit_only", action="store_true", help="stop before the test list is read")
+    given = parser.parse_args()
+    variants = sorted(path.stem for path in VARIANTS.glob("*.yaml"))
+    methods = [resolve(method) for method in given.methods or ["aeflow", *variants, *peers.names()]]
+    data, output = given.data.absolute(), given.output.absolute()
+    output.mkdir(parents=True, exist_ok=True)
+    config = given.config.absolute() if given.config else None
+    settings = {"set": given.set, "split": given.split, "normals": given.normals, "config": str(config)}
+    same_protocol(output, settings)
+    protocol = protocols.load(given.set, data, output, given.split, given.normals, config, given.normal_classes)
+    runs = Runs(output, protocol.config, given.epochs)
+
+    # a later run that adds a method fits it as blindly as the first
+    (runs.test / "manifest.csv").unlink(missing_ok=True)
+    protocol.write_fit(runs.normals)
+    if any(method in peers.names() for method in methods):
+        runs.call("features", runs.features, runs.normals)
+    wanted = [(seed, method, runs.folder(seed, method)) for seed in given.seeds for method in methods]
+    for seed, method, folder in wanted:
+        runs.call("fit", folder, runs.normals, seed, method)
+    if given.fit_only:
+        return
+    protocol.write_test(runs.test, [folder / "fit.json" for _, _, folder in wanted])
+    for seed, method, folder in wanted:
+        runs.call("score", folder, runs.test, seed, method)
+    first = output / f"seed{given.seeds[0]}"
+    runs.call("speed", first, runs.normals, given.seeds[0])
+
+    results = [Result.read(label_of(method), seed, folder) for seed, method, folder in wanted]
+    summary: dict[str, Any] = {
+        **settings,
+        "epochs": given.epochs,
+        "seeds": given.seeds,
+        "commit": commit(),
+        "machine": f"{processor()}, {torch.get_num_threads()} threads used",
+        "torch": torch.__version__,
+        **json.loads((first / "speed.json").read_text(encoding="utf-8")),
+        "methods": summarise(results, peers=[name for name in methods if name in peers.names()]),
+    }
+    (output / "results.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    text = markdown(summary)
+    (output / "table.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

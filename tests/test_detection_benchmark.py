@@ -1,0 +1,175 @@
+"""benchmarks/detection on made-up slices: what a fit is given, going on after a stop, and the table's numbers."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import recall_score, roc_auc_score
+
+from aeflow_monai import write_phantom_slices
+
+ROOT = Path(__file__).parent.parent
+DETECTION = ROOT / "benchmarks/detection"
+HAS_ANOMALIB = importlib.util.find_spec("anomalib") is not None
+TINY = {"image_size": [64, 64], "n_steps": 2, "hidden_channels": 8, "calibration_fraction": 0.25, "epochs": 1}
+METHODS = ["flow_only", "autoencoder", *(["patchcore"] if HAS_ANOMALIB else [])]
+
+
+def run(data: Path, output: Path, *options: str, methods: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(DETECTION / "run.py"), "--data", str(data), "--output", str(output)]
+    command += ["--set", str(data), "--config", str(output.parent / "tiny.yaml"), "--seeds", "0", *options]
+    return subprocess.run(
+        [*command, "--methods", *methods],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_slices(
+        tmp_path_factory.mktemp("detection") / "slices", n_train=16, n_test_normal=6, n_test_abnormal=6
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(data: Path) -> Path:
+    """A comparison that was stopped when all was fitted, and its files listed."""
+    output = data.parent / "run"
+    (data.parent / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    done = run(data, output, "--fit_only", methods=METHODS)
+    assert done.returncode == 0, done.stderr
+    listing = {str(path): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
+    (data.parent / "listing.json").write_text(json.dumps(listing), encoding="utf-8")
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, fitted: Path) -> Path:
+    done = run(data, fitted, methods=METHODS)
+    assert done.returncode == 0, done.stderr
+    return fitted
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def stored_scores(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    found = rows(folder / "results/scores.csv")
+    labels, scores = [int(row["label"]) for row in found], [float(row["score"]) for row in found]
+    return np.array(labels), np.array(scores), [row["file"] for row in found]
+
+
+def test_fits_are_given_normals_and_nothing_of_the_test_split(data: Path, fitted: Path) -> None:
+    listed = [path for path in json.loads((data.parent / "listing.json").read_text()) if path.endswith("manifest.csv")]
+    assert listed == [str(fitted / "normals/manifest.csv")]
+    normals = rows(fitted / "normals/manifest.csv")
+    assert {Path(row["path"]).parent for row in normals} == {data / "train/NORMAL"}
+    assert {(row["split"], row["abnormal"]) for row in normals} == {("train", "0")}
+    assert len(normals) == 16
+    for method in METHODS:
+        assert "/test/" not in (fitted / f"seed0/{method}/fit.log").read_text(encoding="utf-8")
+
+
+def test_the_test_list_is_not_read_while_a_fit_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DETECTION))
+    protocols = importlib.import_module("protocols")
+    asked: list[bool] = []
+    protocol = protocols.Protocol(None, [], lambda: asked.append(True) or [])
+    with pytest.raises(RuntimeError, match=r"read when all fitting is done; 1 miss, first .*fit\.json"):
+        protocol.write_test(tmp_path / "test", [tmp_path / "fit.json"])
+    assert not asked
+    assert not (tmp_path / "test").exists()
+
+
+def test_development_split_keeps_patients_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DETECTION))
+    protocols = importlib.import_module("protocols")
+    names = [f"IM-{patient:04d}-{image:04d}.jpeg" for patient in range(300) for image in range(2)]
+    ill = [f"person{patient}_bacteria_{image}.jpeg" for patient in range(1, 451) for image in range(2)]
+    train = [
+        protocols.Row(Path(name), abnormal, None, "", protocols._xray_patient(Path(name)))
+        for abnormal, group in ((False, names), (True, ill))
+        for name in group
+    ]
+    normals, test = protocols.development_split(train)
+    held_out = [row for row in test if not row.abnormal]
+    abnormal = [row for row in test if row.abnormal]
+    assert (len(normals), len(held_out), len(abnormal)) == (400, 200, 400)
+    assert not {row.patient for row in normals} & {row.patient for row in held_out}
+    assert len({row.patient for row in abnormal}) == 400
+    assert protocols.development_split(train[::-1])[1][200:] == test[200:]  # whatever the order of the list
+
+
+def test_a_stopped_comparison_goes_on(data: Path, finished: Path) -> None:
+    before = json.loads((data.parent / "listing.json").read_text(encoding="utf-8"))
+    kept = [name for name in before if name.endswith(("fit.json", "model.pt", "peer.pt", "features.json"))]
+    assert len(kept) >= 2 * len(METHODS)
+    assert all(Path(name).stat().st_mtime_ns == before[name] for name in kept)
+    assert len(rows(finished / "test/manifest.csv")) == 12
+
+
+def test_the_table_is_what_scikit_learn_makes_of_the_scores(finished: Path) -> None:
+    methods = json.loads((finished / "results.json").read_text(encoding="utf-8"))["methods"]
+    files = set()
+    for name in METHODS:
+        labels, scores, found = stored_scores(finished / f"seed0/{name}")
+        files.add(tuple(sorted(found)))
+        state = torch.load(finished / f"seed0/{name}/model.pt", weights_only=True)["model"]
+        called = scores > float(state["case_threshold"])
+        assert methods[name]["auroc"] == pytest.approx(roc_auc_score(labels, scores))
+        assert methods[name]["sensitivity"] == pytest.approx(recall_score(labels, called))
+        assert methods[name]["specificity"] == pytest.approx(recall_score(labels, called, pos_label=0))
+        low, high = methods[name]["auroc_ci95"]
+        assert low <= methods[name]["auroc"] <= high
+        assert methods[name]["cpu_seconds"] > 0
+        assert methods[name]["score_peak_mib"] > 100
+    assert len(files) == 1
+    table = (finished / "table.md").read_text(encoding="utf-8")
+    for name in (*METHODS, "intensity mean", "intensity std", "intensity p95"):
+        assert f"| {name} | {methods[name]['auroc']:.3f} |" in table
+
+
+def test_other_settings_do_not_take_over_a_fit(data: Path, fitted: Path) -> None:
+    done = run(data, fitted, "--epochs", "2", "--fit_only", methods=["autoencoder"])
+    assert done.returncode != 0
+    assert "delete it, or name another --output" in done.stderr
+    done = run(data, fitted, "--normals", "8", "--fit_only", methods=["autoencoder"])
+    assert "name another --output" in done.stderr
+    done = run(data, fitted, "--fit_only", methods=["autoencodr"])
+    assert "Unknown method 'autoencodr'" in done.stderr
+
+
+@pytest.mark.skipif(not HAS_ANOMALIB, reason="needs anomalib: pip install -e .[bench]")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["patchcore", "padim", "fastflow", "cflow"])
+def test_a_peer_scores_an_image_by_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DETECTION))
+    peers = importlib.import_module("peers")
+    from aeflow_monai import Encoder
+
+    torch.manual_seed(0)
+    images = torch.rand(24, 1, 64, 64)
+    kind = peers.kind_of(name)
+    kept = Encoder(stages=peers.STAGES)(images)
+    peer = kind(Encoder(stages=kind.stages), (64, 64), 1)
+    peer.fit([{"image": image, "features": [stage[i] for stage in kept]} for i, image in enumerate(images)])
+    peer.eval()
+    with torch.no_grad():
+        together, alone = peer(images[:4]), peer(images[2:3])
+        odd = peer(1 - images[2:3] * torch.linspace(0, 1, 64))
+    assert together.maps.shape == (4, 1, 64, 64)
+    assert together.scores[2] == pytest.approx(float(alone.scores), rel=1e-4, abs=1e-5)
+    assert odd.scores > together.scores.max()
