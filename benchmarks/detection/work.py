@@ -321,8 +321,8 @@ def main() -> None:
     given = parser.parse_args()
     os.chdir(ROOT)  # where MONAI looks for a bundle whose config files lie in several folders
     given.output.mkdir(parents=True, exist_ok=True)
-    if given.task != "fit":  # a long fit that keeps small tensors between large ones would never reuse their room
-        keep_freed_memory()
+    if given.method != "patchcore" or given.task != "fit":
+        keep_freed_memory()  # the search for PatchCore's core set would keep one block more at each step
     report = tasks[given.task](given)
     if given.task == "fit":
         report["settings"] = {"overlay": overlay_of(given.method), "epochs": given.epochs}
