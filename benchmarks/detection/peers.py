@@ -7,6 +7,7 @@ its anomaly map. anomalib's are in anomalib_peers.py, since not everybody has it
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ class SharedEncoder(nn.Module):
         return features if self.as_list else dict(zip(self.layers, features, strict=True))
 
 
-class Peer(nn.Module):
+class Peer(nn.Module, ABC):
     """What all methods share.
 
     Args:
@@ -76,9 +77,9 @@ class Peer(nn.Module):
             yield image
         self.extractor.kept = None
 
+    @abstractmethod
     def fit(self, dataset: Dataset[dict[str, Any]]) -> None:
         """Fit to normals; items hold "image" (C, H, W) and "features", one tensor for each of `STAGES`."""
-        raise NotImplementedError
 
     def forward(self, image: Tensor) -> Answer:
         """Score images (N, C, H, W) in [0, 1]."""
