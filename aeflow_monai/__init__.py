@@ -13,6 +13,7 @@ from aeflow_monai.guard import CaseFailures, FailureLog, GuardedDataset, Guarded
 from aeflow_monai.handlers import CalibratedModelSaver, DivergenceGuard, PictureLogger, RequireCalibration
 from aeflow_monai.inferer import SlicedInferer
 from aeflow_monai.labelled import LabelledSampler, LabelledSlices
+from aeflow_monai.lesions import LesionSlices, RandLesiond
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.loss import AEFlowLoss, MixtureLoss
 from aeflow_monai.maps import MapScorer
@@ -60,6 +61,7 @@ __all__ = [
     "LabelledSlices",
     "LatentFlow",
     "LesionMetrics",
+    "LesionSlices",
     "LoadCased",
     "LocalisationReport",
     "MapScorer",
@@ -68,6 +70,7 @@ __all__ = [
     "MixtureLoss",
     "MixturePrior",
     "PictureLogger",
+    "RandLesiond",
     "RequireCalibration",
     "ScaleForegroundd",
     "ScoreMapd",

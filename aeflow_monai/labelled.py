@@ -1,4 +1,4 @@
-"""A few labelled abnormal slices beside the normal ones, and how they enter the batches."""
+"""Abnormal slices beside the normal ones, labelled or made up, and how they enter the batches."""
 
 from __future__ import annotations
 
@@ -13,23 +13,38 @@ __all__ = ["LabelledSampler", "LabelledSlices"]
 
 
 class LabelledSlices(Dataset[dict[str, Any]]):
-    """Normal slices, then labelled abnormal ones; each item says under "abnormal" which it is.
+    """Normal slices, then abnormal ones; each item says under "abnormal" what of it is: (1, H, W) in [0, 1].
 
     Args:
-        normal: slices whose every position is normal.
-        abnormal: slices with a lesion somewhere, or None for none.
+        normal: slices whose every position is normal; items hold "image" (C, H, W).
+        abnormal: slices with a lesion somewhere, or None for none. All of a slice counts as abnormal, unless its item
+            has the mask of its lesions under "lesion", (1, H, W) in [0, 1].
+        scoring: of the network; "ratio" compares with abnormal positions, and needs some to learn from.
+
+    Raises:
+        ValueError: scoring is "ratio" and there is no abnormal slice.
 
     Example:
-        >>> slices = LabelledSlices([{"image": 0}, {"image": 1}], [{"image": 2}])
-        >>> [item["abnormal"] for item in slices]
-        [False, False, True]
+        >>> image = torch.zeros(1, 4, 4)
+        >>> slices = LabelledSlices([{"image": image}, {"image": image}], [{"image": image}])
+        >>> [float(item["abnormal"].mean()) for item in slices]
+        [0.0, 0.0, 1.0]
     """
 
     def __init__(
-        self, normal: Sequence[Mapping[str, Any]], abnormal: Sequence[Mapping[str, Any]] | None = None
+        self,
+        normal: Sequence[Mapping[str, Any]],
+        abnormal: Sequence[Mapping[str, Any]] | None = None,
+        scoring: str = "likelihood",
     ) -> None:
         self.normal = normal
         self.abnormal = () if abnormal is None else abnormal
+        if scoring == "ratio" and not self.abnormal:
+            raise ValueError(
+                "scoring: ratio compares normal positions with abnormal ones, and there are no abnormal slices to "
+                "learn from. Set lesion_copies to 1 or more, give labelled ones (semi_supervised.yaml), or choose "
+                "another scoring."
+            )
 
     def __len__(self) -> int:
         return len(self.normal) + len(self.abnormal)
@@ -38,9 +53,12 @@ class LabelledSlices(Dataset[dict[str, Any]]):
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} of {len(self)} slices.")
         n_normal = len(self.normal)
-        abnormal = index >= n_normal
-        item = self.abnormal[index - n_normal] if abnormal else self.normal[index]
-        return {**item, "abnormal": abnormal}
+        if index < n_normal:
+            item = dict(self.normal[index])
+            return {**item, "abnormal": torch.zeros_like(item["image"][:1])}
+        item = dict(self.abnormal[index - n_normal])
+        mask = item.pop("lesion", None)
+        return {**item, "abnormal": torch.ones_like(item["image"][:1]) if mask is None else mask}
 
 
 class LabelledSampler(DistributedSampler[int]):
@@ -62,7 +80,7 @@ class LabelledSampler(DistributedSampler[int]):
 
     Example:
         >>> slices = LabelledSlices([{}] * 6, [{}])
-        >>> [slices[index]["abnormal"] for index in LabelledSampler(slices, normals_per_abnormal=3)]
+        >>> [index >= 6 for index in LabelledSampler(slices, normals_per_abnormal=3)]
         [True, False, False, False, True, False, False, False]
     """
 

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 __all__ = ["AEFlowLoss", "MixtureLoss"]
 
+_UNTOUCHED = 0.01  # a position with a smaller share of lesion is normal
+
 
 class _Output(Protocol):
     """The part of the network's output that the loss reads."""
@@ -80,48 +82,64 @@ class AEFlowLoss(nn.Module):
 class _Prior(Protocol):
     """The part of a mixture prior that the loss reads."""
 
-    def abnormal_gains(self, latents: Sequence[Tensor]) -> list[Tensor]: ...
+    def log_ratios(self, latents: Sequence[Tensor]) -> list[Tensor]: ...
 
 
 class MixtureLoss(nn.Module):
-    """The objective with labelled abnormal images: normal images as ever, of abnormal ones the flow's part only.
+    """The objective with abnormal images too: normal images as ever, of abnormal ones the flow's part only.
 
-    Normal images have the likelihood of the normal component, abnormal ones that of the mixture. The decoder is not
-    shown how to reconstruct abnormal images. Without any in the batch it is the loss of the normal images, bit by bit.
+    Normal images have the likelihood of the normal component. Of an abnormal image the abnormal positions have that of
+    the abnormal component, and what lies beside its lesions that of the normal one; a position which a lesion barely
+    touches counts as neither. The decoder is not shown how to reconstruct abnormal images. Without any in the batch it
+    is the loss of the normal images, bit by bit.
 
     Args:
         normal: the loss of normal images.
         prior: of the latents, see `MixturePrior`.
-        weight: of the mean likelihood of abnormal images, against that of normal ones, above 0.
+        weight: of the mean likelihood of abnormal positions, and of that of the normal ones beside them, against that
+            of normal images, above 0.
+        least: share of a position's pixels that makes it abnormal, in (0, 1].
 
     Raises:
-        ValueError: weight is not above 0.
+        ValueError: a number out of its range.
 
-    Source: FlowGMM (see `MixturePrior`), ICML 2020: the likelihood of each image given its label.
+    Source: FlowGMM (see `MixturePrior`), ICML 2020: the likelihood of each image given its label; here of a position.
     """
 
-    def __init__(self, normal: AEFlowLoss, prior: _Prior, weight: float = 0.25) -> None:
+    def __init__(self, normal: AEFlowLoss, prior: _Prior, weight: float = 0.25, least: float = 0.15) -> None:
         super().__init__()
         if weight <= 0:
-            raise ValueError(f"weight is that of labelled abnormal images and has to be above 0; got {weight}.")
+            raise ValueError(f"weight is that of abnormal images and has to be above 0; got {weight}.")
+        if not 0 < least <= 1:
+            raise ValueError(f"least is a share of a position's pixels and has to be in (0, 1]; got {least}.")
         self.normal = normal
         self.prior = prior
         self.weight = weight
+        self.least = least
 
     def flow_loss(self, output: Any, target: Any) -> Tensor:
         """Negative log-likelihood of the normal images, in nats per dimension: a scalar."""
-        return self.normal.flow_loss(_images(output, ~_abnormal(target, output)))
+        return self.normal.flow_loss(_images(output, ~_is_abnormal(target, output)))
 
     def reconstruction_loss(self, output: Any, target: Any) -> Tensor:
         """Mean squared error of the normal images' reconstruction: a scalar."""
-        normal = ~_abnormal(target, output)
+        normal = ~_is_abnormal(target, output)
         return self.normal.reconstruction_loss(_images(output, normal), _image(target)[normal])
 
     def abnormal_loss(self, output: Any, target: Any) -> Tensor:
-        """Negative log-likelihood of the abnormal images under the mixture, in nats per dimension: a scalar."""
-        abnormal = _images(output, _abnormal(target, output))
-        gains = self.prior.abnormal_gains(abnormal.latents)
-        stages = [-(lik + gain).mean() for lik, gain in zip(abnormal.log_likelihoods, gains, strict=True)]
+        """Negative log-likelihood of abnormal images, each position given its label, in nats per dimension: a scalar.
+
+        The mean over abnormal positions, and that over normal ones beside them, are added.
+        """
+        chosen = _is_abnormal(target, output)
+        abnormal = _images(output, chosen)
+        lesion = target[1].to(chosen.device)[chosen].float()
+        stages = []
+        for likelihood, ratio in zip(abnormal.log_likelihoods, self.prior.log_ratios(abnormal.latents), strict=True):
+            covered = F.adaptive_avg_pool2d(lesion, likelihood.shape[-2:])
+            parts = ((likelihood + ratio, covered >= self.least), (likelihood, covered < _UNTOUCHED))
+            # a stage may have no position of a kind: small lesions, or images that are abnormal all over
+            stages.append(torch.stack([-(term * of).sum() / of.sum().clamp_min(1) for term, of in parts]).sum())
         return torch.stack(stages).mean()
 
     def forward(self, output: Any, target: Any) -> Tensor:
@@ -129,8 +147,8 @@ class MixtureLoss(nn.Module):
 
         Args:
             output: the network's output for the images, see `AEFlowOutput`.
-            target: the images (N, C, H, W) in [0, 1], all of them normal; or the images and which of them are
-                abnormal, (N,) of bool, at least one of them normal.
+            target: the images (N, C, H, W) in [0, 1], all of them normal; or the images and what of them is abnormal,
+                (N, 1, H, W) in [0, 1], at least one of them normal all over.
 
         Returns:
             A scalar.
@@ -138,7 +156,7 @@ class MixtureLoss(nn.Module):
         Raises:
             ValueError: all images are abnormal.
         """
-        abnormal = _abnormal(target, output)
+        abnormal = _is_abnormal(target, output)
         if abnormal.all():
             raise ValueError(
                 f"Expected a normal image in each batch; got {len(abnormal)} abnormal ones alone. Raise batch_size to "
@@ -155,10 +173,12 @@ def _image(target: Any) -> Tensor:
     return image
 
 
-def _abnormal(target: Any, output: Any) -> Tensor:
+def _is_abnormal(target: Any, output: Any) -> Tensor:
+    """Which images have something abnormal: (N,) of bool."""
+    device = output.reconstruction.device
     if isinstance(target, Tensor):
-        return torch.zeros(len(target), dtype=torch.bool, device=output.reconstruction.device)
-    abnormal: Tensor = target[1].to(output.reconstruction.device)
+        return torch.zeros(len(target), dtype=torch.bool, device=device)
+    abnormal: Tensor = target[1].to(device).flatten(1).amax(dim=1) > 0
     return abnormal
 
 

@@ -1,8 +1,6 @@
 """The latent prior with labelled abnormal images: a mixture of two Gaussians instead of one.
 
-Normal positions come from N(0, I), as without labels, and abnormal ones from N(mean, I). Labels are of images, and
-which positions of an abnormal image are abnormal is not known: all are taken for it, or each with a probability, the
-share.
+Normal positions come from N(0, I), as without labels, and abnormal ones from N(mean, I).
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ class MixturePrior(nn.Module):
     Args:
         channels: channels of the latent of each stage.
         distance: between the two means, in standard deviations per channel (root mean square), above 0.
-        share: probability that a position of an abnormal image is abnormal, in (0, 1]; 1 takes all for abnormal.
         seed: of the means.
 
     Raises:
@@ -40,19 +37,16 @@ class MixturePrior(nn.Module):
         [0.0]
 
     Source: Izmailov, Kirichenko, Finzi, Wilson, "Semi-Supervised Learning with Normalizing Flows" (FlowGMM), ICML
-    2020: a Gaussian of fixed, random mean for each class. The share is this project's, since its labels are of images.
+    2020: a Gaussian of fixed, random mean for each class.
     """
 
-    def __init__(self, channels: Sequence[int], distance: float = 2.0, share: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, channels: Sequence[int], distance: float = 2.0, seed: int = 0) -> None:
         super().__init__()
         if not channels:
             raise ValueError("channels needs the channels of one stage or more; got none.")
         if distance <= 0 or not math.isfinite(distance):
             raise ValueError(f"distance is that of the two means and has to be above 0; got {distance}.")
-        if not 0 < share <= 1:
-            raise ValueError(f"share is a probability and has to be in (0, 1]; got {share}.")
         self.distance = distance
-        self.share = share
         generator = torch.Generator().manual_seed(seed)
         for stage, n_channels in enumerate(channels):
             direction = torch.randn(n_channels, generator=generator)
@@ -79,23 +73,3 @@ class MixturePrior(nn.Module):
             (F.conv2d(latent.float(), mean.float().view(1, -1, 1, 1)) - 0.5 * mean.square().sum()) / len(mean)
             for latent, mean in zip(latents, self.means, strict=True)
         ]
-
-    def abnormal_gains(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        """What the log-likelihood of a position gains over the normal component's, if its image is abnormal.
-
-        That is log((1 - share) + share * exp(log ratio)).
-
-        Args:
-            latents: z' of each stage, (N, C_i, h_i, w_i).
-
-        Returns:
-            For each stage (N, 1, h_i, w_i), in nats per channel.
-        """
-        gains = []
-        for latent, ratio in zip(latents, self.log_ratios(latents), strict=True):
-            n_channels = latent.shape[1]
-            gain = math.log(self.share) + n_channels * ratio
-            if self.share < 1:
-                gain = torch.logaddexp(gain, torch.full_like(gain, math.log1p(-self.share)))
-            gains.append(gain / n_channels)
-        return gains

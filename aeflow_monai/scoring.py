@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.flow import standard_normal_log_density
+from aeflow_monai.prior import MixturePrior
 
 __all__ = ["AnomalyScorer", "scores_by_plane"]
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
-SCORINGS = ("likelihood", "latent", "paper")
+SCORINGS = ("likelihood", "latent", "paper", "ratio")
 
 
 class AnomalyScorer(nn.Module):
@@ -37,10 +38,13 @@ class AnomalyScorer(nn.Module):
         beta: weight of the flow term, in [0, 1].
         scoring: the flow term. "likelihood" is the negative log-likelihood of the features; it finds local lesions
             best. "latent" is -log N(z'; 0, I), without the log-determinant, as in the published score: it is not
-            misled by diffuse changes that make an image smoother, hence more likely. "paper" is the published score
-            itself in log space, beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM), not standardised.
+            misled by diffuse changes that make an image smoother, hence more likely. "ratio" is the log-likelihood
+            ratio of the prior's abnormal component to the normal one; it means something only after a training with
+            abnormal or made-up lesions. "paper" is the published score itself in log space, beta * (-log N(z'; 0, I))
+            + (1 - beta) * (-SSIM), not standardised.
         slice_share: a slice's score is the mean of this share of its highest map values, in (0, 1]; 1 is the mean.
         case_share: a case's score is the mean of this share of its highest slice scores, in (0, 1].
+        abnormal_distance: of the prior's two components, see `MixturePrior`.
 
     Raises:
         ValueError: unknown scoring, or a number out of its range.
@@ -70,6 +74,7 @@ class AnomalyScorer(nn.Module):
         scoring: str = "likelihood",
         slice_share: float = 1.0,
         case_share: float = 1.0,
+        abnormal_distance: float = 2.0,
     ) -> None:
         super().__init__()
         if scoring not in SCORINGS:
@@ -80,6 +85,7 @@ class AnomalyScorer(nn.Module):
             if not 0 < share <= 1:
                 raise ValueError(f"{name} is a share of the highest values and has to be in (0, 1]; got {share}.")
         self.aeflow = aeflow
+        self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
         self.beta = beta
         self.scoring = scoring
         self.slice_share = slice_share
@@ -138,10 +144,12 @@ class AnomalyScorer(nn.Module):
             (N, stages + 1, H, W): the flow term of each stage, then the reconstruction term.
         """
         if self.scoring == "likelihood":
-            likelihoods = output.log_likelihoods
+            flow_terms = [-likelihood for likelihood in output.log_likelihoods]
+        elif self.scoring == "ratio":
+            flow_terms = self.prior.log_ratios(output.latents)
         else:
-            likelihoods = [standard_normal_log_density(latent) / latent.shape[1] for latent in output.latents]
-        flow = -self._to_image_size(likelihoods, image)
+            flow_terms = [-standard_normal_log_density(latent) / latent.shape[1] for latent in output.latents]
+        flow = self._to_image_size(flow_terms, image)
         dissimilarity = 1 - _ssim_map(output.reconstruction, image)
         return torch.cat([flow, dissimilarity], dim=1)
 

@@ -5,7 +5,7 @@ by the bundle. Labelled images come from the official train split; a larger numb
 at most one image of a patient. Calibration and thresholds see held-out normals only. Usage:
 
     python benchmarks/labelled_abnormal.py --data XRAY --output DIR [--protocol development] [--counts 0 5 20 100]
-        [--seed 0] [--abnormal_share 1.0, or any other option of the bundle's training]
+        [--seed 0] [--abnormal_weight 0.25, or any other option of the bundle's training]
 
 XRAY holds manifest.csv (path,split,abnormal). Protocol "development" never opens the official test split: it tests on
 200 normal and 400 pneumonia images of the train split, of patients that nothing is fitted on, drawn by the seed.

@@ -234,15 +234,64 @@ def test_a_training_that_diverges_leaves_an_earlier_model_untouched(
 # --- labelled abnormal images ---------------------------------------------------------------------------------------
 
 
-def test_without_labelled_images_the_mixture_changes_nothing(
+def test_without_abnormal_slices_the_mixture_changes_nothing(
     tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_training: Options
 ) -> None:
     options = {**tiny_training, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
-    run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=0, **options)
+    plain: Options = {
+        "loss": {"_target_": "aeflow_monai.AEFlowLoss", "alpha": "@alpha"},
+        "flow_loss": "$lambda out: @loss.flow_loss(out['pred'])",
+        "reconstruction_loss": "$lambda out: @loss.reconstruction_loss(out['pred'], out['image'])",
+        "initialize": ["$monai.utils.set_determinism(seed=@seed)"],  # without the check for keys that nothing reads
+        "train#labelled": "@train#slices",
+        "train#sampler": {
+            "_target_": "torch.utils.data.distributed.DistributedSampler",
+            "dataset": "@train#dataset",
+            "num_replicas": 1,
+            "rank": 0,
+            "seed": "@seed",
+        },
+    }
+    overlay = tmp_path / "plain.yaml"
+    overlay.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    run_workflow(["train.yaml", overlay], **options)
     # weights, calibration and thresholds; so maps and scores too
     assert differing(model_state(tmp_path), model_state(trained)) == []
     for tag in ("train_loss", "train_flow_loss", "train_reconstruction_loss", "val_loss"):
         assert loss_curve(tmp_path, tag) == loss_curve(trained, tag)
+
+
+def test_made_up_lesions_are_trained_on_and_the_ratio_scores_as_any_other(
+    tmp_path: Path, volumes: Path, run_workflow: Run, tiny_training: Options, tiny_network: Options
+) -> None:
+    score = {"scoring": "ratio", "abnormal_distance": 1.5}
+    options = {**tiny_training, "epochs": 2, "dataset_dir": str(volumes), "output_dir": str(tmp_path), **score}
+    workflow = run_workflow("train.yaml", lesion_copies=1, slice_folder=str(tmp_path / "slices"), **options)
+    slices = workflow.parser.get_parsed_content("train#dataset")
+    n_normal = len(workflow.parser.get_parsed_content("train#slices"))
+    assert len(slices) == 2 * n_normal
+    assert not slices[0]["abnormal"].any()
+    assert 0 < slices[n_normal]["abnormal"].mean() < 0.5
+    assert not torch.equal(slices[0]["image"], slices[n_normal]["image"])
+    assert (tmp_path / "slices/lesions/images.npy").is_file()
+    held_out = workflow.parser.get_parsed_content("validate#dataset")
+    assert "abnormal" not in held_out[0]
+    for files in (["train.yaml", "evaluate.yaml"], ["inference.yaml", "evaluate.yaml"]):
+        results = {"results_dir": str(tmp_path / files[0]), "ckpt_path": str(tmp_path / "model.pt")}
+        # the distance is the checkpoint's, so a run that does not name it scores the same
+        named = {**tiny_network, "n_bootstrap": 10, "scoring": "ratio"}
+        run_workflow(files, dataset_dir=str(volumes), **results, **named)
+    one, other = (table(tmp_path / name / "scores.csv") for name in ("train.yaml", "inference.yaml"))
+    assert one == other
+
+
+def test_ratio_without_anything_abnormal_is_refused(
+    tmp_path: Path, volumes: Path, run_workflow: Run, tiny_training: Options
+) -> None:
+    options = {**tiny_training, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow("train.yaml", scoring="ratio", **options)
+    assert "there are no abnormal slices to learn from. Set lesion_copies to 1 or more" in str(root_error(raised))
 
 
 def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
@@ -260,7 +309,7 @@ def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
         options = {**tiny_training, "epochs": 2, "dataset_dir": str(data), "output_dir": str(folder)}
         workflow = run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=count, **options)
         slices = workflow.parser.get_parsed_content("train#dataset")
-        seen.append([item["case"] for item in map(slices.__getitem__, range(len(slices))) if item["abnormal"]])
+        seen.append([item["case"] for item in map(slices.__getitem__, range(len(slices))) if item["abnormal"].any()])
         calibrated = workflow.parser.get_parsed_content("validate#slices").index
         assert {Path(item["file"]).parent.name for item in calibrated} == {"NORMAL"}
         states.append(model_state(folder))

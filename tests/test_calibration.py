@@ -67,7 +67,7 @@ class TestUpperThreshold:
             upper_threshold([], 0.95)
 
 
-@pytest.mark.parametrize("scoring", ["likelihood", "latent"])
+@pytest.mark.parametrize("scoring", ["likelihood", "latent", "ratio"])
 @pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
 def test_terms_and_map_of_the_normals_become_standard(beta: float, scoring: str) -> None:
     scorer, images = a_scorer(beta=beta, scoring=scoring), blobs()

@@ -2,16 +2,20 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from aeflow_monai import LabelledSampler, LabelledSlices
 
 
-def slices(n_normal: int = 24, n_abnormal: int = 3) -> LabelledSlices:
-    return LabelledSlices(
-        [{"number": i} for i in range(n_normal)], [{"number": 100 + i} for i in range(n_abnormal)] or None
+def slices(n_normal: int = 24, n_abnormal: int = 3, scoring: str = "likelihood") -> LabelledSlices:
+    image = torch.zeros(2, 4, 6)
+    normal, abnormal = (
+        [{"number": first + i, "image": image} for i in range(count)]
+        for first, count in ((0, n_normal), (100, n_abnormal))
     )
+    return LabelledSlices(normal, abnormal or None, scoring)
 
 
 def order(sampler: LabelledSampler, epoch: int = 0) -> list[int]:
@@ -21,22 +25,34 @@ def order(sampler: LabelledSampler, epoch: int = 0) -> list[int]:
     return indices
 
 
-def test_items_say_what_they_are() -> None:
+def test_items_say_what_of_them_is_abnormal() -> None:
     dataset = slices(2, 1)
-    assert list(dataset) == [
-        {"number": 0, "abnormal": False},
-        {"number": 1, "abnormal": False},
-        {"number": 100, "abnormal": True},
-    ]
+    items = [dataset[index] for index in range(3)]
+    assert [item["number"] for item in items] == [0, 1, 100]
+    assert [tuple(item["abnormal"].shape) for item in items] == [(1, 4, 6)] * 3
+    assert [item["abnormal"].unique().tolist() for item in items] == [[0.0], [0.0], [1.0]]
     with pytest.raises(IndexError, match=r"Index 3 of 3 slices"):
         dataset[3]
+
+
+def test_a_mask_of_lesions_tells_what_is_abnormal() -> None:
+    image, mask = torch.zeros(1, 4, 6), torch.rand(1, 4, 6)
+    item = LabelledSlices([{"image": image}], [{"image": image, "lesion": mask}])[1]
+    assert torch.equal(item["abnormal"], mask)
+    assert "lesion" not in item  # normal slices have none, and items of a batch have to be alike
+
+
+def test_ratio_needs_abnormal_slices() -> None:
+    assert len(slices(2, 1, "ratio")) == 3
+    with pytest.raises(ValueError, match=r"no abnormal slices to learn from\. Set lesion_copies to 1 or more"):
+        slices(2, 0, "ratio")
 
 
 def test_every_batch_has_its_share_and_every_normal_comes_once() -> None:
     dataset = slices(24, 3)
     sampler = LabelledSampler(dataset, normals_per_abnormal=3)
     batches = list(DataLoader(dataset, batch_size=8, sampler=sampler))  # type: ignore[arg-type]
-    assert [int(batch["abnormal"].sum()) for batch in batches] == [2, 2, 2, 2]
+    assert [int(batch["abnormal"].amax(dim=(1, 2, 3)).sum()) for batch in batches] == [2, 2, 2, 2]
     counts = Counter(order(sampler))
     assert [counts[i] for i in range(24)] == [1] * 24
     assert sum(counts[i] for i in (24, 25, 26)) == 8

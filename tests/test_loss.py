@@ -70,31 +70,51 @@ def part(output: AEFlowOutput, chosen: slice) -> AEFlowOutput:
 def test_without_abnormal_images_the_mixture_loss_is_the_plain_one(labelled: bool) -> None:
     output, image = batch()
     plain, loss = AEFlowLoss(0.3), MixtureLoss(AEFlowLoss(0.3), MixturePrior([4, 6]))
-    target = (image, torch.zeros(4, dtype=torch.bool)) if labelled else image
+    target = (image, torch.zeros(4, 1, 8, 8)) if labelled else image
     assert torch.equal(loss(output, target), plain(output, image))
     assert torch.equal(loss.flow_loss(output, target), plain.flow_loss(output))
     assert torch.equal(loss.reconstruction_loss(output, target), plain.reconstruction_loss(output, image))
 
 
-def test_abnormal_images_add_their_likelihood_under_the_mixture() -> None:
+def all_of(*abnormal: bool) -> torch.Tensor:
+    """The mask of images that are abnormal all over, or nowhere."""
+    return torch.tensor(abnormal).float().view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+
+
+def test_images_that_are_abnormal_all_over_add_their_likelihood_under_the_abnormal_component() -> None:
     output, image = batch()
-    prior = MixturePrior([4, 6], share=0.4)
+    prior = MixturePrior([4, 6])
     loss, plain = MixtureLoss(AEFlowLoss(0.3), prior, weight=0.5), AEFlowLoss(0.3)
-    target = (image, torch.tensor([False, False, False, True]))
+    target = (image, all_of(False, False, False, True))
     normal, abnormal = part(output, slice(3)), part(output, slice(3, 4))
-    gains = prior.abnormal_gains(abnormal.latents)
-    under_mixture = [lik + gain for lik, gain in zip(abnormal.log_likelihoods, gains, strict=True)]
-    expected = plain.flow_loss(AEFlowOutput([], under_mixture, abnormal.reconstruction))
+    ratios = prior.log_ratios(abnormal.latents)
+    under_abnormal = [lik + ratio for lik, ratio in zip(abnormal.log_likelihoods, ratios, strict=True)]
+    expected = plain.flow_loss(AEFlowOutput([], under_abnormal, abnormal.reconstruction))
     assert loss.abnormal_loss(output, target).item() == pytest.approx(expected.item())
     total = plain(normal, image[:3]) + 0.5 * 0.3 * expected
     assert loss(output, target).item() == pytest.approx(total.item())
+
+
+def test_each_position_counts_as_its_share_of_lesion_says() -> None:
+    output, image = batch(2)
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[1, :, :4, :4] = 0.5  # of the first of 2 x 2 positions half, of the only position of the next stage an eighth
+    mask[1, :, 0, 4] = 1.0  # of the second a sixteenth: neither this nor that
+    prior = MixturePrior([4, 6])
+    ratio = prior.log_ratios(output.latents)[0][1, 0]
+    likelihood = output.log_likelihoods[0][1, 0]
+    first = -(likelihood + ratio)[0, 0] - likelihood[1].mean()
+    expected = first / 2  # the second stage has neither kind of position
+    assert MixtureLoss(AEFlowLoss(), prior).abnormal_loss(output, (image, mask)).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_reconstruction_of_abnormal_images_is_not_learned() -> None:
     output, image = batch()
     output.reconstruction.requires_grad_()
     loss = MixtureLoss(AEFlowLoss(), MixturePrior([4, 6]))
-    loss(output, (image, torch.tensor([False, True, False, False]))).backward()
+    loss(output, (image, all_of(False, True, False, False))).backward()
     assert output.reconstruction.grad is not None
     assert (output.reconstruction.grad.flatten(1).abs().sum(dim=1) > 0).tolist() == [True, False, True, True]
 
@@ -102,6 +122,8 @@ def test_reconstruction_of_abnormal_images_is_not_learned() -> None:
 def test_weight_of_abnormal_images_has_to_be_positive() -> None:
     with pytest.raises(ValueError, match=r"weight .* above 0; got 0"):
         MixtureLoss(AEFlowLoss(), MixturePrior([4]), weight=0)
+    with pytest.raises(ValueError, match=r"least .* in \(0, 1\]; got 0"):
+        MixtureLoss(AEFlowLoss(), MixturePrior([4]), least=0)
 
 
 def test_batch_of_abnormal_images_alone_is_refused() -> None:
@@ -109,4 +131,4 @@ def test_batch_of_abnormal_images_alone_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"Expected a normal image in each batch; got 1 abnormal ones alone.*batch_size to 2"
     ):
-        MixtureLoss(AEFlowLoss(), MixturePrior([4, 6]))(output, (image, torch.ones(1, dtype=torch.bool)))
+        MixtureLoss(AEFlowLoss(), MixturePrior([4, 6]))(output, (image, torch.ones(1, 1, 8, 8)))

@@ -28,26 +28,11 @@ def test_distance_is_per_channel_and_the_same_for_all_stages() -> None:
         assert mean.square().mean().sqrt().item() == pytest.approx(1.5)
 
 
-def test_gain_is_that_of_a_mixture_of_positions() -> None:
-    prior = MixturePrior([6, 10], distance=0.2, share=0.3)
-    for latent, mean, gain in zip(latents(), prior.means, prior.abnormal_gains(latents()), strict=True):
-        normal = standard_normal_log_density(latent).double().exp()
-        abnormal = standard_normal_log_density(latent - mean.view(1, -1, 1, 1)).double().exp()
-        mixture = (0.7 * normal + 0.3 * abnormal).log()
-        torch.testing.assert_close(gain.double() * latent.shape[1], mixture - normal.log(), atol=1e-4, rtol=1e-4)
-
-
-def test_a_share_of_one_leaves_the_abnormal_component_alone() -> None:
-    prior = MixturePrior([6, 10], share=1.0)
-    for gain, ratio in zip(prior.abnormal_gains(latents()), prior.log_ratios(latents()), strict=True):
-        assert torch.equal(gain, ratio)
-
-
 def test_far_latents_stay_finite() -> None:
-    prior = MixturePrior([1024], distance=3.0, share=0.3)
+    prior = MixturePrior([1024], distance=3.0)
     for factor in (-100.0, 100.0):
         latent = (factor * prior.means[0]).view(1, -1, 1, 1)
-        assert all(torch.isfinite(gain).all() for gain in prior.abnormal_gains([latent]))
+        assert all(torch.isfinite(ratio).all() for ratio in prior.log_ratios([latent]))
 
 
 def test_means_are_fixed_and_those_of_the_seed() -> None:
@@ -60,12 +45,12 @@ def test_means_are_fixed_and_those_of_the_seed() -> None:
 def test_flow_brings_labelled_features_to_their_component() -> None:
     torch.manual_seed(0)
     normal, abnormal = torch.randn(8, 4, 4, 4), torch.randn(8, 4, 4, 4) + torch.tensor([2.0, 0, 0, 0]).view(1, 4, 1, 1)
-    flow, prior = LatentFlow(4, n_steps=4, hidden_channels=16), MixturePrior([4], distance=2.0, share=1.0)
+    flow, prior = LatentFlow(4, n_steps=4, hidden_channels=16), MixturePrior([4], distance=2.0)
     optimizer = torch.optim.Adam(flow.parameters(), 0.01)
     for _ in range(60):
         latent, log_abs_det = flow(torch.cat([normal, abnormal]))
         log_density = (standard_normal_log_density(latent) + log_abs_det) / 4
-        (gain,) = prior.abnormal_gains([latent[8:]])
+        (gain,) = prior.log_ratios([latent[8:]])
         loss = -log_density.mean() - 0.5 * gain.mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -82,8 +67,6 @@ def test_flow_brings_labelled_features_to_their_component() -> None:
         ([], {}, r"channels of one stage or more; got none"),
         ([4], {"distance": 0.0}, r"distance .* above 0; got 0\.0"),
         ([4], {"distance": math.inf}, r"distance .* above 0; got inf"),
-        ([4], {"share": 0.0}, r"share .* in \(0, 1\]; got 0\.0"),
-        ([4], {"share": 1.1}, r"share .* in \(0, 1\]; got 1\.1"),
     ],
 )
 def test_wrong_numbers_are_refused(channels: list[int], options: dict[str, Any], message: str) -> None:

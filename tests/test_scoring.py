@@ -296,7 +296,10 @@ def test_new_scorer_flags_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scoring": "density"}, r"Unknown scoring 'density': choose one of \['likelihood', 'latent', 'paper'\]"),
+        (
+            {"scoring": "density"},
+            r"Unknown scoring 'density': choose one of \['likelihood', 'latent', 'paper', 'ratio'\]",
+        ),
         ({"beta": 1.5}, r"beta .* in \[0, 1\]; got 1\.5"),
         ({"slice_share": 0.0}, r"slice_share .* in \(0, 1\]; got 0\.0"),
         ({"case_share": 1.1}, r"case_share .* in \(0, 1\]; got 1\.1"),
@@ -319,3 +322,15 @@ def test_thresholds_are_not_used_for_another_score(other: dict[str, Any], named:
     trained = AnomalyScorer(AEFlow(Encoder(), n_steps=1))
     with pytest.raises(ValueError, match=rf"another score \({named}\)\. Give the same overlay"):
         AnomalyScorer(AEFlow(Encoder(), n_steps=1), **other).load_state_dict(trained.state_dict())
+
+
+def test_ratio_is_the_priors_log_ratio() -> None:
+    scorer, images = a_scorer((2, 3), scoring="ratio", abnormal_distance=1.5), torch.rand(2, 1, 64, 64)
+    with torch.no_grad():
+        output = scorer.aeflow(images)
+        terms = scorer.terms(output, images)
+    for stage, (latent, mean) in enumerate(zip(output.latents, scorer.prior.means, strict=True)):
+        assert mean.square().mean().sqrt().item() == pytest.approx(1.5)
+        towards = latent.square() / 2 - (latent - mean.view(1, -1, 1, 1)).square() / 2
+        expected = F.interpolate(towards.mean(dim=1, keepdim=True), size=(64, 64), mode="bilinear")
+        torch.testing.assert_close(terms[:, stage : stage + 1], expected, rtol=1e-4, atol=1e-4)

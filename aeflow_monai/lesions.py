@@ -1,0 +1,186 @@
+"""Made-up lesions in normal slices: what to push away from the normals when no abnormal image is at hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from aeflow_monai.slices import allocate
+
+__all__ = ["LesionSlices", "RandLesiond"]
+
+_KINDS = ("scaled", "flat", "textured", "moved")
+_LEAST = 0.01  # a soft edge ends where less than this share of a pixel is changed
+
+
+class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Plant a few lesions into the foreground of a slice, and give their mask.
+
+    A lesion is a soft, uneven ellipse in which the tissue is scaled, mixed with one tone, roughened by a texture, or
+    replaced in part by tissue from elsewhere in the slice; all lesions of a slice are of one kind. They look like no
+    disease: they are to teach what does not belong, not what a disease looks like.
+
+    Args:
+        keys: of slices (C, H, W) in [0, 1]; all get the same lesions, every channel its own direction of change.
+        mask_key: of the mask that is added, (1, H, W) in [0, 1]: the share of each pixel that is lesion.
+        most: lesions in a slice, at most; 1 or more.
+        radius: smallest and largest, as shares of the slice's longer side; small ones are more frequent.
+        change: smallest and largest strength, in (0, 1]: of the tissue's own intensity, or of what replaces it.
+        prob: probability that a slice gets lesions.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Example:
+        >>> plant = RandLesiond("image").set_random_state(seed=0)
+        >>> planted = plant({"image": torch.full((1, 64, 64), 0.5)})
+        >>> tuple(planted["lesion"].shape), bool((planted["image"] != 0.5).any())
+        ((1, 64, 64), True)
+
+    Source: pasted and interpolated patches as in CutPaste (Li et al., CVPR 2021) and Foreign Patch Interpolation (Tan
+    et al., MELBA 2022); shapes and kinds are this project's.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        mask_key: str = "lesion",
+        most: int = 3,
+        radius: tuple[float, float] = (0.01, 0.08),
+        change: tuple[float, float] = (0.15, 0.7),
+        prob: float = 1.0,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        if most < 1:
+            raise ValueError(f"most is a number of lesions and has to be 1 or more; got {most}.")
+        for name, (low, high) in (("radius", radius), ("change", change)):
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} has to be a smallest and a largest share, in (0, 1]; got {(low, high)}.")
+        self.mask_key = mask_key
+        self.most = most
+        self.radius = radius
+        self.change = change
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Plant the lesions; a slice without foreground stays as it is."""
+        d = dict(data)
+        self.randomize(None)
+        slices = [torch.as_tensor(d[key]) for key in self.key_iterator(d)]
+        foreground = torch.stack([(plane > 0).any(dim=0) for plane in slices]).any(dim=0)
+        mask = torch.zeros(1, *foreground.shape)
+        if self._do_transform and foreground.any():
+            for _ in range(self.R.randint(1, self.most + 1)):
+                self._add_shape(mask[0], foreground)
+            mask *= foreground
+            kind = _KINDS[self.R.randint(len(_KINDS))]
+            seen = torch.zeros_like(foreground)
+            for key, plane in zip(self.key_iterator(d), slices, strict=True):
+                changed = torch.stack([self._changed(channel, kind) for channel in plane]).clamp(0, 1)
+                d[key] = torch.where(mask > 0, plane + mask * (changed - plane), plane)
+                seen |= (changed != plane).any(dim=0)
+            mask *= seen
+        d[self.mask_key] = mask
+        return d
+
+    def _add_shape(self, mask: Tensor, foreground: Tensor) -> None:
+        """Draw one soft, uneven ellipse somewhere in the foreground, into the mask (H, W)."""
+        height, width = mask.shape
+        places = foreground.nonzero()
+        row, column = places[self.R.randint(len(places))].tolist()
+        smallest, largest = (share * max(height, width) for share in self.radius)
+        radius = smallest + (largest - smallest) * self.R.rand() ** 2
+        aspect, angle = math.sqrt(1 + 1.5 * self.R.rand()), math.pi * self.R.rand()
+        edge = 0.05 + 0.5 * self.R.rand() ** 2
+        reach = math.ceil(3 * radius * aspect)
+        top, left = max(0, row - reach), max(0, column - reach)
+        window = mask[top : row + reach + 1, left : column + reach + 1]
+        y = torch.arange(top, top + window.shape[0]).view(-1, 1) - row
+        x = torch.arange(left, left + window.shape[1]).view(1, -1) - column
+        along = (y * math.cos(angle) + x * math.sin(angle)) / (radius * aspect)
+        across = (x * math.cos(angle) - y * math.sin(angle)) / (radius / aspect)
+        uneven = 0.35 * self._noise(window.shape, cell=radius)
+        share = torch.sigmoid(2 * (1 + uneven - torch.hypot(along, across)) / edge)
+        window.copy_(torch.maximum(window, share * (share >= _LEAST)))
+
+    def _changed(self, channel: Tensor, kind: str) -> Tensor:
+        """A channel (H, W) as it would be if it were lesion everywhere."""
+        low, high = self.change
+        strength = low + (high - low) * float(self.R.rand())
+        sign = float(self.R.choice([-1.0, 1.0]))
+        if kind == "scaled":
+            return channel * (1 + sign * strength)
+        if kind == "flat":
+            return channel + strength * (float(self.R.rand()) - channel)
+        if kind == "textured":
+            texture = self._noise(channel.shape, cell=max(channel.shape) / 24)
+            return channel + 0.6 * sign * strength * (0.6 + 0.4 * texture.tanh())
+        shifts = [int(self.R.randint(-size // 4, size // 4 + 1)) for size in channel.shape]
+        moved = channel.roll(shifts, (0, 1))
+        if self.R.rand() < 0.5:
+            moved = moved.flip(1)
+        return torch.where(moved > 0, channel + (0.6 + strength / 2) * (moved - channel), channel)
+
+    def _noise(self, shape: Sequence[int], cell: float) -> Tensor:
+        """A smooth random field (H, W) with bumps of about this many pixels and a deviation of about 1."""
+        cell = max(cell, 2.0)
+        grid = [math.ceil(size / cell) + 3 for size in shape]
+        coarse = torch.from_numpy(self.R.standard_normal((1, 1, *grid))).float()
+        return F.interpolate(coarse, size=tuple(shape), mode="bicubic", align_corners=False)[0, 0]
+
+
+class LesionSlices(Dataset[dict[str, Any]]):
+    """Copies of normal slices with made-up lesions, each with its mask under "lesion".
+
+    The lesions are planted once and kept, so that an encoder's features of them can be kept too. Which lesions a slice
+    gets depends on the seed and its place only.
+
+    Args:
+        slices: items hold "image" (C, H, W) in [0, 1].
+        transform: plants the lesions and gives their mask, (1, H, W).
+        copies: of each slice, 1 or more.
+        seed: of the lesions.
+        folder: where to keep images and masks, in memory-mapped files; in memory if None.
+
+    Raises:
+        ValueError: copies is below 1.
+    """
+
+    def __init__(
+        self,
+        slices: Dataset[dict[str, Any]],
+        transform: RandLesiond,
+        copies: int = 1,
+        seed: int = 0,
+        folder: str | Path | None = None,
+    ) -> None:
+        if copies < 1:
+            raise ValueError(f"copies of each slice have to be 1 or more; got {copies}.")
+        self.slices = slices
+        self.n_slices = len(slices)  # type: ignore[arg-type]
+        count = copies * self.n_slices
+        self._images: Any = None
+        for index in range(count):
+            state = np.random.SeedSequence([seed, index]).generate_state(1)[0]
+            planted = transform.set_random_state(seed=int(state))(slices[index % self.n_slices])
+            if self._images is None:
+                self._images = allocate((count, *planted["image"].shape), folder, "images")
+                self._masks = allocate((count, *planted["lesion"].shape), folder, "masks")
+            self._images[index], self._masks[index] = planted["image"].numpy(), planted["lesion"].numpy()
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, mask = (torch.from_numpy(np.array(kept[index])) for kept in (self._images, self._masks))
+        return {**self.slices[index % self.n_slices], "image": image, "lesion": mask}
