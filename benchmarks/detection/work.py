@@ -170,7 +170,9 @@ def fit_peer(given: argparse.Namespace) -> dict[str, Any]:
     fitted, held_out = [], []
     for number, entry in enumerate(kept.slices.index):
         (held_out if entry["file"] in held_out_files else fitted).append(number)
-    peer = kind(encoder, tuple(kept.slices.shape[1:]), given.epochs or parser["epochs"])
+    per_epoch = math.ceil(len(fitted) / parser["batch_size"])
+    epochs = given.epochs or parser["epochs"] or max(10, math.ceil(parser["min_steps"] / per_epoch))  # as the bundle
+    peer = kind(encoder, tuple(kept.slices.shape[1:]), epochs)
     start = (time.perf_counter(), time.process_time())
     peer.fit(Subset(kept, fitted))
     spent = {"seconds": time.perf_counter() - start[0], "cpu_seconds": time.process_time() - start[1]}
