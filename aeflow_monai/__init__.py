@@ -3,7 +3,7 @@
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.alongside import Alongside
 from aeflow_monai.calibration import calibrate
-from aeflow_monai.checks import CheckImaged, LoadCased
+from aeflow_monai.checks import CheckImaged
 from aeflow_monai.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
 from aeflow_monai.decoder import Decoder
 from aeflow_monai.encoder import Encoder
@@ -14,6 +14,7 @@ from aeflow_monai.handlers import CalibratedModelSaver, DivergenceGuard, Picture
 from aeflow_monai.inferer import SlicedInferer
 from aeflow_monai.labelled import LabelledSampler, LabelledSlices
 from aeflow_monai.lesions import LesionSlices, RandLesiond
+from aeflow_monai.loading import LoadCased
 from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
 from aeflow_monai.loss import AEFlowLoss, MixtureLoss
 from aeflow_monai.maps import MapScorer

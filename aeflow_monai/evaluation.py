@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,34 @@ class ScoreWriter:
             self.table.append(row)
 
 
-class DetectionReport:
+class _Report(ABC):
+    """What is collected of each case of a run, and written at its end."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    @abstractmethod
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the cases of this batch."""
+        for source, scored in _cases(engine):
+            self.take(source, scored)
+
+    @abstractmethod
+    def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        """Take one case: what went in, and what came out."""
+
+    @abstractmethod
+    def finish(self, engine: Engine) -> None:
+        """Write and print the report, if there can be one."""
+
+
+class DetectionReport(_Report):
     """Collect the scores of labelled cases, and trivial statistics of their images to compare them with.
 
     Writes metrics.json at the end and prints the report.
@@ -81,12 +109,6 @@ class DetectionReport:
         self.n_bootstrap = n_bootstrap
         self.seed = seed
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""
         self.labels: list[int] = []
@@ -94,13 +116,12 @@ class DetectionReport:
         self.statistics: dict[str, list[float]] = {}
         self.path.unlink(missing_ok=True)  # it would contradict the scores of this run if no report comes of it
 
-    def __call__(self, engine: Engine) -> None:
-        """Take the cases of this batch."""
-        for source, scored in _cases(engine):
-            self.labels.append(int(source["label"]))
-            self.scores.append(float(scored["anomaly_score"]))
-            for name, value in intensity_statistics(torch.as_tensor(source["image"])).items():
-                self.statistics.setdefault(name, []).append(value)
+    def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        """Take the label and score of one case."""
+        self.labels.append(int(source["label"]))
+        self.scores.append(float(scored["anomaly_score"]))
+        for name, value in intensity_statistics(torch.as_tensor(source["image"])).items():
+            self.statistics.setdefault(name, []).append(value)
 
     def finish(self, engine: Engine) -> None:
         """Write and print the report, if there are normal and abnormal cases."""
@@ -125,7 +146,7 @@ class DetectionReport:
             print(f"Not in these metrics: {n_failed} cases that failed.")
 
 
-class LocalisationReport:
+class LocalisationReport(_Report):
     """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
 
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
@@ -152,12 +173,6 @@ class LocalisationReport:
         self.n_bootstrap = n_bootstrap
         self.seed = seed
 
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""
         for path in (self.path, self.table_path):
@@ -167,24 +182,23 @@ class LocalisationReport:
         self.table: ScoreTable | None = None
         self.n_without_mask = self.n_with_lesion = 0
 
-    def __call__(self, engine: Engine) -> None:
-        """Take the cases of this batch.
+    def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        """Take the slices, voxels and lesions of one case.
 
         Raises:
             ValueError: a preprocessed mask does not lie on the grid of its image.
         """
-        for source, scored in _cases(engine):
-            if "truth" not in source and int(source["label"]):
-                self.n_without_mask += 1
-                continue
-            self._take_slices(source, scored)
-            anomaly_map = scored["anomaly_map"]
-            truth = source["truth"] if "truth" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
-            foreground = scored["foreground"].amax(dim=0, keepdim=True) > 0
-            self.n_with_lesion += bool((truth != 0).any())
-            self.voxels.update(anomaly_map, truth, foreground)
-            spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
-            self.lesions.update(anomaly_map, truth, spacing, foreground)
+        if "truth" not in source and int(source["label"]):
+            self.n_without_mask += 1
+            return
+        self._take_slices(source, scored)
+        anomaly_map = scored["anomaly_map"]
+        truth = source["truth"] if "truth" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
+        foreground = scored["foreground"].amax(dim=0, keepdim=True) > 0
+        self.n_with_lesion += bool((truth != 0).any())
+        self.voxels.update(anomaly_map, truth, foreground)
+        spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
+        self.lesions.update(anomaly_map, truth, spacing, foreground)
 
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         axis, scores = next(iter(scored["slice_scores"].items()))

@@ -25,6 +25,7 @@ from aeflow_monai.writers import (
     file_name,
     format_position,
     ras_affine,
+    read_threshold,
     slice_positions,
     to_numpy,
 )
@@ -114,9 +115,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         """
         d = dict(data)
         case = file_name(d)
-        threshold = float(self.threshold() if callable(self.threshold) else self.threshold)
-        if not np.isfinite(threshold):
-            raise ValueError(f"threshold has to be finite, got {threshold}: load a calibrated checkpoint first.")
+        threshold = read_threshold(self.threshold)
         vmax = self.vmax if self.vmax is not None else 2 * max(threshold, 3.0)
 
         layers = {self.image_key: to_numpy(d[self.image_key])[0], self.map_key: to_numpy(d[self.map_key])[0]}

@@ -21,6 +21,7 @@ from aeflow_monai.writers import (
     file_name,
     format_position,
     ras_affine,
+    read_threshold,
     slice_positions,
     to_numpy,
 )
@@ -106,9 +107,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
         """
         d = dict(data)
         case = file_name(d)
-        threshold = float(self.threshold() if callable(self.threshold) else self.threshold)
-        if not np.isfinite(threshold):
-            raise ValueError(f"threshold has to be finite, got {threshold}: load a calibrated checkpoint first.")
+        threshold = read_threshold(self.threshold)
         profiles = _profiles(d[self.image_key], d["slice_scores"], case)
         if not profiles:
             return d

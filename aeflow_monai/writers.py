@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,14 @@ def file_name(data: Mapping[Hashable, Any]) -> str:
     if not isinstance(case, str) or not case or ".." in case or any(sign in case for sign in "/\\\0"):
         raise ValueError(f"case has to be a file name without path separators or '..', got {case!r}.")
     return case
+
+
+def read_threshold(threshold: float | torch.Tensor | Callable[[], float]) -> float:
+    """The threshold as it is now: a number, or what a tensor or a function of a loaded checkpoint tells."""
+    number = float(threshold() if callable(threshold) else threshold)
+    if not np.isfinite(number):
+        raise ValueError(f"threshold has to be finite, got {number}: load a calibrated checkpoint first.")
+    return number
 
 
 def to_numpy(value: Any) -> Array:

@@ -10,15 +10,9 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
-from aeflow_monai.localisation import (
-    LesionMetrics,
-    VoxelMetrics,
-    _below,
-    _candidates,
-    _keys,
-    format_localisation,
-    slice_report,
-)
+from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
+from aeflow_monai.localisation.candidates import find_candidates
+from aeflow_monai.localisation.voxels import _below, _keys
 
 Array = npt.NDArray[Any]
 MM = (1.0, 1.0, 1.0)
@@ -349,12 +343,12 @@ def plain_candidates(values: Array, spacing: tuple[float, ...], radius: float) -
 @pytest.mark.parametrize("radius", [2.0, 5.0])
 def test_candidates_are_the_maxima_of_a_ball(spacing: tuple[float, ...], radius: float) -> None:
     values = draw_volume(0, shape=(24, 22, 20)[: len(spacing)])[0]
-    found = _candidates(values, None, np.asarray(spacing, float), radius)
+    found = find_candidates(values, None, np.asarray(spacing, float), radius)
     assert set(map(tuple, found.tolist())) == plain_candidates(values, spacing, radius)
     assert (np.diff(values[tuple(found.T)]) <= 0).all()
     # as NIfTI volumes lie in memory
     np.testing.assert_array_equal(
-        _candidates(np.asfortranarray(values), None, np.asarray(spacing, float), radius), found
+        find_candidates(np.asfortranarray(values), None, np.asarray(spacing, float), radius), found
     )
 
 
@@ -363,7 +357,7 @@ def test_each_plateau_has_one_candidate() -> None:
     peaks = np.zeros(values.shape, bool)
     peaks[tuple(np.array(sorted(plain_candidates(values, MM, 2.0))).T)] = True
     plateaus, n = ndimage.label(peaks, np.ones((3, 3, 3)))
-    found = _candidates(values, None, np.ones(3), 2.0)
+    found = find_candidates(values, None, np.ones(3), 2.0)
     assert sorted(plateaus[tuple(found.T)]) == list(range(1, n + 1))
     assert n < peaks.sum()
 
@@ -372,21 +366,21 @@ def test_a_plateau_is_one_candidate_at_its_centre() -> None:
     values = np.zeros((30, 30, 30), np.float32)
     values[5:10, 5:10, 5:10] = 2
     values[20, 20:22, 20] = 1
-    found = _candidates(values, None, np.ones(3), 5.0).tolist()
+    found = find_candidates(values, None, np.ones(3), 5.0).tolist()
     assert found == [[7, 7, 7], [20, 20, 20]]
-    assert len(_candidates(np.ones((9, 9, 9), np.float32), None, np.ones(3), 5.0)) == 0
+    assert len(find_candidates(np.ones((9, 9, 9), np.float32), None, np.ones(3), 5.0)) == 0
 
 
 def test_candidates_stay_in_the_region() -> None:
     values = draw_volume(0)[0]
     inside = np.zeros(values.shape, bool)
     inside[5:15, 5:15] = True
-    found = _candidates(values, inside, np.ones(3), 3.0)
+    found = find_candidates(values, inside, np.ones(3), 3.0)
     assert len(found)
     assert inside[tuple(found.T)].all()
     assert (values[tuple(found.T)] > np.median(values[inside])).all()
     outside_moved = np.where(inside, values, values + 100)
-    np.testing.assert_array_equal(_candidates(outside_moved, inside, np.ones(3), 3.0), found)
+    np.testing.assert_array_equal(find_candidates(outside_moved, inside, np.ones(3), 3.0), found)
 
 
 def point_map(points: dict[tuple[int, int, int], float], low: float = 0.0) -> Array:
@@ -457,69 +451,12 @@ def test_merged_lesions_equal_the_whole() -> None:
         whole.merge(LesionMetrics())
 
 
-def draw_slices(seed: int, n_cases: int = 30, n_slices: int = 20, spread: float = 1.0) -> tuple[Array, Array, Array]:
-    """Slices whose scores share a case's own shift; every second case has a lesion in half of its slices."""
-    generator = np.random.default_rng(seed)
-    cases = np.repeat(np.arange(n_cases), n_slices)
-    labels = (np.arange(len(cases)) % n_slices < n_slices // 2) & (cases % 2 == 0)
-    return (
-        labels.astype(int),
-        generator.normal(size=len(cases)) + labels + spread * generator.normal(size=n_cases)[cases],
-        cases,
-    )
-
-
-def test_slices_equal_sklearn_and_their_interval_draws_cases() -> None:
-    labels, scores, cases = draw_slices(0)
-    report = slice_report(labels, scores, cases)
-    assert report["slice_auroc"] == roc_auc_score(labels, scores)
-    assert report["slice_average_precision"] == average_precision_score(labels, scores)
-    assert (report["n_slices"], report["n_abnormal_slices"]) == (600, 150)
-    assert (report["n_cases"], report["n_abnormal_cases"]) == (30, 15)
-    for name in ("slice_auroc", "slice_average_precision"):
-        low, high = report[f"{name}_ci95"]
-        assert low < report[name] < high
-    # slices of a case share its shift: drawn one by one they would promise too much
-    alone = slice_report(labels, scores, np.arange(len(labels)))
-    assert np.diff(report["slice_auroc_ci95"]) > 1.5 * np.diff(alone["slice_auroc_ci95"])
-    assert slice_report(labels, scores, cases) == report
-    assert slice_report(labels, scores, cases, seed=1)["slice_auroc_ci95"] != report["slice_auroc_ci95"]
-    named = slice_report(labels, scores, [f"patient {case:02d}" for case in cases])
-    assert named == report
-
-
-def test_copied_slices_narrow_nothing() -> None:
-    labels, scores, cases = draw_slices(1, n_slices=4)
-    once = slice_report(labels, scores, cases)
-    tenfold = slice_report(*(np.repeat(x, 10) for x in (labels, scores, cases)))
-    assert tenfold["slice_auroc_ci95"] == pytest.approx(once["slice_auroc_ci95"])
-
-
-def test_abnormal_cases_alone_are_enough() -> None:
-    # the normal slice is one of case b's; draws of case a alone have none
-    report = slice_report([1, 1, 0, 1], [1, 2, 0, 3], list("aabb"), n_bootstrap=50)
-    assert report["slice_auroc_ci95"] == [1, 1]
-    assert report["n_abnormal_cases"] == 2
-
-
-def test_wrong_slices_are_named() -> None:
-    with pytest.raises(ValueError, match=r"cases have to be of shape \(2,\), one for each label, got \(3,\)"):
-        slice_report([0, 1], [0, 1], [0, 1, 2])
-    with pytest.raises(ValueError, match=r"at least 2 cases .* all 2 belong to 'a'"):
-        slice_report([0, 1], [0, 1], ["a", "a"])
-    with pytest.raises(ValueError, match="n_bootstrap has to be at least 1, got 0"):
-        slice_report([0, 1], [0, 1], [0, 1], n_bootstrap=0)
-    with pytest.raises(ValueError, match=r"scores have to be finite"):
-        slice_report([0, 1], [0, np.nan], [0, 1])
-    with pytest.raises(ValueError, match=r"both classes"):
-        slice_report([0, 0], [0, 1], [0, 1])
-
-
 def all_reports() -> list[dict[str, Any]]:
     lesions = LesionMetrics(radius_mm=2)
     for anomaly_map, mask in draw_set():
         lesions.update(anomaly_map, mask, MM)
-    return [filled(draw_set()).compute(np.float32(1)), lesions.compute(), slice_report(*draw_slices(0), n_bootstrap=20)]
+    slices = slice_report([0, 1, 0, 0, 1, 1], [0.1, 0.4, 0.3, 0.2, 0.9, 0.2], list("aabbcc"), n_bootstrap=20)
+    return [filled(draw_set()).compute(np.float32(1)), lesions.compute(), slices]
 
 
 def test_reports_are_json_of_plain_numbers() -> None:
