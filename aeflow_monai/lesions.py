@@ -56,7 +56,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         keys: KeysCollection,
         mask_key: str = "lesion",
         most: int = 3,
-        radius: tuple[float, float] = (0.01, 0.08),
+        radius: tuple[float, float] = (0.02, 0.15),
         change: tuple[float, float] = (0.15, 0.7),
         prob: float = 1.0,
     ) -> None:

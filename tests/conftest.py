@@ -17,6 +17,7 @@ NETWORK = {"image_size": [64, 64], "n_steps": 2, "hidden_channels": 8}
 TRAINING = {
     **NETWORK,
     "epochs": 3,
+    "lesion_copies": 0,
     "batch_size": 8,
     "learning_rate": 0.001,
     "alpha": 0.5,

@@ -266,7 +266,7 @@ def test_made_up_lesions_are_trained_on_and_the_ratio_scores_as_any_other(
 ) -> None:
     score = {"scoring": "ratio", "abnormal_distance": 1.5}
     options = {**tiny_training, "epochs": 2, "dataset_dir": str(volumes), "output_dir": str(tmp_path), **score}
-    workflow = run_workflow("train.yaml", lesion_copies=1, slice_folder=str(tmp_path / "slices"), **options)
+    workflow = run_workflow("train.yaml", slice_folder=str(tmp_path / "slices"), **{**options, "lesion_copies": 1})
     slices = workflow.parser.get_parsed_content("train#dataset")
     n_normal = len(workflow.parser.get_parsed_content("train#slices"))
     assert len(slices) == 2 * n_normal
