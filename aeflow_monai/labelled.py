@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 __all__ = ["LabelledSampler", "LabelledSlices"]
@@ -17,9 +17,8 @@ class LabelledSlices(Dataset[dict[str, Any]]):
 
     Args:
         normal: slices whose every position is normal; items hold "image" (C, H, W).
-        abnormal: data sets of slices with a lesion somewhere, such as `LesionSlices`; None counts as an empty one. All
-            of a slice counts as abnormal, unless its item has the mask of its lesions under "lesion", (1, H, W) in
-            [0, 1].
+        abnormal: slices with a lesion somewhere, labelled or made up (`LesionSlices`), or None for none. All of a slice
+            counts as abnormal, unless its item has the mask of its lesions under "lesion", (1, H, W) in [0, 1].
         scoring: of the network; "ratio" compares with abnormal positions, and needs some to learn from.
 
     Raises:
@@ -27,7 +26,7 @@ class LabelledSlices(Dataset[dict[str, Any]]):
 
     Example:
         >>> image = torch.zeros(1, 4, 4)
-        >>> slices = LabelledSlices([{"image": image}, {"image": image}], [[{"image": image}]])
+        >>> slices = LabelledSlices([{"image": image}, {"image": image}], [{"image": image}])
         >>> [float(item["abnormal"].mean()) for item in slices]
         [0.0, 0.0, 1.0]
     """
@@ -35,12 +34,11 @@ class LabelledSlices(Dataset[dict[str, Any]]):
     def __init__(
         self,
         normal: Sequence[Mapping[str, Any]],
-        abnormal: Sequence[Sequence[Mapping[str, Any]] | None] = (),
+        abnormal: Sequence[Mapping[str, Any]] | None = None,
         scoring: str = "likelihood",
     ) -> None:
         self.normal = normal
-        given = [slices for slices in abnormal if slices]
-        self.abnormal: Any = ConcatDataset(cast("list[Dataset[Any]]", given)) if given else ()
+        self.abnormal = () if abnormal is None else abnormal
         if scoring == "ratio" and not self.abnormal:
             raise ValueError(
                 "scoring: ratio compares normal positions with abnormal ones, and there are no abnormal slices to "
@@ -81,7 +79,7 @@ class LabelledSampler(DistributedSampler[int]):
         ValueError: normals_per_abnormal is below 1.
 
     Example:
-        >>> slices = LabelledSlices([{}] * 6, [[{}]])
+        >>> slices = LabelledSlices([{}] * 6, [{}])
         >>> [index >= 6 for index in LabelledSampler(slices, normals_per_abnormal=3)]
         [True, False, False, False, True, False, False, False]
     """

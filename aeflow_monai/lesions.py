@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,6 @@ from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-
-from aeflow_monai.slices import allocate
 
 __all__ = ["LesionSlices", "RandLesiond"]
 
@@ -28,10 +25,11 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
 
     A lesion is a soft, uneven ellipse in which the tissue is scaled, mixed with one tone, roughened by a texture, or
     replaced in part by tissue from elsewhere in the slice; all lesions of a slice are of one kind. They look like no
-    disease: they are to teach what does not belong, not what a disease looks like.
+    disease: they are to teach what does not belong, not what a disease looks like. Works on the CPU.
 
     Args:
-        keys: of slices (C, H, W) in [0, 1]; all get the same lesions, every channel its own direction of change.
+        keys: of slices (C, H, W) in [0, 1], of one size; all get lesions in the same places, every channel with its
+            own direction of change, and within its own foreground.
         mask_key: of the mask that is added, (1, H, W) in [0, 1]: the share of each pixel that is lesion.
         most: lesions in a slice, at most; 1 or more.
         radius: smallest and largest, as shares of the slice's longer side; small ones are more frequent.
@@ -47,8 +45,8 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         >>> tuple(planted["lesion"].shape), bool((planted["image"] != 0.5).any())
         ((1, 64, 64), True)
 
-    Source: pasted and interpolated patches as in CutPaste (Li et al., CVPR 2021) and Foreign Patch Interpolation (Tan
-    et al., MELBA 2022); shapes and kinds are this project's.
+    Source: the idea of pasted and of interpolated patches is that of CutPaste (Li et al., CVPR 2021) and Foreign Patch
+    Interpolation (Tan et al., MELBA 2022); shapes and kinds are this project's.
     """
 
     def __init__(
@@ -73,10 +71,17 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         self.change = change
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Plant the lesions; a slice without foreground stays as it is."""
+        """Plant the lesions; a slice without foreground stays as it is.
+
+        Raises:
+            ValueError: not a slice (C, H, W), or keys of different sizes.
+        """
         d = dict(data)
         self.randomize(None)
         slices = [torch.as_tensor(d[key]) for key in self.key_iterator(d)]
+        shapes = [tuple(plane.shape) for plane in slices]
+        if any(len(shape) != 3 for shape in shapes) or len({shape[1:] for shape in shapes}) > 1:
+            raise ValueError(f"Expected slices (C, H, W) of one size; got {shapes}. Cut volumes into slices first.")
         foreground = torch.stack([(plane > 0).any(dim=0) for plane in slices]).any(dim=0)
         mask = torch.zeros(1, *foreground.shape)
         if self._do_transform and foreground.any():
@@ -87,6 +92,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
             seen = torch.zeros_like(foreground)
             for key, plane in zip(self.key_iterator(d), slices, strict=True):
                 changed = torch.stack([self._changed(channel, kind) for channel in plane]).clamp(0, 1)
+                changed = torch.where(plane > 0, changed, plane)
                 d[key] = torch.where(mask > 0, plane + mask * (changed - plane), plane)
                 seen |= (changed != plane).any(dim=0)
             mask *= seen
@@ -142,45 +148,36 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
 class LesionSlices(Dataset[dict[str, Any]]):
     """Copies of normal slices with made-up lesions, each with its mask under "lesion".
 
-    The lesions are planted once and kept, so that an encoder's features of them can be kept too. Which lesions a slice
-    gets depends on the seed and its place only.
+    The lesions are planted when a slice is asked for, always the same ones: which, depends on the seed, the place and
+    the transform. So they take no memory, and an encoder's features of them can be kept.
 
     Args:
         slices: items hold "image" (C, H, W) in [0, 1].
-        transform: plants the lesions and gives their mask, (1, H, W).
+        transform: plants lesions into "image" and gives their mask as "lesion", (1, H, W).
         copies: of each slice, 1 or more.
         seed: of the lesions.
-        folder: where to keep images and masks, in memory-mapped files; in memory if None.
 
     Raises:
         ValueError: copies is below 1.
     """
 
     def __init__(
-        self,
-        slices: Dataset[dict[str, Any]],
-        transform: RandLesiond,
-        copies: int = 1,
-        seed: int = 0,
-        folder: str | Path | None = None,
+        self, slices: Sequence[Mapping[Any, Any]], transform: RandLesiond, copies: int = 1, seed: int = 0
     ) -> None:
         if copies < 1:
             raise ValueError(f"copies of each slice have to be 1 or more; got {copies}.")
         self.slices = slices
-        self.n_slices = len(slices)  # type: ignore[arg-type]
-        count = copies * self.n_slices
-        self._images: Any = None
-        for index in range(count):
-            state = np.random.SeedSequence([seed, index]).generate_state(1)[0]
-            planted = transform.set_random_state(seed=int(state))(slices[index % self.n_slices])
-            if self._images is None:
-                self._images = allocate((count, *planted["image"].shape), folder, "images")
-                self._masks = allocate((count, *planted["lesion"].shape), folder, "masks")
-            self._images[index], self._masks[index] = planted["image"].numpy(), planted["lesion"].numpy()
+        self.transform = transform
+        self.copies = copies
+        self.seed = seed
 
     def __len__(self) -> int:
-        return len(self._images)
+        return self.copies * len(self.slices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image, mask = (torch.from_numpy(np.array(kept[index])) for kept in (self._images, self._masks))
-        return {**self.slices[index % self.n_slices], "image": image, "lesion": mask}
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} of {len(self)} slices.")
+        state = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
+        self.transform.set_random_state(seed=int(state))
+        planted = self.transform(self.slices[index % len(self.slices)])
+        return {str(key): value for key, value in planted.items()}

@@ -89,9 +89,9 @@ class MixtureLoss(nn.Module):
     """The objective with abnormal images too: normal images as ever, of abnormal ones the flow's part only.
 
     Normal images have the likelihood of the normal component. Of an abnormal image the abnormal positions have that of
-    the abnormal component, and what lies beside its lesions that of the normal one; a position which a lesion barely
-    touches counts as neither. The decoder is not shown how to reconstruct abnormal images. Without any in the batch it
-    is the loss of the normal images, bit by bit.
+    the abnormal component, and what lies beside its lesions that of the normal one; a position with a smaller share of
+    lesion than `least` counts as neither. The decoder is not shown how to reconstruct abnormal images. Without any in
+    the batch it is the loss of the normal images, bit by bit.
 
     Args:
         normal: the loss of normal images.
@@ -139,7 +139,8 @@ class MixtureLoss(nn.Module):
             covered = F.adaptive_avg_pool2d(lesion, likelihood.shape[-2:])
             parts = ((likelihood + ratio, covered >= self.least), (likelihood, covered < _UNTOUCHED))
             # a stage may have no position of a kind: small lesions, or images that are abnormal all over
-            stages.append(torch.stack([-(term * of).sum() / of.sum().clamp_min(1) for term, of in parts]).sum())
+            means = [-torch.where(of, term, 0).sum() / of.sum().clamp_min(1) for term, of in parts]
+            stages.append(torch.stack(means).sum())
         return torch.stack(stages).mean()
 
     def forward(self, output: Any, target: Any) -> Tensor:
@@ -160,7 +161,7 @@ class MixtureLoss(nn.Module):
         if abnormal.all():
             raise ValueError(
                 f"Expected a normal image in each batch; got {len(abnormal)} abnormal ones alone. Raise batch_size to "
-                "2 or more."
+                "2 or more, or set lesion_copies to 0."
             )
         if not abnormal.any():
             return self.normal(output, _image(target))  # type: ignore[no-any-return]

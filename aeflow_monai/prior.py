@@ -1,6 +1,6 @@
-"""The latent prior with labelled abnormal images: a mixture of two Gaussians instead of one.
+"""The latent prior where something abnormal is learned from: a mixture of two Gaussians instead of one.
 
-Normal positions come from N(0, I), as without labels, and abnormal ones from N(mean, I).
+Normal positions come from N(0, I), as ever, and abnormal ones from N(mean, I).
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ class MixturePrior(nn.Module):
             raise ValueError("channels needs the channels of one stage or more; got none.")
         if distance <= 0 or not math.isfinite(distance):
             raise ValueError(f"distance is that of the two means and has to be above 0; got {distance}.")
-        self.distance = distance
         generator = torch.Generator().manual_seed(seed)
         for stage, n_channels in enumerate(channels):
             direction = torch.randn(n_channels, generator=generator)
@@ -69,7 +68,9 @@ class MixturePrior(nn.Module):
         Returns:
             For each stage (N, 1, h_i, w_i), in nats per channel; above 0 where abnormal is more likely.
         """
-        return [
-            (F.conv2d(latent.float(), mean.float().view(1, -1, 1, 1)) - 0.5 * mean.square().sum()) / len(mean)
-            for latent, mean in zip(latents, self.means, strict=True)
-        ]
+        # half precision would lose a difference that is small beside its terms
+        with torch.autocast(latents[0].device.type, enabled=False):
+            return [
+                (F.conv2d(latent.float(), mean.view(1, -1, 1, 1)) - 0.5 * mean.square().sum()) / len(mean)
+                for latent, mean in zip(latents, self.means, strict=True)
+            ]

@@ -205,6 +205,8 @@ class AnomalyScorer(nn.Module):
             for key in own
             if key in state_dict and state_dict[key].shape != own[key].shape
         ]
+        if strict and missing and all(key.startswith("prior.") for key in missing):
+            raise ValueError("The checkpoint was trained by an earlier version, without a prior in it: train again.")
         if strict and (missing or extra or reshaped):
             details = [
                 f"{len(found)} {what}, first {found[0]}"

@@ -265,8 +265,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 features = encoder(batch["image"].to(device))
             if not self.stages:
                 self.stages = [
-                    allocate((n_slices, *stage.shape[1:]), folder, f"features_{index}")
-                    for index, stage in enumerate(features)
+                    _allocate((n_slices, *stage.shape[1:]), folder, index) for index, stage in enumerate(features)
                 ]
             for store, stage in zip(self.stages, features, strict=True):
                 store[start : start + len(stage)] = stage.cpu().numpy()
@@ -282,12 +281,11 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return {**self.slices[index], "features": features}
 
 
-def allocate(shape: tuple[int, ...], folder: str | Path | None, name: str) -> Any:
-    """An array of 32-bit floats to fill: in memory, or, if a folder is given, in its file <name>.npy."""
+def _allocate(shape: tuple[int, ...], folder: str | Path | None, index: int) -> Any:
     if folder is None:
         return np.empty(shape, dtype=np.float32)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(Path(folder) / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+    return np.lib.format.open_memmap(Path(folder) / f"features_{index}.npy", mode="w+", dtype=np.float32, shape=shape)
 
 
 def prepare_slice_batch(

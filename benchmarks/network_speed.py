@@ -45,7 +45,10 @@ def main() -> None:
     scorer, config = network_of(given.config)
     aeflow = scorer.aeflow
     image = torch.rand(given.batch_size, config["in_channels"], *(given.image_size or config["image_size"]))
-    timed: dict[str, Callable[[], Any]] = {"encoder": lambda: aeflow.encoder(image), "scoring": lambda: scorer(image)}
+    timed: dict[str, Callable[[], Any]] = {
+        "encoder": lambda: aeflow.encoder(image),
+        "scoring": lambda: scorer.maps(image),
+    }
     if given.parts:
         with torch.no_grad():
             features = aeflow.encoder(image)

@@ -266,23 +266,42 @@ def test_made_up_lesions_are_trained_on_and_the_ratio_scores_as_any_other(
 ) -> None:
     score = {"scoring": "ratio", "abnormal_distance": 1.5}
     options = {**tiny_training, "epochs": 2, "dataset_dir": str(volumes), "output_dir": str(tmp_path), **score}
-    workflow = run_workflow("train.yaml", slice_folder=str(tmp_path / "slices"), **{**options, "lesion_copies": 1})
+    workflow = run_workflow("train.yaml", **{**options, "lesion_copies": 1})
     slices = workflow.parser.get_parsed_content("train#dataset")
     n_normal = len(workflow.parser.get_parsed_content("train#slices"))
     assert len(slices) == 2 * n_normal
     assert not slices[0]["abnormal"].any()
     assert 0 < slices[n_normal]["abnormal"].mean() < 0.5
     assert not torch.equal(slices[0]["image"], slices[n_normal]["image"])
-    assert (tmp_path / "slices/lesions/images.npy").is_file()
     held_out = workflow.parser.get_parsed_content("validate#dataset")
     assert "abnormal" not in held_out[0]
     for files in (["train.yaml", "evaluate.yaml"], ["inference.yaml", "evaluate.yaml"]):
         results = {"results_dir": str(tmp_path / files[0]), "ckpt_path": str(tmp_path / "model.pt")}
-        # the distance is the checkpoint's, so a run that does not name it scores the same
         named = {**tiny_network, "n_bootstrap": 10, "scoring": "ratio"}
-        run_workflow(files, dataset_dir=str(volumes), **results, **named)
+        evaluated = run_workflow(files, dataset_dir=str(volumes), **results, **named)
+        # the distance is the checkpoint's, whatever the options say
+        (first, _) = evaluated.parser.get_parsed_content("network").prior.means
+        assert first.square().mean().sqrt().item() == pytest.approx(1.5)
     one, other = (table(tmp_path / name / "scores.csv") for name in ("train.yaml", "inference.yaml"))
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("n_slices", "options", "expected"),
+    [
+        (1600, {}, 10),
+        (80, {}, 100),
+        (8, {}, 200),
+        (8, {"epochs": 3}, 3),
+        (80, {"min_steps": 100}, 20),
+        (80, {"batch_size": 8}, 50),
+    ],
+)
+def test_small_sets_are_gone_through_more_often(n_slices: int, options: Options, expected: int) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "train.yaml"))
+    parser.update({**options, "train#slices": [{}] * n_slices})
+    assert parser.get_parsed_content("n_epochs") == expected
 
 
 def test_ratio_without_anything_abnormal_is_refused(

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "handlers": {"calibration", "scoring"},
     "inferer": {"slicing"},
     "labelled": set(),
-    "lesions": {"slices"},
+    "lesions": set(),
     "label": {"__init__", "datalist", "localisation", "scoring", "version", "viewer", "workflow", "writers"},
     "loading": {"grids"},
     "localisation": {"metrics"},

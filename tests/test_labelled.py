@@ -15,7 +15,7 @@ def slices(n_normal: int = 24, n_abnormal: int = 3, scoring: str = "likelihood")
         [{"number": first + i, "image": image} for i in range(count)]
         for first, count in ((0, n_normal), (100, n_abnormal))
     )
-    return LabelledSlices(normal, [None, abnormal[:1], abnormal[1:]], scoring)
+    return LabelledSlices(normal, abnormal or None, scoring)
 
 
 def order(sampler: LabelledSampler, epoch: int = 0) -> list[int]:
@@ -37,7 +37,7 @@ def test_items_say_what_of_them_is_abnormal() -> None:
 
 def test_a_mask_of_lesions_tells_what_is_abnormal() -> None:
     image, mask = torch.zeros(1, 4, 6), torch.rand(1, 4, 6)
-    item = LabelledSlices([{"image": image}], [[{"image": image, "lesion": mask}]])[1]
+    item = LabelledSlices([{"image": image}], [{"image": image, "lesion": mask}])[1]
     assert torch.equal(item["abnormal"], mask)
     assert "lesion" not in item  # normal slices have none, and items of a batch have to be alike
 

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,9 +52,17 @@ def test_lesions_are_of_many_sizes_and_go_both_ways() -> None:
 
 
 def test_number_and_size_are_bounded() -> None:
-    few = [planted(seed, most=1, radius=(0.02, 0.02))[2] for seed in range(20)]
-    many = [planted(seed, most=8, radius=(0.02, 0.02))[2] for seed in range(20)]
-    assert max(mask.sum() for mask in few) < sum(mask.sum() for mask in many) / 20
+    few, many, large = (
+        sum(float(planted(seed, **options)[2].sum()) for seed in range(40)) / 40
+        for options in (
+            {"most": 1, "radius": (0.03, 0.03)},
+            {"most": 5, "radius": (0.03, 0.03)},
+            {"most": 1, "radius": (0.12, 0.12)},
+        )
+    )
+    # three lesions in the mean instead of one, some over another; sixteen times the area, some beyond the edge
+    assert 2 * few < many < 3.5 * few
+    assert 6 * few < large < 20 * few
 
 
 def test_same_state_same_lesions() -> None:
@@ -95,31 +102,42 @@ def test_wrong_numbers_are_refused(options: dict[str, Any], message: str) -> Non
         RandLesiond("image", **options)
 
 
-class TestLesionSlices:
-    slices = [{"image": head(seed), "case": f"case{seed}"} for seed in range(3)]  # noqa: RUF012
+@pytest.mark.parametrize("shape", [(64, 48), (1, 64, 48, 3)])
+def test_what_is_no_slice_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"Expected slices \(C, H, W\) of one size; got .*Cut volumes into slices"):
+        RandLesiond("image")({"image": torch.zeros(shape)})
 
-    @pytest.mark.parametrize("in_files", [True, False])
-    def test_each_copy_has_lesions_of_its_own_and_the_slices_stay(self, tmp_path: Path, in_files: bool) -> None:
-        folder = tmp_path / "lesions" if in_files else None
-        dataset = LesionSlices(self.slices, RandLesiond("image"), copies=2, folder=folder)  # type: ignore[arg-type]
+
+def test_an_empty_channel_stays_empty() -> None:
+    for seed in range(30):
+        image = torch.cat([head(seed), torch.zeros(1, 64, 48)])
+        item = RandLesiond("image").set_random_state(seed=seed)({"image": image})
+        assert not item["image"][1].any()
+
+
+class TestLesionSlices:
+    slices: list[dict[str, Any]] = [{"image": head(seed), "case": f"case{seed}"} for seed in range(3)]  # noqa: RUF012
+
+    def test_each_copy_has_lesions_of_its_own_and_the_slices_stay(self) -> None:
+        dataset = LesionSlices(self.slices, RandLesiond("image"), copies=2)
         items = [dataset[index] for index in range(len(dataset))]
         assert [item["case"] for item in items] == ["case0", "case1", "case2"] * 2
         assert not torch.equal(items[0]["lesion"], items[3]["lesion"])
         for seed, item in enumerate(self.slices):
-            assert torch.equal(item["image"], head(seed))  # type: ignore[arg-type]
+            assert torch.equal(item["image"], head(seed))
         for item, before in zip(items, [head(seed) for seed in range(3)] * 2, strict=True):
-            assert ((item["image"] != before) <= (item["lesion"] > 0)).all()
+            assert torch.equal(item["image"] != before, item["lesion"] > 0)
             assert item["lesion"].any()
+        with pytest.raises(IndexError, match=r"Index 6 of 6 slices"):
+            dataset[6]
 
-    def test_lesions_depend_on_seed_and_place_only(self) -> None:
-        one, again, longer, other = (
-            LesionSlices(slices, RandLesiond("image"), seed=seed)  # type: ignore[arg-type]
-            for slices, seed in ((self.slices, 7), (self.slices, 7), (self.slices[:1], 7), (self.slices, 8))
-        )
-        assert torch.equal(one[0]["image"], again[0]["image"])
-        assert torch.equal(one[0]["image"], longer[0]["image"])
+    def test_lesions_depend_on_seed_and_place_and_not_on_the_order(self) -> None:
+        one, again, other = (LesionSlices(self.slices, RandLesiond("image"), seed=seed) for seed in (7, 7, 8))
+        forward = [one[index]["image"] for index in range(3)]
+        backward = [again[index]["image"] for index in (2, 1, 0)][::-1]
+        assert all(torch.equal(x, y) for x, y in zip(forward, backward, strict=True))
         assert not torch.equal(one[0]["lesion"], other[0]["lesion"])
 
     def test_no_copy_is_refused(self) -> None:
         with pytest.raises(ValueError, match="copies of each slice have to be 1 or more; got 0"):
-            LesionSlices(self.slices, RandLesiond("image"), copies=0)  # type: ignore[arg-type]
+            LesionSlices(self.slices, RandLesiond("image"), copies=0)

@@ -119,6 +119,14 @@ def test_reconstruction_of_abnormal_images_is_not_learned() -> None:
     assert (output.reconstruction.grad.flatten(1).abs().sum(dim=1) > 0).tolist() == [True, False, True, True]
 
 
+def test_a_position_that_does_not_count_may_be_of_no_likelihood() -> None:
+    output, image = batch(2)
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[1, :, 0, 4] = 1.0
+    output.log_likelihoods[0][1, 0, 0, 1] = -torch.inf
+    assert torch.isfinite(MixtureLoss(AEFlowLoss(), MixturePrior([4, 6])).abnormal_loss(output, (image, mask)))
+
+
 def test_weight_of_abnormal_images_has_to_be_positive() -> None:
     with pytest.raises(ValueError, match=r"weight .* above 0; got 0"):
         MixtureLoss(AEFlowLoss(), MixturePrior([4]), weight=0)

@@ -28,11 +28,12 @@ def test_distance_is_per_channel_and_the_same_for_all_stages() -> None:
         assert mean.square().mean().sqrt().item() == pytest.approx(1.5)
 
 
-def test_far_latents_stay_finite() -> None:
-    prior = MixturePrior([1024], distance=3.0)
-    for factor in (-100.0, 100.0):
-        latent = (factor * prior.means[0]).view(1, -1, 1, 1)
-        assert all(torch.isfinite(ratio).all() for ratio in prior.log_ratios([latent]))
+def test_half_precision_of_the_network_costs_the_ratio_nothing() -> None:
+    prior = MixturePrior([6, 10])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = prior.log_ratios(latents())
+    for one, other in zip(under_autocast, prior.log_ratios(latents()), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_means_are_fixed_and_those_of_the_seed() -> None:

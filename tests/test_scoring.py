@@ -334,3 +334,10 @@ def test_ratio_is_the_priors_log_ratio() -> None:
         towards = latent.square() / 2 - (latent - mean.view(1, -1, 1, 1)).square() / 2
         expected = F.interpolate(towards.mean(dim=1, keepdim=True), size=(64, 64), mode="bilinear")
         torch.testing.assert_close(terms[:, stage : stage + 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_checkpoint_without_a_prior_is_of_an_earlier_version() -> None:
+    scorer = a_scorer()
+    state = {key: value for key, value in scorer.state_dict().items() if not key.startswith("prior.")}
+    with pytest.raises(ValueError, match="by an earlier version, without a prior in it: train again"):
+        scorer.load_state_dict(state)

@@ -514,7 +514,7 @@ class TestPrepareSliceBatch:
 
 def test_labels_of_slices_go_into_the_target_with_kept_features(encoder: Encoder) -> None:
     normal, abnormal = data_set({"a": volume_of((1, 64, 64, 2))}), data_set({"b": volume_of((1, 64, 64, 1))})
-    kept = FeatureDataset(LabelledSlices(normal, [abnormal]), encoder)
+    kept = FeatureDataset(LabelledSlices(normal, abnormal), encoder)
     (batch,) = DataLoader(kept, batch_size=3)
     image, (target, labels), _, features = prepare_slice_batch(batch, "cpu")
     assert torch.equal(image, target)
