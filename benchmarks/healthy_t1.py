@@ -6,7 +6,9 @@ anomaly map (trivial_baseline.py), calibrated on the same held-out cases. The tr
 shift, and lesions do what no disease does. Voxels are counted twice: all of them, as the bundle reports, where an empty
 background is easy to tell from a lesion; and those of the brain only, which is the number to look at. For each planted
 lesion: the AUROC of its voxels against those of its brain without lesion (mean over lesions of a size or contrast), and
-whether any of its voxels exceeds the stored map threshold. Names with "oracle" are chosen on the test labels. Usage:
+whether any of its voxels exceeds the stored map threshold. Names with "oracle" are chosen on the test labels.
+Lesions lie in the middle of the head, so the brain's area alone tells slices with lesions from others: it has its own
+row, and slices are compared among those of like area too. Usage:
 
     python benchmarks/healthy_t1.py --data DIR --output DIR [--seed 0] [--n_test 20] [--epochs 10, or any bundle option]
 
@@ -43,6 +45,8 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bundle/configs"
 ROWS = {
     "slice AUROC": ("localisation", "slice_auroc"),
+    "slice AUROC, pairs of like brain area": ("slices", "auroc_of_like_area"),
+    "slice AUROC of the brain's area alone": ("slices", "auroc_of_area"),
     "slice average precision": ("localisation", "slice_average_precision"),
     "case AUROC": ("detection", "auroc"),
     "case average precision": ("detection", "average_precision"),
@@ -68,6 +72,7 @@ class BrainReport:
         self.scorer = scorer
         self.voxels = VoxelMetrics()
         self.load = LoadCased("image")
+        self.areas: dict[str, list[float]] = {}  # share of each slice that is brain, from inferior
         self.lesions: list[dict[str, Any]] = []
         self.planted: dict[str, list[dict[str, str]]] = defaultdict(list)
         with lesions.open(newline="", encoding="utf-8") as stream:
@@ -85,6 +90,8 @@ class BrainReport:
             brain = np.asarray(self.load({"image": source["image"].meta["filename_or_obj"]})["image"]) > 0
             truth = np.asarray(source["truth"]) if "truth" in source else np.zeros(brain.shape)
             self.voxels.update(anomaly_map, truth, brain)
+            upright = source["image"].as_tensor()[0]
+            self.areas[str(source["case"])] = (upright > 0).float().mean(dim=(0, 1)).tolist()
             normal = anomaly_map[brain & (truth == 0)]
             for row in self.planted[str(source["case"])]:
                 lesion = anomaly_map[truth == int(row["label"])]
@@ -114,6 +121,28 @@ class BrainReport:
         }
 
 
+def slices_by_area(table: Path, areas: dict[str, list[float]], tolerance: float = 0.05) -> dict[str, float]:
+    """How well slices with lesion are told from others by the brain's area, and by the score at like area.
+
+    Args:
+        table: slice_scores.csv of the evaluation.
+        areas: of each case, the share of each slice that is brain.
+        tolerance: pairs of like area differ by at most this share of the largest one.
+    """
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["kind"] in ("normal", "abnormal")]
+    score = np.array([float(row["score"]) for row in rows])
+    area = np.array([areas[row["case"]][int(row["slice"]) - 1] for row in rows])
+    abnormal = np.array([row["kind"] == "abnormal" for row in rows])
+    like = np.abs(area[abnormal][:, None] - area[~abnormal]) <= tolerance * area.max()
+
+    def higher(values: np.ndarray, pairs: np.ndarray) -> float:
+        difference = values[abnormal][:, None] - values[~abnormal]
+        return float(((difference > 0) + 0.5 * (difference == 0))[pairs].mean())
+
+    return {"auroc_of_like_area": higher(score, like), "auroc_of_area": higher(area, np.ones_like(like))}
+
+
 def workflow(config: Path, options: dict[str, Any]) -> ConfigWorkflow:
     files = [str(CONFIGS / "train.yaml"), str(config), str(CONFIGS / "evaluate.yaml")]
     return ConfigWorkflow(
@@ -134,7 +163,11 @@ def evaluate(bundle: ConfigWorkflow, results: Path, lesions: Path) -> dict[str, 
     bundle.run()
     seconds = time.perf_counter() - start
     bundle.finalize()
-    report = {"seconds": seconds, **brain.compute()}
+    report = {
+        "seconds": seconds,
+        **brain.compute(),
+        "slices": slices_by_area(results / "slice_scores.csv", brain.areas),
+    }
     for name, file in (("detection", "metrics.json"), ("localisation", "localisation.json")):
         report[name] = json.loads((results / file).read_text(encoding="utf-8"))
     return report
