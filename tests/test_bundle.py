@@ -290,11 +290,11 @@ def test_made_up_lesions_are_trained_on_and_the_ratio_scores_as_any_other(
     ("n_slices", "options", "expected"),
     [
         (1600, {}, 10),
-        (80, {}, 100),
+        (80, {}, 80),
         (8, {}, 200),
         (8, {"epochs": 3}, 3),
         (80, {"min_steps": 100}, 20),
-        (80, {"batch_size": 8}, 50),
+        (80, {"batch_size": 8}, 40),
     ],
 )
 def test_small_sets_are_gone_through_more_often(n_slices: int, options: Options, expected: int) -> None:
