@@ -289,12 +289,12 @@ def test_made_up_lesions_are_trained_on_and_the_ratio_scores_as_any_other(
 @pytest.mark.parametrize(
     ("n_slices", "options", "expected"),
     [
-        (1600, {}, 10),
-        (80, {}, 80),
+        (1600, {}, 6),
+        (80, {}, 50),
         (8, {}, 200),
         (8, {"epochs": 3}, 3),
         (80, {"min_steps": 100}, 20),
-        (80, {"batch_size": 8}, 40),
+        (80, {"batch_size": 8}, 25),
     ],
 )
 def test_small_sets_are_gone_through_more_often(n_slices: int, options: Options, expected: int) -> None:
