@@ -170,8 +170,8 @@ def fit_peer(given: argparse.Namespace) -> dict[str, Any]:
     fitted, held_out = [], []
     for number, entry in enumerate(kept.slices.index):
         (held_out if entry["file"] in held_out_files else fitted).append(number)
-    enough = math.ceil(parser["min_steps"] * parser["batch_size"] / len(fitted))
-    epochs = given.epochs or parser["epochs"] or max(6, min(200, enough))  # n_epochs of train.yaml
+    parser["train#slices"] = fitted  # of which n_epochs takes the number
+    epochs = given.epochs or parser.get_parsed_content("n_epochs")
     peer = kind(encoder, tuple(kept.slices.shape[1:]), epochs)
     start = (time.perf_counter(), time.process_time())
     peer.fit(Subset(kept, fitted))
