@@ -31,6 +31,7 @@ from aeflow_monai.label.dicom import AnomalyDicomDatastore
 from aeflow_monai.label.errors import readable_errors
 from aeflow_monai.label.evaluation import VoxelEvaluation
 from aeflow_monai.label.infer import MapInferTask, MaskInferTask, Pipeline, load_writer
+from aeflow_monai.label.local import AnomalyLocalDatastore
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import check_batch_options, check_image, device_of, training_options
 from aeflow_monai.label.scoring import AnomalyScoring
@@ -95,6 +96,17 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         info: dict[str, Any] = super().info()
         info["strategies"].pop(_NO_CHOICE, None)  # which is nothing to choose
         return info
+
+    def init_datastore(self) -> Datastore:
+        """The studies: a folder, or what MONAI Label makes of an address."""
+        if self._is_remote:
+            return super().init_datastore()
+        return AnomalyLocalDatastore(
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
 
     def init_infers(self) -> dict[str, InferTask]:
         """The infer tasks `anomaly_mask` and `anomaly_map`."""

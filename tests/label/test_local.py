@@ -1,0 +1,56 @@
+"""The datastore of a folder under the server's threads."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+N_IMAGES = 6
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(N_IMAGES):
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(tmp_path / f"image_{number}.png")
+    return tmp_path
+
+
+def test_the_watching_thread_survives_labels_that_are_saved_meanwhile(folder: Path) -> None:
+    from aeflow_monai.label.local import AnomalyLocalDatastore
+
+    store = AnomalyLocalDatastore(str(folder), extensions=["*.png"])
+    label = folder / "image_0.png"
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def again_and_again(call: Any) -> None:
+        count = 0
+        while not stop.is_set():
+            try:
+                call(count)
+            except BaseException as error:  # a thread's would go unseen
+                errors.append(error)
+                return
+            count += 1
+
+    def read(count: int) -> None:
+        assert len(store.list_images()) == N_IMAGES
+        assert Path(store.get_image_uri(f"image_{count % N_IMAGES}")).is_file()
+
+    def save(count: int) -> None:
+        store.save_label(f"image_{count % N_IMAGES}", str(label), f"tag_{count}", {})
+
+    threads = [
+        threading.Thread(target=again_and_again, args=[call]) for call in (lambda _: store.refresh(), save, read, read)
+    ]
+    for thread in threads:
+        thread.start()
+    stop.wait(5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors, errors
+    assert len(store.list_images()) == N_IMAGES
