@@ -20,12 +20,13 @@ from aeflow_monai.loss import AEFlowLoss, MixtureLoss
 from aeflow_monai.maps import MapScorer
 from aeflow_monai.overlay import WriteOverlayd
 from aeflow_monai.phantom import write_phantom, write_phantom_slices
+from aeflow_monai.position import PositionNorm
 from aeflow_monai.prepare import prepare_data
 from aeflow_monai.prior import MixturePrior
 from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
-from aeflow_monai.slicing import Slicer
+from aeflow_monai.slicing import Places, Slicer
 from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScaleForegroundd, ScoreMapd
 from aeflow_monai.version import __version__
 from aeflow_monai.viewer import ViewerInferer, ViewerResultd
@@ -71,6 +72,8 @@ __all__ = [
     "MixtureLoss",
     "MixturePrior",
     "PictureLogger",
+    "Places",
+    "PositionNorm",
     "RandLesiond",
     "RequireCalibration",
     "ScaleForegroundd",

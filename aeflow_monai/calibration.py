@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 
 from aeflow_monai.aeflow import AEFlowOutput
+from aeflow_monai.position import PositionMoments, PositionNorm
 from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.slicing import Places, places_of
 
 __all__ = ["calibrate", "upper_threshold"]
 
 _logger = logging.getLogger(__name__)
+
+_GROUPS = 5  # of cases: what is usual in four of them is what the fifth is compared with
 
 
 def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> float:
@@ -58,16 +62,19 @@ def calibrate(
     specificity: float = 0.95,
     device: torch.device | str | None = None,
 ) -> None:
-    """Fill the scorer's buffers: mean and deviation of each term over the foreground, then the three thresholds.
+    """Fill the scorer's buffers: moments of each term, what is usual where, moments of slice scores, thresholds.
 
-    `case_threshold` and `slice_threshold` are `upper_threshold` of the scores; `map_threshold` is that of each
-    slice's highest map value, so that this share of normal slices has an empty mask.
+    Terms and places count where there is foreground. `case_threshold` and `slice_threshold` are `upper_threshold` of
+    the scores; `map_threshold` is that of each slice's highest map value, so that this share of normal slices has an
+    empty mask. What a case is compared with for that comes from other cases (five groups in turn): of few normals the
+    maps would else be smaller than those of a new one. The published score is not standardised, it gets thresholds.
 
     Args:
         scorer: trained; is set to evaluation mode and back.
         batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "file" (N paths, where
-            a case has several images), "axis" (N planes, if there are several) and, if kept, "features" (a list, see
-            `Encoder.forward`). Has to be iterable twice and in the same order, and must hold normals only.
+            a case has several images), "axis" and "height" (N planes and N numbers, of slices of volumes; see `Places`)
+            and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable again and again in the same
+            order, and must hold normals only.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
 
@@ -77,16 +84,20 @@ def calibrate(
     """
     device = scorer.term_mean.device if device is None else device
     was_training = scorer.training
-    before = {name: buffer.clone() for name, buffer in scorer.named_buffers(recurse=False)}
+    own = {name: buffer for name, buffer in scorer.named_buffers() if not name.startswith("aeflow.")}
+    before = {name: buffer.clone() for name, buffer in own.items()}
     scorer.eval()
     try:
-        if scorer.scoring != "paper":
+        usual: dict[str, PositionNorm] = {}
+        if scorer.is_standardised:
             _fit_terms(scorer, batches, device)
-        _fit_thresholds(scorer, batches, specificity, device)
+            if scorer.by_position:
+                usual = _fit_position(scorer, batches, device)
+        _fit_scores(scorer, batches, specificity, device, usual)
     except BaseException:
         # new terms with old thresholds would look like a calibrated model
         for name, buffer in before.items():
-            scorer.get_buffer(name).copy_(buffer)
+            own[name].copy_(buffer)
         raise
     finally:
         scorer.train(was_training)
@@ -142,36 +153,95 @@ def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], devi
     scorer.map_std.copy_((factors @ covariance @ factors).clamp_min(1e-12).sqrt())
 
 
-def _fit_thresholds(
+def _fit_position(
+    scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], device: torch.device | str
+) -> dict[str, PositionNorm]:
+    """Fit the scorer's, and for each case one that does not know it."""
+    group_of: dict[str, int] = {}
+    groups = [PositionMoments() for _ in range(_GROUPS)]
+    for batch in batches:
+        output, image = _output(scorer, batch, device)
+        sums, foreground = scorer.weighted_sum(output, image), (image > 0).any(dim=1, keepdim=True)
+        places = _each(places_of(batch), len(sums))
+        for each, of_it, place, case in zip(sums, foreground, places, batch["case"], strict=True):
+            group = groups[group_of.setdefault(case, len(group_of) % _GROUPS)]
+            group.add(each[None], of_it[None], place, [case])
+    if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
+        return {}
+    scorer.position.fit(groups)
+    norms = []
+    for left_out in groups:
+        others = [group for group in groups if group is not left_out]
+        norm = PositionNorm().to(device)
+        if all(group.is_empty for group in others):  # a single case
+            norm.load_state_dict(scorer.position.state_dict())
+        else:
+            norm.fit(others)
+        norms.append(norm)
+    return {case: norms[number] for case, number in group_of.items()}
+
+
+def _map_of_normals(
+    scorer: AnomalyScorer,
+    batch: Mapping[str, Any],
+    device: torch.device | str,
+    usual: Mapping[str, PositionNorm],
+) -> Tensor:
+    """Anomaly maps of a batch, each standardised by what is usual in other cases."""
+    output, image = _output(scorer, batch, device)
+    sums, places = scorer.weighted_sum(output, image), places_of(batch)
+    if not usual:
+        return sums
+    found = zip(sums, _each(places, len(sums)), batch["case"], strict=True)
+    return torch.cat([usual[case](each[None], place) for each, place, case in found])
+
+
+def _each(places: Places | None, count: int) -> list[Places | None]:
+    """The places of a batch, one by one."""
+    return [None if places is None else Places([places.planes[i]], places.heights[i : i + 1]) for i in range(count)]
+
+
+def _fit_scores(
     scorer: AnomalyScorer,
     batches: Iterable[Mapping[str, Any]],
     specificity: float,
     device: torch.device | str,
+    usual: Mapping[str, PositionNorm],
 ) -> None:
     # by file, as evaluation and inference score: a case may have several images
-    slices_of_case: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    origin: list[tuple[str, str, str]] = []
     peaks: list[float] = []
+    means: list[Tensor] = []
     for batch in batches:
-        output, image = _output(scorer, batch, device)
-        anomaly_map = scorer.anomaly_map(output, image)
+        anomaly_map = _map_of_normals(scorer, batch, device, usual)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
+        means.append(scorer.top_means(anomaly_map).double().cpu())
         files = batch.get("file", batch["case"])
         axes = batch.get("axis", ["axial"] * len(files))
-        for case, file, axis, score in zip(
-            batch["case"], files, axes, scorer.slice_scores(anomaly_map).tolist(), strict=True
-        ):
-            slices_of_case[case, file][axis].append(score)
-    by_axis = [{axis: torch.tensor(s) for axis, s in axes.items()} for axes in slices_of_case.values()]
-    cases = [float(scorer.case_score(scores)) for scores in by_axis]
-    if not all(torch.isfinite(s).all() for axes in by_axis for s in axes.values()):
+        origin += zip(batch["case"], files, axes, strict=True)
+    if not means:
+        raise ValueError("Calibration needs held-out normal images; got none.")
+    of_slices = torch.cat(means)
+    if not torch.isfinite(of_slices).all():
         raise ValueError(
             "Scores of held-out normals are not finite: the training diverged. Lower the learning rate or the "
             "flow's clamp. The model was not saved."
         )
+    if scorer.is_standardised:
+        scorer.share_mean.copy_(of_slices.mean(dim=0))
+        std = of_slices.std(dim=0, correction=0)
+        std[std == 0] = 1.0
+        scorer.share_std.copy_(std)
+    scores = ((of_slices - scorer.share_mean.cpu()) / scorer.share_std.cpu()).amax(dim=1)
+    slices_of_case: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
+    for (case, file, axis), score in zip(origin, scores, strict=True):
+        slices_of_case[case, file][axis].append(score)
+    cases = [
+        float(scorer.case_score({axis: torch.stack(found) for axis, found in axes.items()}))
+        for axes in slices_of_case.values()
+    ]
     scorer.case_threshold.fill_(upper_threshold(cases, specificity))
-    scorer.slice_threshold.fill_(
-        upper_threshold(torch.cat([s for axes in by_axis for s in axes.values()]), specificity)
-    )
+    scorer.slice_threshold.fill_(upper_threshold(scores, specificity))
     scorer.map_threshold.fill_(upper_threshold(peaks, specificity))
     needed = math.ceil(specificity / (1 - specificity) - 1e-9)
     if len(cases) < needed:

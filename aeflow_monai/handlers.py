@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
 from aeflow_monai.calibration import calibrate
 from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.slicing import places_of
 
 __all__ = [
     "CalibratedModelSaver",
@@ -138,10 +140,11 @@ class PictureLogger:
         n_rows = min(self.n_rows, len(self.dataset))
         chosen = [(2 * row + 1) * len(self.dataset) // (2 * n_rows) for row in range(n_rows)]
         device = self.scorer.term_mean.device
-        image = torch.stack([self.dataset[index]["image"] for index in chosen]).to(device)
+        batch = default_collate([self.dataset[index] for index in chosen])
+        image = batch["image"].to(device)
         was_training = self.scorer.training
         self.scorer.eval()
-        maps = self.scorer.maps(image)
+        maps = self.scorer.maps(image, places_of(batch))
         self.scorer.train(was_training)
         anomaly = maps["anomaly_map"]
         anomaly = ((anomaly - anomaly.mean()) / anomaly.std().clamp_min(1e-6) / 6).clamp(0, 1)

@@ -13,7 +13,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from aeflow_monai.slicing import Slicer, stack_of
+from aeflow_monai.slicing import Places, Slicer, stack_of
 
 __all__ = ["SlicedInferer"]
 
@@ -34,7 +34,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
     Example:
         >>> inferer = SlicedInferer(Slicer(["axial", "coronal", "sagittal"], image_size=[32, 32], fit="pad"))
         >>> volume = torch.rand(1, 1, 20, 24, 16)
-        >>> torch.allclose(inferer(volume, lambda slices: slices), volume)
+        >>> torch.allclose(inferer(volume, lambda slices, places: slices), volume)
         True
     """
 
@@ -56,8 +56,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
 
         Args:
             inputs: (1, C, X, Y, Z), oriented to PLS, in [0, 1].
-            network: takes slices (n, C, H, W); gives maps (n, c, H, W), or a dictionary of maps and of numbers per
-                slice (n,).
+            network: takes slices (n, C, H, W) and their `Places`; gives maps (n, c, H, W), or a dictionary of maps and
+                of numbers per slice (n,).
             args: further arguments of the network.
             kwargs: further arguments of the network.
 
@@ -81,12 +81,15 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
                 continue
+            heights = self.slicer.places(indices, axis).heights
 
-            def look(some: Tensor, axis: str = axis) -> None:
-                assembly.add(network(self.slicer.slices(volume, axis, some), *args, **kwargs), axis, some)
+            def look(some: Tensor, axis: str = axis, indices: Tensor = indices, heights: Tensor = heights) -> None:
+                places = Places([axis] * len(some), heights[some])
+                slices = self.slicer.slices(volume, axis, indices[some])
+                assembly.add(network(slices, places, *args, **kwargs), axis, indices[some])
 
             sides = _sides(volume.device)
-            batches = torch.split(indices, math.ceil(self.batch_size / sides))
+            batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
             _side_by_side(look, batches, min(sides, len(batches)))
             if seen is not None:
                 stack_of(seen, axis)[indices] += 1

@@ -19,10 +19,6 @@ class LabelledSlices(Dataset[dict[str, Any]]):
         normal: slices whose every position is normal; items hold "image" (C, H, W).
         abnormal: slices with a lesion somewhere, labelled or made up (`LesionSlices`), or None for none. All of a slice
             counts as abnormal, unless its item has the mask of its lesions under "lesion", (1, H, W) in [0, 1].
-        scoring: of the network; "ratio" compares with abnormal positions, and needs some to learn from.
-
-    Raises:
-        ValueError: scoring is "ratio" and there is no abnormal slice.
 
     Example:
         >>> image = torch.zeros(1, 4, 4)
@@ -35,16 +31,9 @@ class LabelledSlices(Dataset[dict[str, Any]]):
         self,
         normal: Sequence[Mapping[str, Any]],
         abnormal: Sequence[Mapping[str, Any]] | None = None,
-        scoring: str = "likelihood",
     ) -> None:
         self.normal = normal
         self.abnormal = () if abnormal is None else abnormal
-        if scoring == "ratio" and not self.abnormal:
-            raise ValueError(
-                "scoring: ratio compares normal positions with abnormal ones, and there are no abnormal slices to "
-                "learn from. Set lesion_copies to 1 or more, give labelled ones (semi_supervised.yaml), or choose "
-                "another scoring."
-            )
 
     def __len__(self) -> int:
         return len(self.normal) + len(self.abnormal)

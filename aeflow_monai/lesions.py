@@ -18,6 +18,8 @@ __all__ = ["LesionSlices", "RandLesiond"]
 
 _KINDS = ("scaled", "flat", "textured", "moved")
 _LEAST = 0.01  # a soft edge ends where less than this share of a pixel is changed
+_VISIBLE = 0.02  # of an intensity range of 1: what changes less looks as before
+_UNDECIDED = 0.1  # most that the mask holds where nothing is seen: neither normal nor abnormal for `MixtureLoss`
 
 
 class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
@@ -30,7 +32,8 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
     Args:
         keys: of slices (C, H, W) in [0, 1], of one size; all get lesions in the same places, every channel with its
             own direction of change, and within its own foreground.
-        mask_key: of the mask that is added, (1, H, W) in [0, 1]: the share of each pixel that is lesion.
+        mask_key: of the mask that is added, (1, H, W) in [0, 1]: the share of each pixel that is lesion, at most 0.1
+            where the change is too faint to be seen, as in dark tissue.
         most: lesions in a slice, at most; 1 or more.
         radius: smallest and largest, as shares of the slice's longer side; small ones are more frequent.
         change: smallest and largest strength, in (0, 1]: of the tissue's own intensity, or of what replaces it.
@@ -89,13 +92,14 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
                 self._add_shape(mask[0], foreground)
             mask *= foreground
             kind = _KINDS[self.R.randint(len(_KINDS))]
-            seen = torch.zeros_like(foreground)
+            change = torch.zeros_like(mask[0])
             for key, plane in zip(self.key_iterator(d), slices, strict=True):
                 changed = torch.stack([self._changed(channel, kind) for channel in plane]).clamp(0, 1)
                 changed = torch.where(plane > 0, changed, plane)
-                d[key] = torch.where(mask > 0, plane + mask * (changed - plane), plane)
-                seen |= (changed != plane).any(dim=0)
-            mask *= seen
+                planted = torch.where(mask > 0, plane + mask * (changed - plane), plane)
+                d[key] = planted
+                change = change.maximum((planted - plane).abs().amax(dim=0))
+            mask = torch.where(change >= _VISIBLE, mask, mask.clamp_max(_UNDECIDED)) * (change > 0)
         d[self.mask_key] = mask
         return d
 

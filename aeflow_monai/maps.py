@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.slicing import Places
 
 __all__ = ["MapScorer"]
 
@@ -44,28 +45,28 @@ class MapScorer(nn.Module):
         self.n_samples = n_samples
         self.noise = noise
 
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
+    def forward(self, image: Tensor, places: Places | None = None) -> dict[str, Tensor]:
         """See `AnomalyScorer.maps`; and "saliency", if asked for."""
-        maps = self.scorer.maps(image)
+        maps = self.scorer.maps(image, places)
         if self.saliency is not None:
-            maps["saliency"] = self._saliency(image)
+            maps["saliency"] = self._saliency(image, places)
         return maps
 
-    def _saliency(self, image: Tensor) -> Tensor:
+    def _saliency(self, image: Tensor, places: Places | None) -> Tensor:
         if self.saliency == "plain":
-            return self._gradient(image).abs().mean(dim=1, keepdim=True)
+            return self._gradient(image, places).abs().mean(dim=1, keepdim=True)
         deviation = self.noise * (image.amax(dim=(1, 2, 3), keepdim=True) - image.amin(dim=(1, 2, 3), keepdim=True))
         # the same noise for each image: its map depends neither on its neighbours nor on the run
         generator = torch.Generator().manual_seed(0)
         total = torch.zeros_like(image)
         for _ in range(self.n_samples):
             noise = torch.randn(image.shape[1:], generator=generator).to(image)
-            total += self._gradient(image + deviation * noise)
+            total += self._gradient(image + deviation * noise, places)
         return (total / self.n_samples).abs().mean(dim=1, keepdim=True)
 
-    def _gradient(self, image: Tensor) -> Tensor:
+    def _gradient(self, image: Tensor, places: Places | None) -> Tensor:
         """Gradient of each slice score with respect to its own image (N, C, H, W); parameters get none."""
         with torch.enable_grad():
             image = image.detach().requires_grad_()
-            scores = self.scorer.slice_scores(self.scorer(image))
+            scores = self.scorer.slice_scores(self.scorer(image, places))
             return torch.autograd.grad(scores.sum(), image)[0]

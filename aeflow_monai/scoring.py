@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.flow import standard_normal_log_density
+from aeflow_monai.position import PositionNorm
 from aeflow_monai.prior import MixturePrior
+from aeflow_monai.slicing import Places
 
-__all__ = ["AnomalyScorer", "scores_by_plane"]
+__all__ = ["AnomalyScorer", "scores_by_plane", "top_mean"]
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
-SCORINGS = ("likelihood", "latent", "paper", "ratio")
+SCORINGS = ("latent", "likelihood", "paper")
 
 
 class AnomalyScorer(nn.Module):
@@ -27,23 +29,27 @@ class AnomalyScorer(nn.Module):
     deviation on held-out normals: one flow term per stage, in nats per channel, and one reconstruction term,
     1 - SSIM::
 
-        map = (beta * mean over stages of standardised(flow) + (1 - beta) * standardised(1 - SSIM)) / map_std
+        sum = (beta * mean over stages of standardised(flow) + (1 - beta) * standardised(1 - SSIM)) / map_std
+        map = (sum - mean at the same place of normals) / deviation there
 
-    0 is a typical normal position, larger is more anomalous, in standard deviations of held-out normals. Nothing of
-    it depends on the other images of a batch. Means, deviations and thresholds are buffers: they are part of the
-    checkpoint. Before `calibrate` has filled them, terms are not standardised and thresholds are infinite.
+    0 is what is typical of normals at this place, larger is more anomalous, in standard deviations of held-out normals.
+    A slice's score is how high the map is, over a few of its pixels or over all of them: for each of `slice_shares`
+    the mean of this share of its highest values, standardised by that of held-out normal slices; the largest counts.
+    So it rises with a small lesion, and with a faint change of everything.
+
+    Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers: they are part
+    of the checkpoint. Before `calibrate` has filled them, nothing is standardised and thresholds are infinite.
 
     Args:
         aeflow: the network.
         beta: weight of the flow term, in [0, 1].
-        scoring: the flow term. "likelihood" is the negative log-likelihood of the features; it finds local lesions
-            best. "latent" is -log N(z'; 0, I), without the log-determinant, as in the published score: it is not
-            misled by diffuse changes that make an image smoother, hence more likely. "ratio" is the log-likelihood
-            ratio of the prior's abnormal component to the normal one; it means something only after a training with
-            abnormal or made-up lesions. "paper" is the published score itself in log space, beta * (-log N(z'; 0, I))
-            + (1 - beta) * (-SSIM), not standardised.
-        slice_share: a slice's score is the mean of this share of its highest map values, in (0, 1]; 1 is the mean.
+        scoring: the flow term. "latent" is -log N(z'; 0, I), without the log-determinant, as in the published score: it
+            is not misled by diffuse changes that make an image smoother, hence more likely. "likelihood" is the
+            negative log-likelihood of the features. "paper" is the published score itself in log space,
+            beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM); neither it nor its slice scores are standardised.
+        slice_shares: of a slice's highest map values, each in (0, 1]; 1 takes the mean of the whole slice.
         case_share: a case's score is the mean of this share of its highest slice scores, in (0, 1].
+        by_position: standardise the map by place, too.
         abnormal_distance: of the prior's two components, see `MixturePrior`.
 
     Raises:
@@ -63,6 +69,8 @@ class AnomalyScorer(nn.Module):
     term_mean: Tensor
     term_std: Tensor
     map_std: Tensor
+    share_mean: Tensor
+    share_std: Tensor
     map_threshold: Tensor
     slice_threshold: Tensor
     case_threshold: Tensor
@@ -71,9 +79,10 @@ class AnomalyScorer(nn.Module):
         self,
         aeflow: AEFlow,
         beta: float = 0.9,
-        scoring: str = "likelihood",
-        slice_share: float = 1.0,
+        scoring: str = "latent",
+        slice_shares: Sequence[float] = (1.0,),
         case_share: float = 1.0,
+        by_position: bool = True,
         abnormal_distance: float = 2.0,
     ) -> None:
         super().__init__()
@@ -81,22 +90,28 @@ class AnomalyScorer(nn.Module):
             raise ValueError(f"Unknown scoring {scoring!r}: choose one of {list(SCORINGS)}.")
         if not 0 <= beta <= 1:
             raise ValueError(f"beta weighs the flow term and has to be in [0, 1]; got {beta}.")
-        for name, share in (("slice_share", slice_share), ("case_share", case_share)):
+        if isinstance(slice_shares, (int, float)) or not slice_shares:
+            raise ValueError(f"slice_shares is a list of one or more shares, as [0.05, 1.0]; got {slice_shares!r}.")
+        for name, share in (*(("slice_shares", share) for share in slice_shares), ("case_share", case_share)):
             if not 0 < share <= 1:
-                raise ValueError(f"{name} is a share of the highest values and has to be in (0, 1]; got {share}.")
+                raise ValueError(f"{name}: a share of the highest values has to be in (0, 1]; got {share}.")
         self.aeflow = aeflow
         self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
+        self.position = PositionNorm()
         self.beta = beta
         self.scoring = scoring
-        self.slice_share = slice_share
+        self.slice_shares = tuple(float(share) for share in slice_shares)
         self.case_share = case_share
+        self.by_position = by_position
         n_terms = len(aeflow.flows) + 1
         # options that change scores but no other tensor: a checkpoint must not be scored with others than its own
-        settings = [SCORINGS.index(scoring), beta, slice_share, case_share]
+        settings = [SCORINGS.index(scoring), beta, by_position, case_share, *self.slice_shares]
         self.register_buffer("settings", torch.tensor(settings, dtype=torch.float64))
         self.register_buffer("term_mean", torch.zeros(n_terms))
         self.register_buffer("term_std", torch.ones(n_terms))
         self.register_buffer("map_std", torch.tensor(1.0))
+        self.register_buffer("share_mean", torch.zeros(len(self.slice_shares)))
+        self.register_buffer("share_std", torch.ones(len(self.slice_shares)))
         self.register_buffer("map_threshold", torch.tensor(math.inf))
         self.register_buffer("slice_threshold", torch.tensor(math.inf))
         self.register_buffer("case_threshold", torch.tensor(math.inf))
@@ -106,12 +121,21 @@ class AnomalyScorer(nn.Module):
         """Whether the thresholds were fitted, which the end of a training does."""
         return math.isfinite(float(self.case_threshold))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Anomaly map (N, 1, H, W) of images (N, C, H, W) in [0, 1]."""
-        return self.anomaly_map(self.aeflow(image), image)
+    @property
+    def is_standardised(self) -> bool:
+        """Whether maps and slice scores are in standard deviations of normals: all but the published score are."""
+        return self.scoring != "paper"
 
-    def maps(self, image: Tensor) -> dict[str, Tensor]:
-        """All maps of images (N, C, H, W) in [0, 1].
+    def forward(self, image: Tensor, places: Places | None = None) -> Tensor:
+        """Anomaly map (N, 1, H, W) of images (N, C, H, W) in [0, 1]; for `places` see `anomaly_map`."""
+        return self.anomaly_map(self.aeflow(image), image, places)
+
+    def maps(self, image: Tensor, places: Places | None = None) -> dict[str, Tensor]:
+        """All maps of images.
+
+        Args:
+            image: (N, C, H, W) in [0, 1].
+            places: of the slices, see `anomaly_map`.
 
         Returns:
             "anomaly_map" (N, 1, H, W), calibrated; "reconstruction" (N, C, H, W) in [0, 1]; "residual" (N, 1, H, W),
@@ -124,7 +148,7 @@ class AnomalyScorer(nn.Module):
         # the flow terms are the negative log-likelihoods themselves, or not
         likelihood = self.scoring == "likelihood"
         log_likelihood = -terms[:, :-1] if likelihood else self._to_image_size(output.log_likelihoods, image)
-        anomaly_map = self._weighted(terms)
+        anomaly_map = self.standardised(self._weighted(terms), places)
         return {
             "anomaly_map": anomaly_map,
             "reconstruction": output.reconstruction,
@@ -145,8 +169,6 @@ class AnomalyScorer(nn.Module):
         """
         if self.scoring == "likelihood":
             flow_terms = [-likelihood for likelihood in output.log_likelihoods]
-        elif self.scoring == "ratio":
-            flow_terms = self.prior.log_ratios(output.latents)
         else:
             flow_terms = [-standard_normal_log_density(latent) / latent.shape[1] for latent in output.latents]
         flow = self._to_image_size(flow_terms, image)
@@ -160,9 +182,26 @@ class AnomalyScorer(nn.Module):
         weights[-1] = 1 - self.beta
         return weights
 
-    def anomaly_map(self, output: AEFlowOutput, image: Tensor) -> Tensor:
-        """The anomaly map (N, 1, H, W) from the network's output for images (N, C, H, W)."""
+    def anomaly_map(self, output: AEFlowOutput, image: Tensor, places: Places | None = None) -> Tensor:
+        """The anomaly map from the network's output.
+
+        Args:
+            output: of `AEFlow` for the images.
+            image: (N, C, H, W) in [0, 1].
+            places: where the slices lie in their volumes; None for images that are of no volume.
+
+        Returns:
+            (N, 1, H, W).
+        """
+        return self.standardised(self.weighted_sum(output, image), places)
+
+    def weighted_sum(self, output: AEFlowOutput, image: Tensor) -> Tensor:
+        """The weighted sum of terms (N, 1, H, W) from the network's output for images (N, C, H, W)."""
         return self._weighted(self.terms(output, image))
+
+    def standardised(self, weighted_sum: Tensor, places: Places | None = None) -> Tensor:
+        """Weighted sums (N, 1, H, W) as anomaly maps, by place; see `anomaly_map`."""
+        return self.position(weighted_sum, places) if self.by_position and self.is_standardised else weighted_sum
 
     def _weighted(self, terms: Tensor) -> Tensor:
         weights = self.term_weights()
@@ -174,8 +213,12 @@ class AnomalyScorer(nn.Module):
         return (terms * factors.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - offset
 
     def slice_scores(self, anomaly_map: Tensor) -> Tensor:
-        """Score of each slice: (N, 1, H, W) to (N,)."""
-        return _top_mean(anomaly_map.flatten(1), self.slice_share)
+        """Score of each slice: (N, 1, H, W) to (N,), in standard deviations of held-out normal slices."""
+        return ((self.top_means(anomaly_map) - self.share_mean) / self.share_std).amax(dim=1)
+
+    def top_means(self, anomaly_map: Tensor) -> Tensor:
+        """Mean of each of the slice shares of the highest values: (N, 1, H, W) to (N, shares)."""
+        return torch.stack([top_mean(anomaly_map.flatten(1), share) for share in self.slice_shares], dim=1)
 
     def case_score(self, slice_scores: Mapping[str, Tensor]) -> Tensor:
         """Score of a case from those of its slices.
@@ -188,7 +231,7 @@ class AnomalyScorer(nn.Module):
             all slices were skipped.
         """
         looked_at = [scores[~scores.isnan()] for scores in slice_scores.values()]
-        planes = [_top_mean(scores[None], self.case_share)[0] for scores in looked_at if len(scores)]
+        planes = [top_mean(scores[None], self.case_share)[0] for scores in looked_at if len(scores)]
         return torch.stack(planes).mean() if planes else torch.tensor(math.nan)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -197,6 +240,7 @@ class AnomalyScorer(nn.Module):
         Raises:
             ValueError: tensors are missing, left over, or of another shape, or the score was defined otherwise.
         """
+        self._check_settings(state_dict.get("settings"))
         own = self.state_dict()
         missing = [key for key in own if key not in state_dict]
         extra = [key for key in state_dict if key not in own]
@@ -205,8 +249,10 @@ class AnomalyScorer(nn.Module):
             for key in own
             if key in state_dict and state_dict[key].shape != own[key].shape
         ]
-        if strict and missing and all(key.startswith("prior.") for key in missing):
-            raise ValueError("The checkpoint was trained by an earlier version, without a prior in it: train again.")
+        if strict and missing and not extra and not reshaped and not any(key.startswith("aeflow.") for key in missing):
+            raise ValueError(
+                f"The checkpoint was trained by an earlier version, which had no {missing[0]} yet: train again."
+            )
         if strict and (missing or extra or reshaped):
             details = [
                 f"{len(found)} {what}, first {found[0]}"
@@ -222,15 +268,15 @@ class AnomalyScorer(nn.Module):
                 "config files and network options (backbone, stages, n_steps, subnet, channels) as in training, or "
                 "choose the checkpoint that belongs to this network."
             )
-        self._check_settings(state_dict.get("settings"))
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _check_settings(self, trained: Tensor | None) -> None:
         if trained is None or torch.equal(trained.cpu(), self.settings.cpu()):
             return
-        names = ("scoring", "beta", "slice_share", "case_share")
-        pairs = zip(names, _readable(trained), _readable(self.settings), strict=True)
-        described = [f"{name} {was} in the checkpoint, {now} here" for name, was, now in pairs if was != now]
+        was, now = _readable(trained), _readable(self.settings)
+        described = [
+            f"{name} {was[name]} in the checkpoint, {now[name]} here" for name in now if was[name] != now[name]
+        ]
         raise ValueError(
             f"The checkpoint's thresholds belong to another score ({'; '.join(described)}). Give the same overlay file "
             "or options as in training."
@@ -258,9 +304,15 @@ def scores_by_plane(output: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): torch.as_tensor(scores).cpu() for key, scores in found.items()}
 
 
-def _readable(settings: Tensor) -> list[Any]:
-    scoring, *numbers = settings.tolist()
-    return [SCORINGS[int(scoring)], *numbers]
+def _readable(settings: Tensor) -> dict[str, Any]:
+    scoring, beta, by_position, case_share, *slice_shares = settings.tolist()
+    return {
+        "scoring": SCORINGS[int(scoring)],
+        "beta": beta,
+        "by_position": bool(by_position),
+        "case_share": case_share,
+        "slice_shares": slice_shares,
+    }
 
 
 def _ssim_map(reconstruction: Tensor, image: Tensor) -> Tensor:
@@ -288,7 +340,7 @@ def _ssim_map(reconstruction: Tensor, image: Tensor) -> Tensor:
     return (luminance * contrast_and_structure).mean(dim=1, keepdim=True)
 
 
-def _top_mean(values: Tensor, share: float) -> Tensor:
+def top_mean(values: Tensor, share: float) -> Tensor:
     """Mean of the highest share of each row, at least one value: (N, M) to (N,)."""
     count = max(1, math.ceil(share * values.shape[1]))
     if count == values.shape[1]:

@@ -30,6 +30,8 @@ __all__ = ["FeatureDataset", "SliceDataset", "prepare_slice_batch"]
 
 _logger = logging.getLogger(__name__)
 
+_FORMAT = 2  # of slices in files: another number when what is kept changes
+
 
 class SliceDataset(Dataset[dict[str, Any]]):
     """The normal slices of preprocessed volumes, or the abnormal ones, ready for the network.
@@ -121,8 +123,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
             for axis in slicer.axes_of(volume):
                 indices = slicer.chosen(volume, axis)
                 kinds = self._kinds(slicer, item, read, volume, axis)
-                indices = indices[torch.tensor([kind == self.kind for kind in kinds])[indices]]
-                indices = indices[::step]
+                wanted = torch.tensor([kind == self.kind for kind in kinds])[indices]
+                heights = slicer.places(indices, axis).heights[wanted][::step]
+                indices = indices[wanted][::step]
                 if not len(indices):
                     continue
                 planes = slicer.slices(volume, axis, indices).contiguous()
@@ -133,7 +136,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
                     )
                 self.shape = tuple(planes.shape[1:])
                 names = {"case": str(item["case"]), "file": file, "axis": axis}
-                self.index += [{**names, "slice": position} for position in indices.tolist()]
+                self.index += [
+                    {**names, "slice": position, "height": height}
+                    for position, height in zip(indices.tolist(), heights.tolist(), strict=True)
+                ]
                 yield planes
 
     def _keep(
@@ -206,7 +212,7 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
                 found = Path(path).stat()
                 files.append([str(path), found.st_size, found.st_mtime_ns])
     named = [[str(item["case"]), item.get("label")] for item in data]
-    digest = hashlib.sha256(json.dumps([files, named, slicer.policy(), step, kind]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, files, named, slicer.policy(), step, kind]).encode())
     stream = io.BytesIO()
     try:
         _Options(stream).dump(transform)

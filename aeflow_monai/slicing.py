@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from monai.data import MetaTensor
@@ -12,7 +12,7 @@ from monai.data.utils import affine_to_spacing
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["SliceKind", "Slicer"]
+__all__ = ["Places", "SliceKind", "Slicer", "places_of"]
 
 SliceKind = Literal["normal", "abnormal", "unclear"]
 
@@ -21,6 +21,19 @@ PLANES = {"axial": 2, "coronal": 0, "sagittal": 1}
 FITS = ("resize", "pad")
 # Slices larger than image_size are padded to multiples of this: the largest stride of common backbones.
 _MULTIPLE = 32
+
+
+class Places(NamedTuple):
+    """Where slices lie in their volumes.
+
+    Attributes:
+        planes: "axial", "coronal" or "sagittal", of each slice.
+        heights: (n,), in [0, 1]: from the first slice that is looked at to the last, whatever the volume's extent; 0.5
+            of a volume's only one.
+    """
+
+    planes: Sequence[str]
+    heights: Tensor
 
 
 class Slicer:
@@ -124,6 +137,23 @@ class Slicer:
             kept &= (numbers >= self.span[0]) & (numbers <= self.span[1])
         return kept.nonzero().flatten()
 
+    @staticmethod
+    def places(chosen: Tensor, axis: str) -> Places:
+        """Where the slices lie that the network looks at.
+
+        Args:
+            chosen: all of them, (n,), ascending; see `chosen`.
+            axis: plane.
+
+        Example:
+            >>> Slicer.places(torch.tensor([4, 5, 8]), "axial").heights.tolist()
+            [0.0, 0.25, 1.0]
+        """
+        heights = torch.full((len(chosen),), 0.5)
+        if len(chosen) > 1:
+            heights = (chosen - chosen[0]) / float(chosen[-1] - chosen[0])
+        return Places([axis] * len(chosen), heights)
+
     def slices(self, volume: Tensor, axis: str, indices: Tensor) -> Tensor:
         """Slices as the network takes them.
 
@@ -205,6 +235,11 @@ class Slicer:
             for size, door in zip(own, self.image_size, strict=True)
         )
         return rows, columns
+
+
+def places_of(batch: Mapping[str, Any]) -> Places | None:
+    """Places of a batch of slices by its "axis" (N,) and "height" (N,), as `SliceDataset` gives them; None without."""
+    return Places(batch["axis"], torch.as_tensor(batch["height"])) if "height" in batch else None
 
 
 def voxel_spacing(volume: Tensor) -> list[float]:

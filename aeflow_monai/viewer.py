@@ -18,6 +18,7 @@ from torch import Tensor
 from aeflow_monai.inferer import SlicedInferer
 from aeflow_monai.profile import LETTERS
 from aeflow_monai.scoring import AnomalyScorer, scores_by_plane
+from aeflow_monai.slicing import Places
 from aeflow_monai.writers import DISCLAIMER, SLICE_AXES, ras_affine, slice_positions
 
 __all__ = ["ViewerInferer", "ViewerResultd", "parse_threshold"]
@@ -69,8 +70,8 @@ class ViewerInferer(SlicedInferer):
                 "The model is not calibrated, so its scores have no unit. Use the model.pt that a training ends with."
             )
 
-        def map_and_scores(images: Tensor) -> dict[str, Tensor]:
-            anomaly_map = network(images)
+        def map_and_scores(images: Tensor, places: Places) -> dict[str, Tensor]:
+            anomaly_map = network(images, places)
             return {"anomaly_map": anomaly_map, "slice_scores": network.slice_scores(anomaly_map)}
 
         output: dict[str, Any] = dict(super().__call__(inputs, map_and_scores))

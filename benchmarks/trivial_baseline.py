@@ -2,7 +2,7 @@
 
 The anomaly map is |intensity - mean volume| in the network's own grid: the bundle's preprocessing and slicing policy,
 volumes padded symmetrically about their centre, in depth too. Brains are not registered to each other. Scores of slices
-and cases, and thresholds, come from the map by the same reductions as AE-Flow's.
+and cases, and thresholds, come from the map by the same reductions as AE-Flow's; of its slice shares by the first.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aeflow_monai import AnomalyScorer, Slicer
 from aeflow_monai.calibration import upper_threshold
+from aeflow_monai.scoring import top_mean
 
 
 def network_grid(slicer: Slicer, volume: Tensor) -> Tensor:
@@ -73,6 +74,10 @@ class MapInferer(Inferer):
         chosen = self.slicer.chosen(volume.as_subclass(Tensor), "axial")
         return chosen, self.map_of(network_grid(self.slicer, volume))[chosen, None]
 
+    def slice_scores(self, planes: Tensor) -> Tensor:
+        """Mean of the first slice share of the highest map values: (n, 1, H, W) to (n,)."""
+        return top_mean(planes.flatten(1), self.scorer.slice_shares[0])
+
     def __call__(self, inputs: Tensor, network: Any = None, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The map of one volume (1, 1, X, Y, Z), 0 where slices are skipped, and the scores of its slices."""
         volume = inputs[0]
@@ -80,7 +85,7 @@ class MapInferer(Inferer):
         anomaly_map = torch.zeros(1, *volume.shape[1:])
         self.slicer.paste(planes, anomaly_map, "axial", chosen)
         scores = torch.full((1, volume.shape[-1]), math.nan)
-        scores[0, chosen] = self.scorer.slice_scores(planes)
+        scores[0, chosen] = self.slice_scores(planes)
         return {"anomaly_map": convert_to_dst_type(anomaly_map[None], inputs)[0], "slice_scores_axial": scores}
 
     def thresholds(self, normals: Iterable[Tensor], specificity: float) -> dict[str, float]:
@@ -90,7 +95,7 @@ class MapInferer(Inferer):
         cases: list[float] = []
         for volume in normals:
             _, planes = self.planes(volume)
-            scores = self.scorer.slice_scores(planes)
+            scores = self.slice_scores(planes)
             peaks += planes.flatten(1).amax(dim=1).tolist()
             slices += scores.tolist()
             cases.append(float(self.scorer.case_score({"axial": scores})))

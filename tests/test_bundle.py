@@ -261,12 +261,11 @@ def test_without_abnormal_slices_the_mixture_changes_nothing(
         assert loss_curve(tmp_path, tag) == loss_curve(trained, tag)
 
 
-def test_made_up_lesions_are_trained_on_and_the_ratio_scores_as_any_other(
+def test_made_up_lesions_are_trained_on_and_the_model_is_used_as_any_other(
     tmp_path: Path, volumes: Path, run_workflow: Run, tiny_training: Options, tiny_network: Options
 ) -> None:
-    score = {"scoring": "ratio", "abnormal_distance": 1.5}
-    options = {**tiny_training, "epochs": 2, "dataset_dir": str(volumes), "output_dir": str(tmp_path), **score}
-    workflow = run_workflow("train.yaml", **{**options, "lesion_copies": 1})
+    options = {**tiny_training, "epochs": 2, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    workflow = run_workflow("train.yaml", **{**options, "lesion_copies": 1, "abnormal_distance": 1.5})
     slices = workflow.parser.get_parsed_content("train#dataset")
     n_normal = len(workflow.parser.get_parsed_content("train#slices"))
     assert len(slices) == 2 * n_normal
@@ -277,7 +276,7 @@ def test_made_up_lesions_are_trained_on_and_the_ratio_scores_as_any_other(
     assert "abnormal" not in held_out[0]
     for files in (["train.yaml", "evaluate.yaml"], ["inference.yaml", "evaluate.yaml"]):
         results = {"results_dir": str(tmp_path / files[0]), "ckpt_path": str(tmp_path / "model.pt")}
-        named = {**tiny_network, "n_bootstrap": 10, "scoring": "ratio"}
+        named = {**tiny_network, "n_bootstrap": 10}
         evaluated = run_workflow(files, dataset_dir=str(volumes), **results, **named)
         # the distance is the checkpoint's, whatever the options say
         (first, _) = evaluated.parser.get_parsed_content("network").prior.means
@@ -302,15 +301,6 @@ def test_small_sets_are_gone_through_more_often(n_slices: int, options: Options,
     parser.read_config(str(CONFIGS / "train.yaml"))
     parser.update({**options, "train#slices": [{}] * n_slices})
     assert parser.get_parsed_content("n_epochs") == expected
-
-
-def test_ratio_without_anything_abnormal_is_refused(
-    tmp_path: Path, volumes: Path, run_workflow: Run, tiny_training: Options
-) -> None:
-    options = {**tiny_training, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
-    with pytest.raises(RuntimeError) as raised:
-        run_workflow("train.yaml", scoring="ratio", **options)
-    assert "there are no abnormal slices to learn from. Set lesion_copies to 1 or more" in str(root_error(raised))
 
 
 def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
@@ -739,10 +729,24 @@ def test_a_misspelt_key_of_an_overlay_is_refused(
 
 
 def test_a_misspelt_argument_of_a_component_is_refused(volumes: Path, tmp_path: Path, run_workflow: Run) -> None:
-    wrong = {"network_def#slice_shares": 0.5, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    wrong = {"network_def#slice_share": 0.5, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
     with pytest.raises(RuntimeError) as raised:
         run_workflow("train.yaml", **wrong)
-    assert "slice_shares" in str(root_error(raised))
+    assert "slice_share" in str(root_error(raised))
+
+
+def test_the_readmes_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "inference.yaml"))
+    model = tmp_path / "model.pt"
+    torch.save({"model": parser.get_parsed_content("network").state_dict()}, model)
+    assert "bundle/models/model.pt" in code
+    monkeypatch.chdir(ROOT)
+    names = {"images": torch.rand(2, 1, 128, 128)}
+    exec(code.replace("bundle/models/model.pt", str(model)), names)
+    assert tuple(names["anomaly_map"].shape) == (2, 1, 128, 128)
+    assert tuple(names["scores"].shape) == (2,)
 
 
 def write_pngs(folder: Path, names: Iterable[str]) -> None:

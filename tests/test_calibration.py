@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate
 from aeflow_monai.calibration import upper_threshold
 
-BUFFERS = ("term_mean", "term_std", "map_std", "map_threshold", "slice_threshold", "case_threshold")
+STATISTICS = ("term_mean", "term_std", "map_std", "share_mean", "share_std")
+BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold")
 
 
 def blobs(n: int = 10, size: int = 64) -> Tensor:
@@ -27,6 +28,7 @@ def batches_of(images: Tensor, batch_size: int, slices_per_case: int = 1) -> lis
 
 def a_scorer(subnet: str = "conv", **options: Any) -> AnomalyScorer:
     torch.manual_seed(0)
+    options = {"by_position": False, **options}  # where it is not what a test is about
     return AnomalyScorer(AEFlow(Encoder(), n_steps=2, subnet=subnet), **options).eval()
 
 
@@ -67,7 +69,7 @@ class TestUpperThreshold:
             upper_threshold([], 0.95)
 
 
-@pytest.mark.parametrize("scoring", ["likelihood", "latent", "ratio"])
+@pytest.mark.parametrize("scoring", ["likelihood", "latent"])
 @pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
 def test_terms_and_map_of_the_normals_become_standard(beta: float, scoring: str) -> None:
     scorer, images = a_scorer(beta=beta, scoring=scoring), blobs()
@@ -85,7 +87,7 @@ def test_terms_and_map_of_the_normals_become_standard(beta: float, scoring: str)
 @pytest.mark.parametrize("scoring", ["likelihood", "latent", "paper"])
 def test_thresholds_are_those_of_the_normals_own_scores(scoring: str) -> None:
     # shares whose mean over slices is not that over pixels, cases that are cut by the batches
-    scorer, images = a_scorer(scoring=scoring, slice_share=0.05, case_share=0.4), blobs(12)
+    scorer, images = a_scorer(scoring=scoring, slice_shares=[0.05], case_share=0.4), blobs(12)
     calibrate(scorer, batches_of(images, 5, slices_per_case=3), specificity=0.6)
     with torch.no_grad():
         maps = scorer(images)
@@ -147,7 +149,7 @@ def test_an_empty_background_does_not_count(scoring: str) -> None:
 
 def test_any_channel_above_zero_is_foreground() -> None:
     torch.manual_seed(0)
-    scorer = AnomalyScorer(AEFlow(Encoder(in_channels=2), n_steps=2)).eval()
+    scorer = AnomalyScorer(AEFlow(Encoder(in_channels=2), n_steps=2), by_position=False).eval()
     half = blobs(4)
     half[..., 32:] = 0
     images = torch.cat([half, half.flip(3)], dim=1)  # together they leave nothing empty

@@ -17,7 +17,7 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from aeflow_monai import MapScorer
+from aeflow_monai import MapScorer, Places
 
 Array = npt.NDArray[Any]
 Maps = dict[str, tuple[Array, Array]]
@@ -108,7 +108,7 @@ class Pipeline:
         kinds = [transform["_target_"] for transform in parser[written]]
         self.inverse = parser.get_parsed_content(f"{written}#{kinds.index('Invertd')}")
 
-    def __call__(self, path: Path, network: Callable[[Tensor], dict[str, Tensor]] | None = None) -> Maps:
+    def __call__(self, path: Path, network: Callable[[Tensor, Places], dict[str, Tensor]] | None = None) -> Maps:
         """Maps on the grid of the file, with its affine."""
         batch = list_data_collate([self.preprocessing({"image": path})])
         with torch.no_grad():
@@ -120,7 +120,7 @@ class Pipeline:
         return {name: (value[0].numpy(), value.affine.numpy()) for name, value in found.items()}
 
 
-def the_image_itself(slices: Tensor) -> dict[str, Tensor]:
+def the_image_itself(slices: Tensor, places: Places) -> dict[str, Tensor]:
     return dict.fromkeys(MAPS, slices)
 
 

@@ -9,13 +9,13 @@ from torch.utils.data.distributed import DistributedSampler
 from aeflow_monai import LabelledSampler, LabelledSlices
 
 
-def slices(n_normal: int = 24, n_abnormal: int = 3, scoring: str = "likelihood") -> LabelledSlices:
+def slices(n_normal: int = 24, n_abnormal: int = 3) -> LabelledSlices:
     image = torch.zeros(2, 4, 6)
     normal, abnormal = (
         [{"number": first + i, "image": image} for i in range(count)]
         for first, count in ((0, n_normal), (100, n_abnormal))
     )
-    return LabelledSlices(normal, abnormal or None, scoring)
+    return LabelledSlices(normal, abnormal or None)
 
 
 def order(sampler: LabelledSampler, epoch: int = 0) -> list[int]:
@@ -40,12 +40,6 @@ def test_a_mask_of_lesions_tells_what_is_abnormal() -> None:
     item = LabelledSlices([{"image": image}], [{"image": image, "lesion": mask}])[1]
     assert torch.equal(item["abnormal"], mask)
     assert "lesion" not in item  # normal slices have none, and items of a batch have to be alike
-
-
-def test_ratio_needs_abnormal_slices() -> None:
-    assert len(slices(2, 1, "ratio")) == 3
-    with pytest.raises(ValueError, match=r"no abnormal slices to learn from\. Set lesion_copies to 1 or more"):
-        slices(2, 0, "ratio")
 
 
 def test_every_batch_has_its_share_and_every_normal_comes_once() -> None:

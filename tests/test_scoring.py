@@ -178,7 +178,8 @@ def test_paper_scoring_is_finite_at_the_published_size_and_has_no_log_determinan
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_reconstruction_term_is_ssim_also_in_mixed_precision(channels: int) -> None:
-    scorer = AnomalyScorer(AEFlow(Encoder(stages=[3], weights="random", in_channels=channels), n_steps=1))
+    network = AEFlow(Encoder(stages=[3], weights="random", in_channels=channels), n_steps=1)
+    scorer = AnomalyScorer(network, scoring="likelihood")
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(2, channels, 8, 8, generator=generator)
     image = F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic").clamp(0, 1)
@@ -195,7 +196,7 @@ def test_reconstruction_term_is_ssim_also_in_mixed_precision(channels: int) -> N
 
 
 def test_reconstruction_term_by_hand_on_flat_images() -> None:
-    scorer = a_scorer((3,))
+    scorer = a_scorer((3,), scoring="likelihood")
     flat = torch.full((1, 1, 64, 64), 0.5)
     for other, ssim in ((0.5, 1.0), (0.0, 1e-4 / (0.25 + 1e-4)), (1.0, (1 + 1e-4) / (1.25 + 1e-4))):
         output = AEFlowOutput([], [torch.zeros(1, 1, 4, 4)], torch.full_like(flat, other))
@@ -209,7 +210,7 @@ def test_reconstruction_term_by_hand_on_flat_images() -> None:
 )
 def test_shares_by_hand(share: float, expected: float) -> None:
     values = torch.tensor([3.0, 10, 1, 7, 5, 2, 9, 4, 8, 6])
-    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), slice_share=share, case_share=share)
+    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), slice_shares=[share], case_share=share)
     maps = torch.stack([values, -values]).view(2, 1, 2, 5)
     assert scorer.slice_scores(maps)[0].item() == pytest.approx(expected)
     assert scorer.slice_scores(maps)[1].item() == pytest.approx(expected - 11)
@@ -298,11 +299,13 @@ def test_new_scorer_flags_nothing() -> None:
     [
         (
             {"scoring": "density"},
-            r"Unknown scoring 'density': choose one of \['likelihood', 'latent', 'paper', 'ratio'\]",
+            r"Unknown scoring 'density': choose one of \['latent', 'likelihood', 'paper'\]",
         ),
         ({"beta": 1.5}, r"beta .* in \[0, 1\]; got 1\.5"),
-        ({"slice_share": 0.0}, r"slice_share .* in \(0, 1\]; got 0\.0"),
-        ({"case_share": 1.1}, r"case_share .* in \(0, 1\]; got 1\.1"),
+        ({"slice_shares": []}, r"list of one or more shares, as \[0\.05, 1\.0\]; got \[\]"),
+        ({"slice_shares": 0.5}, r"list of one or more shares, as \[0\.05, 1\.0\]; got 0\.5"),
+        ({"slice_shares": [0.5, 0.0]}, r"slice_shares: .* in \(0, 1\]; got 0\.0"),
+        ({"case_share": 1.1}, r"case_share: .* in \(0, 1\]; got 1\.1"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
@@ -313,9 +316,10 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"scoring": "latent"}, "scoring likelihood in the checkpoint, latent here"),
+        ({"scoring": "likelihood"}, "scoring latent in the checkpoint, likelihood here"),
         ({"beta": 0.5}, "beta 0.9 in the checkpoint, 0.5 here"),
-        ({"slice_share": 0.3}, r"slice_share 1\.0 in the checkpoint, 0\.3 here"),
+        ({"by_position": False}, "by_position True in the checkpoint, False here"),
+        ({"slice_shares": [0.3]}, r"slice_shares \[1\.0\] in the checkpoint, \[0\.3\] here"),
     ],
 )
 def test_thresholds_are_not_used_for_another_score(other: dict[str, Any], named: str) -> None:
@@ -324,20 +328,18 @@ def test_thresholds_are_not_used_for_another_score(other: dict[str, Any], named:
         AnomalyScorer(AEFlow(Encoder(), n_steps=1), **other).load_state_dict(trained.state_dict())
 
 
-def test_ratio_is_the_priors_log_ratio() -> None:
-    scorer, images = a_scorer((2, 3), scoring="ratio", abnormal_distance=1.5), torch.rand(2, 1, 64, 64)
-    with torch.no_grad():
-        output = scorer.aeflow(images)
-        terms = scorer.terms(output, images)
-    for stage, (latent, mean) in enumerate(zip(output.latents, scorer.prior.means, strict=True)):
-        assert mean.square().mean().sqrt().item() == pytest.approx(1.5)
-        towards = latent.square() / 2 - (latent - mean.view(1, -1, 1, 1)).square() / 2
-        expected = F.interpolate(towards.mean(dim=1, keepdim=True), size=(64, 64), mode="bilinear")
-        torch.testing.assert_close(terms[:, stage : stage + 1], expected, rtol=1e-4, atol=1e-4)
+def test_slice_score_is_the_most_unusual_of_its_shares() -> None:
+    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), slice_shares=[0.25, 1.0])
+    scorer.share_mean.copy_(torch.tensor([2.0, 0.5]))
+    scorer.share_std.copy_(torch.tensor([0.5, 0.25]))
+    spot, haze = torch.tensor([4.0, 0.0, 0.0, 0.0]), torch.tensor([2.0, 2.0, 2.0, 2.0])
+    maps = torch.stack([spot, haze]).view(2, 1, 2, 2)
+    assert scorer.slice_scores(maps).tolist() == [(4 - 2) / 0.5, (2 - 0.5) / 0.25]
 
 
-def test_checkpoint_without_a_prior_is_of_an_earlier_version() -> None:
+@pytest.mark.parametrize("part", ["prior.", "position."])
+def test_checkpoint_without_a_part_is_of_an_earlier_version(part: str) -> None:
     scorer = a_scorer()
-    state = {key: value for key, value in scorer.state_dict().items() if not key.startswith("prior.")}
-    with pytest.raises(ValueError, match="by an earlier version, without a prior in it: train again"):
+    state = {key: value for key, value in scorer.state_dict().items() if not key.startswith(part)}
+    with pytest.raises(ValueError, match=rf"by an earlier version, which had no {part}.* yet: train again"):
         scorer.load_state_dict(state)

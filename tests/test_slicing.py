@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from aeflow_monai import SlicedInferer, Slicer
+from aeflow_monai import Places, SlicedInferer, Slicer
 
 PLANES = ("axial", "coronal", "sagittal")
 # X to posterior, Y to left, Z to superior
@@ -28,7 +28,7 @@ def smooth_volume(shape: tuple[int, int, int]) -> Tensor:
     return (2 + torch.sin(x[:, None, None]) + torch.cos(y[:, None] + z))[None] / 4
 
 
-def identity(slices: Tensor) -> Tensor:
+def identity(slices: Tensor, places: Places) -> Tensor:
     return slices
 
 
@@ -270,7 +270,7 @@ class Network:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def __call__(self, slices: Tensor) -> dict[str, Tensor]:
+    def __call__(self, slices: Tensor, places: Places) -> dict[str, Tensor]:
         self.calls.append(len(slices))
         means = slices.mean(dim=(1, 2, 3))
         return {
@@ -316,7 +316,9 @@ class TestSlicedInferer:
         volume = torch.zeros(1, 1, 10, 10, 6)
         volume[..., 2:8, 2:8, 1:4] = 0.5
         slicer = Slicer(axes, image_size=[32, 32], fit="pad", min_foreground=0.05)
-        found = SlicedInferer(slicer)(volume, lambda s: {"map": torch.ones_like(s), "score": torch.ones(len(s))})
+        found = SlicedInferer(slicer)(
+            volume, lambda s, places: {"map": torch.ones_like(s), "score": torch.ones(len(s))}
+        )
         assert isinstance(found, dict)
         inside = {"axial": (6, range(1, 4)), "coronal": (10, range(2, 8)), "sagittal": (10, range(2, 8))}
         for plane in axes:
@@ -349,7 +351,7 @@ class TestSlicedInferer:
         volume = torch.zeros(1, 1, *SHAPE)
         volume[..., 6:, :, :] = 1  # the posterior half is seen by all planes, the anterior one not by coronal ones
 
-        def network(slices: Tensor) -> Tensor:
+        def network(slices: Tensor, places: Places) -> Tensor:
             # without padding, the size says the plane
             return torch.full_like(slices, sides[slices.shape[2], slices.shape[3]])
 
@@ -365,7 +367,7 @@ class TestSlicedInferer:
 
         marked = torch.zeros_like(volume)
 
-        def by_brightness(slices: Tensor) -> Tensor:
+        def by_brightness(slices: Tensor, places: Places) -> Tensor:
             return torch.full_like(slices, 100 if slices.max() == 1 else 1)
 
         marked[..., 6:, :, :] = 0.5
@@ -393,7 +395,7 @@ class TestSlicedInferer:
             network = Network()
             inferer = SlicedInferer(Slicer(axes, (32, 32), "pad", min_foreground=0.1), batch_size)
             with torch.no_grad():
-                found.append(inferer(volume, lambda slices, network=network: network(conv(slices))))
+                found.append(inferer(volume, lambda slices, places, network=network: network(conv(slices), places)))
             counts = [20, 12, 16][: len(axes)]
             size = -(-batch_size // cores)
             expected = [min(size, n - start) for n in counts for start in range(0, n, size)]
@@ -412,7 +414,7 @@ class TestSlicedInferer:
             threads(cores)
             seen: list[tuple[int, int, bool]] = []
 
-            def network(slices: Tensor, seen: list[tuple[int, int, bool]] = seen) -> dict[str, Tensor]:
+            def network(slices: Tensor, places: Places, seen: list[tuple[int, int, bool]] = seen) -> dict[str, Tensor]:
                 seen.append((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
                 time.sleep(0.001)  # for the other thread to have its turn
                 return {"map": slices**2, "score": slices.amax(dim=(1, 2, 3))}
@@ -429,7 +431,7 @@ class TestSlicedInferer:
     def test_gradients_go_through_one_thread(self, threads: Callable[[int], None]) -> None:
         threads(2)
         volume = volume_of((1, 1, *SHAPE)).requires_grad_()
-        found = SlicedInferer(Slicer(image_size=[32, 32], fit="pad"))(volume, lambda slices: slices**2)
+        found = SlicedInferer(Slicer(image_size=[32, 32], fit="pad"))(volume, lambda slices, places: slices**2)
         assert isinstance(found, Tensor)
         found.sum().backward()
         torch.testing.assert_close(volume.grad, 2 * volume.detach())
@@ -438,7 +440,7 @@ class TestSlicedInferer:
         threads(2)
         volume = volume_of((1, 1, *SHAPE))
         with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
-            SlicedInferer(Slicer(image_size=[32, 32]))(volume, torch.nn.Conv2d(3, 1, 1))
+            SlicedInferer(Slicer(image_size=[32, 32]))(volume, lambda slices, places: torch.nn.Conv2d(3, 1, 1)(slices))
         assert torch.get_num_threads() == 2
 
     def test_a_picture_is_one_axial_slice_whatever_the_planes(self) -> None:
@@ -459,7 +461,7 @@ class TestSlicedInferer:
         volume = MetaTensor(volume_of((1, 1, *SHAPE)), affine=affine, meta={"filename_or_obj": "a.nii"})
         seen: list[type] = []
 
-        def network(slices: Tensor) -> Tensor:
+        def network(slices: Tensor, places: Places) -> Tensor:
             seen.append(type(slices))
             return slices
 
@@ -472,14 +474,14 @@ class TestSlicedInferer:
 
     def test_further_arguments_reach_the_network(self) -> None:
         found = SlicedInferer(Slicer(image_size=[32, 32], fit="pad"))(
-            torch.ones(1, 1, *SHAPE), lambda slices, a, b: a * slices + b, 3, b=4
+            torch.ones(1, 1, *SHAPE), lambda slices, places, a, b: a * slices + b, 3, b=4
         )
         assert (found == 7).all()
 
     def test_the_volume_stays_as_it_was(self) -> None:
         volume = volume_of((1, 1, *SHAPE))
         before = volume.clone()
-        SlicedInferer(Slicer(PLANES, [32, 32]))(volume, lambda slices: slices.mul_(2))
+        SlicedInferer(Slicer(PLANES, [32, 32]))(volume, lambda slices, places: slices.mul_(2))
         assert torch.equal(volume, before)
 
     @pytest.mark.parametrize("shape", [(2, 1, 8, 8, 4), (1, 1, 8, 8), (1, 8, 8), (1, 1, 8, 8, 4, 2)])

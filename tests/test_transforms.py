@@ -20,6 +20,7 @@ from aeflow_monai import (
     EnsureVolumed,
     MaskMapd,
     MatchChannelsd,
+    Places,
     ScaleForegroundd,
     ScoreMapd,
     SlicedInferer,
@@ -93,7 +94,7 @@ def there_and_back(chain: Compose, path: Path) -> tuple[Tensor, MetaTensor]:
     """The slices at the network's door (C, 64, 64, n), and a map which equals them there, on the file's grid."""
     seen: list[Tensor] = []
 
-    def network(slices: Tensor) -> Tensor:
+    def network(slices: Tensor, places: Places) -> Tensor:
         seen.append(slices)
         return slices
 
@@ -375,7 +376,7 @@ class TestScaleForeground:
 @pytest.fixture(scope="module")
 def scorer() -> AnomalyScorer:
     torch.manual_seed(0)
-    return AnomalyScorer(AEFlow(Encoder(), n_steps=1), slice_share=0.1, case_share=0.4).eval()
+    return AnomalyScorer(AEFlow(Encoder(), n_steps=1), slice_shares=[0.1], case_share=0.4).eval()
 
 
 def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:

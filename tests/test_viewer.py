@@ -113,7 +113,7 @@ def test_an_unknown_output_is_refused() -> None:
 
 
 def test_the_inferer_gives_the_bare_networks_score_and_thresholds() -> None:
-    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=2), slice_share=0.1, case_share=0.5).eval()
+    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=2), slice_shares=[0.1], case_share=0.5).eval()
     volume = torch.rand(1, 1, 32, 32, 3)
     inferer = ViewerInferer(Slicer(image_size=[32, 32]), batch_size=2)
     with pytest.raises(ValueError, match="not calibrated"):
@@ -132,5 +132,5 @@ def test_the_inferer_gives_the_bare_networks_score_and_thresholds() -> None:
 
 def test_the_inferer_runs_any_other_network_as_its_parent_does() -> None:
     volume = torch.rand(1, 1, 32, 32, 3)
-    output = ViewerInferer(Slicer(image_size=[32, 32]))(volume, lambda slices: 2 * slices)
+    output = ViewerInferer(Slicer(image_size=[32, 32]))(volume, lambda slices, places: 2 * slices)
     torch.testing.assert_close(output, 2 * volume)

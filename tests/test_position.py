@@ -1,0 +1,184 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from aeflow_monai import AEFlow, AnomalyScorer, Encoder, Places, PositionNorm, calibrate
+from aeflow_monai.position import PositionMoments
+
+SIZE = 32
+
+
+def volume_like(n_cases: int, n_slices: int = 9, seed: int = 0) -> tuple[Tensor, Places, list[str]]:
+    """Maps of normals that are high on the left and in the upper slices, and noisier there."""
+    generator = torch.Generator().manual_seed(seed)
+    heights = torch.linspace(0, 1, n_slices).repeat(n_cases)
+    left = torch.linspace(1, 0, SIZE).expand(SIZE, SIZE)
+    level = heights.view(-1, 1, 1, 1) + left
+    maps = 3 * level + (0.5 + level) * torch.randn(len(heights), 1, SIZE, SIZE, generator=generator)
+    cases = [f"case_{index // n_slices}" for index in range(len(heights))]
+    return maps, Places(["axial"] * len(heights), heights), cases
+
+
+def moments_of(
+    maps: Tensor, places: Places | None, cases: list[str], foreground: Tensor | None = None
+) -> PositionMoments:
+    moments = PositionMoments()
+    moments.add(maps, torch.ones_like(maps) if foreground is None else foreground, places, cases)
+    return moments
+
+
+def fitted(*args: Any, **options: Any) -> PositionNorm:
+    norm = PositionNorm()
+    norm.fit([moments_of(*args, **options)])
+    return norm
+
+
+def test_before_it_is_fitted_it_changes_nothing() -> None:
+    maps, places, _ = volume_like(2)
+    assert torch.equal(PositionNorm()(maps, places), maps)
+
+
+def test_what_is_odd_in_all_normals_is_no_longer_odd() -> None:
+    norm = fitted(*volume_like(20))
+    maps, places, _ = volume_like(20, seed=1)  # others
+    found = norm(maps, places)
+    for part in (found[..., :8], found[..., -8:], found[places.heights < 0.2], found[places.heights > 0.8]):
+        assert part.mean().item() == pytest.approx(0, abs=0.3)
+        assert part.std().item() == pytest.approx(1, abs=0.15)
+    # while before the left and the top stood out
+    assert maps[..., :8].mean() > maps[..., -8:].mean() + 2
+    spot = maps.clone()
+    spot[..., 16, 20] += 20
+    torch.testing.assert_close(norm(spot, places) > found + 5, spot > maps + 1)
+
+
+def test_planes_do_not_mix() -> None:
+    maps, places, cases = volume_like(6)
+    both = Places(["axial", "coronal"] * (len(maps) // 2), places.heights)
+    shifted = maps + torch.tensor([0.0, 100.0]).repeat(len(maps) // 2).view(-1, 1, 1, 1)
+    found = fitted(shifted, both, cases)(shifted, both)
+    assert found[0::2].mean().item() == pytest.approx(found[1::2].mean().item(), abs=0.3)
+
+
+def test_images_of_no_volume_have_one_place() -> None:
+    maps = volume_like(6)[0]
+    lone = Places(["axial"] * len(maps), torch.full((len(maps),), 0.5))
+    cases = [str(index) for index in range(len(maps))]
+    assert torch.equal(fitted(maps, None, cases)(maps, lone), fitted(maps, lone, cases)(maps))
+
+
+def test_background_does_not_count() -> None:
+    maps, places, cases = volume_like(6)
+    foreground = torch.ones_like(maps)
+    foreground[..., :12, :] = 0
+    changed = torch.where(foreground > 0, maps, 1000 * torch.rand(maps.shape))
+    one, other = (fitted(each, places, cases, foreground=foreground) for each in (maps, changed))
+    torch.testing.assert_close(one.mean, other.mean)
+    torch.testing.assert_close(one.std, other.std)
+
+
+def test_between_slices_that_lie_far_apart_the_nearest_speak() -> None:
+    maps, places, cases = volume_like(20, n_slices=3)
+    norm = fitted(maps, places, cases)
+    between = Places(["axial"], torch.tensor([0.4]))
+    nearest = norm(torch.zeros(1, 1, SIZE, SIZE), Places(["axial"], torch.tensor([0.5])))
+    torch.testing.assert_close(norm(torch.zeros(1, 1, SIZE, SIZE), between), nearest, rtol=0.05, atol=0.05)
+
+
+def test_a_place_that_no_normal_has_is_compared_with_what_is_usual_anywhere() -> None:
+    maps, places, cases = volume_like(6)
+    norm = fitted(maps, places, cases)
+    sagittal = norm(maps, Places(["sagittal"] * len(maps), places.heights))
+    torch.testing.assert_close(sagittal, (maps - maps.mean()) / maps.std(), rtol=0.1, atol=0.1)
+
+
+def test_size_of_the_slice_does_not_matter() -> None:
+    maps, places, cases = volume_like(6)
+    larger = torch.nn.functional.interpolate(maps, scale_factor=3, mode="nearest")
+    torch.testing.assert_close(fitted(larger, places, cases).mean, fitted(maps, places, cases).mean)
+
+
+def test_maps_that_never_change_give_finite_values() -> None:
+    flat = torch.ones(4, 1, SIZE, SIZE)
+    norm = fitted(flat, None, list("abcd"))
+    assert torch.equal(norm(flat), torch.zeros_like(flat))
+    assert torch.isfinite(norm(2 * flat)).all()
+
+
+def test_no_foreground_is_an_error() -> None:
+    moments = moments_of(torch.ones(1, 1, SIZE, SIZE), None, ["a"], torch.zeros(1, 1, SIZE, SIZE))
+    assert moments.is_empty
+    with pytest.raises(ValueError, match="needs maps of normals with a foreground; got none"):
+        PositionNorm().fit([moments])
+
+
+class TestCalibration:
+    @staticmethod
+    def a_scorer() -> AnomalyScorer:
+        torch.manual_seed(0)
+        return AnomalyScorer(AEFlow(Encoder(), n_steps=2), slice_shares=[0.1, 1.0]).eval()
+
+    @staticmethod
+    def batches(n_cases: int, n_slices: int = 5) -> list[dict[str, Any]]:
+        generator = torch.Generator().manual_seed(n_cases)
+        coarse = torch.randn(n_cases * n_slices, 1, 8, 8, generator=generator)
+        images = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").sigmoid()
+        images[..., :16] = 0.5  # the left of all of them is flat, which the network finds easy or hard
+        return [
+            {
+                "image": images[start : start + n_slices],
+                "case": [f"case_{start}"] * n_slices,
+                "axis": ["axial"] * n_slices,
+                "height": torch.linspace(0, 1, n_slices),
+            }
+            for start in range(0, len(images), n_slices)
+        ]
+
+    def test_maps_of_new_normals_are_standard_everywhere(self) -> None:
+        scorer = self.a_scorer()
+        calibrate(scorer, self.batches(12))
+        with torch.no_grad():
+            found = torch.cat([scorer(b["image"], Places(b["axis"], b["height"])) for b in self.batches(11)])
+        for part in (found[..., :12], found[..., 28:]):
+            assert part.mean().item() == pytest.approx(0, abs=0.35)
+            assert part.std().item() == pytest.approx(1, abs=0.3)
+
+    def test_thresholds_hold_for_new_normals_of_few_cases(self) -> None:
+        """Compared with themselves, the maps of few cases would be too small, and so would their threshold."""
+        scorer, new = self.a_scorer(), self.batches(40)
+        calibrate(scorer, self.batches(5), specificity=0.8)
+        with torch.no_grad():
+            scores = torch.cat([scorer.slice_scores(scorer(b["image"], Places(b["axis"], b["height"]))) for b in new])
+        assert (scores <= scorer.slice_threshold).float().mean() >= 0.7
+
+    def test_one_case_is_enough(self) -> None:
+        scorer = self.a_scorer()
+        calibrate(scorer, self.batches(1))
+        assert all(torch.isfinite(buffer).all() for buffer in scorer.buffers() if buffer.is_floating_point())
+
+    def test_black_images_leave_it_alone(self) -> None:
+        scorer = self.a_scorer()
+        calibrate(scorer, [{"image": torch.zeros(2, 1, 64, 64), "case": ["a", "b"]}])
+        assert torch.equal(scorer.position.mean, torch.zeros_like(scorer.position.mean))
+
+    def test_a_failure_leaves_it_as_it_was(self) -> None:
+        scorer = self.a_scorer()
+        calibrate(scorer, self.batches(3))
+        before = {name: buffer.clone() for name, buffer in scorer.position.state_dict().items()}
+        bad = self.batches(4)
+        bad[-1]["image"] = bad[-1]["image"] * float("nan")
+        with pytest.raises(ValueError, match="not finite"):
+            calibrate(scorer, bad)
+        assert all(torch.equal(scorer.position.state_dict()[name], value) for name, value in before.items())
+
+    def test_switched_off_maps_stay_as_they_were(self) -> None:
+        torch.manual_seed(0)
+        scorer = AnomalyScorer(AEFlow(Encoder(), n_steps=2), by_position=False).eval()
+        batches = self.batches(3)
+        calibrate(scorer, batches)
+        image = batches[0]["image"]
+        with torch.no_grad():
+            low = scorer(image, Places(["axial"] * 5, torch.zeros(5)))
+            assert torch.equal(low, scorer(image))
