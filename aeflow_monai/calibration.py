@@ -73,8 +73,8 @@ def calibrate(
         scorer: trained; is set to evaluation mode and back.
         batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "file" (N paths, where
             a case has several images), "axis" and "height" (N planes and N numbers, of slices of volumes; see `Places`)
-            and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable again and again in the same
-            order, and must hold normals only.
+            and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable three times, and the network
+            runs each time; must hold normals only.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
 
@@ -167,6 +167,7 @@ def _fit_position(
             group = groups[group_of.setdefault(case, len(group_of) % _GROUPS)]
             group.add(each[None], of_it[None], place, [case])
     if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
+        scorer.position.reset()
         return {}
     scorer.position.fit(groups)
     norms = []

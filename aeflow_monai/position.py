@@ -58,7 +58,7 @@ class PositionMoments:
             cases: names of the cases that they are of.
         """
         maps, weight = maps.double().cpu(), foreground.double().cpu()
-        planes, heights = _numbers(places, len(maps))
+        planes, heights = (numbers.expand(len(maps)) for numbers in _numbers(places))
         parts = torch.cat([weight, weight * maps, weight * maps.square()], dim=1)
         parts = F.adaptive_avg_pool2d(parts, _GRID)
         bins = torch.linspace(0, 1, _HEIGHTS, dtype=torch.float64)
@@ -92,16 +92,21 @@ class PositionNorm(nn.Module):
         Returns:
             (N, 1, H, W), in standard deviations of normals at the same place.
         """
-        planes, heights = _numbers(places, len(maps))
+        planes, heights = _numbers(places)
         place = heights * (_HEIGHTS - 1)
         below = place.floor().clamp(0, _HEIGHTS - 2).long()
-        share = (place - below).view(-1, 1, 1).to(maps)
-        planes, below = planes.to(maps.device), below.to(maps.device)
+        share = (place - below).view(-1, 1, 1).to(self.mean)
+        planes, below = planes.to(self.mean.device), below.to(self.mean.device)
         usual = []
         for field in (self.mean, self.std):
             at_height = torch.lerp(field[planes, below], field[planes, below + 1], share)
             usual.append(F.interpolate(at_height[:, None], maps.shape[-2:], mode="bilinear", align_corners=False))
         return (maps - usual[0]) / usual[1]
+
+    def reset(self) -> None:
+        """Forget what is usual."""
+        self.mean.zero_()
+        self.std.fill_(1.0)
 
     @torch.no_grad()
     def fit(self, moments: Iterable[PositionMoments]) -> None:
@@ -123,24 +128,27 @@ class PositionNorm(nn.Module):
         anywhere = (total[:, 1:] / total[:, :1]).view(-1, 1, 2, 1, 1)
         smooth = _smooth(sums)
         weight, parts = smooth[:, :, :1], smooth[:, :, 1:]
-        here = parts / weight.clamp_min(1e-12)
-        # at each height by itself: where slices are far apart, the nearest speak for what lies between
-        cases = n_cases * weight / weight.amax(dim=(3, 4), keepdim=True).clamp_min(1e-12)
+        least = torch.finfo(weight.dtype).tiny
+        here = parts / weight.clamp_min(least)
+        # at each height by itself, however small all weights are: where slices are far apart, the nearest speak for
+        # what lies between
+        cases = n_cases * weight / weight.amax(dim=(3, 4), keepdim=True).clamp_min(least)
         first, second = ((cases * here + _CASES_OF_ALL_PLACES * anywhere) / (cases + _CASES_OF_ALL_PLACES)).unbind(
             dim=2
         )
         variance = (second - first.square()).clamp_min(0)
         deviation = (anywhere[:, :, 1] - anywhere[:, :, 0].square()).clamp_min(0).sqrt()
         # a place that never changed must not turn every change into a finding
-        least = torch.where(deviation > 0, 0.1 * deviation, 1.0)
+        flat = deviation <= 1e-6 * anywhere[:, :, 0].abs()  # all the same but for rounding
+        smallest = torch.where(flat, 1.0, 0.1 * deviation)
         self.mean.copy_(first)
-        self.std.copy_(variance.sqrt().maximum(least))
+        self.std.copy_(variance.sqrt().maximum(smallest))
 
 
-def _numbers(places: Places | None, count: int) -> tuple[Tensor, Tensor]:
-    """Number of the plane and relative height of each slice, (N,) and (N,)."""
-    if places is None:
-        return torch.zeros(count, dtype=torch.long), torch.full((count,), 0.5)
+def _numbers(places: Places | None) -> tuple[Tensor, Tensor]:
+    """Number of the plane and relative height of each slice, (N,) and (N,); of lone images one for all."""
+    if places is None:  # of one for all, so that a traced network takes batches of any size
+        return torch.zeros(1, dtype=torch.long), torch.full((1,), 0.5)
     planes = torch.tensor([_PLANES.index(plane) for plane in places.planes], dtype=torch.long)
     return planes, torch.as_tensor(places.heights).float().cpu().clamp(0, 1)
 

@@ -240,7 +240,6 @@ class AnomalyScorer(nn.Module):
         Raises:
             ValueError: tensors are missing, left over, or of another shape, or the score was defined otherwise.
         """
-        self._check_settings(state_dict.get("settings"))
         own = self.state_dict()
         missing = [key for key in own if key not in state_dict]
         extra = [key for key in state_dict if key not in own]
@@ -249,10 +248,14 @@ class AnomalyScorer(nn.Module):
             for key in own
             if key in state_dict and state_dict[key].shape != own[key].shape
         ]
-        if strict and missing and not extra and not reshaped and not any(key.startswith("aeflow.") for key in missing):
+        known = {key.partition(".")[0] for key in state_dict}
+        if strict and (
+            new := [part for part in dict.fromkeys(key.partition(".")[0] for key in own) if part not in known]
+        ):
             raise ValueError(
-                f"The checkpoint was trained by an earlier version, which had no {missing[0]} yet: train again."
+                f"The checkpoint was trained by an earlier version, which had no {new[0]} yet: train again."
             )
+        self._check_settings(state_dict.get("settings"))
         if strict and (missing or extra or reshaped):
             details = [
                 f"{len(found)} {what}, first {found[0]}"

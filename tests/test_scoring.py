@@ -337,9 +337,10 @@ def test_slice_score_is_the_most_unusual_of_its_shares() -> None:
     assert scorer.slice_scores(maps).tolist() == [(4 - 2) / 0.5, (2 - 0.5) / 0.25]
 
 
-@pytest.mark.parametrize("part", ["prior.", "position."])
+@pytest.mark.parametrize("part", ["prior", "position", "share_mean"])
 def test_checkpoint_without_a_part_is_of_an_earlier_version(part: str) -> None:
     scorer = a_scorer()
     state = {key: value for key, value in scorer.state_dict().items() if not key.startswith(part)}
+    state["settings"] = torch.tensor([3.0, 0.9, 0.05, 0.25], dtype=torch.float64)  # scoring was one of four there
     with pytest.raises(ValueError, match=rf"by an earlier version, which had no {part}.* yet: train again"):
         scorer.load_state_dict(state)

@@ -49,6 +49,7 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
     save_label = _one_at_a_time(LocalDatastore.save_label)
     remove_label = _one_at_a_time(LocalDatastore.remove_label)
     update_image_info = _one_at_a_time(LocalDatastore.update_image_info)
+    _update_datastore_file = _one_at_a_time(LocalDatastore._update_datastore_file)
     update_label_info = _one_at_a_time(LocalDatastore.update_label_info)
 
     # what reads
@@ -62,4 +63,5 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
     get_unlabeled_images = _one_at_a_time(LocalDatastore.get_unlabeled_images)
     list_images = _one_at_a_time(LocalDatastore.list_images)
     status = _one_at_a_time(LocalDatastore.status)
+    get_dataset_archive = _one_at_a_time(LocalDatastore.get_dataset_archive)
     json = _one_at_a_time(LocalDatastore.json)
