@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def calibrate(
         batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "file" (N paths, where
             a case has several images), "axis" and "height" (N planes and N numbers, of slices of volumes; see `Places`)
             and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable three times, and the network
-            runs each time; must hold normals only.
+            runs each time; must hold normals only, and the slices of a volume's plane one after the other.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
 
@@ -91,8 +91,7 @@ def calibrate(
         usual: dict[str, PositionNorm] = {}
         if scorer.is_standardised:
             _fit_terms(scorer, batches, device)
-            if scorer.by_position:
-                usual = _fit_position(scorer, batches, device)
+            usual = _fit_position(scorer, batches, device)
         _fit_scores(scorer, batches, specificity, device, usual)
     except BaseException:
         # new terms with old thresholds would look like a calibrated model
@@ -153,53 +152,72 @@ def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], devi
     scorer.map_std.copy_((factors @ covariance @ factors).clamp_min(1e-12).sqrt())
 
 
+class _Stack(NamedTuple):
+    """The slices of one plane of one volume; or an image of its own."""
+
+    case: str
+    file: str
+    axis: str
+    weighted_sum: Tensor  # (n, 1, H, W), blurred through the slices
+    foreground: Tensor  # (n, 1, H, W)
+    places: Places | None
+
+
+def _stacks(
+    scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], device: torch.device | str
+) -> Iterator[_Stack]:
+    """What batches hold, put together by volume and plane, whose slices have to follow each other."""
+    waiting: list[_Stack] = []
+    for batch in batches:
+        output, image = _output(scorer, batch, device)
+        sums, foreground = scorer.weighted_sum(output, image), (image > 0).any(dim=1, keepdim=True)
+        places = places_of(batch)
+        files = batch.get("file", batch["case"])
+        axes = batch.get("axis", ["axial"] * len(files))
+        for index, case, file, axis in zip(range(len(sums)), batch["case"], files, axes, strict=True):
+            one = slice(index, index + 1)
+            place = None if places is None else Places(axes[one], places.heights[one])
+            if waiting and (place is None or (case, file, axis) != waiting[0][:3]):
+                yield _joined(scorer, waiting)
+                waiting = []
+            waiting.append(_Stack(case, file, axis, sums[one], foreground[one], place))
+    if waiting:
+        yield _joined(scorer, waiting)
+
+
+def _joined(scorer: AnomalyScorer, slices: Sequence[_Stack]) -> _Stack:
+    first = slices[0]
+    sums, foreground = (
+        torch.cat(parts) for parts in zip(*((s.weighted_sum, s.foreground) for s in slices), strict=True)
+    )
+    found = [s.places for s in slices if s.places is not None]
+    places = Places([first.axis] * len(found), torch.cat([place.heights for place in found])) if found else None
+    return first._replace(weighted_sum=scorer.through_slices(sums, places), foreground=foreground, places=places)
+
+
 def _fit_position(
     scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], device: torch.device | str
 ) -> dict[str, PositionNorm]:
     """Fit the scorer's, and for each case one that does not know it."""
     group_of: dict[str, int] = {}
     groups = [PositionMoments() for _ in range(_GROUPS)]
-    for batch in batches:
-        output, image = _output(scorer, batch, device)
-        sums, foreground = scorer.weighted_sum(output, image), (image > 0).any(dim=1, keepdim=True)
-        places = _each(places_of(batch), len(sums))
-        for each, of_it, place, case in zip(sums, foreground, places, batch["case"], strict=True):
-            group = groups[group_of.setdefault(case, len(group_of) % _GROUPS)]
-            group.add(each[None], of_it[None], place, [case])
+    for stack in _stacks(scorer, batches, device):
+        group = groups[group_of.setdefault(stack.case, len(group_of) % _GROUPS)]
+        group.add(stack.weighted_sum, stack.foreground, stack.places, stack.case)
     if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
         scorer.position.reset()
-        return {}
-    scorer.position.fit(groups)
+        return dict.fromkeys(group_of, scorer.position)
+    scorer.position.fit(groups, scorer.by_position)
+    if not scorer.by_position:
+        return dict.fromkeys(group_of, scorer.position)
     norms = []
     for left_out in groups:
         others = [group for group in groups if group is not left_out]
         norm = PositionNorm().to(device)
-        if all(group.is_empty for group in others):  # a single case
-            norm.load_state_dict(scorer.position.state_dict())
-        else:
-            norm.fit(others)
+        # of a single case there are no others
+        norm.fit(groups if all(group.is_empty for group in others) else others)
         norms.append(norm)
     return {case: norms[number] for case, number in group_of.items()}
-
-
-def _map_of_normals(
-    scorer: AnomalyScorer,
-    batch: Mapping[str, Any],
-    device: torch.device | str,
-    usual: Mapping[str, PositionNorm],
-) -> Tensor:
-    """Anomaly maps of a batch, each standardised by what is usual in other cases."""
-    output, image = _output(scorer, batch, device)
-    sums, places = scorer.weighted_sum(output, image), places_of(batch)
-    if not usual:
-        return sums
-    found = zip(sums, _each(places, len(sums)), batch["case"], strict=True)
-    return torch.cat([usual[case](each[None], place) for each, place, case in found])
-
-
-def _each(places: Places | None, count: int) -> list[Places | None]:
-    """The places of a batch, one by one."""
-    return [None if places is None else Places([places.planes[i]], places.heights[i : i + 1]) for i in range(count)]
 
 
 def _fit_scores(
@@ -213,13 +231,13 @@ def _fit_scores(
     origin: list[tuple[str, str, str]] = []
     peaks: list[float] = []
     means: list[Tensor] = []
-    for batch in batches:
-        anomaly_map = _map_of_normals(scorer, batch, device, usual)
+    for stack in _stacks(scorer, batches, device):
+        anomaly_map = stack.weighted_sum
+        if scorer.is_standardised:
+            anomaly_map = usual[stack.case](anomaly_map, stack.places)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         means.append(scorer.top_means(anomaly_map).double().cpu())
-        files = batch.get("file", batch["case"])
-        axes = batch.get("axis", ["axial"] * len(files))
-        origin += zip(batch["case"], files, axes, strict=True)
+        origin += [stack[:3]] * len(anomaly_map)
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")
     of_slices = torch.cat(means)

@@ -17,6 +17,8 @@ from aeflow_monai.slicing import Places, Slicer, stack_of
 
 __all__ = ["SlicedInferer"]
 
+_UNFINISHED = "weighted_sum"  # what a network's method `finish` takes
+_FINISHED = ("anomaly_map", "slice_scores")  # and what it gives
 _UNNAMED = ""  # the map of a network that gives one tensor
 
 
@@ -24,6 +26,10 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
     """Runs a network over the chosen slices of a volume and re-assembles what it says of them.
 
     Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that saw it.
+
+    A network may have a method `finish`, as `MapScorer` does, for what takes all slices of a plane at once: it is
+    called with what the network gave as "weighted_sum" for them (n, 1, H, W) and with their `Places`, and gives the
+    "anomaly_map" and "slice_scores" that count.
 
     Args:
         slicer: the policy.
@@ -76,21 +82,36 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         volume = inputs[0].as_subclass(Tensor)
         axes = self.slicer.axes_of(volume)
         assembly = _Assembly(self.slicer, volume)
+        finish = getattr(network, "finish", None)
         seen = torch.zeros(1, *volume.shape[1:], device=volume.device) if len(axes) > 1 else None
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
                 continue
             heights = self.slicer.places(indices, axis).heights
+            unfinished: dict[int, Tensor] = {}  # by the first slice of each batch
 
-            def look(some: Tensor, axis: str = axis, indices: Tensor = indices, heights: Tensor = heights) -> None:
+            def look(
+                some: Tensor,
+                axis: str = axis,
+                indices: Tensor = indices,
+                heights: Tensor = heights,
+                unfinished: dict[int, Tensor] = unfinished,
+            ) -> None:
                 places = Places([axis] * len(some), heights[some])
                 slices = self.slicer.slices(volume, axis, indices[some])
-                assembly.add(network(slices, places, *args, **kwargs), axis, indices[some])
+                output = network(slices, places, *args, **kwargs)
+                if finish is not None and isinstance(output, dict):
+                    unfinished[int(some[0])] = output.pop(_UNFINISHED)
+                    output = {name: value for name, value in output.items() if name not in _FINISHED}
+                assembly.add(output, axis, indices[some])
 
             sides = _sides(volume.device)
             batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
             _side_by_side(look, batches, min(sides, len(batches)))
+            if finish is not None:
+                sums = torch.cat([unfinished[first] for first in sorted(unfinished)])
+                assembly.add(finish(sums, Places([axis] * len(indices), heights)), axis, indices)
             if seen is not None:
                 stack_of(seen, axis)[indices] += 1
         maps = assembly.maps

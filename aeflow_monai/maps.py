@@ -16,6 +16,8 @@ SALIENCIES = ("plain", "smooth")
 class MapScorer(nn.Module):
     """All maps of an `AnomalyScorer` as one network, for inferers that call a network and take a dictionary.
 
+    Saliency is that of each slice by itself: it does not see that maps are blurred through the slices of a volume.
+
     Args:
         scorer: the calibrated network; it is shared, not copied.
         saliency: add the map "saliency": the absolute gradient of the slice score with respect to the image, mean over
@@ -51,6 +53,10 @@ class MapScorer(nn.Module):
         if self.saliency is not None:
             maps["saliency"] = self._saliency(image, places)
         return maps
+
+    def finish(self, weighted_sum: Tensor, places: Places | None) -> dict[str, Tensor]:
+        """See `AnomalyScorer.finish`."""
+        return self.scorer.finish(weighted_sum, places)
 
     def _saliency(self, image: Tensor, places: Places | None) -> Tensor:
         if self.saliency == "plain":

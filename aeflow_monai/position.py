@@ -6,7 +6,7 @@ What is odd in all normals is not abnormal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from aeflow_monai.slicing import PLANES, Places
 
-__all__ = ["PositionMoments", "PositionNorm"]
+__all__ = ["PositionMoments", "PositionNorm", "blur_through_slices"]
 
 _GRID = 16  # rows and columns of the statistics, over the whole slice
 _HEIGHTS = 32  # of the statistics, from the first slice of a case to its last
@@ -32,7 +32,7 @@ class PositionMoments:
 
     Example:
         >>> moments = PositionMoments()
-        >>> moments.add(torch.ones(2, 1, 32, 32), torch.ones(2, 1, 32, 32), None, ["one", "other"])
+        >>> moments.add(torch.ones(2, 1, 32, 32), torch.ones(2, 1, 32, 32), None, "case")
         >>> norm = PositionNorm()
         >>> norm.fit([moments])
         >>> norm.mean[0, 16].mean().item()
@@ -48,14 +48,14 @@ class PositionMoments:
         """Whether there was no foreground so far."""
         return not bool((self.sums[:, :, 0] > 0).any())
 
-    def add(self, maps: Tensor, foreground: Tensor, places: Places | None, cases: Sequence[str]) -> None:
+    def add(self, maps: Tensor, foreground: Tensor, places: Places | None, case: str) -> None:
         """Take maps of slices.
 
         Args:
             maps: (N, 1, H, W).
             foreground: which pixels count, (N, 1, H, W), in [0, 1] or boolean.
             places: of the slices; see `PositionNorm.forward`.
-            cases: names of the cases that they are of.
+            case: name of the case that they are of.
         """
         maps, weight = maps.double().cpu(), foreground.double().cpu()
         planes, heights = (numbers.expand(len(maps)) for numbers in _numbers(places))
@@ -64,7 +64,7 @@ class PositionMoments:
         bins = torch.linspace(0, 1, _HEIGHTS, dtype=torch.float64)
         near = torch.exp(-0.5 * ((heights.double()[:, None] - bins) / _SIGMA_OF_HEIGHT).square())
         self.sums.index_add_(0, planes, near[:, :, None, None, None] * parts[:, None])
-        self.cases.update(cases)
+        self.cases.add(case)
 
 
 class PositionNorm(nn.Module):
@@ -109,11 +109,12 @@ class PositionNorm(nn.Module):
         self.std.fill_(1.0)
 
     @torch.no_grad()
-    def fit(self, moments: Iterable[PositionMoments]) -> None:
+    def fit(self, moments: Iterable[PositionMoments], by_position: bool = True) -> None:
         """Take what is usual from maps of normals; a place where there are none gets what is usual anywhere.
 
         Args:
             moments: of one or more groups of cases.
+            by_position: if false, all places of a plane get what is usual anywhere in it.
 
         Raises:
             ValueError: no foreground at all.
@@ -126,6 +127,8 @@ class PositionNorm(nn.Module):
             raise ValueError("What is usual where needs maps of normals with a foreground; got none.")
         total = torch.where(total[:, :1] > 0, total, total.sum(dim=0))  # of a plane that was not seen: of all
         anywhere = (total[:, 1:] / total[:, :1]).view(-1, 1, 2, 1, 1)
+        if not by_position:
+            n_cases = 0
         smooth = _smooth(sums)
         weight, parts = smooth[:, :, :1], smooth[:, :, 1:]
         least = torch.finfo(weight.dtype).tiny
@@ -143,6 +146,31 @@ class PositionNorm(nn.Module):
         smallest = torch.where(flat, 1.0, 0.1 * deviation)
         self.mean.copy_(first)
         self.std.copy_(variance.sqrt().maximum(smallest))
+
+
+def blur_through_slices(maps: Tensor, places: Places | None, sigma: float) -> Tensor:
+    """Mean of each map with those of neighbouring slices: what goes on through several slices is no noise.
+
+    Args:
+        maps: (n, 1, H, W), of the slices of one plane of a volume.
+        places: of the slices; if None each is an image of its own, and stays as it is.
+        sigma: of the Gaussian weights, as a share of the distance from the first slice to the last; 0 changes nothing.
+
+    Returns:
+        (n, 1, H, W).
+
+    Example:
+        >>> maps = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1, 1)
+        >>> blurred = blur_through_slices(maps, Places(["axial"] * 3, torch.tensor([0.0, 0.5, 1.0])), sigma=0.5)
+        >>> [round(value, 3) for value in blurred.flatten().tolist()]
+        [0.348, 0.452, 0.348]
+    """
+    if places is None or sigma == 0:
+        return maps
+    heights = torch.as_tensor(places.heights).float()
+    weights = torch.exp(-0.5 * ((heights[:, None] - heights) / sigma).square())
+    weights = (weights / weights.sum(dim=1, keepdim=True)).to(maps)
+    return torch.einsum("ij,jchw->ichw", weights, maps)
 
 
 def _numbers(places: Places | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.flow import standard_normal_log_density
-from aeflow_monai.position import PositionNorm
+from aeflow_monai.position import PositionNorm, blur_through_slices
 from aeflow_monai.prior import MixturePrior
 from aeflow_monai.slicing import Places
 
@@ -30,7 +30,7 @@ class AnomalyScorer(nn.Module):
     1 - SSIM::
 
         sum = (beta * mean over stages of standardised(flow) + (1 - beta) * standardised(1 - SSIM)) / map_std
-        map = (sum - mean at the same place of normals) / deviation there
+        map = (blurred through the slices of a volume(sum) - mean at the same place of normals) / deviation there
 
     0 is what is typical of normals at this place, larger is more anomalous, in standard deviations of held-out normals.
     A slice's score is how high the map is, over a few of its pixels or over all of them: for each of `slice_shares`
@@ -49,7 +49,9 @@ class AnomalyScorer(nn.Module):
             beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM); neither it nor its slice scores are standardised.
         slice_shares: of a slice's highest map values, each in (0, 1]; 1 takes the mean of the whole slice.
         case_share: a case's score is the mean of this share of its highest slice scores, in (0, 1].
-        by_position: standardise the map by place, too.
+        by_position: standardise the map by place; else by its mean and deviation anywhere.
+        slice_sigma: of the blur through the slices of a volume, as a share of the distance from the first slice that is
+            looked at to the last, 0 or more; 0 for none.
         abnormal_distance: of the prior's two components, see `MixturePrior`.
 
     Raises:
@@ -83,6 +85,7 @@ class AnomalyScorer(nn.Module):
         slice_shares: Sequence[float] = (1.0,),
         case_share: float = 1.0,
         by_position: bool = True,
+        slice_sigma: float = 0.03,
         abnormal_distance: float = 2.0,
     ) -> None:
         super().__init__()
@@ -95,6 +98,8 @@ class AnomalyScorer(nn.Module):
         for name, share in (*(("slice_shares", share) for share in slice_shares), ("case_share", case_share)):
             if not 0 < share <= 1:
                 raise ValueError(f"{name}: a share of the highest values has to be in (0, 1]; got {share}.")
+        if not 0 <= slice_sigma < math.inf:
+            raise ValueError(f"slice_sigma is the width of a blur and has to be 0 or more; got {slice_sigma}.")
         self.aeflow = aeflow
         self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
         self.position = PositionNorm()
@@ -103,9 +108,10 @@ class AnomalyScorer(nn.Module):
         self.slice_shares = tuple(float(share) for share in slice_shares)
         self.case_share = case_share
         self.by_position = by_position
+        self.slice_sigma = slice_sigma
         n_terms = len(aeflow.flows) + 1
         # options that change scores but no other tensor: a checkpoint must not be scored with others than its own
-        settings = [SCORINGS.index(scoring), beta, by_position, case_share, *self.slice_shares]
+        settings = [SCORINGS.index(scoring), beta, by_position, slice_sigma, case_share, *self.slice_shares]
         self.register_buffer("settings", torch.tensor(settings, dtype=torch.float64))
         self.register_buffer("term_mean", torch.zeros(n_terms))
         self.register_buffer("term_std", torch.ones(n_terms))
@@ -138,7 +144,8 @@ class AnomalyScorer(nn.Module):
             places: of the slices, see `anomaly_map`.
 
         Returns:
-            "anomaly_map" (N, 1, H, W), calibrated; "reconstruction" (N, C, H, W) in [0, 1]; "residual" (N, 1, H, W),
+            "anomaly_map" (N, 1, H, W), calibrated; "weighted_sum" (N, 1, H, W), from which `finish` makes the map
+            and scores of a volume's slices; "reconstruction" (N, C, H, W) in [0, 1]; "residual" (N, 1, H, W),
             the absolute difference of image and reconstruction, mean over channels; "log_likelihood" (N, 1, H, W),
             in nats per channel, mean over stages; "slice_scores" (N,).
         """
@@ -148,9 +155,11 @@ class AnomalyScorer(nn.Module):
         # the flow terms are the negative log-likelihoods themselves, or not
         likelihood = self.scoring == "likelihood"
         log_likelihood = -terms[:, :-1] if likelihood else self._to_image_size(output.log_likelihoods, image)
-        anomaly_map = self.standardised(self._weighted(terms), places)
+        weighted_sum = self._weighted(terms)
+        anomaly_map = self.standardised(weighted_sum, places)
         return {
             "anomaly_map": anomaly_map,
+            "weighted_sum": weighted_sum,
             "reconstruction": output.reconstruction,
             "residual": residual,
             "log_likelihood": log_likelihood.mean(dim=1, keepdim=True),
@@ -191,7 +200,7 @@ class AnomalyScorer(nn.Module):
             places: where the slices lie in their volumes; None for images that are of no volume.
 
         Returns:
-            (N, 1, H, W).
+            (N, 1, H, W); of slices by themselves, see `finish` for those of a volume.
         """
         return self.standardised(self.weighted_sum(output, image), places)
 
@@ -199,9 +208,26 @@ class AnomalyScorer(nn.Module):
         """The weighted sum of terms (N, 1, H, W) from the network's output for images (N, C, H, W)."""
         return self._weighted(self.terms(output, image))
 
+    def through_slices(self, weighted_sum: Tensor, places: Places | None) -> Tensor:
+        """Weighted sums of the slices of one plane of a volume (n, 1, H, W), blurred; see `blur_through_slices`."""
+        return blur_through_slices(weighted_sum, places, self.slice_sigma) if self.is_standardised else weighted_sum
+
     def standardised(self, weighted_sum: Tensor, places: Places | None = None) -> Tensor:
         """Weighted sums (N, 1, H, W) as anomaly maps, by place; see `anomaly_map`."""
-        return self.position(weighted_sum, places) if self.by_position and self.is_standardised else weighted_sum
+        return self.position(weighted_sum, places) if self.is_standardised else weighted_sum
+
+    def finish(self, weighted_sum: Tensor, places: Places | None) -> dict[str, Tensor]:
+        """Anomaly map and scores of all the slices of one plane of a volume.
+
+        Args:
+            weighted_sum: of the slices, (n, 1, H, W), in their order.
+            places: of the slices.
+
+        Returns:
+            "anomaly_map" (n, 1, H, W) and "slice_scores" (n,).
+        """
+        anomaly_map = self.standardised(self.through_slices(weighted_sum, places), places)
+        return {"anomaly_map": anomaly_map, "slice_scores": self.slice_scores(anomaly_map)}
 
     def _weighted(self, terms: Tensor) -> Tensor:
         weights = self.term_weights()
@@ -308,11 +334,12 @@ def scores_by_plane(output: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _readable(settings: Tensor) -> dict[str, Any]:
-    scoring, beta, by_position, case_share, *slice_shares = settings.tolist()
+    scoring, beta, by_position, slice_sigma, case_share, *slice_shares = settings.tolist()
     return {
         "scoring": SCORINGS[int(scoring)],
         "beta": beta,
         "by_position": bool(by_position),
+        "slice_sigma": slice_sigma,
         "case_share": case_share,
         "slice_shares": slice_shares,
     }

@@ -70,16 +70,23 @@ class ViewerInferer(SlicedInferer):
                 "The model is not calibrated, so its scores have no unit. Use the model.pt that a training ends with."
             )
 
-        def map_and_scores(images: Tensor, places: Places) -> dict[str, Tensor]:
-            anomaly_map = network(images, places)
-            return {"anomaly_map": anomaly_map, "slice_scores": network.slice_scores(anomaly_map)}
-
-        output: dict[str, Any] = dict(super().__call__(inputs, map_and_scores))
+        output: dict[str, Any] = dict(super().__call__(inputs, _MapAlone(network)))
         of_the_case = {plane: scores[0] for plane, scores in scores_by_plane(output).items()}
         output["anomaly_score"] = float(network.case_score(of_the_case))
         for name in _NUMBERS[1:]:
             output[name] = float(getattr(network, name))
         return output
+
+
+class _MapAlone:
+    """A scorer of which nothing but the map and scores is wanted."""
+
+    def __init__(self, scorer: AnomalyScorer) -> None:
+        self.scorer = scorer
+        self.finish = scorer.finish
+
+    def __call__(self, images: Tensor, places: Places) -> dict[str, Tensor]:
+        return {"weighted_sum": self.scorer.weighted_sum(self.scorer.aeflow(images), images)}
 
 
 class ViewerResultd(MapTransform):  # type: ignore[misc]

@@ -25,7 +25,11 @@ def moments_of(
     maps: Tensor, places: Places | None, cases: list[str], foreground: Tensor | None = None
 ) -> PositionMoments:
     moments = PositionMoments()
-    moments.add(maps, torch.ones_like(maps) if foreground is None else foreground, places, cases)
+    counted = torch.ones_like(maps) if foreground is None else foreground
+    for index, case in enumerate(cases):
+        one = slice(index, index + 1)
+        place = None if places is None else Places(places.planes[one], places.heights[one])
+        moments.add(maps[one], counted[one], place, case)
     return moments
 
 
@@ -124,6 +128,12 @@ def test_no_foreground_is_an_error() -> None:
         PositionNorm().fit([moments])
 
 
+def finished(scorer: AnomalyScorer, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Map and scores of a volume."""
+    sums = scorer.weighted_sum(scorer.aeflow(batch["image"]), batch["image"])
+    return scorer.finish(sums, Places(batch["axis"], batch["height"]))
+
+
 class TestCalibration:
     @staticmethod
     def a_scorer() -> AnomalyScorer:
@@ -150,7 +160,7 @@ class TestCalibration:
         scorer = self.a_scorer()
         calibrate(scorer, self.batches(12))
         with torch.no_grad():
-            found = torch.cat([scorer(b["image"], Places(b["axis"], b["height"])) for b in self.batches(11)])
+            found = torch.cat([finished(scorer, batch)["anomaly_map"] for batch in self.batches(11)])
         for part in (found[..., :12], found[..., 28:]):
             assert part.mean().item() == pytest.approx(0, abs=0.35)
             assert part.std().item() == pytest.approx(1, abs=0.3)
@@ -160,7 +170,7 @@ class TestCalibration:
         scorer, new = self.a_scorer(), self.batches(40)
         calibrate(scorer, self.batches(5), specificity=0.8)
         with torch.no_grad():
-            scores = torch.cat([scorer.slice_scores(scorer(b["image"], Places(b["axis"], b["height"]))) for b in new])
+            scores = torch.cat([finished(scorer, batch)["slice_scores"] for batch in new])
         assert (scores <= scorer.slice_threshold).float().mean() >= 0.7
 
     def test_one_case_is_enough(self) -> None:

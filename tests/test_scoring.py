@@ -238,6 +238,7 @@ def test_all_maps(in_channels: int) -> None:
         output = scorer.aeflow(image)
     assert {key: tuple(value.shape) for key, value in maps.items()} == {
         "anomaly_map": (2, 1, 64, 96),
+        "weighted_sum": (2, 1, 64, 96),
         "reconstruction": (2, in_channels, 64, 96),
         "residual": (2, 1, 64, 96),
         "log_likelihood": (2, 1, 64, 96),
