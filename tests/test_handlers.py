@@ -17,7 +17,8 @@ from aeflow_monai import (
     RequireCalibration,
 )
 
-BUFFERS = ("term_mean", "term_std", "map_std", "map_threshold", "slice_threshold", "case_threshold")
+STATISTICS = ("term_mean", "term_std", "map_std", "share_mean", "share_std")
+BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold")
 
 
 @pytest.fixture

@@ -4,8 +4,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from aeflow_monai import AEFlow, AnomalyScorer, Encoder, Places, PositionNorm, calibrate
-from aeflow_monai.position import PositionMoments
+from aeflow_monai import (
+    AEFlow,
+    AnomalyScorer,
+    Encoder,
+    MapScorer,
+    Places,
+    PositionNorm,
+    SliceDataset,
+    SlicedInferer,
+    Slicer,
+    ViewerInferer,
+    calibrate,
+)
+from aeflow_monai.position import PositionMoments, blur_through_slices
 
 SIZE = 32
 
@@ -203,3 +215,78 @@ class TestCalibration:
         with torch.no_grad():
             low = scorer(image, Places(["axial"] * 5, torch.zeros(5)))
             assert torch.equal(low, scorer(image))
+
+
+class TestVolumes:
+    """What calibration knows of a slice is what evaluation, inference and viewers know of it."""
+
+    slicer = Slicer(["axial", "coronal", "sagittal"], image_size=[64, 64], min_foreground=0.05)
+
+    @staticmethod
+    def volume() -> Tensor:
+        volume = torch.zeros(1, 40, 36, 20)
+        volume[:, 6:34, 5:30, 3:17] = torch.rand(1, 28, 25, 14, generator=torch.Generator().manual_seed(0))
+        return volume
+
+    def test_a_slice_has_one_height_in_training_and_inference(self) -> None:
+        lesion = torch.zeros(1, 40, 36, 20)
+        lesion[:, 10:14, 10:14, 5:8] = 1
+        item = {"image": self.volume(), "mask": lesion, "case": "a", "label": 1}
+        normal = SliceDataset([{**item, "label": 0}], lambda read: read, self.slicer)
+        beside = SliceDataset([item], lambda read: read, self.slicer)
+        seen: dict[tuple[str, float], int] = {}
+
+        def network(slices: Tensor, places: Places) -> Tensor:
+            for plane, height in zip(places.planes, places.heights.tolist(), strict=True):
+                seen[plane, round(height, 5)] = seen.get((plane, round(height, 5)), 0) + 1
+            return slices
+
+        SlicedInferer(self.slicer, batch_size=3)(self.volume()[None], network)
+        heights = {(e["axis"], e["slice"]): round(e["height"], 5) for e in normal.index}
+        assert seen == {(plane, height): 1 for (plane, _), height in heights.items()}
+        # a slice's height does not change because its neighbours hold a lesion
+        assert 0 < len(beside) < len(normal)
+        assert all(heights[e["axis"], e["slice"]] == round(e["height"], 5) for e in beside.index)
+
+    def test_maps_and_scores_are_those_of_the_whole_stack(self) -> None:
+        torch.manual_seed(0)
+        scorer = AnomalyScorer(AEFlow(Encoder(), n_steps=2), slice_shares=[0.1, 1.0], slice_sigma=0.1).eval()
+        scorer.position.mean.copy_(torch.randn(scorer.position.mean.shape))
+        scorer.position.std.uniform_(0.5, 2)
+        for threshold in ("map", "slice", "case"):
+            scorer.get_buffer(f"{threshold}_threshold").fill_(1.0)
+        volume, slicer = self.volume(), Slicer(["axial"], image_size=[64, 64], fit="pad", min_foreground=0.05)
+        chosen = slicer.chosen(volume, "axial")
+        slices, places = slicer.slices(volume, "axial", chosen), slicer.places(chosen, "axial")
+        with torch.no_grad():
+            expected = scorer.finish(scorer.weighted_sum(scorer.aeflow(slices), slices), places)
+            alone = scorer(slices, places)
+            found = SlicedInferer(slicer, batch_size=3)(volume[None], MapScorer(scorer))
+            in_viewer = ViewerInferer(slicer, batch_size=5)(volume[None], scorer)
+        assert not torch.allclose(expected["anomaly_map"], alone, atol=0.1)  # neighbours count
+        for output in (found, in_viewer):
+            assert isinstance(output, dict)
+            torch.testing.assert_close(
+                output["slice_scores_axial"][0, chosen], expected["slice_scores"], rtol=1e-4, atol=1e-4
+            )
+            stack = slicer.slices(output["anomaly_map"][0], "axial", chosen)[..., 12:52, 14:50]
+            torch.testing.assert_close(stack, expected["anomaly_map"][..., 12:52, 14:50], rtol=1e-4, atol=1e-4)
+        assert set(found) == {
+            "anomaly_map", "reconstruction", "residual", "log_likelihood", "slice_scores_axial"
+        }  # fmt: skip
+
+
+def test_a_lone_image_is_not_blurred() -> None:
+    maps = volume_like(1)[0]
+    assert blur_through_slices(maps, None, 0.1) is maps
+    one = Places(["axial"], torch.tensor([0.5]))
+    torch.testing.assert_close(blur_through_slices(maps[:1], one, 0.1), maps[:1])
+
+
+def test_the_blur_is_measured_by_height_not_by_number() -> None:
+    maps, places, _ = volume_like(1, n_slices=21)
+    every_other = Places(places.planes[::2], places.heights[::2])
+    smooth = torch.linspace(0, 1, 21).view(-1, 1, 1, 1).square().expand(maps.shape)
+    fine = blur_through_slices(smooth, places, 0.1)
+    coarse = blur_through_slices(smooth[::2], every_other, 0.1)
+    torch.testing.assert_close(fine[::2][2:-2], coarse[2:-2], rtol=0.02, atol=0.01)
