@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aeflow_monai.aeflow import AEFlowOutput
 from aeflow_monai.position import PositionMoments, PositionNorm
-from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.scoring import AnomalyScorer, foreground_of
 from aeflow_monai.slicing import Places, places_of
 
 __all__ = ["calibrate", "upper_threshold"]
@@ -170,7 +170,7 @@ def _stacks(
     waiting: list[_Stack] = []
     for batch in batches:
         output, image = _output(scorer, batch, device)
-        sums, foreground = scorer.weighted_sum(output, image), (image > 0).any(dim=1, keepdim=True)
+        sums, foreground = scorer.weighted_sum(output, image), foreground_of(image)
         places = places_of(batch)
         files = batch.get("file", batch["case"])
         axes = batch.get("axis", ["axial"] * len(files))
@@ -232,9 +232,8 @@ def _fit_scores(
     peaks: list[float] = []
     means: list[Tensor] = []
     for stack in _stacks(scorer, batches, device):
-        anomaly_map = stack.weighted_sum
-        if scorer.is_standardised:
-            anomaly_map = usual[stack.case](anomaly_map, stack.places)
+        norm = usual.get(stack.case)
+        anomaly_map = scorer.standardised(stack.weighted_sum, stack.foreground, stack.places, norm)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         means.append(scorer.top_means(anomaly_map).double().cpu())
         origin += [stack[:3]] * len(anomaly_map)

@@ -28,8 +28,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
     Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that saw it.
 
     A network may have a method `finish`, as `MapScorer` does, for what takes all slices of a plane at once: it is
-    called with what the network gave as "weighted_sum" for them (n, 1, H, W) and with their `Places`, and gives the
-    "anomaly_map" and "slice_scores" that count.
+    called with what the network gave as "weighted_sum" for them (n, 1, H, W), with where they are above 0 (n, 1, H, W)
+    and with their `Places`, and gives the "anomaly_map" and "slice_scores" that count.
 
     Args:
         slicer: the policy.
@@ -111,7 +111,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             _side_by_side(look, batches, min(sides, len(batches)))
             if finish is not None:
                 sums = torch.cat([unfinished[first] for first in sorted(unfinished)])
-                assembly.add(finish(sums, Places([axis] * len(indices), heights)), axis, indices)
+                foreground = (self.slicer.slices(volume, axis, indices) > 0).any(dim=1, keepdim=True)
+                assembly.add(finish(sums, foreground, Places([axis] * len(indices), heights)), axis, indices)
             if seen is not None:
                 stack_of(seen, axis)[indices] += 1
         maps = assembly.maps

@@ -54,9 +54,9 @@ class MapScorer(nn.Module):
             maps["saliency"] = self._saliency(image, places)
         return maps
 
-    def finish(self, weighted_sum: Tensor, places: Places | None) -> dict[str, Tensor]:
+    def finish(self, weighted_sum: Tensor, foreground: Tensor, places: Places | None) -> dict[str, Tensor]:
         """See `AnomalyScorer.finish`."""
-        return self.scorer.finish(weighted_sum, places)
+        return self.scorer.finish(weighted_sum, foreground, places)
 
     def _saliency(self, image: Tensor, places: Places | None) -> Tensor:
         if self.saliency == "plain":

@@ -16,7 +16,7 @@ from aeflow_monai.position import PositionNorm, blur_through_slices
 from aeflow_monai.prior import MixturePrior
 from aeflow_monai.slicing import Places
 
-__all__ = ["AnomalyScorer", "scores_by_plane", "top_mean"]
+__all__ = ["AnomalyScorer", "foreground_of", "scores_by_plane", "top_mean"]
 
 _SSIM_WINDOW, _SSIM_SIGMA = 11, 1.5
 SCORINGS = ("latent", "likelihood", "paper")
@@ -31,6 +31,8 @@ class AnomalyScorer(nn.Module):
 
         sum = (beta * mean over stages of standardised(flow) + (1 - beta) * standardised(1 - SSIM)) / map_std
         map = (blurred through the slices of a volume(sum) - mean at the same place of normals) / deviation there
+
+    Outside of the tissue, where only black lies between a pixel and the border, the map is 0 at most.
 
     0 is what is typical of normals at this place, larger is more anomalous, in standard deviations of held-out normals.
     A slice's score is how high the map is, over a few of its pixels or over all of them: for each of `slice_shares`
@@ -156,7 +158,7 @@ class AnomalyScorer(nn.Module):
         likelihood = self.scoring == "likelihood"
         log_likelihood = -terms[:, :-1] if likelihood else self._to_image_size(output.log_likelihoods, image)
         weighted_sum = self._weighted(terms)
-        anomaly_map = self.standardised(weighted_sum, places)
+        anomaly_map = self.standardised(weighted_sum, foreground_of(image), places)
         return {
             "anomaly_map": anomaly_map,
             "weighted_sum": weighted_sum,
@@ -202,7 +204,7 @@ class AnomalyScorer(nn.Module):
         Returns:
             (N, 1, H, W); of slices by themselves, see `finish` for those of a volume.
         """
-        return self.standardised(self.weighted_sum(output, image), places)
+        return self.standardised(self.weighted_sum(output, image), foreground_of(image), places)
 
     def weighted_sum(self, output: AEFlowOutput, image: Tensor) -> Tensor:
         """The weighted sum of terms (N, 1, H, W) from the network's output for images (N, C, H, W)."""
@@ -212,21 +214,37 @@ class AnomalyScorer(nn.Module):
         """Weighted sums of the slices of one plane of a volume (n, 1, H, W), blurred; see `blur_through_slices`."""
         return blur_through_slices(weighted_sum, places, self.slice_sigma) if self.is_standardised else weighted_sum
 
-    def standardised(self, weighted_sum: Tensor, places: Places | None = None) -> Tensor:
-        """Weighted sums (N, 1, H, W) as anomaly maps, by place; see `anomaly_map`."""
-        return self.position(weighted_sum, places) if self.is_standardised else weighted_sum
+    def standardised(
+        self, weighted_sum: Tensor, foreground: Tensor, places: Places | None = None, usual: PositionNorm | None = None
+    ) -> Tensor:
+        """Weighted sums as anomaly maps.
 
-    def finish(self, weighted_sum: Tensor, places: Places | None) -> dict[str, Tensor]:
+        Args:
+            weighted_sum: (N, 1, H, W).
+            foreground: of the images, (N, 1, H, W), see `foreground_of`.
+            places: of the slices, see `anomaly_map`.
+            usual: what to compare with, in place of the scorer's own.
+
+        Returns:
+            (N, 1, H, W).
+        """
+        if not self.is_standardised:
+            return weighted_sum
+        anomaly_map: Tensor = (usual or self.position)(weighted_sum, places)
+        return torch.where(_is_tissue(foreground), anomaly_map, anomaly_map.clamp_max(0))
+
+    def finish(self, weighted_sum: Tensor, foreground: Tensor, places: Places | None) -> dict[str, Tensor]:
         """Anomaly map and scores of all the slices of one plane of a volume.
 
         Args:
             weighted_sum: of the slices, (n, 1, H, W), in their order.
+            foreground: of the slices, (n, 1, H, W), see `foreground_of`.
             places: of the slices.
 
         Returns:
             "anomaly_map" (n, 1, H, W) and "slice_scores" (n,).
         """
-        anomaly_map = self.standardised(self.through_slices(weighted_sum, places), places)
+        anomaly_map = self.standardised(self.through_slices(weighted_sum, places), foreground, places)
         return {"anomaly_map": anomaly_map, "slice_scores": self.slice_scores(anomaly_map)}
 
     def _weighted(self, terms: Tensor) -> Tensor:
@@ -317,6 +335,21 @@ class AnomalyScorer(nn.Module):
         return torch.cat(
             [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False) for m in maps], dim=1
         )
+
+
+def foreground_of(image: Tensor) -> Tensor:
+    """Where images (N, C, H, W) are above 0 in any channel: (N, 1, H, W), boolean."""
+    return (image > 0).any(dim=1, keepdim=True)
+
+
+def _is_tissue(foreground: Tensor) -> Tensor:
+    """Pixels with foreground on all four sides, or of it; all of an image that has none: (N, 1, H, W), boolean."""
+    found = foreground.float()
+    tissue = torch.ones_like(foreground)
+    for dim in (-2, -1):
+        before, after = found.cumsum(dim), found.flip(dim).cumsum(dim).flip(dim)
+        tissue = tissue & (before > 0) & (after > 0)
+    return tissue | ~foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)
 
 
 def scores_by_plane(output: Mapping[Any, Any]) -> dict[str, Tensor]:

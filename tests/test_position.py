@@ -18,6 +18,7 @@ from aeflow_monai import (
     calibrate,
 )
 from aeflow_monai.position import PositionMoments, blur_through_slices
+from aeflow_monai.scoring import foreground_of
 
 SIZE = 32
 
@@ -143,7 +144,7 @@ def test_no_foreground_is_an_error() -> None:
 def finished(scorer: AnomalyScorer, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Map and scores of a volume."""
     sums = scorer.weighted_sum(scorer.aeflow(batch["image"]), batch["image"])
-    return scorer.finish(sums, Places(batch["axis"], batch["height"]))
+    return scorer.finish(sums, foreground_of(batch["image"]), Places(batch["axis"], batch["height"]))
 
 
 class TestCalibration:
@@ -259,7 +260,8 @@ class TestVolumes:
         chosen = slicer.chosen(volume, "axial")
         slices, places = slicer.slices(volume, "axial", chosen), slicer.places(chosen, "axial")
         with torch.no_grad():
-            expected = scorer.finish(scorer.weighted_sum(scorer.aeflow(slices), slices), places)
+            sums = scorer.weighted_sum(scorer.aeflow(slices), slices)
+            expected = scorer.finish(sums, foreground_of(slices), places)
             alone = scorer(slices, places)
             found = SlicedInferer(slicer, batch_size=3)(volume[None], MapScorer(scorer))
             in_viewer = ViewerInferer(slicer, batch_size=5)(volume[None], scorer)
@@ -290,3 +292,15 @@ def test_the_blur_is_measured_by_height_not_by_number() -> None:
     fine = blur_through_slices(smooth, places, 0.1)
     coarse = blur_through_slices(smooth[::2], every_other, 0.1)
     torch.testing.assert_close(fine[::2][2:-2], coarse[2:-2], rtol=0.02, atol=0.01)
+
+
+def test_outside_of_the_tissue_nothing_is_anomalous() -> None:
+    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1))
+    foreground = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    foreground[0, :, 2:7, 2:7] = True
+    foreground[0, :, 4, 4] = False  # a hole belongs to the tissue; the second image is black, and counts as it is
+    found = scorer.standardised(torch.full((2, 1, 8, 8), 3.0), foreground)
+    assert (found[0, 0, 2:7, 2:7] == 3).all()
+    assert found[0].sum() == 25 * 3
+    assert (found[1] == 3).all()
+    assert (scorer.standardised(torch.full((2, 1, 8, 8), -3.0), foreground) == -3).all()
