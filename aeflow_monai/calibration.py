@@ -207,15 +207,15 @@ def _fit_position(
     if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
         scorer.position.reset()
         return dict.fromkeys(group_of, scorer.position)
-    scorer.position.fit(groups, scorer.by_position)
-    if not scorer.by_position:
+    # compared with itself alone, a single case would look more normal than any other
+    by_position = scorer.by_position and sum(not group.is_empty for group in groups) > 1
+    scorer.position.fit(groups, by_position)
+    if not by_position:
         return dict.fromkeys(group_of, scorer.position)
     norms = []
     for left_out in groups:
-        others = [group for group in groups if group is not left_out]
         norm = PositionNorm().to(device)
-        # of a single case there are no others
-        norm.fit(groups if all(group.is_empty for group in others) else others)
+        norm.fit(group for group in groups if group is not left_out)
         norms.append(norm)
     return {case: norms[number] for case, number in group_of.items()}
 

@@ -186,9 +186,10 @@ class TestCalibration:
             scores = torch.cat([finished(scorer, batch)["slice_scores"] for batch in new])
         assert (scores <= scorer.slice_threshold).float().mean() >= 0.7
 
-    def test_one_case_is_enough(self) -> None:
+    def test_one_case_is_enough_but_tells_of_no_place(self) -> None:
         scorer = self.a_scorer()
         calibrate(scorer, self.batches(1))
+        assert len(scorer.position.mean.unique()) == 1
         assert all(torch.isfinite(buffer).all() for buffer in scorer.buffers() if buffer.is_floating_point())
 
     def test_black_images_leave_it_alone(self) -> None:
