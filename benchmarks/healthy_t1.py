@@ -10,7 +10,7 @@ whether any of its voxels exceeds the stored map threshold. Names with "oracle" 
 Lesions lie in the middle of the head, so the brain's area alone tells slices with lesions from others: it has its own
 row, and slices are compared among those of like area too. Usage:
 
-    python benchmarks/healthy_t1.py --data DIR --output DIR [--seed 0] [--n_test 20] [--epochs 10, or any bundle option]
+    python benchmarks/healthy_t1.py --data DIR --output DIR [--seed 0] [--n_test 20] [--epochs 6, or any bundle option]
 
 DIR holds healthy_t1 and ms_lesion/gold_masks_all30. Options of the bundle go to the training and to both evaluations;
 paths among them have to be absolute. Written to the output: healthy_t1.json, the data set (planted), and
@@ -37,6 +37,7 @@ import yaml
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from scipy.stats import rankdata
+from slices_by_area import slices_by_area
 from trivial_baseline import DifferenceInferer, mean_volume
 
 from aeflow_monai import LoadCased, VoxelMetrics, keep_freed_memory
@@ -119,28 +120,6 @@ class BrainReport:
             },
             "lesions": self.lesions,
         }
-
-
-def slices_by_area(table: Path, areas: dict[str, list[float]], tolerance: float = 0.05) -> dict[str, float]:
-    """How well slices with lesion are told from others by the brain's area, and by the score at like area.
-
-    Args:
-        table: slice_scores.csv of the evaluation.
-        areas: of each case, the share of each slice that is brain.
-        tolerance: pairs of like area differ by at most this share of the largest one.
-    """
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["kind"] in ("normal", "abnormal")]
-    score = np.array([float(row["score"]) for row in rows])
-    area = np.array([areas[row["case"]][int(row["slice"]) - 1] for row in rows])
-    abnormal = np.array([row["kind"] == "abnormal" for row in rows])
-    like = np.abs(area[abnormal][:, None] - area[~abnormal]) <= tolerance * area.max()
-
-    def higher(values: np.ndarray, pairs: np.ndarray) -> float:
-        difference = values[abnormal][:, None] - values[~abnormal]
-        return float(((difference > 0) + 0.5 * (difference == 0))[pairs].mean())
-
-    return {"auroc_of_like_area": higher(score, like), "auroc_of_area": higher(area, np.ones_like(like))}
 
 
 def workflow(config: Path, options: dict[str, Any]) -> ConfigWorkflow:
