@@ -74,8 +74,6 @@ class Decoder(nn.Module):
             self.joins.append(stride in joining)
             width = out + joining.get(stride, 0)
         self.to_image = nn.Sequential(nn.ConvTranspose2d(width, out_channels, 2, stride=2), nn.Sigmoid())
-        # a third faster on a CPU (benchmarks/network_speed.py)
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
         """Reconstruct.
@@ -86,6 +84,7 @@ class Decoder(nn.Module):
         Returns:
             (N, out_channels, H, W) in [0, 1].
         """
+        # a third faster on a CPU (benchmarks/network_speed.py)
         waiting = [latent.contiguous(memory_format=torch.channels_last) for latent in latents]
         x = waiting.pop()
         for block, join in zip(self.blocks, self.joins, strict=True):
