@@ -250,7 +250,7 @@ def _fit_scores(
         std = of_slices.std(dim=0, correction=0)
         std[std == 0] = 1.0
         scorer.share_std.copy_(std)
-    scores = ((of_slices - scorer.share_mean.cpu()) / scorer.share_std.cpu()).amax(dim=1)
+    scores = scorer.score_of(of_slices.to(scorer.share_mean)).cpu()
     slices_of_case: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for (case, file, axis), score in zip(origin, scores, strict=True):
         slices_of_case[case, file][axis].append(score)

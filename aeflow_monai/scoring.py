@@ -36,7 +36,7 @@ class AnomalyScorer(nn.Module):
 
     0 is what is typical of normals at this place, larger is more anomalous, in standard deviations of held-out normals.
     A slice's score is how high the map is, over a few of its pixels or over all of them: for each of `slice_shares`
-    the mean of this share of its highest values, standardised by that of held-out normal slices; the largest counts.
+    the mean of this share of its highest values, standardised by that of held-out normal slices; and of these the mean.
     So it rises with a small lesion, and with a faint change of everything.
 
     Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers: they are part
@@ -258,11 +258,15 @@ class AnomalyScorer(nn.Module):
 
     def slice_scores(self, anomaly_map: Tensor) -> Tensor:
         """Score of each slice: (N, 1, H, W) to (N,), in standard deviations of held-out normal slices."""
-        return ((self.top_means(anomaly_map) - self.share_mean) / self.share_std).amax(dim=1)
+        return self.score_of(self.top_means(anomaly_map))
 
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Mean of each of the slice shares of the highest values: (N, 1, H, W) to (N, shares)."""
         return torch.stack([top_mean(anomaly_map.flatten(1), share) for share in self.slice_shares], dim=1)
+
+    def score_of(self, top_means: Tensor) -> Tensor:
+        """Score of each slice from its `top_means`, (N, shares): (N,)."""
+        return ((top_means - self.share_mean) / self.share_std).mean(dim=1)
 
     def case_score(self, slice_scores: Mapping[str, Tensor]) -> Tensor:
         """Score of a case from those of its slices.

@@ -329,13 +329,14 @@ def test_thresholds_are_not_used_for_another_score(other: dict[str, Any], named:
         AnomalyScorer(AEFlow(Encoder(), n_steps=1), **other).load_state_dict(trained.state_dict())
 
 
-def test_slice_score_is_the_most_unusual_of_its_shares() -> None:
+def test_slice_score_is_the_mean_of_its_standardised_shares() -> None:
     scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), slice_shares=[0.25, 1.0])
     scorer.share_mean.copy_(torch.tensor([2.0, 0.5]))
     scorer.share_std.copy_(torch.tensor([0.5, 0.25]))
     spot, haze = torch.tensor([4.0, 0.0, 0.0, 0.0]), torch.tensor([2.0, 2.0, 2.0, 2.0])
     maps = torch.stack([spot, haze]).view(2, 1, 2, 2)
-    assert scorer.slice_scores(maps).tolist() == [(4 - 2) / 0.5, (2 - 0.5) / 0.25]
+    expected = [((4 - 2) / 0.5 + (1 - 0.5) / 0.25) / 2, ((2 - 2) / 0.5 + (2 - 0.5) / 0.25) / 2]
+    assert scorer.slice_scores(maps).tolist() == expected
 
 
 @pytest.mark.parametrize("part", ["prior", "position", "share_mean"])
