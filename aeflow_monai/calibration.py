@@ -13,8 +13,8 @@ from torch import Tensor
 
 from aeflow_monai.aeflow import AEFlowOutput
 from aeflow_monai.position import PositionMoments, PositionNorm
-from aeflow_monai.scoring import AnomalyScorer, foreground_of
-from aeflow_monai.slicing import Places, places_of
+from aeflow_monai.scoring import AnomalyScorer
+from aeflow_monai.slicing import Places, foreground_of, places_of
 
 __all__ = ["calibrate", "upper_threshold"]
 
@@ -133,7 +133,7 @@ def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], devi
     for batch in batches:
         output, image = _output(scorer, batch, device)
         terms = scorer.terms(output, image).double().cpu().transpose(0, 1)
-        foreground.add(terms[:, (image > 0).any(dim=1).cpu()])
+        foreground.add(terms[:, foreground_of(image)[:, 0].cpu()])
         everywhere.add(terms.flatten(1))
     if not everywhere.count:
         raise ValueError("Calibration needs held-out normal images; got none.")

@@ -13,7 +13,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from aeflow_monai.slicing import Places, Slicer, stack_of
+from aeflow_monai.slicing import Places, Slicer, foreground_of, stack_of
 
 __all__ = ["SlicedInferer"]
 
@@ -89,20 +89,20 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             if not len(indices):  # of which a split would be one empty batch
                 continue
             heights = self.slicer.places(indices, axis).heights
-            unfinished: dict[int, Tensor] = {}  # by the first slice of each batch
+            unfinished: dict[int, tuple[Tensor, Tensor]] = {}  # by the first slice of each batch
 
             def look(
                 some: Tensor,
                 axis: str = axis,
                 indices: Tensor = indices,
                 heights: Tensor = heights,
-                unfinished: dict[int, Tensor] = unfinished,
+                unfinished: dict[int, tuple[Tensor, Tensor]] = unfinished,
             ) -> None:
                 places = Places([axis] * len(some), heights[some])
                 slices = self.slicer.slices(volume, axis, indices[some])
                 output = network(slices, places, *args, **kwargs)
                 if finish is not None and isinstance(output, dict):
-                    unfinished[int(some[0])] = output.pop(_UNFINISHED)
+                    unfinished[int(some[0])] = output.pop(_UNFINISHED), foreground_of(slices)
                     output = {name: value for name, value in output.items() if name not in _FINISHED}
                 assembly.add(output, axis, indices[some])
 
@@ -110,8 +110,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
             _side_by_side(look, batches, min(sides, len(batches)))
             if finish is not None:
-                sums = torch.cat([unfinished[first] for first in sorted(unfinished)])
-                foreground = (self.slicer.slices(volume, axis, indices) > 0).any(dim=1, keepdim=True)
+                sums, foreground = (
+                    torch.cat(parts) for parts in zip(*(unfinished[k] for k in sorted(unfinished)), strict=True)
+                )
                 assembly.add(finish(sums, foreground, Places([axis] * len(indices), heights)), axis, indices)
             if seen is not None:
                 stack_of(seen, axis)[indices] += 1

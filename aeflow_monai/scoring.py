@@ -14,10 +14,10 @@ from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.flow import standard_normal_log_density
 from aeflow_monai.position import PositionNorm, blur_through_slices
 from aeflow_monai.prior import MixturePrior
-from aeflow_monai.slicing import Places
+from aeflow_monai.slicing import Places, foreground_of
 from aeflow_monai.ssim import ssim_map
 
-__all__ = ["AnomalyScorer", "foreground_of", "scores_by_plane", "top_mean"]
+__all__ = ["AnomalyScorer", "scores_by_plane", "top_mean"]
 
 SCORINGS = ("latent", "likelihood", "paper")
 
@@ -339,11 +339,6 @@ class AnomalyScorer(nn.Module):
         return torch.cat(
             [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False) for m in maps], dim=1
         )
-
-
-def foreground_of(image: Tensor) -> Tensor:
-    """Where images (N, C, H, W) are above 0 in any channel: (N, 1, H, W), boolean."""
-    return (image > 0).any(dim=1, keepdim=True)
 
 
 def _is_tissue(foreground: Tensor) -> Tensor:

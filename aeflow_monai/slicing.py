@@ -12,7 +12,7 @@ from monai.data.utils import affine_to_spacing
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Places", "SliceKind", "Slicer", "places_of"]
+__all__ = ["Places", "SliceKind", "Slicer", "foreground_of", "places_of"]
 
 SliceKind = Literal["normal", "abnormal", "unclear"]
 
@@ -235,6 +235,11 @@ class Slicer:
             for size, door in zip(own, self.image_size, strict=True)
         )
         return rows, columns
+
+
+def foreground_of(image: Tensor) -> Tensor:
+    """Where images (N, C, H, W) are above 0 in any channel: (N, 1, H, W), boolean."""
+    return (image > 0).any(dim=1, keepdim=True)
 
 
 def places_of(batch: Mapping[str, Any]) -> Places | None:

@@ -18,7 +18,7 @@ from aeflow_monai import (
     calibrate,
 )
 from aeflow_monai.position import PositionMoments, blur_through_slices
-from aeflow_monai.scoring import foreground_of
+from aeflow_monai.slicing import foreground_of
 
 SIZE = 32
 
