@@ -25,7 +25,7 @@ from aeflow_monai.prepare import prepare_data
 from aeflow_monai.prior import MixturePrior
 from aeflow_monai.profile import WriteProfiled
 from aeflow_monai.scoring import AnomalyScorer
-from aeflow_monai.slices import FeatureDataset, SliceDataset, prepare_slice_batch
+from aeflow_monai.slices import FeatureDataset, SliceDataset, SomeCases, prepare_slice_batch
 from aeflow_monai.slicing import Places, Slicer
 from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScaleForegroundd, ScoreMapd
 from aeflow_monai.version import __version__
@@ -82,6 +82,7 @@ __all__ = [
     "SliceDataset",
     "SlicedInferer",
     "Slicer",
+    "SomeCases",
     "ViewerInferer",
     "ViewerResultd",
     "VoxelMetrics",

@@ -61,13 +61,15 @@ def calibrate(
     batches: Iterable[Mapping[str, Any]],
     specificity: float = 0.95,
     device: torch.device | str | None = None,
+    fitted: Iterable[Mapping[str, Any]] = (),
 ) -> None:
     """Fill the scorer's buffers: moments of each term, what is usual where, moments of slice scores, thresholds.
 
     Terms and places count where there is foreground. `case_threshold` and `slice_threshold` are `upper_threshold` of
     the scores; `map_threshold` is that of each slice's highest map value, so that this share of normal slices has an
-    empty mask. What a case is compared with for that comes from other cases (five groups in turn): of few normals the
-    maps would else be smaller than those of a new one. The published score is not standardised, it gets thresholds.
+    empty mask. What a case is compared with for that comes from other cases (five groups in turn, and `fitted`): of few
+    normals the maps would else be smaller than those of a new one. The published score is not standardised, it gets
+    thresholds.
 
     Args:
         scorer: trained; is set to evaluation mode and back.
@@ -77,6 +79,8 @@ def calibrate(
             runs each time; must hold normals only, and the slices of a volume's plane one after the other.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
+        fitted: batches of normals that the network was trained on, of the same kind. They tell what is usual where too,
+            for which few held-out cases are not enough, and nothing else: neither unit nor threshold.
 
     Raises:
         ValueError: no batches, a specificity out of its range, or statistics that are not finite (the training
@@ -91,7 +95,7 @@ def calibrate(
         usual: dict[str, PositionNorm] = {}
         if scorer.is_standardised:
             _fit_terms(scorer, batches, device)
-            usual = _fit_position(scorer, batches, device)
+            usual = _fit_position(scorer, batches, fitted, device)
         _fit_scores(scorer, batches, specificity, device, usual)
     except BaseException:
         # new terms with old thresholds would look like a calibrated model
@@ -196,26 +200,33 @@ def _joined(scorer: AnomalyScorer, slices: Sequence[_Stack]) -> _Stack:
 
 
 def _fit_position(
-    scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], device: torch.device | str
+    scorer: AnomalyScorer,
+    batches: Iterable[Mapping[str, Any]],
+    fitted: Iterable[Mapping[str, Any]],
+    device: torch.device | str,
 ) -> dict[str, PositionNorm]:
-    """Fit the scorer's, and for each case one that does not know it."""
+    """Fit the scorer's, and for each held-out case one that does not know it."""
     group_of: dict[str, int] = {}
     groups = [PositionMoments() for _ in range(_GROUPS)]
     for stack in _stacks(scorer, batches, device):
         group = groups[group_of.setdefault(stack.case, len(group_of) % _GROUPS)]
         group.add(stack.weighted_sum, stack.foreground, stack.places, stack.case)
+    others = PositionMoments()
+    if scorer.by_position:
+        for stack in _stacks(scorer, fitted, device):
+            others.add(stack.weighted_sum, stack.foreground, stack.places, stack.case)
     if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
         scorer.position.reset()
         return dict.fromkeys(group_of, scorer.position)
     # compared with itself alone, a single case would look more normal than any other
-    by_position = scorer.by_position and sum(not group.is_empty for group in groups) > 1
-    scorer.position.fit(groups, by_position)
+    by_position = scorer.by_position and sum(not group.is_empty for group in (*groups, others)) > 1
+    scorer.position.fit([*groups, others], by_position)
     if not by_position:
         return dict.fromkeys(group_of, scorer.position)
     norms = []
     for left_out in groups:
         norm = PositionNorm().to(device)
-        norm.fit(group for group in groups if group is not left_out)
+        norm.fit(group for group in (*groups, others) if group is not left_out)
         norms.append(norm)
     return {case: norms[number] for case, number in group_of.items()}
 

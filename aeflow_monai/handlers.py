@@ -38,6 +38,7 @@ class CalibratedModelSaver:
         batches: held-out normals, see `calibrate`.
         path: of the checkpoint: a dictionary with the state dict under "model".
         specificity: see `calibrate`.
+        fitted: normals of the training, see `calibrate`.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class CalibratedModelSaver:
         batches: Iterable[Mapping[str, Any]],
         path: str | Path,
         specificity: float = 0.95,
+        fitted: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.scorer = scorer
         self.batches = batches
         self.path = Path(path)
         self.specificity = specificity
+        self.fitted = fitted
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -58,7 +61,7 @@ class CalibratedModelSaver:
 
     def __call__(self, engine: Engine) -> None:
         """Calibrate and save."""
-        calibrate(self.scorer, self.batches, self.specificity)
+        calibrate(self.scorer, self.batches, self.specificity, fitted=self.fitted)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # beside its place first: whoever reads the model meanwhile finds the old one whole
         unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")

@@ -22,11 +22,11 @@ import torch
 from monai.data import DataLoader, ImageReader
 from monai.utils import convert_to_tensor, ensure_tuple
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from aeflow_monai.slicing import SliceKind, Slicer, voxel_spacing
 
-__all__ = ["FeatureDataset", "SliceDataset", "prepare_slice_batch"]
+__all__ = ["FeatureDataset", "SliceDataset", "SomeCases", "prepare_slice_batch"]
 
 _logger = logging.getLogger(__name__)
 
@@ -191,6 +191,30 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if count == 1 and self.kind == "abnormal":
             return ["abnormal"]
         return _kinds_by_mask(slicer, read, volume, axis, str(item["image"]))
+
+
+class SomeCases(Subset[dict[str, Any]]):
+    """All slices of some of the cases, evenly spread over them, in the order of the slices.
+
+    Args:
+        dataset: of the slices, or what has items made of them at the same indices, and possibly more behind them.
+        index: of the slices, each with the name of its "case"; see `SliceDataset`.
+        n_cases: number of cases; all if there are fewer.
+
+    Example:
+        >>> index = [{"case": "a"}, {"case": "a"}, {"case": "b"}, {"case": "c"}]
+        >>> list(SomeCases(index, index, n_cases=2))
+        [{'case': 'a'}, {'case': 'a'}, {'case': 'c'}]
+    """
+
+    def __init__(
+        self, dataset: Dataset[dict[str, Any]] | Sequence[Any], index: Sequence[Mapping[str, Any]], n_cases: int
+    ) -> None:
+        cases = list(dict.fromkeys(entry["case"] for entry in index))
+        spread = np.linspace(0, len(cases) - 1, min(n_cases, len(cases))).round().astype(int)
+        chosen = {cases[number] for number in spread}
+        rows = [row for row, entry in enumerate(index) if entry["case"] in chosen]
+        super().__init__(dataset, rows)  # type: ignore[arg-type]
 
 
 def _kinds_by_mask(slicer: Slicer, read: Mapping[str, Any], volume: Tensor, axis: str, file: str) -> list[SliceKind]:

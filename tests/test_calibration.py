@@ -256,6 +256,27 @@ def test_one_slice_that_is_not_finite_is_no_skipped_slice() -> None:
     assert all(torch.equal(buffers(scorer)[name], before[name]) for name in BUFFERS)
 
 
+@pytest.mark.parametrize("by_position", [True, False])
+def test_normals_of_the_training_tell_what_is_usual_where_and_nothing_else(by_position: bool) -> None:
+    held_out, fitted = batches_of(blobs(2), 2, slices_per_case=2), batches_of(1 - blobs(6), 4)
+    for batch in fitted:
+        batch["case"] = [f"fitted_{case}" for case in batch["case"]]
+    alone, together = a_scorer(by_position=by_position), a_scorer(by_position=by_position)
+    calibrate(alone, held_out)
+    calibrate(together, held_out, fitted=fitted)
+    for name in ("term_mean", "term_std", "map_std"):
+        assert torch.equal(getattr(together, name), getattr(alone, name))
+    # of a single held-out case places cannot be learned
+    assert alone.position.mean.flatten(1).std(dim=1).max() == 0
+    assert (together.position.mean.flatten(1).std(dim=1).max() > 0) == by_position
+    with torch.no_grad():
+        scores = together.slice_scores(together(blobs(2)))
+    if not by_position:
+        assert together.case_threshold.item() == pytest.approx(scores.mean().item(), abs=1e-4)
+    # the case is in what users' cases are compared with, but was compared with the others alone for its threshold
+    assert together.case_threshold >= scores.mean() - 1e-4
+
+
 @pytest.mark.parametrize(("n", "specificity", "warns"), [(8, 0.9, True), (9, 0.9, False), (1, 0.95, True)])
 def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
     images = blobs(2 * n)

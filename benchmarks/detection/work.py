@@ -244,7 +244,8 @@ def fit_variant(given: argparse.Namespace, overlay: dict[str, Any]) -> dict[str,
         prefix = "aeflow."
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         scorer.aeflow.load_state_dict(own)
-        calibrate(scorer, parser.get_parsed_content("validate#dataloader"), parser["specificity"])
+        held_out, fitted = (parser.get_parsed_content(part) for part in ("validate#dataloader", "train#usual"))
+        calibrate(scorer, held_out, parser["specificity"], fitted=fitted)
         torch.save({"model": scorer.state_dict()}, model)
     return {**report, **parameters(fitted_scorer(given, given.output))}
 
