@@ -16,7 +16,7 @@ from aeflow_monai.position import PositionMoments, PositionNorm
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import Places, foreground_of, places_of
 
-__all__ = ["calibrate", "upper_threshold"]
+__all__ = ["calibrate", "promised_specificity", "upper_threshold"]
 
 _logger = logging.getLogger(__name__)
 
@@ -51,8 +51,21 @@ def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> flo
     ordered = sorted(float(score) for score in scores)
     if not ordered:
         raise ValueError("A threshold needs the scores of held-out normals; got none.")
-    rank = math.ceil((len(ordered) + 1) * specificity)
-    return ordered[min(rank, len(ordered)) - 1]
+    return ordered[_rank(len(ordered), specificity) - 1]
+
+
+def promised_specificity(n: int, specificity: float) -> float:
+    """Share of new normals that `upper_threshold` of n scores lets pass, at least and on average.
+
+    Example:
+        >>> round(promised_specificity(99, 0.95), 3), round(promised_specificity(4, 0.95), 3)
+        (0.95, 0.8)
+    """
+    return _rank(n, specificity) / (n + 1)
+
+
+def _rank(n: int, specificity: float) -> int:
+    return min(math.ceil((n + 1) * specificity), n)
 
 
 @torch.no_grad()
@@ -270,11 +283,13 @@ def _fit_scores(
         for axes in slices_of_case.values()
     ]
     scorer.case_threshold.fill_(upper_threshold(cases, specificity))
+    scorer.case_specificity.fill_(promised_specificity(len(cases), specificity))
     scorer.slice_threshold.fill_(upper_threshold(scores, specificity))
     scorer.map_threshold.fill_(upper_threshold(peaks, specificity))
     needed = math.ceil(specificity / (1 - specificity) - 1e-9)
     if len(cases) < needed:
         _logger.warning(
             f"{len(cases)} held-out normal cases cannot promise a specificity of {specificity:.0%} (it takes "
-            f"{needed}): the case threshold is the largest score among them."
+            f"{needed}): the case threshold is the largest score among them, which promises "
+            f"{float(scorer.case_specificity):.0%}."
         )

@@ -135,6 +135,7 @@ class DetectionReport(_Report):
             self.labels,
             self.scores,
             float(self.scorer.case_threshold),
+            promised_specificity=float(self.scorer.case_specificity),
             n_bootstrap=self.n_bootstrap,
             seed=self.seed,
             baselines=self.statistics,

@@ -30,6 +30,7 @@ def detection_report(
     scores: Sequence[float] | npt.NDArray[Any],
     threshold: float,
     *,
+    promised_specificity: float | None = None,
     n_bootstrap: int = 1000,
     seed: int = 0,
     baselines: Mapping[str, Sequence[float]] | None = None,
@@ -44,12 +45,14 @@ def detection_report(
     `oracle_best_f1` is the best F1 over all thresholds, `oracle_threshold` the threshold that reaches it.
     Both are chosen on the test labels, which nobody has when a new case comes: they bound what a threshold
     could reach, and are no result. `all_abnormal_f1` is the F1 of calling every case abnormal, 2p / (1 + p)
-    for a share p of abnormal cases; an F1 means nothing without it.
+    for a share p of abnormal cases; an F1 means nothing without it. `promise_holds` is false where even the upper end
+    of the interval of the specificity is below what the threshold promised.
 
     Args:
         labels: 0 for normal and 1 for abnormal, shape (N,).
         scores: Finite anomaly scores, larger is more abnormal, shape (N,).
         threshold: The stored threshold, in the unit of the scores.
+        promised_specificity: Share of normals that the threshold was set to let pass, in (0, 1], if known.
         n_bootstrap: Number of resamples, at least 1.
         seed: Seed of the resampling.
         baselines: Trivial statistics by name (mean intensity, file size, ...), shape (N,) each. Of each the
@@ -60,7 +63,7 @@ def detection_report(
         A dictionary that JSON can hold: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`,
         `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
         interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
-        `baselines`, `n_bootstrap`, `bootstrap_seed`.
+        `baselines`, `n_bootstrap`, `bootstrap_seed`; `promised_specificity` and `promise_holds`, if it was given.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.
@@ -102,6 +105,9 @@ def detection_report(
     for name, statistic in (baselines or {}).items():
         auroc = float(roc_auc_score(truth, _finite(statistic, f"baseline '{name}'", len(truth))))
         report["baselines"][name] = max(auroc, 1 - auroc)
+    if promised_specificity is not None:
+        report["promised_specificity"] = float(promised_specificity)
+        report["promise_holds"] = report["specificity_ci95"][1] >= promised_specificity
     return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}
 
 
@@ -136,6 +142,8 @@ def format_report(report: Mapping[str, Any]) -> str:
         text = f"{report[name]:.3f}  [{low:.3f}, {high:.3f}]"
         if name == "f1":
             text += f"  (all called abnormal: {report['all_abnormal_f1']:.3f})"
+        if name == "specificity" and "promised_specificity" in report:
+            text += f"  (the threshold promises {report['promised_specificity']:.3f})"
         rows.append((name.upper() if name in ("auroc", "f1") else name.replace("_", " "), text))
     oracle = "(oracle: chosen on test labels)"
     rows.append(("best F1", f"{report['oracle_best_f1']:.3f}  {oracle}"))
@@ -145,6 +153,11 @@ def format_report(report: Mapping[str, Any]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
     lines.append(f"Brackets: 95 % bootstrap intervals, {report['n_bootstrap']} resamples.")
+    if not report.get("promise_holds", True):
+        lines.append(
+            "The threshold does not hold here: more normal cases exceed it than it promises. They differ from the "
+            "normals that it was set on (site, scanner, patients, preparation?); set it on normals like these."
+        )
     return "\n".join(lines)
 
 

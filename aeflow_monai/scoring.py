@@ -78,6 +78,7 @@ class AnomalyScorer(nn.Module):
     map_threshold: Tensor
     slice_threshold: Tensor
     case_threshold: Tensor
+    case_specificity: Tensor
 
     def __init__(
         self,
@@ -123,6 +124,7 @@ class AnomalyScorer(nn.Module):
         self.register_buffer("map_threshold", torch.tensor(math.inf))
         self.register_buffer("slice_threshold", torch.tensor(math.inf))
         self.register_buffer("case_threshold", torch.tensor(math.inf))
+        self.register_buffer("case_specificity", torch.tensor(1.0))  # that the case threshold promises
 
     @property
     def is_calibrated(self) -> bool:

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate
-from aeflow_monai.calibration import upper_threshold
+from aeflow_monai.calibration import promised_specificity, upper_threshold
 
 STATISTICS = ("term_mean", "term_std", "map_std", "share_mean", "share_std")
-BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold")
+BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold", "case_specificity")
 
 
 def blobs(n: int = 10, size: int = 64) -> Tensor:
@@ -58,6 +58,7 @@ class TestUpperThreshold:
         slack = 4 * math.sqrt(specificity * (1 - specificity) / trials)
         assert exceedance <= 1 - specificity + slack
         assert exceedance >= 1 - specificity - 1 / (n + 1) - slack  # and no more careful than it has to be
+        assert exceedance == pytest.approx(1 - promised_specificity(n, specificity), abs=slack)
 
     @pytest.mark.parametrize("specificity", [0.0, 1.0, -0.5, 95.0, float("nan")])
     def test_specificity_out_of_range_is_named(self, specificity: float) -> None:
@@ -279,9 +280,10 @@ def test_normals_of_the_training_tell_what_is_usual_where_and_nothing_else(by_po
 
 @pytest.mark.parametrize(("n", "specificity", "warns"), [(8, 0.9, True), (9, 0.9, False), (1, 0.95, True)])
 def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
-    images = blobs(2 * n)
+    images, scorer = blobs(2 * n), a_scorer()
     with caplog.at_level(logging.WARNING, logger="aeflow_monai.calibration"):
-        calibrate(a_scorer(), batches_of(images, 6, slices_per_case=2), specificity=specificity)
+        calibrate(scorer, batches_of(images, 6, slices_per_case=2), specificity=specificity)
+    assert scorer.case_specificity.item() == pytest.approx(n / (n + 1))
     if warns:
         needed = {0.9: 9, 0.95: 19}[specificity]
         assert f"{n} held-out normal cases cannot promise a specificity of {specificity:.0%} (it takes {needed})" in (

@@ -118,6 +118,7 @@ def test_the_report_is_written_and_printed(
     tmp_path: Path, scorer: AnomalyScorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scorer.case_threshold.fill_(2.0)
+    scorer.case_specificity.fill_(0.75)
     report = DetectionReport(tmp_path / "out/metrics.json", scorer, n_bootstrap=20, seed=3)
     evaluate(report, batch_size=2)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -129,6 +130,7 @@ def test_the_report_is_written_and_printed(
     )
     assert (metrics["auroc"], metrics["threshold"]) == (1.0, 2.0)
     assert (metrics["sensitivity"], metrics["specificity"], metrics["oracle_best_f1"]) == (0.5, 1.0, 1.0)
+    assert (metrics["promised_specificity"], metrics["promise_holds"]) == (0.75, True)
     assert metrics["baselines"] == {"intensity_mean": 1.0, "intensity_std": 0.5, "intensity_p95": 1.0}
     printed = capsys.readouterr().out
     assert "4 (2 normal, 2 abnormal)" in printed

@@ -105,6 +105,23 @@ def test_calling_all_abnormal_has_the_f1_of_the_formula() -> None:
         assert report["all_abnormal_f1"] == report["f1"] == f1_score(labels, np.ones(len(labels)))
 
 
+@pytest.mark.parametrize(("promised", "holds"), [(0.95, False), (0.8, True), (0.5, True)])
+def test_a_promise_that_the_normals_break_is_told(promised: float, holds: bool) -> None:
+    labels, scores = [0] * 100 + [1] * 100, [*range(100), *range(50, 150)]
+    report = detection_report(labels, scores, 79, promised_specificity=promised)
+    assert report["specificity"] == 0.8
+    assert (report["promised_specificity"], report["promise_holds"]) == (promised, holds)
+    text = format_report(report)
+    assert f"(the threshold promises {promised:.3f})" in text
+    assert ("The threshold does not hold here" in text) == (not holds)
+
+
+def test_without_a_promise_none_is_judged() -> None:
+    report = detection_report([0, 0, 1], [2, 3, 4], threshold=1)
+    assert "promise_holds" not in report
+    assert "promise" not in format_report(report)
+
+
 def test_baselines_count_in_their_better_direction() -> None:
     labels, scores = draw_case(0)
     statistics = {"up": scores, "down": -scores, "flat": np.zeros(len(labels))}
