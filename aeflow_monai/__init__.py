@@ -2,7 +2,7 @@
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.alongside import Alongside
-from aeflow_monai.calibration import calibrate
+from aeflow_monai.calibration import calibrate, recalibrate
 from aeflow_monai.checks import CheckImaged
 from aeflow_monai.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
 from aeflow_monai.decoder import Decoder
@@ -103,6 +103,7 @@ __all__ = [
     "load_datalist",
     "prepare_data",
     "prepare_slice_batch",
+    "recalibrate",
     "require_checkpoint",
     "require_labels",
     "slice_report",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ from aeflow_monai.position import PositionMoments, PositionNorm
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import Places, foreground_of, places_of
 
-__all__ = ["calibrate", "promised_specificity", "upper_threshold"]
+__all__ = ["calibrate", "promised_specificity", "recalibrate", "save_calibrated", "upper_threshold"]
 
 _logger = logging.getLogger(__name__)
 
@@ -117,6 +119,51 @@ def calibrate(
         raise
     finally:
         scorer.train(was_training)
+
+
+def save_calibrated(scorer: AnomalyScorer, path: str | Path) -> None:
+    """Save a model with its calibration, and tell its thresholds.
+
+    Args:
+        scorer: calibrated.
+        path: of the checkpoint: a dictionary with the state dict under "model". Whoever reads an earlier one meanwhile
+            finds it whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save({"model": scorer.state_dict()}, unfinished)
+    unfinished.replace(path)
+    _logger.info(
+        f"Calibrated on held-out normals: case threshold {float(scorer.case_threshold):.3f}, slice threshold "
+        f"{float(scorer.slice_threshold):.3f}, map threshold {float(scorer.map_threshold):.3f}. Saved {path}."
+    )
+
+
+def recalibrate(
+    scorer: AnomalyScorer,
+    ckpt_path: str | Path,
+    batches: Iterable[Mapping[str, Any]],
+    path: str | Path,
+    specificity: float = 0.95,
+) -> None:
+    """Calibrate a trained model anew, on normals like those that it will meet, and save it at another place.
+
+    Args:
+        scorer: network of the model.
+        ckpt_path: of the model.
+        batches: normals that it was not trained on, see `calibrate`.
+        path: of the new model.
+        specificity: see `calibrate`.
+
+    Raises:
+        ValueError: the new model would take the place of the old one, or the old one is of another network.
+    """
+    if Path(ckpt_path).resolve() == Path(path).resolve():
+        raise ValueError(f"The model calibrated anew would replace {path}: give its folder with --output_dir.")
+    scorer.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["model"])
+    calibrate(scorer, batches, specificity)
+    save_calibrated(scorer, path)
 
 
 def _output(scorer: AnomalyScorer, batch: Mapping[str, Any], device: torch.device | str) -> tuple[AEFlowOutput, Tensor]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from ignite.engine import Engine, Events
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
-from aeflow_monai.calibration import calibrate
+from aeflow_monai.calibration import calibrate, save_calibrated
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import places_of
 
@@ -24,8 +22,6 @@ __all__ = [
     "PictureLogger",
     "RequireCalibration",
 ]
-
-_logger = logging.getLogger(__name__)
 
 
 class CalibratedModelSaver:
@@ -62,16 +58,7 @@ class CalibratedModelSaver:
     def __call__(self, engine: Engine) -> None:
         """Calibrate and save."""
         calibrate(self.scorer, self.batches, self.specificity, fitted=self.fitted)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # beside its place first: whoever reads the model meanwhile finds the old one whole
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        torch.save({"model": self.scorer.state_dict()}, unfinished)
-        unfinished.replace(self.path)
-        engine.logger.info(
-            f"Calibrated on held-out normals: case threshold {float(self.scorer.case_threshold):.3f}, slice threshold "
-            f"{float(self.scorer.slice_threshold):.3f}, map threshold {float(self.scorer.map_threshold):.3f}. "
-            f"Saved {self.path}."
-        )
+        save_calibrated(self.scorer, self.path)
 
 
 class DivergenceGuard:

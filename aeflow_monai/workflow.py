@@ -36,7 +36,7 @@ _logger = logging.getLogger(__name__)
 # Ids that MONAI or MONAI Label read by their name, so that no other part of the config has to refer to them.
 _READ_BY_NAME = {
     *(str(p["id"]) for group in (TrainProperties, InferProperties, MetaProperties) for p in group.values()),
-    *("imports", "initialize", "run", "finalize", "prepare", "train::run", "_meta_"),
+    *("imports", "initialize", "run", "finalize", "prepare", "calibrate", "train::run", "_meta_"),
     *("displayable_configs", "post_transforms"),
     *DEFAULT_EXP_MGMT_SETTINGS.get("mlflow", {}).get("configs", {}),
 }

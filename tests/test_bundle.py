@@ -784,6 +784,36 @@ def test_data_without_normals_are_refused(tmp_path: Path, run_workflow: Run, tin
     assert not (tmp_path / "run/model.pt").exists()
 
 
+def test_a_model_is_calibrated_anew_on_normals_of_another_site(
+    tmp_path: Path, volumes: Path, trained: Path, run_command: Run, run_workflow: Run, tiny_network: Options
+) -> None:
+    site = tmp_path / "site"  # its scanner has another contrast
+    site.mkdir()
+    for file in sorted((volumes / "images").glob("test_normal_*.nii.gz")):
+        source = nib.load(file)
+        voxels = source.get_fdata() ** 0.5
+        nib.save(nib.Nifti1Image(voxels.astype(np.float32), source.affine), site / file.name)
+    options = {**tiny_network, "min_foreground": 0.0, "dataset_dir": str(site), "ckpt_path": str(trained / "model.pt")}
+    configs = ["train.yaml", "calibrate.yaml"]
+    done = run_command("monai.bundle run calibrate", configs, output_dir=str(tmp_path / "new"), **options)
+    assert done.returncode == 0, done.stderr
+    assert "3 held-out normal cases cannot promise a specificity of 95%" in done.stdout
+    assert f"model: {tmp_path / 'new/model.pt'}" in done.stdout
+    old, new = model_state(trained), model_state(tmp_path / "new")
+    changed = {name.partition(".")[0] for name in differing(old, new)}
+    assert {"term_mean", "map_std", "position", "case_threshold"} <= changed
+    assert "aeflow" not in changed
+    # as cases of that site are scored from now on, none of its normals is above the threshold
+    where = {"output_dir": str(tmp_path / "maps"), "ckpt_path": str(tmp_path / "new/model.pt")}
+    run_workflow("inference.yaml", dataset_dir=str(site), **where, **tiny_network)
+    assert [row["prediction"] for row in table(tmp_path / "maps/scores.csv")] == ["0"] * 3
+
+    refused = run_command("monai.bundle run calibrate", configs, output_dir=str(trained), **options)
+    assert refused.returncode != 0
+    assert "would replace" in refused.stderr
+    assert not differing(old, model_state(trained))
+
+
 @pytest.mark.parametrize("configs", ["inference.yaml", ["train.yaml", "evaluate.yaml"]])
 def test_a_missing_model_is_refused(
     tmp_path: Path, volumes: Path, start_workflow: Run, configs: str | list[str]

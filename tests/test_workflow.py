@@ -126,6 +126,7 @@ def test_the_shipped_configs_hold_no_unread_key() -> None:
     for files in (
         ["train"],
         ["train", "evaluate"],
+        ["train", "calibrate"],
         ["train", "multi_gpu_train"],
         ["train", "semi_supervised"],
         ["inference"],
