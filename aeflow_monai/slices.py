@@ -30,7 +30,7 @@ __all__ = ["FeatureDataset", "SliceDataset", "SomeCases", "prepare_slice_batch"]
 
 _logger = logging.getLogger(__name__)
 
-_FORMAT = 2  # of slices in files: another number when what is kept changes
+_FORMAT = 3  # of slices in files: another number when what is kept changes
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -42,6 +42,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     Of an item with label 1 the slices of the wanted kind by its mask are taken, see `Slicer.kinds`; an abnormal 2D
     image needs no mask to be an abnormal slice. Of an item without label or with label 0 all slices are normal.
+
+    Items hold "image" (C, H, W), "case", "file", "axis", "slice" (its number along the axis) and "height" (see
+    `Places`); abnormal ones "lesion" too, (1, H, W) in [0, 1]: the share of each pixel that the mask covers, 1 all
+    over where no mask tells.
 
     Args:
         data: a datalist; each item goes through `transform` once.
@@ -87,7 +91,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 f"No slice is left of {len(data)} cases: none is {kind} and has {slicer.min_foreground:.0%} of its "
                 "pixels above 0. Lower min_foreground or normal_margin_mm, or look at the intensity normalisation."
             )
-        size = 4 * math.prod(self.shape) * len(self.index) / 2**20
+        size = 4 * math.prod(self._stored_shape) * len(self.index) / 2**20
         _logger.info(f"{len(self.index)} slices of {len(data)} cases in {folder or 'memory'} ({size:.0f} MB)")
 
     def __len__(self) -> int:
@@ -99,7 +103,15 @@ class SliceDataset(Dataset[dict[str, Any]]):
         else:
             volume, row = self._place[index]
             image = self._volumes[volume][row]
+        if self.kind == "abnormal":
+            return {"image": image[:-1], "lesion": image[-1:], **self.index[index]}
         return {"image": image, **self.index[index]}
+
+    @property
+    def _stored_shape(self) -> tuple[int, ...]:
+        """Of a slice as it is kept: lesions lie behind the channels of abnormal ones."""
+        channels, *size = self.shape
+        return (channels + (self.kind == "abnormal"), *size)
 
     def _read(
         self,
@@ -140,6 +152,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
                     {**names, "slice": position, "height": height}
                     for position, height in zip(indices.tolist(), heights.tolist(), strict=True)
                 ]
+                if self.kind == "abnormal":
+                    planes = torch.cat([planes, _lesions(slicer, read, planes, axis, indices)], dim=1)
                 yield planes
 
     def _keep(
@@ -180,7 +194,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 unfinished.replace(record)
             finally:
                 unfinished.unlink(missing_ok=True)
-        self._stored = np.memmap(file, dtype=np.float32, mode="r", shape=(len(self.index), *self.shape))
+        self._stored = np.memmap(file, dtype=np.float32, mode="r", shape=(len(self.index), *self._stored_shape))
 
     def _kinds(
         self, slicer: Slicer, item: Mapping[str, Any], read: Mapping[str, Any], volume: Tensor, axis: str
@@ -189,8 +203,18 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if item.get("label") != 1:
             return ["normal"] * count
         if count == 1 and self.kind == "abnormal":
+            if "mask" in read:  # which has to fit
+                _kinds_by_mask(slicer, read, volume, axis, str(item["image"]))
             return ["abnormal"]
         return _kinds_by_mask(slicer, read, volume, axis, str(item["image"]))
+
+
+def _lesions(slicer: Slicer, read: Mapping[str, Any], planes: Tensor, axis: str, indices: Tensor) -> Tensor:
+    """The share of each pixel of slices (n, C, H, W) that is lesion, (n, 1, H, W)."""
+    mask = read.get("mask")
+    if mask is None or not (mask != 0).any():
+        return torch.ones_like(planes[:, :1])
+    return slicer.slices((convert_to_tensor(mask, track_meta=False) != 0).float(), axis, indices)
 
 
 class SomeCases(Subset[dict[str, Any]]):

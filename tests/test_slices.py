@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +237,16 @@ class TestAbnormal:
             SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]))
 
 
+class AsRead:
+    """Gives the same for every item; has a name, so that slices can be kept in files."""
+
+    def __init__(self, read: dict[str, Tensor]) -> None:
+        self.read = read
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Tensor]:
+        return self.read
+
+
 class TestAbnormalSlices:
     def test_are_those_with_the_lesion(self) -> None:
         mask = torch.zeros(1, 8, 8, 10)
@@ -245,6 +255,35 @@ class TestAbnormalSlices:
         data = [{"image": "sick.nii", "case": "sick", "label": 1}, {"image": "well.nii", "case": "well", "label": 0}]
         found = SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")
         assert places(found) == [("sick", "axial", 4)]
+
+    @pytest.mark.parametrize("in_files", [False, True])
+    def test_have_their_lesion_where_the_image_shows_it(self, tmp_path: Path, in_files: bool) -> None:
+        bright = torch.full((1, 12, 8, 4), 0.2)
+        bright[:, 2:4, 5:7, 1:3] = 0.9
+        (tmp_path / "sick.nii").touch()
+        data = [{"image": str(tmp_path / "sick.nii"), "case": "sick", "label": 1}]
+        read = AsRead({"image": bright, "mask": 3.0 * (bright > 0.5)})
+        folder = tmp_path / "kept" if in_files else None
+        for _ in range(2):  # the second time from the files
+            slices = SliceDataset(data, read, Slicer(image_size=[24, 16]), kind="abnormal", folder=folder)
+            assert slices.shape == (1, 24, 16)
+            for item in slices:
+                assert item["image"].shape == item["lesion"].shape == (1, 24, 16)
+                assert (item["lesion"].min(), item["lesion"].max()) == (0, 1)
+                torch.testing.assert_close(item["image"], 0.2 + 0.7 * item["lesion"])
+
+    @pytest.mark.parametrize("mask", [None, torch.zeros(1, 8, 8, 1)])
+    def test_without_a_lesion_in_the_mask_are_abnormal_all_over(self, mask: Tensor | None) -> None:
+        data = [{"image": "sick.png", "case": "sick", "label": 1}]
+        read = {"image": volume_of((1, 8, 8, 1))} | ({} if mask is None else {"mask": mask})
+        found = SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")
+        assert found[0]["lesion"].tolist() == [[[1.0] * 8] * 8]
+
+    def test_of_a_2d_image_with_another_size_than_its_mask_are_refused(self) -> None:
+        data = [{"image": "sick.png", "case": "sick", "label": 1}]
+        read = {"image": volume_of((1, 8, 8, 1)), "mask": torch.ones(1, 8, 9, 1)}
+        with pytest.raises(ValueError, match=r"mask of sick\.png has another size than its image"):
+            SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")
 
     def test_of_a_2d_image_need_no_mask(self) -> None:
         data = [{"image": "sick.png", "case": "sick", "label": 1}]
