@@ -4,7 +4,14 @@ from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.alongside import Alongside
 from aeflow_monai.calibration import calibrate, recalibrate
 from aeflow_monai.checks import CheckImaged
-from aeflow_monai.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
+from aeflow_monai.datalist import (
+    choose_abnormal,
+    find_images,
+    load_datalist,
+    normals_of,
+    require_labels,
+    split_normals,
+)
 from aeflow_monai.decoder import Decoder
 from aeflow_monai.encoder import Encoder
 from aeflow_monai.evaluation import DetectionReport, LocalisationReport, ScoreWriter
@@ -38,6 +45,7 @@ from aeflow_monai.workflow import (
     home,
     keep_freed_memory,
     require_checkpoint,
+    require_place,
 )
 from aeflow_monai.writers import WriteMapsd
 
@@ -101,11 +109,13 @@ __all__ = [
     "home",
     "keep_freed_memory",
     "load_datalist",
+    "normals_of",
     "prepare_data",
     "prepare_slice_batch",
     "recalibrate",
     "require_checkpoint",
     "require_labels",
+    "require_place",
     "slice_report",
     "split_normals",
     "write_phantom",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,11 @@ from aeflow_monai.position import PositionMoments, PositionNorm
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import Places, foreground_of, places_of
 
-__all__ = ["calibrate", "promised_specificity", "recalibrate", "save_calibrated", "upper_threshold"]
+__all__ = ["calibrate", "recalibrate", "save_calibrated", "threshold_rank", "upper_threshold"]
 
 _logger = logging.getLogger(__name__)
 
-_GROUPS = 5  # of cases: what is usual in four of them is what the fifth is compared with
+_GROUPS = 5  # of patients: what is usual in four of them is what the fifth is compared with
 
 
 def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> float:
@@ -53,20 +54,16 @@ def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> flo
     ordered = sorted(float(score) for score in scores)
     if not ordered:
         raise ValueError("A threshold needs the scores of held-out normals; got none.")
-    return ordered[_rank(len(ordered), specificity) - 1]
+    return ordered[threshold_rank(len(ordered), specificity) - 1]
 
 
-def promised_specificity(n: int, specificity: float) -> float:
-    """Share of new normals that `upper_threshold` of n scores lets pass, at least and on average.
+def threshold_rank(n: int, specificity: float) -> int:
+    """Rank k of `upper_threshold` among n scores, from 1: it lets k / (n + 1) of new normals pass, on average.
 
     Example:
-        >>> round(promised_specificity(99, 0.95), 3), round(promised_specificity(4, 0.95), 3)
-        (0.95, 0.8)
+        >>> threshold_rank(99, 0.95), threshold_rank(4, 0.95)
+        (95, 4)
     """
-    return _rank(n, specificity) / (n + 1)
-
-
-def _rank(n: int, specificity: float) -> int:
     return min(math.ceil((n + 1) * specificity), n)
 
 
@@ -88,10 +85,11 @@ def calibrate(
 
     Args:
         scorer: trained; is set to evaluation mode and back.
-        batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "file" (N paths, where
-            a case has several images), "axis" and "height" (N planes and N numbers, of slices of volumes; see `Places`)
-            and, if kept, "features" (a list, see `Encoder.forward`). Has to be iterable three times, and the network
-            runs each time; must hold normals only, and the slices of a volume's plane one after the other.
+        batches: dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "patient" (N names, where
+            a patient has several cases), "file" (N paths, where a case has several images), "axis" and "height" (N
+            planes and N numbers, of slices of volumes; see `Places`) and, if kept, "features" (a list, see
+            `Encoder.forward`). Has to be iterable three times, and the network runs each time; must hold normals only,
+            and the slices of a volume's plane one after the other.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
         fitted: batches of normals that the network was trained on, of the same kind. They tell what is usual where too,
@@ -152,16 +150,19 @@ def recalibrate(
     Args:
         scorer: network of the model.
         ckpt_path: of the model.
-        batches: normals that it was not trained on, see `calibrate`.
+        batches: normals that it was not trained on, see `calibrate`; without kept features, which the network may not
+            have been there to compute.
         path: of the new model.
         specificity: see `calibrate`.
 
     Raises:
-        ValueError: the new model would take the place of the old one, or the old one is of another network.
+        ValueError: the file holds no model, or one of another network.
     """
-    if Path(ckpt_path).resolve() == Path(path).resolve():
-        raise ValueError(f"The model calibrated anew would replace {path}: give its folder with --output_dir.")
-    scorer.load_state_dict(torch.load(ckpt_path, map_location="cpu", weights_only=True)["model"])
+    try:
+        state = torch.load(ckpt_path, map_location="cpu", weights_only=True)["model"]
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+        raise ValueError(f"{ckpt_path} is no model: expected the model.pt that a training ends with.") from error
+    scorer.load_state_dict(state)
     calibrate(scorer, batches, specificity)
     save_calibrated(scorer, path)
 
@@ -219,7 +220,7 @@ def _fit_terms(scorer: AnomalyScorer, batches: Iterable[Mapping[str, Any]], devi
 class _Stack(NamedTuple):
     """The slices of one plane of one volume; or an image of its own."""
 
-    case: str
+    patient: str
     file: str
     axis: str
     weighted_sum: Tensor  # (n, 1, H, W), blurred through the slices
@@ -236,15 +237,16 @@ def _stacks(
         output, image = _output(scorer, batch, device)
         sums, foreground = scorer.weighted_sum(output, image), foreground_of(image)
         places = places_of(batch)
+        patients = batch.get("patient", batch["case"])
         files = batch.get("file", batch["case"])
         axes = batch.get("axis", ["axial"] * len(files))
-        for index, case, file, axis in zip(range(len(sums)), batch["case"], files, axes, strict=True):
+        for index, patient, file, axis in zip(range(len(sums)), patients, files, axes, strict=True):
             one = slice(index, index + 1)
             place = None if places is None else Places(axes[one], places.heights[one])
-            if waiting and (place is None or (case, file, axis) != waiting[0][:3]):
+            if waiting and (place is None or (patient, file, axis) != waiting[0][:3]):
                 yield _joined(scorer, waiting)
                 waiting = []
-            waiting.append(_Stack(case, file, axis, sums[one], foreground[one], place))
+            waiting.append(_Stack(patient, file, axis, sums[one], foreground[one], place))
     if waiting:
         yield _joined(scorer, waiting)
 
@@ -265,20 +267,20 @@ def _fit_position(
     fitted: Iterable[Mapping[str, Any]],
     device: torch.device | str,
 ) -> dict[str, PositionNorm]:
-    """Fit the scorer's, and for each held-out case one that does not know it."""
+    """Fit the scorer's, and for each held-out patient one that does not know them."""
     group_of: dict[str, int] = {}
     groups = [PositionMoments() for _ in range(_GROUPS)]
     for stack in _stacks(scorer, batches, device):
-        group = groups[group_of.setdefault(stack.case, len(group_of) % _GROUPS)]
-        group.add(stack.weighted_sum, stack.foreground, stack.places, stack.case)
+        group = groups[group_of.setdefault(stack.patient, len(group_of) % _GROUPS)]
+        group.add(stack.weighted_sum, stack.foreground, stack.places, stack.patient)
     others = PositionMoments()
     if scorer.by_position:
         for stack in _stacks(scorer, fitted, device):
-            others.add(stack.weighted_sum, stack.foreground, stack.places, stack.case)
+            others.add(stack.weighted_sum, stack.foreground, stack.places, stack.patient)
     if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
         scorer.position.reset()
         return dict.fromkeys(group_of, scorer.position)
-    # compared with itself alone, a single case would look more normal than any other
+    # compared with itself alone, a single patient would look more normal than any other
     by_position = scorer.by_position and sum(not group.is_empty for group in (*groups, others)) > 1
     scorer.position.fit([*groups, others], by_position)
     if not by_position:
@@ -288,7 +290,7 @@ def _fit_position(
         norm = PositionNorm().to(device)
         norm.fit(group for group in (*groups, others) if group is not left_out)
         norms.append(norm)
-    return {case: norms[number] for case, number in group_of.items()}
+    return {patient: norms[number] for patient, number in group_of.items()}
 
 
 def _fit_scores(
@@ -303,7 +305,7 @@ def _fit_scores(
     peaks: list[float] = []
     means: list[Tensor] = []
     for stack in _stacks(scorer, batches, device):
-        norm = usual.get(stack.case)
+        norm = usual.get(stack.patient)
         anomaly_map = scorer.standardised(stack.weighted_sum, stack.foreground, stack.places, norm)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         means.append(scorer.top_means(anomaly_map).double().cpu())
@@ -323,20 +325,22 @@ def _fit_scores(
         scorer.share_std.copy_(std)
     scores = scorer.score_of(of_slices.to(scorer.share_mean)).cpu()
     slices_of_case: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    for (case, file, axis), score in zip(origin, scores, strict=True):
-        slices_of_case[case, file][axis].append(score)
+    for (patient, file, axis), score in zip(origin, scores, strict=True):
+        slices_of_case[patient, file][axis].append(score)
+    patients = {patient for patient, _, _ in origin}
     cases = [
         float(scorer.case_score({axis: torch.stack(found) for axis, found in axes.items()}))
         for axes in slices_of_case.values()
     ]
     scorer.case_threshold.fill_(upper_threshold(cases, specificity))
-    scorer.case_specificity.fill_(promised_specificity(len(cases), specificity))
+    # images of one patient are alike: they promise no more than one of them
+    rank = threshold_rank(len(patients), specificity)
+    scorer.case_rank.copy_(torch.tensor([rank, len(patients)]))
     scorer.slice_threshold.fill_(upper_threshold(scores, specificity))
     scorer.map_threshold.fill_(upper_threshold(peaks, specificity))
     needed = math.ceil(specificity / (1 - specificity) - 1e-9)
-    if len(cases) < needed:
+    if len(patients) < needed:
         _logger.warning(
-            f"{len(cases)} held-out normal cases cannot promise a specificity of {specificity:.0%} (it takes "
-            f"{needed}): the case threshold is the largest score among them, which promises "
-            f"{float(scorer.case_specificity):.0%}."
+            f"Held-out normals of {len(patients)} patients cannot promise a specificity of {specificity:.0%} (it takes "
+            f"{needed}): the case threshold promises {rank / (len(patients) + 1):.0%}."
         )

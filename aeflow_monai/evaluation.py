@@ -131,11 +131,12 @@ class DetectionReport(_Report):
             found = f"all {len(self.labels)} that were read are {kind}" if self.labels else "none was read"
             engine.logger.warning(f"No metrics of cases: they need normal and abnormal cases, but {found}.")
             return
+        rank, n = self.scorer.case_rank.tolist()
         report = detection_report(
             self.labels,
             self.scores,
             float(self.scorer.case_threshold),
-            promised_specificity=float(self.scorer.case_specificity),
+            calibrated_rank=(rank, n) if n else None,
             n_bootstrap=self.n_bootstrap,
             seed=self.seed,
             baselines=self.statistics,

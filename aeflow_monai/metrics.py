@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import betabinom
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -30,7 +31,7 @@ def detection_report(
     scores: Sequence[float] | npt.NDArray[Any],
     threshold: float,
     *,
-    promised_specificity: float | None = None,
+    calibrated_rank: tuple[int, int] | None = None,
     n_bootstrap: int = 1000,
     seed: int = 0,
     baselines: Mapping[str, Sequence[float]] | None = None,
@@ -45,14 +46,17 @@ def detection_report(
     `oracle_best_f1` is the best F1 over all thresholds, `oracle_threshold` the threshold that reaches it.
     Both are chosen on the test labels, which nobody has when a new case comes: they bound what a threshold
     could reach, and are no result. `all_abnormal_f1` is the F1 of calling every case abnormal, 2p / (1 + p)
-    for a share p of abnormal cases; an F1 means nothing without it. `promise_holds` is false where even the upper end
-    of the interval of the specificity is below what the threshold promised.
+    for a share p of abnormal cases; an F1 means nothing without it.
+
+    A threshold that is the k-th of the n scores of held-out normals promises that k / (n + 1) of new ones do not
+    exceed it. `promise_holds` is false if normals of the same kind would exceed it so often with a probability below
+    0.025: their number is beta-binomial, because n scores are a draw too.
 
     Args:
         labels: 0 for normal and 1 for abnormal, shape (N,).
         scores: Finite anomaly scores, larger is more abnormal, shape (N,).
         threshold: The stored threshold, in the unit of the scores.
-        promised_specificity: Share of normals that the threshold was set to let pass, in (0, 1], if known.
+        calibrated_rank: k and n, if known; see `calibrate`.
         n_bootstrap: Number of resamples, at least 1.
         seed: Seed of the resampling.
         baselines: Trivial statistics by name (mean intensity, file size, ...), shape (N,) each. Of each the
@@ -63,7 +67,7 @@ def detection_report(
         A dictionary that JSON can hold: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`,
         `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
         interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
-        `baselines`, `n_bootstrap`, `bootstrap_seed`; `promised_specificity` and `promise_holds`, if it was given.
+        `baselines`, `n_bootstrap`, `bootstrap_seed`; `promised_specificity` and `promise_holds`, if the rank was given.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.
@@ -105,9 +109,12 @@ def detection_report(
     for name, statistic in (baselines or {}).items():
         auroc = float(roc_auc_score(truth, _finite(statistic, f"baseline '{name}'", len(truth))))
         report["baselines"][name] = max(auroc, 1 - auroc)
-    if promised_specificity is not None:
-        report["promised_specificity"] = float(promised_specificity)
-        report["promise_holds"] = report["specificity_ci95"][1] >= promised_specificity
+    if calibrated_rank is not None:
+        rank, n_calibrated = calibrated_rank
+        exceeding = int(called[truth == 0].sum())
+        chance = betabinom.sf(exceeding - 1, report["n_normal"], n_calibrated + 1 - rank, rank)
+        report["promised_specificity"] = rank / (n_calibrated + 1)
+        report["promise_holds"] = bool(chance >= 0.025)
     return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}
 
 
@@ -155,8 +162,9 @@ def format_report(report: Mapping[str, Any]) -> str:
     lines.append(f"Brackets: 95 % bootstrap intervals, {report['n_bootstrap']} resamples.")
     if not report.get("promise_holds", True):
         lines.append(
-            "The threshold does not hold here: more normal cases exceed it than it promises. They differ from the "
-            "normals that it was set on (site, scanner, patients, preparation?); set it on normals like these."
+            "The threshold does not hold here: more normal cases exceed it than it promises. They most likely differ "
+            "from the normals that it was set on (site, scanner, patients, preparation?); calibrate.yaml sets it on "
+            "normals like these."
         )
     return "\n".join(lines)
 

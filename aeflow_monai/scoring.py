@@ -78,7 +78,7 @@ class AnomalyScorer(nn.Module):
     map_threshold: Tensor
     slice_threshold: Tensor
     case_threshold: Tensor
-    case_specificity: Tensor
+    case_rank: Tensor
 
     def __init__(
         self,
@@ -124,7 +124,8 @@ class AnomalyScorer(nn.Module):
         self.register_buffer("map_threshold", torch.tensor(math.inf))
         self.register_buffer("slice_threshold", torch.tensor(math.inf))
         self.register_buffer("case_threshold", torch.tensor(math.inf))
-        self.register_buffer("case_specificity", torch.tensor(1.0))  # that the case threshold promises
+        # of the case threshold among the scores of held-out patients, and their number: what it promises
+        self.register_buffer("case_rank", torch.zeros(2, dtype=torch.long))
 
     @property
     def is_calibrated(self) -> bool:

@@ -30,7 +30,7 @@ __all__ = ["FeatureDataset", "SliceDataset", "SomeCases", "prepare_slice_batch"]
 
 _logger = logging.getLogger(__name__)
 
-_FORMAT = 3  # of slices in files: another number when what is kept changes
+_FORMAT = 4  # of slices in files: another number when what is kept changes
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -43,9 +43,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
     Of an item with label 1 the slices of the wanted kind by its mask are taken, see `Slicer.kinds`; an abnormal 2D
     image needs no mask to be an abnormal slice. Of an item without label or with label 0 all slices are normal.
 
-    Items hold "image" (C, H, W), "case", "file", "axis", "slice" (its number along the axis) and "height" (see
-    `Places`); abnormal ones "lesion" too, (1, H, W) in [0, 1]: the share of each pixel that the mask covers, 1 all
-    over where no mask tells.
+    Items hold "image" (C, H, W), "case", "patient" (the case, where nobody is named), "file", "axis", "slice" (its
+    number along the axis) and "height" (see `Places`); abnormal ones "lesion" too, (1, H, W) in [0, 1]: the share of
+    each pixel that the mask covers, 1 all over where no mask tells.
 
     Args:
         data: a datalist; each item goes through `transform` once.
@@ -147,7 +147,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
                         f"gives {tuple(planes.shape[1:])}. Set fit to 'resize', or image_size to the largest slice."
                     )
                 self.shape = tuple(planes.shape[1:])
-                names = {"case": str(item["case"]), "file": file, "axis": axis}
+                patient = str(item.get("patient", item["case"]))
+                names = {"case": str(item["case"]), "patient": patient, "file": file, "axis": axis}
                 self.index += [
                     {**names, "slice": position, "height": height}
                     for position, height in zip(indices.tolist(), heights.tolist(), strict=True)
@@ -211,10 +212,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
 def _lesions(slicer: Slicer, read: Mapping[str, Any], planes: Tensor, axis: str, indices: Tensor) -> Tensor:
     """The share of each pixel of slices (n, C, H, W) that is lesion, (n, 1, H, W)."""
-    mask = read.get("mask")
-    if mask is None or not (mask != 0).any():
+    if "mask" not in read:
         return torch.ones_like(planes[:, :1])
-    return slicer.slices((convert_to_tensor(mask, track_meta=False) != 0).float(), axis, indices)
+    lesion = convert_to_tensor(read["mask"], track_meta=False)[:1] != 0  # a picture's mask may have colours
+    return slicer.slices(lesion.float(), axis, indices) if lesion.any() else torch.ones_like(planes[:, :1])
 
 
 class SomeCases(Subset[dict[str, Any]]):
@@ -259,7 +260,7 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
             if path:
                 found = Path(path).stat()
                 files.append([str(path), found.st_size, found.st_mtime_ns])
-    named = [[str(item["case"]), item.get("label")] for item in data]
+    named = [[str(item["case"]), str(item.get("patient")), item.get("label")] for item in data]
     digest = hashlib.sha256(json.dumps([_FORMAT, files, named, slicer.policy(), step, kind]).encode())
     stream = io.BytesIO()
     try:

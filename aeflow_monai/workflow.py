@@ -28,6 +28,7 @@ __all__ = [
     "home",
     "keep_freed_memory",
     "require_checkpoint",
+    "require_place",
     "root_cause",
 ]
 
@@ -141,7 +142,22 @@ def require_checkpoint(path: str) -> None:
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"There is no trained model at {path}. Train one first (the config train.yaml), or give the place of yours "
-            "with --ckpt_path <file> (inference) or the training's --output_dir (evaluation)."
+            "with --ckpt_path <file> (inference, calibration) or the training's --output_dir (evaluation)."
+        )
+
+
+def require_place(output_dir: str | None, ckpt_path: str) -> None:
+    """Refuse to go on without a trained model, or without another folder for the model that is made of it.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the folder is missing, or that of the model.
+    """
+    require_checkpoint(ckpt_path)
+    if output_dir is None or Path(output_dir).resolve() == Path(ckpt_path).resolve().parent:
+        raise ValueError(
+            f"Name a folder for the new model with --output_dir, another one than that of {ckpt_path}; got "
+            f"{output_dir}."
         )
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import aeflow_monai
-from aeflow_monai import write_phantom, write_phantom_slices
+from aeflow_monai import calibrate, write_phantom, write_phantom_slices
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bundle/configs"
@@ -302,6 +302,17 @@ def test_small_sets_are_gone_through_more_often(n_slices: int, options: Options,
     parser.read_config(str(CONFIGS / "train.yaml"))
     parser.update({**options, "train#slices": [{}] * n_slices})
     assert parser.get_parsed_content("n_epochs") == expected
+
+
+@pytest.mark.parametrize(
+    ("n_slices", "options", "expected"),
+    [(1600, {}, 1), (80, {}, 7), (8, {}, 10), (80, {"lesion_copies": 2}, 2), (80, {"lesion_copies": 0}, 0)],
+)
+def test_small_sets_get_more_made_up_lesions(n_slices: int, options: Options, expected: int) -> None:
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / "train.yaml"))
+    parser.update({**options, "train#slices": [{}] * n_slices})
+    assert parser.get_parsed_content("n_copies") == expected
 
 
 def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
@@ -785,7 +796,13 @@ def test_data_without_normals_are_refused(tmp_path: Path, run_workflow: Run, tin
 
 
 def test_a_model_is_calibrated_anew_on_normals_of_another_site(
-    tmp_path: Path, volumes: Path, trained: Path, run_command: Run, run_workflow: Run, tiny_network: Options
+    tmp_path: Path,
+    volumes: Path,
+    trained: Path,
+    run_command: Run,
+    run_workflow: Run,
+    start_workflow: Run,
+    tiny_network: Options,
 ) -> None:
     site = tmp_path / "site"  # its scanner has another contrast
     site.mkdir()
@@ -797,7 +814,7 @@ def test_a_model_is_calibrated_anew_on_normals_of_another_site(
     configs = ["train.yaml", "calibrate.yaml"]
     done = run_command("monai.bundle run calibrate", configs, output_dir=str(tmp_path / "new"), **options)
     assert done.returncode == 0, done.stderr
-    assert "3 held-out normal cases cannot promise a specificity of 95%" in done.stdout
+    assert "normals of 3 patients cannot promise a specificity of 95%" in done.stdout
     assert f"model: {tmp_path / 'new/model.pt'}" in done.stdout
     old, new = model_state(trained), model_state(tmp_path / "new")
     changed = {name.partition(".")[0] for name in differing(old, new)}
@@ -810,8 +827,34 @@ def test_a_model_is_calibrated_anew_on_normals_of_another_site(
 
     refused = run_command("monai.bundle run calibrate", configs, output_dir=str(trained), **options)
     assert refused.returncode != 0
-    assert "would replace" in refused.stderr
+    assert "Name a folder for the new model with --output_dir" in refused.stderr
     assert not differing(old, model_state(trained))
+    again = start_workflow(configs, output_dir=str(tmp_path / "again"), keep_features="memory", **options)
+    assert "features" not in again.parser.get_parsed_content("validate#dataset")[0]
+
+
+def test_training_cases_tell_what_is_usual_where(
+    tmp_path: Path, volumes: Path, trained: Path, start_workflow: Run, tiny_training: Options
+) -> None:
+    workflow = start_workflow("train.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path), **tiny_training)
+    parser = workflow.parser
+    usual = parser.get_parsed_content("train#usual")
+    cases = {name for batch in usual for name in batch["case"]}
+    assert cases == {entry["case"] for entry in parser.get_parsed_content("train#slices").index}
+    assert not any(bool(batch["abnormal"].any()) for batch in usual)
+    scorer = parser.get_parsed_content("network")
+    scorer.load_state_dict(model_state(trained))
+    position = scorer.position.mean.clone()
+    held_out = parser.get_parsed_content("validate#dataloader")
+    calibrate(scorer, held_out, fitted=usual)
+    torch.testing.assert_close(scorer.position.mean, position, rtol=1e-3, atol=1e-3)  # as the training did
+    calibrate(scorer, held_out)
+    assert (scorer.position.mean - position).abs().max() > 0.05
+
+    workflow = start_workflow(
+        "train.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path), slice_step=2, **tiny_training
+    )
+    assert not list(workflow.parser.get_parsed_content("train#usual"))
 
 
 @pytest.mark.parametrize("configs", ["inference.yaml", ["train.yaml", "evaluate.yaml"]])

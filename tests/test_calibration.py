@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate
-from aeflow_monai.calibration import promised_specificity, upper_threshold
+from aeflow_monai.calibration import threshold_rank, upper_threshold
+from aeflow_monai.position import PositionMoments, PositionNorm
 
 STATISTICS = ("term_mean", "term_std", "map_std", "share_mean", "share_std")
-BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold", "case_specificity")
+BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold", "case_rank")
 
 
 def blobs(n: int = 10, size: int = 64) -> Tensor:
@@ -58,7 +59,7 @@ class TestUpperThreshold:
         slack = 4 * math.sqrt(specificity * (1 - specificity) / trials)
         assert exceedance <= 1 - specificity + slack
         assert exceedance >= 1 - specificity - 1 / (n + 1) - slack  # and no more careful than it has to be
-        assert exceedance == pytest.approx(1 - promised_specificity(n, specificity), abs=slack)
+        assert exceedance == pytest.approx(1 - threshold_rank(n, specificity) / (n + 1), abs=slack)
 
     @pytest.mark.parametrize("specificity", [0.0, 1.0, -0.5, 95.0, float("nan")])
     def test_specificity_out_of_range_is_named(self, specificity: float) -> None:
@@ -257,6 +258,17 @@ def test_one_slice_that_is_not_finite_is_no_skipped_slice() -> None:
     assert all(torch.equal(buffers(scorer)[name], before[name]) for name in BUFFERS)
 
 
+def moments_of(scorer: AnomalyScorer, batches: list[dict[str, Any]]) -> PositionMoments:
+    moments = PositionMoments()
+    for batch in batches:
+        image = batch["image"]
+        for index, case in enumerate(batch["case"]):
+            one = image[index : index + 1]
+            with torch.no_grad():
+                moments.add(scorer.weighted_sum(scorer.aeflow(one), one), torch.ones_like(one), None, case)
+    return moments
+
+
 @pytest.mark.parametrize("by_position", [True, False])
 def test_normals_of_the_training_tell_what_is_usual_where_and_nothing_else(by_position: bool) -> None:
     held_out, fitted = batches_of(blobs(2), 2, slices_per_case=2), batches_of(1 - blobs(6), 4)
@@ -269,13 +281,32 @@ def test_normals_of_the_training_tell_what_is_usual_where_and_nothing_else(by_po
         assert torch.equal(getattr(together, name), getattr(alone, name))
     # of a single held-out case places cannot be learned
     assert alone.position.mean.flatten(1).std(dim=1).max() == 0
-    assert (together.position.mean.flatten(1).std(dim=1).max() > 0) == by_position
-    with torch.no_grad():
-        scores = together.slice_scores(together(blobs(2)))
     if not by_position:
-        assert together.case_threshold.item() == pytest.approx(scores.mean().item(), abs=1e-4)
-    # the case is in what users' cases are compared with, but was compared with the others alone for its threshold
-    assert together.case_threshold >= scores.mean() - 1e-4
+        assert torch.equal(together.position.mean, alone.position.mean)
+        return
+    own, others = moments_of(together, held_out), moments_of(together, fitted)
+    expected, of_others = PositionNorm(), PositionNorm()
+    expected.fit([own, others])
+    of_others.fit([others])
+    torch.testing.assert_close(together.position.mean, expected.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.position.std, expected.std, rtol=1e-4, atol=1e-4)
+    # for its threshold the case was compared with the others alone
+    images = held_out[0]["image"]
+    with torch.no_grad():
+        sums = together.weighted_sum(together.aeflow(images), images)
+        scores = together.slice_scores(together.standardised(sums, torch.ones_like(images) > 0, None, of_others))
+    assert together.case_threshold.item() == pytest.approx(scores.mean().item(), abs=1e-3)
+
+
+def test_images_of_a_patient_are_not_compared_with_each_other_and_promise_no_more_than_one() -> None:
+    images = blobs(12)
+    batches = batches_of(images, 4)
+    by_patient = [{**batch, "patient": [f"{int(case[5:]) // 4}" for case in batch["case"]]} for batch in batches]
+    alone, grouped = a_scorer(by_position=True), a_scorer(by_position=True)
+    calibrate(alone, batches, specificity=0.9)
+    calibrate(grouped, by_patient, specificity=0.9)
+    assert (alone.case_rank.tolist(), grouped.case_rank.tolist()) == ([12, 12], [3, 3])
+    assert not torch.equal(alone.case_threshold, grouped.case_threshold)
 
 
 @pytest.mark.parametrize(("n", "specificity", "warns"), [(8, 0.9, True), (9, 0.9, False), (1, 0.95, True)])
@@ -283,11 +314,10 @@ def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog:
     images, scorer = blobs(2 * n), a_scorer()
     with caplog.at_level(logging.WARNING, logger="aeflow_monai.calibration"):
         calibrate(scorer, batches_of(images, 6, slices_per_case=2), specificity=specificity)
-    assert scorer.case_specificity.item() == pytest.approx(n / (n + 1))
+    assert scorer.case_rank.tolist() == [n, n]
     if warns:
         needed = {0.9: 9, 0.95: 19}[specificity]
-        assert f"{n} held-out normal cases cannot promise a specificity of {specificity:.0%} (it takes {needed})" in (
-            caplog.text
-        )
+        told = f"normals of {n} patients cannot promise a specificity of {specificity:.0%} (it takes {needed})"
+        assert told in caplog.text
     else:
         assert not caplog.records

@@ -118,7 +118,7 @@ def test_the_report_is_written_and_printed(
     tmp_path: Path, scorer: AnomalyScorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scorer.case_threshold.fill_(2.0)
-    scorer.case_specificity.fill_(0.75)
+    scorer.case_rank.copy_(torch.tensor([3, 3]))
     report = DetectionReport(tmp_path / "out/metrics.json", scorer, n_bootstrap=20, seed=3)
     evaluate(report, batch_size=2)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())

@@ -256,13 +256,14 @@ class TestAbnormalSlices:
         found = SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")
         assert places(found) == [("sick", "axial", 4)]
 
+    @pytest.mark.parametrize("channels", [1, 3])  # a mask may be a coloured picture
     @pytest.mark.parametrize("in_files", [False, True])
-    def test_have_their_lesion_where_the_image_shows_it(self, tmp_path: Path, in_files: bool) -> None:
+    def test_have_their_lesion_where_the_image_shows_it(self, tmp_path: Path, in_files: bool, channels: int) -> None:
         bright = torch.full((1, 12, 8, 4), 0.2)
         bright[:, 2:4, 5:7, 1:3] = 0.9
         (tmp_path / "sick.nii").touch()
         data = [{"image": str(tmp_path / "sick.nii"), "case": "sick", "label": 1}]
-        read = AsRead({"image": bright, "mask": 3.0 * (bright > 0.5)})
+        read = AsRead({"image": bright, "mask": 3.0 * (bright > 0.5).expand(channels, -1, -1, -1)})
         folder = tmp_path / "kept" if in_files else None
         for _ in range(2):  # the second time from the files
             slices = SliceDataset(data, read, Slicer(image_size=[24, 16]), kind="abnormal", folder=folder)

@@ -6,6 +6,6 @@ order they are looked for.
 
 from aeflow_monai.datalist.labels import require_labels
 from aeflow_monai.datalist.listing import find_images, load_datalist
-from aeflow_monai.datalist.splits import choose_abnormal, split_normals
+from aeflow_monai.datalist.splits import choose_abnormal, normals_of, split_normals
 
-__all__ = ["choose_abnormal", "find_images", "load_datalist", "require_labels", "split_normals"]
+__all__ = ["choose_abnormal", "find_images", "load_datalist", "normals_of", "require_labels", "split_normals"]

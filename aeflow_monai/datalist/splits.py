@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["choose_abnormal", "split_normals"]
+__all__ = ["choose_abnormal", "normals_of", "split_normals"]
 
 
 def split_normals(
@@ -42,16 +42,8 @@ def split_normals(
     """
     if not 0 < calibration_fraction < 1:
         raise ValueError(f"calibration_fraction has to lie between 0 and 1, ends excluded; got {calibration_fraction}.")
-    items = list(items)
-    kept = [dict(item) for item in items if item.get("label") == 0 or (lesion_free_slices and _has_slices(item))]
+    kept = normals_of(items, lesion_free_slices=lesion_free_slices)
     usable = [item for item in kept if "problem" not in item]
-    if not usable:
-        masks = sum("mask" in item for item in items)
-        remedy = f"set lesion_free_slices to train on those of the {masks} items with a mask; or " if masks else ""
-        raise ValueError(
-            f"Got a datalist without normals: none of {len(items)} items has the label 0. Training needs normal "
-            f"images; {remedy}check --dataset_dir and --normal_classes."
-        )
     patients = sorted({patient_of(item) for item in usable})
     if len(patients) < 2:
         raise ValueError(
@@ -59,9 +51,33 @@ def split_normals(
             "images). Add normal images of another case, of another patient."
         )
     chosen = draw_patients(patients, calibration_fraction, seed)
-    kept.sort(key=lambda item: (item["case"], _first(item["image"])))
     fit = [item for item in kept if patient_of(item) not in chosen]
     return fit, [item for item in kept if patient_of(item) in chosen]
+
+
+def normals_of(items: Iterable[Mapping[str, Any]], *, lesion_free_slices: bool = False) -> list[dict[str, Any]]:
+    """Picks what is normal.
+
+    Args:
+        items: a datalist; what is not labelled 0 is left out. Items with a "problem" stay, so that they are reported.
+        lesion_free_slices: also keep abnormal items that have a mask, whose slices without lesion are normal.
+
+    Returns:
+        The items, sorted by case and path.
+
+    Raises:
+        ValueError: nothing is normal and usable.
+    """
+    items = list(items)
+    kept = [dict(item) for item in items if item.get("label") == 0 or (lesion_free_slices and _has_slices(item))]
+    if all("problem" in item for item in kept):
+        masks = sum("mask" in item for item in items)
+        remedy = f"set lesion_free_slices to train on those of the {masks} items with a mask; or " if masks else ""
+        raise ValueError(
+            f"Got a datalist without normals: none of {len(items)} items has the label 0. Normal images are needed; "
+            f"{remedy}check --dataset_dir and --normal_classes."
+        )
+    return sorted(kept, key=lambda item: (item["case"], _first(item["image"])))
 
 
 def choose_abnormal(
