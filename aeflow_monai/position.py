@@ -127,15 +127,14 @@ class PositionNorm(nn.Module):
             raise ValueError("What is usual where needs maps of normals with a foreground; got none.")
         total = torch.where(total[:, :1] > 0, total, total.sum(dim=0))  # of a plane that was not seen: of all
         anywhere = (total[:, 1:] / total[:, :1]).view(-1, 1, 2, 1, 1)
-        if not by_position:
-            n_cases = 0
         smooth = _smooth(sums)
         weight, parts = smooth[:, :, :1], smooth[:, :, 1:]
         least = torch.finfo(weight.dtype).tiny
         here = parts / weight.clamp_min(least)
         # at each height by itself, however small all weights are: where slices are far apart, the nearest speak for
         # what lies between
-        cases = n_cases * weight / weight.amax(dim=(3, 4), keepdim=True).clamp_min(least)
+        weight_of_here = n_cases if by_position else 0
+        cases = weight_of_here * weight / weight.amax(dim=(3, 4), keepdim=True).clamp_min(least)
         first, second = ((cases * here + _CASES_OF_ALL_PLACES * anywhere) / (cases + _CASES_OF_ALL_PLACES)).unbind(
             dim=2
         )
