@@ -19,7 +19,7 @@ from aeflow_monai.position import PositionMoments, PositionNorm
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import Places, foreground_of, places_of
 
-__all__ = ["calibrate", "recalibrate", "save_calibrated", "threshold_rank", "upper_threshold"]
+__all__ = ["calibrate", "recalibrate", "save_calibrated", "set_thresholds", "threshold_rank", "upper_threshold"]
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +65,30 @@ def threshold_rank(n: int, specificity: float) -> int:
         (95, 4)
     """
     return min(math.ceil((n + 1) * specificity), n)
+
+
+def set_thresholds(
+    scorer: AnomalyScorer,
+    cases: Sequence[float],
+    slices: Sequence[float] | Tensor,
+    peaks: Sequence[float],
+    n_patients: int,
+    specificity: float,
+) -> None:
+    """Set the scorer's thresholds, and what that of cases promises.
+
+    Args:
+        scorer: whose buffers are filled.
+        cases: scores of held-out normal cases.
+        slices: scores of their slices.
+        peaks: highest map value of each slice.
+        n_patients: whose the cases are. Images of one patient are alike: they promise no more than one of them.
+        specificity: see `upper_threshold`.
+    """
+    scorer.case_threshold.fill_(upper_threshold(cases, specificity))
+    scorer.slice_threshold.fill_(upper_threshold(slices, specificity))
+    scorer.map_threshold.fill_(upper_threshold(peaks, specificity))
+    scorer.case_rank.copy_(torch.tensor([threshold_rank(n_patients, specificity), n_patients]))
 
 
 @torch.no_grad()
@@ -332,15 +356,10 @@ def _fit_scores(
         float(scorer.case_score({axis: torch.stack(found) for axis, found in axes.items()}))
         for axes in slices_of_case.values()
     ]
-    scorer.case_threshold.fill_(upper_threshold(cases, specificity))
-    # images of one patient are alike: they promise no more than one of them
-    rank = threshold_rank(len(patients), specificity)
-    scorer.case_rank.copy_(torch.tensor([rank, len(patients)]))
-    scorer.slice_threshold.fill_(upper_threshold(scores, specificity))
-    scorer.map_threshold.fill_(upper_threshold(peaks, specificity))
+    set_thresholds(scorer, cases, scores, peaks, len(patients), specificity)
     needed = math.ceil(specificity / (1 - specificity) - 1e-9)
     if len(patients) < needed:
         _logger.warning(
             f"Held-out normals of {len(patients)} patients cannot promise a specificity of {specificity:.0%} (it takes "
-            f"{needed}): the case threshold promises {rank / (len(patients) + 1):.0%}."
+            f"{needed}): the case threshold promises {int(scorer.case_rank[0]) / (len(patients) + 1):.0%}."
         )

@@ -22,7 +22,7 @@ _HEIGHTS = 32  # of the statistics, from the first slice of a case to its last
 # lesions planted into training subjects (docs/results.md).
 _SIGMA_IN_PLANE = 0.1  # of the slice's size
 _SIGMA_OF_HEIGHT = 0.03  # of the distance from first to last slice
-_CASES_OF_ALL_PLACES = 0.3  # so many cases' weight has what is usual anywhere
+_PATIENTS_OF_ALL_PLACES = 0.3  # so many patients' weight has what is usual anywhere
 
 _PLANES = list(PLANES)
 
@@ -32,7 +32,7 @@ class PositionMoments:
 
     Example:
         >>> moments = PositionMoments()
-        >>> moments.add(torch.ones(2, 1, 32, 32), torch.ones(2, 1, 32, 32), None, "case")
+        >>> moments.add(torch.ones(2, 1, 32, 32), torch.ones(2, 1, 32, 32), None, "patient")
         >>> norm = PositionNorm()
         >>> norm.fit([moments])
         >>> norm.mean[0, 16].mean().item()
@@ -41,21 +41,21 @@ class PositionMoments:
 
     def __init__(self) -> None:
         self.sums = torch.zeros(len(_PLANES), _HEIGHTS, 3, _GRID, _GRID, dtype=torch.float64)
-        self.cases: set[str] = set()
+        self.patients: set[str] = set()
 
     @property
     def is_empty(self) -> bool:
         """Whether there was no foreground so far."""
         return not bool((self.sums[:, :, 0] > 0).any())
 
-    def add(self, maps: Tensor, foreground: Tensor, places: Places | None, case: str) -> None:
+    def add(self, maps: Tensor, foreground: Tensor, places: Places | None, patient: str) -> None:
         """Take maps of slices.
 
         Args:
             maps: (N, 1, H, W).
             foreground: which pixels count, (N, 1, H, W), in [0, 1] or boolean.
             places: of the slices; see `PositionNorm.forward`.
-            case: name of the case that they are of.
+            patient: whose they are.
         """
         maps, weight = maps.double().cpu(), foreground.double().cpu()
         planes, heights = (numbers.expand(len(maps)) for numbers in _numbers(places))
@@ -64,7 +64,7 @@ class PositionMoments:
         bins = torch.linspace(0, 1, _HEIGHTS, dtype=torch.float64)
         near = torch.exp(-0.5 * ((heights.double()[:, None] - bins) / _SIGMA_OF_HEIGHT).square())
         self.sums.index_add_(0, planes, near[:, :, None, None, None] * parts[:, None])
-        self.cases.add(case)
+        self.patients.add(patient)
 
 
 class PositionNorm(nn.Module):
@@ -113,14 +113,14 @@ class PositionNorm(nn.Module):
         """Take what is usual from maps of normals; a place where there are none gets what is usual anywhere.
 
         Args:
-            moments: of one or more groups of cases.
+            moments: of one or more groups of patients.
             by_position: if false, all places of a plane get what is usual anywhere in it.
 
         Raises:
             ValueError: no foreground at all.
         """
         groups = list(moments)
-        n_cases = len(set().union(*(group.cases for group in groups)))
+        n_patients = len(set().union(*(group.patients for group in groups)))
         sums = torch.stack([group.sums for group in groups]).sum(dim=0)
         total = sums.sum(dim=(1, 3, 4))
         if not float(total[:, 0].sum()) > 0:
@@ -133,11 +133,11 @@ class PositionNorm(nn.Module):
         here = parts / weight.clamp_min(least)
         # at each height by itself, however small all weights are: where slices are far apart, the nearest speak for
         # what lies between
-        weight_of_here = n_cases if by_position else 0
-        cases = weight_of_here * weight / weight.amax(dim=(3, 4), keepdim=True).clamp_min(least)
-        first, second = ((cases * here + _CASES_OF_ALL_PLACES * anywhere) / (cases + _CASES_OF_ALL_PLACES)).unbind(
-            dim=2
-        )
+        weight_of_here = n_patients if by_position else 0
+        patients = weight_of_here * weight / weight.amax(dim=(3, 4), keepdim=True).clamp_min(least)
+        first, second = (
+            (patients * here + _PATIENTS_OF_ALL_PLACES * anywhere) / (patients + _PATIENTS_OF_ALL_PLACES)
+        ).unbind(dim=2)
         variance = (second - first.square()).clamp_min(0)
         deviation = (anywhere[:, :, 1] - anywhere[:, :, 0].square()).clamp_min(0).sqrt()
         # a place that never changed must not turn every change into a finding

@@ -203,11 +203,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
         count = slicer.count(volume, axis)
         if item.get("label") != 1:
             return ["normal"] * count
-        if count == 1 and self.kind == "abnormal":
-            if "mask" in read:  # which has to fit
-                _kinds_by_mask(slicer, read, volume, axis, str(item["image"]))
+        lone = count == 1 and self.kind == "abnormal"
+        if lone and "mask" not in read:
             return ["abnormal"]
-        return _kinds_by_mask(slicer, read, volume, axis, str(item["image"]))
+        kinds = _kinds_by_mask(slicer, read, volume, axis, str(item["image"]))  # which the mask has to fit
+        return ["abnormal"] if lone else kinds
 
 
 def _lesions(slicer: Slicer, read: Mapping[str, Any], planes: Tensor, axis: str, indices: Tensor) -> Tensor:

@@ -35,18 +35,18 @@ class Kinds(NamedTuple):
 
 
 def number(image: Path) -> int:
-    """The first number in a file's name."""
-    return int(re.findall(r"\d+", image.stem)[0])
+    """The first number in a file's name, 0 if there is none."""
+    return int(next(iter(re.findall(r"\d+", image.stem)), 0))
 
 
 def found(*patterns: str) -> Callable[[Path], list[Path]]:
     """All files of some patterns, each below the clone."""
-    return lambda clone: sorted((file for pattern in patterns for file in clone.glob(pattern)), key=_in_order)
 
+    def of(clone: Path) -> list[Path]:
+        files = (file for pattern in patterns for file in clone.glob(pattern))
+        return sorted(files, key=lambda file: (number(file), str(file)))
 
-def _in_order(image: Path) -> tuple[int, str]:
-    numbers = re.findall(r"\d+", image.stem)
-    return (int(numbers[0]) if numbers else 0, str(image))
+    return of
 
 
 def mias(normal: bool) -> Callable[[Path], list[Path]]:

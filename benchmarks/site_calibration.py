@@ -15,23 +15,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from labelled_abnormal import CONFIGS, ROOT, bundle
 
 from aeflow_monai import load_datalist, split_normals
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "bundle/configs"
 FIGURES = ("auroc", "sensitivity", "specificity", "promised_specificity", "promise_holds")
-
-
-def bundle(program: str, files: list[Path], options: dict[str, str]) -> None:
-    """Run the bundle in a process of its own."""
-    command = [sys.executable, "-m", "monai.bundle", "run", *([program] if program else [])]
-    command += ["--config_file", str([str(file) for file in files])]
-    command += [part for name, value in options.items() for part in (f"--{name}", value)]
-    subprocess.run(command, cwd=ROOT, check=True)
 
 
 def write_manifest(folder: Path, split: str, items: list[dict[str, str]]) -> None:
@@ -57,12 +47,12 @@ def main() -> None:
     write_manifest(output / "site", "train", site)
     write_manifest(output / "test", "test", [*tested, *(item for item in items if item["label"] == 1)])
 
-    own = {"dataset_dir": str(output / "site"), "ckpt_path": str(model), "output_dir": str(output / "new")}
-    bundle("calibrate", [CONFIGS / "train.yaml", config, CONFIGS / "calibrate.yaml"], own)
+    own = {"dataset_dir": output / "site", "ckpt_path": model, "output_dir": output / "new"}
+    bundle([CONFIGS / "train.yaml", config, CONFIGS / "calibrate.yaml"], ["calibrate"], own)
     report = {}
     for name, path in (("old", model), ("new", output / "new/model.pt")):
-        options = {"dataset_dir": str(output / "test"), "ckpt_path": str(path), "results_dir": str(output / name)}
-        bundle("", [CONFIGS / "train.yaml", config, CONFIGS / "evaluate.yaml"], options)
+        options = {"dataset_dir": output / "test", "ckpt_path": path, "results_dir": output / name}
+        bundle([CONFIGS / "train.yaml", config, CONFIGS / "evaluate.yaml"], [], options)
         metrics = json.loads((output / name / "metrics.json").read_text(encoding="utf-8"))
         report[name] = {figure: metrics[figure] for figure in FIGURES}
     (output / "site_calibration.json").write_text(json.dumps(report, indent=2), encoding="utf-8")

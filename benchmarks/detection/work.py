@@ -45,7 +45,7 @@ from aeflow_monai import (
     calibrate,
     keep_freed_memory,
 )
-from aeflow_monai.calibration import threshold_rank, upper_threshold
+from aeflow_monai.calibration import set_thresholds
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -192,10 +192,8 @@ def fit_peer(given: argparse.Namespace) -> dict[str, Any]:
             slices.append(float(answer.scores))
             cases.setdefault(kept.slices.index[number]["file"], []).append(slices[-1])
     of_cases = [float(scorer.case_score({"axial": torch.tensor(scores)})) for scores in cases.values()]
-    for threshold, values in (("map", peaks), ("slice", slices), ("case", of_cases)):
-        scorer.get_buffer(f"{threshold}_threshold").fill_(upper_threshold(values, parser["specificity"]))
-    n = len(of_cases)
-    scorer.case_rank.copy_(torch.tensor([threshold_rank(n, parser["specificity"]), n]))
+    n_patients = len({kept.slices.index[number]["patient"] for number in held_out})
+    set_thresholds(scorer, of_cases, slices, peaks, n_patients, parser["specificity"])
     torch.save({"model": scorer.state_dict()}, given.output / "model.pt")  # for its thresholds alone
     torch.save(peer, given.output / "peer.pt")
     return {**spent, "peak_memory_mib": peak_memory(), **parameters(peer), "n_fitted": len(fitted)}
