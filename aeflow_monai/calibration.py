@@ -129,10 +129,10 @@ def calibrate(
     before = {name: buffer.clone() for name, buffer in own.items()}
     scorer.eval()
     try:
-        usual: dict[str, PositionNorm] = {}
+        usual: dict[str, _Usual] = {}
         if scorer.is_standardised:
             _fit_terms(scorer, batches, device)
-            usual = _fit_position(scorer, batches, fitted, device)
+            usual = _fit_usual(scorer, batches, fitted, device)
         _fit_scores(scorer, batches, specificity, device, usual)
     except BaseException:
         # new terms with old thresholds would look like a calibrated model
@@ -248,6 +248,7 @@ class _Stack(NamedTuple):
     file: str
     axis: str
     weighted_sum: Tensor  # (n, 1, H, W), blurred through the slices
+    dissimilarity: Tensor  # (n,)
     foreground: Tensor  # (n, 1, H, W)
     places: Places | None
 
@@ -259,62 +260,98 @@ def _stacks(
     waiting: list[_Stack] = []
     for batch in batches:
         output, image = _output(scorer, batch, device)
-        sums, foreground = scorer.weighted_sum(output, image), foreground_of(image)
+        measured, foreground = scorer.measure(output, image), foreground_of(image)
         places = places_of(batch)
         patients = batch.get("patient", batch["case"])
         files = batch.get("file", batch["case"])
         axes = batch.get("axis", ["axial"] * len(files))
-        for index, patient, file, axis in zip(range(len(sums)), patients, files, axes, strict=True):
+        for index, patient, file, axis in zip(range(len(image)), patients, files, axes, strict=True):
             one = slice(index, index + 1)
             place = None if places is None else Places(axes[one], places.heights[one])
             if waiting and (place is None or (patient, file, axis) != waiting[0][:3]):
                 yield _joined(scorer, waiting)
                 waiting = []
-            waiting.append(_Stack(patient, file, axis, sums[one], foreground[one], place))
+            sums, dissimilarity = (part[one] for part in measured)
+            waiting.append(_Stack(patient, file, axis, sums, dissimilarity, foreground[one], place))
     if waiting:
         yield _joined(scorer, waiting)
 
 
 def _joined(scorer: AnomalyScorer, slices: Sequence[_Stack]) -> _Stack:
     first = slices[0]
-    sums, foreground = (
-        torch.cat(parts) for parts in zip(*((s.weighted_sum, s.foreground) for s in slices), strict=True)
+    sums, dissimilarity, foreground = (
+        torch.cat(parts)
+        for parts in zip(*((s.weighted_sum, s.dissimilarity, s.foreground) for s in slices), strict=True)
     )
     found = [s.places for s in slices if s.places is not None]
     places = Places([first.axis] * len(found), torch.cat([place.heights for place in found])) if found else None
-    return first._replace(weighted_sum=scorer.through_slices(sums, places), foreground=foreground, places=places)
+    sums = scorer.through_slices(sums, places)
+    return first._replace(weighted_sum=sums, dissimilarity=dissimilarity, foreground=foreground, places=places)
 
 
-def _fit_position(
+class _Usual(NamedTuple):
+    """What a patient is compared with."""
+
+    position: PositionNorm
+    dissimilarity: PositionNorm
+
+
+class _UsualMoments:
+    """Adds up what is usual of some patients."""
+
+    def __init__(self) -> None:
+        self.position = PositionMoments()
+        self.dissimilarity = PositionMoments()
+
+    def add(self, stack: _Stack) -> None:
+        self.position.add(stack.weighted_sum, stack.foreground, stack.places, stack.patient)
+        of_slices = stack.dissimilarity.view(-1, 1, 1, 1)
+        self.dissimilarity.add(of_slices, torch.ones_like(of_slices), stack.places, stack.patient)
+
+
+def _fit_usual(
     scorer: AnomalyScorer,
     batches: Iterable[Mapping[str, Any]],
     fitted: Iterable[Mapping[str, Any]],
     device: torch.device | str,
-) -> dict[str, PositionNorm]:
+) -> dict[str, _Usual]:
     """Fit the scorer's, and for each held-out patient one that does not know them."""
     group_of: dict[str, int] = {}
-    groups = [PositionMoments() for _ in range(_GROUPS)]
+    groups = [_UsualMoments() for _ in range(_GROUPS)]
     for stack in _stacks(scorer, batches, device):
-        group = groups[group_of.setdefault(stack.patient, len(group_of) % _GROUPS)]
-        group.add(stack.weighted_sum, stack.foreground, stack.places, stack.patient)
-    others = PositionMoments()
+        groups[group_of.setdefault(stack.patient, len(group_of) % _GROUPS)].add(stack)
+    others = _UsualMoments()
     if scorer.by_position:
         for stack in _stacks(scorer, fitted, device):
-            others.add(stack.weighted_sum, stack.foreground, stack.places, stack.patient)
+            others.add(stack)
+    positions = _cross_fit(scorer.position, [group.position for group in groups], others.position, scorer.by_position)
+    dissimilarities = _cross_fit(
+        scorer.usual_dissimilarity,
+        [group.dissimilarity for group in groups],
+        others.dissimilarity,
+        scorer.by_position,
+    )
+    return {patient: _Usual(positions[group], dissimilarities[group]) for patient, group in group_of.items()}
+
+
+def _cross_fit(
+    norm: PositionNorm, groups: Sequence[PositionMoments], others: PositionMoments, by_position: bool
+) -> list[PositionNorm]:
+    """Fit a norm to all, and for each group give one that is fitted to all but this."""
     if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
-        scorer.position.reset()
-        return dict.fromkeys(group_of, scorer.position)
+        norm.reset()
+        return [norm] * len(groups)
     # compared with itself alone, a single patient would look more normal than any other
-    by_position = scorer.by_position and sum(not group.is_empty for group in (*groups, others)) > 1
-    scorer.position.fit([*groups, others], by_position)
+    by_position = by_position and sum(not group.is_empty for group in (*groups, others)) > 1
+    norm.fit([*groups, others], by_position)
     if not by_position:
-        return dict.fromkeys(group_of, scorer.position)
+        return [norm] * len(groups)
     norms = []
     for left_out in groups:
-        norm = PositionNorm().to(device)
-        norm.fit(group for group in (*groups, others) if group is not left_out)
-        norms.append(norm)
-    return {patient: norms[number] for patient, number in group_of.items()}
+        of_others = PositionNorm().to(norm.mean.device)
+        of_others.fit(group for group in (*groups, others) if group is not left_out)
+        norms.append(of_others)
+    return norms
 
 
 def _fit_scores(
@@ -322,17 +359,19 @@ def _fit_scores(
     batches: Iterable[Mapping[str, Any]],
     specificity: float,
     device: torch.device | str,
-    usual: Mapping[str, PositionNorm],
+    usual: Mapping[str, _Usual],
 ) -> None:
     # by file, as evaluation and inference score: a case may have several images
     origin: list[tuple[str, str, str]] = []
     peaks: list[float] = []
     means: list[Tensor] = []
+    eases: list[Tensor] = []
     for stack in _stacks(scorer, batches, device):
-        norm = usual.get(stack.patient)
-        anomaly_map = scorer.standardised(stack.weighted_sum, stack.foreground, stack.places, norm)
+        norms = usual.get(stack.patient, _Usual(scorer.position, scorer.usual_dissimilarity))
+        anomaly_map = scorer.standardised(stack.weighted_sum, stack.foreground, stack.places, norms.position)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         means.append(scorer.top_means(anomaly_map).double().cpu())
+        eases.append(scorer.ease(stack.dissimilarity, stack.places, norms.dissimilarity))
         origin += [stack[:3]] * len(anomaly_map)
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")
@@ -347,7 +386,7 @@ def _fit_scores(
         std = of_slices.std(dim=0, correction=0)
         std[std == 0] = 1.0
         scorer.share_std.copy_(std)
-    scores = scorer.score_of(of_slices.to(scorer.share_mean)).cpu()
+    scores = scorer.score_of(of_slices.to(scorer.share_mean), torch.cat(eases)).cpu()
     slices_of_case: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
     for (patient, file, axis), score in zip(origin, scores, strict=True):
         slices_of_case[patient, file][axis].append(score)

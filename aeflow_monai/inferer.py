@@ -17,7 +17,7 @@ from aeflow_monai.slicing import Places, Slicer, foreground_of, stack_of
 
 __all__ = ["SlicedInferer"]
 
-_UNFINISHED = "weighted_sum"  # what a network's method `finish` takes
+_UNFINISHED = ("weighted_sum", "dissimilarity")  # what a network's method `finish` takes
 _FINISHED = ("anomaly_map", "slice_scores")  # and what it gives
 _UNNAMED = ""  # the map of a network that gives one tensor
 
@@ -28,8 +28,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
     Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that saw it.
 
     A network may have a method `finish`, as `MapScorer` does, for what takes all slices of a plane at once: it is
-    called with what the network gave as "weighted_sum" for them (n, 1, H, W), with where they are above 0 (n, 1, H, W)
-    and with their `Places`, and gives the "anomaly_map" and "slice_scores" that count.
+    called with what the network gave for them as "weighted_sum" (n, 1, H, W) and "dissimilarity" (n,), with where they
+    are above 0 (n, 1, H, W) and with their `Places`, and gives the "anomaly_map" and "slice_scores" that count.
 
     Args:
         slicer: the policy.
@@ -89,20 +89,20 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             if not len(indices):  # of which a split would be one empty batch
                 continue
             heights = self.slicer.places(indices, axis).heights
-            unfinished: dict[int, tuple[Tensor, Tensor]] = {}  # by the first slice of each batch
+            unfinished: dict[int, list[Tensor]] = {}  # by the first slice of each batch
 
             def look(
                 some: Tensor,
                 axis: str = axis,
                 indices: Tensor = indices,
                 heights: Tensor = heights,
-                unfinished: dict[int, tuple[Tensor, Tensor]] = unfinished,
+                unfinished: dict[int, list[Tensor]] = unfinished,
             ) -> None:
                 places = Places([axis] * len(some), heights[some])
                 slices = self.slicer.slices(volume, axis, indices[some])
                 output = network(slices, places, *args, **kwargs)
                 if finish is not None and isinstance(output, dict):
-                    unfinished[int(some[0])] = output.pop(_UNFINISHED), foreground_of(slices)
+                    unfinished[int(some[0])] = [*map(output.pop, _UNFINISHED), foreground_of(slices)]
                     output = {name: value for name, value in output.items() if name not in _FINISHED}
                 assembly.add(output, axis, indices[some])
 
@@ -110,10 +110,10 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
             _side_by_side(look, batches, min(sides, len(batches)))
             if finish is not None:
-                sums, foreground = (
+                together = [
                     torch.cat(parts) for parts in zip(*(unfinished[k] for k in sorted(unfinished)), strict=True)
-                )
-                assembly.add(finish(sums, foreground, Places([axis] * len(indices), heights)), axis, indices)
+                ]
+                assembly.add(finish(*together, Places([axis] * len(indices), heights)), axis, indices)
             if seen is not None:
                 stack_of(seen, axis)[indices] += 1
         maps = assembly.maps

@@ -54,9 +54,11 @@ class MapScorer(nn.Module):
             maps["saliency"] = self._saliency(image, places)
         return maps
 
-    def finish(self, weighted_sum: Tensor, foreground: Tensor, places: Places | None) -> dict[str, Tensor]:
+    def finish(
+        self, weighted_sum: Tensor, dissimilarity: Tensor, foreground: Tensor, places: Places | None
+    ) -> dict[str, Tensor]:
         """See `AnomalyScorer.finish`."""
-        return self.scorer.finish(weighted_sum, foreground, places)
+        return self.scorer.finish(weighted_sum, dissimilarity, foreground, places)
 
     def _saliency(self, image: Tensor, places: Places | None) -> Tensor:
         if self.saliency == "plain":
@@ -74,5 +76,5 @@ class MapScorer(nn.Module):
         """Gradient of each slice score with respect to its own image (N, C, H, W); parameters get none."""
         with torch.enable_grad():
             image = image.detach().requires_grad_()
-            scores = self.scorer.slice_scores(self.scorer(image, places))
+            scores = self.scorer.maps(image, places)["slice_scores"]
             return torch.autograd.grad(scores.sum(), image)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,18 @@ from aeflow_monai.prior import MixturePrior
 from aeflow_monai.slicing import Places, foreground_of
 from aeflow_monai.ssim import ssim_map
 
-__all__ = ["AnomalyScorer", "scores_by_plane", "top_mean"]
+__all__ = ["AnomalyScorer", "Measured", "scores_by_plane", "top_mean"]
 
 SCORINGS = ("latent", "likelihood", "paper")
+
+_EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal (docs/results.md)
+
+
+class Measured(NamedTuple):
+    """What the network says of slices, of which their maps and scores are made."""
+
+    weighted_sum: Tensor  # of the map's terms, (N, 1, H, W)
+    dissimilarity: Tensor  # of slice and reconstruction, 1 - SSIM: mean over the foreground, (N,)
 
 
 class AnomalyScorer(nn.Module):
@@ -37,7 +46,9 @@ class AnomalyScorer(nn.Module):
     0 is what is typical of normals at this place, larger is more anomalous, in standard deviations of held-out normals.
     A slice's score is how high the map is, over a few of its pixels or over all of them: for each of `slice_shares`
     the mean of this share of its highest values, standardised by that of held-out normal slices; and of these the mean.
-    So it rises with a small lesion, and with a faint change of everything.
+    So it rises with a small lesion, and with a faint change of everything. A slice that is easier to reconstruct than
+    normals are, as a blurred one, is abnormal too: by how many standard deviations beyond 1.5, times `ease_weight`, is
+    added.
 
     Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers: they are part
     of the checkpoint. Before `calibrate` has filled them, nothing is standardised and thresholds are infinite.
@@ -54,6 +65,7 @@ class AnomalyScorer(nn.Module):
         by_position: standardise the map by place; else by its mean and deviation anywhere.
         slice_sigma: of the blur through the slices of a volume, as a share of the distance from the first slice that is
             looked at to the last, 0 or more; 0 for none.
+        ease_weight: of what is unusually easy to reconstruct, in a slice's score, 0 or more. The published score has 0.
         abnormal_distance: of the prior's two components, see `MixturePrior`.
 
     Raises:
@@ -62,8 +74,8 @@ class AnomalyScorer(nn.Module):
     Example:
         >>> from aeflow_monai import AEFlow, Encoder
         >>> scorer = AnomalyScorer(AEFlow(Encoder(), n_steps=2))
-        >>> anomaly_map = scorer(torch.rand(3, 1, 64, 64))
-        >>> tuple(anomaly_map.shape), tuple(scorer.slice_scores(anomaly_map).shape)
+        >>> maps = scorer.maps(torch.rand(3, 1, 64, 64))
+        >>> tuple(maps["anomaly_map"].shape), tuple(maps["slice_scores"].shape)
         ((3, 1, 64, 64), (3,))
 
     Source: AE-FLOW, ICLR 2023, section 3 (the published score); calibration and thresholds are this project's.
@@ -89,6 +101,7 @@ class AnomalyScorer(nn.Module):
         case_share: float = 1.0,
         by_position: bool = True,
         slice_sigma: float = 0.03,
+        ease_weight: float = 2.0,
         abnormal_distance: float = 2.0,
     ) -> None:
         super().__init__()
@@ -103,18 +116,23 @@ class AnomalyScorer(nn.Module):
                 raise ValueError(f"{name}: a share of the highest values has to be in (0, 1]; got {share}.")
         if not 0 <= slice_sigma < math.inf:
             raise ValueError(f"slice_sigma is the width of a blur and has to be 0 or more; got {slice_sigma}.")
+        if not 0 <= ease_weight < math.inf:
+            raise ValueError(f"ease_weight weighs what is too easy and has to be 0 or more; got {ease_weight}.")
         self.aeflow = aeflow
         self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
-        self.position = PositionNorm()
+        self.position = PositionNorm()  # of maps
+        self.usual_dissimilarity = PositionNorm()  # of slices: the same everywhere in the plane
         self.beta = beta
         self.scoring = scoring
         self.slice_shares = tuple(float(share) for share in slice_shares)
         self.case_share = case_share
         self.by_position = by_position
         self.slice_sigma = slice_sigma
+        self.ease_weight = ease_weight
         n_terms = len(aeflow.flows) + 1
         # options that change scores but no other tensor: a checkpoint must not be scored with others than its own
-        settings = [SCORINGS.index(scoring), beta, by_position, slice_sigma, case_share, *self.slice_shares]
+        settings = [SCORINGS.index(scoring), beta, by_position, slice_sigma, ease_weight, case_share]
+        settings += self.slice_shares
         self.register_buffer("settings", torch.tensor(settings, dtype=torch.float64))
         self.register_buffer("term_mean", torch.zeros(n_terms))
         self.register_buffer("term_std", torch.ones(n_terms))
@@ -149,10 +167,10 @@ class AnomalyScorer(nn.Module):
             places: of the slices, see `anomaly_map`.
 
         Returns:
-            "anomaly_map" (N, 1, H, W), calibrated; "weighted_sum" (N, 1, H, W), from which `finish` makes the map
-            and scores of a volume's slices; "reconstruction" (N, C, H, W) in [0, 1]; "residual" (N, 1, H, W),
-            the absolute difference of image and reconstruction, mean over channels; "log_likelihood" (N, 1, H, W),
-            in nats per channel, mean over stages; "slice_scores" (N,).
+            "anomaly_map" (N, 1, H, W), calibrated; "weighted_sum" (N, 1, H, W) and "dissimilarity" (N,), from which
+            `finish` makes the map and scores of a volume's slices, see `Measured`; "reconstruction" (N, C, H, W) in
+            [0, 1]; "residual" (N, 1, H, W), the absolute difference of image and reconstruction, mean over channels;
+            "log_likelihood" (N, 1, H, W), in nats per channel, mean over stages; "slice_scores" (N,).
         """
         output = self.aeflow(image)
         residual = (image - output.reconstruction).abs().mean(dim=1, keepdim=True)
@@ -160,15 +178,15 @@ class AnomalyScorer(nn.Module):
         # the flow terms are the negative log-likelihoods themselves, or not
         likelihood = self.scoring == "likelihood"
         log_likelihood = -terms[:, :-1] if likelihood else self._to_image_size(output.log_likelihoods, image)
-        weighted_sum = self._weighted(terms)
-        anomaly_map = self.standardised(weighted_sum, foreground_of(image), places)
+        measured = self._measured(terms, image)
+        anomaly_map = self.standardised(measured.weighted_sum, foreground_of(image), places)
         return {
             "anomaly_map": anomaly_map,
-            "weighted_sum": weighted_sum,
+            **measured._asdict(),
             "reconstruction": output.reconstruction,
             "residual": residual,
             "log_likelihood": log_likelihood.mean(dim=1, keepdim=True),
-            "slice_scores": self.slice_scores(anomaly_map),
+            "slice_scores": self.slice_scores(anomaly_map, self.ease(measured.dissimilarity, places)),
         }
 
     def terms(self, output: AEFlowOutput, image: Tensor) -> Tensor:
@@ -207,11 +225,11 @@ class AnomalyScorer(nn.Module):
         Returns:
             (N, 1, H, W); of slices by themselves, see `finish` for those of a volume.
         """
-        return self.standardised(self.weighted_sum(output, image), foreground_of(image), places)
+        return self.standardised(self.measure(output, image).weighted_sum, foreground_of(image), places)
 
-    def weighted_sum(self, output: AEFlowOutput, image: Tensor) -> Tensor:
-        """The weighted sum of terms (N, 1, H, W) from the network's output for images (N, C, H, W)."""
-        return self._weighted(self.terms(output, image))
+    def measure(self, output: AEFlowOutput, image: Tensor) -> Measured:
+        """What maps and scores are made of, from the network's output for images (N, C, H, W)."""
+        return self._measured(self.terms(output, image), image)
 
     def through_slices(self, weighted_sum: Tensor, places: Places | None) -> Tensor:
         """Weighted sums of the slices of one plane of a volume (n, 1, H, W), blurred; see `blur_through_slices`."""
@@ -236,11 +254,29 @@ class AnomalyScorer(nn.Module):
         anomaly_map: Tensor = (usual or self.position)(weighted_sum, places)
         return torch.where(_is_tissue(foreground), anomaly_map, anomaly_map.clamp_max(0))
 
-    def finish(self, weighted_sum: Tensor, foreground: Tensor, places: Places | None) -> dict[str, Tensor]:
+    def ease(self, dissimilarity: Tensor, places: Places | None = None, usual: PositionNorm | None = None) -> Tensor:
+        """How much easier to reconstruct slices are than those of normals at the same height.
+
+        Args:
+            dissimilarity: of slices, (N,), see `Measured`.
+            places: of the slices, see `anomaly_map`.
+            usual: what to compare with, in place of the scorer's own.
+
+        Returns:
+            (N,), in standard deviations of normals; below 0 for what is harder.
+        """
+        norm = usual or self.usual_dissimilarity
+        harder: Tensor = norm(dissimilarity.view(-1, 1, 1, 1), places)
+        return -harder.flatten()
+
+    def finish(
+        self, weighted_sum: Tensor, dissimilarity: Tensor, foreground: Tensor, places: Places | None
+    ) -> dict[str, Tensor]:
         """Anomaly map and scores of all the slices of one plane of a volume.
 
         Args:
-            weighted_sum: of the slices, (n, 1, H, W), in their order.
+            weighted_sum: of the slices, (n, 1, H, W), in their order; see `Measured`.
+            dissimilarity: of the slices, (n,).
             foreground: of the slices, (n, 1, H, W), see `foreground_of`.
             places: of the slices.
 
@@ -248,7 +284,14 @@ class AnomalyScorer(nn.Module):
             "anomaly_map" (n, 1, H, W) and "slice_scores" (n,).
         """
         anomaly_map = self.standardised(self.through_slices(weighted_sum, places), foreground, places)
-        return {"anomaly_map": anomaly_map, "slice_scores": self.slice_scores(anomaly_map)}
+        scores = self.slice_scores(anomaly_map, self.ease(dissimilarity, places))
+        return {"anomaly_map": anomaly_map, "slice_scores": scores}
+
+    def _measured(self, terms: Tensor, image: Tensor) -> Measured:
+        counted = foreground_of(image).float()
+        counted = torch.where(counted.flatten(1).any(dim=1).view(-1, 1, 1, 1), counted, 1.0)  # black images: all of it
+        dissimilarity = (terms[:, -1:] * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3))
+        return Measured(self._weighted(terms), dissimilarity)
 
     def _weighted(self, terms: Tensor) -> Tensor:
         weights = self.term_weights()
@@ -259,17 +302,28 @@ class AnomalyScorer(nn.Module):
         offset = (factors * self.term_mean).sum()
         return (terms * factors.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - offset
 
-    def slice_scores(self, anomaly_map: Tensor) -> Tensor:
-        """Score of each slice: (N, 1, H, W) to (N,), in standard deviations of held-out normal slices."""
-        return self.score_of(self.top_means(anomaly_map))
+    def slice_scores(self, anomaly_map: Tensor, ease: Tensor) -> Tensor:
+        """Score of each slice.
+
+        Args:
+            anomaly_map: (N, 1, H, W).
+            ease: (N,), see `ease`.
+
+        Returns:
+            (N,), in standard deviations of held-out normal slices.
+        """
+        return self.score_of(self.top_means(anomaly_map), ease)
 
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Mean of each of the slice shares of the highest values: (N, 1, H, W) to (N, shares)."""
         return torch.stack([top_mean(anomaly_map.flatten(1), share) for share in self.slice_shares], dim=1)
 
-    def score_of(self, top_means: Tensor) -> Tensor:
-        """Score of each slice from its `top_means`, (N, shares): (N,)."""
-        return ((top_means - self.share_mean) / self.share_std).mean(dim=1)
+    def score_of(self, top_means: Tensor, ease: Tensor) -> Tensor:
+        """Score of each slice from its `top_means`, (N, shares), and its `ease`, (N,): (N,)."""
+        scores = ((top_means - self.share_mean) / self.share_std).mean(dim=1)
+        if not self.is_standardised:
+            return scores
+        return scores + self.ease_weight * (ease - _EASE_MARGIN).clamp_min(0)
 
     def case_score(self, slice_scores: Mapping[str, Tensor]) -> Tensor:
         """Score of a case from those of its slices.
@@ -369,12 +423,13 @@ def scores_by_plane(output: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _readable(settings: Tensor) -> dict[str, Any]:
-    scoring, beta, by_position, slice_sigma, case_share, *slice_shares = settings.tolist()
+    scoring, beta, by_position, slice_sigma, ease_weight, case_share, *slice_shares = settings.tolist()
     return {
         "scoring": SCORINGS[int(scoring)],
         "beta": beta,
         "by_position": bool(by_position),
         "slice_sigma": slice_sigma,
+        "ease_weight": ease_weight,
         "case_share": case_share,
         "slice_shares": slice_shares,
     }

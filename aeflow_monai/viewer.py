@@ -86,7 +86,7 @@ class _MapAlone:
         self.finish = scorer.finish
 
     def __call__(self, images: Tensor, places: Places) -> dict[str, Tensor]:
-        return {"weighted_sum": self.scorer.weighted_sum(self.scorer.aeflow(images), images)}
+        return self.scorer.measure(self.scorer.aeflow(images), images)._asdict()
 
 
 class ViewerResultd(MapTransform):  # type: ignore[misc]

@@ -92,8 +92,8 @@ def test_thresholds_are_those_of_the_normals_own_scores(scoring: str) -> None:
     scorer, images = a_scorer(scoring=scoring, slice_shares=[0.05], case_share=0.4), blobs(12)
     calibrate(scorer, batches_of(images, 5, slices_per_case=3), specificity=0.6)
     with torch.no_grad():
-        maps = scorer(images)
-        slices = scorer.slice_scores(maps)
+        found = scorer.maps(images)
+    maps, slices = found["anomaly_map"], found["slice_scores"]
     cases = [slices[i : i + 3].sort(descending=True).values[:2].mean().item() for i in range(0, 12, 3)]
     assert scorer.case_threshold.item() == pytest.approx(sorted(cases)[3 - 1], abs=1e-4)  # ceil(5 * 0.6)
     assert scorer.slice_threshold.item() == pytest.approx(sorted(slices.tolist())[8 - 1], abs=1e-4)  # ceil(13 * 0.6)
@@ -113,7 +113,7 @@ def test_planes_of_a_case_count_the_same_however_many_slices_they_have() -> None
         batch["axis"] = planes[start : start + 3]
     calibrate(scorer, batches, specificity=0.3)
     with torch.no_grad():
-        scores = scorer.slice_scores(scorer(images)).view(2, 4)
+        scores = scorer.maps(images)["slice_scores"].view(2, 4)
     cases = (scores[:, :3].mean(dim=1) + scores[:, 3]) / 2
     assert scorer.case_threshold.item() == pytest.approx(cases.min().item(), abs=1e-4)  # ceil(3 * 0.3)
     assert scorer.slice_threshold.item() == pytest.approx(sorted(scores.flatten().tolist())[2], abs=1e-4)
@@ -205,7 +205,8 @@ def test_mode_and_everything_else_stay(training: bool) -> None:
     assert scorer.training == scorer.aeflow.flows.training == training
     assert not scorer.aeflow.encoder.training
     changed = {key for key, value in scorer.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed - {"position.mean", "position.std"} == set(BUFFERS)
+    fields = {f"{norm}.{moment}" for norm in ("position", "usual_dissimilarity") for moment in ("mean", "std")}
+    assert changed - fields == set(BUFFERS)
 
 
 def test_constant_term_keeps_its_unit() -> None:
@@ -258,15 +259,18 @@ def test_one_slice_that_is_not_finite_is_no_skipped_slice() -> None:
     assert all(torch.equal(buffers(scorer)[name], before[name]) for name in BUFFERS)
 
 
-def moments_of(scorer: AnomalyScorer, batches: list[dict[str, Any]]) -> PositionMoments:
-    moments = PositionMoments()
+def moments_of(scorer: AnomalyScorer, batches: list[dict[str, Any]]) -> tuple[PositionMoments, PositionMoments]:
+    """Of maps, and of how unlike their reconstructions slices are."""
+    of_maps, of_dissimilarity = PositionMoments(), PositionMoments()
     for batch in batches:
         image = batch["image"]
         for index, case in enumerate(batch["case"]):
             one = image[index : index + 1]
             with torch.no_grad():
-                moments.add(scorer.weighted_sum(scorer.aeflow(one), one), torch.ones_like(one), None, case)
-    return moments
+                sums, dissimilarity = scorer.measure(scorer.aeflow(one), one)
+            of_maps.add(sums, torch.ones_like(one), None, case)
+            of_dissimilarity.add(dissimilarity.view(1, 1, 1, 1), torch.ones(1, 1, 1, 1), None, case)
+    return of_maps, of_dissimilarity
 
 
 @pytest.mark.parametrize("by_position", [True, False])
@@ -284,17 +288,25 @@ def test_normals_of_the_training_tell_what_is_usual_where_and_nothing_else(by_po
     if not by_position:
         assert torch.equal(together.position.mean, alone.position.mean)
         return
-    own, others = moments_of(together, held_out), moments_of(together, fitted)
-    expected, of_others = PositionNorm(), PositionNorm()
-    expected.fit([own, others])
-    of_others.fit([others])
-    torch.testing.assert_close(together.position.mean, expected.mean, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(together.position.std, expected.std, rtol=1e-4, atol=1e-4)
+    norms_of_others = []
+    for norm, own, others in zip(
+        (together.position, together.usual_dissimilarity),
+        moments_of(together, held_out),
+        moments_of(together, fitted),
+        strict=True,
+    ):
+        expected, of_others = PositionNorm(), PositionNorm()
+        expected.fit([own, others])
+        of_others.fit([others])
+        torch.testing.assert_close(norm.mean, expected.mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norm.std, expected.std, rtol=1e-3, atol=1e-4)
+        norms_of_others.append(of_others)
     # for its threshold the case was compared with the others alone
     images = held_out[0]["image"]
     with torch.no_grad():
-        sums = together.weighted_sum(together.aeflow(images), images)
-        scores = together.slice_scores(together.standardised(sums, torch.ones_like(images) > 0, None, of_others))
+        sums, dissimilarity = together.measure(together.aeflow(images), images)
+        maps = together.standardised(sums, torch.ones_like(images) > 0, None, norms_of_others[0])
+        scores = together.slice_scores(maps, together.ease(dissimilarity, None, norms_of_others[1]))
     assert together.case_threshold.item() == pytest.approx(scores.mean().item(), abs=1e-3)
 
 

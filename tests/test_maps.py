@@ -100,7 +100,7 @@ class TestSaliency:
 
 def slice_score(scorer: AnomalyScorer, image: Tensor) -> float:
     with torch.no_grad():
-        return scorer.slice_scores(scorer(image)).item()
+        return scorer.maps(image)["slice_scores"].item()
 
 
 def test_plain_is_the_change_of_the_score_with_each_pixel(

@@ -143,8 +143,8 @@ def test_no_foreground_is_an_error() -> None:
 
 def finished(scorer: AnomalyScorer, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Map and scores of a volume."""
-    sums = scorer.weighted_sum(scorer.aeflow(batch["image"]), batch["image"])
-    return scorer.finish(sums, foreground_of(batch["image"]), Places(batch["axis"], batch["height"]))
+    measured = scorer.measure(scorer.aeflow(batch["image"]), batch["image"])
+    return scorer.finish(*measured, foreground_of(batch["image"]), Places(batch["axis"], batch["height"]))
 
 
 class TestCalibration:
@@ -261,8 +261,8 @@ class TestVolumes:
         chosen = slicer.chosen(volume, "axial")
         slices, places = slicer.slices(volume, "axial", chosen), slicer.places(chosen, "axial")
         with torch.no_grad():
-            sums = scorer.weighted_sum(scorer.aeflow(slices), slices)
-            expected = scorer.finish(sums, foreground_of(slices), places)
+            measured = scorer.measure(scorer.aeflow(slices), slices)
+            expected = scorer.finish(*measured, foreground_of(slices), places)
             alone = scorer(slices, places)
             found = SlicedInferer(slicer, batch_size=3)(volume[None], MapScorer(scorer))
             in_viewer = ViewerInferer(slicer, batch_size=5)(volume[None], scorer)

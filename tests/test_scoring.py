@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import GaussianSmooth
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -90,24 +91,35 @@ class TestTrained:
         planted = normal.clone()
         planted[:, :, row : row + size, column : column + size] = 1
         with torch.no_grad():
-            before, after = calibrated(normal), calibrated(planted)
-        assert (calibrated.slice_scores(after) > calibrated.slice_scores(before)).all()
-        peaks = after.flatten(1).argmax(dim=1)
+            before, after = calibrated.maps(normal), calibrated.maps(planted)
+        assert (after["slice_scores"] > before["slice_scores"]).all()
+        peaks = after["anomaly_map"].flatten(1).argmax(dim=1)
         rows, columns = peaks // SIZE, peaks % SIZE
         assert ((rows >= row - margin) & (rows < row + size + margin)).all()
         assert ((columns >= column - margin) & (columns < column + size + margin)).all()
+
+    def test_a_slice_that_lost_its_details_is_no_perfect_normal(self, calibrated: AnomalyScorer) -> None:
+        blurred = GaussianSmooth(sigma=5.0)(phantom_slices(range(22, 23))[:, 0])[:, None]
+        with torch.no_grad():
+            found = calibrated.maps(torch.as_tensor(blurred))
+        ease = calibrated.ease(found["dissimilarity"])
+        assert (ease > 1.5).all()
+        beyond = 2 * (ease - 1.5)
+        maps_alone = calibrated.slice_scores(found["anomaly_map"], torch.zeros(len(ease)))
+        torch.testing.assert_close(found["slice_scores"], maps_alone + beyond)
 
     def test_score_does_not_depend_on_neighbours_or_order(self, calibrated: AnomalyScorer, normals: Tensor) -> None:
         extremes = torch.stack([torch.zeros(1, SIZE, SIZE), torch.ones(1, SIZE, SIZE), 1e-3 * normals[0]])
         images = torch.cat([normals[::3], extremes])
         with torch.no_grad():
-            alone = torch.cat([calibrated(image[None]) for image in images])
-            together = calibrated(images)
+            each = [calibrated.maps(image[None]) for image in images]
+            together = calibrated.maps(images)
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
             shuffled = calibrated(images[order])
-        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
-        torch.testing.assert_close(shuffled, together[order], rtol=1e-5, atol=1e-4)
-        one, other = calibrated.slice_scores(alone), calibrated.slice_scores(together)
+        alone = torch.cat([maps["anomaly_map"] for maps in each])
+        torch.testing.assert_close(together["anomaly_map"], alone, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(shuffled, together["anomaly_map"][order], rtol=1e-5, atol=1e-4)
+        one, other = torch.cat([maps["slice_scores"] for maps in each]), together["slice_scores"]
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-5)
         assert torch.equal(one.argsort(), other.argsort())
 
@@ -123,8 +135,7 @@ class TestTrained:
         with torch.no_grad():
             for name, expected in calibrated.maps(normals).items():
                 assert torch.equal(loaded.maps(normals)[name], expected), name
-            scores = calibrated.slice_scores(calibrated(normals))
-            assert torch.equal(loaded.slice_scores(loaded(normals)), scores)
+            scores = calibrated.maps(normals)["slice_scores"]
         assert torch.equal(loaded.case_score({"axial": scores}), calibrated.case_score({"axial": scores}))
         for name in BUFFERS:
             assert torch.equal(getattr(loaded, name), getattr(calibrated, name)), name
@@ -212,8 +223,7 @@ def test_shares_by_hand(share: float, expected: float) -> None:
     values = torch.tensor([3.0, 10, 1, 7, 5, 2, 9, 4, 8, 6])
     scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), slice_shares=[share], case_share=share)
     maps = torch.stack([values, -values]).view(2, 1, 2, 5)
-    assert scorer.slice_scores(maps)[0].item() == pytest.approx(expected)
-    assert scorer.slice_scores(maps)[1].item() == pytest.approx(expected - 11)
+    assert scorer.slice_scores(maps, torch.zeros(2)).tolist() == pytest.approx([expected, expected - 11])
     assert scorer.case_score({"coronal": values}).item() == pytest.approx(expected)
     # a skipped slice counts for nothing, not even in the number of slices
     skipped = torch.full((7,), torch.nan)
@@ -239,12 +249,14 @@ def test_all_maps(in_channels: int) -> None:
     assert {key: tuple(value.shape) for key, value in maps.items()} == {
         "anomaly_map": (2, 1, 64, 96),
         "weighted_sum": (2, 1, 64, 96),
+        "dissimilarity": (2,),
         "reconstruction": (2, in_channels, 64, 96),
         "residual": (2, 1, 64, 96),
         "log_likelihood": (2, 1, 64, 96),
         "slice_scores": (2,),
     }
-    assert torch.equal(maps["slice_scores"], scorer.slice_scores(maps["anomaly_map"]))
+    ease = scorer.ease(maps["dissimilarity"])
+    assert torch.equal(maps["slice_scores"], scorer.slice_scores(maps["anomaly_map"], ease))
     assert torch.equal(maps["anomaly_map"], scorer(image).detach())
     assert torch.equal(maps["reconstruction"], output.reconstruction)
     residual = (image - output.reconstruction).abs().sum(dim=1, keepdim=True) / in_channels
@@ -306,6 +318,7 @@ def test_new_scorer_flags_nothing() -> None:
         ({"slice_shares": []}, r"list of one or more shares, as \[0\.05, 1\.0\]; got \[\]"),
         ({"slice_shares": 0.5}, r"list of one or more shares, as \[0\.05, 1\.0\]; got 0\.5"),
         ({"slice_shares": [0.5, 0.0]}, r"slice_shares: .* in \(0, 1\]; got 0\.0"),
+        ({"ease_weight": -1.0}, r"ease_weight .* 0 or more; got -1\.0"),
         ({"case_share": 1.1}, r"case_share: .* in \(0, 1\]; got 1\.1"),
     ],
 )
@@ -320,6 +333,7 @@ def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
         ({"scoring": "likelihood"}, "scoring latent in the checkpoint, likelihood here"),
         ({"beta": 0.5}, "beta 0.9 in the checkpoint, 0.5 here"),
         ({"by_position": False}, "by_position True in the checkpoint, False here"),
+        ({"ease_weight": 0.0}, r"ease_weight 2\.0 in the checkpoint, 0\.0 here"),
         ({"slice_shares": [0.3]}, r"slice_shares \[1\.0\] in the checkpoint, \[0\.3\] here"),
     ],
 )
@@ -336,10 +350,22 @@ def test_slice_score_is_the_mean_of_its_standardised_shares() -> None:
     spot, haze = torch.tensor([4.0, 0.0, 0.0, 0.0]), torch.tensor([2.0, 2.0, 2.0, 2.0])
     maps = torch.stack([spot, haze]).view(2, 1, 2, 2)
     expected = [((4 - 2) / 0.5 + (1 - 0.5) / 0.25) / 2, ((2 - 2) / 0.5 + (2 - 0.5) / 0.25) / 2]
-    assert scorer.slice_scores(maps).tolist() == expected
+    assert scorer.slice_scores(maps, torch.zeros(2)).tolist() == expected
 
 
-@pytest.mark.parametrize("part", ["prior", "position", "share_mean"])
+def test_what_is_easier_than_normals_by_more_than_the_margin_is_added() -> None:
+    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), ease_weight=2.0)
+    scorer.usual_dissimilarity.mean.fill_(0.5)
+    scorer.usual_dissimilarity.std.fill_(0.1)
+    ease = scorer.ease(torch.tensor([0.9, 0.5, 0.36, 0.3]))
+    assert ease.tolist() == pytest.approx([-4, 0, 1.4, 2], abs=1e-5)
+    scores = scorer.slice_scores(torch.zeros(4, 1, 8, 8), ease)
+    assert scores.tolist() == pytest.approx([0, 0, 0, 2 * (2 - 1.5)], abs=1e-4)
+    published = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), scoring="paper", ease_weight=2.0)
+    assert published.slice_scores(torch.zeros(4, 1, 8, 8), ease).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("part", ["prior", "position", "usual_dissimilarity", "share_mean"])
 def test_checkpoint_without_a_part_is_of_an_earlier_version(part: str) -> None:
     scorer = a_scorer()
     state = {key: value for key, value in scorer.state_dict().items() if not key.startswith(part)}

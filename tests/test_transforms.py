@@ -382,8 +382,8 @@ def scorer() -> AnomalyScorer:
 def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
     slices = torch.rand(5, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        maps = scorer(slices)
-    expected = {"axial": scorer.slice_scores(maps), "sagittal": torch.tensor([torch.nan, 1.0, 2.0, torch.nan])}
+        scores = scorer.maps(slices)["slice_scores"]
+    expected = {"axial": scores, "sagittal": torch.tensor([torch.nan, 1.0, 2.0, torch.nan])}
     case = {
         "slice_scores_axial": MetaTensor(expected["axial"]),
         "slice_scores_sagittal": expected["sagittal"],

@@ -122,9 +122,10 @@ def test_the_inferer_gives_the_bare_networks_score_and_thresholds() -> None:
         getattr(scorer, name).fill_(number)
     with torch.no_grad():
         output = inferer(volume, scorer)
-        maps = [scorer(volume[0, :, :, :, index][None]) for index in range(3)]
-    torch.testing.assert_close(output["anomaly_map"], torch.stack([m[0] for m in maps], dim=-1)[None])
-    scores = torch.cat([scorer.slice_scores(m) for m in maps])
+        maps = [scorer.maps(volume[0, :, :, :, index][None]) for index in range(3)]
+    expected = torch.stack([m["anomaly_map"][0] for m in maps], dim=-1)[None]
+    torch.testing.assert_close(output["anomaly_map"], expected)
+    scores = torch.cat([m["slice_scores"] for m in maps])
     torch.testing.assert_close(output["slice_scores_axial"][0], scores)
     assert output["anomaly_score"] == pytest.approx(float(scorer.case_score({"axial": scores})))
     assert [output[name] for name in ("map_threshold", "slice_threshold", "case_threshold")] == [0.0, 1.0, 2.0]

@@ -52,7 +52,16 @@ ROOT = HERE.parent.parent
 CONFIGS = ROOT / "bundle/configs"
 VARIANTS = HERE / "variants"
 # options that change the score and nothing that is trained: such a variant takes the training of the one without them
-SCORE_OPTIONS = {"beta", "scoring", "slice_shares", "by_position", "slice_sigma", "case_share", "specificity"}
+SCORE_OPTIONS = {
+    "beta",
+    "scoring",
+    "slice_shares",
+    "by_position",
+    "slice_sigma",
+    "ease_weight",
+    "case_share",
+    "specificity",
+}
 
 
 def overlay_of(method: str) -> dict[str, Any] | None:
