@@ -341,17 +341,29 @@ def _cross_fit(
     if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
         norm.reset()
         return [norm] * len(groups)
+    norm.fit([*groups, others], by_position=False)
     # compared with itself alone, a single patient would look more normal than any other
-    by_position = by_position and sum(not group.is_empty for group in (*groups, others)) > 1
-    norm.fit([*groups, others], by_position)
-    if not by_position:
+    if not by_position or sum(not group.is_empty for group in (*groups, others)) < 2:
         return [norm] * len(groups)
-    norms = []
-    for left_out in groups:
-        of_others = PositionNorm().to(norm.mean.device)
-        of_others.fit(group for group in (*groups, others) if group is not left_out)
-        norms.append(of_others)
-    return norms
+    anywhere, by_place = (
+        [_norm_of((group for group in (*groups, others) if group is not left_out), choice, norm) for left_out in groups]
+        for choice in (False, True)
+    )
+    # images that do not lie alike have no places: whichever predicts held-out normals better
+    if _log_likelihood(by_place, groups) <= _log_likelihood(anywhere, groups):
+        return anywhere
+    norm.fit([*groups, others])
+    return by_place
+
+
+def _norm_of(moments: Iterable[PositionMoments], by_position: bool, like: PositionNorm) -> PositionNorm:
+    norm = PositionNorm().to(like.mean.device)
+    norm.fit(moments, by_position)
+    return norm
+
+
+def _log_likelihood(norms: Sequence[PositionNorm], groups: Sequence[PositionMoments]) -> float:
+    return sum(norm.log_likelihood(group) for norm, group in zip(norms, groups, strict=True))
 
 
 def _fit_scores(

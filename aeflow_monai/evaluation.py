@@ -25,7 +25,9 @@ class ScoreWriter:
     """Append a line to scores.csv for each case, as soon as it is scored.
 
     Columns: case, file, label (if known), score, prediction, most anomalous slice (along the first plane of the slicing
-    policy, counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay).
+    policy, counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay), and its
+    `ease`, see `AnomalyScorer`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for networks
+    that do not tell.
 
     Args:
         path: of the table; replaced if it exists.
@@ -44,18 +46,23 @@ class ScoreWriter:
     def start(self, engine: Engine) -> None:
         """Begin the table."""
         label = ["label"] if self.labelled else []
-        self.table = ScoreTable(self.path, ["case", "file", *label, "score", "prediction", "most_anomalous_slice"])
+        self.table = ScoreTable(
+            self.path, ["case", "file", *label, "score", "prediction", "most_anomalous_slice", "ease"]
+        )
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this batch."""
         for source, scored in _cases(engine):
+            plane, slice_scores = next(iter(scored["slice_scores"].items()))
+            most_anomalous = int(slice_scores.nan_to_num(-math.inf).argmax())
+            ease = scored.get("ease", {}).get(plane)
             row = {
                 "case": source["case"],
                 "file": source["image"].meta["filename_or_obj"],
                 "score": scored["anomaly_score"],
                 "prediction": scored["prediction"],
-                "most_anomalous_slice": int(next(iter(scored["slice_scores"].values())).nan_to_num(-math.inf).argmax())
-                + 1,
+                "most_anomalous_slice": most_anomalous + 1,
+                "ease": "" if ease is None else ease[most_anomalous],
             }
             if self.labelled:
                 row["label"] = int(source["label"])

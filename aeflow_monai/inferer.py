@@ -29,7 +29,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
 
     A network may have a method `finish`, as `MapScorer` does, for what takes all slices of a plane at once: it is
     called with what the network gave for them as "weighted_sum" (n, 1, H, W) and "dissimilarity" (n,), with where they
-    are above 0 (n, 1, H, W) and with their `Places`, and gives the "anomaly_map" and "slice_scores" that count.
+    are above 0 (n, 1, H, W) and with their `Places`, and gives the "anomaly_map", "slice_scores" and other numbers per
+    slice that count.
 
     Args:
         slicer: the policy.

@@ -103,6 +103,17 @@ class PositionNorm(nn.Module):
             usual.append(F.interpolate(at_height[:, None], maps.shape[-2:], mode="bilinear", align_corners=False))
         return (maps - usual[0]) / usual[1]
 
+    def log_likelihood(self, moments: PositionMoments) -> float:
+        """Log-likelihood of maps, each pixel normal by itself with what is usual there: in nats, up to a constant.
+
+        Args:
+            moments: of the maps.
+        """
+        weight, first, second = moments.sums.unbind(dim=2)
+        mean, std = self.mean.double().cpu(), self.std.double().cpu()
+        squares = second - 2 * mean * first + mean.square() * weight
+        return -float((weight * std.log() + squares / (2 * std.square())).sum())
+
     def reset(self) -> None:
         """Forget what is usual."""
         self.mean.zero_()

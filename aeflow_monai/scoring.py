@@ -281,11 +281,11 @@ class AnomalyScorer(nn.Module):
             places: of the slices.
 
         Returns:
-            "anomaly_map" (n, 1, H, W) and "slice_scores" (n,).
+            "anomaly_map" (n, 1, H, W), "slice_scores" (n,), and "ease" (n,), which these hold too.
         """
         anomaly_map = self.standardised(self.through_slices(weighted_sum, places), foreground, places)
-        scores = self.slice_scores(anomaly_map, self.ease(dissimilarity, places))
-        return {"anomaly_map": anomaly_map, "slice_scores": scores}
+        ease = self.ease(dissimilarity, places)
+        return {"anomaly_map": anomaly_map, "slice_scores": self.slice_scores(anomaly_map, ease), "ease": ease}
 
     def _measured(self, terms: Tensor, image: Tensor) -> Measured:
         counted = foreground_of(image).float()
@@ -408,16 +408,17 @@ def _is_tissue(foreground: Tensor) -> Tensor:
     return tissue | ~foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)
 
 
-def scores_by_plane(output: Mapping[Any, Any]) -> dict[str, Tensor]:
+def scores_by_plane(output: Mapping[Any, Any], name: str = "slice_scores") -> dict[str, Tensor]:
     """The scores of slices among what an inferer gives for a volume, for `AnomalyScorer.case_score`.
 
     Args:
         output: with the scores of each plane under "slice_scores_<plane>", any shape.
+        name: of other numbers of slices, in place of "slice_scores".
 
     Returns:
         From plane ("axial", ...) to its scores, on the CPU.
     """
-    prefix = "slice_scores_"
+    prefix = f"{name}_"
     found = {str(key): value for key, value in output.items() if str(key).startswith(prefix)}
     return {key.removeprefix(prefix): torch.as_tensor(scores).cpu() for key, scores in found.items()}
 

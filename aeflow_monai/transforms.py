@@ -183,7 +183,7 @@ class ScoreMapd(MapTransform):  # type: ignore[misc]
 
     Takes the scores of slices, "slice_scores_<plane>" (D,) with NaN where a slice was skipped, as `SlicedInferer` gives
     them, and adds "slice_scores" (a dictionary from plane to (D,)), "anomaly_score" (a number) and "prediction" (1
-    above the case threshold).
+    above the case threshold). "ease_<plane>" becomes "ease" (a dictionary too), where the network tells it.
 
     Args:
         image_key: preprocessed image, which an error names the file of.
@@ -198,16 +198,16 @@ class ScoreMapd(MapTransform):  # type: ignore[misc]
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Score one case."""
         d = dict(data)
-        slice_scores = scores_by_plane(d)
-        for plane in slice_scores:
-            del d[f"slice_scores_{plane}"]
+        slice_scores, ease = scores_by_plane(d), scores_by_plane(d, "ease")
+        for key in [f"slice_scores_{plane}" for plane in slice_scores] + [f"ease_{plane}" for plane in ease]:
+            del d[key]
         score = float(self.scorer.case_score(slice_scores))
         if not math.isfinite(score):
             raise ValueError(
                 f"The score of case {d.get('case')} is {score}{_source(d[self.image_key])}: the image holds NaN or "
                 "infinite values; replace them first."
             )
-        d["slice_scores"] = slice_scores
+        d["slice_scores"], d["ease"] = slice_scores, ease
         d["anomaly_score"] = score
         d["prediction"] = int(score > float(self.scorer.case_threshold))
         return d

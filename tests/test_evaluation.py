@@ -44,6 +44,8 @@ def case(name: str, label: int, score: float) -> tuple[dict[str, Any], dict[str,
     # the first slice was skipped, and the second plane does not count
     slice_scores = {"axial": torch.tensor([torch.nan, 0.0, score, -1.0]), "coronal": torch.tensor([9.0, 0.0])}
     scores = {"anomaly_score": score, "prediction": int(score > 1), "slice_scores": slice_scores}
+    if name == "a":
+        scores["ease"] = {"axial": torch.tensor([torch.nan, 1.0, 2.5, 3.0])}
     return source, {**source, **scores}
 
 
@@ -75,7 +77,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
     evaluate(ScoreWriter(tmp_path / "scores.csv", labelled=True), batch_size=batch_size)
     written = rows(tmp_path / "scores.csv")
-    assert list(written[0]) == ["case", "file", "label", "score", "prediction", "most_anomalous_slice"]
+    assert list(written[0]) == ["case", "file", "label", "score", "prediction", "most_anomalous_slice", "ease"]
     assert [(row["case"], row["label"], row["prediction"]) for row in written] == [
         ("a", "0", "0"),
         ("b", "1", "1"),
@@ -84,6 +86,7 @@ def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
     ]
     assert [float(row["score"]) for row in written] == [0.1 + 0.2, 2.5, -0.5, 1.5]
     assert [row["most_anomalous_slice"] for row in written] == ["3", "3", "2", "3"]
+    assert [row["ease"] for row in written] == ["2.5", "", "", ""]  # of that slice; not every network tells
     assert written[0]["file"] == "images/a.nii.gz"
 
 

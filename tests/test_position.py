@@ -186,6 +186,16 @@ class TestCalibration:
             scores = torch.cat([finished(scorer, batch)["slice_scores"] for batch in new])
         assert (scores <= scorer.slice_threshold).float().mean() >= 0.7
 
+    def test_places_count_if_images_lie_alike(self) -> None:
+        alike, any_way_round = self.batches(8), self.batches(8)
+        for number, batch in enumerate(any_way_round):
+            batch["image"] = batch["image"].roll(7 * number, dims=3).rot90(number, dims=(2, 3))
+        scorer, other = self.a_scorer(), self.a_scorer()
+        calibrate(scorer, alike)
+        calibrate(other, any_way_round)
+        assert len(scorer.position.mean[0, 16].unique()) > 100
+        assert len(other.position.mean[0, 16].unique()) == 1
+
     def test_one_case_is_enough_but_tells_of_no_place(self) -> None:
         scorer = self.a_scorer()
         calibrate(scorer, self.batches(1))
@@ -275,7 +285,7 @@ class TestVolumes:
             stack = slicer.slices(output["anomaly_map"][0], "axial", chosen)[..., 12:52, 14:50]
             torch.testing.assert_close(stack, expected["anomaly_map"][..., 12:52, 14:50], rtol=1e-4, atol=1e-4)
         assert set(found) == {
-            "anomaly_map", "reconstruction", "residual", "log_likelihood", "slice_scores_axial"
+            "anomaly_map", "reconstruction", "residual", "log_likelihood", "slice_scores_axial", "ease_axial"
         }  # fmt: skip
 
 

@@ -387,6 +387,7 @@ def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
     case = {
         "slice_scores_axial": MetaTensor(expected["axial"]),
         "slice_scores_sagittal": expected["sagittal"],
+        "ease_axial": torch.arange(5.0),
         "image": MetaTensor(slices.movedim(0, -1)),
         "case": "a",
     }
@@ -397,7 +398,8 @@ def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
         assert list(found["slice_scores"]) == ["axial", "sagittal"]
         for plane, scores in found["slice_scores"].items():
             assert torch.equal(torch.as_tensor(scores).nan_to_num(-9), expected[plane].nan_to_num(-9))
-        assert not [key for key in found if key.startswith("slice_scores_")]
+        assert found["ease"]["axial"].tolist() == [0, 1, 2, 3, 4]
+        assert not [key for key in found if key.startswith(("slice_scores_", "ease_"))]
         assert "slice_scores_axial" in case  # what went in is as it was
         assert found["anomaly_score"] == score
         assert type(found["anomaly_score"]) is float
