@@ -18,77 +18,13 @@ from aeflow_monai.aeflow import AEFlowOutput
 from aeflow_monai.position import PositionMoments, PositionNorm
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import Places, foreground_of, places_of
+from aeflow_monai.thresholds import set_thresholds
 
-__all__ = ["calibrate", "recalibrate", "save_calibrated", "set_thresholds", "threshold_rank", "upper_threshold"]
+__all__ = ["calibrate", "recalibrate", "save_calibrated"]
 
 _logger = logging.getLogger(__name__)
 
 _GROUPS = 5  # of patients: what is usual in four of them is what the fifth is compared with
-
-
-def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> float:
-    """Threshold that a new normal exceeds with a probability of at most 1 - specificity.
-
-    The k-th smallest of n held-out scores with k = ceil((n + 1) * specificity) holds the promise for any
-    distribution, if new normals come from the same one (split conformal prediction). With fewer than
-    specificity / (1 - specificity) scores no such k exists, and the largest score is returned.
-
-    Args:
-        scores: scores of held-out normals, any unit.
-        specificity: in (0, 1).
-
-    Returns:
-        The threshold, in the scores' unit.
-
-    Raises:
-        ValueError: no scores, or a specificity out of its range.
-
-    Example:
-        >>> upper_threshold(list(range(1, 100)), specificity=0.95)
-        95.0
-
-    Source: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
-    """
-    if not 0 < specificity < 1:
-        raise ValueError(f"specificity has to be in (0, 1); got {specificity}.")
-    ordered = sorted(float(score) for score in scores)
-    if not ordered:
-        raise ValueError("A threshold needs the scores of held-out normals; got none.")
-    return ordered[threshold_rank(len(ordered), specificity) - 1]
-
-
-def threshold_rank(n: int, specificity: float) -> int:
-    """Rank k of `upper_threshold` among n scores, from 1: it lets k / (n + 1) of new normals pass, on average.
-
-    Example:
-        >>> threshold_rank(99, 0.95), threshold_rank(4, 0.95)
-        (95, 4)
-    """
-    return min(math.ceil((n + 1) * specificity), n)
-
-
-def set_thresholds(
-    scorer: AnomalyScorer,
-    cases: Sequence[float],
-    slices: Sequence[float] | Tensor,
-    peaks: Sequence[float],
-    n_patients: int,
-    specificity: float,
-) -> None:
-    """Set the scorer's thresholds, and what that of cases promises.
-
-    Args:
-        scorer: whose buffers are filled.
-        cases: scores of held-out normal cases.
-        slices: scores of their slices.
-        peaks: highest map value of each slice.
-        n_patients: whose the cases are. Images of one patient are alike: they promise no more than one of them.
-        specificity: see `upper_threshold`.
-    """
-    scorer.case_threshold.fill_(upper_threshold(cases, specificity))
-    scorer.slice_threshold.fill_(upper_threshold(slices, specificity))
-    scorer.map_threshold.fill_(upper_threshold(peaks, specificity))
-    scorer.case_rank.copy_(torch.tensor([threshold_rank(n_patients, specificity), n_patients]))
 
 
 @torch.no_grad()

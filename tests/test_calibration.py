@@ -1,15 +1,12 @@
 import logging
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate
-from aeflow_monai.calibration import threshold_rank, upper_threshold
 from aeflow_monai.position import PositionMoments, PositionNorm
 
 STATISTICS = ("term_mean", "term_std", "map_std", "share_mean", "share_std")
@@ -35,40 +32,6 @@ def a_scorer(subnet: str = "conv", **options: Any) -> AnomalyScorer:
 
 def buffers(scorer: AnomalyScorer) -> dict[str, Tensor]:
     return {name: getattr(scorer, name).clone() for name in BUFFERS}
-
-
-class TestUpperThreshold:
-    @pytest.mark.parametrize(
-        ("n", "specificity", "rank"),
-        [(99, 0.95, 95), (100, 0.95, 96), (19, 0.95, 19), (18, 0.95, 18), (1, 0.95, 1), (9, 0.5, 5), (10, 0.5, 6)],
-    )
-    def test_order_statistic_by_hand(self, n: int, specificity: float, rank: int) -> None:
-        scores = torch.randperm(n, generator=torch.Generator().manual_seed(0)) + 1.0  # 1 to n
-        assert upper_threshold(scores, specificity) == rank
-        assert upper_threshold(scores.tolist(), specificity) == rank
-
-    @pytest.mark.parametrize(("n", "specificity"), [(19, 0.95), (25, 0.9), (40, 0.8), (120, 0.95)])
-    @pytest.mark.parametrize("draw", ["normal", "standard_cauchy", "exponential"])
-    def test_new_normals_exceed_it_as_seldom_as_promised(self, n: int, specificity: float, draw: str) -> None:
-        generator = np.random.default_rng(0)
-        trials = 4000
-        held_out = getattr(generator, draw)(size=(trials, n))
-        new = getattr(generator, draw)(size=trials)
-        thresholds = np.array([upper_threshold(scores.tolist(), specificity) for scores in held_out])
-        exceedance = (new > thresholds).mean()
-        slack = 4 * math.sqrt(specificity * (1 - specificity) / trials)
-        assert exceedance <= 1 - specificity + slack
-        assert exceedance >= 1 - specificity - 1 / (n + 1) - slack  # and no more careful than it has to be
-        assert exceedance == pytest.approx(1 - threshold_rank(n, specificity) / (n + 1), abs=slack)
-
-    @pytest.mark.parametrize("specificity", [0.0, 1.0, -0.5, 95.0, float("nan")])
-    def test_specificity_out_of_range_is_named(self, specificity: float) -> None:
-        with pytest.raises(ValueError, match=rf"specificity has to be in \(0, 1\); got {specificity}"):
-            upper_threshold([1.0], specificity)
-
-    def test_no_scores_are_an_error(self) -> None:
-        with pytest.raises(ValueError, match="needs the scores of held-out normals; got none"):
-            upper_threshold([], 0.95)
 
 
 @pytest.mark.parametrize("scoring", ["likelihood", "latent"])

@@ -18,7 +18,7 @@ MODULES = sorted({**FILES, **FOLDERS})
 MAY_IMPORT: dict[str, set[str]] = {
     "aeflow": {"flow", "encoder", "decoder"},
     "alongside": set(),
-    "calibration": {"aeflow", "position", "scoring", "slicing"},
+    "calibration": {"aeflow", "position", "scoring", "slicing", "thresholds"},
     "checks": {"grids"},
     "cli": {"label", "version", "workflow", "writers"},
     "datalist": set(),
@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "slices": {"slicing"},
     "slicing": set(),
     "ssim": set(),
+    "thresholds": {"scoring"},
     "transforms": {"scoring"},
     "version": set(),
     "viewer": {"inferer", "profile", "scoring", "slicing", "writers"},

@@ -45,7 +45,7 @@ from aeflow_monai import (
     calibrate,
     keep_freed_memory,
 )
-from aeflow_monai.calibration import set_thresholds
+from aeflow_monai.thresholds import set_thresholds
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
