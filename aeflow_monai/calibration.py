@@ -25,6 +25,7 @@ __all__ = ["calibrate", "recalibrate", "save_calibrated"]
 _logger = logging.getLogger(__name__)
 
 _GROUPS = 5  # of patients: what is usual in four of them is what the fifth is compared with
+_LEAST_PATIENTS = 5  # to tell what is too easy to reconstruct
 
 
 @torch.no_grad()
@@ -37,11 +38,12 @@ def calibrate(
 ) -> None:
     """Fill the scorer's buffers: moments of each term, what is usual where, moments of slice scores, thresholds.
 
-    Terms and places count where there is foreground. `case_threshold` and `slice_threshold` are `upper_threshold` of
-    the scores; `map_threshold` is that of each slice's highest map value, so that this share of normal slices has an
-    empty mask. What a case is compared with for that comes from other cases (five groups in turn, and `fitted`): of few
-    normals the maps would else be smaller than those of a new one. The published score is not standardised, it gets
-    thresholds.
+    Terms and places count where there is foreground. Maps are compared by place if that predicts held-out normals
+    better than what is usual anywhere does, see `AnomalyScorer`; what is too easy to reconstruct takes five patients.
+    `case_threshold` and `slice_threshold` are `upper_threshold` of the scores; `map_threshold` is that of each slice's
+    highest map value, so that this share of normal slices has an empty mask. What a case is compared with for that
+    comes from other cases (five groups in turn, and `fitted`): of few normals the maps would else be smaller than those
+    of a new one. The published score is not standardised, it gets thresholds.
 
     Args:
         scorer: trained; is set to evaluation mode and back.
@@ -52,8 +54,10 @@ def calibrate(
             and the slices of a volume's plane one after the other.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
-        fitted: batches of normals that the network was trained on, of the same kind. They tell what is usual where too,
-            for which few held-out cases are not enough, and nothing else: neither unit nor threshold.
+        fitted: batches of normals that the network was trained on, of the same kind. They tell what is usual where and
+            how easy slices are to reconstruct too, for which few held-out cases are not enough, and nothing else:
+            neither the unit of maps and scores nor a threshold. (They are easier for the network than others are, so
+            what is called too easy is all the easier.)
 
     Raises:
         ValueError: no batches, a specificity out of its range, or statistics that are not finite (the training
@@ -237,12 +241,12 @@ class _UsualMoments:
 
     def __init__(self) -> None:
         self.position = PositionMoments()
-        self.dissimilarity = PositionMoments()
+        self.dissimilarity = PositionMoments(grid=1)
 
     def add(self, stack: _Stack) -> None:
         self.position.add(stack.weighted_sum, stack.foreground, stack.places, stack.patient)
-        of_slices = stack.dissimilarity.view(-1, 1, 1, 1)
-        self.dissimilarity.add(of_slices, torch.ones_like(of_slices), stack.places, stack.patient)
+        is_seen = stack.foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)  # black slices are easy, whoever has them
+        self.dissimilarity.add(stack.dissimilarity.view(-1, 1, 1, 1), is_seen, stack.places, stack.patient)
 
 
 def _fit_usual(
@@ -257,42 +261,61 @@ def _fit_usual(
     for stack in _stacks(scorer, batches, device):
         groups[group_of.setdefault(stack.patient, len(group_of) % _GROUPS)].add(stack)
     others = _UsualMoments()
-    if scorer.by_position:
-        for stack in _stacks(scorer, fitted, device):
-            others.add(stack)
-    positions = _cross_fit(scorer.position, [group.position for group in groups], others.position, scorer.by_position)
-    dissimilarities = _cross_fit(
-        scorer.usual_dissimilarity,
-        [group.dissimilarity for group in groups],
-        others.dissimilarity,
-        scorer.by_position,
+    for stack in _stacks(scorer, fitted, device):
+        others.add(stack)
+    positions = _fit_position(
+        scorer, [group.position for group in groups], others.position if scorer.by_position else PositionMoments()
     )
+    dissimilarities = _fit_dissimilarity(scorer, [group.dissimilarity for group in groups], others.dissimilarity)
     return {patient: _Usual(positions[group], dissimilarities[group]) for patient, group in group_of.items()}
 
 
-def _cross_fit(
-    norm: PositionNorm, groups: Sequence[PositionMoments], others: PositionMoments, by_position: bool
+def _fit_position(
+    scorer: AnomalyScorer, groups: Sequence[PositionMoments], others: PositionMoments
 ) -> list[PositionNorm]:
-    """Fit a norm to all, and for each group give one that is fitted to all but this."""
+    """Fit what is usual where, and for each group give one that is fitted to all but this."""
+    norm, all_of_them = scorer.position, [*groups, others]
     if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
         norm.reset()
         return [norm] * len(groups)
-    norm.fit([*groups, others], by_position=False)
+    norm.fit(all_of_them, by_position=False)
     # compared with itself alone, a single patient would look more normal than any other
-    if not by_position or sum(not group.is_empty for group in (*groups, others)) < 2:
+    if not scorer.by_position or sum(not group.is_empty for group in all_of_them) < 2:
         return [norm] * len(groups)
     anywhere, by_place = (
-        [_norm_of((group for group in (*groups, others) if group is not left_out), choice, norm) for left_out in groups]
-        for choice in (False, True)
+        [_fitted(_without(group, all_of_them), norm, choice) for group in groups] for choice in (False, True)
     )
     # images that do not lie alike have no places: whichever predicts held-out normals better
     if _log_likelihood(by_place, groups) <= _log_likelihood(anywhere, groups):
+        _logger.info("Held-out normals do not lie alike: maps are compared with what is usual anywhere, not by place.")
         return anywhere
-    norm.fit([*groups, others])
+    norm.fit(all_of_them)
     return by_place
 
 
-def _norm_of(moments: Iterable[PositionMoments], by_position: bool, like: PositionNorm) -> PositionNorm:
+def _fit_dissimilarity(
+    scorer: AnomalyScorer, groups: Sequence[PositionMoments], others: PositionMoments
+) -> list[PositionNorm]:
+    """Fit how unlike their reconstructions slices are, and for each group give one that is fitted to all but this."""
+    norm, all_of_them = scorer.usual_dissimilarity, [*groups, others]
+    norms = []
+    for some in (all_of_them, *(_without(group, all_of_them) for group in groups)):
+        n_patients = len(set().union(*(moments.patients for moments in some if not moments.is_empty)))
+        of_some = PositionNorm(grid=1).to(norm.mean.device)
+        if n_patients >= _LEAST_PATIENTS:  # of fewer nobody knows what is unusual, and nothing is too easy
+            of_some.fit(some)
+            # of a new patient, from the mean and deviation of so many
+            of_some.std.mul_(math.sqrt((n_patients + 1) / (n_patients - 1)))
+        norms.append(of_some)
+    norm.load_state_dict(norms[0].state_dict())
+    return norms[1:]
+
+
+def _without(group: PositionMoments, all_of_them: Sequence[PositionMoments]) -> list[PositionMoments]:
+    return [other for other in all_of_them if other is not group]
+
+
+def _fitted(moments: Sequence[PositionMoments], like: PositionNorm, by_position: bool) -> PositionNorm:
     norm = PositionNorm().to(like.mean.device)
     norm.fit(moments, by_position)
     return norm
@@ -319,7 +342,7 @@ def _fit_scores(
         anomaly_map = scorer.standardised(stack.weighted_sum, stack.foreground, stack.places, norms.position)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         means.append(scorer.top_means(anomaly_map).double().cpu())
-        eases.append(scorer.ease(stack.dissimilarity, stack.places, norms.dissimilarity))
+        eases.append(scorer.ease(stack.dissimilarity, stack.foreground, stack.places, norms.dissimilarity))
         origin += [stack[:3]] * len(anomaly_map)
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")

@@ -18,7 +18,7 @@ from aeflow_monai.slicing import Places, Slicer, foreground_of, stack_of
 __all__ = ["SlicedInferer"]
 
 _UNFINISHED = ("weighted_sum", "dissimilarity")  # what a network's method `finish` takes
-_FINISHED = ("anomaly_map", "slice_scores")  # and what it gives
+_FINISHED = ("anomaly_map", "slice_scores", "ease")  # and what it gives
 _UNNAMED = ""  # the map of a network that gives one tensor
 
 

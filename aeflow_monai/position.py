@@ -30,6 +30,9 @@ _PLANES = list(PLANES)
 class PositionMoments:
     """Adds up maps of normals: how much, how high and how spread, by place.
 
+    Args:
+        grid: rows and columns of the statistics; 1 for what has no place in the plane.
+
     Example:
         >>> moments = PositionMoments()
         >>> moments.add(torch.ones(2, 1, 32, 32), torch.ones(2, 1, 32, 32), None, "patient")
@@ -39,8 +42,8 @@ class PositionMoments:
         1.0
     """
 
-    def __init__(self) -> None:
-        self.sums = torch.zeros(len(_PLANES), _HEIGHTS, 3, _GRID, _GRID, dtype=torch.float64)
+    def __init__(self, grid: int = _GRID) -> None:
+        self.sums = torch.zeros(len(_PLANES), _HEIGHTS, 3, grid, grid, dtype=torch.float64)
         self.patients: set[str] = set()
 
     @property
@@ -60,11 +63,12 @@ class PositionMoments:
         maps, weight = maps.double().cpu(), foreground.double().cpu()
         planes, heights = (numbers.expand(len(maps)) for numbers in _numbers(places))
         parts = torch.cat([weight, weight * maps, weight * maps.square()], dim=1)
-        parts = F.adaptive_avg_pool2d(parts, _GRID)
+        parts = F.adaptive_avg_pool2d(parts, self.sums.shape[-1])
         bins = torch.linspace(0, 1, _HEIGHTS, dtype=torch.float64)
         near = torch.exp(-0.5 * ((heights.double()[:, None] - bins) / _SIGMA_OF_HEIGHT).square())
         self.sums.index_add_(0, planes, near[:, :, None, None, None] * parts[:, None])
-        self.patients.add(patient)
+        if bool((weight > 0).any()):
+            self.patients.add(patient)
 
 
 class PositionNorm(nn.Module):
@@ -72,15 +76,18 @@ class PositionNorm(nn.Module):
 
     The buffers `mean` and `std` hold what is usual, in the maps' own unit: (planes, heights, rows, columns), coarse
     and smooth.
+
+    Args:
+        grid: rows and columns, those of the `PositionMoments` that it will be fitted to.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, grid: int = _GRID) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(len(_PLANES), _HEIGHTS, _GRID, _GRID))
-        self.register_buffer("std", torch.ones(len(_PLANES), _HEIGHTS, _GRID, _GRID))
+        self.register_buffer("mean", torch.zeros(len(_PLANES), _HEIGHTS, grid, grid))
+        self.register_buffer("std", torch.ones(len(_PLANES), _HEIGHTS, grid, grid))
 
     def forward(self, maps: Tensor, places: Places | None = None) -> Tensor:
         """Standardise maps of slices.
@@ -193,7 +200,8 @@ def _numbers(places: Places | None) -> tuple[Tensor, Tensor]:
 
 def _smooth(sums: Tensor) -> Tensor:
     """Blur sums (planes, heights, 3, rows, columns) in the plane; nothing comes in over the borders."""
-    sigma = _SIGMA_IN_PLANE * _GRID
-    distance = torch.arange(_GRID, dtype=sums.dtype)
+    grid = sums.shape[-1]
+    sigma = _SIGMA_IN_PLANE * grid
+    distance = torch.arange(grid, dtype=sums.dtype)
     kernel = torch.exp(-0.5 * ((distance[:, None] - distance) / sigma).square())
     return torch.einsum("pqrst,as,bt->pqrab", sums, kernel, kernel)

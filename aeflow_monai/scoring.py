@@ -21,14 +21,14 @@ __all__ = ["AnomalyScorer", "Measured", "scores_by_plane", "top_mean"]
 
 SCORINGS = ("latent", "likelihood", "paper")
 
-_EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal (docs/results.md)
+_EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal; a choice
 
 
 class Measured(NamedTuple):
     """What the network says of slices, of which their maps and scores are made."""
 
     weighted_sum: Tensor  # of the map's terms, (N, 1, H, W)
-    dissimilarity: Tensor  # of slice and reconstruction, 1 - SSIM: mean over the foreground, (N,)
+    dissimilarity: Tensor  # of slice and reconstruction, 1 - SSIM: mean over the foreground, (N,); 0 without any
 
 
 class AnomalyScorer(nn.Module):
@@ -62,7 +62,8 @@ class AnomalyScorer(nn.Module):
             beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM); neither it nor its slice scores are standardised.
         slice_shares: of a slice's highest map values, each in (0, 1]; 1 takes the mean of the whole slice.
         case_share: a case's score is the mean of this share of its highest slice scores, in (0, 1].
-        by_position: standardise the map by place; else by its mean and deviation anywhere.
+        by_position: standardise the map by place, where that predicts held-out normals better than its mean and
+            deviation anywhere; else by these.
         slice_sigma: of the blur through the slices of a volume, as a share of the distance from the first slice that is
             looked at to the last, 0 or more; 0 for none.
         ease_weight: of what is unusually easy to reconstruct, in a slice's score, 0 or more. The published score has 0.
@@ -121,7 +122,7 @@ class AnomalyScorer(nn.Module):
         self.aeflow = aeflow
         self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
         self.position = PositionNorm()  # of maps
-        self.usual_dissimilarity = PositionNorm()  # of slices: the same everywhere in the plane
+        self.usual_dissimilarity = PositionNorm(grid=1)  # of slices, by height
         self.beta = beta
         self.scoring = scoring
         self.slice_shares = tuple(float(share) for share in slice_shares)
@@ -170,7 +171,8 @@ class AnomalyScorer(nn.Module):
             "anomaly_map" (N, 1, H, W), calibrated; "weighted_sum" (N, 1, H, W) and "dissimilarity" (N,), from which
             `finish` makes the map and scores of a volume's slices, see `Measured`; "reconstruction" (N, C, H, W) in
             [0, 1]; "residual" (N, 1, H, W), the absolute difference of image and reconstruction, mean over channels;
-            "log_likelihood" (N, 1, H, W), in nats per channel, mean over stages; "slice_scores" (N,).
+            "log_likelihood" (N, 1, H, W), in nats per channel, mean over stages; "slice_scores" (N,); and "ease" (N,),
+            which these hold too, but not the published score's.
         """
         output = self.aeflow(image)
         residual = (image - output.reconstruction).abs().mean(dim=1, keepdim=True)
@@ -179,14 +181,12 @@ class AnomalyScorer(nn.Module):
         likelihood = self.scoring == "likelihood"
         log_likelihood = -terms[:, :-1] if likelihood else self._to_image_size(output.log_likelihoods, image)
         measured = self._measured(terms, image)
-        anomaly_map = self.standardised(measured.weighted_sum, foreground_of(image), places)
         return {
-            "anomaly_map": anomaly_map,
+            **self._finished(measured.weighted_sum, measured.dissimilarity, foreground_of(image), places),
             **measured._asdict(),
             "reconstruction": output.reconstruction,
             "residual": residual,
             "log_likelihood": log_likelihood.mean(dim=1, keepdim=True),
-            "slice_scores": self.slice_scores(anomaly_map, self.ease(measured.dissimilarity, places)),
         }
 
     def terms(self, output: AEFlowOutput, image: Tensor) -> Tensor:
@@ -254,20 +254,27 @@ class AnomalyScorer(nn.Module):
         anomaly_map: Tensor = (usual or self.position)(weighted_sum, places)
         return torch.where(_is_tissue(foreground), anomaly_map, anomaly_map.clamp_max(0))
 
-    def ease(self, dissimilarity: Tensor, places: Places | None = None, usual: PositionNorm | None = None) -> Tensor:
+    def ease(
+        self,
+        dissimilarity: Tensor,
+        foreground: Tensor,
+        places: Places | None = None,
+        usual: PositionNorm | None = None,
+    ) -> Tensor:
         """How much easier to reconstruct slices are than those of normals at the same height.
 
         Args:
             dissimilarity: of slices, (N,), see `Measured`.
+            foreground: of the slices, (N, 1, H, W), see `foreground_of`.
             places: of the slices, see `anomaly_map`.
             usual: what to compare with, in place of the scorer's own.
 
         Returns:
-            (N,), in standard deviations of normals; below 0 for what is harder.
+            (N,), in standard deviations of normals; below 0 for what is harder, 0 for what is black.
         """
         norm = usual or self.usual_dissimilarity
         harder: Tensor = norm(dissimilarity.view(-1, 1, 1, 1), places)
-        return -harder.flatten()
+        return torch.where(foreground.flatten(1).any(dim=1), -harder.flatten(), 0.0)
 
     def finish(
         self, weighted_sum: Tensor, dissimilarity: Tensor, foreground: Tensor, places: Places | None
@@ -281,16 +288,22 @@ class AnomalyScorer(nn.Module):
             places: of the slices.
 
         Returns:
-            "anomaly_map" (n, 1, H, W), "slice_scores" (n,), and "ease" (n,), which these hold too.
+            "anomaly_map" (n, 1, H, W), "slice_scores" (n,), and "ease" (n,), which these hold too, but not the
+            published score's.
         """
-        anomaly_map = self.standardised(self.through_slices(weighted_sum, places), foreground, places)
-        ease = self.ease(dissimilarity, places)
-        return {"anomaly_map": anomaly_map, "slice_scores": self.slice_scores(anomaly_map, ease), "ease": ease}
+        return self._finished(self.through_slices(weighted_sum, places), dissimilarity, foreground, places)
+
+    def _finished(
+        self, weighted_sum: Tensor, dissimilarity: Tensor, foreground: Tensor, places: Places | None
+    ) -> dict[str, Tensor]:
+        anomaly_map = self.standardised(weighted_sum, foreground, places)
+        ease = self.ease(dissimilarity, foreground, places)
+        finished = {"anomaly_map": anomaly_map, "slice_scores": self.slice_scores(anomaly_map, ease)}
+        return {**finished, "ease": ease} if self.is_standardised else finished
 
     def _measured(self, terms: Tensor, image: Tensor) -> Measured:
         counted = foreground_of(image).float()
-        counted = torch.where(counted.flatten(1).any(dim=1).view(-1, 1, 1, 1), counted, 1.0)  # black images: all of it
-        dissimilarity = (terms[:, -1:] * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3))
+        dissimilarity = (terms[:, -1:] * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp_min(1)
         return Measured(self._weighted(terms), dissimilarity)
 
     def _weighted(self, terms: Tensor) -> Tensor:

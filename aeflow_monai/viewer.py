@@ -106,7 +106,8 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
     - `map_threshold`: the one that "pred" was made with; `slice_threshold`: the model's.
     - `profile`: of each plane the `scores` of its slices, None where one was skipped, and their `positions_mm`.
     - `most_anomalous_slice`: its `plane`, `number` (counted from 1 as on the command line: axial from inferior to
-      superior), `score`, `position_mm` (of its centre along S, A or R), `center_ras_mm` (three numbers), and its `axis`
+      superior), `score`, `ease` if the network tells (of what is too easy to reconstruct, see `AnomalyScorer`),
+      `position_mm` (of its centre along S, A or R), `center_ras_mm` (three numbers), and its `axis`
       and `index` in the file's own array, counted from 0.
     - `anomalous_voxels`, `anomalous_ml`: how much exceeds the threshold.
     - `scale`: of a scaled map, the `low` and `high` that 0 and 255 stand for.
@@ -153,7 +154,7 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
             "prediction": int(numbers["anomaly_score"] > numbers["case_threshold"]),
             "slice_threshold": numbers["slice_threshold"],
             "map_threshold": threshold,
-            **_where(image, scores_by_plane(d), affine, tuple(values.shape[1:])),
+            **_where(image, scores_by_plane(d), scores_by_plane(d, "ease"), affine, tuple(values.shape[1:])),
             "anomalous_voxels": n_above,
             "anomalous_ml": n_above * voxel_ml,
             "unit": "standard deviations of held-out normals",
@@ -209,7 +210,11 @@ def parse_threshold(value: float | str | None) -> float | None:
 
 
 def _where(
-    image: MetaTensor, slice_scores: Mapping[str, Tensor], file_affine: npt.NDArray[Any], file_shape: tuple[int, ...]
+    image: MetaTensor,
+    slice_scores: Mapping[str, Tensor],
+    ease: Mapping[str, Tensor],
+    file_affine: npt.NDArray[Any],
+    file_shape: tuple[int, ...],
 ) -> dict[str, Any]:
     """The profile and the most anomalous slice, along the first plane in which one was looked at."""
     affine, shape = ras_affine(image.affine, image.meta), tuple(image.shape[1:])
@@ -239,6 +244,7 @@ def _where(
             "plane": plane,
             "number": number + 1,
             "score": float(scores[number]),
+            **({"ease": float(ease[plane][number])} if plane in ease else {}),
             "position_mm": rounded[number],
             "center_ras_mm": [round(float(value), 3) for value in ras],
             "axis": file_axis,

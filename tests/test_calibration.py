@@ -1,4 +1,6 @@
 import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 
 from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate
 from aeflow_monai.position import PositionMoments, PositionNorm
+from aeflow_monai.scoring import Measured
 
 STATISTICS = ("term_mean", "term_std", "map_std", "share_mean", "share_std")
 BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold", "case_rank")
@@ -222,18 +225,17 @@ def test_one_slice_that_is_not_finite_is_no_skipped_slice() -> None:
     assert all(torch.equal(buffers(scorer)[name], before[name]) for name in BUFFERS)
 
 
-def moments_of(scorer: AnomalyScorer, batches: list[dict[str, Any]]) -> tuple[PositionMoments, PositionMoments]:
-    """Of maps, and of how unlike their reconstructions slices are."""
-    of_maps, of_dissimilarity = PositionMoments(), PositionMoments()
-    for batch in batches:
-        image = batch["image"]
-        for index, case in enumerate(batch["case"]):
-            one = image[index : index + 1]
-            with torch.no_grad():
-                sums, dissimilarity = scorer.measure(scorer.aeflow(one), one)
-            of_maps.add(sums, torch.ones_like(one), None, case)
-            of_dissimilarity.add(dissimilarity.view(1, 1, 1, 1), torch.ones(1, 1, 1, 1), None, case)
-    return of_maps, of_dissimilarity
+def measured(scorer: AnomalyScorer, images: Tensor) -> Measured:
+    with torch.no_grad():
+        return scorer.measure(scorer.aeflow(images), images)
+
+
+def moments_of(maps: Tensor, cases: Sequence[str], grid: int = 16) -> PositionMoments:
+    """Of maps, or of numbers (N,), of images that are foreground all over."""
+    moments = PositionMoments(grid)
+    for one, case in zip(maps.view(len(maps), 1, *(maps.shape[2:] or (1, 1))), cases, strict=True):
+        moments.add(one[None], torch.ones_like(one[None]), None, case)
+    return moments
 
 
 @pytest.mark.parametrize("by_position", [True, False])
@@ -251,26 +253,76 @@ def test_normals_of_the_training_tell_what_is_usual_where_and_nothing_else(by_po
     if not by_position:
         assert torch.equal(together.position.mean, alone.position.mean)
         return
-    norms_of_others = []
-    for norm, own, others in zip(
-        (together.position, together.usual_dissimilarity),
-        moments_of(together, held_out),
-        moments_of(together, fitted),
-        strict=True,
-    ):
-        expected, of_others = PositionNorm(), PositionNorm()
-        expected.fit([own, others])
-        of_others.fit([others])
-        torch.testing.assert_close(norm.mean, expected.mean, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(norm.std, expected.std, rtol=1e-3, atol=1e-4)
-        norms_of_others.append(of_others)
+    images, others = held_out[0]["image"], torch.cat([batch["image"] for batch in fitted])
+    sums = measured(together, images).weighted_sum
+    own = moments_of(sums, ["held out"] * 2)
+    fit = moments_of(measured(together, others).weighted_sum, [case for batch in fitted for case in batch["case"]])
+    expected, of_others = PositionNorm(), PositionNorm()
+    expected.fit([own, fit])
+    of_others.fit([fit])
+    torch.testing.assert_close(together.position.mean, expected.mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.position.std, expected.std, rtol=1e-4, atol=1e-4)
     # for its threshold the case was compared with the others alone
-    images = held_out[0]["image"]
-    with torch.no_grad():
-        sums, dissimilarity = together.measure(together.aeflow(images), images)
-        maps = together.standardised(sums, torch.ones_like(images) > 0, None, norms_of_others[0])
-        scores = together.slice_scores(maps, together.ease(dissimilarity, None, norms_of_others[1]))
+    maps = together.standardised(sums, torch.ones_like(images) > 0, None, of_others)
+    scores = together.slice_scores(maps, torch.zeros(2))
     assert together.case_threshold.item() == pytest.approx(scores.mean().item(), abs=1e-3)
+
+
+def test_what_is_usual_anywhere_comes_from_others_too() -> None:
+    images = blobs(12)
+    images[..., :32] = 0.5  # flat on one side, whichever way the image lies
+    images = torch.stack([image.rot90(number, dims=(1, 2)) for number, image in enumerate(images)])
+    scorer = a_scorer(by_position=True, ease_weight=0.0)
+    calibrate(scorer, batches_of(images, 5))
+    assert len(scorer.position.mean[0, 16].unique()) == 1
+    sums, expected = measured(scorer, images).weighted_sum, torch.zeros(12)
+    for group in range(5):
+        others = [i for i in range(12) if i % 5 != group]
+        norm = PositionNorm()
+        norm.fit([moments_of(sums[others], [str(i) for i in others])], by_position=False)
+        maps = scorer.standardised(sums[group::5], images[group::5] > 0, None, norm)
+        expected[group::5] = scorer.slice_scores(maps, torch.zeros(len(maps)))
+    assert scorer.case_threshold.item() == pytest.approx(expected.max().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("by_position", [True, False])
+def test_how_easy_a_patient_is_is_told_by_the_others(by_position: bool) -> None:
+    images = blobs(12)
+    images[11] = 0.5 + 0.02 * (images[11] - 0.5)  # nearly flat
+    scorer, blind = a_scorer(by_position=by_position), a_scorer(by_position=by_position, ease_weight=0.0)
+    calibrate(scorer, batches_of(images, 5))
+    calibrate(blind, batches_of(images, 5))
+    dissimilarity = measured(scorer, images).dissimilarity
+    others = [i for i in range(12) if i % 5 != 1]
+    mean, std = dissimilarity[others].mean(), dissimilarity[others].std(correction=0)
+    ease = (mean - dissimilarity[11]) / (std * math.sqrt((9 + 1) / (9 - 1)))
+    assert ease > 2
+    # the highest score is that of the one that is so easy, and the threshold of both is the highest
+    assert scorer.case_threshold > blind.case_threshold
+    with torch.no_grad():
+        own = blind.maps(images[11:])["slice_scores"].item()
+    if not by_position:  # where maps are compared with the same in either way
+        assert scorer.case_threshold.item() == pytest.approx(own + 2 * (ease - 1.5).item(), rel=1e-3)
+    of_all = (dissimilarity.mean() - dissimilarity[11]) / (dissimilarity.std(correction=0) * math.sqrt(13 / 11))
+    assert scorer.ease(dissimilarity, images > 0)[11].item() == pytest.approx(of_all.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("n", "is_told"), [(4, False), (5, True)])
+def test_few_patients_do_not_tell_what_is_too_easy(n: int, is_told: bool) -> None:
+    scorer = a_scorer()
+    calibrate(scorer, batches_of(blobs(n), 2))
+    assert (scorer.usual_dissimilarity.std.amax() < 1) == is_told
+
+
+def test_black_slices_do_not_tell_how_easy_slices_are() -> None:
+    images = torch.cat([blobs(10), torch.zeros(2, 1, 64, 64)])
+    alone, among_black = a_scorer(), a_scorer()
+    calibrate(alone, batches_of(images[:10], 5))
+    calibrate(among_black, batches_of(images, 5))
+    torch.testing.assert_close(among_black.usual_dissimilarity.mean, alone.usual_dissimilarity.mean)
+    torch.testing.assert_close(among_black.usual_dissimilarity.std, alone.usual_dissimilarity.std)
+    with torch.no_grad():
+        assert among_black.maps(images[10:])["ease"].tolist() == [0, 0]
 
 
 def test_images_of_a_patient_are_not_compared_with_each_other_and_promise_no_more_than_one() -> None:

@@ -265,6 +265,7 @@ class TestVolumes:
         scorer = AnomalyScorer(AEFlow(Encoder(), n_steps=2), slice_shares=[0.1, 1.0], slice_sigma=0.1).eval()
         scorer.position.mean.copy_(torch.randn(scorer.position.mean.shape))
         scorer.position.std.uniform_(0.5, 2)
+        scorer.usual_dissimilarity.mean.copy_(torch.linspace(0, 5, 32).view(1, 32, 1, 1))  # the higher, the easier
         for threshold in ("map", "slice", "case"):
             scorer.get_buffer(f"{threshold}_threshold").fill_(1.0)
         volume, slicer = self.volume(), Slicer(["axial"], image_size=[64, 64], fit="pad", min_foreground=0.05)
@@ -277,11 +278,16 @@ class TestVolumes:
             found = SlicedInferer(slicer, batch_size=3)(volume[None], MapScorer(scorer))
             in_viewer = ViewerInferer(slicer, batch_size=5)(volume[None], scorer)
         assert not torch.allclose(expected["anomaly_map"], alone, atol=0.1)  # neighbours count
+        ease = scorer.usual_dissimilarity.mean[0, :, 0, 0].max() * places.heights - measured.dissimilarity
+        torch.testing.assert_close(expected["ease"], ease, rtol=1e-4, atol=1e-4)
+        maps_alone = scorer.slice_scores(expected["anomaly_map"], torch.zeros(len(ease)))
+        torch.testing.assert_close(expected["slice_scores"] - maps_alone, 2 * (ease - 1.5).clamp_min(0))
         for output in (found, in_viewer):
             assert isinstance(output, dict)
             torch.testing.assert_close(
                 output["slice_scores_axial"][0, chosen], expected["slice_scores"], rtol=1e-4, atol=1e-4
             )
+            torch.testing.assert_close(output["ease_axial"][0, chosen], ease, rtol=1e-4, atol=1e-4)
             stack = slicer.slices(output["anomaly_map"][0], "axial", chosen)[..., 12:52, 14:50]
             torch.testing.assert_close(stack, expected["anomaly_map"][..., 12:52, 14:50], rtol=1e-4, atol=1e-4)
         assert set(found) == {

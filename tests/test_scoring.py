@@ -102,7 +102,7 @@ class TestTrained:
         blurred = GaussianSmooth(sigma=5.0)(phantom_slices(range(22, 23))[:, 0])[:, None]
         with torch.no_grad():
             found = calibrated.maps(torch.as_tensor(blurred))
-        ease = calibrated.ease(found["dissimilarity"])
+        ease = found["ease"]
         assert (ease > 1.5).all()
         beyond = 2 * (ease - 1.5)
         maps_alone = calibrated.slice_scores(found["anomaly_map"], torch.zeros(len(ease)))
@@ -254,8 +254,10 @@ def test_all_maps(in_channels: int) -> None:
         "residual": (2, 1, 64, 96),
         "log_likelihood": (2, 1, 64, 96),
         "slice_scores": (2,),
+        "ease": (2,),
     }
-    ease = scorer.ease(maps["dissimilarity"])
+    assert torch.equal(maps["ease"], scorer.ease(maps["dissimilarity"], image > 0))
+    ease = maps["ease"]
     assert torch.equal(maps["slice_scores"], scorer.slice_scores(maps["anomaly_map"], ease))
     assert torch.equal(maps["anomaly_map"], scorer(image).detach())
     assert torch.equal(maps["reconstruction"], output.reconstruction)
@@ -357,12 +359,25 @@ def test_what_is_easier_than_normals_by_more_than_the_margin_is_added() -> None:
     scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), ease_weight=2.0)
     scorer.usual_dissimilarity.mean.fill_(0.5)
     scorer.usual_dissimilarity.std.fill_(0.1)
-    ease = scorer.ease(torch.tensor([0.9, 0.5, 0.36, 0.3]))
+    ease = scorer.ease(torch.tensor([0.9, 0.5, 0.36, 0.3]), torch.ones(4, 1, 8, 8) > 0)
     assert ease.tolist() == pytest.approx([-4, 0, 1.4, 2], abs=1e-5)
     scores = scorer.slice_scores(torch.zeros(4, 1, 8, 8), ease)
     assert scores.tolist() == pytest.approx([0, 0, 0, 2 * (2 - 1.5)], abs=1e-4)
     published = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), scoring="paper", ease_weight=2.0)
     assert published.slice_scores(torch.zeros(4, 1, 8, 8), ease).tolist() == [0, 0, 0, 0]
+
+
+def test_how_unlike_its_reconstruction_a_slice_is_counts_where_there_is_foreground() -> None:
+    scorer = a_scorer()
+    image = torch.zeros(2, 1, 64, 64)
+    image[0, :, 8:40, 16:48] = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(0)) + 0.01
+    with torch.no_grad():
+        output = scorer.aeflow(image)
+        measured = scorer.measure(output, image)
+    difference = 1 - ssim_by_hand(output.reconstruction, image)
+    expected = difference[0, :, 8:40, 16:48].mean().item()
+    assert measured.dissimilarity[0].item() == pytest.approx(expected, rel=1e-3)
+    assert measured.dissimilarity[1].item() == 0  # of a black slice nothing counts
 
 
 @pytest.mark.parametrize("part", ["prior", "position", "usual_dissimilarity", "share_mean"])
