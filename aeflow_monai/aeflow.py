@@ -41,13 +41,14 @@ class AEFlow(nn.Module):
         hidden_channels: width of the "conv" subnet, for every stage; if None half of each stage's channels, at most 64.
         clamp: bound of a coupling's log-scale, in nats.
         decoder_channels: width of each decoder block but the last, coarsest first; a default by stride if None.
-        seed: fixes the channel permutations.
+        seed: fixes the channels' rotations or permutations.
         feature_norm: of the features before they enter the flows: "channel" (by the first training batch), "image"
             (by each image itself, then by the first batch), or None.
+        mixing: of the channels between the flows' steps: "linear", which is learned, or "permutation", which is not.
 
     Raises:
-        ValueError: unknown subnet or feature_norm, a number out of its range, or decoder widths that do not fit the
-            strides.
+        ValueError: unknown subnet, feature_norm or mixing, a number out of its range, or decoder widths that do not fit
+            the strides.
 
     Example:
         >>> import torch
@@ -70,11 +71,12 @@ class AEFlow(nn.Module):
         decoder_channels: Sequence[int] | None = None,
         seed: int = 0,
         feature_norm: str | None = "channel",
+        mixing: str = "linear",
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.flows = nn.ModuleList(
-            LatentFlow(channels, n_steps, subnet, hidden_channels, clamp, seed + stage, feature_norm)
+            LatentFlow(channels, n_steps, subnet, hidden_channels, clamp, seed + stage, feature_norm, mixing)
             for stage, channels in enumerate(encoder.channels)
         )
         self.decoder = Decoder(encoder.channels, encoder.strides, encoder.in_channels, decoder_channels)

@@ -1,7 +1,8 @@
 """The normalizing flow: an exact, invertible map from encoder features to a standard normal latent.
 
-One step is an affine coupling, a global affine and a fixed permutation of the channels. Everything is local to a
-position of the feature grid but for the coupling's convolutions, so the log-determinant keeps its position too.
+One step is an affine coupling, a global affine and a mixing of the channels: a learned linear map, or a fixed
+permutation. Everything is local to a position of the feature grid but for the coupling's convolutions, so the
+log-determinant keeps its position too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 __all__ = [
     "FEATURE_NORMS",
+    "MIXINGS",
     "SUBNETS",
     "FeatureNorm",
     "FlowStep",
@@ -105,24 +107,31 @@ def log_likelihood_per_channel(latent: Tensor, log_abs_det_jacobian: Tensor) -> 
     return (standard_normal_log_density(latent) + log_abs_det_jacobian) / latent.shape[1]
 
 
+MIXINGS = ("linear", "permutation")
+
+
 class FlowStep(nn.Module):
-    """One invertible step: affine coupling, global affine, fixed channel permutation.
+    """One invertible step: affine coupling, global affine, mixing of the channels.
 
     The passive half of the channels goes through the subnet, which gives scale and shift of the active half;
-    `clamp * tanh` bounds the log-scale. The global affine has one softplus scale and one offset per channel.
+    `clamp * tanh` bounds the log-scale. The global affine has one softplus scale and one offset per channel. What mixes
+    the channels, so that the next step's halves differ, is an invertible 1x1 convolution that starts as a random
+    rotation, or a fixed permutation.
 
     Args:
         channels: channels of the features, at least 2.
         subnet: "conv" or "resnet", see `SUBNETS`.
         hidden_channels: width of the "conv" subnet.
         clamp: bound of the coupling's log-scale, in nats, above 0.
-        generator: source of the permutation; the default generator if None.
+        generator: source of the rotation or permutation; the default generator if None.
+        mixing: "linear" or "permutation".
 
     Raises:
-        ValueError: unknown subnet, fewer than 2 channels, clamp or hidden_channels not above 0.
+        ValueError: unknown subnet or mixing, fewer than 2 channels, clamp or hidden_channels not above 0.
 
     Source: Dinh et al., "Density estimation using Real NVP" (coupling); the softplus affine is that of FrEIA's
-    AllInOneBlock, which re-implementations of AE-Flow build on.
+    AllInOneBlock, which re-implementations of AE-Flow build on; Kingma, Dhariwal, "Glow", 2018, section 3.2 (the
+    invertible 1x1 convolution).
     """
 
     permutation: Tensor
@@ -135,8 +144,11 @@ class FlowStep(nn.Module):
         hidden_channels: int,
         clamp: float = 2.0,
         generator: torch.Generator | None = None,
+        mixing: str = "linear",
     ) -> None:
         super().__init__()
+        if mixing not in MIXINGS:
+            raise ValueError(f"Unknown mixing of channels {mixing!r}: choose one of {list(MIXINGS)}.")
         if subnet not in SUBNETS:
             raise ValueError(f"Unknown coupling subnet {subnet!r}: choose one of {sorted(SUBNETS)}.")
         if channels < 2:
@@ -153,9 +165,14 @@ class FlowStep(nn.Module):
         initial = 2.0 * math.log(math.exp(5.0) - 1.0)
         self.global_scale = nn.Parameter(torch.full((channels,), initial))
         self.global_offset = nn.Parameter(torch.zeros(channels))
-        permutation = torch.randperm(channels, generator=generator)
-        self.register_buffer("permutation", permutation)
-        self.register_buffer("inverse_permutation", torch.argsort(permutation))
+        self.mixing: nn.Parameter | None = None
+        if mixing == "linear":
+            rotation, _ = torch.linalg.qr(torch.randn(channels, channels, generator=generator))
+            self.mixing = nn.Parameter(rotation)
+        else:
+            permutation = torch.randperm(channels, generator=generator)
+            self.register_buffer("permutation", permutation)
+            self.register_buffer("inverse_permutation", torch.argsort(permutation))
 
     def _scale(self) -> Tensor:
         return 0.1 * F.softplus(self.global_scale, beta=0.5)
@@ -178,13 +195,22 @@ class FlowStep(nn.Module):
         scale = self._scale()
         # added in place, since the gradient of addcmul makes one more pass through memory
         joined = torch.cat([passive, (active * torch.exp(log_scale)).add_(shift)], dim=1)
-        moved = (joined * scale.view(1, -1, 1, 1)).add_(self.global_offset.view(1, -1, 1, 1))
         log_abs_det = log_scale.sum(dim=1, keepdim=True) + scale.log().sum()
+        if self.mixing is not None:
+            # both linear maps in one pass through memory
+            weight, offset = self.mixing * scale, self.mixing @ self.global_offset
+            mixed = F.conv2d(joined, weight[:, :, None, None], offset)
+            return mixed, log_abs_det + torch.linalg.slogdet(self.mixing).logabsdet
+        moved = (joined * scale.view(1, -1, 1, 1)).add_(self.global_offset.view(1, -1, 1, 1))
         return moved.index_select(1, self.permutation), log_abs_det
 
     def inverse(self, transformed: Tensor) -> Tensor:
         """Undo `forward`: (N, C, h, w) to (N, C, h, w)."""
-        moved = transformed.index_select(1, self.inverse_permutation)
+        if self.mixing is not None:
+            back = torch.linalg.inv(self.mixing.double()).to(transformed)
+            moved = F.conv2d(transformed, back[:, :, None, None])
+        else:
+            moved = transformed.index_select(1, self.inverse_permutation)
         joined = (moved - self.global_offset.view(1, -1, 1, 1)) / self._scale().view(1, -1, 1, 1)
         passive, active = torch.split(joined, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
@@ -265,11 +291,12 @@ class LatentFlow(nn.Module):
         hidden_channels: width of the "conv" subnet; if None half the channels, which is FastFlow's ratio of 1, but
             no more than 64, and fewer where there are more than 256 channels: 16 for 1024.
         clamp: bound of each coupling's log-scale, in nats.
-        seed: fixes the channel permutations, which are part of the model and of its state dict.
+        seed: fixes the channels' rotations or permutations, which are part of the model and of its state dict.
         feature_norm: begin with a `FeatureNorm` of this kind, "channel" or "image"; the published flow has none.
+        mixing: of the channels after each step, "linear" or "permutation", see `FlowStep`.
 
     Raises:
-        ValueError: unknown subnet or feature_norm, or a number out of its range.
+        ValueError: unknown subnet, feature_norm or mixing, or a number out of its range.
 
     Example:
         >>> flow = LatentFlow(channels=4, n_steps=2)
@@ -292,6 +319,7 @@ class LatentFlow(nn.Module):
         clamp: float = 2.0,
         seed: int = 0,
         feature_norm: str | None = "channel",
+        mixing: str = "linear",
     ) -> None:
         super().__init__()
         if n_steps < 1:
@@ -300,7 +328,7 @@ class LatentFlow(nn.Module):
         hidden = _default_width(channels) if hidden_channels is None else hidden_channels
         self.channels = channels
         self.norm = None if feature_norm is None else FeatureNorm(channels, feature_norm)
-        self.steps = nn.ModuleList(FlowStep(channels, subnet, hidden, clamp, generator) for _ in range(n_steps))
+        self.steps = nn.ModuleList(FlowStep(channels, subnet, hidden, clamp, generator, mixing) for _ in range(n_steps))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Map features to the latent.

@@ -105,17 +105,17 @@ def test_state_dict_round_trip_is_bit_equal(subnet: str) -> None:
     assert torch.equal(ours.reconstruction, theirs.reconstruction)
 
 
-def test_seed_gives_each_stage_permutations_of_its_own() -> None:
+def test_seed_gives_each_stage_rotations_of_its_own() -> None:
     # two stages of 64 channels each
     encoder = Encoder("resnet10t", stages=[0, 1], weights="random")
     assert encoder.channels == [64, 64]
     state = AEFlow(encoder, n_steps=1).state_dict()
     again = AEFlow(encoder, n_steps=1).state_dict()
-    first, second = (state[f"flows.{stage}.steps.0.permutation"] for stage in (0, 1))
+    first, second = (state[f"flows.{stage}.steps.0.mixing"] for stage in (0, 1))
     assert not torch.equal(first, second)
-    assert torch.equal(again["flows.0.steps.0.permutation"], first)
+    assert torch.equal(again["flows.0.steps.0.mixing"], first)
     other = AEFlow(encoder, n_steps=1, seed=5).state_dict()
-    assert not torch.equal(other["flows.0.steps.0.permutation"], first)
+    assert not torch.equal(other["flows.0.steps.0.mixing"], first)
 
 
 @pytest.mark.parametrize("size", [(60, 64), (64, 72)])

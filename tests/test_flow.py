@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
 from aeflow_monai import AEFlowLoss, AEFlowOutput, LatentFlow
-from aeflow_monai.flow import SUBNETS, FeatureNorm, FlowStep, standard_normal_log_density
+from aeflow_monai.flow import MIXINGS, SUBNETS, FeatureNorm, FlowStep, standard_normal_log_density
 
 SHAPES = [(4, 3, 3), (5, 2, 2), (2, 1, 3)]  # channels, rows, columns: even and odd channels
 
@@ -29,9 +30,12 @@ def a_flow(
     n_steps: int = 3,
     seed: int = 0,
     clamp: float = 2.0,
+    mixing: str = "linear",
 ) -> LatentFlow:
     """A flow in double precision with random parameters, feature norm fitted by a training batch."""
-    flow = LatentFlow(channels, n_steps, subnet, hidden_channels=6, clamp=clamp, seed=seed, feature_norm=feature_norm)
+    flow = LatentFlow(
+        channels, n_steps, subnet, hidden_channels=6, clamp=clamp, seed=seed, feature_norm=feature_norm, mixing=mixing
+    )
     randomise(flow)
     flow.double().train()
     generator = torch.Generator().manual_seed(1)
@@ -116,11 +120,12 @@ class TenTimes(nn.Module):
         return 10 * outputs
 
 
+@pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize("subnet", sorted(SUBNETS))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str) -> None:
+def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str, mixing: str) -> None:
     channels = shape[0]
-    step = FlowStep(channels, subnet, hidden_channels=6, clamp=2.0, generator=torch.Generator().manual_seed(3))
+    step = FlowStep(channels, subnet, 6, clamp=2.0, generator=torch.Generator().manual_seed(3), mixing=mixing)
     block = AllInOneBlock(
         [shape],
         # FrEIA scales outputs by 0.1 in the block, where ours come scaled from the subnet
@@ -132,23 +137,28 @@ def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str) -> None:
     # both start at the same scale
     torch.testing.assert_close(step.global_scale.detach(), block.global_scale.detach().flatten())
     randomise(step)
-    matrix = torch.zeros(channels, channels)
-    matrix[torch.arange(channels), step.permutation] = 1  # FrEIA: output channel i takes input channel j where 1
+    if step.mixing is None:
+        matrix = torch.eye(channels)[step.permutation]  # FrEIA: output channel i takes input channel j where 1
+    else:
+        matrix = step.mixing.detach()
     with torch.no_grad():
         block.subnet[0].load_state_dict(step.subnet.state_dict())
         block.global_scale.copy_(step.global_scale.view(1, -1, 1, 1))
         block.global_offset.copy_(step.global_offset.view(1, -1, 1, 1))
         block.w_perm.copy_(matrix[:, :, None, None])
-        block.w_perm_inv.copy_(matrix.T[:, :, None, None])
+        block.w_perm_inv.copy_(torch.linalg.inv(matrix)[:, :, None, None])
         step.double().eval()
         block.double().eval()
         features = features_of(shape, n=2)
         ours, log_abs_det = step(features)
         (theirs,), their_log_abs_det = block([features])
         torch.testing.assert_close(ours, theirs)
-        torch.testing.assert_close(log_abs_det.sum(dim=(1, 2, 3)), their_log_abs_det)
+        # FrEIA's is for matrices that keep volumes
+        n_positions = features[0, 0].numel()
+        expected = their_log_abs_det + n_positions * torch.linalg.slogdet(matrix.double()).logabsdet
+        torch.testing.assert_close(log_abs_det.sum(dim=(1, 2, 3)), expected)
         (back,), _ = block([features], rev=True)
-        torch.testing.assert_close(step.inverse(features), back)
+        torch.testing.assert_close(step.inverse(features), back, rtol=1e-5, atol=1e-5)
 
 
 def test_base_density_is_that_of_torch() -> None:
@@ -282,7 +292,7 @@ class TestFeatureNorm:
 
 def test_seed_decides_the_permutations() -> None:
     def permutations(seed: int) -> list[list[int]]:
-        state = LatentFlow(16, n_steps=3, seed=seed).state_dict()
+        state = LatentFlow(16, n_steps=3, seed=seed, mixing="permutation").state_dict()
         return [value.tolist() for key, value in state.items() if key.endswith(".permutation")]
 
     torch.manual_seed(0)
@@ -293,6 +303,20 @@ def test_seed_decides_the_permutations() -> None:
     assert all(one != other for one, other in zip(first, others, strict=True))
     assert len({tuple(p) for p in first}) == 3  # each step has its own
     assert all(sorted(p) == list(range(16)) for p in first)
+
+
+def test_seed_decides_the_rotations_that_mixing_starts_with() -> None:
+    def rotations(seed: int) -> list[Tensor]:
+        state = LatentFlow(16, n_steps=3, seed=seed).state_dict()
+        return [value for key, value in state.items() if key.endswith(".mixing")]
+
+    first = rotations(0)
+    torch.manual_seed(1)
+    assert all(torch.equal(one, other) for one, other in zip(first, rotations(0), strict=True))
+    for one, other in itertools.combinations([*first, *rotations(1)], 2):
+        assert not torch.allclose(one, other, atol=0.1)
+    for rotation in first:
+        torch.testing.assert_close(rotation @ rotation.T, torch.eye(16), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("subnet", sorted(SUBNETS))
@@ -313,6 +337,8 @@ def test_clamp_bounds_the_scale_of_a_coupling() -> None:
         step = flow.steps[0]
         assert isinstance(step, FlowStep)
         step.global_scale.copy_(FlowStep(4, "conv", 6).global_scale)  # a scale of 1
+        assert step.mixing is not None
+        step.mixing.copy_(torch.eye(4))
         _, log_abs_det = flow(1e4 * features_of((4, 5, 5)))
     assert log_abs_det.abs().max() == pytest.approx(2 * 0.5)  # two active channels, tanh saturated
 
@@ -321,6 +347,7 @@ def test_clamp_bounds_the_scale_of_a_coupling() -> None:
     ("options", "message"),
     [
         ({"subnet": "dense"}, r"Unknown coupling subnet 'dense': choose one of \['conv', 'resnet'\]\."),
+        ({"mixing": "shuffle"}, r"Unknown mixing of channels 'shuffle': choose one of \['linear', 'permutation'\]\."),
         ({"channels": 1}, r"needs at least 2; got 1\."),
         ({"n_steps": 0}, r"n_steps has to be at least 1; got 0\."),
         ({"clamp": 0.0}, r"above 0; got clamp=0\.0"),
