@@ -137,10 +137,8 @@ def test_step_equals_that_of_freia(shape: tuple[int, ...], subnet: str, mixing: 
     # both start at the same scale
     torch.testing.assert_close(step.global_scale.detach(), block.global_scale.detach().flatten())
     randomise(step)
-    if step.mixing is None:
-        matrix = torch.eye(channels)[step.permutation]  # FrEIA: output channel i takes input channel j where 1
-    else:
-        matrix = step.mixing.detach()
+    # FrEIA: output channel i takes input channel j where 1
+    matrix = torch.eye(channels)[step.permutation] if step.mixing is None else step.mixing.detach()
     with torch.no_grad():
         block.subnet[0].load_state_dict(step.subnet.state_dict())
         block.global_scale.copy_(step.global_scale.view(1, -1, 1, 1))
