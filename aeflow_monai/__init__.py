@@ -1,5 +1,6 @@
 """AE-Flow anomaly detection for medical images and volumes. Research use only, not a medical device."""
 
+from aeflow_monai.adaptation import BothEncoders, adapt_batch_norm, adapt_by_lesions
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.alongside import Alongside
 from aeflow_monai.calibration import calibrate, recalibrate
@@ -55,6 +56,7 @@ __all__ = [
     "AEFlowOutput",
     "Alongside",
     "AnomalyScorer",
+    "BothEncoders",
     "CalibratedModelSaver",
     "CaseFailures",
     "CheckImaged",
@@ -98,6 +100,8 @@ __all__ = [
     "WriteOverlayd",
     "WriteProfiled",
     "__version__",
+    "adapt_batch_norm",
+    "adapt_by_lesions",
     "announce",
     "bundle_root",
     "calibrate",

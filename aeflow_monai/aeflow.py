@@ -70,12 +70,28 @@ class AEFlow(nn.Module):
         decoder_channels: Sequence[int] | None = None,
         seed: int = 0,
         feature_norm: str | None = "channel",
+        invertible_mixing: bool = False,
+        knows_position: bool = False,
+        feature_noise: float = 0.0,
+        flows_per_stage: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.flows_per_stage = flows_per_stage
         self.flows = nn.ModuleList(
-            LatentFlow(channels, n_steps, subnet, hidden_channels, clamp, seed + stage, feature_norm)
-            for stage, channels in enumerate(encoder.channels)
+            LatentFlow(
+                channels,
+                n_steps,
+                subnet,
+                hidden_channels,
+                clamp,
+                seed + stage,
+                feature_norm,
+                invertible_mixing,
+                knows_position,
+                feature_noise,
+            )
+            for stage, channels in enumerate(encoder.channels * flows_per_stage)
         )
         self.decoder = Decoder(encoder.channels, encoder.strides, encoder.in_channels, decoder_channels)
 
@@ -100,8 +116,8 @@ class AEFlow(nn.Module):
             )
         stages = self.encoder(image) if features is None else features
         latents, log_likelihoods = [], []
-        for flow, stage in zip(self.flows, stages, strict=True):
+        for flow, stage in zip(self.flows, [*stages] * self.flows_per_stage, strict=True):
             latent, log_abs_det_jacobian = flow(stage)
             latents.append(latent)
             log_likelihoods.append(log_likelihood_per_channel(latent, log_abs_det_jacobian))
-        return AEFlowOutput(latents, log_likelihoods, self.decoder(latents))
+        return AEFlowOutput(latents, log_likelihoods, self.decoder(latents[: len(stages)]))

@@ -68,7 +68,20 @@ class ResNetSubnet(nn.Module):
         return output
 
 
-SUBNETS: dict[str, Callable[[int, int, int], nn.Module]] = {"conv": ConvSubnet, "resnet": ResNetSubnet}
+class PointSubnet(ConvSubnet):
+    """Coupling subnet "point": two 1x1 convolutions, which see no neighbours."""
+
+    def __init__(self, in_channels: int, out_channels: int, hidden_channels: int) -> None:
+        nn.Sequential.__init__(
+            self, nn.Conv2d(in_channels, hidden_channels, 1), nn.ReLU(), nn.Conv2d(hidden_channels, out_channels, 1)
+        )
+
+
+SUBNETS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "conv": ConvSubnet,
+    "resnet": ResNetSubnet,
+    "point": PointSubnet,
+}
 
 
 def standard_normal_log_density(latent: Tensor) -> Tensor:
@@ -135,6 +148,8 @@ class FlowStep(nn.Module):
         hidden_channels: int,
         clamp: float = 2.0,
         generator: torch.Generator | None = None,
+        invertible_mixing: bool = False,
+        knows_position: bool = False,
     ) -> None:
         super().__init__()
         if subnet not in SUBNETS:
@@ -148,7 +163,8 @@ class FlowStep(nn.Module):
         self.active = channels // 2
         self.passive = channels - self.active
         self.clamp = clamp
-        self.subnet = SUBNETS[subnet](self.passive, 2 * self.active, hidden_channels)
+        self.knows_position = knows_position
+        self.subnet = SUBNETS[subnet](self.passive + 8 * knows_position, 2 * self.active, hidden_channels)
         # softplus with beta 0.5, times 0.1: starts at a scale of 1 with a slope gentle enough for Adam's first steps
         initial = 2.0 * math.log(math.exp(5.0) - 1.0)
         self.global_scale = nn.Parameter(torch.full((channels,), initial))
@@ -156,11 +172,16 @@ class FlowStep(nn.Module):
         permutation = torch.randperm(channels, generator=generator)
         self.register_buffer("permutation", permutation)
         self.register_buffer("inverse_permutation", torch.argsort(permutation))
+        self.mixing: nn.Parameter | None = None
+        if invertible_mixing:  # instead of the permutation alone: starts as a random rotation
+            self.mixing = nn.Parameter(torch.linalg.qr(torch.randn(channels, channels, generator=generator))[0])
 
     def _scale(self) -> Tensor:
         return 0.1 * F.softplus(self.global_scale, beta=0.5)
 
     def _coupling(self, passive: Tensor) -> tuple[Tensor, Tensor]:
+        if self.knows_position:
+            passive = torch.cat([passive, _position_code(passive)], dim=1)
         log_scale, shift = self.subnet(passive).chunk(2, dim=1)
         return self.clamp * torch.tanh(log_scale), shift
 
@@ -180,15 +201,32 @@ class FlowStep(nn.Module):
         joined = torch.cat([passive, (active * torch.exp(log_scale)).add_(shift)], dim=1)
         moved = (joined * scale.view(1, -1, 1, 1)).add_(self.global_offset.view(1, -1, 1, 1))
         log_abs_det = log_scale.sum(dim=1, keepdim=True) + scale.log().sum()
+        if self.mixing is not None:
+            log_abs_det = log_abs_det + torch.linalg.slogdet(self.mixing.float())[1]
+            return F.conv2d(moved, self.mixing[:, :, None, None]), log_abs_det
         return moved.index_select(1, self.permutation), log_abs_det
 
     def inverse(self, transformed: Tensor) -> Tensor:
         """Undo `forward`: (N, C, h, w) to (N, C, h, w)."""
-        moved = transformed.index_select(1, self.inverse_permutation)
+        if self.mixing is not None:
+            moved = F.conv2d(transformed, torch.linalg.inv(self.mixing.double()).to(transformed)[:, :, None, None])
+        else:
+            moved = transformed.index_select(1, self.inverse_permutation)
         joined = (moved - self.global_offset.view(1, -1, 1, 1)) / self._scale().view(1, -1, 1, 1)
         passive, active = torch.split(joined, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         return torch.cat([passive, (active - shift) * torch.exp(-log_scale)], dim=1)
+
+
+def _position_code(features: Tensor) -> Tensor:
+    """Sine and cosine of one and two half turns over the rows and the columns: (N, 8, h, w)."""
+    rows, columns = features.shape[-2:]
+    codes = []
+    for n, along in ((rows, (rows, 1)), (columns, (1, columns))):
+        place = (torch.arange(n, device=features.device, dtype=features.dtype) + 0.5) / n * math.pi
+        for turn in (1, 2):
+            codes += [f(turn * place).view(along).expand(rows, columns) for f in (torch.sin, torch.cos)]
+    return torch.stack(codes).expand(len(features), -1, -1, -1)
 
 
 FEATURE_NORMS = ("channel", "image")
@@ -292,15 +330,22 @@ class LatentFlow(nn.Module):
         clamp: float = 2.0,
         seed: int = 0,
         feature_norm: str | None = "channel",
+        invertible_mixing: bool = False,
+        knows_position: bool = False,
+        feature_noise: float = 0.0,
     ) -> None:
         super().__init__()
+        self.feature_noise = feature_noise
         if n_steps < 1:
             raise ValueError(f"n_steps has to be at least 1; got {n_steps}.")
         generator = torch.Generator().manual_seed(seed)
         hidden = _default_width(channels) if hidden_channels is None else hidden_channels
         self.channels = channels
         self.norm = None if feature_norm is None else FeatureNorm(channels, feature_norm)
-        self.steps = nn.ModuleList(FlowStep(channels, subnet, hidden, clamp, generator) for _ in range(n_steps))
+        self.steps = nn.ModuleList(
+            FlowStep(channels, subnet, hidden, clamp, generator, invertible_mixing, knows_position)
+            for _ in range(n_steps)
+        )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Map features to the latent.
@@ -325,6 +370,8 @@ class LatentFlow(nn.Module):
         if self.norm is not None:
             latent, log_abs_det = self.norm(features)
             log_abs_det_jacobian = log_abs_det_jacobian + log_abs_det
+        if self.training and self.feature_noise > 0:
+            latent = latent + self.feature_noise * torch.randn_like(latent)
         for step in self.steps:
             latent, log_abs_det = step(latent)
             log_abs_det_jacobian = log_abs_det_jacobian + log_abs_det

@@ -103,6 +103,8 @@ class AnomalyScorer(nn.Module):
         slice_sigma: float = 0.03,
         ease_weight: float = 2.0,
         abnormal_distance: float = 2.0,
+        flips: bool = False,
+        feature_weight: float = 0.0,
     ) -> None:
         super().__init__()
         if scoring not in SCORINGS:
@@ -119,7 +121,8 @@ class AnomalyScorer(nn.Module):
         if not 0 <= ease_weight < math.inf:
             raise ValueError(f"ease_weight weighs what is too easy and has to be 0 or more; got {ease_weight}.")
         self.aeflow = aeflow
-        self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
+        self.prior = MixturePrior(aeflow.encoder.channels * aeflow.flows_per_stage, abnormal_distance)
+        self.flips, self.feature_weight = flips, feature_weight
         self.position = PositionNorm()  # of maps
         self.usual_dissimilarity = PositionNorm()  # of slices: the same everywhere in the plane
         self.beta = beta
@@ -129,7 +132,7 @@ class AnomalyScorer(nn.Module):
         self.by_position = by_position
         self.slice_sigma = slice_sigma
         self.ease_weight = ease_weight
-        n_terms = len(aeflow.flows) + 1
+        n_terms = len(aeflow.flows) + 1 + (feature_weight > 0)
         # options that change scores but no other tensor: a checkpoint must not be scored with others than its own
         settings = [SCORINGS.index(scoring), beta, by_position, slice_sigma, ease_weight, case_share]
         settings += self.slice_shares
@@ -199,19 +202,33 @@ class AnomalyScorer(nn.Module):
         Returns:
             (N, stages + 1, H, W): the flow term of each stage, then the reconstruction term.
         """
+        terms = self._terms(output, image)
+        if self.flips:  # of the image that is mirrored left to right, brought back
+            mirrored = self._terms(self.aeflow(image.flip(-1)), image.flip(-1))
+            terms = (terms + mirrored.flip(-1)) / 2
+        return terms
+
+    def _terms(self, output: AEFlowOutput, image: Tensor) -> Tensor:
         if self.scoring == "likelihood":
             flow_terms = [-likelihood for likelihood in output.log_likelihoods]
         else:
             flow_terms = [-standard_normal_log_density(latent) / latent.shape[1] for latent in output.latents]
         flow = self._to_image_size(flow_terms, image)
         dissimilarity = 1 - ssim_map(output.reconstruction, image)
+        if self.feature_weight:  # what the encoder sees in the reconstruction, beside what it sees in the image
+            of_image, of_other = self.aeflow.encoder(image), self.aeflow.encoder(output.reconstruction)
+            distances = [1 - F.cosine_similarity(a, b, dim=1)[:, None] for a, b in zip(of_image, of_other, strict=True)]
+            features = self._to_image_size(distances, image).mean(dim=1, keepdim=True)
+            return torch.cat([flow, features, dissimilarity], dim=1)
         return torch.cat([flow, dissimilarity], dim=1)
 
     def term_weights(self) -> Tensor:
         """Weight of each standardised term: beta spread over the stages, 1 - beta for the reconstruction."""
-        n_stages = len(self.term_mean) - 1
-        weights = torch.full_like(self.term_mean, self.beta / n_stages)
+        n_flows = len(self.aeflow.flows)
+        weights = torch.full_like(self.term_mean, (self.beta - self.feature_weight) / n_flows)
         weights[-1] = 1 - self.beta
+        if self.feature_weight:
+            weights[-2] = self.feature_weight
         return weights
 
     def anomaly_map(self, output: AEFlowOutput, image: Tensor, places: Places | None = None) -> Tensor:

@@ -16,6 +16,7 @@ MODULES = sorted({**FILES, **FOLDERS})
 # Which others of the package a file, or a folder of files, may import: what is learned from knows nothing of what
 # learns from it.
 MAY_IMPORT: dict[str, set[str]] = {
+    "adaptation": {"encoder", "lesions"},
     "aeflow": {"flow", "encoder", "decoder"},
     "alongside": set(),
     "calibration": {"aeflow", "position", "scoring", "slicing"},

@@ -59,6 +59,8 @@ SCORE_OPTIONS = {
     "by_position",
     "slice_sigma",
     "ease_weight",
+    "flips",
+    "feature_weight",
     "case_share",
     "specificity",
 }
