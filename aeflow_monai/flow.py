@@ -168,7 +168,7 @@ class FlowStep(nn.Module):
         self.mixing: nn.Parameter | None = None
         if mixing == "linear":
             rotation, _ = torch.linalg.qr(torch.randn(channels, channels, generator=generator))
-            self.mixing = nn.Parameter(rotation)
+            self.mixing = nn.Parameter(rotation.contiguous())
         else:
             permutation = torch.randperm(channels, generator=generator)
             self.register_buffer("permutation", permutation)
