@@ -104,11 +104,11 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
 
     - `anomaly_score`, `case_threshold`, `prediction`: the case's score, and 1 if it exceeds the model's threshold.
     - `map_threshold`: the one that "pred" was made with; `slice_threshold`: the model's.
-    - `profile`: of each plane the `scores` of its slices, None where one was skipped, and their `positions_mm`.
+    - `profile`: of each plane the `scores` of its slices, None where one was skipped, their `positions_mm`, and their
+      `ease` if the network tells (of what is too easy to reconstruct, see `AnomalyScorer`).
     - `most_anomalous_slice`: its `plane`, `number` (counted from 1 as on the command line: axial from inferior to
-      superior), `score`, `ease` if the network tells (of what is too easy to reconstruct, see `AnomalyScorer`),
-      `position_mm` (of its centre along S, A or R), `center_ras_mm` (three numbers), and its `axis`
-      and `index` in the file's own array, counted from 0.
+      superior), `score`, `ease`, `position_mm` (of its centre along S, A or R), `center_ras_mm` (three numbers), and
+      its `axis` and `index` in the file's own array, counted from 0.
     - `anomalous_voxels`, `anomalous_ml`: how much exceeds the threshold.
     - `scale`: of a scaled map, the `low` and `high` that 0 and 255 stand for.
     - `unit` and `notice`, in words.
@@ -230,6 +230,7 @@ def _where(
         profile[plane] = {
             "scores": [None if math.isnan(score) else score for score in scores.tolist()],
             "positions_mm": rounded,
+            **({"ease": [None if math.isnan(e) else e for e in ease[plane].tolist()]} if plane in ease else {}),
         }
         if most is not None or bool(scores.isnan().all()):
             continue
