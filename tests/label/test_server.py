@@ -109,8 +109,8 @@ def test_the_most_anomalous_slice_is_where_the_reply_says(server: Any, from_comm
     center = [(size - 1) / 2 for size in answer.shape]
     center[most["axis"]] = most["index"]
     np.testing.assert_allclose(answer.affine[:3, :3] @ center + answer.affine[:3, 3], most["center_ras_mm"], atol=0.01)
-    # slices of the answer are in the order of the profile, or in the opposite one: high maps have high scores there, but
-    # for what is too easy to reconstruct, which no map shows
+    # slices of the answer are in the order of the profile, or in the opposite one: where the map is high the score is,
+    # but for what is too easy to reconstruct, which no map shows
     of_maps = [score - 2 * max(0.0, ease - 1.5) for score, ease in zip(profile["scores"], profile["ease"], strict=True)]
     planes = np.moveaxis(answer.get_fdata(), most["axis"], 0).reshape(len(of_maps), -1)
     highest = np.sort(planes, axis=1)[:, -planes.shape[1] // 20 :].mean(axis=1)
