@@ -228,9 +228,9 @@ def _where(
         positions = slice_positions(affine, shape, axis, world)
         rounded = [round(float(position), 3) for position in positions]
         profile[plane] = {
-            "scores": [None if math.isnan(score) else score for score in scores.tolist()],
+            "scores": _numbers_of(scores),
             "positions_mm": rounded,
-            **({"ease": [None if math.isnan(e) else e for e in ease[plane].tolist()]} if plane in ease else {}),
+            **({"ease": _numbers_of(ease[plane])} if plane in ease else {}),
         }
         if most is not None or bool(scores.isnan().all()):
             continue
@@ -252,3 +252,8 @@ def _where(
             "index": index if flat else min(max(index, 0), file_shape[file_axis] - 1),
         }
     return {"profile": profile, "most_anomalous_slice": most}
+
+
+def _numbers_of(slices: Tensor) -> list[float | None]:
+    """Numbers of slices as JSON holds them: None where one was skipped."""
+    return [None if math.isnan(number) else number for number in slices.tolist()]
