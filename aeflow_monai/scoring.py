@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from aeflow_monai.aeflow import AEFlow, AEFlowOutput
+from aeflow_monai.checkpoint import require_same_network, require_same_score, require_same_version
 from aeflow_monai.flow import standard_normal_log_density
 from aeflow_monai.position import PositionNorm, blur_through_slices
 from aeflow_monai.prior import MixturePrior
@@ -358,50 +359,13 @@ class AnomalyScorer(nn.Module):
         Raises:
             ValueError: tensors are missing, left over, or of another shape, or the score was defined otherwise.
         """
-        own = self.state_dict()
-        missing = [key for key in own if key not in state_dict]
-        extra = [key for key in state_dict if key not in own]
-        reshaped = [
-            f"{key}: {tuple(state_dict[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the network"
-            for key in own
-            if key in state_dict and state_dict[key].shape != own[key].shape
-        ]
-        known = {key.partition(".")[0] for key in state_dict}
-        if strict and (
-            new := [part for part in dict.fromkeys(key.partition(".")[0] for key in own) if part not in known]
-        ):
-            raise ValueError(
-                f"The checkpoint was trained by an earlier version, which had no {new[0]} yet: train again."
-            )
-        self._check_settings(state_dict.get("settings"))
-        if strict and (missing or extra or reshaped):
-            details = [
-                f"{len(found)} {what}, first {found[0]}"
-                for what, found in (
-                    ("tensors missing from the checkpoint", missing),
-                    ("tensors unknown to the network", extra),
-                    ("tensors of another shape", reshaped),
-                )
-                if found
-            ]
-            raise ValueError(
-                f"The checkpoint is of another architecture than this network ({'; '.join(details)}). Give the same "
-                "config files and network options (backbone, stages, n_steps, subnet, channels) as in training, or "
-                "choose the checkpoint that belongs to this network."
-            )
+        if strict:
+            require_same_version(state_dict, self.state_dict())
+        if "settings" in state_dict:
+            require_same_score(_readable(state_dict["settings"]), _readable(self.settings))
+        if strict:
+            require_same_network(state_dict, self.state_dict())
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-    def _check_settings(self, trained: Tensor | None) -> None:
-        if trained is None or torch.equal(trained.cpu(), self.settings.cpu()):
-            return
-        was, now = _readable(trained), _readable(self.settings)
-        described = [
-            f"{name} {was[name]} in the checkpoint, {now[name]} here" for name in now if was[name] != now[name]
-        ]
-        raise ValueError(
-            f"The checkpoint's thresholds belong to another score ({'; '.join(described)}). Give the same overlay file "
-            "or options as in training."
-        )
 
     @staticmethod
     def _to_image_size(maps: Sequence[Tensor], image: Tensor) -> Tensor:

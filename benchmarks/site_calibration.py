@@ -6,7 +6,7 @@ thresholds anew; the other half and all abnormal images are scored by the old mo
     python benchmarks/site_calibration.py --data XRAY --model RUN/model.pt --output OUT
         [--config configs/chest_xray.yaml] [--seed 0]
 
-XRAY holds manifest.csv (path,split,abnormal). Written to the output: site_calibration.json, and a folder for each
+XRAY holds manifest.csv (path,split,abnormal, and patient if known). Written to the output: site_calibration.json, and a folder for each
 model.
 """
 
@@ -29,8 +29,8 @@ def write_manifest(folder: Path, split: str, items: list[dict[str, str]]) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
-        table.writerow(["path", "split", "abnormal", "case"])
-        table.writerows([item["image"], split, item["label"], item["case"]] for item in items)
+        table.writerow(["path", "split", "abnormal", "case", "patient"])
+        table.writerows([item["image"], split, item["label"], item["case"], item["patient"]] for item in items)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
 from aeflow_monai import AEFlowLoss, AEFlowOutput, LatentFlow
-from aeflow_monai.flow import MIXINGS, SUBNETS, FeatureNorm, FlowStep, standard_normal_log_density
+from aeflow_monai.flow import MIXINGS, SUBNETS, FlowStep, standard_normal_log_density
 
 SHAPES = [(4, 3, 3), (5, 2, 2), (2, 1, 3)]  # channels, rows, columns: even and odd channels
 
@@ -242,50 +242,6 @@ def test_likelihood_of_fresh_data_rises_to_the_entropy_and_not_above() -> None:
     after = -flow.eval().log_likelihood(fresh).mean().item()
     assert before > entropy + 1
     assert entropy - 0.02 < after < entropy + 0.1
-
-
-class TestFeatureNorm:
-    def test_first_training_batch_becomes_standard(self) -> None:
-        norm = FeatureNorm(3)
-        features = features_of((3, 4, 4), n=5).float() * torch.tensor([6.0, 0.1, 1.0]).view(1, 3, 1, 1) + 7
-        standard, log_abs_det = norm(features)
-        torch.testing.assert_close(standard.mean(dim=(0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
-        torch.testing.assert_close(standard.std(dim=(0, 2, 3), correction=0), torch.ones(3))
-        torch.testing.assert_close(log_abs_det, -features.std(dim=(0, 2, 3), correction=0).log().sum())
-
-    def test_later_batches_and_evaluation_leave_it_alone(self) -> None:
-        norm = FeatureNorm(3)
-        first = features_of((3, 4, 4)).float()
-        assert torch.equal(norm.eval()(first)[0], first)  # not fitted: the identity
-        norm.train()(first)
-        state = {key: value.clone() for key, value in norm.state_dict().items()}
-        norm(first * 100 - 5)
-        norm.eval()(first * 100 - 5)
-        assert all(torch.equal(value, state[key]) for key, value in norm.state_dict().items())
-        assert state["fitted"]
-
-    @pytest.mark.parametrize("shape", [(2, 2, 3, 3), (1, 2, 1, 1)])
-    def test_silent_channel_is_not_blown_up(self, shape: tuple[int, ...]) -> None:
-        norm = FeatureNorm(2)
-        norm(torch.zeros(shape))
-        standard, log_abs_det = norm(torch.ones(shape))
-        assert torch.isfinite(log_abs_det)
-        assert standard.abs().max() <= 100
-
-    def test_kind_image_takes_away_the_scale_of_each_image(self) -> None:
-        flow = LatentFlow(4, n_steps=2, feature_norm="image")
-        features = features_of((4, 5, 5), n=3).float()
-        flow.train()(features)
-        scale, offset = torch.tensor([0.2, 1.0, 9.0]).view(3, 1, 1, 1), torch.tensor([4.0, 0.0, -2.0]).view(3, 1, 1, 1)
-        for plain, changed in zip(flow.eval()(features), flow(features * scale + offset), strict=True):
-            torch.testing.assert_close(changed, plain, rtol=1e-3, atol=1e-3)
-        normalised = flow.inverse(flow(features)[0])
-        torch.testing.assert_close(normalised.mean(dim=(1, 2, 3)), torch.zeros(3), rtol=0, atol=1e-5)
-        torch.testing.assert_close(normalised.std(dim=(1, 2, 3), correction=0), torch.ones(3))
-
-    def test_unknown_kind_is_named(self) -> None:
-        with pytest.raises(ValueError, match=r"Unknown feature_norm 'batch': choose one of \['channel', 'image'\]"):
-            LatentFlow(4, feature_norm="batch")
 
 
 def test_seed_decides_the_permutations() -> None:
