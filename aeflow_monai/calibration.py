@@ -302,7 +302,9 @@ def _fit_dissimilarity(
     for some in (all_of_them, *(_without(group, all_of_them) for group in groups)):
         n_patients = len(set().union(*(moments.patients for moments in some if not moments.is_empty)))
         of_some = PositionNorm(grid=1).to(norm.mean.device)
-        if n_patients >= _LEAST_PATIENTS:  # of fewer nobody knows what is unusual, and nothing is too easy
+        if n_patients < _LEAST_PATIENTS:  # nobody knows what is unusual, so nothing is
+            of_some.std.fill_(math.inf)
+        else:
             of_some.fit(some)
             # of a new patient, from the mean and deviation of so many
             of_some.std.mul_(math.sqrt((n_patients + 1) / (n_patients - 1)))

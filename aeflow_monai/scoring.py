@@ -271,11 +271,14 @@ class AnomalyScorer(nn.Module):
             usual: what to compare with, in place of the scorer's own.
 
         Returns:
-            (N,), in standard deviations of normals; below 0 for what is harder, 0 for what is black.
+            (N,), in standard deviations of normals; below 0 for what is harder, 0 for what is black, and 0 for all
+            if the normals were of too few patients to tell.
         """
         norm = usual or self.usual_dissimilarity
         harder: Tensor = norm(dissimilarity.view(-1, 1, 1, 1), places)
-        return torch.where(foreground.flatten(1).any(dim=1), -harder.flatten(), 0.0)
+        # infinite: too few patients to tell, see `calibrate`
+        is_told = foreground.flatten(1).any(dim=1) & norm.std.isfinite().all()
+        return torch.where(is_told, -harder.flatten(), 0.0)
 
     def finish(
         self, weighted_sum: Tensor, dissimilarity: Tensor, foreground: Tensor, places: Places | None

@@ -6,8 +6,8 @@ thresholds anew; the other half and all abnormal images are scored by the old mo
     python benchmarks/site_calibration.py --data XRAY --model RUN/model.pt --output OUT
         [--config configs/chest_xray.yaml] [--seed 0]
 
-XRAY holds manifest.csv (path,split,abnormal, and patient if known). Written to the output: site_calibration.json, and a folder for each
-model.
+XRAY holds manifest.csv (path,split,abnormal, and patient if known). Written to the output: site_calibration.json, and
+a folder for each model.
 """
 
 from __future__ import annotations
