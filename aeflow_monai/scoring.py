@@ -40,7 +40,8 @@ class AnomalyScorer(nn.Module):
     1 - SSIM::
 
         sum = (beta * mean over stages of standardised(flow) + (1 - beta) * standardised(1 - SSIM)) / map_std
-        map = (blurred through the slices of a volume(sum) - mean at the same place of normals) / deviation there
+        high = (blurred through the slices of a volume(sum) - mean at the same place of normals) / deviation there
+        map = high - (1 - level_weight) * mean of high over the slice's foreground
 
     Outside of the tissue, where only black lies between a pixel and the border, the map is 0 at most.
 
@@ -68,6 +69,8 @@ class AnomalyScorer(nn.Module):
         slice_sigma: of the blur through the slices of a volume, as a share of the distance from the first slice that is
             looked at to the last, 0 or more; 0 for none.
         ease_weight: of what is unusually easy to reconstruct, in a slice's score, 0 or more. The published score has 0.
+        level_weight: of a slice's mean in its map, above 0, at most 1. All of a slice is higher or lower in one patient
+            than in another, and by more than a small lesion changes it; 1 where a disease changes all of an image.
         abnormal_distance: of the prior's two components, see `MixturePrior`.
 
     Raises:
@@ -83,7 +86,7 @@ class AnomalyScorer(nn.Module):
     Source: AE-FLOW, ICLR 2023, section 3 (the published score); calibration and thresholds are this project's.
     """
 
-    settings: Tensor
+    score_settings: Tensor
     term_mean: Tensor
     term_std: Tensor
     map_std: Tensor
@@ -104,6 +107,7 @@ class AnomalyScorer(nn.Module):
         by_position: bool = True,
         slice_sigma: float = 0.03,
         ease_weight: float = 2.0,
+        level_weight: float = 0.5,
         abnormal_distance: float = 2.0,
     ) -> None:
         super().__init__()
@@ -120,6 +124,8 @@ class AnomalyScorer(nn.Module):
             raise ValueError(f"slice_sigma is the width of a blur and has to be 0 or more; got {slice_sigma}.")
         if not 0 <= ease_weight < math.inf:
             raise ValueError(f"ease_weight weighs what is too easy and has to be 0 or more; got {ease_weight}.")
+        if not 0 < level_weight <= 1:
+            raise ValueError(f"level_weight is the share of a slice's mean in its map, in (0, 1]; got {level_weight}.")
         self.aeflow = aeflow
         self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
         self.position = PositionNorm()  # of maps
@@ -131,11 +137,12 @@ class AnomalyScorer(nn.Module):
         self.by_position = by_position
         self.slice_sigma = slice_sigma
         self.ease_weight = ease_weight
+        self.level_weight = level_weight
         n_terms = len(aeflow.flows) + 1
         # options that change scores but no other tensor: a checkpoint must not be scored with others than its own
-        settings = [SCORINGS.index(scoring), beta, by_position, slice_sigma, ease_weight, case_share]
+        settings = [SCORINGS.index(scoring), beta, by_position, slice_sigma, ease_weight, level_weight, case_share]
         settings += self.slice_shares
-        self.register_buffer("settings", torch.tensor(settings, dtype=torch.float64))
+        self.register_buffer("score_settings", torch.tensor(settings, dtype=torch.float64))
         self.register_buffer("term_mean", torch.zeros(n_terms))
         self.register_buffer("term_std", torch.ones(n_terms))
         self.register_buffer("map_std", torch.tensor(1.0))
@@ -252,7 +259,8 @@ class AnomalyScorer(nn.Module):
         """
         if not self.is_standardised:
             return weighted_sum
-        anomaly_map: Tensor = (usual or self.position)(weighted_sum, places)
+        high: Tensor = (usual or self.position)(weighted_sum, places)
+        anomaly_map = high - (1 - self.level_weight) * _mean(high, foreground).view(-1, 1, 1, 1)
         return torch.where(_is_tissue(foreground), anomaly_map, anomaly_map.clamp_max(0))
 
     def ease(
@@ -306,9 +314,7 @@ class AnomalyScorer(nn.Module):
         return {**finished, "ease": ease} if self.is_standardised else finished
 
     def _measured(self, terms: Tensor, image: Tensor) -> Measured:
-        counted = foreground_of(image).float()
-        dissimilarity = (terms[:, -1:] * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp_min(1)
-        return Measured(self._weighted(terms), dissimilarity)
+        return Measured(self._weighted(terms), _mean(terms[:, -1:], foreground_of(image)))
 
     def _weighted(self, terms: Tensor) -> Tensor:
         weights = self.term_weights()
@@ -364,8 +370,8 @@ class AnomalyScorer(nn.Module):
         """
         if strict:
             require_same_version(state_dict, self.state_dict())
-        if "settings" in state_dict:
-            require_same_score(_readable(state_dict["settings"]), _readable(self.settings))
+        if "score_settings" in state_dict:
+            require_same_score(_readable(state_dict["score_settings"]), _readable(self.score_settings))
         if strict:
             require_same_network(state_dict, self.state_dict())
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -376,6 +382,12 @@ class AnomalyScorer(nn.Module):
         return torch.cat(
             [F.interpolate(m.float(), size=size, mode="bilinear", align_corners=False) for m in maps], dim=1
         )
+
+
+def _mean(maps: Tensor, foreground: Tensor) -> Tensor:
+    """Mean of each map over its foreground, 0 if there is none: (N, 1, H, W) twice to (N,)."""
+    counted = foreground.to(maps.dtype)
+    return (maps * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp_min(1)
 
 
 def _is_tissue(foreground: Tensor) -> Tensor:
@@ -404,13 +416,14 @@ def scores_by_plane(output: Mapping[Any, Any], name: str = "slice_scores") -> di
 
 
 def _readable(settings: Tensor) -> dict[str, Any]:
-    scoring, beta, by_position, slice_sigma, ease_weight, case_share, *slice_shares = settings.tolist()
+    scoring, beta, by_position, slice_sigma, ease_weight, level_weight, case_share, *slice_shares = settings.tolist()
     return {
         "scoring": SCORINGS[int(scoring)],
         "beta": beta,
         "by_position": bool(by_position),
         "slice_sigma": slice_sigma,
         "ease_weight": ease_weight,
+        "level_weight": level_weight,
         "case_share": case_share,
         "slice_shares": slice_shares,
     }

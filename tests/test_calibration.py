@@ -29,7 +29,7 @@ def batches_of(images: Tensor, batch_size: int, slices_per_case: int = 1) -> lis
 
 def a_scorer(subnet: str = "conv", **options: Any) -> AnomalyScorer:
     torch.manual_seed(0)
-    options = {"by_position": False, **options}  # where it is not what a test is about
+    options = {"by_position": False, "level_weight": 1.0, **options}  # where they are not what a test is about
     return AnomalyScorer(AEFlow(Encoder(), n_steps=2, subnet=subnet), **options).eval()
 
 
@@ -117,7 +117,7 @@ def test_an_empty_background_does_not_count(scoring: str) -> None:
 
 def test_any_channel_above_zero_is_foreground() -> None:
     torch.manual_seed(0)
-    scorer = AnomalyScorer(AEFlow(Encoder(in_channels=2), n_steps=2), by_position=False).eval()
+    scorer = AnomalyScorer(AEFlow(Encoder(in_channels=2), n_steps=2), by_position=False, level_weight=1.0).eval()
     half = blobs(4)
     half[..., 32:] = 0
     images = torch.cat([half, half.flip(3)], dim=1)  # together they leave nothing empty

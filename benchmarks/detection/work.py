@@ -59,6 +59,7 @@ SCORE_OPTIONS = {
     "by_position",
     "slice_sigma",
     "ease_weight",
+    "level_weight",
     "case_share",
     "specificity",
 }
