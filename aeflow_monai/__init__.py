@@ -35,6 +35,7 @@ from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slices import FeatureDataset, SliceDataset, SomeCases, prepare_slice_batch
 from aeflow_monai.slicing import Places, Slicer
 from aeflow_monai.transforms import EnsureVolumed, MaskMapd, MatchChannelsd, ScaleForegroundd, ScoreMapd
+from aeflow_monai.varied import VariedSlices
 from aeflow_monai.version import __version__
 from aeflow_monai.viewer import ViewerInferer, ViewerResultd
 from aeflow_monai.workflow import (
@@ -91,6 +92,7 @@ __all__ = [
     "SlicedInferer",
     "Slicer",
     "SomeCases",
+    "VariedSlices",
     "ViewerInferer",
     "ViewerResultd",
     "VoxelMetrics",

@@ -72,12 +72,14 @@ class AEFlow(nn.Module):
         seed: int = 0,
         feature_norm: str | None = "channel",
         mixing: str = "linear",
+        flows_per_stage: int = 1,
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.flows_per_stage = flows_per_stage
         self.flows = nn.ModuleList(
             LatentFlow(channels, n_steps, subnet, hidden_channels, clamp, seed + stage, feature_norm, mixing)
-            for stage, channels in enumerate(encoder.channels)
+            for stage, channels in enumerate(encoder.channels * flows_per_stage)
         )
         self.decoder = Decoder(encoder.channels, encoder.strides, encoder.in_channels, decoder_channels)
 
@@ -102,8 +104,8 @@ class AEFlow(nn.Module):
             )
         stages = self.encoder(image) if features is None else features
         latents, log_likelihoods = [], []
-        for flow, stage in zip(self.flows, stages, strict=True):
+        for flow, stage in zip(self.flows, [*stages] * self.flows_per_stage, strict=True):
             latent, log_abs_det_jacobian = flow(stage)
             latents.append(latent)
             log_likelihoods.append(log_likelihood_per_channel(latent, log_abs_det_jacobian))
-        return AEFlowOutput(latents, log_likelihoods, self.decoder(latents))
+        return AEFlowOutput(latents, log_likelihoods, self.decoder(latents[: len(stages)]))

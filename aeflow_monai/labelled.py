@@ -85,6 +85,9 @@ class LabelledSampler(DistributedSampler[int]):
         if normals_per_abnormal < 1:
             raise ValueError(f"normals_per_abnormal has to be 1 or more; got {normals_per_abnormal}.")
         normal = cast("Dataset[int]", dataset.normal)
+        self.variants = 1 + getattr(normal, "copies", 0)
+        if self.variants > 1:
+            normal = cast("Dataset[int]", normal.slices)  # type: ignore
         super().__init__(normal, num_replicas, rank, shuffle=True, seed=seed, drop_last=drop_last)
         self.every = normals_per_abnormal
         self.n_normal, self.n_abnormal = len(dataset.normal), len(dataset.abnormal)
@@ -97,12 +100,13 @@ class LabelledSampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         abnormal = self._abnormal()
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
         for place, index in enumerate(super().__iter__()):
             # before its normals, so that an epoch's last batch has a normal slice, however short it is
             block, place_in_block = divmod(place, self.every)
             if place_in_block == 0 and block < len(abnormal):
                 yield self.n_normal + abnormal[block]
-            yield index
+            yield index + int(torch.randint(self.variants, (), generator=generator)) * len(self.dataset)
 
     def _abnormal(self) -> list[int]:
         """This process's share of as many rounds through the abnormal slices as it takes."""

@@ -106,7 +106,9 @@ class MixtureLoss(nn.Module):
     Source: FlowGMM (see `MixturePrior`), ICML 2020: the likelihood of each image given its label; here of a position.
     """
 
-    def __init__(self, normal: AEFlowLoss, prior: _Prior, weight: float = 0.25, least: float = 0.15) -> None:
+    def __init__(
+        self, normal: AEFlowLoss, prior: _Prior, weight: float = 0.25, least: float = 0.15, aware: float = 1.0
+    ) -> None:
         super().__init__()
         if weight <= 0:
             raise ValueError(f"weight is that of abnormal images and has to be above 0; got {weight}.")
@@ -116,6 +118,7 @@ class MixtureLoss(nn.Module):
         self.prior = prior
         self.weight = weight
         self.least = least
+        self.aware = aware
 
     def flow_loss(self, output: Any, target: Any) -> Tensor:
         """Negative log-likelihood of the normal images, in nats per dimension: a scalar."""
@@ -135,7 +138,10 @@ class MixtureLoss(nn.Module):
         abnormal = _images(output, chosen)
         lesion = target[1].to(chosen.device)[chosen].float()
         stages = []
-        for likelihood, ratio in zip(abnormal.log_likelihoods, self.prior.log_ratios(abnormal.latents), strict=True):
+        n_aware = round(self.aware * len(abnormal.latents))
+        for likelihood, ratio in [*zip(abnormal.log_likelihoods, self.prior.log_ratios(abnormal.latents), strict=True)][
+            :n_aware
+        ]:
             covered = F.adaptive_avg_pool2d(lesion, likelihood.shape[-2:])
             parts = ((likelihood + ratio, covered >= self.least), (likelihood, covered < _UNTOUCHED))
             # a stage may have no position of a kind: small lesions, or images that are abnormal all over

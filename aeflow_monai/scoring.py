@@ -120,7 +120,7 @@ class AnomalyScorer(nn.Module):
         if not 0 <= ease_weight < math.inf:
             raise ValueError(f"ease_weight weighs what is too easy and has to be 0 or more; got {ease_weight}.")
         self.aeflow = aeflow
-        self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
+        self.prior = MixturePrior(aeflow.encoder.channels * aeflow.flows_per_stage, abnormal_distance)
         self.position = PositionNorm()  # of maps
         self.usual_dissimilarity = PositionNorm(grid=1)  # of slices, by height
         self.beta = beta
