@@ -25,7 +25,7 @@ __all__ = ["calibrate", "recalibrate", "save_calibrated"]
 _logger = logging.getLogger(__name__)
 
 _GROUPS = 5  # of patients: what is usual in four of them is what the fifth is compared with
-_LEAST_PATIENTS = 5  # to tell what is too easy to reconstruct
+_LEAST_PATIENTS = 5  # beside the group at hand, to tell what is too easy to reconstruct
 
 
 @torch.no_grad()
@@ -39,7 +39,8 @@ def calibrate(
     """Fill the scorer's buffers: moments of each term, what is usual where, moments of slice scores, thresholds.
 
     Terms and places count where there is foreground. Maps are compared by place if that predicts held-out normals
-    better than what is usual anywhere does, see `AnomalyScorer`; what is too easy to reconstruct takes five patients.
+    better than what is usual anywhere does, see `AnomalyScorer`; what is too easy to reconstruct takes seven patients,
+    or five beside any group.
     `case_threshold` and `slice_threshold` are `upper_threshold` of the scores; `map_threshold` is that of each slice's
     highest map value, so that this share of normal slices has an empty mask. What a case is compared with for that
     comes from other cases (five groups in turn, and `fitted`): of few normals the maps would else be smaller than those
@@ -298,17 +299,17 @@ def _fit_dissimilarity(
 ) -> list[PositionNorm]:
     """Fit how unlike their reconstructions slices are, and for each group give one that is fitted to all but this."""
     norm, all_of_them = scorer.usual_dissimilarity, [*groups, others]
-    norms = []
-    for some in (all_of_them, *(_without(group, all_of_them) for group in groups)):
-        n_patients = len(set().union(*(moments.patients for moments in some if not moments.is_empty)))
-        of_some = PositionNorm(grid=1).to(norm.mean.device)
-        if n_patients < _LEAST_PATIENTS:  # nobody knows what is unusual, so nothing is
-            of_some.std.fill_(math.inf)
-        else:
-            of_some.fit(some)
-            # of a new patient, from the mean and deviation of so many
-            of_some.std.mul_(math.sqrt((n_patients + 1) / (n_patients - 1)))
-        norms.append(of_some)
+    choices = [all_of_them, *(_without(group, all_of_them) for group in groups)]
+    counts = [len(set().union(*(moments.patients for moments in some if not moments.is_empty))) for some in choices]
+    norms = [PositionNorm(grid=1).to(norm.mean.device) for _ in choices]
+    for of_some, some, n_patients in zip(norms, choices, counts, strict=True):
+        # all or none: thresholds would else be of scores without what is added to those of new cases
+        if min(counts) < _LEAST_PATIENTS:
+            of_some.set_untold()
+            continue
+        of_some.fit(some)
+        # of a new patient, from the mean and deviation of so many
+        of_some.std.mul_(math.sqrt((n_patients + 1) / (n_patients - 1)))
     norm.load_state_dict(norms[0].state_dict())
     return norms[1:]
 

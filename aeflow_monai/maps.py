@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from aeflow_monai.scoring import AnomalyScorer
-from aeflow_monai.slicing import Places
+from aeflow_monai.slicing import Places, foreground_of
 
 __all__ = ["MapScorer"]
 
@@ -66,6 +66,7 @@ class MapScorer(nn.Module):
         deviation = self.noise * (image.amax(dim=(1, 2, 3), keepdim=True) - image.amin(dim=(1, 2, 3), keepdim=True))
         # the same noise for each image: its map depends neither on its neighbours nor on the run
         generator = torch.Generator().manual_seed(0)
+        deviation = deviation * foreground_of(image)  # black stays black: noise would make tissue of it
         total = torch.zeros_like(image)
         for _ in range(self.n_samples):
             noise = torch.randn(image.shape[1:], generator=generator).to(image)

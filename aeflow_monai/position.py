@@ -24,6 +24,8 @@ _SIGMA_IN_PLANE = 0.1  # of the slice's size
 _SIGMA_OF_HEIGHT = 0.03  # of the distance from first to last slice
 _PATIENTS_OF_ALL_PLACES = 0.3  # so many patients' weight has what is usual anywhere
 
+_UNTOLD = 1e30  # deviation where the normals do not tell one
+
 _PLANES = list(PLANES)
 
 
@@ -121,8 +123,18 @@ class PositionNorm(nn.Module):
         squares = second - 2 * mean * first + mean.square() * weight
         return -float((weight * std.log() + squares / (2 * std.square())).sum())
 
+    @property
+    def is_told(self) -> Tensor:
+        """Whether normals tell what is usual, see `set_untold`: a boolean scalar."""
+        return (self.std < _UNTOLD).all()
+
+    def set_untold(self) -> None:
+        """Nobody knows what is usual, so nothing is unusual."""
+        self.mean.zero_()
+        self.std.fill_(_UNTOLD)
+
     def reset(self) -> None:
-        """Forget what is usual."""
+        """Forget what is usual; maps stay as they are."""
         self.mean.zero_()
         self.std.fill_(1.0)
 

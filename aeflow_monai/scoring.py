@@ -260,8 +260,9 @@ class AnomalyScorer(nn.Module):
         if not self.is_standardised:
             return weighted_sum
         high: Tensor = (usual or self.position)(weighted_sum, places)
-        anomaly_map = high - (1 - self.level_weight) * _mean(high, foreground).view(-1, 1, 1, 1)
-        return torch.where(_is_tissue(foreground), anomaly_map, anomaly_map.clamp_max(0))
+        level = (1 - self.level_weight) * _mean(high, foreground).view(-1, 1, 1, 1)
+        # outside of the tissue nothing is taken off: wide margins would turn a high level into a low mean
+        return torch.where(_is_tissue(foreground), high - level, high.clamp_max(0))
 
     def ease(
         self,
@@ -284,8 +285,7 @@ class AnomalyScorer(nn.Module):
         """
         norm = usual or self.usual_dissimilarity
         harder: Tensor = norm(dissimilarity.view(-1, 1, 1, 1), places)
-        # infinite: too few patients to tell, see `calibrate`
-        is_told = foreground.flatten(1).any(dim=1) & norm.std.isfinite().all()
+        is_told = foreground.flatten(1).any(dim=1) & norm.is_told
         return torch.where(is_told, -harder.flatten(), 0.0)
 
     def finish(

@@ -307,7 +307,7 @@ def test_how_easy_a_patient_is_is_told_by_the_others(by_position: bool) -> None:
     assert scorer.ease(dissimilarity, images > 0)[11].item() == pytest.approx(of_all.item(), rel=1e-3)
 
 
-@pytest.mark.parametrize(("n", "is_told"), [(4, False), (5, True)])
+@pytest.mark.parametrize(("n", "is_told"), [(4, False), (6, False), (7, True)])
 def test_few_patients_do_not_tell_what_is_too_easy(n: int, is_told: bool) -> None:
     images, scorer = blobs(n), a_scorer()
     calibrate(scorer, batches_of(images, 2))

@@ -33,6 +33,7 @@ def a_flow(
     mixing: str = "linear",
 ) -> LatentFlow:
     """A flow in double precision with random parameters, feature norm fitted by a training batch."""
+    torch.manual_seed(seed)
     flow = LatentFlow(
         channels, n_steps, subnet, hidden_channels=6, clamp=clamp, seed=seed, feature_norm=feature_norm, mixing=mixing
     )
@@ -102,7 +103,7 @@ def test_likelihood_of_a_position_depends_on_its_neighbourhood_only(n_steps: int
     difference = (flow.log_likelihood(changed) - flow.log_likelihood(features))[0, 0].abs()
     near = difference[4 - n_steps : 5 + n_steps, 4 - n_steps : 5 + n_steps]
     nearer = difference[5 - n_steps : 4 + n_steps, 5 - n_steps : 4 + n_steps]
-    assert difference.sum() == near.sum()
+    torch.testing.assert_close(difference.sum(), near.sum())
     assert near.sum() > nearer.sum()  # each step reaches one position further
     assert difference[4, 4] > 0
 
@@ -188,6 +189,7 @@ def test_likelihoods_are_finite_at_the_published_size(subnet: str) -> None:
 
 @pytest.mark.parametrize("subnet", sorted(SUBNETS))
 def test_mixed_precision_agrees_with_full(subnet: str) -> None:
+    torch.manual_seed(0)
     flow = LatentFlow(32, subnet=subnet).eval()
     features = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

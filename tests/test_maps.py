@@ -56,6 +56,13 @@ class TestSaliency:
         assert (found.flatten(1).std(dim=1) > 0).all()
         assert not found.requires_grad
 
+    def test_is_finite_where_few_patients_tell_no_ease(self, saliency: str) -> None:
+        scorer = AnomalyScorer(AEFlow(Encoder(), n_steps=1, hidden_channels=4)).eval()
+        scorer.usual_dissimilarity.set_untold()
+        found = network(scorer, saliency)(images())
+        assert torch.isfinite(found["saliency"]).all()
+        assert not found["ease"].any()
+
     def test_changes_no_other_map(self, scorer: AnomalyScorer, saliency: str) -> None:
         with torch.no_grad():
             expected = scorer.maps(images())

@@ -312,7 +312,7 @@ def test_the_blur_is_measured_by_height_not_by_number() -> None:
 
 
 def test_outside_of_the_tissue_nothing_is_anomalous() -> None:
-    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1))
+    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=1), level_weight=1.0)
     foreground = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
     foreground[0, :, 2:7, 2:7] = True
     foreground[0, :, 4, 4] = False  # a hole belongs to the tissue; the second image is black, and counts as it is

@@ -170,10 +170,25 @@ def test_level_is_that_of_the_foreground_and_of_each_slice(level_weight: float) 
     foreground[:2, :, 8:24, 8:24] = True  # the third is black
     sums = torch.randn(3, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     sums[1] += 5
+    scorer.position.mean.fill_(0.5)  # the level is of what is higher than usual
+    scorer.position.std.fill_(2.0)
+    high = (sums - 0.5) / 2
     anomaly_map = scorer.standardised(sums, foreground)
-    for one, before in zip(anomaly_map[:2, 0, 8:24, 8:24], sums[:2, 0, 8:24, 8:24], strict=True):
+    for one, before in zip(anomaly_map[:2, 0, 8:24, 8:24], high[:2, 0, 8:24, 8:24], strict=True):
         torch.testing.assert_close(one, before - (1 - level_weight) * before.mean())
-    assert torch.equal(anomaly_map[2], sums[2])
+    outside = ~foreground[:2]
+    torch.testing.assert_close(anomaly_map[:2][outside], high[:2][outside].clamp_max(0))
+    torch.testing.assert_close(anomaly_map[2], high[2])
+
+
+def test_a_higher_level_is_a_higher_mean_however_wide_the_margins() -> None:
+    scorer = a_scorer(level_weight=0.25, by_position=False)
+    foreground = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
+    foreground[..., 8:24, 8:24] = True  # a sixteenth
+    sums = torch.full((2, 1, SIZE, SIZE), -0.5)
+    sums[1, :, 8:24, 8:24] = 4.0
+    low, high = scorer.standardised(sums, foreground).mean(dim=(1, 2, 3))
+    assert high > low + 0.05
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
