@@ -39,8 +39,8 @@ def calibrate(
     """Fill the scorer's buffers: moments of each term, what is usual where, moments of slice scores, thresholds.
 
     Terms and places count where there is foreground. Maps are compared by place if that predicts held-out normals
-    better than what is usual anywhere does, see `AnomalyScorer`; what is too easy to reconstruct takes seven patients,
-    or five beside any group.
+    better than what is usual anywhere does, see `AnomalyScorer`; what is too easy to reconstruct takes five patients
+    beside any group of held-out ones: seven, without `fitted`.
     `case_threshold` and `slice_threshold` are `upper_threshold` of the scores; `map_threshold` is that of each slice's
     highest map value, so that this share of normal slices has an empty mask. What a case is compared with for that
     comes from other cases (five groups in turn, and `fitted`): of few normals the maps would else be smaller than those
@@ -301,12 +301,12 @@ def _fit_dissimilarity(
     norm, all_of_them = scorer.usual_dissimilarity, [*groups, others]
     choices = [all_of_them, *(_without(group, all_of_them) for group in groups)]
     counts = [len(set().union(*(moments.patients for moments in some if not moments.is_empty))) for some in choices]
+    if min(counts) < _LEAST_PATIENTS:
+        # all or none: thresholds would else be of scores without what is added to those of new cases
+        norm.set_untold()
+        return [norm] * len(groups)
     norms = [PositionNorm(grid=1).to(norm.mean.device) for _ in choices]
     for of_some, some, n_patients in zip(norms, choices, counts, strict=True):
-        # all or none: thresholds would else be of scores without what is added to those of new cases
-        if min(counts) < _LEAST_PATIENTS:
-            of_some.set_untold()
-            continue
         of_some.fit(some)
         # of a new patient, from the mean and deviation of so many
         of_some.std.mul_(math.sqrt((n_patients + 1) / (n_patients - 1)))

@@ -368,12 +368,13 @@ class AnomalyScorer(nn.Module):
         Raises:
             ValueError: tensors are missing, left over, or of another shape, or the score was defined otherwise.
         """
+        own = self.state_dict()
         if strict:
-            require_same_version(state_dict, self.state_dict())
+            require_same_version(state_dict, own)
         if "score_settings" in state_dict:
             require_same_score(_readable(state_dict["score_settings"]), _readable(self.score_settings))
         if strict:
-            require_same_network(state_dict, self.state_dict())
+            require_same_network(state_dict, own)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     @staticmethod
