@@ -21,6 +21,9 @@ from aeflow_monai.ssim import ssim_map
 __all__ = ["AnomalyScorer", "Measured", "scores_by_plane", "top_mean"]
 
 SCORINGS = ("latent", "likelihood", "paper")
+# Options that change scores but no other tensor, as the checkpoint has them, beside `scoring` and `slice_shares`: it
+# must not be scored with others than its own.
+_SETTINGS = ("beta", "by_position", "slice_sigma", "ease_weight", "level_weight", "case_share")
 
 _EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal; a choice
 
@@ -130,18 +133,16 @@ class AnomalyScorer(nn.Module):
         self.prior = MixturePrior(aeflow.encoder.channels, abnormal_distance)
         self.position = PositionNorm()  # of maps
         self.usual_dissimilarity = PositionNorm(grid=1)  # of slices, by height
-        self.beta = beta
+        self.beta = float(beta)
         self.scoring = scoring
         self.slice_shares = tuple(float(share) for share in slice_shares)
-        self.case_share = case_share
-        self.by_position = by_position
-        self.slice_sigma = slice_sigma
-        self.ease_weight = ease_weight
-        self.level_weight = level_weight
+        self.case_share = float(case_share)
+        self.by_position = bool(by_position)
+        self.slice_sigma = float(slice_sigma)
+        self.ease_weight = float(ease_weight)
+        self.level_weight = float(level_weight)
         n_terms = len(aeflow.flows) + 1
-        # options that change scores but no other tensor: a checkpoint must not be scored with others than its own
-        settings = [SCORINGS.index(scoring), beta, by_position, slice_sigma, ease_weight, level_weight, case_share]
-        settings += self.slice_shares
+        settings = [SCORINGS.index(scoring), *(getattr(self, name) for name in _SETTINGS), *self.slice_shares]
         self.register_buffer("score_settings", torch.tensor(settings, dtype=torch.float64))
         self.register_buffer("term_mean", torch.zeros(n_terms))
         self.register_buffer("term_std", torch.ones(n_terms))
@@ -372,10 +373,15 @@ class AnomalyScorer(nn.Module):
         if strict:
             require_same_version(state_dict, own)
         if "score_settings" in state_dict:
-            require_same_score(_readable(state_dict["score_settings"]), _readable(self.score_settings))
+            require_same_score(*map(self._readable, (state_dict["score_settings"], self.score_settings)))
         if strict:
             require_same_network(state_dict, own)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _readable(self, settings: Tensor) -> dict[str, Any]:
+        scoring, *numbers = settings.tolist()
+        named = {name: type(getattr(self, name))(number) for name, number in zip(_SETTINGS, numbers, strict=False)}
+        return {"scoring": SCORINGS[int(scoring)], **named, "slice_shares": numbers[len(_SETTINGS) :]}
 
     @staticmethod
     def _to_image_size(maps: Sequence[Tensor], image: Tensor) -> Tensor:
@@ -414,20 +420,6 @@ def scores_by_plane(output: Mapping[Any, Any], name: str = "slice_scores") -> di
     prefix = f"{name}_"
     found = {str(key): value for key, value in output.items() if str(key).startswith(prefix)}
     return {key.removeprefix(prefix): torch.as_tensor(scores).cpu() for key, scores in found.items()}
-
-
-def _readable(settings: Tensor) -> dict[str, Any]:
-    scoring, beta, by_position, slice_sigma, ease_weight, level_weight, case_share, *slice_shares = settings.tolist()
-    return {
-        "scoring": SCORINGS[int(scoring)],
-        "beta": beta,
-        "by_position": bool(by_position),
-        "slice_sigma": slice_sigma,
-        "ease_weight": ease_weight,
-        "level_weight": level_weight,
-        "case_share": case_share,
-        "slice_shares": slice_shares,
-    }
 
 
 def top_mean(values: Tensor, share: float) -> Tensor:
