@@ -18,7 +18,7 @@ from aeflow_monai.aeflow import AEFlowOutput
 from aeflow_monai.position import PositionMoments, PositionNorm
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import Places, foreground_of, places_of
-from aeflow_monai.thresholds import set_thresholds
+from aeflow_monai.thresholds import require_specificity, set_thresholds
 
 __all__ = ["calibrate", "recalibrate", "save_calibrated"]
 
@@ -55,15 +55,18 @@ def calibrate(
             and the slices of a volume's plane one after the other.
         specificity: share of normals that the thresholds should let pass, in (0, 1).
         device: where the scorer lies; that of its buffers if None.
-        fitted: batches of normals that the network was trained on, of the same kind. They tell what is usual where and
-            how easy slices are to reconstruct too, for which few held-out cases are not enough, and nothing else:
-            neither the unit of maps and scores nor a threshold. (They are easier for the network than others are, so
-            what is called too easy is all the easier.)
+        fitted: batches of normals that the network was trained on, of the same kind. They tell, with the held-out ones,
+            what mean and deviation maps have where and how easy slices are to reconstruct, for which few held-out
+            cases are not enough. The unit of scores and all thresholds are of held-out normals alone. (The network
+            knows those that it was trained on better, so what is called too easy is all the easier.)
 
     Raises:
-        ValueError: no batches, a specificity out of its range, or statistics that are not finite (the training
-            diverged). The scorer's buffers are then as before.
+        ValueError: no batches, or such as can be iterated once only; a specificity out of its range; images or
+            statistics that are not finite (the training diverged). The scorer's buffers are then as before.
     """
+    require_specificity(specificity)
+    if any(isinstance(batched, Iterator) for batched in (batches, fitted)):
+        raise ValueError("Calibration goes over the batches three times: give a list or a DataLoader, no generator.")
     device = scorer.term_mean.device if device is None else device
     was_training = scorer.training
     own = {name: buffer for name, buffer in scorer.named_buffers() if not name.startswith("aeflow.")}
@@ -123,17 +126,28 @@ def recalibrate(
     Raises:
         ValueError: the file holds no model, or one of another network.
     """
-    try:
-        state = torch.load(ckpt_path, map_location="cpu", weights_only=True)["model"]
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
-        raise ValueError(f"{ckpt_path} is no model: expected the model.pt that a training ends with.") from error
-    scorer.load_state_dict(state)
+    scorer.load_state_dict(_stored(ckpt_path))
     calibrate(scorer, batches, specificity)
     save_calibrated(scorer, path)
 
 
+def _stored(path: str | Path) -> Mapping[str, Tensor]:
+    """The state dict in the file of a model."""
+    refused = f"{path} is no model: expected the model.pt that a training ends with."
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError) as error:  # RuntimeError: cut short
+        raise ValueError(refused) from error
+    if not (isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(refused)
+    return state
+
+
 def _output(scorer: AnomalyScorer, batch: Mapping[str, Any], device: torch.device | str) -> tuple[AEFlowOutput, Tensor]:
     image = torch.as_tensor(batch["image"]).to(device)
+    for case, one in zip(batch["case"], image, strict=True):
+        if not torch.isfinite(one).all():
+            raise ValueError(f"The image of case {case} holds NaN or infinite values: mend it, or leave it out.")
     features = batch.get("features")
     kept = None if features is None else [stage.to(device).float() for stage in features]
     return scorer.aeflow(image, kept), image
@@ -303,7 +317,7 @@ def _fit_dissimilarity(
     counts = [len(set().union(*(moments.patients for moments in some if not moments.is_empty))) for some in choices]
     if min(counts) < _LEAST_PATIENTS:
         # all or none: thresholds would else be of scores without what is added to those of new cases
-        norm.set_untold()
+        norm.set_unknown()
         return [norm] * len(groups)
     norms = [PositionNorm(grid=1).to(norm.mean.device) for _ in choices]
     for of_some, some, n_patients in zip(norms, choices, counts, strict=True):

@@ -11,17 +11,22 @@ __all__ = ["require_same_network", "require_same_score", "require_same_version"]
 
 
 def require_same_version(checkpoint: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint of before a part of the network existed.
+    """Refuse a checkpoint of something else, or of before a part of the network existed.
 
     Args:
         checkpoint: the state dict to load.
         network: the state dict of what it is loaded into.
 
     Raises:
-        ValueError: the checkpoint has nothing of a part.
+        ValueError: the checkpoint has nothing of a part, or of any.
     """
     known = {_part(key) for key in checkpoint}
     new = [part for part in map(_part, network) if part not in known]
+    if not known.intersection(map(_part, network)):
+        raise ValueError(
+            f"This is no checkpoint of AE-Flow: it holds {', '.join(sorted(known)[:3]) or 'nothing'}. Give the "
+            "model.pt that a training ends with."
+        )
     if new:
         raise ValueError(f"The checkpoint was trained by an earlier version, which had no {new[0]} yet: train again.")
 

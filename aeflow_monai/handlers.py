@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from aeflow_monai.calibration import calibrate, save_calibrated
 from aeflow_monai.scoring import AnomalyScorer
 from aeflow_monai.slicing import places_of
+from aeflow_monai.thresholds import require_specificity
 
 __all__ = [
     "CalibratedModelSaver",
@@ -35,6 +36,9 @@ class CalibratedModelSaver:
         path: of the checkpoint: a dictionary with the state dict under "model".
         specificity: see `calibrate`.
         fitted: normals of the training, see `calibrate`.
+
+    Raises:
+        ValueError: a specificity out of its range; now, not when the training is over.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class CalibratedModelSaver:
         specificity: float = 0.95,
         fitted: Iterable[Mapping[str, Any]] = (),
     ) -> None:
+        require_specificity(specificity)
         self.scorer = scorer
         self.batches = batches
         self.path = Path(path)

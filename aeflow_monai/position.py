@@ -19,12 +19,12 @@ __all__ = ["PositionMoments", "PositionNorm", "blur_through_slices"]
 _GRID = 16  # rows and columns of the statistics, over the whole slice
 _HEIGHTS = 32  # of the statistics, from the first slice of a case to its last
 # Neighbours count too, so that few cases are enough and cases need not lie exactly alike. All three were chosen on
-# lesions planted into training subjects (docs/results.md).
+# lesions planted into training subjects.
 _SIGMA_IN_PLANE = 0.1  # of the slice's size
 _SIGMA_OF_HEIGHT = 0.03  # of the distance from first to last slice
-_PATIENTS_OF_ALL_PLACES = 0.3  # so many patients' weight has what is usual anywhere
+_PATIENTS_OF_ALL_PLACES = 0.3  # weight, in patients, of the statistics over all places
 
-_UNTOLD = 1e30  # deviation where the normals do not tell one
+_UNKNOWN = 1e30  # deviation where too few normals were seen to tell one
 
 _PLANES = list(PLANES)
 
@@ -63,7 +63,7 @@ class PositionMoments:
             patient: whose they are.
         """
         maps, weight = maps.double().cpu(), foreground.double().cpu()
-        planes, heights = (numbers.expand(len(maps)) for numbers in _numbers(places))
+        planes, heights = (numbers.expand(len(maps)) for numbers in _planes_and_heights(places))
         parts = torch.cat([weight, weight * maps, weight * maps.square()], dim=1)
         parts = F.adaptive_avg_pool2d(parts, self.sums.shape[-1])
         bins = torch.linspace(0, 1, _HEIGHTS, dtype=torch.float64)
@@ -101,7 +101,7 @@ class PositionNorm(nn.Module):
         Returns:
             (N, 1, H, W), in standard deviations of normals at the same place.
         """
-        planes, heights = _numbers(places)
+        planes, heights = _planes_and_heights(places)
         place = heights * (_HEIGHTS - 1)
         below = place.floor().clamp(0, _HEIGHTS - 2).long()
         share = (place - below).view(-1, 1, 1).to(self.mean)
@@ -124,14 +124,14 @@ class PositionNorm(nn.Module):
         return -float((weight * std.log() + squares / (2 * std.square())).sum())
 
     @property
-    def is_told(self) -> Tensor:
-        """Whether normals tell what is usual, see `set_untold`: a boolean scalar."""
-        return (self.std < _UNTOLD).all()
+    def is_known(self) -> Tensor:
+        """Whether enough normals were seen to know what is usual, see `set_unknown`: a boolean scalar."""
+        return (self.std < _UNKNOWN).all()
 
-    def set_untold(self) -> None:
-        """Nobody knows what is usual, so nothing is unusual."""
+    def set_unknown(self) -> None:
+        """Too few normals were seen to know what is usual, so nothing is unusual."""
         self.mean.zero_()
-        self.std.fill_(_UNTOLD)
+        self.std.fill_(_UNKNOWN)
 
     def reset(self) -> None:
         """Forget what is usual; maps stay as they are."""
@@ -202,7 +202,7 @@ def blur_through_slices(maps: Tensor, places: Places | None, sigma: float) -> Te
     return torch.einsum("ij,jchw->ichw", weights, maps)
 
 
-def _numbers(places: Places | None) -> tuple[Tensor, Tensor]:
+def _planes_and_heights(places: Places | None) -> tuple[Tensor, Tensor]:
     """Number of the plane and relative height of each slice, (N,) and (N,); of lone images one for all."""
     if places is None:  # of one for all, so that a traced network takes batches of any size
         return torch.zeros(1, dtype=torch.long), torch.full((1,), 0.5)

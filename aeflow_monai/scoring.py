@@ -21,9 +21,9 @@ from aeflow_monai.ssim import ssim_map
 __all__ = ["AnomalyScorer", "Measured", "scores_by_plane", "top_mean"]
 
 SCORINGS = ("latent", "likelihood", "paper")
-# Options that change scores but no other tensor, as the checkpoint has them, beside `scoring` and `slice_shares`: it
-# must not be scored with others than its own.
-_SETTINGS = ("beta", "by_position", "slice_sigma", "ease_weight", "level_weight", "case_share")
+# Options that change scores but no other tensor, as the checkpoint has them behind `scoring`: it must not be scored
+# with others than its own.
+SETTINGS = ("beta", "by_position", "slice_sigma", "ease_weight", "level_weight", "case_share")
 
 _EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal; a choice
 
@@ -56,7 +56,7 @@ class AnomalyScorer(nn.Module):
     added.
 
     Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers: they are part
-    of the checkpoint. Before `calibrate` has filled them, nothing is standardised and thresholds are infinite.
+    of the checkpoint. Before `calibrate` has filled them, maps and scores are in no unit and thresholds are infinite.
 
     Args:
         aeflow: the network.
@@ -90,6 +90,7 @@ class AnomalyScorer(nn.Module):
     """
 
     score_settings: Tensor
+    score_shares: Tensor
     term_mean: Tensor
     term_std: Tensor
     map_std: Tensor
@@ -142,8 +143,9 @@ class AnomalyScorer(nn.Module):
         self.ease_weight = float(ease_weight)
         self.level_weight = float(level_weight)
         n_terms = len(aeflow.flows) + 1
-        settings = [SCORINGS.index(scoring), *(getattr(self, name) for name in _SETTINGS), *self.slice_shares]
+        settings = [SCORINGS.index(scoring), *(getattr(self, name) for name in SETTINGS)]
         self.register_buffer("score_settings", torch.tensor(settings, dtype=torch.float64))
+        self.register_buffer("score_shares", torch.tensor(self.slice_shares, dtype=torch.float64))
         self.register_buffer("term_mean", torch.zeros(n_terms))
         self.register_buffer("term_std", torch.ones(n_terms))
         self.register_buffer("map_std", torch.tensor(1.0))
@@ -286,8 +288,8 @@ class AnomalyScorer(nn.Module):
         """
         norm = usual or self.usual_dissimilarity
         harder: Tensor = norm(dissimilarity.view(-1, 1, 1, 1), places)
-        is_told = foreground.flatten(1).any(dim=1) & norm.is_told
-        return torch.where(is_told, -harder.flatten(), 0.0)
+        is_known = foreground.flatten(1).any(dim=1) & norm.is_known
+        return torch.where(is_known, -harder.flatten(), 0.0)
 
     def finish(
         self, weighted_sum: Tensor, dissimilarity: Tensor, foreground: Tensor, places: Places | None
@@ -367,21 +369,28 @@ class AnomalyScorer(nn.Module):
         """Load a checkpoint's state, and say what is wrong if it belongs to another architecture.
 
         Raises:
-            ValueError: tensors are missing, left over, or of another shape, or the score was defined otherwise.
+            ValueError: it is no such checkpoint, tensors are missing, left over, or of another shape, or the score was
+            defined otherwise.
         """
         own = self.state_dict()
         if strict:
             require_same_version(state_dict, own)
-        if "score_settings" in state_dict:
-            require_same_score(*map(self._readable, (state_dict["score_settings"], self.score_settings)))
+        if {"score_settings", "score_shares"} <= state_dict.keys():
+            require_same_score(*map(self._score_options, (state_dict, own)))
         if strict:
             require_same_network(state_dict, own)
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def _readable(self, settings: Tensor) -> dict[str, Any]:
-        scoring, *numbers = settings.tolist()
-        named = {name: type(getattr(self, name))(number) for name, number in zip(_SETTINGS, numbers, strict=False)}
-        return {"scoring": SCORINGS[int(scoring)], **named, "slice_shares": numbers[len(_SETTINGS) :]}
+    def _score_options(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """By name, as somebody reads them."""
+        scoring, *numbers = state_dict["score_settings"].tolist()
+        if len(numbers) != len(SETTINGS):
+            raise ValueError(
+                f"The checkpoint was trained by another version, whose score had {len(numbers) + 1} options where this "
+                f"has {len(SETTINGS) + 1}: train again."
+            )
+        named = {name: type(getattr(self, name))(number) for name, number in zip(SETTINGS, numbers, strict=True)}
+        return {"scoring": SCORINGS[int(scoring)], **named, "slice_shares": state_dict["score_shares"].tolist()}
 
     @staticmethod
     def _to_image_size(maps: Sequence[Tensor], image: Tensor) -> Tensor:

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from aeflow_monai.scoring import AnomalyScorer
 
-__all__ = ["set_thresholds", "threshold_rank", "upper_threshold"]
+__all__ = ["require_specificity", "set_thresholds", "threshold_rank", "upper_threshold"]
+
+
+def require_specificity(specificity: float) -> None:
+    """Refuse what is no share of normals to let pass, before anything is computed with it.
+
+    Raises:
+        ValueError: it is not in (0, 1).
+    """
+    if not 0 < specificity < 1:
+        raise ValueError(f"specificity has to be in (0, 1), as 0.95; got {specificity}.")
 
 
 def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> float:
@@ -36,8 +46,7 @@ def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> flo
 
     Source: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
     """
-    if not 0 < specificity < 1:
-        raise ValueError(f"specificity has to be in (0, 1); got {specificity}.")
+    require_specificity(specificity)
     ordered = sorted(float(score) for score in scores)
     if not ordered:
         raise ValueError("A threshold needs the scores of held-out normals; got none.")
@@ -69,7 +78,8 @@ def set_thresholds(
         cases: scores of held-out normal cases.
         slices: scores of their slices.
         peaks: highest map value of each slice.
-        n_patients: whose the cases are. Images of one patient are alike: they promise no more than one of them.
+        n_patients: whose the cases are. Images of one patient are alike: they promise no more than one of them. (The
+            threshold is that of cases, so where patients have several the promise is approximate.)
         specificity: see `upper_threshold`.
     """
     scorer.case_threshold.fill_(upper_threshold(cases, specificity))

@@ -78,6 +78,19 @@ def plant(
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8), mask, planted
 
 
+def split(healthy: Path, n_test: int, seed: int) -> tuple[list[Path], list[Path], set[Path]]:
+    """The healthy volumes of a folder: those to train on, those to test on, and which of these get lesions."""
+    files = sorted(healthy.glob("*.nii.gz"))
+    order = np.random.default_rng(seed).permutation(len(files))
+    test = [files[i] for i in sorted(order[:n_test])]
+    return [file for file in files if file not in test], test, {files[i] for i in order[: n_test // 2]}
+
+
+def case_of(file: Path) -> str:
+    """The subject's name."""
+    return file.name.partition("_")[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--healthy", type=Path, required=True)
@@ -89,16 +102,14 @@ def main() -> None:
 
     shapes = lesion_shapes(options.shapes)
     print("shapes: " + ", ".join(f"{len(found)} {size}" for size, found in shapes.items()))
-    files = sorted(options.healthy.glob("*.nii.gz"))
-    order = np.random.default_rng(options.seed).permutation(len(files))
-    test = [files[i] for i in sorted(order[: options.n_test])]
-    abnormal = {files[i] for i in order[: options.n_test // 2]}
+    train, test, abnormal = split(options.healthy, options.n_test, options.seed)
+    files = sorted([*train, *test])
     (options.output / "images").mkdir(parents=True, exist_ok=True)
     (options.output / "masks").mkdir(exist_ok=True)
     rows = [["path", "split", "abnormal", "mask", "case"]]
     lesions = [["case", "label", "size", "contrast", "voxels"]]
     for number, file in enumerate(files):
-        case = file.name.partition("_")[0]
+        case = case_of(file)
         source = nib.load(file)
         voxels, mask_path = np.asarray(source.dataobj), ""
         if file in abnormal:
@@ -109,15 +120,15 @@ def main() -> None:
             nib.save(nib.Nifti1Image(mask, source.affine, source.header), options.output / mask_path)
             lesions += [[case, *lesion.values()] for lesion in planted]
         nib.save(nib.Nifti1Image(voxels, source.affine, source.header), options.output / f"images/{case}.nii.gz")
-        split = "test" if file in test else "train"
-        rows.append([f"images/{case}.nii.gz", split, str(int(file in abnormal)), mask_path, case])
+        section = "test" if file in test else "train"
+        rows.append([f"images/{case}.nii.gz", section, str(int(file in abnormal)), mask_path, case])
     for name, table in (("manifest.csv", rows), ("lesions.csv", lesions)):
         with (options.output / name).open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows(table)
     digest = hashlib.sha256()
     for path in sorted(p for p in options.output.rglob("*") if p.suffix in (".gz", ".csv")):
         digest.update(path.relative_to(options.output).as_posix().encode() + path.read_bytes())
-    counts = f"{len(files) - len(test)} to train on, {len(test)} to test on, {len(abnormal)} of them with lesions"
+    counts = f"{len(train)} to train on, {len(test)} to test on, {len(abnormal)} of them with lesions"
     print(f"{options.output}: {counts}; sha256 of all files {digest.hexdigest()}")
 
 

@@ -1,6 +1,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate
+from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate, recalibrate
+from aeflow_monai.calibration import save_calibrated
 from aeflow_monai.position import PositionMoments, PositionNorm
 from aeflow_monai.scoring import Measured
 
@@ -192,7 +194,7 @@ def test_constant_term_keeps_its_unit() -> None:
     [
         ("no images", r"held-out normal.*; got none"),
         ("diverged", r"not finite.*: the training diverged\. Lower the learning rate.*The model was not saved"),
-        ("specificity", r"specificity has to be in \(0, 1\); got 1\.0"),
+        ("specificity", r"has to be in \(0, 1\), as 0\.95; got 1\.0"),
         ("case names", "argument"),
     ],
 )
@@ -220,9 +222,35 @@ def test_one_slice_that_is_not_finite_is_no_skipped_slice() -> None:
     scorer, images = a_scorer(scoring="paper"), blobs(4)
     images[1, 0, 0, 0] = torch.nan
     before = buffers(scorer)
-    with pytest.raises(ValueError, match="Scores of held-out normals are not finite"):
+    with pytest.raises(ValueError, match=r"The image of case \S+ holds NaN or infinite values: mend it"):
         calibrate(scorer, batches_of(images, 2, slices_per_case=4))
     assert all(torch.equal(buffers(scorer)[name], before[name]) for name in BUFFERS)
+
+
+def test_batches_that_can_be_read_once_only_are_refused() -> None:
+    with pytest.raises(ValueError, match="three times: give a list or a DataLoader, no generator"):
+        calibrate(a_scorer(), iter(batches_of(blobs(4), 2)))
+    with pytest.raises(ValueError, match="three times: give a list or a DataLoader, no generator"):
+        calibrate(a_scorer(), batches_of(blobs(4), 2), fitted=iter(batches_of(blobs(4), 2)))
+
+
+@pytest.mark.parametrize("kind", ["cut short", "text", "another dictionary", "a list", "another network"])
+def test_a_file_that_is_no_model_is_refused(kind: str, tmp_path: Path) -> None:
+    path, scorer = tmp_path / "model.pt", a_scorer()
+    save_calibrated(scorer, path)
+    if kind == "cut short":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif kind == "text":
+        path.write_text("no model")
+    else:
+        weights = {"layer1.conv.weight": torch.zeros(2)}
+        torch.save({"another dictionary": weights, "a list": {"model": [1]}}.get(kind, {"model": weights}), path)
+    message = (
+        "This is no checkpoint of AE-Flow: it holds layer1" if kind == "another network" else "is no model: expected"
+    )
+    with pytest.raises(ValueError, match=message):
+        recalibrate(scorer, path, batches_of(blobs(4), 2), tmp_path / "new.pt")
+    assert not (tmp_path / "new.pt").exists()
 
 
 def measured(scorer: AnomalyScorer, images: Tensor) -> Measured:

@@ -4,9 +4,13 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,9 +87,13 @@ def test_fits_are_given_normals_and_nothing_of_the_test_split(data: Path, fitted
         assert "/test/" not in (fitted / f"seed0/{method}/fit.log").read_text(encoding="utf-8")
 
 
-def test_the_test_list_is_not_read_while_a_fit_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def protocols(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(DETECTION))
-    protocols = importlib.import_module("protocols")
+    return importlib.import_module("protocols")
+
+
+def test_the_test_list_is_not_read_while_a_fit_is_missing(tmp_path: Path, protocols: ModuleType) -> None:
     asked: list[bool] = []
     protocol = protocols.Protocol(None, [], lambda: asked.append(True) or [])
     with pytest.raises(RuntimeError, match=r"read when all fitting is done; 1 miss, first .*fit\.json"):
@@ -94,23 +102,58 @@ def test_the_test_list_is_not_read_while_a_fit_is_missing(tmp_path: Path, monkey
     assert not (tmp_path / "test").exists()
 
 
-def test_development_split_keeps_patients_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(DETECTION))
-    protocols = importlib.import_module("protocols")
-    names = [f"IM-{patient:04d}-{image:04d}.jpeg" for patient in range(300) for image in range(2)]
-    ill = [f"person{patient}_bacteria_{image}.jpeg" for patient in range(1, 451) for image in range(2)]
-    train = [
-        protocols.Row(Path(name), abnormal, None, "", protocols._xray_patient(Path(name)))
-        for abnormal, group in ((False, names), (True, ill))
-        for name in group
-    ]
-    normals, test = protocols.development_split(train)
+def test_development_split_keeps_patients_apart(protocols: ModuleType) -> None:
+    def rows_of(names: list[str], abnormal: bool) -> list[Any]:
+        return [protocols.Row(Path(name), abnormal, None, "", protocols._xray_patient(Path(name))) for name in names]
+
+    normal = rows_of([f"IM-{patient:04d}-{image:04d}.jpeg" for patient in range(300) for image in range(2)], False)
+    ill = rows_of([f"person{n}_bacteria_{image}.jpeg" for n in range(1, 451) for image in range(2)], True)
+    normals, test = protocols.development_split(normal, ill)
     held_out = [row for row in test if not row.abnormal]
     abnormal = [row for row in test if row.abnormal]
     assert (len(normals), len(held_out), len(abnormal)) == (400, 200, 400)
     assert not {row.patient for row in normals} & {row.patient for row in held_out}
     assert len({row.patient for row in abnormal}) == 400
-    assert protocols.development_split(train[::-1])[1][200:] == test[200:]  # whatever the order of the list
+    assert protocols.development_split(normal[::-1], ill[::-1])[1][200:] == test[200:]  # whatever the lists' order
+    assert protocols.development_split(normal, [])[0] == normals  # what is fitted on knows no abnormal image
+
+
+def test_normals_to_fit_on_are_listed_without_a_look_at_abnormal_images(tmp_path: Path, protocols: ModuleType) -> None:
+    folder = tmp_path / "chest_xray"
+    folder.mkdir()
+    normal = [[f"IM-{n:04d}-0001.jpeg", "train", "0"] for n in range(250)]
+    ill = [[f"person{n}_virus_1.jpeg", "train", "1"] for n in range(1, 6)]
+
+    def protocol(listed: list[list[str]]) -> Any:
+        with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([["path", "split", "abnormal"], *listed])
+        return protocols.chest_xray(tmp_path, "dev", None)
+
+    known, blind = protocol([*normal, *ill]), protocol(normal)
+    assert known.digest() == blind.digest()
+    with (folder / "manifest.csv").open("a", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(ill)
+    blind.write_fit(tmp_path / "normals")
+    blind.write_test(tmp_path / "test", [])
+    assert {row["abnormal"] for row in rows(tmp_path / "normals/manifest.csv")} == {"0"}
+    test = rows(tmp_path / "test/manifest.csv")
+    assert [row["abnormal"] for row in test].count("1") == 5  # which were listed after the protocol was made
+
+
+def test_lesions_are_planted_when_all_is_fitted(tmp_path: Path, protocols: ModuleType) -> None:
+    real = Path(os.environ.get("AEFLOW_DATA") or "absent")
+    if not ((real / "healthy_t1").is_dir() and (real / "ms_lesion").is_dir()):
+        pytest.skip("needs healthy_t1 and ms_lesion in the folder that the environment variable AEFLOW_DATA names")
+    protocol = protocols.healthy_t1(real, tmp_path, None)
+    protocol.write_fit(tmp_path / "normals")
+    assert not (tmp_path / "planted").exists()
+    fitted_on = rows(tmp_path / "normals/manifest.csv")
+    protocol.write_test(tmp_path / "test", [])
+    tested = rows(tmp_path / "test/manifest.csv")
+    assert len(tested) == 20
+    assert sum(row["abnormal"] == "1" for row in tested) == 10
+    assert not {row["case"] for row in fitted_on} & {row["case"] for row in tested}
+    assert all(Path(row["path"]).parent == real / "healthy_t1" for row in fitted_on)
 
 
 def test_a_stopped_comparison_goes_on(data: Path, finished: Path) -> None:
@@ -147,14 +190,64 @@ def test_other_settings_do_not_take_over_a_fit(data: Path, fitted: Path) -> None
     assert done.returncode != 0
     assert "delete it, or name another --output" in done.stderr
     done = run(data, fitted, "--normals", "8", "--fit_only", methods=["autoencoder"])
+    assert "normals None there, 8 now" in done.stderr
     assert "name another --output" in done.stderr
     done = run(data, fitted, "--fit_only", methods=["autoencodr"])
     assert "Unknown method 'autoencodr'" in done.stderr
+    config = data.parent / "tiny.yaml"
+    before = config.read_text(encoding="utf-8")
+    config.write_text(yaml.safe_dump({**TINY, "clamp": 1.0}), encoding="utf-8")
+    done = run(data, fitted, "--fit_only", methods=["autoencoder"])
+    config.write_text(before, encoding="utf-8")
+    assert "digest " in done.stderr
+    assert "another config" in done.stderr
+
+
+def test_a_training_of_other_epochs_is_not_taken_over(data: Path, finished: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    shutil.rmtree(output / "seed0/flow_only")
+    done = run(data, output, "--epochs", "2", "--fit_only", methods=["flow_only"])
+    assert done.returncode == 0, done.stderr
+    last = {max(found.name for found in folder.glob("checkpoints/*.pt")) for folder in output.glob("seed0/training-*")}
+    assert last == {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
+
+
+def test_slices_are_resampled_with_their_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DETECTION))
+    table = importlib.import_module("table")
+    rng = np.random.default_rng(0)
+    cases = [f"case{n}" for n in range(20)]
+    truth = {case: number % 2 for number, case in enumerate(cases)}
+
+    def slices(strength: float, level: float) -> Any:
+        levels = rng.normal(size=20) * level  # what all slices of a case have in common
+        return table.Scores.of(
+            [
+                (case, truth[case] * (n < 5), str(levels[i] + strength * truth[case] * (n < 5) + rng.normal()))
+                for i, case in enumerate(cases)
+                for n in range(30)
+            ]
+        )
+
+    strong, weak, odd = slices(3.0, 0.0), slices(0.5, 0.0), slices(3.0, 3.0)
+    for chosen in table._resamples(strong)[:5]:
+        drawn = Counter(np.array(strong.cases)[chosen])
+        assert all(count % 30 == 0 for count in drawn.values())
+        assert sum(truth[case] * count for case, count in drawn.items()) == 300  # as many cases with lesions as before
+    compared = table._compare({"strong": [strong], "weak": [weak], "odd": [odd]}, peers=["weak", "odd"])
+    assert compared.auroc["strong"] == pytest.approx(roc_auc_score(strong.labels, strong.scores))
+    assert compared.best_peer in ("weak", "odd")
+    assert compared.p_value["strong"] <= 0.01
+    assert compared.p_value[compared.best_peer] is None
+    widths = {name: high - low for name, (low, high) in compared.interval.items()}
+    assert widths["odd"] > 2 * widths["strong"]  # twenty cases, not six hundred slices
 
 
 @pytest.mark.skipif(not HAS_ANOMALIB, reason="needs anomalib: pip install -e .[bench]")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("name", ["patchcore", "padim", "fastflow", "cflow"])
+@pytest.mark.parametrize("name", ["patchcore", "padim", "fastflow", "cflow", "dfm"])
 def test_a_peer_scores_an_image_by_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DETECTION))
     peers = importlib.import_module("peers")

@@ -58,6 +58,11 @@ def test_the_model_is_calibrated_and_saved_when_training_is_completed(tmp_path: 
     assert torch.equal(other.eval()(image), scorer.eval()(image))
 
 
+def test_a_wrong_specificity_is_told_before_the_training(tmp_path: Path, scorer: AnomalyScorer) -> None:
+    with pytest.raises(ValueError, match=r"in \(0, 1\), as 0\.95; got 95"):
+        CalibratedModelSaver(scorer, normals(), tmp_path / "model.pt", specificity=95)
+
+
 def test_a_training_that_fails_leaves_the_earlier_model(tmp_path: Path, scorer: AnomalyScorer) -> None:
     (tmp_path / "model.pt").write_bytes(b"earlier")
     engine = trainer_of([1.0])

@@ -58,7 +58,7 @@ class TestSaliency:
 
     def test_is_finite_where_few_patients_tell_no_ease(self, saliency: str) -> None:
         scorer = AnomalyScorer(AEFlow(Encoder(), n_steps=1, hidden_channels=4)).eval()
-        scorer.usual_dissimilarity.set_untold()
+        scorer.usual_dissimilarity.set_unknown()
         found = network(scorer, saliency)(images())
         assert torch.isfinite(found["saliency"]).all()
         assert not found["ease"].any()

@@ -214,7 +214,7 @@ class TestCalibration:
         before = {name: buffer.clone() for name, buffer in scorer.position.state_dict().items()}
         bad = self.batches(4)
         bad[-1]["image"] = bad[-1]["image"] * float("nan")
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match="holds NaN"):
             calibrate(scorer, bad)
         assert all(torch.equal(scorer.position.state_dict()[name], value) for name, value in before.items())
 

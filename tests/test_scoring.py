@@ -415,10 +415,20 @@ def test_how_unlike_its_reconstruction_a_slice_is_counts_where_there_is_foregrou
     assert measured.dissimilarity[1].item() == 0  # of a black slice nothing counts
 
 
-@pytest.mark.parametrize("part", ["prior", "position", "usual_dissimilarity", "share_mean", "score_settings"])
+@pytest.mark.parametrize(
+    "part", ["prior", "position", "usual_dissimilarity", "share_mean", "score_settings", "score_shares"]
+)
 def test_checkpoint_without_a_part_is_of_an_earlier_version(part: str) -> None:
     scorer = a_scorer()
     state = {key: value for key, value in scorer.state_dict().items() if not key.startswith(part)}
     state["settings"] = torch.tensor([3.0, 0.9, 0.05, 0.25], dtype=torch.float64)  # scoring was one of four there
     with pytest.raises(ValueError, match=rf"by an earlier version, which had no {part}.* yet: train again"):
+        scorer.load_state_dict(state)
+
+
+def test_checkpoint_of_a_score_with_other_options_is_of_another_version() -> None:
+    scorer = a_scorer()
+    state = scorer.state_dict()
+    state["score_settings"] = state["score_settings"][:-1]
+    with pytest.raises(ValueError, match=r"whose score had 6 options where this has 7: train again"):
         scorer.load_state_dict(state)

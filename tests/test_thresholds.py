@@ -33,7 +33,7 @@ class TestUpperThreshold:
 
     @pytest.mark.parametrize("specificity", [0.0, 1.0, -0.5, 95.0, float("nan")])
     def test_specificity_out_of_range_is_named(self, specificity: float) -> None:
-        with pytest.raises(ValueError, match=rf"specificity has to be in \(0, 1\); got {specificity}"):
+        with pytest.raises(ValueError, match=rf"specificity has to be in \(0, 1\), as 0.95; got {specificity}"):
             upper_threshold([1.0], specificity)
 
     def test_no_scores_are_an_error(self) -> None:

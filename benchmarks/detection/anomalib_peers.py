@@ -1,9 +1,9 @@
-"""anomalib's PatchCore, PaDiM, FastFlow and CFLOW with its own settings, on AE-Flow's encoder.
+"""anomalib's PatchCore, PaDiM, FastFlow, CFLOW and DFM with its own settings, on AE-Flow's encoder.
 
 Their feature extractor is replaced by this project's `Encoder`, so weights and input scaling are AE-Flow's. Stages are
 what anomalib's defaults are in strides: 4, 8 and 16 for PaDiM and FastFlow (layer1 to layer3 of a ResNet-18), 8 and 16
-for PatchCore (layer2 and layer3). CFLOW's default is 8, 16 and 32; here it has 4, 8 and 16 like the other flows. Where
-a default does not end on a CPU, the class says what was done.
+for PatchCore (layer2 and layer3), 16 for DFM (layer3). CFLOW's default is 8, 16 and 32; here it has 4, 8 and 16 like
+the other flows. Where a default does not end on a CPU, the class says what was done.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from anomalib.models.components import KCenterGreedy
 from anomalib.models.image.cflow.torch_model import CflowModel
 from anomalib.models.image.cflow.utils import cflow_head, get_logp, positional_encoding_2d
+from anomalib.models.image.dfm.torch_model import DFMModel
 from anomalib.models.image.fastflow.loss import FastflowLoss
 from anomalib.models.image.fastflow.torch_model import FastflowModel, create_fast_flow_block
 from anomalib.models.image.padim.torch_model import PadimModel
@@ -79,6 +80,25 @@ class PatchCore(Peer):
         candidates = torch.vstack(drawn)
         candidates = candidates[torch.randperm(len(candidates))[: self.largest * self.drawn_per_kept]]
         self.model.memory_bank = KCenterGreedy(candidates, 1 / self.drawn_per_kept).sample_coreset()
+
+
+class DFM(Peer):
+    """What principal components of all an image's features of stride 16, pooled, do not explain."""
+
+    stages = (3,)
+
+    def __init__(self, encoder: Encoder, size: tuple[int, int], epochs: int) -> None:
+        super().__init__(encoder, size, epochs)
+        self.model = DFMModel("resnet18", "layer3", pre_trained=False)
+        self.model.feature_extractor = self.extractor
+        self.model.layer = self.extractor.layers[0]
+
+    def fit(self, dataset: Dataset[dict[str, Any]]) -> None:
+        """Collect features and find their components."""
+        self.train()
+        for image in self.batches(dataset, shuffle=False):
+            self.model(image)
+        self.model.fit()
 
 
 class FastFlow(Peer):
@@ -186,4 +206,10 @@ class CFlow(Peer):
         return Answer(-total.flatten(1).amin(dim=1), -total)
 
 
-ANOMALIB: dict[str, type[Peer]] = {"patchcore": PatchCore, "padim": PaDiM, "fastflow": FastFlow, "cflow": CFlow}
+ANOMALIB: dict[str, type[Peer]] = {
+    "patchcore": PatchCore,
+    "padim": PaDiM,
+    "fastflow": FastFlow,
+    "cflow": CFlow,
+    "dfm": DFM,
+}

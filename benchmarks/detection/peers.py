@@ -116,7 +116,7 @@ class PlainAutoencoder(Peer):
 
 def names() -> list[str]:
     """All methods that can be run here."""
-    theirs = ["patchcore", "padim", "fastflow", "cflow"] if importlib.util.find_spec("anomalib") else []
+    theirs = ["patchcore", "padim", "fastflow", "cflow", "dfm"] if importlib.util.find_spec("anomalib") else []
     return [*theirs, "autoencoder"]
 
 

@@ -1,12 +1,13 @@
 """Data sets of the comparison: normals to fit on, and a test list that is not read before all fitting is done.
 
 `Protocol.write_fit` writes a folder with normals alone, which is all that a fitting process is given.
-`Protocol.write_test` reads and writes the test list, and refuses while a fit is missing.
+`Protocol.write_test` reads the test list, or makes it, and writes it; it refuses while a fit is missing.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import random
 import re
 import subprocess
@@ -18,6 +19,9 @@ from typing import NamedTuple
 from aeflow_monai import load_datalist
 
 ROOT = Path(__file__).parent.parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
+import planted_lesions  # noqa: E402
+
 FIELDS = ("path", "mask", "case", "patient", "split", "abnormal")
 N_HELD_OUT, N_ABNORMAL = 200, 400  # of the development split
 
@@ -45,6 +49,12 @@ class Protocol:
         self.config = config
         self._normals = normals
         self._test = test
+
+    def digest(self) -> str:
+        """What tells one list of normals, with its config, from another."""
+        rows = "\n".join(str((row.path, row.case, row.patient)) for row in self._normals)
+        config = self.config.read_text(encoding="utf-8") if self.config else ""
+        return hashlib.sha256((rows + config).encode()).hexdigest()[:16]
 
     def write_fit(self, folder: Path) -> None:
         """Write manifest.csv with the normals and nothing else."""
@@ -78,12 +88,12 @@ def _write(folder: Path, split: str, rows: Iterable[Row]) -> None:
         )
 
 
-def _read(folder: Path, split: str) -> list[Row]:
-    """The rows of one split of a folder with manifest.csv."""
+def _read(folder: Path, split: str, abnormal: bool | None = None) -> list[Row]:
+    """The rows of one split of a folder with manifest.csv; of both kinds if `abnormal` is None."""
     found = []
     with (folder / "manifest.csv").open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
-            if row["split"] == split:
+            if row["split"] == split and abnormal in (None, row["abnormal"] == "1"):
                 path, mask = folder / row["path"], folder / row["mask"] if row.get("mask") else None
                 patient = row.get("patient") or _xray_patient(path)
                 found.append(Row(path, row["abnormal"] == "1", mask, row.get("case") or "", patient))
@@ -103,13 +113,12 @@ def _some(rows: Sequence[Row], n: int | None) -> list[Row]:
     return list(rows) if n is None else shuffled[:n]
 
 
-def development_split(train: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+def development_split(normals: Sequence[Row], abnormal: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Normals to fit on, and a test list, both of an official train split; no patient is on both sides.
 
     Patients are held out, in an order that a fixed seed gives, until they have 200 normal images; 400 patients with
-    pneumonia give an image each.
+    pneumonia give an image each. Which normals are held out does not depend on the abnormal images.
     """
-    normals = [row for row in train if not row.abnormal]
     rng = random.Random(0)
     patients = sorted({row.patient for row in normals})
     rng.shuffle(patients)
@@ -119,7 +128,7 @@ def development_split(train: Sequence[Row]) -> tuple[list[Row], list[Row]]:
             break
         held_out.add(patient)
     first: dict[str, Row] = {}
-    for row in sorted((row for row in train if row.abnormal), key=lambda row: row.path):
+    for row in sorted(abnormal, key=lambda row: row.path):
         first.setdefault(row.patient, row)
     ill = sorted(first)
     rng.shuffle(ill)
@@ -129,24 +138,33 @@ def development_split(train: Sequence[Row]) -> tuple[list[Row], list[Row]]:
 
 def chest_xray(data: Path, split: str, n_normals: int | None) -> Protocol:
     """The official split, or a development split made of its training part alone."""
-    folder = data / "chest_xray"
-    train = _read(folder, "train")
-    if split == "dev":
-        normals, test = development_split(train)
-        return Protocol(ROOT / "configs/chest_xray.yaml", _some(normals, n_normals), lambda: test)
-    normals = [row for row in train if not row.abnormal]
-    return Protocol(ROOT / "configs/chest_xray.yaml", _some(normals, n_normals), lambda: _read(folder, "test"))
+    folder, config = data / "chest_xray", ROOT / "configs/chest_xray.yaml"
+    normals = _read(folder, "train", abnormal=False)
+    if split == "official":
+        return Protocol(config, _some(normals, n_normals), lambda: _read(folder, "test"))
+    to_fit, _ = development_split(normals, [])
+
+    def test() -> list[Row]:
+        return development_split(normals, _read(folder, "train", abnormal=True))[1]
+
+    return Protocol(config, _some(to_fit, n_normals), test)
 
 
 def healthy_t1(data: Path, output: Path, n_subjects: int | None) -> Protocol:
-    """Healthy T1 volumes, lesions planted in half of the 20 test subjects (planted_lesions.py)."""
-    planted = output / "planted"
-    if not (planted / "manifest.csv").exists():
-        command = [sys.executable, str(ROOT / "benchmarks/planted_lesions.py"), "--healthy", str(data / "healthy_t1")]
-        command += ["--shapes", str(data / "ms_lesion/gold_masks_all30"), "--output", str(planted), "--n_test", "20"]
-        subprocess.run([*command, "--seed", "0"], check=True)
-    normals = [row for row in _read(planted, "train") if not row.abnormal]
-    return Protocol(ROOT / "configs/healthy_t1.yaml", _some(normals, n_subjects), lambda: _read(planted, "test"))
+    """Healthy T1 volumes, lesions planted in half of the 20 test subjects (planted_lesions.py), when all is fitted."""
+    healthy, planted, seed, n_test = data / "healthy_t1", output / "planted", 0, 20
+
+    def plant() -> list[Row]:
+        if not (planted / "manifest.csv").exists():
+            command = [sys.executable, planted_lesions.__file__, "--healthy", str(healthy), "--output", str(planted)]
+            command += ["--shapes", str(data / "ms_lesion/gold_masks_all30")]
+            subprocess.run([*command, "--n_test", str(n_test), "--seed", str(seed)], check=True)
+        return _read(planted, "test")
+
+    train, _, _ = planted_lesions.split(healthy, n_test, seed)
+    cases = [planted_lesions.case_of(file) for file in train]
+    normals = [Row(file, False, None, case, case) for file, case in zip(train, cases, strict=True)]
+    return Protocol(ROOT / "configs/healthy_t1.yaml", _some(normals, n_subjects), plant)
 
 
 def listed(source: str, config: Path | None, normal_classes: Sequence[str], n_normals: int | None) -> Protocol:

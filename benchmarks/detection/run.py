@@ -29,7 +29,7 @@ import peers
 import protocols
 import torch
 from table import Result, markdown, summarise
-from work import ROOT, VARIANTS, label_of, overlay_of
+from work import VARIANTS, commit, label_of, overlay_of
 
 HERE = Path(__file__).parent
 
@@ -99,17 +99,14 @@ class Runs:
 
 
 def same_protocol(output: Path, settings: dict[str, Any]) -> None:
-    """Refuse to mix data of two kinds in one folder."""
+    """Refuse to mix data of two kinds, or two versions of a config, in one folder."""
     path = output / "protocol.json"
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != settings:
-        raise SystemExit(f"{output} holds a run with {path.read_text(encoding='utf-8')}; name another --output.")
+    was = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    different = sorted(name for name in settings if was.get(name) != settings[name])
+    if different:
+        parts = "; ".join(f"{name} {was.get(name)!r} there, {settings[name]!r} now" for name in different)
+        raise SystemExit(f"{output} holds a run of other normals or another config ({parts}); name another --output.")
     path.write_text(json.dumps(settings), encoding="utf-8")
-
-
-def commit() -> str:
-    """The commit of this code, marked if it was changed."""
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def processor() -> str:
@@ -139,9 +136,9 @@ def main() -> None:
     data, output = given.data.absolute(), given.output.absolute()
     output.mkdir(parents=True, exist_ok=True)
     config = given.config.absolute() if given.config else None
-    settings = {"set": given.set, "split": given.split, "normals": given.normals, "config": str(config)}
-    same_protocol(output, settings)
     protocol = protocols.load(given.set, data, output, given.split, given.normals, config, given.normal_classes)
+    settings = {"set": given.set, "split": given.split, "normals": given.normals, "digest": protocol.digest()}
+    same_protocol(output, settings)
     runs = Runs(output, protocol.config, given.epochs)
 
     # a later run that adds a method fits it as blindly as the first

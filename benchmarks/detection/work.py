@@ -45,6 +45,7 @@ from aeflow_monai import (
     calibrate,
     keep_freed_memory,
 )
+from aeflow_monai.scoring import SETTINGS
 from aeflow_monai.thresholds import set_thresholds
 
 HERE = Path(__file__).parent
@@ -52,17 +53,13 @@ ROOT = HERE.parent.parent
 CONFIGS = ROOT / "bundle/configs"
 VARIANTS = HERE / "variants"
 # options that change the score and nothing that is trained: such a variant takes the training of the one without them
-SCORE_OPTIONS = {
-    "beta",
-    "scoring",
-    "slice_shares",
-    "by_position",
-    "slice_sigma",
-    "ease_weight",
-    "level_weight",
-    "case_share",
-    "specificity",
-}
+SCORE_OPTIONS = {"scoring", "slice_shares", "specificity", *SETTINGS}
+
+
+def commit() -> str:
+    """The commit of this code, marked if it was changed."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 def overlay_of(method: str) -> dict[str, Any] | None:
@@ -113,6 +110,8 @@ class KeptSlices(Dataset[dict[str, Any]]):
     def __init__(self, slices: SliceDataset, folder: Path) -> None:
         self.slices = slices
         self.stages = [np.load(file, mmap_mode="r") for file in sorted(folder.glob("features_*.npy"))]
+        if {len(stage) for stage in self.stages} != {len(slices)}:
+            raise ValueError(f"{folder} holds features of other slices than these {len(slices)}: delete it.")
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -232,7 +231,7 @@ def train(given: argparse.Namespace, overlay: dict[str, Any], folder: Path) -> d
         raise SystemExit(f"The training failed: see {folder / 'training.log'}.")
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": usage.ru_utime + usage.ru_stime}
-    report = {**spent, "peak_memory_mib": peak}
+    report = {**spent, "peak_memory_mib": peak, "commit": commit()}
     record.write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
 
@@ -240,7 +239,8 @@ def train(given: argparse.Namespace, overlay: dict[str, Any], folder: Path) -> d
 def fit_variant(given: argparse.Namespace, overlay: dict[str, Any]) -> dict[str, Any]:
     """Train AE-Flow, or take over a training that differs in the score alone and calibrate it anew."""
     trained = {name: value for name, value in overlay.items() if name not in SCORE_OPTIONS}
-    digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
+    settings = json.dumps([trained, given.epochs], sort_keys=True)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
     folder = given.output.parent / f"training-{digest}"
     report = train(given, trained, folder)
     model, path = given.output / "model.pt", given.output / "overlay.yaml"
@@ -337,6 +337,7 @@ def main() -> None:
     if given.method != "patchcore" or given.task != "fit":
         keep_freed_memory()  # the search for PatchCore's core set would keep one block more at each step
     report = tasks[given.task](given)
+    report = {"commit": commit(), **report}  # of a training that was taken over: its own
     if given.task == "fit":
         report["settings"] = {"overlay": overlay_of(given.method), "epochs": given.epochs}
     unfinished = given.output / f".{given.task}.json"
