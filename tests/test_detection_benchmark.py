@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 DETECTION = ROOT / "benchmarks/detection"
 HAS_ANOMALIB = importlib.util.find_spec("anomalib") is not None
 TINY = {"image_size": [64, 64], "n_steps": 2, "hidden_channels": 8, "calibration_fraction": 0.25, "epochs": 1}
-METHODS = ["flow_only", "autoencoder", *(["patchcore"] if HAS_ANOMALIB else [])]
+METHODS = ["flow_only", "autoencoder", "autoencoder_rescored", *(["patchcore"] if HAS_ANOMALIB else [])]
 
 
 def run(data: Path, output: Path, *options: str, methods: list[str]) -> subprocess.CompletedProcess[str]:
@@ -185,22 +186,38 @@ def test_the_table_is_what_scikit_learn_makes_of_the_scores(finished: Path) -> N
         assert f"| {name} | {methods[name]['auroc']:.3f} |" in table
 
 
-def test_other_settings_do_not_take_over_a_fit(data: Path, fitted: Path) -> None:
-    done = run(data, fitted, "--epochs", "2", "--fit_only", methods=["autoencoder"])
-    assert done.returncode != 0
-    assert "delete it, or name another --output" in done.stderr
-    done = run(data, fitted, "--normals", "8", "--fit_only", methods=["autoencoder"])
-    assert "normals None there, 8 now" in done.stderr
-    assert "name another --output" in done.stderr
-    done = run(data, fitted, "--fit_only", methods=["autoencodr"])
-    assert "Unknown method 'autoencodr'" in done.stderr
+def test_a_rescored_method_differs_in_the_score_alone(finished: Path) -> None:
+    own, rescored = (
+        json.loads((finished / f"seed0/{name}/fit.json").read_text(encoding="utf-8"))
+        for name in ("autoencoder", "autoencoder_rescored")
+    )
+    assert own == rescored
+    _, of_own, _ = stored_scores(finished / "seed0/autoencoder")
+    _, of_rescored, _ = stored_scores(finished / "seed0/autoencoder_rescored")
+    assert not np.allclose(of_own, of_rescored)
+    assert np.corrcoef(of_own, of_rescored)[0, 1] > 0.3
+
+
+def test_other_settings_do_not_take_over_a_fit(data: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DETECTION))
+    main = importlib.import_module("run").main
     config = data.parent / "tiny.yaml"
+    command = ["run.py", "--data", str(data), "--output", str(fitted), "--set", str(data), "--config", str(config)]
+
+    def refusal(*options: str, method: str = "autoencoder") -> str:
+        monkeypatch.setattr(sys, "argv", [*command, "--seeds", "0", "--fit_only", *options, "--methods", method])
+        with pytest.raises(SystemExit) as refused:
+            main()
+        return str(refused.value)
+
+    assert "delete it, or name another --output" in refusal("--epochs", "2")
+    assert re.search("normals None there, 8 now.*name another --output", refusal("--normals", "8"))
+    assert "Unknown method 'autoencodr'" in refusal(method="autoencodr")
     before = config.read_text(encoding="utf-8")
     config.write_text(yaml.safe_dump({**TINY, "clamp": 1.0}), encoding="utf-8")
-    done = run(data, fitted, "--fit_only", methods=["autoencoder"])
+    message = refusal()
     config.write_text(before, encoding="utf-8")
-    assert "digest " in done.stderr
-    assert "another config" in done.stderr
+    assert re.search("another config.*digest '", message)
 
 
 def test_a_training_of_other_epochs_is_not_taken_over(data: Path, finished: Path, tmp_path: Path) -> None:

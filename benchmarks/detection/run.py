@@ -9,9 +9,9 @@ seeds. Usage:
 
 DIR holds chest_xray/manifest.csv, or healthy_t1 and ms_lesion/gold_masks_all30. --set may also be the path of whatever
 the bundle can read and has a test split, as a MedMNIST .npz. A method is `aeflow` (the bundle's defaults and the data
-set's config), the name of an overlay in benchmarks/detection/variants or the path of another one, or one of peers.py;
-anomalib's need the extra `bench`. Last epoch for everyone. Written to the output: table.md, results.json, and a folder
-for each seed and method.
+set's config), the name of an overlay in benchmarks/detection/variants or the path of another one, one of peers.py, or
+behind that, as `padim_rescored`, its maps with AE-Flow's way from a map to a score. anomalib's need the extra `bench`.
+Last epoch for everyone. Written to the output: table.md, results.json, and a folder for each seed and method.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ import peers
 import protocols
 import torch
 from table import Result, markdown, summarise
-from work import VARIANTS, commit, label_of, overlay_of
+from work import VARIANTS, commit, label_of, overlay_of, rescored
 
 HERE = Path(__file__).parent
 
 
 def resolve(method: str) -> str:
     """A method as work.py takes it; names of variants become the paths of their overlays."""
-    if method == "aeflow" or method in peers.names():
+    if method == "aeflow" or (rescored(method) or method) in peers.names():
         return method
     for path in (Path(method), VARIANTS / f"{method}.yaml"):
         if path.suffix == ".yaml" and path.is_file():

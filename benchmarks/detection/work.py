@@ -5,7 +5,8 @@
     python work.py score --method NAME --dataset_dir TEST --output DIR --seed N ...
     python work.py speed --output DIR ...                               all fitted methods, in turn
 
-A method is the name of one of peers.py, or the path of an overlay of the bundle's train.yaml, or "aeflow".
+A method is the name of one of peers.py, that name and "_rescored" (see rescored.py), the path of an overlay of the
+bundle's train.yaml, or "aeflow".
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 CONFIGS = ROOT / "bundle/configs"
 VARIANTS = HERE / "variants"
+RESCORED = "_rescored"
 # options that change the score and nothing that is trained: such a variant takes the training of the one without them
 SCORE_OPTIONS = {"scoring", "slice_shares", "specificity", *SETTINGS}
 
@@ -69,6 +71,11 @@ def overlay_of(method: str) -> dict[str, Any] | None:
     if method.endswith(".yaml"):
         return yaml.safe_load(Path(method).read_text(encoding="utf-8")) or {}
     return None
+
+
+def rescored(method: str) -> str | None:
+    """Whose maps a method rescores; None if it is no such method."""
+    return method.removesuffix(RESCORED) if method.endswith(RESCORED) else None
 
 
 def label_of(method: str) -> str:
@@ -260,6 +267,22 @@ def fit_variant(given: argparse.Namespace, overlay: dict[str, Any]) -> dict[str,
     return {**report, **parameters(fitted_scorer(given, given.output))}
 
 
+def fit_rescored(given: argparse.Namespace, peer: str) -> dict[str, Any]:
+    """Calibrate the maps of another method, which is fitted already, as AE-Flow's are."""
+    folder, path = given.output.parent / peer, given.output / "overlay.yaml"
+    if not (folder / "fit.json").exists():
+        raise SystemExit(f"{given.method} takes the fit of {peer}: name {peer} before it.")
+    # the network that is not asked is as small as can be
+    network = {"network_def::_target_": "rescored.RescoredPeer", "network_def::peer_path": str(folder / "peer.pt")}
+    path.write_text(yaml.safe_dump({**network, "n_steps": 1, "keep_features": None}), encoding="utf-8")
+    parser = bundle(given, [path], evaluation=False, initial_weights="checkpoint").parser
+    scorer: AnomalyScorer = parser.get_parsed_content("network")
+    held_out, fitted = (parser.get_parsed_content(part) for part in ("validate#dataloader", "train#usual"))
+    calibrate(scorer, held_out, parser["specificity"], fitted=fitted)
+    torch.save({"model": scorer.state_dict()}, given.output / "model.pt")
+    return json.loads((folder / "fit.json").read_text(encoding="utf-8"))
+
+
 def fitted_scorer(given: argparse.Namespace, folder: Path) -> AnomalyScorer:
     """A fitted variant of AE-Flow, from its folder."""
     workflow = bundle(given, [folder / "overlay.yaml"], evaluation=False, initial_weights="checkpoint")
@@ -279,14 +302,16 @@ def parameters(network: torch.nn.Module) -> dict[str, int]:
 
 def fit(given: argparse.Namespace) -> dict[str, Any]:
     """Fit a method."""
-    overlay = overlay_of(given.method)
-    return fit_peer(given) if overlay is None else fit_variant(given, overlay)
+    overlay, peer = overlay_of(given.method), rescored(given.method)
+    if overlay is not None:
+        return fit_variant(given, overlay)
+    return fit_rescored(given, peer) if peer else fit_peer(given)
 
 
 def score(given: argparse.Namespace) -> dict[str, Any]:
     """Evaluate by the bundle; another method takes the place of AE-Flow's network."""
     options = {"results_dir": str(given.output / "results"), "ckpt_path": str(given.output / "model.pt")}
-    is_peer = overlay_of(given.method) is None
+    is_peer = (given.output / "peer.pt").exists()
     workflow = bundle(given, [] if is_peer else [given.output / "overlay.yaml"], evaluation=True, **options)
     workflow.initialize()
     if is_peer:
@@ -304,6 +329,8 @@ def speed(given: argparse.Namespace, repeats: int = 7) -> dict[str, Any]:
     encoder = Encoder(parser["backbone"], peers.STAGES, parser["encoder_weights"], parser["in_channels"])
     networks: dict[str, torch.nn.Module] = {"encoder": encoder}
     for folder in sorted(file.parent for file in given.output.glob("*/fit.json")):
+        if rescored(folder.name):  # whose network is twice what it had to be
+            continue
         if (folder / "peer.pt").exists():
             networks[folder.name] = torch.load(folder / "peer.pt", weights_only=False).eval()
         else:
