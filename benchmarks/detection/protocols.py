@@ -136,9 +136,9 @@ def development_split(normals: Sequence[Row], abnormal: Sequence[Row]) -> tuple[
     return [row for row in normals if row.patient not in held_out], test
 
 
-def chest_xray(data: Path, split: str, n_normals: int | None) -> Protocol:
+def chest_xray(data: Path, split: str, n_normals: int | None, config: Path | None = None) -> Protocol:
     """The official split, or a development split made of its training part alone."""
-    folder, config = data / "chest_xray", ROOT / "configs/chest_xray.yaml"
+    folder, config = data / "chest_xray", config or ROOT / "configs/chest_xray.yaml"
     normals = _read(folder, "train", abnormal=False)
     if split == "official":
         return Protocol(config, _some(normals, n_normals), lambda: _read(folder, "test"))
@@ -150,7 +150,7 @@ def chest_xray(data: Path, split: str, n_normals: int | None) -> Protocol:
     return Protocol(config, _some(to_fit, n_normals), test)
 
 
-def healthy_t1(data: Path, output: Path, n_subjects: int | None) -> Protocol:
+def healthy_t1(data: Path, output: Path, n_subjects: int | None, config: Path | None = None) -> Protocol:
     """Healthy T1 volumes, lesions planted in half of the 20 test subjects (planted_lesions.py), when all is fitted."""
     healthy, planted, seed, n_test = data / "healthy_t1", output / "planted", 0, 20
 
@@ -164,7 +164,7 @@ def healthy_t1(data: Path, output: Path, n_subjects: int | None) -> Protocol:
     train, _, _ = planted_lesions.split(healthy, n_test, seed)
     cases = [planted_lesions.case_of(file) for file in train]
     normals = [Row(file, False, None, case, case) for file, case in zip(train, cases, strict=True)]
-    return Protocol(ROOT / "configs/healthy_t1.yaml", _some(normals, n_subjects), plant)
+    return Protocol(config or ROOT / "configs/healthy_t1.yaml", _some(normals, n_subjects), plant)
 
 
 def listed(source: str, config: Path | None, normal_classes: Sequence[str], n_normals: int | None) -> Protocol:
@@ -205,13 +205,13 @@ def load(
         output: where data that has to be made goes.
         split: "official" or, of chest_xray, "dev".
         n_normals: fit on this many images or subjects only; all if None.
-        config: overlay of train.yaml for data of the user's own.
+        config: overlay of train.yaml, in place of the data set's own in configs.
         normal_classes: of data of the user's own.
     """
     if split == "dev" and name != "chest_xray":
         raise ValueError(f"Only chest_xray has a development split; got {name!r}.")
     if name == "chest_xray":
-        return chest_xray(data, split, n_normals)
+        return chest_xray(data, split, n_normals, config)
     if name == "healthy_t1":
-        return healthy_t1(data, output, n_normals)
+        return healthy_t1(data, output, n_normals, config)
     return listed(name, config, normal_classes, n_normals)

@@ -123,7 +123,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--set", default="chest_xray", help="chest_xray, healthy_t1, or the path of a data set")
     parser.add_argument("--split", default="official", choices=["official", "dev"])
-    parser.add_argument("--config", type=Path, help="overlay of train.yaml for a data set of your own")
+    parser.add_argument(
+        "--config", type=Path, help="overlay of train.yaml for all methods, in place of the data set's own"
+    )
     parser.add_argument("--normal_classes", nargs="+", default=["NORMAL"], help="of a data set of your own")
     parser.add_argument("--methods", nargs="+", help="all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
