@@ -7,6 +7,9 @@ same bytes, and the printed checksum tells. The result is synthetic: there is no
 disease does. Usage:
 
     python benchmarks/planted_lesions.py --healthy DIR/healthy_t1 --shapes DIR/ms_lesion/gold_masks_all30 --output DIR
+
+With --paired each held-out subject is there as it is and with lesions, so that no difference between subjects can
+favour a method.
 """
 
 from __future__ import annotations
@@ -14,7 +17,9 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+from collections.abc import Container, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -78,9 +83,8 @@ def plant(
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8), mask, planted
 
 
-def split(healthy: Path, n_test: int, seed: int) -> tuple[list[Path], list[Path], set[Path]]:
-    """The healthy volumes of a folder: those to train on, those to test on, and which of these get lesions."""
-    files = sorted(healthy.glob("*.nii.gz"))
+def split(files: Sequence[Path], n_test: int, seed: int) -> tuple[list[Path], list[Path], set[Path]]:
+    """Healthy volumes, in the order of their names: to train on, to test on, and which of these get lesions."""
     order = np.random.default_rng(seed).permutation(len(files))
     test = [files[i] for i in sorted(order[:n_test])]
     return [file for file in files if file not in test], test, {files[i] for i in order[: n_test // 2]}
@@ -91,45 +95,81 @@ def case_of(file: Path) -> str:
     return file.name.partition("_")[0]
 
 
+def write(
+    healthy: Sequence[Path],
+    train: Container[Path],
+    test: Container[Path],
+    abnormal: Container[Path],
+    shapes_of: Path,
+    output: Path,
+    seed: int,
+    paired: bool = False,
+) -> str:
+    """Write the volumes, the masks, manifest.csv and lesions.csv, and give the checksum of all of it.
+
+    Args:
+        healthy: volumes, whose number seeds their lesions.
+        train: those of them to train on.
+        test: those to test on.
+        abnormal: which of them get lesions; if `paired`, all are written as they are too.
+        shapes_of: folder of the masks whose parts are the lesions' shapes.
+        output: folder to write to.
+        seed: of the lesions.
+        paired: see `abnormal`.
+    """
+    shapes = lesion_shapes(shapes_of)
+    print("shapes: " + ", ".join(f"{len(found)} {size}" for size, found in shapes.items()))
+    (output / "images").mkdir(parents=True, exist_ok=True)
+    (output / "masks").mkdir(exist_ok=True)
+    rows = [["path", "split", "abnormal", "mask", "case", "patient"]]
+    lesions = [["case", "label", "size", "contrast", "voxels"]]
+    for number, file in enumerate(healthy):
+        if file not in train and file not in test:
+            continue
+        subject, section = case_of(file), "test" if file in test else "train"
+        source = nib.load(file)
+        voxels = np.asarray(source.dataobj)
+
+        def save(case: str, changed: np.ndarray, mask: np.ndarray | None, source: Any = source) -> str:
+            nib.save(nib.Nifti1Image(changed, source.affine, source.header), output / f"images/{case}.nii.gz")
+            if mask is None:
+                return ""
+            nib.save(nib.Nifti1Image(mask, source.affine, source.header), output / f"masks/{case}.nii.gz")
+            return f"masks/{case}.nii.gz"
+
+        if file not in abnormal or paired:
+            save(subject, voxels, None)
+            rows.append([f"images/{subject}.nii.gz", section, "0", "", subject, subject])
+        if file in abnormal:
+            rng = np.random.default_rng([seed, number])
+            changed, mask, planted = plant(rng, voxels, float(source.header.get_zooms()[0]), shapes)
+            case = f"{subject}_lesions" if paired else subject
+            rows.append([f"images/{case}.nii.gz", section, "1", save(case, changed, mask), case, subject])
+            lesions += [[case, *lesion.values()] for lesion in planted]
+    for name, table in (("manifest.csv", rows), ("lesions.csv", lesions)):
+        with (output / name).open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows(table)
+    digest = hashlib.sha256()
+    for path in sorted(p for p in output.rglob("*") if p.suffix in (".gz", ".csv")):
+        digest.update(path.relative_to(output).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--healthy", type=Path, required=True)
     parser.add_argument("--shapes", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--n_test", type=int, default=20, help="held-out subjects; half of them get lesions")
+    parser.add_argument("--paired", action="store_true", help="each of them is there as it is, and with lesions")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-
-    shapes = lesion_shapes(options.shapes)
-    print("shapes: " + ", ".join(f"{len(found)} {size}" for size, found in shapes.items()))
-    train, test, abnormal = split(options.healthy, options.n_test, options.seed)
-    files = sorted([*train, *test])
-    (options.output / "images").mkdir(parents=True, exist_ok=True)
-    (options.output / "masks").mkdir(exist_ok=True)
-    rows = [["path", "split", "abnormal", "mask", "case"]]
-    lesions = [["case", "label", "size", "contrast", "voxels"]]
-    for number, file in enumerate(files):
-        case = case_of(file)
-        source = nib.load(file)
-        voxels, mask_path = np.asarray(source.dataobj), ""
-        if file in abnormal:
-            rng = np.random.default_rng([options.seed, number])
-            spacing = float(source.header.get_zooms()[0])
-            voxels, mask, planted = plant(rng, voxels, spacing, shapes)
-            mask_path = f"masks/{case}.nii.gz"
-            nib.save(nib.Nifti1Image(mask, source.affine, source.header), options.output / mask_path)
-            lesions += [[case, *lesion.values()] for lesion in planted]
-        nib.save(nib.Nifti1Image(voxels, source.affine, source.header), options.output / f"images/{case}.nii.gz")
-        section = "test" if file in test else "train"
-        rows.append([f"images/{case}.nii.gz", section, str(int(file in abnormal)), mask_path, case])
-    for name, table in (("manifest.csv", rows), ("lesions.csv", lesions)):
-        with (options.output / name).open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream, lineterminator="\n").writerows(table)
-    digest = hashlib.sha256()
-    for path in sorted(p for p in options.output.rglob("*") if p.suffix in (".gz", ".csv")):
-        digest.update(path.relative_to(options.output).as_posix().encode() + path.read_bytes())
+    given = parser.parse_args()
+    healthy = sorted(given.healthy.glob("*.nii.gz"))
+    train, test, half = split(healthy, given.n_test, given.seed)
+    abnormal = set(test) if given.paired else half
+    digest = write(healthy, train, test, abnormal, given.shapes, given.output, given.seed, given.paired)
     counts = f"{len(train)} to train on, {len(test)} to test on, {len(abnormal)} of them with lesions"
-    print(f"{options.output}: {counts}; sha256 of all files {digest.hexdigest()}")
+    print(f"{given.output}: {counts}; sha256 of all files {digest}")
 
 
 if __name__ == "__main__":

@@ -141,20 +141,29 @@ def test_normals_to_fit_on_are_listed_without_a_look_at_abnormal_images(tmp_path
     assert [row["abnormal"] for row in test].count("1") == 5  # which were listed after the protocol was made
 
 
-def test_lesions_are_planted_when_all_is_fitted(tmp_path: Path, protocols: ModuleType) -> None:
+@pytest.mark.parametrize(("split", "n_train", "n_tested"), [("official", 38, 20), ("dev", 18, 40)])
+def test_lesions_are_planted_when_all_is_fitted(
+    split: str, n_train: int, n_tested: int, tmp_path: Path, protocols: ModuleType
+) -> None:
     real = Path(os.environ.get("AEFLOW_DATA") or "absent")
     if not ((real / "healthy_t1").is_dir() and (real / "ms_lesion").is_dir()):
         pytest.skip("needs healthy_t1 and ms_lesion in the folder that the environment variable AEFLOW_DATA names")
-    protocol = protocols.healthy_t1(real, tmp_path, None)
+    protocol = protocols.healthy_t1(real, tmp_path, split, None)
     protocol.write_fit(tmp_path / "normals")
     assert not (tmp_path / "planted").exists()
     fitted_on = rows(tmp_path / "normals/manifest.csv")
     protocol.write_test(tmp_path / "test", [])
     tested = rows(tmp_path / "test/manifest.csv")
-    assert len(tested) == 20
-    assert sum(row["abnormal"] == "1" for row in tested) == 10
-    assert not {row["case"] for row in fitted_on} & {row["case"] for row in tested}
+    assert (len(fitted_on), len(tested)) == (n_train, n_tested)
+    assert sum(row["abnormal"] == "1" for row in tested) == n_tested // 2
+    assert not {row["patient"] for row in fitted_on} & {row["patient"] for row in tested}
     assert all(Path(row["path"]).parent == real / "healthy_t1" for row in fitted_on)
+    of_patients = Counter((row["patient"], row["abnormal"]) for row in tested)
+    assert set(of_patients.values()) == {1}
+    assert len({patient for patient, _ in of_patients}) == 20
+    official, _, _ = protocols.planted_lesions.split(sorted((real / "healthy_t1").glob("*.nii.gz")), 20, 0)
+    if split == "dev":  # nothing of the official test
+        assert {row["patient"] for row in tested} < {protocols.planted_lesions.case_of(file) for file in official}
 
 
 def test_a_stopped_comparison_goes_on(data: Path, finished: Path) -> None:

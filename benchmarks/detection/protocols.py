@@ -10,7 +10,6 @@ import csv
 import hashlib
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 import planted_lesions  # noqa: E402
 
 FIELDS = ("path", "mask", "case", "patient", "split", "abnormal")
-N_HELD_OUT, N_ABNORMAL = 200, 400  # of the development split
+N_HELD_OUT, N_ABNORMAL = 200, 400  # of the chest X-rays' development split
+N_TEST = 20  # subjects, of either split of the brains
 
 
 class Row(NamedTuple):
@@ -150,18 +150,26 @@ def chest_xray(data: Path, split: str, n_normals: int | None, config: Path | Non
     return Protocol(config, _some(to_fit, n_normals), test)
 
 
-def healthy_t1(data: Path, output: Path, n_subjects: int | None, config: Path | None = None) -> Protocol:
-    """Healthy T1 volumes, lesions planted in half of the 20 test subjects (planted_lesions.py), when all is fitted."""
-    healthy, planted, seed, n_test = data / "healthy_t1", output / "planted", 0, 20
+def healthy_t1(data: Path, output: Path, split: str, n_subjects: int | None, config: Path | None = None) -> Protocol:
+    """Healthy T1 volumes, of which 20 get lesions (planted_lesions.py) when all is fitted.
+
+    Of the official split's 20 test subjects half get lesions. The development split tests on 20 of the 38 others: each
+    as it is and with lesions, so that no difference between subjects can favour a method.
+    """
+    planted, shapes = output / "planted", data / "ms_lesion/gold_masks_all30"
+    healthy = sorted((data / "healthy_t1").glob("*.nii.gz"))
+    is_paired, seed = split == "dev", 0
+    train, test, abnormal = planted_lesions.split(healthy, N_TEST, seed)
+    if is_paired:
+        seed = 1
+        train, test, _ = planted_lesions.split(train, N_TEST, seed)
+        abnormal = set(test)
 
     def plant() -> list[Row]:
         if not (planted / "manifest.csv").exists():
-            command = [sys.executable, planted_lesions.__file__, "--healthy", str(healthy), "--output", str(planted)]
-            command += ["--shapes", str(data / "ms_lesion/gold_masks_all30")]
-            subprocess.run([*command, "--n_test", str(n_test), "--seed", str(seed)], check=True)
+            planted_lesions.write(healthy, [], test, abnormal, shapes, planted, seed, is_paired)
         return _read(planted, "test")
 
-    train, _, _ = planted_lesions.split(healthy, n_test, seed)
     cases = [planted_lesions.case_of(file) for file in train]
     normals = [Row(file, False, None, case, case) for file, case in zip(train, cases, strict=True)]
     return Protocol(config or ROOT / "configs/healthy_t1.yaml", _some(normals, n_subjects), plant)
@@ -203,15 +211,15 @@ def load(
         name: "chest_xray", "healthy_t1", or the path of what the bundle can read.
         data: folder that holds the first two.
         output: where data that has to be made goes.
-        split: "official" or, of chest_xray, "dev".
+        split: "official" or, of the first two, "dev".
         n_normals: fit on this many images or subjects only; all if None.
         config: overlay of train.yaml, in place of the data set's own in configs.
         normal_classes: of data of the user's own.
     """
-    if split == "dev" and name != "chest_xray":
-        raise ValueError(f"Only chest_xray has a development split; got {name!r}.")
+    if split == "dev" and name not in ("chest_xray", "healthy_t1"):
+        raise ValueError(f"Only chest_xray and healthy_t1 have a development split; got {name!r}.")
     if name == "chest_xray":
         return chest_xray(data, split, n_normals, config)
     if name == "healthy_t1":
-        return healthy_t1(data, output, n_normals, config)
+        return healthy_t1(data, output, split, n_normals, config)
     return listed(name, config, normal_classes, n_normals)
