@@ -43,12 +43,12 @@ class AnomalyScorer(nn.Module):
     1 - SSIM::
 
         sum = (beta * mean over stages of standardised(flow) + (1 - beta) * standardised(1 - SSIM)) / map_std
-        high = (blurred through the slices of a volume(sum) - mean at the same place of normals) / deviation there
-        map = high - (1 - level_weight) * mean of high over the slice's foreground
+        deviation = (blurred through the slices of a volume(sum) - mean at the same place of normals) / std there
+        map = deviation - (1 - level_weight) * mean of deviation over the slice's foreground
 
     Outside of the tissue, where only black lies between a pixel and the border, the map is 0 at most.
 
-    0 is what is typical of normals at this place, larger is more anomalous, in standard deviations of held-out normals.
+    0 is what is typical of normals at this place, larger is more anomalous, in standard deviations of normals there.
     A slice's score is how high the map is, over a few of its pixels or over all of them: for each of `slice_shares`
     the mean of this share of its highest values, standardised by that of held-out normal slices; and of these the mean.
     So it rises with a small lesion, and with a faint change of everything. A slice that is easier to reconstruct than
@@ -71,7 +71,8 @@ class AnomalyScorer(nn.Module):
             deviation anywhere; else by these.
         slice_sigma: of the blur through the slices of a volume, as a share of the distance from the first slice that is
             looked at to the last, 0 or more; 0 for none.
-        ease_weight: of what is unusually easy to reconstruct, in a slice's score, 0 or more. The published score has 0.
+        ease_weight: weight, in a slice's score, of being unusually easy to reconstruct, 0 or more. The published score
+            has 0.
         level_weight: of a slice's mean in its map, above 0, at most 1. All of a slice is higher or lower in one patient
             than in another, and by more than a small lesion changes it; 1 where a disease changes all of an image.
         abnormal_distance: of the prior's two components, see `MixturePrior`.
@@ -262,10 +263,10 @@ class AnomalyScorer(nn.Module):
         """
         if not self.is_standardised:
             return weighted_sum
-        high: Tensor = (usual or self.position)(weighted_sum, places)
-        level = (1 - self.level_weight) * _mean(high, foreground).view(-1, 1, 1, 1)
+        deviation: Tensor = (usual or self.position)(weighted_sum, places)
+        level = (1 - self.level_weight) * _mean(deviation, foreground).view(-1, 1, 1, 1)
         # outside of the tissue nothing is taken off: wide margins would turn a high level into a low mean
-        return torch.where(_is_tissue(foreground), high - level, high.clamp_max(0))
+        return torch.where(_is_tissue(foreground), deviation - level, deviation.clamp_max(0))
 
     def ease(
         self,

@@ -1,9 +1,12 @@
+import inspect
 from typing import Any
 
 import pytest
 import torch
 
-from aeflow_monai import LesionSlices, RandLesiond
+from aeflow_monai import LesionSlices, MixtureLoss, RandLesiond
+from aeflow_monai.lesions import _UNDECIDED
+from aeflow_monai.loss import _UNTOUCHED
 
 
 def head(seed: int = 0, channels: int = 1) -> torch.Tensor:
@@ -142,3 +145,8 @@ class TestLesionSlices:
     def test_no_copy_is_refused(self) -> None:
         with pytest.raises(ValueError, match="copies of each slice have to be 1 or more; got 0"):
             LesionSlices(self.slices, RandLesiond("image"), copies=0)
+
+
+def test_what_is_too_faint_to_be_seen_is_neither_normal_nor_abnormal_for_the_loss() -> None:
+    least = inspect.signature(MixtureLoss).parameters["least"].default
+    assert _UNTOUCHED < _UNDECIDED < least
