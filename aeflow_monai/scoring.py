@@ -409,12 +409,16 @@ def _mean(maps: Tensor, foreground: Tensor) -> Tensor:
 
 def _is_tissue(foreground: Tensor) -> Tensor:
     """Pixels with foreground on all four sides, or of it; all of an image that has none: (N, 1, H, W), boolean."""
-    found = foreground.float()
-    tissue = torch.ones_like(foreground)
+    tissue = ~foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)
+    within = []
     for dim in (-2, -1):
-        before, after = found.cumsum(dim), found.flip(dim).cumsum(dim).flip(dim)
-        tissue = tissue & (before > 0) & (after > 0)
-    return tissue | ~foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)
+        size = foreground.shape[dim]
+        place = torch.arange(size, device=foreground.device, dtype=torch.int16)
+        place = place.view(-1, 1) if dim == -2 else place
+        first = torch.where(foreground, place, size).amin(dim, keepdim=True)
+        last = torch.where(foreground, place, -1).amax(dim, keepdim=True)
+        within.append((place >= first) & (place <= last))
+    return tissue | (within[0] & within[1])
 
 
 def scores_by_plane(output: Mapping[Any, Any], name: str = "slice_scores") -> dict[str, Tensor]:

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from aeflow_monai import AEFlow, AEFlowLoss, AEFlowOutput, AnomalyScorer, Encoder, calibrate
 from aeflow_monai.phantom import make_volume
+from aeflow_monai.scoring import _is_tissue
 
 SIZE = 64
 BUFFERS = ("term_mean", "term_std", "map_std", "map_threshold", "slice_threshold", "case_threshold")
@@ -432,3 +434,15 @@ def test_checkpoint_of_a_score_with_other_options_is_of_another_version() -> Non
     state["score_settings"] = state["score_settings"][:-1]
     with pytest.raises(ValueError, match=r"whose score had 6 options where this has 7: train again"):
         scorer.load_state_dict(state)
+
+
+def test_tissue_has_foreground_on_all_four_sides() -> None:
+    foreground = torch.rand(6, 1, 20, 12, generator=torch.Generator().manual_seed(0)) < torch.tensor(
+        [0.0, 0.02, 0.05, 0.2, 0.6, 1.0]
+    ).view(-1, 1, 1, 1)
+    tissue = _is_tissue(foreground)
+    for image, found in zip(foreground[:, 0], tissue[:, 0], strict=True):
+        for row, column in itertools.product(range(20), range(12)):
+            sides = (image[: row + 1, column], image[row:, column], image[row, : column + 1], image[row, column:])
+            expected = all(bool(side.any()) for side in sides) or not image.any()
+            assert bool(found[row, column]) == expected
