@@ -159,7 +159,9 @@ def summarise(results: Sequence[Result], peers: Sequence[str]) -> dict[str, dict
             row["slice_p_value"] = of_slices.p_value[name]
         for key in ("sensitivity", "specificity"):
             row[f"{key}_of_seeds"] = [run.detection[key] for run in runs]
-        for key in ("sensitivity", "specificity", "promised_specificity", "average_precision"):
+        # not known of a model without the number of held-out patients
+        row["promised_specificity"] = sorted({run.detection.get("promised_specificity") or 0.0 for run in runs})
+        for key in ("sensitivity", "specificity", "average_precision"):
             row[key] = float(np.mean([run.detection[key] for run in runs]))
         for key in ("seconds", "cpu_seconds", "trained_parameters", "stored_numbers"):
             row[key] = float(np.mean([run.fit[key] for run in runs]))
@@ -208,13 +210,14 @@ def markdown(summary: dict[str, Any]) -> str:
             cells += [f"{row[key]:,.0f}" for key in ("trained_parameters", "stored_numbers")]
             cells += [f"{row[key]:.0f}" for key in ("fit_peak_mib", "score_peak_mib")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    promised = {round(row["promised_specificity"], 3) for row in fitted.values()}
+    promised = {f"{promise:.3f}" for row in fitted.values() for promise in row["promised_specificity"] if promise}
     lines += [
         "",
-        "Spread: standard deviation over seeds. Interval: of the mean over seeds, cases resampled. p: two-sided paired "
-        "bootstrap of the difference from the best other method. Sensitivity and specificity: mean over seeds, and the "
-        "smallest and largest; at the threshold from held-out training normals, which promises a specificity of "
-        f"{' or '.join(map(str, sorted(promised)))}. Statistics of the intensity are given in their better direction.",
+        "Spread: standard deviation over seeds. Interval: of the mean over seeds, cases resampled (with all their "
+        "slices). p: two-sided paired bootstrap of the difference from the best other method. Sensitivity and "
+        "specificity: mean over seeds, and the smallest and largest; at the threshold from held-out training normals, "
+        f"which promises a specificity of {' or '.join(sorted(promised)) or 'unknown size'}. Intensity statistics "
+        "are given in their better direction.",
     ]
     return "\n".join(lines) + "\n"
 
