@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grids": set(),
     "guard": {"workflow", "writers"},
     "evaluation": {"localisation", "metrics", "scoring", "slicing", "writers"},
-    "handlers": {"calibration", "scoring", "slicing"},
+    "handlers": {"calibration", "scoring", "slicing", "thresholds"},
     "inferer": {"slicing"},
     "labelled": set(),
     "lesions": set(),
