@@ -145,9 +145,10 @@ def _stored(path: str | Path) -> Mapping[str, Tensor]:
 
 def _output(scorer: AnomalyScorer, batch: Mapping[str, Any], device: torch.device | str) -> tuple[AEFlowOutput, Tensor]:
     image = torch.as_tensor(batch["image"]).to(device)
-    for case, one in zip(batch["case"], image, strict=True):
-        if not torch.isfinite(one).all():
-            raise ValueError(f"The image of case {case} holds NaN or infinite values: mend it, or leave it out.")
+    is_finite = torch.isfinite(image).flatten(1).all(dim=1)
+    if not is_finite.all():
+        case = batch["case"][is_finite.tolist().index(False)]
+        raise ValueError(f"The image of case {case} holds NaN or infinite values: mend it, or leave it out.")
     features = batch.get("features")
     kept = None if features is None else [stage.to(device).float() for stage in features]
     return scorer.aeflow(image, kept), image

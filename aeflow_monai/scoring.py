@@ -409,16 +409,15 @@ def _mean(maps: Tensor, foreground: Tensor) -> Tensor:
 
 def _is_tissue(foreground: Tensor) -> Tensor:
     """Pixels with foreground on all four sides, or of it; all of an image that has none: (N, 1, H, W), boolean."""
-    tissue = ~foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)
-    within = []
-    for dim in (-2, -1):
-        size = foreground.shape[dim]
-        place = torch.arange(size, device=foreground.device, dtype=torch.int16)
-        place = place.view(-1, 1) if dim == -2 else place
-        first = torch.where(foreground, place, size).amin(dim, keepdim=True)
+    height, width = foreground.shape[-2:]
+    rows = torch.arange(height, device=foreground.device, dtype=torch.int16).view(-1, 1)
+    columns = torch.arange(width, device=foreground.device, dtype=torch.int16)
+    tissue = torch.ones_like(foreground)
+    for dim, place in ((-2, rows), (-1, columns)):
+        first = torch.where(foreground, place, foreground.shape[dim]).amin(dim, keepdim=True)
         last = torch.where(foreground, place, -1).amax(dim, keepdim=True)
-        within.append((place >= first) & (place <= last))
-    return tissue | (within[0] & within[1])
+        tissue = tissue & (place >= first) & (place <= last)
+    return tissue | ~foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)
 
 
 def scores_by_plane(output: Mapping[Any, Any], name: str = "slice_scores") -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ import csv
 import hashlib
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -129,23 +128,23 @@ def write(
         subject, section = case_of(file), "test" if file in test else "train"
         source = nib.load(file)
         voxels = np.asarray(source.dataobj)
-
-        def save(case: str, changed: np.ndarray, mask: np.ndarray | None, source: Any = source) -> str:
-            nib.save(nib.Nifti1Image(changed, source.affine, source.header), output / f"images/{case}.nii.gz")
-            if mask is None:
-                return ""
-            nib.save(nib.Nifti1Image(mask, source.affine, source.header), output / f"masks/{case}.nii.gz")
-            return f"masks/{case}.nii.gz"
-
+        written: list[tuple[str, np.ndarray, np.ndarray | None]] = []
         if file not in abnormal or paired:
-            save(subject, voxels, None)
-            rows.append([f"images/{subject}.nii.gz", section, "0", "", subject, subject])
+            written.append((subject, voxels, None))
         if file in abnormal:
             rng = np.random.default_rng([seed, number])
-            changed, mask, planted = plant(rng, voxels, float(source.header.get_zooms()[0]), shapes)
+            changed, found, planted = plant(rng, voxels, float(source.header.get_zooms()[0]), shapes)
             case = f"{subject}_lesions" if paired else subject
-            rows.append([f"images/{case}.nii.gz", section, "1", save(case, changed, mask), case, subject])
+            written.append((case, changed, found))
             lesions += [[case, *lesion.values()] for lesion in planted]
+        for case, image, mask in written:
+            nib.save(nib.Nifti1Image(image, source.affine, source.header), output / f"images/{case}.nii.gz")
+            mask_path = ""
+            if mask is not None:
+                mask_path = f"masks/{case}.nii.gz"
+                nib.save(nib.Nifti1Image(mask, source.affine, source.header), output / mask_path)
+            is_abnormal = str(int(mask is not None))
+            rows.append([f"images/{case}.nii.gz", section, is_abnormal, mask_path, case, subject])
     for name, table in (("manifest.csv", rows), ("lesions.csv", lesions)):
         with (output / name).open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows(table)

@@ -160,7 +160,8 @@ def summarise(results: Sequence[Result], peers: Sequence[str]) -> dict[str, dict
         for key in ("sensitivity", "specificity"):
             row[f"{key}_of_seeds"] = [run.detection[key] for run in runs]
         # not known of a model without the number of held-out patients
-        row["promised_specificity"] = sorted({run.detection.get("promised_specificity") or 0.0 for run in runs})
+        promises = {run.detection.get("promised_specificity") for run in runs}
+        row["promised_specificity"] = sorted(promises - {None})
         for key in ("sensitivity", "specificity", "average_precision"):
             row[key] = float(np.mean([run.detection[key] for run in runs]))
         for key in ("seconds", "cpu_seconds", "trained_parameters", "stored_numbers"):
@@ -210,7 +211,7 @@ def markdown(summary: dict[str, Any]) -> str:
             cells += [f"{row[key]:,.0f}" for key in ("trained_parameters", "stored_numbers")]
             cells += [f"{row[key]:.0f}" for key in ("fit_peak_mib", "score_peak_mib")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    promised = {f"{promise:.3f}" for row in fitted.values() for promise in row["promised_specificity"] if promise}
+    promised = {f"{promise:.3f}" for row in fitted.values() for promise in row["promised_specificity"]}
     lines += [
         "",
         "Spread: standard deviation over seeds. Interval: of the mean over seeds, cases resampled (with all their "
