@@ -14,7 +14,8 @@ import time
 
 import torch
 
-from aeflow_monai import Encoder, keep_freed_memory
+from aeflow_monai.engine.workflow import keep_freed_memory
+from aeflow_monai.network.encoder import Encoder
 
 
 def milliseconds_per_image(batch_size: int) -> float:

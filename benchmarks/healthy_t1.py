@@ -40,7 +40,9 @@ from scipy.stats import rankdata
 from slices_by_area import slices_by_area
 from trivial_baseline import DifferenceInferer, mean_volume
 
-from aeflow_monai import LoadCased, VoxelMetrics, keep_freed_memory
+from aeflow_monai.data.readers import LoadCased
+from aeflow_monai.engine.workflow import keep_freed_memory
+from aeflow_monai.metrics import VoxelMetrics
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bundle/configs"

@@ -17,7 +17,12 @@ import torch
 from monai.data import DataLoader
 from torch.utils.data import Dataset
 
-from aeflow_monai import AEFlow, AEFlowLoss, Encoder, FeatureDataset, keep_freed_memory, prepare_slice_batch
+from aeflow_monai.data.feature_dataset import FeatureDataset
+from aeflow_monai.data.slice_dataset import prepare_slice_batch
+from aeflow_monai.engine.workflow import keep_freed_memory
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.network.loss import AEFlowLoss
 
 
 class RandomSlices(Dataset):

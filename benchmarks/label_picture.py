@@ -24,7 +24,7 @@ import nibabel as nib
 import numpy as np
 from label_inference import running_server
 
-from aeflow_monai import write_phantom
+from aeflow_monai.data.phantom import write_phantom
 
 CASE = "test_abnormal_001"
 SHOWN = (slice(8, 88), slice(10, 102))  # voxels around the head, from the right and from behind

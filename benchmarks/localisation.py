@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from aeflow_monai import LesionMetrics, VoxelMetrics
+from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 
 
 def draw_volume(shape: list[int], seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from aeflow_monai import AnomalyScorer, keep_freed_memory
+from aeflow_monai.engine.workflow import keep_freed_memory
+from aeflow_monai.score.scoring import AnomalyScorer
 
 ROOT = Path(__file__).parent.parent
 

@@ -35,7 +35,9 @@ from monai.transforms import Invertd
 from sklearn.metrics import average_precision_score, roc_auc_score
 from trivial_baseline import DifferenceInferer, MapInferer, mean_volume
 
-from aeflow_monai import MapScorer, VoxelMetrics, keep_freed_memory
+from aeflow_monai.engine.saliency import MapScorer
+from aeflow_monai.engine.workflow import keep_freed_memory
+from aeflow_monai.metrics import VoxelMetrics
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bundle/configs"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from labelled_abnormal import CONFIGS, ROOT, bundle
 
-from aeflow_monai import load_datalist, split_normals
+from aeflow_monai.data.datalist import load_datalist, split_normals
 
 FIGURES = ("auroc", "sensitivity", "specificity", "promised_specificity", "promise_holds")
 

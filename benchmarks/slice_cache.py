@@ -26,7 +26,9 @@ from monai.data import DataLoader
 from torch.utils.data import Dataset, Subset
 from volume_inference import write_volume
 
-from aeflow_monai import SliceDataset, Slicer, keep_freed_memory
+from aeflow_monai.data.slice_dataset import SliceDataset
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.workflow import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 Transform = Callable[[dict[str, Any]], dict[str, Any]]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from monai.bundle import ConfigParser
 
-from aeflow_monai import load_datalist
+from aeflow_monai.data.datalist import load_datalist
 
 CONFIGS = Path(__file__).parent.parent / "bundle/configs"
 

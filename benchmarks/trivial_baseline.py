@@ -16,9 +16,10 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
-from aeflow_monai import AnomalyScorer, Slicer
-from aeflow_monai.scoring import top_mean
-from aeflow_monai.thresholds import upper_threshold
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.score.scoring import AnomalyScorer
+from aeflow_monai.score.scoring import top_mean
+from aeflow_monai.score.thresholds import upper_threshold
 
 
 def network_grid(slicer: Slicer, volume: Tensor) -> Tensor:

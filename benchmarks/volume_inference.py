@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
-from aeflow_monai import keep_freed_memory
+from aeflow_monai.engine.workflow import keep_freed_memory
 
 INFERENCE = Path(__file__).parent.parent / "bundle/configs/inference.yaml"
 

@@ -30,7 +30,7 @@ from monai.data import MetaTensor
 from torch.nn import functional as F
 from zlib_ng import gzip_ng
 
-from aeflow_monai import WriteMapsd
+from aeflow_monai.output.maps import WriteMapsd
 
 Array = npt.NDArray[Any]
 

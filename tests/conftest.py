@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from aeflow_monai import write_phantom
+from aeflow_monai.data.phantom import write_phantom
 
 ROOT = Path(__file__).parent.parent
 # A network and a training that take seconds; explicit, so that a change of the defaults changes no test.

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from aeflow_monai import AEFlow, AEFlowLoss, Encoder
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.network.loss import AEFlowLoss
 
 STAGES = [[3], [2, 3], [1, 2, 4]]
 

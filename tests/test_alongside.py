@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from aeflow_monai import Alongside
+from aeflow_monai.output.alongside import Alongside
 
 
 def test_both_sides_run_at_the_same_time_and_one_gives_the_result() -> None:

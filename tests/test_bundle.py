@@ -22,7 +22,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import aeflow_monai
-from aeflow_monai import calibrate, write_phantom, write_phantom_slices
+from aeflow_monai.data.phantom import write_phantom, write_phantom_slices
+from aeflow_monai.score.calibration import calibrate
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bundle/configs"

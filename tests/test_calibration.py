@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from aeflow_monai import AEFlow, AnomalyScorer, Encoder, calibrate, recalibrate
-from aeflow_monai.calibration import save_calibrated
-from aeflow_monai.position import PositionMoments, PositionNorm
-from aeflow_monai.scoring import Measured
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.score.calibration import calibrate, recalibrate
+from aeflow_monai.score.scoring import AnomalyScorer
+from aeflow_monai.score.calibration import save_calibrated
+from aeflow_monai.score.position import PositionMoments, PositionNorm
+from aeflow_monai.score.scoring import Measured
 
 STATISTICS = ("term_mean", "term_std", "map_std", "share_mean", "share_std")
 BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold", "case_rank")

@@ -10,7 +10,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Resized
 from PIL import Image
 
-from aeflow_monai import CheckImaged, EnsureVolumed, LoadCased
+from aeflow_monai.data.checks import CheckImaged
+from aeflow_monai.data.readers import LoadCased
+from aeflow_monai.data.transforms import EnsureVolumed
 
 AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 3.0, -20], [0, 2.5, 0, 5], [0, 0, 0, 1]])
 VOXELS = np.random.default_rng(0).random((16, 18, 10), dtype=np.float32)

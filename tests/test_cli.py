@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from aeflow_monai.cli import main
+from aeflow_monai.cli.main import main
 
 
 def test_the_app_folder_can_be_made_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aeflow_monai.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
+from aeflow_monai.data.datalist import choose_abnormal, find_images, load_datalist, require_labels, split_normals
 
 CLASS_FOLDERS = (
     "train/NORMAL/n1.png",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImaged
 
-from aeflow_monai.datalist import dicom, find_images, load_datalist
+from aeflow_monai.data.datalist import dicom_series as dicom, find_images, load_datalist
 
 pydicom = pytest.importorskip("pydicom", reason="writes the DICOM files; pip install pydicom")
 from pydicom import uid  # noqa: E402

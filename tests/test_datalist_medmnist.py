@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImaged
 
-from aeflow_monai.datalist import find_images, load_datalist, split_normals
+from aeflow_monai.data.datalist import find_images, load_datalist, split_normals
 
 LOAD = LoadImaged("image", reader=["ITKReader", "NibabelReader"], image_only=True)
 COUNTS = {"train": 12, "val": 3, "test": 6}

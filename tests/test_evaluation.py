@@ -13,18 +13,13 @@ from monai.data import MetaTensor
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from aeflow_monai import (
-    AEFlow,
-    AnomalyScorer,
-    DetectionReport,
-    Encoder,
-    LesionMetrics,
-    LocalisationReport,
-    ScaleForegroundd,
-    ScoreWriter,
-    Slicer,
-    VoxelMetrics,
-)
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.data.transforms import ScaleForegroundd
+from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
+from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.score.scoring import AnomalyScorer
 
 
 @pytest.fixture

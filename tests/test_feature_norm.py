@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from aeflow_monai import LatentFlow
-from aeflow_monai.feature_norm import FeatureNorm
+from aeflow_monai.network.flow import LatentFlow
+from aeflow_monai.network.feature_norm import FeatureNorm
 
 
 def features_of(*shape: int) -> torch.Tensor:

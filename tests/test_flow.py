@@ -6,8 +6,10 @@ import torch
 from FrEIA.modules import AllInOneBlock
 from torch import Tensor, nn
 
-from aeflow_monai import AEFlowLoss, AEFlowOutput, LatentFlow
-from aeflow_monai.flow import MIXINGS, SUBNETS, FlowStep, standard_normal_log_density
+from aeflow_monai.network.aeflow import AEFlowOutput
+from aeflow_monai.network.flow import LatentFlow
+from aeflow_monai.network.loss import AEFlowLoss
+from aeflow_monai.network.flow import MIXINGS, SUBNETS, FlowStep, standard_normal_log_density
 
 SHAPES = [(4, 3, 3), (5, 2, 2), (2, 1, 3)]  # channels, rows, columns: even and odd channels
 

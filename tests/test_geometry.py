@@ -17,7 +17,8 @@ from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from aeflow_monai import MapScorer, Places
+from aeflow_monai.engine.saliency import MapScorer
+from aeflow_monai.geometry import Places
 
 Array = npt.NDArray[Any]
 Maps = dict[str, tuple[Array, Array]]

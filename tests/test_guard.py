@@ -14,8 +14,11 @@ from monai.data import DataLoader, MetaTensor, ThreadDataLoader
 from monai.transforms import Compose, Lambdad
 from torch import Tensor, nn
 
-from aeflow_monai import CaseFailures, FailureLog, GuardedDataset, GuardedEvaluator, ScoreWriter
-from aeflow_monai.workflow import root_cause
+from aeflow_monai.data.guarded_dataset import GuardedDataset
+from aeflow_monai.engine.evaluation import ScoreWriter
+from aeflow_monai.engine.evaluator import GuardedEvaluator
+from aeflow_monai.errors import CaseFailures, FailureLog
+from aeflow_monai.errors import root_cause
 
 DATA = [{"case": name, "image": f"{name}.nii.gz"} for name in "abcde"]
 

@@ -7,15 +7,10 @@ import torch
 from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from aeflow_monai import (
-    AEFlow,
-    AnomalyScorer,
-    CalibratedModelSaver,
-    DivergenceGuard,
-    Encoder,
-    PictureLogger,
-    RequireCalibration,
-)
+from aeflow_monai.engine.training import CalibratedModelSaver, DivergenceGuard, PictureLogger, RequireCalibration
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.score.scoring import AnomalyScorer
 
 STATISTICS = ("term_mean", "term_std", "map_std", "share_mean", "share_std")
 BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold")

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from aeflow_monai import LabelledSampler, LabelledSlices
+from aeflow_monai.data.labelled import LabelledSampler, LabelledSlices
 
 
 def slices(n_normal: int = 24, n_abnormal: int = 3) -> LabelledSlices:

@@ -4,9 +4,10 @@ from typing import Any
 import pytest
 import torch
 
-from aeflow_monai import LesionSlices, MixtureLoss, RandLesiond
-from aeflow_monai.lesions import _UNDECIDED
-from aeflow_monai.loss import _UNTOUCHED
+from aeflow_monai.data.synthetic_lesions import LesionSlices, RandLesiond
+from aeflow_monai.network.loss import MixtureLoss
+from aeflow_monai.data.synthetic_lesions import _UNDECIDED
+from aeflow_monai.network.loss import _UNTOUCHED
 
 
 def head(seed: int = 0, channels: int = 1) -> torch.Tensor:

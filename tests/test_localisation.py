@@ -10,9 +10,9 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score, roc_curve
 
-from aeflow_monai.localisation import LesionMetrics, VoxelMetrics, format_localisation, slice_report
-from aeflow_monai.localisation.candidates import find_candidates
-from aeflow_monai.localisation.voxels import _below, _keys
+from aeflow_monai.metrics import LesionMetrics, VoxelMetrics, format_localisation, slice_report
+from aeflow_monai.metrics.candidates import find_candidates
+from aeflow_monai.metrics.voxels import _below, _keys
 
 Array = npt.NDArray[Any]
 MM = (1.0, 1.0, 1.0)

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from aeflow_monai.localisation import slice_report
+from aeflow_monai.metrics import slice_report
 
 Array = npt.NDArray[Any]
 

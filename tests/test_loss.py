@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from aeflow_monai import AEFlowLoss, AEFlowOutput, MixtureLoss, MixturePrior
+from aeflow_monai.network.aeflow import AEFlowOutput
+from aeflow_monai.network.loss import AEFlowLoss, MixtureLoss
+from aeflow_monai.network.prior import MixturePrior
 
 IMAGE = torch.tensor([0.0, 0.5, 1.0, 0.5]).view(1, 1, 2, 2)
 OUTPUT = AEFlowOutput(

@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from aeflow_monai import AEFlow, AnomalyScorer, Encoder, MapScorer
+from aeflow_monai.engine.saliency import MapScorer
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.score.scoring import AnomalyScorer
 
 SIZE = 32
 

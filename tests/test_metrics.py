@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aeflow_monai.metrics import STATISTICS, _statistics, detection_report, format_report, intensity_statistics
+from aeflow_monai.metrics.detection import STATISTICS, _statistics, detection_report, format_report, intensity_statistics
 
 Array = npt.NDArray[Any]
 

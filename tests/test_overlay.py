@@ -9,7 +9,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from aeflow_monai.overlay import WriteOverlayd
+from aeflow_monai.output.overlay import WriteOverlayd
 
 Array = npt.NDArray[Any]
 
@@ -62,7 +62,7 @@ NAN = float("nan")
 
 
 def title_and_picture(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Array]:
-    from aeflow_monai import overlay
+    from aeflow_monai.output import overlay
 
     draw, drawn = overlay._draw, []
     with monkeypatch.context() as patch:
@@ -132,7 +132,7 @@ def test_threshold_is_read_when_a_case_is_written(tmp_path: Path) -> None:
 
 
 def test_pixels_keep_their_proportions_and_sides_their_letters() -> None:
-    from aeflow_monai.overlay import _picture_geometry
+    from aeflow_monai.output.overlay import _picture_geometry
 
     affine = PLS
     image = MetaTensor(torch.rand(1, 8, 8, 8), affine=affine)

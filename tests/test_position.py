@@ -4,21 +4,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from aeflow_monai import (
-    AEFlow,
-    AnomalyScorer,
-    Encoder,
-    MapScorer,
-    Places,
-    PositionNorm,
-    SliceDataset,
-    SlicedInferer,
-    Slicer,
-    ViewerInferer,
-    calibrate,
-)
-from aeflow_monai.position import PositionMoments, blur_through_slices
-from aeflow_monai.slicing import foreground_of
+from aeflow_monai.data.slice_dataset import SliceDataset
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.inferer import SlicedInferer, ViewerInferer
+from aeflow_monai.engine.saliency import MapScorer
+from aeflow_monai.geometry import Places
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.score.calibration import calibrate
+from aeflow_monai.score.position import PositionNorm
+from aeflow_monai.score.scoring import AnomalyScorer
+from aeflow_monai.score.position import PositionMoments, blur_through_slices
+from aeflow_monai.score.stack import foreground_of
 
 SIZE = 32
 

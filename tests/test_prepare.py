@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
-from aeflow_monai import Slicer, load_datalist, prepare_data
-from aeflow_monai.guard import CaseFailures
+from aeflow_monai.data.datalist import load_datalist
+from aeflow_monai.data.prepare import prepare_data
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.errors import CaseFailures
 
 TRAIN = Path(__file__).parent.parent / "bundle/configs/train.yaml"
 

@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from aeflow_monai import LatentFlow, MixturePrior
-from aeflow_monai.flow import standard_normal_log_density
+from aeflow_monai.network.flow import LatentFlow
+from aeflow_monai.network.prior import MixturePrior
+from aeflow_monai.network.flow import standard_normal_log_density
 
 
 def latents() -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Resized
 from scipy.spatial.transform import Rotation
 
-from aeflow_monai.profile import WriteProfiled
+from aeflow_monai.output.profile import WriteProfiled
 
 Array = npt.NDArray[Any]
 NAN = float("nan")
@@ -158,7 +158,7 @@ def test_odd_scores_and_names_are_drawn_without_warning(tmp_path: Path, scores: 
 
 
 def test_picture_shows_gap_threshold_and_most_anomalous_slice() -> None:
-    from aeflow_monai.profile import _draw
+    from aeflow_monai.output.profile import _draw
 
     scores = np.array([1.0, NAN, 2.0, 7.0, NAN], dtype=np.float32)
     figure = _draw({"axial": (np.arange(-10.0, 15, 5), scores)}, 3.0, "sub-01")
@@ -177,7 +177,7 @@ def test_picture_shows_gap_threshold_and_most_anomalous_slice() -> None:
 
 
 def test_slices_run_from_left_to_right_as_they_are_counted() -> None:
-    from aeflow_monai.profile import _draw
+    from aeflow_monai.output.profile import _draw
 
     falling = (np.array([30.0, 29, 28]), np.zeros(3, np.float32))
     figure = _draw({"coronal": falling, "sagittal": falling}, 3.0, "a")

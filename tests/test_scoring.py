@@ -11,9 +11,13 @@ from monai.transforms import GaussianSmooth
 from torch import Tensor
 from torch.nn import functional as F
 
-from aeflow_monai import AEFlow, AEFlowLoss, AEFlowOutput, AnomalyScorer, Encoder, calibrate
-from aeflow_monai.phantom import make_volume
-from aeflow_monai.scoring import _is_tissue
+from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.network.loss import AEFlowLoss
+from aeflow_monai.score.calibration import calibrate
+from aeflow_monai.score.scoring import AnomalyScorer
+from aeflow_monai.data.phantom import make_volume
+from aeflow_monai.score.scoring import _is_tissue
 
 SIZE = 64
 BUFFERS = ("term_mean", "term_std", "map_std", "map_threshold", "slice_threshold", "case_threshold")

@@ -12,17 +12,13 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from PIL import Image
 from torch import Tensor, nn
 
-from aeflow_monai import (
-    AEFlow,
-    Encoder,
-    EnsureVolumed,
-    FeatureDataset,
-    LabelledSlices,
-    ScaleForegroundd,
-    SliceDataset,
-    Slicer,
-    prepare_slice_batch,
-)
+from aeflow_monai.data.feature_dataset import FeatureDataset
+from aeflow_monai.data.labelled import LabelledSlices
+from aeflow_monai.data.slice_dataset import SliceDataset, prepare_slice_batch
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.data.transforms import EnsureVolumed, ScaleForegroundd
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
 
 # SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")

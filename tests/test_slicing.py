@@ -9,7 +9,9 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
-from aeflow_monai import Places, SlicedInferer, Slicer
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.inferer import SlicedInferer
+from aeflow_monai.geometry import Places
 
 PLANES = ("axial", "coronal", "sagittal")
 # X to posterior, Y to left, Z to superior

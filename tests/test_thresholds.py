@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aeflow_monai.thresholds import threshold_rank, upper_threshold
+from aeflow_monai.score.thresholds import threshold_rank, upper_threshold
 
 
 class TestUpperThreshold:

@@ -13,19 +13,14 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from aeflow_monai import (
-    AEFlow,
-    AnomalyScorer,
-    Encoder,
-    EnsureVolumed,
-    MaskMapd,
-    MatchChannelsd,
-    Places,
-    ScaleForegroundd,
-    ScoreMapd,
-    SlicedInferer,
-    Slicer,
-)
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.data.transforms import EnsureVolumed, MatchChannelsd, ScaleForegroundd
+from aeflow_monai.engine.inferer import SlicedInferer
+from aeflow_monai.geometry import Places
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.output.case_score import MaskMapd, ScoreMapd
+from aeflow_monai.score.scoring import AnomalyScorer
 
 Array = npt.NDArray[Any]
 

@@ -7,8 +7,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from aeflow_monai import AEFlow, AnomalyScorer, Encoder, Slicer, ViewerInferer, ViewerResultd
-from aeflow_monai.viewer import parse_threshold
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.inferer import ViewerInferer
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.output.viewer import ViewerResultd
+from aeflow_monai.score.scoring import AnomalyScorer
+from aeflow_monai.output.viewer import parse_threshold
 
 # a file whose array runs to S, A and L, by 3, 1 and 2 mm, from the point (10, -20, 30)
 FILE_AFFINE = torch.tensor([[0.0, 0, -2, 10], [0, 1, 0, -20], [3, 0, 0, 30], [0, 0, 0, 1]], dtype=torch.float64)

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from aeflow_monai import announce, bundle_root, check_config, explain_errors, home, require_checkpoint
-from aeflow_monai.workflow import keep_freed_memory
+from aeflow_monai.engine.workflow import announce, bundle_root, check_config, explain_errors, require_checkpoint
+from aeflow_monai.files import home
+from aeflow_monai.engine.workflow import keep_freed_memory
 
 CHECK = {"initialize": ["$aeflow_monai.check_config()"], "imports": ["$import aeflow_monai"]}
 

@@ -18,7 +18,8 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from aeflow_monai.writers import ScoreTable, WriteMapsd, write_json
+from aeflow_monai.files import ScoreTable, write_json
+from aeflow_monai.output.maps import WriteMapsd
 
 Array = npt.NDArray[Any]
 

@@ -27,19 +27,19 @@ from monailabel.utils.others.generic import device_map, strtobool
 from aeflow_monai.label.background import check_before_start, note_server
 from aeflow_monai.label.batch import GuardedBatchInfer
 from aeflow_monai.label.configs import BundleConfigs
-from aeflow_monai.label.dicom import AnomalyDicomDatastore
-from aeflow_monai.label.errors import readable_errors
-from aeflow_monai.label.evaluation import VoxelEvaluation
-from aeflow_monai.label.infer import MapInferTask, MaskInferTask, Pipeline, load_writer
-from aeflow_monai.label.local import AnomalyLocalDatastore
+from aeflow_monai.label.dicomweb import AnomalyDicomDatastore
+from aeflow_monai.label.answers import readable_errors
+from aeflow_monai.label.reader_metrics import VoxelEvaluation
+from aeflow_monai.label.inference import MapInferTask, MaskInferTask, Pipeline, load_writer
+from aeflow_monai.label.folder import AnomalyLocalDatastore
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import check_batch_options, check_image, device_of, training_options
-from aeflow_monai.label.scoring import AnomalyScoring
+from aeflow_monai.label.worklist_scores import AnomalyScoring
 from aeflow_monai.label.strategies import MostAnomalous, NearestThreshold
-from aeflow_monai.label.train import AnomalyTrainTask
-from aeflow_monai.version import __version__
-from aeflow_monai.workflow import keep_freed_memory
-from aeflow_monai.writers import DISCLAIMER
+from aeflow_monai.label.retraining import AnomalyTrainTask
+from aeflow_monai.about import __version__
+from aeflow_monai.engine.workflow import keep_freed_memory
+from aeflow_monai.about import DISCLAIMER
 
 __all__ = ["AnomalyApp"]
 

@@ -10,7 +10,7 @@ import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
-from aeflow_monai.label.errors import message_of
+from aeflow_monai.label.answers import message_of
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.records import failure_record, score_record, store
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 
 from aeflow_monai.label.configs import BundleConfigs
-from aeflow_monai.scoring import AnomalyScorer
-from aeflow_monai.writers import write_json
+from aeflow_monai.score.scoring import AnomalyScorer
+from aeflow_monai.files import write_json
 
 __all__ = ["ModelStore", "ModelVersion", "json_or_empty"]
 

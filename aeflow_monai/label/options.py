@@ -12,7 +12,7 @@ import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.others.generic import name_to_device
 
-from aeflow_monai.viewer import CALIBRATED, parse_threshold
+from aeflow_monai.output.viewer import CALIBRATED, parse_threshold
 
 __all__ = ["check_batch_options", "check_image", "check_infer_options", "device_of", "training_options"]
 

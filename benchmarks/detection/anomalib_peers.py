@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from aeflow_monai import Encoder
+from aeflow_monai.network.encoder import Encoder
 
 
 class PaDiM(Peer):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from aeflow_monai import Encoder, prepare_slice_batch
+from aeflow_monai.data.slice_dataset import prepare_slice_batch
+from aeflow_monai.network.encoder import Encoder
 
 BATCH_SIZE = 16
 STAGES = (1, 2, 3)  # strides 4, 8 and 16: what the backbone's features are kept of

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aeflow_monai import AEFlow, AEFlowOutput, AnomalyScorer
+from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
+from aeflow_monai.score.scoring import AnomalyScorer
 
 
 class RescoredPeer(AnomalyScorer):

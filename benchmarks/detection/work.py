@@ -36,18 +36,16 @@ from monai.utils import convert_to_dst_type, set_determinism
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from aeflow_monai import (
-    AnomalyScorer,
-    Encoder,
-    FeatureDataset,
-    MapScorer,
-    SliceDataset,
-    Slicer,
-    calibrate,
-    keep_freed_memory,
-)
-from aeflow_monai.scoring import SETTINGS
-from aeflow_monai.thresholds import set_thresholds
+from aeflow_monai.data.feature_dataset import FeatureDataset
+from aeflow_monai.data.slice_dataset import SliceDataset
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.saliency import MapScorer
+from aeflow_monai.engine.workflow import keep_freed_memory
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.score.calibration import calibrate
+from aeflow_monai.score.scoring import AnomalyScorer
+from aeflow_monai.score.scoring import SETTINGS
+from aeflow_monai.score.thresholds import set_thresholds
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

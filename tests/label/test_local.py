@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_watching_thread_survives_labels_that_are_saved_meanwhile(folder: Path) -> None:
-    from aeflow_monai.label.local import AnomalyLocalDatastore
+    from aeflow_monai.label.folder import AnomalyLocalDatastore
 
     store = AnomalyLocalDatastore(str(folder), extensions=["*.png"])
     label = folder / "image_0.png"

@@ -1,0 +1,5 @@
+"""What the package says of itself."""
+
+__version__ = "0.2.0.dev0"
+
+DISCLAIMER = "Research use only. Not a medical device."

@@ -1,0 +1,90 @@
+"""The command `aeflow`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from aeflow_monai.label.server import make_app_folder, serve
+from aeflow_monai.about import __version__
+from aeflow_monai.files import home
+from aeflow_monai.about import DISCLAIMER
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: of the command line; those of the process if None.
+
+    Returns:
+        The exit code: 0, or 1 after an error that the user can mend.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+        print(f"aeflow {options.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aeflow", description=f"AE-Flow anomaly detection for medical images. {DISCLAIMER}"
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    label = commands.add_parser(
+        "label",
+        help="serve anomaly maps and a sorted worklist to 3D Slicer and OHIF, by MONAI Label",
+        description=f"Serve a folder of images to 3D Slicer and OHIF, by MONAI Label. {DISCLAIMER}",
+    )
+    label.add_argument("--studies", help="folder of images, or the address of a DICOMweb server")
+    label.add_argument("--model", help="model.pt of a training with the bundle, to begin with")
+    label.add_argument(
+        "--config", action="append", default=[], help="overlay that the model was trained with; may be repeated"
+    )
+    label.add_argument("--bundle", help="the bundle's folder (default: `bundle` of the checkout)")
+    label.add_argument(
+        "--app", default=home("label"), help="folder for models, logs and temporary files (default: %(default)s)"
+    )
+    label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
+    label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    label.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    label.add_argument(
+        "--init", action="store_true", help="only make the app's folder, for `monailabel start_server --app`"
+    )
+    label.set_defaults(run=_label)
+    return parser
+
+
+def _label(options: argparse.Namespace) -> int:
+    if options.init:
+        print(make_app_folder(options.app))
+        return 0
+    if not options.studies:
+        raise ValueError("Name the folder of your images with --studies <folder>.")
+    # absolute, since MONAI Label's own processes may run elsewhere
+    conf = {
+        "bundle": options.bundle and str(Path(options.bundle).absolute()),
+        "configs": ",".join(str(Path(overlay).absolute()) for overlay in options.config),
+        "model": options.model and str(Path(options.model).absolute()),
+    }
+    print(DISCLAIMER, flush=True)
+    serve(
+        options.studies,
+        options.app,
+        host=options.host,
+        port=options.port,
+        conf={name: value for name, value in conf.items() if value},
+        log_level=options.log_level,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""What is looked at before anything is computed from a case: errors name file, fault and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from aeflow_monai.errors import file_of
+from aeflow_monai.geometry import PLANES, TOLERANCE_MM, any_picture, check_affine, corner_distance, require_planes
+
+__all__ = ["CheckImaged"]
+
+_DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")
+
+
+class CheckImaged(MapTransform):  # type: ignore[misc]
+    """Refuse images that no score should be computed from, and masks that do not belong to their image.
+
+    Has to stand behind `LoadCased`, before anything changes the grid or the intensities. Nothing is changed. An image
+    has to be a 2D image or a volume with finite voxels that are not all the same (in a volume: in no channel), an
+    affine that can be inverted, and more than one row and column in the planes that it is sliced along. A mask has to
+    have the shape of its image and, unless one of them is a picture without a place in the world, its affine: corners
+    within 0.01 mm.
+
+    Args:
+        keys: of images (C, H, W) or (C, X, Y, Z); the mask belongs to the first.
+        mask_key: of the mask; cases without one, or where it is not loaded, pass.
+        axes: planes that volumes are sliced along, of "axial", "coronal", "sagittal". A volume of one axial slice is
+            sliced along the axial plane, whatever stands here.
+        allow_missing_keys: pass over keys that are not there.
+
+    Raises:
+        ValueError: an unknown plane.
+
+    Example:
+        >>> image = torch.zeros(1, 8, 8)
+        >>> CheckImaged()({"image": image})
+        Traceback (most recent call last):
+        ValueError: Expected an image with a content in 'image'; got the same value, 0, in all voxels. ...
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = ("image",),
+        mask_key: str = "mask",
+        axes: Sequence[str] = ("axial",),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        require_planes(axes)
+        self.mask_key = mask_key
+        self.axes = tuple(axes)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Look at one case.
+
+        Raises:
+            ValueError: an image or a mask is not as above.
+        """
+        for key in self.key_iterator(data):
+            image, name = data[key], file_of(data[key], repr(key))
+            if image.ndim not in (3, 4):
+                raise ValueError(
+                    f"Expected a 2D image or a volume in {name}; got {image.ndim - 1} dimensions, shape "
+                    f"{tuple(image.shape[1:])}. Split a series into volumes first."
+                )
+            _check_values(image, name)
+            if isinstance(image, MetaTensor):
+                check_affine(image.affine.cpu().numpy(), name, image.ndim - 1)
+            _check_planes(image, name, self.axes)
+        first, mask = data.get(self.keys[0]), data.get(self.mask_key)
+        if isinstance(first, Tensor) and isinstance(mask, Tensor):
+            _check_mask(
+                mask, file_of(mask, repr(self.mask_key)), first, file_of(first, repr(self.keys[0]))
+            )
+        return dict(data)
+
+
+def _check_values(image: Tensor, name: str) -> None:
+    values = torch.as_tensor(image).as_subclass(Tensor)
+    low, high = values.aminmax()  # in one pass; NaN and infinite values show in it
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        wrong = int((~torch.isfinite(values)).sum())
+        raise ValueError(
+            f"Expected finite voxels in {name}; got {wrong} of {values.numel()} that are NaN or infinite. Replace "
+            "them in the file, by the value of the background for example."
+        )
+    if low == high:
+        raise ValueError(
+            f"Expected an image with a content in {name}; got the same value, {float(low):g}, in all voxels. Export it "
+            "again, or take the case out."
+        )
+    if len(values) > 1 and values.ndim == 4 and values.shape[-1] > 1:  # a picture may lack a colour
+        for number, channel in enumerate(values, start=1):
+            low, high = channel.aminmax()
+            if low == high:
+                raise ValueError(
+                    f"Expected a content in each of the {len(values)} channels of {name}; got the same value, "
+                    f"{float(low):g}, in all voxels of channel {number}. Export this modality again, or take the case "
+                    "out."
+                )
+
+
+def _check_planes(image: Tensor, name: str, axes: Sequence[str]) -> None:
+    """Slices have to be areas, not lines."""
+    shape = tuple(image.shape[1:])
+    if len(shape) == 2:
+        if min(shape) < 2:
+            raise ValueError(
+                f"Expected two or more rows and columns in {name}; got the shape {shape}. Take the case out."
+            )
+        return
+    extent = list(shape)  # along the world's x, y and z
+    if isinstance(image, MetaTensor):
+        affine = to_affine_nd(3, image.affine.cpu().double().numpy())
+        for size, (world, _) in zip(shape, nib.orientations.io_orientation(affine), strict=True):
+            extent[int(world)] = size
+    for plane in ("axial",) if extent[2] == 1 else axes:
+        thin = [world for world in PLANES[plane].world_axes_in_plane if extent[world] < 2]
+        if thin:
+            fitting = [
+                name
+                for name, other in PLANES.items()
+                if min(extent[world] for world in other.world_axes_in_plane) > 1
+            ]
+            remedy = f"Set axes to {fitting}, or take the case out." if fitting else "Take the case out."
+            raise ValueError(
+                f"Expected {plane} slices of two or more rows and columns in {name}; got one voxel from "
+                f"{_DIRECTIONS[thin[0]]} (shape {shape}). {remedy}"
+            )
+
+
+def _check_mask(mask: Tensor, mask_name: str, image: Tensor, image_name: str) -> None:
+    if mask.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"Expected a mask of its image's shape, {tuple(image.shape[1:])} as {image_name}; got "
+            f"{tuple(mask.shape[1:])} in {mask_name}. Resample the mask to the image, with nearest neighbours."
+        )
+    if not bool(torch.isfinite(torch.as_tensor(mask).as_subclass(Tensor)).all()):
+        raise ValueError(f"Expected finite values in {mask_name}; got NaN or infinite ones. Correct the mask.")
+    if not (isinstance(mask, MetaTensor) and isinstance(image, MetaTensor)) or any_picture(mask_name, image_name):
+        return
+    if (distance := corner_distance(image, mask)) > TOLERANCE_MM:
+        raise ValueError(
+            f"Expected a mask on the grid of {image_name}; the corners of {mask_name} lie up to {distance:.3g} mm "
+            "away from it. Resample the mask to the image, or correct its affine."
+        )
+
+

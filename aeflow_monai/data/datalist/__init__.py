@@ -1,0 +1,11 @@
+"""Files on disk become a list of dictionaries, or an error that says what to do.
+
+Each layout of a data set is one small reader into the same list; `load_datalist` tells which are known and in which
+order they are looked for.
+"""
+
+from aeflow_monai.data.datalist.class_labels import require_labels
+from aeflow_monai.data.datalist.listing import find_images, load_datalist
+from aeflow_monai.data.datalist.splits import choose_abnormal, normals_of, split_normals
+
+__all__ = ["choose_abnormal", "find_images", "load_datalist", "normals_of", "require_labels", "split_normals"]

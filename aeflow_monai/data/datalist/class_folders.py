@@ -1,0 +1,72 @@
+"""A folder per class: `<split>/<class>/<image>` or `<class>/<image>`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, dicom_files, images_below, some, stem, subfolders
+
+REMEDY = (
+    "Expected train/<class>/<image> and test/<class>/<image> below it; name the folders of normal images with "
+    "--normal_classes, for example \"['NORMAL']\", or list the images in a manifest.csv (path,split,abnormal)."
+)
+
+
+def has_class_folders(root: Path, request: Request) -> bool:
+    """Whether there is a folder of a split or of a normal class."""
+    wanted = {"train", "test", *(name.lower() for name in request.normal_classes)}
+    return any(child.name.lower() in wanted for child in subfolders(root))
+
+
+def read_class_folders(root: Path, request: Request) -> list[Entry]:
+    """Images of `<split>/<class>/`, or of `<class>/` if there is neither a train nor a test folder."""
+    splits = {child.name.lower(): child for child in subfolders(root) if child.name.lower() in SPLITS}
+    if not splits.keys() & {"train", "test"}:
+        splits = {UNSPLIT: root}
+    normal = {name.lower() for name in request.normal_classes}
+    entries, classes, unused = [], set(), []
+    for name, folder in splits.items():
+        mask_root = root / (f"{folder.name}_masks" if name else "masks")
+        masks = {path.relative_to(mask_root).as_posix(): path for path in images_below(mask_root)}
+        without_extension = {f"{path.parent.name}/{stem(path)}": path for path in masks.values()}
+        used = set()
+        for class_folder in subfolders(folder):
+            kind = class_folder.name
+            classes.add(kind)
+            for image in _images_in(class_folder):
+                mask = masks.get(f"{kind}/{image.name}", without_extension.get(f"{kind}/{stem(image)}"))
+                used.add(mask)
+                entries.append(Entry(SPLITS.get(name, UNSPLIT), (image,), int(kind.lower() not in normal), mask))
+        unused += [path for path in masks.values() if path not in used]
+    if not entries:
+        raise ValueError(
+            f"No image in the class folders of {root}: expected <class>/<image> or train/<class>/<image>, with one of "
+            f"{', '.join(EXTENSIONS)}; class folders found: {some(sorted(classes))}. Move the images there, list "
+            "them in a manifest.csv, or give another folder with --dataset_dir."
+        )
+    if not normal & {kind.lower() for kind in classes}:
+        raise ValueError(
+            f"None of the class folders of {root} is named {' or '.join(request.normal_classes)}; found: "
+            f"{some(sorted(classes))}. {REMEDY} If the folders are patients and all images normal, give the layout "
+            "with --layout folder (volumes) or --layout dicom."
+        )
+    if unused:
+        raise ValueError(
+            f"{len(unused)} masks below {root} have no image: {some(unused)}. Name a mask as its image, in the class "
+            "folder of the same name."
+        )
+    return entries
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Images of one class, which lie in its folder and not deeper."""
+    images = images_below(folder)
+    if folder in images:  # DICOM files right here are one image each, such as radiographs
+        images = sorted({*images, *dicom_files(folder)} - {folder}, key=Path.as_posix)
+    if deeper := [path for path in images if path.parent != folder]:
+        raise ValueError(
+            f"The class folder {folder} has {len(deeper)} images in folders of its own: {some(deeper)}. Move them "
+            "up, or list the images in a manifest.csv, which can also name their cases."
+        )
+    return images

@@ -1,0 +1,130 @@
+"""What layouts say of images becomes the items of a datalist: named, of one section, there on disk."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aeflow_monai.data.datalist import dicom_series as dicom
+from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
+from aeflow_monai.data.datalist.image_files import some, stem
+from aeflow_monai.data.datalist.class_labels import label_of_mask
+from aeflow_monai.data.datalist.layouts import LAYOUTS
+from aeflow_monai.data.datalist.naming import name_cases
+from aeflow_monai.data.datalist.splits import draw_patients
+
+SECTIONS = {
+    "train": {"train", UNSPLIT},
+    "test": {"test"},
+    "all": {"train", "validation", "test", UNSPLIT},
+}
+
+
+def to_items(
+    layout: str, source: Path, entries: Sequence[Entry], section: str, test_fraction: float, seed: int
+) -> list[dict[str, Any]]:
+    """Names the cases, picks the section, checks that its files exist and fills in the labels that masks tell."""
+    remedy = LAYOUTS[layout].remedy
+    counts = Counter(path for entry in entries if not entry.problem for path in entry.images)
+    if repeated := [path for path, count in counts.items() if count > 1]:
+        raise ValueError(
+            f"{source} lists {len(repeated)} images more than once: {some(repeated)}. Keep each in one place, so that "
+            "no image is both trained and tested on."
+        )
+    # over all sections, so that a case has the same name in each of them
+    root = source if source.is_dir() else source.parent
+    entries = _name(entries, root)
+    if test_fraction:
+        entries = _divide(source, entries, test_fraction, seed)
+
+    chosen = sorted((entry for entry in entries if entry.split in SECTIONS[section]), key=_sort_key)
+    if not chosen:
+        plural = f"{LAYOUTS[layout].plural} without a split"
+        held = [f"{count} in {split or plural}" for split, count in Counter(entry.split for entry in entries).items()]
+        divide = " Or divide the patients, with --test_fraction 0.2." if any(not e.split for e in entries) else ""
+        raise ValueError(
+            f"{source} holds no image for the section {section!r}; found {', '.join(held) or 'none at all'}. {remedy}"
+            f"{divide}"
+        )
+    listed = [entry for entry in chosen if not entry.problem]
+    files = [path for entry in listed for path in (*entry.images, entry.mask) if path]
+    if missing := [path for path in files if not path.exists()]:
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(files)} files listed in {source} are missing: {some(missing)}. Its paths are "
+            f"relative to {root}. Correct them, or put the files there."
+        )
+
+    items = [_to_item(entry) for entry in chosen]
+    problems = [item["problem"] for item in items if "problem" in item]
+    if len(problems) == len(items):
+        raise ValueError(f"None of the {len(items)} cases in {source} can be used. The first: {problems[0]}")
+    if section == "train" and not any(item.get("label") == 0 or "mask" in item for item in items):
+        raise ValueError(
+            f"The section 'train' of {source} holds no normal image among {len(items)}, but the model is trained on "
+            f"normal images only. {remedy}"
+        )
+    return items
+
+
+def one_case_per_image(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items, where several share a case with the name of their file behind it."""
+    counts = Counter(item["case"] for item in items)
+    shared = [_first(item) for item in items if counts[item["case"]] > 1]
+    root = Path(os.path.commonpath([path.parent for path in shared])) if shared else Path()
+    names = name_cases({path: stem(path) for path in shared}, root, set())
+    return [
+        {**item, "case": f"{item['case']}_{names[_first(item)]}"} if counts[item["case"]] > 1 else item
+        for item in items
+    ]
+
+
+def _to_item(entry: Entry) -> dict[str, Any]:
+    paths = [str(path) for path in entry.images]
+    item: dict[str, Any] = {"image": paths[0] if len(paths) == 1 else paths, "case": entry.case}
+    item["patient"] = entry.patient
+    problem = entry.problem or next(filter(None, map(dicom.series_problem, filter(Path.is_dir, entry.images))), "")
+    if entry.label is not None:
+        item["label"] = entry.label
+    elif entry.mask and not problem:
+        item["label"] = label_of_mask(entry.mask)
+    if entry.mask:
+        item["mask"] = str(entry.mask)
+    if problem:
+        item["problem"] = problem
+    return {**item, **entry.extra}
+
+
+def _name(entries: Sequence[Entry], root: Path) -> list[Entry]:
+    """The entries with the case and patient that they lack."""
+    named = {entry.named or entry.images[0]: entry for entry in entries if not entry.case}
+    short = {path: path.name if entry.named else stem(path) for path, entry in named.items()}
+    cases = name_cases(short, root, {entry.case for entry in entries if entry.case})
+    full = [entry._replace(case=entry.case or cases[entry.named or entry.images[0]]) for entry in entries]
+    return [entry._replace(patient=entry.patient or entry.case) for entry in full]
+
+
+def _divide(source: Path, entries: Sequence[Entry], test_fraction: float, seed: int) -> list[Entry]:
+    """The entries without a split put into train and test, by patient."""
+    patients = sorted({entry.patient for entry in entries if entry.split == UNSPLIT})
+    if len(patients) < 2:
+        raise ValueError(
+            f"Expected at least 2 patients in {source} to divide with test_fraction {test_fraction}; got {patients}. "
+            "Leave test_fraction at 0, or name the patients in a manifest.csv."
+        )
+    test = draw_patients(patients, test_fraction, seed)
+    return [
+        entry._replace(split="test" if entry.patient in test else "train") if entry.split == UNSPLIT else entry
+        for entry in entries
+        if entry.split != "test"  # of a JSON, without label
+    ]
+
+
+def _first(item: dict[str, Any]) -> Path:
+    return Path(item["image"] if isinstance(item["image"], str) else item["image"][0])
+
+
+def _sort_key(entry: Entry) -> str:
+    return entry.images[0].as_posix()

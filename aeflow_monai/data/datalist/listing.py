@@ -1,0 +1,165 @@
+"""The list of a data set's images, from whichever layout it has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
+
+from aeflow_monai.data.datalist import medmnist
+from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, images_below, is_dicom, is_image, stem
+from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_items
+from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
+from aeflow_monai.data.datalist.tables import free_training
+
+__all__ = ["find_images", "load_datalist"]
+
+
+def load_datalist(
+    dataset_dir: str | os.PathLike[str],
+    section: str,
+    *,
+    layout: str = "auto",
+    normal_classes: Any = ("NORMAL",),
+    modalities: str | Sequence[str] = (),
+    test_fraction: float = 0.0,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Lists the images of one section of a data set, with what is known of each.
+
+    The layouts, in the order in which "auto" looks for them:
+
+    1. "manifest": a table `manifest.csv` with the columns path, split, abnormal and, if wanted, mask, case and
+       patient; several paths of one item, which become channels, are divided by `;`;
+    2. "decathlon": a MONAI/Decathlon list `dataset.json` or `datalist.json`;
+    3. "medmnist": a MedMNIST file (.npz), or `medmnist:<flag>`, unpacked once beside the file;
+    4. "classes": a folder per class, `<split>/<class>/<image>` or `<class>/<image>`, where an image may also be a
+       folder of DICOM slices; found if there is a folder train, test or of a normal class;
+    5. "bids": `sub-*/[ses-*/]anat/*_T1w.nii.gz`, with masks of the subject and session (`*_mask`, `*_roi`, `*_dseg`;
+       not those of brain and tissue);
+    6. "brats": `<case>/<case>_flair.nii.gz` with `<case>/<case>_seg.nii.gz`; every case is abnormal;
+    7. "dicom": a folder per DICOM series, all normal; found at the first level, read at any;
+    8. "folder": volumes, all normal; found in the folder itself, read at any level.
+
+    Paths in a table or JSON are relative to its folder. An item of a JSON's "training" that has neither label nor
+    mask is normal, since training sets of this tool are normal by definition; one with a mask but no label is
+    abnormal if the mask holds anything but 0. Masks of class folders lie beside the split, in
+    `<split>_masks/<class>/` (without splits: `masks/<class>/`), under the image's name with any image extension.
+
+    A case is the file name without extension unless the list gives one. Names that would stand for two files get
+    their folder in front, the same in every section. A case given in the list may have several images.
+
+    Args:
+        dataset_dir: folder in one of the layouts; or the path of a .csv, .json or .npz file; or `medmnist:<flag>`.
+        section: "train", "test" or "all"; validation images are part of "all" only, images without a split of
+            "train" and "all".
+        layout: one of those above, or "auto".
+        normal_classes: names of the folders with normal images, upper or lower case, or normal label values of a
+            MedMNIST file; all others are abnormal. Used for these two only.
+        modalities: endings of the file names that make up an item, one channel each, in this order; for brats
+            ("flair",) if none are given, for bids ("T1w",), for a folder every file is an item of its own.
+        test_fraction: share of the patients, in [0, 1), that become the section "test" where the layout has no
+            split; the training images of a JSON without labels in its "test" count as without a split.
+        seed: of that split, whole number from 0.
+
+    Returns:
+        One dictionary per item, sorted by path: "image" (absolute path; a list of them for several modalities or
+        paths), "case" (name), "patient" (name; the case if nothing is known), "label" (0 normal, 1 abnormal; absent
+        if unknown) and "mask" (absolute path; absent if there is none). "sha256" and "slices" of a JSON's item are
+        passed on. An item that cannot be used, such as a case without one of the modalities, has a "problem" that
+        says why and what to do; it is in the list so that it is reported while the others go on.
+
+    Raises:
+        FileNotFoundError: the folder, or a file that is listed, does not exist.
+        ValueError: the section or layout is unknown, the section is empty, has nothing normal and no mask to train
+            on or nothing without a problem, or the layout is not as above.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("train/NORMAL/a.png", "test/NORMAL/b.png", "test/LESION/c.png"):
+        ...     (folder / name).parent.mkdir(parents=True)
+        ...     (folder / name).touch()
+        >>> [(item["case"], item["label"]) for item in load_datalist(folder, "test")]
+        [('c', 1), ('b', 0)]
+    """
+    if section not in SECTIONS:
+        raise ValueError(f"section has to be one of {', '.join(SECTIONS)}; got {section!r}.")
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"test_fraction has to lie between 0 and 1, 1 excluded; got {test_fraction}.")
+    request = Request(_texts(normal_classes), _texts(modalities))
+    name, source = recognize(dataset_dir, layout, request)
+    entries = LAYOUTS[name].read(source, request)
+    if test_fraction:
+        entries = free_training(entries) if name == "decathlon" else entries
+        if all(entry.split != UNSPLIT for entry in entries):
+            raise ValueError(
+                f"test_fraction is {test_fraction}, but the layout {name!r} of {source} says itself what is trained "
+                "and tested on. Leave test_fraction at 0."
+            )
+    return to_items(name, source, entries, section, test_fraction, seed)
+
+
+def find_images(
+    dataset_dir: str | os.PathLike[str],
+    exclude: str | os.PathLike[str] | None = None,
+    *,
+    layout: str = "auto",
+    modalities: str | Sequence[str] = (),
+) -> list[dict[str, Any]]:
+    """Lists images for inference; no labels are needed.
+
+    Args:
+        dataset_dir: one image file; or what `load_datalist` takes as a list (then its test images, with label and
+            mask where given); or a folder in the layout brats or bids (then one item per case); or any folder (then
+            every image in it and below it, and every folder of DICOM slices as one image).
+        exclude: a folder that is passed over, such as that of the outputs.
+        layout: as of `load_datalist`.
+        modalities: as of `load_datalist`; for any folder none means that every file is an item.
+
+    Returns:
+        Items as from `load_datalist`, but no two with one case: outputs are named after it. Images that share a
+        case in the list get the name of their file behind it.
+
+    Raises:
+        FileNotFoundError: the folder, or a file that is listed, does not exist.
+        ValueError: there is no image, or the list is not as it should be.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("a/t1.nii.gz", "b/t1.nii.gz", "b/t2.nii.gz"):
+        ...     (folder / name).parent.mkdir(exist_ok=True)
+        ...     (folder / name).touch()
+        >>> [item["case"] for item in find_images(folder)]
+        ['a_t1', 'b_t1', 't2']
+    """
+    path = existing(dataset_dir)
+    if layout == "auto" and path.is_file() and (is_image(path) or is_dicom(path)):
+        return [{"image": str(path), "case": stem(path), "patient": stem(path)}]
+    request = Request(modalities=_texts(modalities), masks=False)
+    name, source = recognize(path, layout, request, inference=True)
+    if source.is_file() and name != "medmnist":
+        return one_case_per_image(load_datalist(source, "test", layout=name))
+    if name == "medmnist":
+        entries = [Entry("test", (image,)) for image in images_below(medmnist.unpack(source) / "test")]
+    elif name == "dicom" or (name in ("bids", "brats", "folder") and (request.modalities or name != "folder")):
+        entries = [entry._replace(label=None, mask=None) for entry in LAYOUTS[name].read(source, request)]
+    else:
+        entries = [Entry(UNSPLIT, (image,)) for image in images_below(source)]
+    if exclude is not None and (outputs := Path(exclude).expanduser().absolute()) != source:
+        entries = [entry for entry in entries if not entry.images[0].is_relative_to(outputs)]
+    if not entries:
+        raise ValueError(
+            f"No image in {source} or below. Expected {', '.join(EXTENSIONS)}. Or else folders of DICOM files. Give "
+            "another folder with --dataset_dir."
+        )
+    return one_case_per_image(to_items(name, source, entries, "all", 0, 0))
+
+
+def _texts(names: Any) -> tuple[str, ...]:
+    return tuple(str(name) for name in ensure_tuple(names))

@@ -1,0 +1,125 @@
+"""MedMNIST files: all images of a data set in one .npz, unpacked once into a folder per class."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+
+from aeflow_monai.data.datalist.class_folders import read_class_folders
+from aeflow_monai.data.datalist.entries import Entry, Request
+from aeflow_monai.data.datalist.image_files import images_below
+
+PREFIX = "medmnist:"
+REMEDY = "A MedMNIST file has train_images, train_labels and, if wanted, the same of val and test."
+
+
+def fetch_medmnist(name: str) -> Path:
+    """The file of `medmnist:<flag>` or `medmnist:<flag>_<size>`, fetched by the medmnist package if it is not there."""
+    flag, _, size = name.removeprefix(PREFIX).partition("_")
+    try:
+        medmnist: Any = importlib.import_module("medmnist")
+    except ImportError as error:
+        raise ImportError(
+            f"{name!r} needs the package medmnist, which fetches the file: pip install medmnist. Or get {flag}.npz "
+            "from https://medmnist.com and give its path as --dataset_dir."
+        ) from error
+    if flag not in medmnist.INFO or not (size.isdigit() or not size):
+        raise ValueError(
+            f"Expected {PREFIX}<flag> or {PREFIX}<flag>_<size> with a flag of {', '.join(medmnist.INFO)}; got {name!r}."
+        )
+    size = "" if size == "28" else size
+    root = Path(importlib.import_module("medmnist.dataset").DEFAULT_ROOT)
+    file = root / f"{flag}{f'_{size}' if size else ''}.npz"
+    if not file.is_file():
+        kind = getattr(medmnist, medmnist.INFO[flag]["python_class"])
+        try:
+            kind(split="train", download=True, root=str(root), size=int(size) if size else None)
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"{name!r} could not be fetched: {error}. Get {file.name} from https://medmnist.com, and put it into "
+                f"{root} or give its path as --dataset_dir."
+            ) from error
+    return file
+
+
+def read_medmnist(file: Path, request: Request) -> list[Entry]:
+    """Images of all splits; the values of the normal labels are the normal classes."""
+    folder = unpack(file)
+    kinds = Counter(path.parent.name for path in images_below(folder))
+    if not {str(name) for name in request.normal_classes} & kinds.keys():
+        found = ", ".join(f"{kind} ({count} images)" for kind, count in sorted(kinds.items()))
+        raise ValueError(
+            f"None of the labels of {file} is {' or '.join(request.normal_classes)}; found: {found}. Name the normal "
+            "ones with --normal_classes, for example \"['0']\"."
+        )
+    return read_class_folders(folder, request)
+
+
+def unpack(file: Path) -> Path:
+    """Writes each image as PNG or NIfTI into `<split>/<label>/` in a folder beside the file, unless it is there."""
+    folder = file.with_name(f"{file.stem}-{_fingerprint(file)}")
+    if folder.is_dir():
+        return folder
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", dir=file.parent))
+    except OSError as error:
+        raise OSError(
+            f"The images of {file} are unpacked beside it, but its folder cannot be written to: {error}. Copy the file "
+            "to a folder that can."
+        ) from error
+    try:
+        _write_images(file, partial)
+        if not folder.is_dir():  # or another process was faster
+            partial.chmod(0o755)
+            partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write_images(file: Path, folder: Path) -> None:
+    with np.load(file, allow_pickle=False) as arrays:
+        splits = [name for name in ("train", "val", "test") if f"{name}_images" in arrays]
+        if not splits or any(f"{name}_labels" not in arrays for name in splits):
+            raise ValueError(f"{file} is no MedMNIST file; its arrays are {', '.join(arrays) or 'none'}. {REMEDY}")
+        for split in splits:
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(labels) != len(images):
+                raise ValueError(
+                    f"{file}: {split}_images has to be uint8 (N, H, W), (N, H, W, 3) or (N, D, H, W) with N labels; "
+                    f"got {images.dtype} {images.shape} and {len(labels)} labels."
+                )
+            for i, (image, label) in enumerate(zip(images, labels.reshape(len(images), -1), strict=True)):
+                target = folder / split / _kind(label) / f"{split}_{i:06d}"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if image.ndim == 3 and image.shape[-1] != 3:
+                    nib.save(nib.Nifti1Image(image, np.eye(4)), f"{target}.nii.gz")
+                else:
+                    Image.fromarray(image).save(f"{target}.png")
+
+
+def _kind(label: np.ndarray[Any, Any]) -> str:
+    """The value of one label; of several yes or no ones, the numbers of those that apply."""
+    if len(label) == 1:
+        return str(label[0])
+    return "+".join(str(i) for i in np.flatnonzero(label)) or "none"
+
+
+def _fingerprint(file: Path) -> str:
+    """Of the file's contents, from the checksums that it holds itself."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sums = "".join(f"{member.filename}{member.CRC}" for member in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{file} is no .npz file: {error}. Delete it and get it again.") from error
+    return f"{zlib.crc32(sums.encode()):08x}"

@@ -1,0 +1,127 @@
+"""Preparing a data set: what the slicing policy makes of it, told and written down so that it can be made again."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import convert_to_tensor, ensure_tuple
+
+from aeflow_monai.about import __version__
+from aeflow_monai.data.datalist import load_datalist
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.errors import FailureLog
+from aeflow_monai.files import sha256_of, write_json
+
+__all__ = ["prepare_data"]
+
+_KINDS = ("normal", "abnormal", "unclear", "skipped")
+
+
+def prepare_data(
+    dataset_dir: str | os.PathLike[str],
+    transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    slicer: Slicer,
+    path: str | os.PathLike[str],
+    **listing: Any,
+) -> None:
+    """Read every case of a data set once, print what the slicing policy makes of it, and write a datalist.
+
+    The datalist is a MONAI/Decathlon JSON: "training" and "test" as they were split, each item with its files, the
+    SHA-256 of each, and its slices by kind; and under "prepared" the policy. Given as `dataset_dir` it replaces the
+    folder: the same files are then trained and tested on, in the same split, or the run says which one changed. Of a
+    slice it tells whether it is
+
+    - normal: trained on, if its case is in the training part (abnormal cases: with `lesion_free_slices` only);
+    - abnormal: holds lesion, by the mask or, without a mask, because nothing else is known of an abnormal case;
+    - unclear: too near to lesion, or with too little of it, to be the one or the other;
+    - skipped: too little foreground, or outside of the slice range.
+
+    Cases that cannot be read are not in the datalist; they are listed in failures.csv beside it.
+
+    Args:
+        dataset_dir: see `load_datalist`.
+        transform: the bundle's preprocessing.
+        slicer: the slicing policy.
+        path: of the datalist; its folder is made if it is missing.
+        listing: further options of `load_datalist`.
+
+    Raises:
+        CaseFailures: at the end, if a case cannot be read.
+        ValueError: the datalist would replace the one that it is made of.
+    """
+    path = Path(path).absolute()
+    if Path(dataset_dir).absolute() in (path, path.parent) and path.exists():
+        raise ValueError(f"{path} is the datalist that is read. Give another folder with --output_dir.")
+    train = load_datalist(dataset_dir, "train", **listing)
+    known = {str(item["image"]) for item in train}
+    rest = [item for item in load_datalist(dataset_dir, "all", **listing) if str(item["image"]) not in known]
+    sections = {"training": train, "test": rest}
+    failures = FailureLog(path.parent / "failures.csv")
+    failures.start()
+    written: dict[str, list[dict[str, Any]]] = {}
+    for section, items in sections.items():
+        counts: Counter[str] = Counter()
+        written[section] = []
+        for item in items:
+            with failures.catching(item, "read"):
+                slices = _slices(transform(item), slicer, item)
+                counts.update({kind: len(numbers) for kinds in slices.values() for kind, numbers in kinds.items()})
+                written[section].append(_entry(item, slices, path.parent))
+        print(_told(section, items, written[section], counts))
+    content = {
+        "name": Path(dataset_dir).name,
+        "prepared": {"aeflow_monai": __version__, "policy": slicer.policy(), "listing": listing},
+        **written,
+    }
+    write_json(path, content)
+    print(f"datalist: {path}")
+    failures.raise_if_any(len(train) + len(rest))
+
+
+def _slices(read: Mapping[str, Any], slicer: Slicer, item: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
+    """Slice numbers, counted from 1, by plane and kind."""
+    volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
+    found: dict[str, dict[str, list[int]]] = {}
+    for axis in slicer.axes_of(volume):
+        kinds = slicer.kinds({**read, "image": volume, "label": item.get("label")}, axis, str(item["image"]))
+        chosen = set(slicer.chosen(volume, axis).tolist())
+        by_kind: dict[str, list[int]] = {kind: [] for kind in _KINDS}
+        for index, kind in enumerate(kinds):
+            by_kind[kind if index in chosen else "skipped"].append(index + 1)
+        found[axis] = by_kind
+    return found
+
+
+def _entry(item: Mapping[str, Any], slices: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    images = [_relative(path, folder) for path in ensure_tuple(item["image"])]
+    entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
+    entry |= {key: item[key] for key in ("case", "patient", "label") if key in item}
+    paths = [*ensure_tuple(item["image"])]
+    if "mask" in item:
+        entry["mask"] = _relative(item["mask"], folder)
+        paths.append(item["mask"])
+    files = [file for path in paths for file in ([path] if Path(path).is_file() else sorted(Path(path).iterdir()))]
+    entry["sha256"] = {_relative(file, folder): sha256_of(file) for file in files}
+    entry["slices"] = slices
+    return entry
+
+
+def _told(section: str, items: list[Any], written: list[dict[str, Any]], counts: Counter[str]) -> str:
+    abnormal = sum(entry.get("label") == 1 for entry in written)
+    patients = len({entry.get("patient") for entry in written})
+    cases = f"{len(written)} cases of {patients} patients ({len(written) - abnormal} normal, {abnormal} abnormal)"
+    if len(items) > len(written):
+        cases += f", {len(items) - len(written)} not readable"
+    slices = ", ".join(f"{counts[kind]} {kind}" for kind in _KINDS)
+    return f"{section}: {cases}; {counts.total()} slices: {slices}"
+
+
+def _relative(path: str | os.PathLike[str], folder: Path) -> str:
+    return Path(os.path.relpath(Path(path).absolute(), folder)).as_posix()
+
+

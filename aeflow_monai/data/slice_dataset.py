@@ -1,0 +1,257 @@
+"""Volumes become training slices: each file is read and preprocessed once, then slices come from memory or disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import math
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import ImageReader
+from monai.utils import convert_to_tensor, ensure_tuple
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from aeflow_monai.data.slicer import SliceKind, Slicer
+from aeflow_monai.files import read_json, replacing, write_json
+
+__all__ = ["SliceDataset", "SomeCases"]
+
+_logger = logging.getLogger(__name__)
+
+_FORMAT = 4  # of slices in files: another number when what is kept changes
+
+
+class SliceDataset(Dataset[dict[str, Any]]):
+    """The normal slices of preprocessed volumes, or the abnormal ones, ready for the network.
+
+    Each file is read and preprocessed once; slices then come from memory, or from a memory-mapped file that survives
+    the run: a later one with the same files, preprocessing and policy uses it as it is. Both are shared by any number
+    of a loader's workers.
+
+    Of an item with label 1 the slices of the wanted kind by its mask are taken, see `Slicer.kinds`; an abnormal 2D
+    image needs no mask to be an abnormal slice. Of an item without label or with label 0 all slices are normal.
+
+    Items hold "image" (C, H, W), "case", "patient" (the case, where nobody is named), "file", "axis", "slice" (its
+    number along the axis) and "height" (see `Places`); abnormal ones "lesion" too, (1, H, W) in [0, 1]: the share of
+    each pixel that the mask covers, 1 all over where no mask tells.
+
+    Args:
+        data: a datalist; each item goes through `transform` once.
+        transform: gives "image" as (C, X, Y, Z), oriented to PLS, in [0, 1], and "mask" (1, X, Y, Z) of abnormal
+            items. Z is 1 for a 2D image.
+        slicer: the policy. The slices have to come out in one size.
+        step: only every step-th of the slices is taken, 1 or more.
+        folder: of the memory-mapped file; slices are kept in memory if None.
+        kind: "normal" or "abnormal", of the slices.
+
+    Raises:
+        ValueError: unknown kind; no slice is left; slices come out in different sizes; NaN or infinite values; an
+            abnormal item without mask.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        slicer: Slicer,
+        step: int = 1,
+        folder: str | Path | None = None,
+        kind: SliceKind = "normal",
+    ) -> None:
+        if step < 1:
+            raise ValueError(f"step has to be 1 or more; got {step}.")
+        if kind not in ("normal", "abnormal"):
+            raise ValueError(f"kind has to be normal or abnormal; got {kind!r}.")
+        self.kind = kind
+        self.step = step
+        self.index: list[dict[str, Any]] = []
+        self.shape: tuple[int, ...] = ()
+        self._volumes: list[Tensor] = []  # slices of each volume and plane, (n, C, H, W)
+        self._place: list[tuple[int, int]] = []
+        self._stored: Any = None
+        if folder is None:
+            for planes in self._read(data, transform, slicer, step):
+                self._place += [(len(self._volumes), row) for row in range(len(planes))]
+                self._volumes.append(planes)
+        else:
+            self._keep(Path(folder), data, transform, slicer, step)
+        if not self.index:
+            raise ValueError(
+                f"No slice is left of {len(data)} cases: none is {kind} and has {slicer.min_foreground:.0%} of its "
+                "pixels above 0. Lower min_foreground or normal_margin_mm, or look at the intensity normalisation."
+            )
+        size = 4 * math.prod(self._stored_shape) * len(self.index) / 2**20
+        _logger.info(f"{len(self.index)} slices of {len(data)} cases in {folder or 'memory'} ({size:.0f} MB)")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._stored is not None:
+            image = torch.from_numpy(np.array(self._stored[index]))
+        else:
+            volume, row = self._place[index]
+            image = self._volumes[volume][row]
+        if self.kind == "abnormal":
+            return {"image": image[:-1], "lesion": image[-1:], **self.index[index]}
+        return {"image": image, **self.index[index]}
+
+    @property
+    def _stored_shape(self) -> tuple[int, ...]:
+        """Of a slice as it is kept: lesions lie behind the channels of abnormal ones."""
+        channels, *size = self.shape
+        return (channels + (self.kind == "abnormal"), *size)
+
+    def _read(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        slicer: Slicer,
+        step: int,
+    ) -> Iterator[Tensor]:
+        for item in data:
+            read = transform(item)
+            # without metadata, which differs between file formats and then cannot be batched
+            volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
+            file = str(item["image"])
+            if not torch.isfinite(volume).all():
+                raise ValueError(f"{file} holds NaN or infinite values after the preprocessing: replace them.")
+            if volume.ndim != 4:
+                raise ValueError(
+                    f"Expected a volume of shape (C, X, Y, Z) from the preprocessing; got {tuple(volume.shape)} for "
+                    f"{file}. A 2D image needs the transform EnsureVolumed."
+                )
+            for axis in slicer.axes_of(volume):
+                indices = slicer.chosen(volume, axis)
+                kinds = self._kinds(slicer, {**read, "image": volume, "label": item.get("label")}, axis, file)
+                wanted = torch.tensor([kind == self.kind for kind in kinds])[indices]
+                heights = slicer.places(indices, axis).heights[wanted][::step]
+                indices = indices[wanted][::step]
+                if not len(indices):
+                    continue
+                planes = slicer.slices(volume, axis, indices).contiguous()
+                if self.shape and tuple(planes.shape[1:]) != self.shape:
+                    raise ValueError(
+                        f"Slices have to be of one shape (C, H, W) to be batched: {self.shape} so far, but {file} "
+                        f"gives {tuple(planes.shape[1:])}. Set fit to 'resize', or image_size to the largest slice."
+                    )
+                self.shape = tuple(planes.shape[1:])
+                patient = str(item.get("patient", item["case"]))
+                names = {"case": str(item["case"]), "patient": patient, "file": file, "axis": axis}
+                self.index += [
+                    {**names, "slice": position, "height": height}
+                    for position, height in zip(indices.tolist(), heights.tolist(), strict=True)
+                ]
+                if self.kind == "abnormal":
+                    planes = torch.cat([planes, _lesions(slicer, read, planes, axis, indices)], dim=1)
+                yield planes
+
+    def _keep(
+        self,
+        folder: Path,
+        data: Sequence[Mapping[str, Any]],
+        transform: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        slicer: Slicer,
+        step: int,
+    ) -> None:
+        """Use the folder's slices if they were made of the same, else make them."""
+        made_of = _fingerprint(data, transform, slicer, step, self.kind)
+        record, file = folder / "slices.json", folder / "slices.float32"
+        found = read_json(record)
+        if found.get("made_of") == made_of and file.is_file() and file.stat().st_size == found["bytes"]:
+            self.index, self.shape = found["index"], tuple(found["shape"])
+            _logger.info(f"Using the slices of an earlier run in {folder}")
+        else:
+            # an interrupted run leaves nothing that looks whole, and other processes that write or read the same slices
+            # are not disturbed
+            with replacing(file) as unfinished:
+                with unfinished.open("wb") as stream:
+                    for planes in self._read(data, transform, slicer, step):
+                        planes.numpy().tofile(stream)
+                n_bytes = unfinished.stat().st_size
+                record.unlink(missing_ok=True)  # until the new slices are there
+            if not self.index:
+                file.unlink()
+                return
+            write_json(record, {"made_of": made_of, "bytes": n_bytes, "shape": self.shape, "index": self.index})
+        self._stored = np.memmap(file, dtype=np.float32, mode="r", shape=(len(self.index), *self._stored_shape))
+
+    def _kinds(self, slicer: Slicer, case: Mapping[str, Any], axis: str, file: str) -> list[SliceKind]:
+        kinds = slicer.kinds(case, axis, file)
+        if case["label"] != 1:
+            return kinds
+        if len(kinds) == 1 and self.kind == "abnormal":  # an abnormal image is, whatever its mask
+            return ["abnormal"]
+        if "mask" not in case:
+            raise ValueError(
+                f"{file} is abnormal and has no mask, so its normal slices are not known. Name a mask, or set "
+                "lesion_free_slices to false, and labelled_abnormal to 0."
+            )
+        return kinds
+
+
+def _lesions(slicer: Slicer, read: Mapping[str, Any], planes: Tensor, axis: str, indices: Tensor) -> Tensor:
+    """The share of each pixel of slices (n, C, H, W) that is lesion, (n, 1, H, W)."""
+    if "mask" not in read:
+        return torch.ones_like(planes[:, :1])
+    lesion = convert_to_tensor(read["mask"], track_meta=False)[:1] != 0  # a picture's mask may have colours
+    return slicer.slices(lesion.float(), axis, indices) if lesion.any() else torch.ones_like(planes[:, :1])
+
+
+class SomeCases(Subset[dict[str, Any]]):
+    """All slices of some of the cases, evenly spread over them, in the order of the slices.
+
+    Args:
+        dataset: of the slices, or what has items made of them at the same indices, and possibly more behind them.
+        slices: which tell the cases. Of slices with gaps between them none is taken: maps of a volume are blurred
+            through its slices, so theirs would have other neighbours than those of a new case.
+        n_cases: number of cases; all if there are fewer.
+    """
+
+    def __init__(self, dataset: Dataset[dict[str, Any]] | Sequence[Any], slices: SliceDataset, n_cases: int) -> None:
+        cases = list(dict.fromkeys(entry["case"] for entry in slices.index)) if slices.step == 1 else []
+        spread = np.linspace(0, len(cases) - 1, min(n_cases, len(cases))).round().astype(int)
+        chosen = {cases[number] for number in spread}
+        rows = [row for row, entry in enumerate(slices.index) if entry["case"] in chosen]
+        super().__init__(dataset, rows)  # type: ignore[arg-type]
+
+
+def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int, kind: str) -> str:
+    """Hash of all that decides the slices; files count by path, size and time of change."""
+    files = []
+    for item in data:
+        for path in (*ensure_tuple(item["image"]), item.get("mask")):
+            if path:
+                found = Path(path).stat()
+                files.append([str(path), found.st_size, found.st_mtime_ns])
+    named = [[str(item["case"]), str(item.get("patient")), item.get("label")] for item in data]
+    digest = hashlib.sha256(json.dumps([_FORMAT, files, named, slicer.policy(), step, kind]).encode())
+    stream = io.BytesIO()
+    try:
+        _Options(stream).dump(transform)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"The preprocessing cannot be told from another one, so its slices cannot be kept in files ({error}). Put "
+            "functions without a name into a module, or set slice_folder to null."
+        ) from error
+    digest.update(stream.getvalue())
+    return digest.hexdigest()
+
+
+class _Options(pickle.Pickler):
+    """Leaves out what is of a run: Compose's random state, which nothing draws from, and the files last read."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, np.random.RandomState):
+            return np.random.RandomState, ()
+        if isinstance(obj, ImageReader):
+            return type(obj), (), {name: value for name, value in vars(obj).items() if name != "filenames"}
+        return NotImplemented

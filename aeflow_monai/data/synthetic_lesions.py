@@ -1,0 +1,187 @@
+"""Synthetic lesions in normal slices: what is pushed away from the normals where no abnormal image is at hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, RandomizableTransform
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+__all__ = ["LesionSlices", "RandLesiond"]
+
+_KINDS = ("scaled", "flat", "textured", "moved")
+_LEAST = 0.01  # a soft edge ends where less than this share of a pixel is changed
+_VISIBLE = 0.02  # of an intensity range of 1: what changes less looks as before
+_UNDECIDED = 0.1  # most that the mask holds where nothing is seen: neither normal nor abnormal for `MixtureLoss`
+
+
+class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
+    """Plant a few lesions into the foreground of a slice, and give their mask.
+
+    A lesion is a soft, uneven ellipse in which the tissue is scaled, mixed with one tone, roughened by a texture, or
+    replaced in part by tissue from elsewhere in the slice; all lesions of a slice are of one kind. They look like no
+    disease: they are to teach what does not belong, not what a disease looks like. Works on the CPU.
+
+    Args:
+        keys: of slices (C, H, W) in [0, 1], of one size; all get lesions in the same places, every channel with its
+            own direction of change, and within its own foreground.
+        mask_key: of the mask that is added, (1, H, W) in [0, 1]: the share of each pixel that is lesion, at most 0.1
+            where the change is too faint to be seen, as in dark tissue.
+        most: lesions in a slice, at most; 1 or more.
+        radius: smallest and largest, as shares of the slice's longer side; small ones are more frequent.
+        change: smallest and largest strength, in (0, 1]: of the tissue's own intensity, or of what replaces it.
+        prob: probability that a slice gets lesions.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Example:
+        >>> plant = RandLesiond("image").set_random_state(seed=0)
+        >>> planted = plant({"image": torch.full((1, 64, 64), 0.5)})
+        >>> tuple(planted["lesion"].shape), bool((planted["image"] != 0.5).any())
+        ((1, 64, 64), True)
+
+    Source: the idea of pasted and of interpolated patches is that of CutPaste (Li et al., CVPR 2021) and Foreign Patch
+    Interpolation (Tan et al., MELBA 2022); shapes and kinds are this project's.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        mask_key: str = "lesion",
+        most: int = 3,
+        radius: tuple[float, float] = (0.02, 0.15),
+        change: tuple[float, float] = (0.15, 0.7),
+        prob: float = 1.0,
+    ) -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, prob)
+        if most < 1:
+            raise ValueError(f"most is a number of lesions and has to be 1 or more; got {most}.")
+        for name, (low, high) in (("radius", radius), ("change", change)):
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} has to be a smallest and a largest share, in (0, 1]; got {(low, high)}.")
+        self.mask_key = mask_key
+        self.most = most
+        self.radius = radius
+        self.change = change
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Plant the lesions; a slice without foreground stays as it is.
+
+        Raises:
+            ValueError: not a slice (C, H, W), or keys of different sizes.
+        """
+        d = dict(data)
+        self.randomize(None)
+        slices = [torch.as_tensor(d[key]) for key in self.key_iterator(d)]
+        shapes = [tuple(plane.shape) for plane in slices]
+        if any(len(shape) != 3 for shape in shapes) or len({shape[1:] for shape in shapes}) > 1:
+            raise ValueError(f"Expected slices (C, H, W) of one size; got {shapes}. Cut volumes into slices first.")
+        foreground = torch.stack([(plane > 0).any(dim=0) for plane in slices]).any(dim=0)
+        mask = torch.zeros(1, *foreground.shape)
+        if self._do_transform and foreground.any():
+            for _ in range(self.R.randint(1, self.most + 1)):
+                self._add_shape(mask[0], foreground)
+            mask *= foreground
+            kind = _KINDS[self.R.randint(len(_KINDS))]
+            change = torch.zeros_like(mask[0])
+            for key, plane in zip(self.key_iterator(d), slices, strict=True):
+                changed = torch.stack([self._changed(channel, kind) for channel in plane]).clamp(0, 1)
+                changed = torch.where(plane > 0, changed, plane)
+                planted = torch.where(mask > 0, plane + mask * (changed - plane), plane)
+                d[key] = planted
+                change = change.maximum((planted - plane).abs().amax(dim=0))
+            mask = torch.where(change >= _VISIBLE, mask, mask.clamp_max(_UNDECIDED)) * (change > 0)
+        d[self.mask_key] = mask
+        return d
+
+    def _add_shape(self, mask: Tensor, foreground: Tensor) -> None:
+        """Draw one soft, uneven ellipse somewhere in the foreground, into the mask (H, W)."""
+        height, width = mask.shape
+        places = foreground.nonzero()
+        row, column = places[self.R.randint(len(places))].tolist()
+        smallest, largest = (share * max(height, width) for share in self.radius)
+        radius = smallest + (largest - smallest) * self.R.rand() ** 2
+        aspect, angle = math.sqrt(1 + 1.5 * self.R.rand()), math.pi * self.R.rand()
+        edge = 0.05 + 0.5 * self.R.rand() ** 2
+        reach = math.ceil(3 * radius * aspect)
+        top, left = max(0, row - reach), max(0, column - reach)
+        window = mask[top : row + reach + 1, left : column + reach + 1]
+        y = torch.arange(top, top + window.shape[0]).view(-1, 1) - row
+        x = torch.arange(left, left + window.shape[1]).view(1, -1) - column
+        along = (y * math.cos(angle) + x * math.sin(angle)) / (radius * aspect)
+        across = (x * math.cos(angle) - y * math.sin(angle)) / (radius / aspect)
+        uneven = 0.35 * self._noise(window.shape, cell=radius)
+        share = torch.sigmoid(2 * (1 + uneven - torch.hypot(along, across)) / edge)
+        window.copy_(torch.maximum(window, share * (share >= _LEAST)))
+
+    def _changed(self, channel: Tensor, kind: str) -> Tensor:
+        """A channel (H, W) as it would be if it were lesion everywhere."""
+        low, high = self.change
+        strength = low + (high - low) * float(self.R.rand())
+        sign = float(self.R.choice([-1.0, 1.0]))
+        if kind == "scaled":
+            return channel * (1 + sign * strength)
+        if kind == "flat":
+            return channel + strength * (float(self.R.rand()) - channel)
+        if kind == "textured":
+            texture = self._noise(channel.shape, cell=max(channel.shape) / 24)
+            return channel + 0.6 * sign * strength * (0.6 + 0.4 * texture.tanh())
+        shifts = [int(self.R.randint(-size // 4, size // 4 + 1)) for size in channel.shape]
+        moved = channel.roll(shifts, (0, 1))
+        if self.R.rand() < 0.5:
+            moved = moved.flip(1)
+        return torch.where(moved > 0, channel + (0.6 + strength / 2) * (moved - channel), channel)
+
+    def _noise(self, shape: Sequence[int], cell: float) -> Tensor:
+        """A smooth random field (H, W) with bumps of about this many pixels and a deviation of about 1."""
+        cell = max(cell, 2.0)
+        grid = [math.ceil(size / cell) + 3 for size in shape]
+        coarse = torch.from_numpy(self.R.standard_normal((1, 1, *grid))).float()
+        return F.interpolate(coarse, size=tuple(shape), mode="bicubic", align_corners=False)[0, 0]
+
+
+class LesionSlices(Dataset[dict[str, Any]]):
+    """Copies of normal slices with synthetic lesions, each with its mask under "lesion".
+
+    The lesions are planted when a slice is asked for, always the same ones: which, depends on the seed, the place and
+    the transform. So they take no memory, and an encoder's features of them can be kept.
+
+    Args:
+        slices: items hold "image" (C, H, W) in [0, 1].
+        transform: plants lesions into "image" and gives their mask as "lesion", (1, H, W).
+        copies: of each slice, 0 or more.
+        seed: of the lesions.
+
+    Raises:
+        ValueError: copies is below 0.
+    """
+
+    def __init__(
+        self, slices: Sequence[Mapping[Any, Any]], transform: RandLesiond, copies: int = 1, seed: int = 0
+    ) -> None:
+        if copies < 0:
+            raise ValueError(f"lesion_copies of each slice have to be 0 or more; got {copies}.")
+        self.slices = slices
+        self.transform = transform
+        self.copies = copies
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.copies * len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} of {len(self)} slices.")
+        state = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
+        self.transform.set_random_state(seed=int(state))
+        planted = self.transform(self.slices[index % len(self.slices)])
+        return {str(key): value for key, value in planted.items()}

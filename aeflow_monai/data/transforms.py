@@ -1,0 +1,203 @@
+"""Transforms of the preprocessing that MONAI lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from monai.transforms import InvertibleTransform, MapTransform
+from monai.utils import TraceKeys
+from torch import Tensor
+
+from aeflow_monai.errors import file_of
+
+__all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
+
+# From this share of its voxels on, a single value at the corners or the low end of an image is its background.
+_BACKGROUND_SHARE = 0.05
+
+
+class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
+    """Make a 2D image a volume of one slice, so that one path serves both; volumes pass unchanged.
+
+    A coronal or sagittal 2D image is laid into the axial plane, superior where anterior belongs (and anterior where the
+    patient's right does), so that `Orientationd` leaves it one slice and turns it upright. The inverse gives the 2D
+    image and its affine back. Works on MetaTensors, which carry the record that the inverse needs.
+
+    Args:
+        keys: of images (C, H, W) or volumes (C, H, W, D).
+        allow_missing_keys: pass over keys that are not there.
+
+    Example:
+        >>> volume = EnsureVolumed("image")({"image": MetaTensor(torch.zeros(1, 8, 9))})
+        >>> tuple(volume["image"].shape)
+        (1, 8, 9, 1)
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the slice dimension where it lacks.
+
+        Raises:
+            ValueError: neither an image nor a volume, for example a 4D series.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            if image.ndim not in (3, 4):
+                raise ValueError(
+                    f"Expected a 2D image (C, H, W) or a volume (C, H, W, D) at {key!r}; got shape "
+                    f"{tuple(image.shape)} in {file_of(image, 'a tensor')}. Split a series into volumes first."
+                )
+            if image.ndim == 4:
+                self.push_transform(image, extra_info={"flat": False})
+                continue
+            volume = image.unsqueeze(-1)
+            self.push_transform(volume, extra_info={"flat": True, "affine": image.affine})
+            # set last: MONAI reads the number of spatial dimensions off the affine when it resamples
+            volume.affine = _axial(image.affine)
+            d[key] = volume
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Take the added dimension away."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            applied = self.pop_transform(d[key])[TraceKeys.EXTRA_INFO]
+            if applied["flat"]:
+                d[key] = d[key].squeeze(-1)
+                d[key].affine = applied["affine"]
+        return d
+
+
+class MatchChannelsd(MapTransform):  # type: ignore[misc]
+    """Bring images to the number of channels that the network was built for.
+
+    Grey pictures are often stored with three equal channels: their mean over the channels gives one. One channel is
+    replicated where several are asked for. The channels of a volume are never merged.
+
+    Args:
+        keys: of images (C, ...).
+        channels: wanted, 1 or more.
+
+    Example:
+        >>> tuple(MatchChannelsd("image", channels=1)({"image": torch.zeros(3, 8, 8)})["image"].shape)
+        (1, 8, 8)
+    """
+
+    def __init__(self, keys: KeysCollection, channels: int) -> None:
+        super().__init__(keys)
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Match the channels.
+
+        Raises:
+            ValueError: the image has several channels, and another number of them than wanted.
+        """
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image = d[key]
+            if image.shape[0] == self.channels:
+                continue
+            if self.channels == 1 and image.shape[0] in (2, 3, 4) and image.shape[3:] in ((), (1,)):
+                # a picture; the last of two or four channels is opacity
+                d[key] = image[: 1 if image.shape[0] == 2 else 3].mean(dim=0, keepdim=True)
+            elif image.shape[0] == 1:
+                d[key] = image.repeat(self.channels, *[1] * (image.ndim - 1))
+            else:
+                raise ValueError(
+                    f"The network takes {self.channels} channels; {key!r} has {image.shape[0]} in {file_of(image, 'a tensor')}. "
+                    "Set in_channels to the number of channels of your images; split a series (4D) into volumes first."
+                )
+        return d
+
+
+class ScaleForegroundd(MapTransform):  # type: ignore[misc]
+    """Scale intensities to [0, 1] by robust percentiles of the foreground, channel by channel; background becomes 0.
+
+    Skull-stripped and padded volumes have a background of one value: 0, the lowest value, or whatever the corners
+    hold. In z-scored volumes it lies between the values of tissue. If such a value fills 5 % of the volume, the rest is
+    foreground; else everything is. Percentiles of the foreground do not change with the size of the field of view. A
+    foreground of one value becomes 1.
+
+    Args:
+        keys: of images (C, ...).
+        lower: percentile that becomes 0, in [0, 100).
+        upper: percentile that becomes 1, in (lower, 100].
+
+    Raises:
+        ValueError: percentiles out of their range.
+
+    Example:
+        >>> image = torch.tensor([[-9.0, -9.0, -3.0, 0.0, 3.0]])
+        >>> ScaleForegroundd("image", lower=0, upper=100)({"image": image})["image"].tolist()
+        [[0.0, 0.0, 0.0, 0.5, 1.0]]
+    """
+
+    def __init__(self, keys: KeysCollection, lower: float = 0.5, upper: float = 99.5) -> None:
+        super().__init__(keys)
+        if not 0 <= lower < upper <= 100:
+            raise ValueError(f"Percentiles have to be 0 <= lower < upper <= 100; got {lower} and {upper}.")
+        self.lower = lower
+        self.upper = upper
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Scale the intensities."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            scaled = d[key].to(torch.float32, copy=True)
+            for channel in torch.as_tensor(scaled).as_subclass(Tensor):
+                values = channel.cpu().numpy()  # on the CPU these are the channel's own
+                background = _background(values)
+                inside = None if background is None else values != background
+                foreground = values if inside is None else values[inside]
+                if foreground.size == 0:
+                    channel.zero_()
+                    continue
+                low, high = np.percentile(foreground, [self.lower, self.upper])
+                if high - low > 1e-12 + 1e-6 * abs(high):
+                    np.subtract(values, np.float32(low), out=values)
+                    np.divide(values, np.float32(high - low), out=values)
+                    np.clip(values, 0, 1, out=values)
+                else:
+                    np.greater_equal(values, np.float32(low), out=values, casting="unsafe")
+                if inside is not None:
+                    np.multiply(values, inside, out=values)
+                channel.copy_(torch.from_numpy(values))
+            d[key] = scaled
+        return d
+
+
+
+
+
+
+def _background(values: npt.NDArray[np.float32]) -> np.float32 | None:
+    """The value of the background, or None if there is no single one."""
+    corners = values[np.ix_(*([0, -1] for _ in values.shape))].ravel()
+    candidates = {np.float32(0), values.min(), *corners}
+    counts = {value: int(np.count_nonzero(values == value)) for value in candidates}
+    best = max(counts, key=lambda value: (counts[value], -value))
+    return best if counts[best] >= _BACKGROUND_SHARE * values.size else None
+
+
+def _axial(affine: Tensor) -> Tensor:
+    """Affine (4, 4) of a 2D image's plane, projected to the nearest world plane and called axial."""
+    full = torch.as_tensor(to_affine_nd(3, affine.cpu().double()))
+    normal = int(torch.linalg.cross(full[:3, 0], full[:3, 1]).abs().argmax())
+    in_plane = [axis for axis in range(3) if axis != normal]
+    axial = torch.eye(4, dtype=torch.float64)
+    axial[:2, :2] = full[in_plane, :2]
+    axial[:2, 3] = full[in_plane, 3]
+    return axial
+
+

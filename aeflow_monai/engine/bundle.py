@@ -1,0 +1,274 @@
+"""The bundle that a training writes: what a model knows travels with it.
+
+    RUN/
+      configs/   metadata.json, inference.yaml, evaluate.yaml, calibrate.yaml, train.yaml: this training's
+      models/    model.pt: the state dict, and the training's config as text
+      docs/      README.md: the model card
+      logs/      checkpoints, TensorBoard, run.json
+      LICENSE
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import platform
+import shutil
+from collections.abc import Mapping
+from copy import deepcopy
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import monai
+import numpy as np
+import timm
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+from aeflow_monai.about import __version__
+from aeflow_monai.engine.card import write_card
+from aeflow_monai.engine.config import GivenConfig, differences, refuse_unknown_keys, template_root, with_references
+from aeflow_monai.engine.detector import Detector
+from aeflow_monai.files import home, read_json, replacing, sha256_of, write_json
+
+__all__ = [
+    "StoredModel",
+    "model_path",
+    "read_model",
+    "require_own_config",
+    "run_folder",
+    "write_bundle",
+    "write_training_config",
+]
+
+# What a training fixes: these parts of its config, and all that they refer to.
+_FIXED = ("network_def", "slicer", "preprocessing", "modalities")
+# Options of a data set, which evaluation and calibration take over from the training unless they are given.
+_OF_THE_DATA = ("layout", "normal_classes", "test_fraction", "seed", "lesion_free_slices", "specificity")
+# Paths of the training, which say nothing of the model.
+_PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
+_HEADERS = {
+    "train": "the training itself: to go on after an interruption (--resume), or to train on other data",
+    "inference": "maps and scores for images without labels",
+    "evaluate": "metrics on labelled images",
+    "calibrate": "score and thresholds anew, on normal images of another site",
+}
+
+
+class StoredModel(NamedTuple):
+    """What a model.pt holds.
+
+    Attributes:
+        state: the detector's state dict.
+        config: the training's merged config, without its paths.
+        card: what the model card says of data, seed and versions.
+    """
+
+    state: Mapping[str, Tensor]
+    config: dict[str, Any]
+    card: dict[str, Any]
+
+
+def model_path(folder: str | Path) -> Path:
+    """The model of a bundle."""
+    return Path(folder, "models", "model.pt")
+
+
+def run_folder(output_dir: str | None) -> str:
+    """Folder of a training: the one that was given, or a new one below the home folder, named by the time.
+
+    Raises:
+        ValueError: none was given to a training in several processes, which could not agree on a name.
+    """
+    if output_dir is not None:
+        return str(Path(output_dir).expanduser().absolute())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("A training in several processes needs a folder that all of them know: give --output_dir.")
+    return home("runs", f"{datetime.now():%Y%m%d-%H%M%S}")
+
+
+def read_model(path: str | Path) -> StoredModel:
+    """Read a model.pt; nothing in it is run.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else, cut short, a checkpoint from the middle of a training, or of version 0.1.0.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no trained model at {path}. Train one first, go on with an interrupted training (--resume <a "
+            "checkpoint in its folder logs>), or give the folder of a finished one."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # RuntimeError: cut short
+        raise ValueError(f"{path} is no model, or not whole: expected the model.pt that a training ends with.") from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not (isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())):
+        raise ValueError(f"{path} is no model: expected the model.pt that a training ends with.")
+    if "config" not in content:
+        what = "a checkpoint from the middle of a training" if "trainer" in content else "a model of version 0.1.0"
+        raise ValueError(
+            f"{path} is {what}, which does not know its preprocessing. "
+            + ("Finish the training with --resume." if "trainer" in content else "Train again with this version.")
+        )
+    text = json.loads(content["config"])
+    return StoredModel(state, text["config"], text["card"])
+
+
+def require_own_config(folder: str | Path, given: GivenConfig | None) -> None:
+    """Refuse a bundle whose parts do not belong together, and options that differ from those of its training.
+
+    Args:
+        folder: of the bundle.
+        given: config of the run; nothing of it is compared if None.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the model is another one than the bundle was written with; an option is unknown, or fixed by the
+            training and given another value.
+    """
+    path = model_path(folder)
+    trained = read_model(path).config
+    if read_json(Path(folder, "configs", "metadata.json")).get("model_sha256") != sha256_of(path):
+        raise ValueError(
+            f"{path} is not the model that the bundle in {folder} was written with. Put the bundle's own model back, or "
+            "use the whole folder that this model came with."
+        )
+    if given is None:
+        return
+    own, content = ConfigParser.load_config_file(given.files[0]), given.content
+    fixed = _fixed(trained)
+    # options of the training alone, such as those of a preset, may be said again
+    fixed |= {key: trained[key] for key in content if key in trained and key not in own and key not in _PATHS}
+    if found := [*differences(fixed, {key: content.get(key) for key in fixed})]:
+        described = [f"{name} (trained with {first!r}, given {second!r})" for name, first, second in found]
+        raise ValueError(
+            f"The training of {folder} has fixed these options: {'; '.join(described)}. Leave them away, or train again "
+            "with other values."
+        )
+    refuse_unknown_keys(content, also_known=trained)
+
+
+def write_training_config(folder: str | Path, given: GivenConfig, record: Mapping[str, Any]) -> None:
+    """Write what an interrupted training needs to go on, at its start: its config, and logs/run.json.
+
+    Args:
+        folder: of the bundle.
+        given: config of the training.
+        record: what else run.json holds of it.
+    """
+    folder = Path(folder)
+    _write_yaml(folder, "train", _training(given.content))
+    shutil.copyfile(template_root() / "configs" / "logging.conf", folder / "configs" / "logging.conf")
+    shutil.copyfile(template_root() / "LICENSE", folder / "LICENSE")
+    versions = {
+        "aeflow_monai": __version__,
+        "python": platform.python_version(),
+        **{module.__name__: str(module.__version__) for module in (torch, monai, np, timm)},
+    }
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    content = {"command": given.command, "started": started, "versions": versions, **record}
+    write_json(folder / "logs" / "run.json", content)
+
+
+def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    """Write a calibrated detector as a complete bundle; model.pt last but for what tells its hash.
+
+    Args:
+        folder: of the bundle.
+        detector: calibrated.
+        config: the training's merged config.
+        card: what the model card says of data, seed and versions, see `write_card`.
+    """
+    folder = Path(folder)
+    trained = {key: value for key, value in config.items() if key not in _PATHS or _is_embedded_path(key, value)}
+    for name in ("inference", "evaluate", "calibrate"):
+        _write_yaml(folder, name, _scoring(name, config))
+    if not (folder / "configs" / "train.yaml").is_file():
+        _write_yaml(folder, "train", _training(config))
+    for name in ("configs/logging.conf", "LICENSE"):
+        shutil.copyfile(template_root() / name, folder / name)
+    text = json.dumps({"aeflow_monai": __version__, "config": trained, "card": card})
+    path = model_path(folder)
+    with replacing(path) as unfinished:
+        torch.save({"model": detector.state_dict(), "config": text}, unfinished)
+    metadata = read_json(template_root() / "configs" / "metadata.json")
+    image, pred = (metadata["network_data_format"][side][name] for side, name in (("inputs", "image"), ("outputs", "pred")))
+    stride, channels = detector.network.encoder.strides[-1], detector.network.encoder.in_channels
+    image |= {"num_channels": channels, "channel_def": {str(n): f"channel {n}" for n in range(channels)}}
+    image["spatial_shape"] = pred["spatial_shape"] = [f"{stride}*n", f"{stride}*n"]
+    write_json(folder / "configs" / "metadata.json", {**metadata, "model_sha256": sha256_of(path)})
+    write_card(folder, detector.score, {**card, "options": _options_unlike_the_template(trained)})
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a training's config that all who use the model share."""
+    fixed = {key: deepcopy(config[key]) for key in with_references(config, _FIXED)}
+    encoder = fixed.get("network_def", {}).get("network", {}).get("encoder", {})
+    if "weights" in encoder:  # which come with the model
+        encoder["weights"] = "checkpoint"
+        fixed.pop("encoder_weights", None)
+    return fixed
+
+
+def _scoring(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of a verb that uses a model: the template's, with what the training fixed in its middle."""
+    parser = ConfigParser()
+    names = ["inference", name] if name == "evaluate" else [name]
+    parser.read_config([str(template_root() / "configs" / f"{each}.yaml") for each in names])
+    template = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
+    template |= {key: config[key] for key in _OF_THE_DATA if key in template and key in config and name != "inference"}
+    if not _is_embedded(config):
+        template["dataset_dir"] = None
+    options = [key for key in template if key not in _components(template)]
+    head = {key: template[key] for key in options}
+    return {**head, **_fixed(config), **{key: value for key, value in template.items() if key not in head}}
+
+
+def _training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of the training itself, which goes on in its own folder and says no path."""
+    content = {**config, "output_dir": "$@bundle_root", "resume": None, "cache_dir": None}
+    if not _is_embedded(config):
+        content["dataset_dir"] = None
+    return content
+
+
+def _is_embedded(config: Mapping[str, Any]) -> bool:
+    """Whether the training is on the embedded data, which is there on every machine."""
+    return _is_embedded_path("dataset_dir", config.get("dataset_dir"))
+
+
+def _is_embedded_path(key: str, value: Any) -> bool:
+    return key == "dataset_dir" and str(value).startswith("$aeflow_monai.")
+
+
+def _components(content: Mapping[str, Any]) -> list[str]:
+    """Keys at the top from the first that is no plain option on; imports stand before the options."""
+    keys = list(content)
+    return keys[keys.index("bundle_root") :]
+
+
+def _write_yaml(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    header = f"# Written by a training with aeflow_monai {__version__}: {_HEADERS[name]}.\n"
+    text = yaml.safe_dump(dict(content), sort_keys=False, width=110, default_flow_style=None, allow_unicode=True)
+    with replacing(folder / "configs" / f"{name}.yaml") as unfinished:
+        unfinished.write_text(header + text, encoding="utf-8")
+
+
+def _options_unlike_the_template(trained: Mapping[str, Any]) -> list[str]:
+    """Options of a training that differ from the template's, as name and value."""
+    template = ConfigParser.load_config_file(template_root() / "configs" / "train.yaml")
+    template = {key: value for key, value in template.items() if key not in (*_PATHS, "device")}
+    found = [*differences(template, {key: trained.get(key) for key in template})]
+    return [f"`{name}`: {_shown(second)} (default {_shown(first)})" for name, first, second in found]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

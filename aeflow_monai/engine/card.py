@@ -1,0 +1,116 @@
+"""The model card: what a trained model is, what it was made of, and what can be expected of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.files import replacing
+from aeflow_monai.score.score import Score
+from aeflow_monai.score.thresholds import patients_needed
+
+__all__ = ["add_evaluation", "write_card"]
+
+_EVALUATIONS = "## Evaluations"
+
+
+def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> None:
+    """Write docs/README.md of a bundle.
+
+    Args:
+        folder: of the bundle.
+        score: calibrated.
+        facts: "data" (counts and hash by name), "seed", "versions" (by package), "specificity" (that was asked for),
+            and "options" (those that differ from the defaults, in words).
+    """
+    _, n_patients = score.case_rank.tolist()
+    wanted = float(facts["specificity"])
+    expected = score.expected_specificity
+    lines = [
+        "# Model card: AE-Flow anomaly detection",
+        "",
+        f"**{DISCLAIMER}**",
+        "",
+        "Trained on normal images alone, this model gives every new image or volume a calibrated anomaly score, an "
+        "anomaly map and a mask. It was written by aeflow_monai " + __version__ + ".",
+        "",
+        "## Use",
+        "From any folder, with the package installed; `RUN` is the folder that holds `configs`:",
+        "",
+        "    python -m monai.bundle run --config_file RUN/configs/inference.yaml --dataset_dir SCANS --output_dir MAPS",
+        "    python -m monai.bundle run --config_file RUN/configs/evaluate.yaml --dataset_dir DATA --output_dir RESULTS",
+        "    python -m monai.bundle run --config_file RUN/configs/calibrate.yaml --dataset_dir NORMALS --output_dir SITE",
+        "",
+        "Preprocessing and network are part of this folder: no option of the training is given again.",
+        "",
+        "## Training data",
+        *_table(facts["data"]),
+        "",
+        f"Seed {facts['seed']}. Versions: "
+        + ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        + ".",
+        "",
+        "## Options that differ from the defaults",
+        *([f"- {option}" for option in facts["options"]] or ["None."]),
+        "",
+        "## Thresholds",
+        "In standard deviations of held-out normals; larger values are abnormal.",
+        "",
+        *_table({name.replace("_", " "): f"{value:.4g}" for name, value in score.thresholds.items()}),
+        "",
+        f"Asked for was a specificity of {wanted:.0%}. The case threshold is set on {n_patients} held-out patients: "
+        f"{expected:.1%} of new normal cases of the same kind can be expected below it, on average."
+        + (
+            f" A specificity of {wanted:.0%} takes {patients_needed(wanted)} held-out patients; with fewer, the "
+            "largest of their scores is the threshold, and it is not reliable."
+            if n_patients < patients_needed(wanted)
+            else ""
+        ),
+        "",
+        "## Limits",
+        "- Thresholds hold for normal images like those of the training: same site, scanner, patients, preparation. For "
+        "others, `calibrate.yaml` sets them anew.",
+        "- A score says how unlike the training's normals an image is, not what it shows.",
+        "- Lesions that are small against a position of the network's grid, or as faint as noise, are missed.",
+        "",
+        _EVALUATIONS,
+        "Each evaluation with `evaluate.yaml` adds its table.",
+        "",
+    ]
+    with replacing(Path(folder, "docs", "README.md")) as unfinished:
+        unfinished.write_text("\n".join(lines), encoding="utf-8")
+
+
+def add_evaluation(folder: str | Path, title: str, report: Mapping[str, Any]) -> None:
+    """Add the table of an evaluation to the model card.
+
+    Args:
+        folder: of the bundle.
+        title: of the table, in a line.
+        report: metrics by name; those that are numbers and say how well it does are shown.
+    """
+    path = Path(folder, "docs", "README.md")
+    shown = {}
+    for name in _SHOWN:
+        if name in report:
+            interval = report.get(f"{name}_ci95")
+            value = f"{report[name]:.3f}" if isinstance(report[name], float) else str(report[name])
+            shown[name.replace("_", " ")] = value + (
+                f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval is not None else ""
+            )
+    text = path.read_text(encoding="utf-8").rstrip("\n")
+    with replacing(path) as unfinished:
+        unfinished.write_text("\n".join([text, "", f"### {title}", *_table(shown), ""]), encoding="utf-8")
+
+
+_SHOWN = (
+    *("n_normal", "n_abnormal", "auroc", "average_precision", "sensitivity", "specificity", "expected_specificity"),
+    *("n_slices", "slice_auroc", "slice_average_precision", "n_lesions", "voxel_auroc", "voxel_average_precision"),
+    *("aupro", "dice", "froc_score"),
+)
+
+
+def _table(rows: Mapping[str, Any]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]

@@ -1,0 +1,261 @@
+"""The config of a run: what was given, which of its keys nothing reads, and what a training fixed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
+from monai.bundle.reference_resolver import ReferenceResolver
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
+from monai.utils import ensure_tuple
+
+__all__ = [
+    "Difference",
+    "GivenConfig",
+    "Workflow",
+    "bundle_root",
+    "config_files",
+    "differences",
+    "given_config",
+    "refuse_unknown_keys",
+    "template_root",
+    "with_references",
+]
+
+_PACKAGE = Path(__file__).parent.parent
+GIVEN = "given"  # id under which a config knows itself
+
+# Ids that MONAI or MONAI Label read by their name, so that no other part of the config has to refer to them.
+_READ_BY_NAME = {
+    *(str(p["id"]) for group in (TrainProperties, InferProperties, MetaProperties) for p in group.values()),
+    *("imports", "initialize", "run", "finalize", "prepare", "train::run", "_meta_", GIVEN),
+    *("displayable_configs", "post_transforms"),
+    *DEFAULT_EXP_MGMT_SETTINGS.get("mlflow", {}).get("configs", {}),
+}
+# Sections that run as a whole, so that a reference to one of them reads nothing in it.
+_RUN_SECTIONS = {"train", "validate"}
+
+
+class GivenConfig(NamedTuple):
+    """Config files and options of a run, merged as MONAI merges them.
+
+    Attributes:
+        files: the config files, absolute.
+        content: what they and the options give, with macros resolved and nothing instantiated.
+        command: the command line; empty if the run was started from Python.
+    """
+
+    files: tuple[Path, ...]
+    content: dict[str, Any]
+    command: str = ""
+
+    @property
+    def bundle_root(self) -> str:
+        """Root folder of the bundle: the parent of the first file's `configs` folder."""
+        folder = self.files[0].parent
+        return str(folder.parent if folder.name == "configs" else folder)
+
+
+class Workflow(ConfigWorkflow):  # type: ignore[misc]
+    """MONAI's `ConfigWorkflow` for a run that is started from Python; the config learns what was given.
+
+    `python -m monai.bundle run` needs none of it: there the command line tells.
+
+    Args:
+        config_file: paths of config files, merged in their order.
+        options: of `monai.bundle.ConfigWorkflow`, and ids of the config with their values.
+
+    Example:
+        >>> workflow = Workflow(config_files("train"), logging_file=False, epochs=2)
+        >>> workflow.parser["given"].content["epochs"]
+        2
+    """
+
+    def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
+        super().__init__(config_file, **options)
+        files = tuple(Path(file).absolute() for file in ensure_tuple(config_file))
+        self.parser[GIVEN] = GivenConfig(files, _content(self.parser))
+
+
+def config_files(*names: str) -> list[str]:
+    """Paths of the package's own configs, in the order in which MONAI merges them.
+
+    Args:
+        names: of the template bundle ("train", "multi_gpu_train") and of presets ("chest_xray", "healthy_t1",
+            "brats2021", "paper", "semi_supervised"); anything that is the path of a file stays as it is.
+
+    Raises:
+        ValueError: there is no config of that name, nor a file.
+
+    Example:
+        >>> [Path(file).name for file in config_files("train", "chest_xray")]
+        ['train.yaml', 'chest_xray.yaml']
+    """
+    folders = (template_root() / "configs", template_root().parent / "configs")
+    known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    found = []
+    for name in names:
+        file = known.get(name, Path(name))
+        if not file.is_file():
+            raise ValueError(f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file.")
+        found.append(str(file.absolute()))
+    return found
+
+
+def template_root() -> Path:
+    """Folder of the template bundle that trainings start from: in the package, or beside it in a checkout."""
+    installed = _PACKAGE / "bundle"
+    return installed if installed.is_dir() else _PACKAGE.parent / "bundle"
+
+
+def given_config() -> GivenConfig | None:
+    """Config files and options of the command line `python -m monai.bundle run ...`.
+
+    Returns:
+        The config, merged; None if this process was started otherwise.
+    """
+    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or "run" not in sys.argv[1:2]:
+        return None
+    read: dict[str, Any] = {}
+
+    def run(run_id: str | None = None, args_file: str | None = None, **options: Any) -> None:
+        read.update({**(ConfigParser.load_config_file(args_file) if args_file else {}), **options})
+
+    fire.Fire({"run": run}, command=sys.argv[1:])  # as MONAI reads it
+    for name in ("init_id", "final_id", "meta_file", "logging_file", "tracking", "workflow_name", "run_id"):
+        read.pop(name, None)
+    files = ensure_tuple(read.pop("config_file"))
+    parser = ConfigParser()
+    parser.read_config(list(files))
+    parser.update(read)
+    command = " ".join(["python", "-m", "monai.bundle", *sys.argv[1:]])
+    return GivenConfig(tuple(Path(file).absolute() for file in files), _content(parser), command)
+
+
+def bundle_root(given: GivenConfig | None) -> str:
+    """Root folder of the bundle that is run; "." where that is not known, as MONAI's own bundles have it."""
+    return "." if given is None else given.bundle_root
+
+
+def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = ()) -> None:
+    """Refuse a config with a key that nothing reads, which is what a misspelt key of a preset or option is.
+
+    MONAI accepts any key. Here a key at the top, or in a section that is a plain dictionary, has to be referred to
+    by another part of the config, or be read by MONAI by its name. Arguments of components are checked by Python when
+    the component is built.
+
+    Args:
+        content: the merged config.
+        also_known: keys at the top that are known, whether anything reads them or not.
+
+    Raises:
+        ValueError: names each such key, and the nearest known one.
+    """
+    known = {*_references(content), *_READ_BY_NAME, *also_known}
+    unknown = [key for key in _keys(content) if not _is_read(key, known)]
+    if unknown:
+        names = sorted({key.replace("::", "#") for key in known if key})
+        described = []
+        for key in unknown:
+            written = key.replace("::", "#")
+            close = difflib.get_close_matches(written, names, n=1)
+            described.append(f"{written!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+        raise ValueError(
+            f"The config has keys that nothing reads: {', '.join(described)}. Check the spelling in the config file or "
+            "on the command line."
+        )
+
+
+def with_references(content: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Keys at the top of a config, and all others at the top that they refer to, in the config's order."""
+    wanted: set[str] = set()
+    waiting = [key for key in keys if key in content]
+    while waiting:
+        key = waiting.pop()
+        if key not in wanted:
+            wanted.add(key)
+            found = (ReferenceResolver.split_id(reference)[0] for reference in _references(content[key]))
+            waiting += [name for name in found if name in content]
+    return [key for key in content if key in wanted]
+
+
+class Difference(NamedTuple):
+    """An option that two configs give different values."""
+
+    name: str
+    first: Any
+    second: Any
+
+
+def differences(first: Any, second: Any, name: str = "") -> Iterator[Difference]:
+    """What differs between two parts of a config, option by option.
+
+    Example:
+        >>> list(differences({"score": {"beta": 0.9}}, {"score": {"beta": 0.5}}))
+        [Difference(name='score#beta', first=0.9, second=0.5)]
+    """
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for key in [*first, *(key for key in second if key not in first)]:
+            yield from differences(first.get(key), second.get(key), f"{name}#{key}" if name else str(key))
+    elif _plain(first) != _plain(second):
+        yield Difference(name, _plain(first), _plain(second))
+
+
+def _plain(value: Any) -> Any:
+    """Lists for tuples, as fire and YAML differ."""
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _content(parser: ConfigParser) -> dict[str, Any]:
+    parser.resolve_macro_and_relative_ids()
+    content: dict[str, Any] = _as_written(deepcopy({k: v for k, v in parser.get().items() if k != ConfigParser.meta_key}))
+    if GIVEN in content:
+        content[GIVEN] = "$aeflow_monai.engine.given_config()"
+    return content
+
+
+def _as_written(config: Any) -> Any:
+    """References as people write them, `@train#slices`, where MONAI has put `@train::slices`."""
+    if isinstance(config, dict):
+        return {key: _as_written(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [_as_written(value) for value in config]
+    if isinstance(config, str):
+        return re.sub(r"@\w+(?:::\w+)+", lambda found: found[0].replace("::", "#"), config)
+    return config
+
+
+def _references(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        for value in config.values():
+            yield from _references(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _references(value)
+    elif isinstance(config, str):
+        yield from ReferenceResolver.match_refs_pattern(config)
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Ids of the keys at the top and in plain sections; components and lists are leaves."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and "_target_" not in value and value:
+            yield from _keys(value, f"{name}::")
+        else:
+            yield name
+
+
+def _is_read(key: str, known: set[str]) -> bool:
+    # a reference to a section reads all below it, and one into a component or list reads that
+    parents = key.split("::")
+    above = {"::".join(parents[: n + 1]) for n in range(len(parents))}
+    return bool(above & (known - _RUN_SECTIONS)) or any(k.startswith(f"{key}::") for k in known)

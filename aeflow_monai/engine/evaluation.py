@@ -1,0 +1,253 @@
+"""Ignite handlers of the evaluation: tables of scores, and reports on cases, slices, lesions and voxels."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.data.utils import affine_to_spacing
+
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.errors import file_of
+from aeflow_monai.files import Table, write_json
+from aeflow_monai.metrics import (
+    LesionMetrics,
+    VoxelMetrics,
+    detection_report,
+    format_localisation,
+    format_report,
+    intensity_statistics,
+    slice_report,
+)
+from aeflow_monai.score.score import Score
+
+__all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
+
+
+class ScoreWriter:
+    """Append a line to scores.csv for each case, as soon as it is scored.
+
+    Columns: case, file, label (if known), score, prediction, most anomalous slice (along the first plane of the slicing
+    policy, counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay), and its
+    `ease`, see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for other methods.
+
+    Args:
+        path: of the table; replaced if it exists.
+        labelled: whether the data has labels.
+    """
+
+    def __init__(self, path: str | Path, labelled: bool = False) -> None:
+        self.path = Path(path)
+        self.labelled = labelled
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Begin the table."""
+        label = ["label"] if self.labelled else []
+        self.table = Table(
+            self.path, ["case", "file", *label, "score", "prediction", "most_anomalous_slice", "ease"]
+        )
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the cases of this batch."""
+        for source, scored in _cases(engine):
+            plane, slice_scores = next(iter(scored["slice_scores"].items()))
+            most_anomalous = int(slice_scores.nan_to_num(-math.inf).argmax())
+            ease = scored.get("ease", {}).get(plane)
+            row = {
+                "case": source["case"],
+                "file": file_of(source["image"]),
+                "score": scored["anomaly_score"],
+                "prediction": scored["prediction"],
+                "most_anomalous_slice": most_anomalous + 1,
+                "ease": "" if ease is None else ease[most_anomalous],
+            }
+            if self.labelled:
+                row["label"] = int(source["label"])
+            self.table.append(row)
+
+
+class _Report(ABC):
+    """What is collected of each case of a run, and written at its end."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    @abstractmethod
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the cases of this batch."""
+        for source, scored in _cases(engine):
+            self.take(source, scored)
+
+    @abstractmethod
+    def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        """Take one case: what went in, and what came out."""
+
+    @abstractmethod
+    def finish(self, engine: Engine) -> None:
+        """Write and print the report, if there can be one."""
+
+
+class DetectionReport(_Report):
+    """Collect the scores of labelled cases, and trivial statistics of their images to compare them with.
+
+    Writes metrics.json at the end and prints the report.
+
+    Without normal or without abnormal cases there is no report, and a warning says so.
+
+    Args:
+        path: of metrics.json.
+        score: holds the stored threshold.
+        n_bootstrap: resamples for the intervals.
+        seed: of the bootstrap; written into the report.
+    """
+
+    def __init__(self, path: str | Path, score: Score, n_bootstrap: int = 1000, seed: int = 0) -> None:
+        self.path = Path(path)
+        self.score = score
+        self.n_bootstrap = n_bootstrap
+        self.seed = seed
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.labels: list[int] = []
+        self.scores: list[float] = []
+        self.statistics: dict[str, list[float]] = {}
+        self.path.unlink(missing_ok=True)  # it would contradict the scores of this run if no report comes of it
+
+    def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        """Take the label and score of one case."""
+        self.labels.append(int(source["label"]))
+        self.scores.append(float(scored["anomaly_score"]))
+        for name, value in intensity_statistics(torch.as_tensor(source["image"])).items():
+            self.statistics.setdefault(name, []).append(value)
+
+    def finish(self, engine: Engine) -> None:
+        """Write and print the report, if there are normal and abnormal cases."""
+        n_failed = len(getattr(engine, "failures", ()))  # of a GuardedEvaluator
+        if len(set(self.labels)) < 2:
+            kind = "abnormal" if any(self.labels) else "normal"
+            found = f"all {len(self.labels)} that were read are {kind}" if self.labels else "none was read"
+            engine.logger.warning(f"No metrics of cases: they need normal and abnormal cases, but {found}.")
+            return
+        rank, n = self.score.case_rank.tolist()
+        report = detection_report(
+            self.labels,
+            self.scores,
+            float(self.score.case_threshold),
+            calibrated_rank=(rank, n) if n else None,
+            n_bootstrap=self.n_bootstrap,
+            seed=self.seed,
+            baselines=self.statistics,
+        )
+        report["n_failed"] = n_failed
+        write_json(self.path, report)
+        print(format_report(report))
+        if n_failed:
+            print(f"Not in these metrics: {n_failed} cases that failed.")
+
+
+class LocalisationReport(_Report):
+    """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
+
+    Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
+    unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file,
+    where the image is not background, which anything would find normal. A case with label 0 needs no mask. Abnormal
+    cases without one are left out and counted; if no mask holds a lesion, there is no report. Without normal and
+    abnormal slices of two patients or more it leaves out the slices.
+
+    Args:
+        folder: of the two files; those of an earlier run are removed.
+        score: holds the stored map threshold.
+        slicer: the slicing policy.
+        n_bootstrap: resamples of cases, for the intervals of slice metrics.
+        seed: of the bootstrap.
+    """
+
+    def __init__(
+        self, folder: str | Path, score: Score, slicer: Slicer, n_bootstrap: int = 1000, seed: int = 0
+    ) -> None:
+        self.path = Path(folder, "localisation.json")
+        self.table_path = Path(folder, "slice_scores.csv")
+        self.score = score
+        self.slicer = slicer
+        self.n_bootstrap = n_bootstrap
+        self.seed = seed
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        for path in (self.path, self.table_path):
+            path.unlink(missing_ok=True)
+        self.voxels, self.lesions = VoxelMetrics(), LesionMetrics()
+        self.slices: list[tuple[int, float, str]] = []
+        self.table: Table | None = None
+        self.n_without_mask = self.n_with_lesion = 0
+
+    def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        """Take the slices, voxels and lesions of one case.
+
+        Raises:
+            ValueError: a preprocessed mask does not lie on the grid of its image.
+        """
+        if "truth" not in source and int(source["label"]):
+            self.n_without_mask += 1
+            return
+        self._take_slices(source, scored)
+        anomaly_map = scored["anomaly_map"]
+        truth = source["truth"] if "truth" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
+        foreground = scored["foreground"].amax(dim=0, keepdim=True) > 0
+        self.n_with_lesion += bool((truth != 0).any())
+        self.voxels.update(anomaly_map, truth, foreground)
+        spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
+        self.lesions.update(anomaly_map, truth, spacing, foreground)
+
+    def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
+        axis, scores = next(iter(scored["slice_scores"].items()))
+        kinds = self.slicer.kinds(source, axis, f"case {source['case']}")
+        if self.table is None:
+            self.table = Table(self.table_path, ["case", "axis", "slice", "kind", "score"])
+        case = str(source["case"])
+        for number, (kind, score) in enumerate(zip(kinds, scores.tolist(), strict=True), start=1):
+            if not math.isnan(score):
+                self.table.append({"case": case, "axis": axis, "slice": number, "kind": kind, "score": score})
+                if kind != "unclear":
+                    self.slices.append((int(kind == "abnormal"), score, str(source.get("patient", case))))
+
+    def finish(self, engine: Engine) -> None:
+        """Write and print the report, if there were masks."""
+        if not self.n_with_lesion:
+            self.table_path.unlink(missing_ok=True)
+            engine.logger.info("No lesion in the masks of the cases that were read: no report on slices and voxels.")
+            return
+        labels, scores = [label for label, _, _ in self.slices], [score for _, score, _ in self.slices]
+        patients = [patient for _, _, patient in self.slices]
+        report = {"n_abnormal_without_mask": self.n_without_mask}
+        if len(set(labels)) < 2 or len(set(patients)) < 2:
+            engine.logger.warning("No metrics of slices: they need normal and abnormal ones, of two patients or more.")
+        else:
+            report |= slice_report(labels, scores, patients, n_bootstrap=self.n_bootstrap, seed=self.seed)
+        report |= self.voxels.compute(float(self.score.map_threshold)) | self.lesions.compute()
+        write_json(self.path, report)
+        print(format_localisation(report))
+        if self.n_without_mask:
+            print(f"Not in the report on slices and voxels: {self.n_without_mask} abnormal cases without a mask.")
+
+
+def _cases(engine: Engine) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Input and output dictionaries of each case in the current, decollated batch."""
+    return zip(engine.state.batch, engine.state.output, strict=True)

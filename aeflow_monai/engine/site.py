@@ -1,0 +1,38 @@
+"""Calibration of a trained model on normals of another site: a new bundle, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aeflow_monai.engine.bundle import model_path, read_model, write_bundle
+from aeflow_monai.engine.detector import Detector, calibrate
+from aeflow_monai.engine.training import facts_of_data
+
+__all__ = ["recalibrate"]
+
+
+def recalibrate(
+    folder: str | Path,
+    detector: Detector,
+    batches: Iterable[Mapping[str, Any]],
+    data: Sequence[Mapping[str, Any]],
+    output_dir: str | Path,
+    specificity: float = 0.95,
+) -> None:
+    """Calibrate a trained model anew, on normals like those that it will meet, and write it as a bundle of its own.
+
+    Args:
+        folder: of the model's bundle.
+        detector: of its config; its state is loaded here.
+        batches: normals that it was not trained on, see `calibrate`.
+        data: their datalist.
+        output_dir: folder of the new bundle.
+        specificity: see `calibrate`.
+    """
+    stored = read_model(model_path(folder))
+    detector.load_state_dict(dict(stored.state))
+    calibrate(detector, batches, specificity)
+    facts = {**stored.card["data"], **facts_of_data(calibrated_on=data)}
+    write_bundle(output_dir, detector, stored.config, {**stored.card, "data": facts, "specificity": specificity})

@@ -1,0 +1,221 @@
+"""Ignite handlers of the training: a guard, pictures on the way, checkpoints, and the bundle at its end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.handlers import CheckpointLoader, CheckpointSaver
+from torch.utils.data import default_collate
+from torch.utils.tensorboard import SummaryWriter
+
+from aeflow_monai.engine.bundle import model_path, write_bundle, write_training_config
+from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.detector import Detector, calibrate, places_of
+from aeflow_monai.files import read_json
+from aeflow_monai.score.thresholds import require_specificity
+
+__all__ = ["BundleWriter", "Checkpoints", "DivergenceGuard", "PictureLogger", "facts_of_data"]
+
+
+class BundleWriter:
+    """Calibrate the trained detector, and write the bundle, when the training is completed.
+
+    At the start the config of the training is written, so that an interrupted one can go on. A training that ends in an
+    error leaves an earlier model in the same folder untouched.
+
+    Args:
+        folder: of the bundle.
+        detector: that is trained.
+        held_out: batches of held-out normals, see `calibrate`.
+        fitted: batches of normals of the training, see `calibrate`.
+        split: datalists of the training, which the model card counts: fitted on, and held out.
+        given: config of the training.
+        seed: of the training.
+        specificity: see `calibrate`.
+
+    Raises:
+        ValueError: a specificity out of its range; now, not when the training is over.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        detector: Detector,
+        held_out: Iterable[Mapping[str, Any]],
+        fitted: Iterable[Mapping[str, Any]],
+        split: Sequence[Sequence[Mapping[str, Any]]],
+        given: GivenConfig,
+        seed: int = 0,
+        specificity: float = 0.95,
+    ) -> None:
+        require_specificity(specificity)
+        self.folder = Path(folder)
+        self.detector = detector
+        self.held_out = held_out
+        self.fitted = fitted
+        self.facts = {
+            "seed": seed,
+            "specificity": specificity,
+            "data": facts_of_data(trained_on=split[0], held_out=split[1]),
+        }
+        self.given = given
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def start(self, engine: Engine) -> None:
+        """Write what an interrupted training needs to go on."""
+        write_training_config(self.folder, self.given, self.facts)
+
+    def __call__(self, engine: Engine) -> None:
+        """Calibrate, and write the bundle."""
+        calibrate(self.detector, self.held_out, self.facts["specificity"], self.fitted)
+        versions = read_json(self.folder / "logs" / "run.json")["versions"]
+        write_bundle(self.folder, self.detector, self.given.content, {**self.facts, "versions": versions})
+        thresholds = ", ".join(f"{n.replace('_', ' ')} {t:.3f}" for n, t in self.detector.score.thresholds.items())
+        engine.logger.info(f"Calibrated on held-out normals: {thresholds}. Saved {model_path(self.folder)}.")
+
+
+class Checkpoints:
+    """Save the state of a training after each epoch, and go on from one that was interrupted.
+
+    Args:
+        folder: of the checkpoints, of which the last two are kept.
+        state: what is saved beside the trainer, by name.
+        resume: a checkpoint to go on from, if any.
+        device: where it is loaded to.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        state: Mapping[str, Any],
+        resume: str | Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if resume is not None and not Path(resume).is_file():
+            raise FileNotFoundError(
+                f"There is no checkpoint at {resume}. Give one of an interrupted training: <its folder>/logs/checkpoints/"
+                "checkpoint_epoch=<n>.pt."
+            )
+        self.folder = str(folder)
+        self.state = dict(state)
+        self.resume = resume
+        self.device = device
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        state = {**self.state, "trainer": engine}
+        if self.resume is not None:
+            CheckpointLoader(str(self.resume), state, map_location=self.device).attach(engine)
+        CheckpointSaver(self.folder, state, save_interval=1, n_saved=2).attach(engine)
+
+
+class DivergenceGuard:
+    """End a training whose loss is not finite with an error, at once: it would not recover."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Look at the last loss.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        loss = float(engine.state.output["loss"].detach())
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}: the training "
+                "diverged. Lower learning_rate or clamp; the last checkpoint is kept, an earlier model is untouched."
+            )
+
+
+class PictureLogger:
+    """Write rows of image, reconstruction and anomaly map to TensorBoard after each epoch.
+
+    During training the map is not calibrated yet, so it is standardised over the pictures that are shown together;
+    the grey scale runs from 0 (the mean) to 6 standard deviations.
+
+    Args:
+        detector: that is trained.
+        dataset: items with "image" (C, H, W); shown are some, evenly spread.
+        log_dir: TensorBoard's folder.
+        n_rows: number of images.
+        every: epochs between pictures; the last epoch is always shown.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        dataset: Sequence[Mapping[str, Any]],
+        log_dir: str | Path,
+        n_rows: int = 4,
+        every: int = 1,
+    ) -> None:
+        self.detector = detector
+        self.dataset = dataset
+        self.log_dir = str(log_dir)
+        self.n_rows = n_rows
+        self.every = every
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda: self.writer.close())
+
+    def start(self, engine: Engine) -> None:
+        """Open TensorBoard's file."""
+        self.writer = SummaryWriter(self.log_dir)
+
+    @torch.no_grad()
+    def __call__(self, engine: Engine) -> None:
+        """Write the pictures of this epoch."""
+        epoch = engine.state.epoch
+        if epoch % self.every and epoch != engine.state.max_epochs:
+            return
+        # evenly spread, away from the ends: neighbours would show the same, first and last slices little
+        n_rows = min(self.n_rows, len(self.dataset))
+        chosen = [(2 * row + 1) * len(self.dataset) // (2 * n_rows) for row in range(n_rows)]
+        batch = default_collate([self.dataset[index] for index in chosen])
+        image = batch["image"].to(self.detector.device)
+        was_training = self.detector.training
+        self.detector.eval()
+        maps = self.detector.maps(image, places_of(batch))
+        self.detector.train(was_training)
+        anomaly = maps["anomaly_map"]
+        anomaly = ((anomaly - anomaly.mean()) / anomaly.std().clamp_min(1e-6) / 6).clamp(0, 1)
+        shown = [image.mean(1, keepdim=True), maps["reconstruction"].mean(1, keepdim=True), anomaly]
+        row = torch.cat([torch.cat(list(picture), dim=-2) for picture in shown], dim=-1)
+        self.writer.add_image("image | reconstruction | anomaly map", row.cpu(), epoch)
+
+
+def facts_of_data(**lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a model card says of datalists: counts, and a hash of cases, patients and labels; no paths.
+
+    Args:
+        lists: datalists by name.
+
+    Example:
+        >>> facts_of_data(held_out=[{"case": "a", "patient": "p", "label": 0}])["held out: cases"]
+        1
+    """
+    facts: dict[str, Any] = {}
+    for name, items in lists.items():
+        label = name.replace("_", " ")
+        known = sorted([str(item["case"]), str(item.get("patient", item["case"])), item.get("label")] for item in items)
+        facts[f"{label}: cases"] = len(items)
+        facts[f"{label}: patients"] = len({patient for _, patient, _ in known})
+        facts[f"{label}: SHA-256 of the list"] = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    return facts

@@ -1,0 +1,158 @@
+"""What a run does besides building its config: one plain function for the begin and the end of each verb."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import sys
+from pathlib import Path
+
+from monai.utils import set_determinism
+
+from aeflow_monai.about import DISCLAIMER
+from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.bundle import require_own_config
+from aeflow_monai.engine.card import add_evaluation
+from aeflow_monai.engine.config import GivenConfig, refuse_unknown_keys
+from aeflow_monai.errors import root_cause
+from aeflow_monai.files import read_json
+
+__all__ = [
+    "announce",
+    "begin_calibration",
+    "begin_scoring",
+    "begin_training",
+    "end_evaluation",
+    "lesion_copies",
+    "number_of_epochs",
+]
+
+
+def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
+    """Begin a training: check its options, say seed and folder, make it deterministic.
+
+    Args:
+        given: config of the run; the training writes it into its bundle.
+        folder: of the bundle.
+        seed: of all that is random.
+
+    Raises:
+        ValueError: an option that nothing reads; or the config is not known, since the training was started from Python
+            by MONAI's own `ConfigWorkflow`.
+    """
+    if given is None:
+        raise ValueError(
+            "A training started from Python has to know its config, which it writes into its bundle: use "
+            "aeflow_monai.Workflow in place of monai.bundle.ConfigWorkflow."
+        )
+    _explain_errors_at_the_end(given)
+    refuse_unknown_keys(given.content)
+    keep_freed_memory()
+    print(f"seed: {seed}\noutput folder: {folder}", flush=True)
+    set_determinism(seed=seed)
+
+
+def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | None) -> None:
+    """Begin a run that uses a trained model: check that bundle, options and data are there and belong together.
+
+    Args:
+        given: config of the run; options are not compared with the training's if None.
+        folder: of the bundle.
+        dataset_dir: folder of images, or one image file.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: see `require_own_config`; or no data were named.
+    """
+    if given is not None:
+        _explain_errors_at_the_end(given)
+    require_own_config(folder, given)
+    if dataset_dir is None:
+        raise ValueError("Say where the images are with --dataset_dir <folder>.")
+    keep_freed_memory()
+
+
+def begin_calibration(
+    given: GivenConfig | None, folder: str, dataset_dir: str | None, output_dir: str | None
+) -> None:
+    """Begin a calibration of a trained model on normals of another site; see `begin_scoring`.
+
+    Args:
+        given: config of the run.
+        folder: of the model's bundle.
+        dataset_dir: folder or list of normal images.
+        output_dir: folder of the new bundle.
+
+    Raises:
+        ValueError: also without a folder for the new bundle, or if that is the old one's.
+    """
+    begin_scoring(given, folder, dataset_dir)
+    if output_dir is None or Path(output_dir).resolve() == Path(folder).resolve():
+        raise ValueError(
+            f"Name a folder for the new model with --output_dir, another one than {folder}; got {output_dir}."
+        )
+
+
+def end_evaluation(folder: str, results_dir: str) -> None:
+    """End an evaluation: add its table to the model card, and say where the results lie."""
+    reports = [read_json(Path(results_dir, name)) for name in ("metrics.json", "localisation.json")]
+    report = {name: value for found in reports for name, value in found.items()}
+    if report and Path(folder, "docs", "README.md").is_file():
+        try:
+            add_evaluation(folder, f"{report.get('n', report.get('n_volumes'))} cases", report)
+        except OSError as error:  # the bundle may lie where nothing can be written
+            print(f"The model card was not completed: {error}")
+    names = {"metrics": "metrics.json", "localisation": "localisation.json", "scores": "scores.csv"}
+    announce(**{name: str(Path(results_dir, file)) for name, file in names.items()})
+
+
+def announce(**places: str) -> None:
+    """Print where the results of a run lie; one line for each name and path that exists."""
+    for name, place in places.items():
+        if Path(place).exists():
+            print(f"{name.replace('_', ' ')}: {Path(place).absolute()}")
+    print(DISCLAIMER)
+
+
+def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_steps: int = 250) -> int:
+    """Epochs of a training: 6, or with few slices as many as give enough batches, up to 200.
+
+    Args:
+        epochs: as they were given; None to count them.
+        n_slices: normal slices of the training.
+        batch_size: of the training.
+        min_steps: batches of normal slices, at least.
+
+    Example:
+        >>> number_of_epochs(None, 1600, 16), number_of_epochs(None, 80, 16), number_of_epochs(3, 80, 16)
+        (6, 50, 3)
+    """
+    return max(6, min(200, math.ceil(min_steps * batch_size / n_slices))) if epochs is None else epochs
+
+
+def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:
+    """Copies of each training slice with synthetic lesions: 1, or more where slices are few, up to 10.
+
+    Args:
+        copies: as they were given; None to count them.
+        n_slices: normal slices of the training.
+        least: copies with lesions in all, at least.
+
+    Example:
+        >>> lesion_copies(None, 1600), lesion_copies(None, 80), lesion_copies(0, 80)
+        (1, 7, 0)
+    """
+    return max(1, min(10, math.ceil(least / n_slices))) if copies is None else copies
+
+
+def _explain_errors_at_the_end(given: GivenConfig) -> None:
+    """Let a command that fails end with the message of the error that began it, below MONAI's traceback."""
+    if not given.command:  # whoever started the run from Python gets the error itself
+        return
+
+    def explain() -> None:
+        error = getattr(sys, "last_value", None)  # what Python has printed the traceback of
+        if isinstance(error, Exception):  # not what the user or the system stopped
+            print(f"\nThe run failed: {root_cause(error)}", file=sys.stderr)
+
+    atexit.register(explain)

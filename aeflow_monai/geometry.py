@@ -1,0 +1,170 @@
+"""Where things lie: planes of a volume, places of its slices, affines, positions in mm.
+
+Volumes are (C, X, Y, Z). The network sees them in orientation PLS: X to posterior, Y to left, Z to superior.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing, orientation_ras_lps, to_affine_nd
+from monai.utils import MetaKeys, SpaceKeys
+from torch import Tensor
+
+__all__ = [
+    "PICTURES",
+    "PLANES",
+    "TOLERANCE_MM",
+    "Places",
+    "Plane",
+    "any_picture",
+    "check_affine",
+    "corner_distance",
+    "format_position",
+    "ras_affine",
+    "require_planes",
+    "slice_positions",
+    "stack_of",
+    "voxel_spacing",
+]
+
+# Two grids are the same if their corners are no further apart than this, in mm; headers hold single precision.
+TOLERANCE_MM = 1e-2
+# Formats without a place in the world.
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+class Plane(NamedTuple):
+    """A plane that volumes in orientation PLS are sliced along.
+
+    Attributes:
+        axis: spatial axis along which its slices are numbered: 0 for X, 1 for Y, 2 for Z.
+        letter: anatomical direction of a slice's position in mm, "R", "A" or "S".
+        first: side of the first slice.
+        last: side of the last slice.
+    """
+
+    axis: int
+    letter: str
+    first: str
+    last: str
+
+    @property
+    def world_axis(self) -> int:
+        """World axis (RAS) of a slice's position: 0 for R, 1 for A, 2 for S."""
+        return "RAS".index(self.letter)
+
+    @property
+    def world_axes_in_plane(self) -> tuple[int, int]:
+        """World axes (RAS) that a slice extends along."""
+        first, second = (axis for axis in range(3) if axis != self.world_axis)
+        return first, second
+
+
+# The one table of planes: a volume's slices are numbered along `axis`.
+PLANES = {
+    "axial": Plane(2, "S", "inferior", "superior"),
+    "coronal": Plane(0, "A", "anterior", "posterior"),
+    "sagittal": Plane(1, "R", "right", "left"),
+}
+
+
+class Places(NamedTuple):
+    """Where slices lie in their volumes.
+
+    Attributes:
+        planes: "axial", "coronal" or "sagittal", of each slice.
+        heights: relative slice position, (n,), in [0, 1]: 0 is the first slice that is looked at, 1 the last; 0.5 if
+            there is only one.
+    """
+
+    planes: Sequence[str]
+    heights: Tensor
+
+    def part(self, chosen: slice) -> Places:
+        """Places of some of the slices."""
+        return Places(self.planes[chosen], self.heights[chosen])
+
+    @classmethod
+    def join(cls, parts: Sequence[Places]) -> Places:
+        """Places of several groups of slices, one after the other."""
+        return cls([plane for part in parts for plane in part.planes], torch.cat([part.heights for part in parts]))
+
+
+def require_planes(planes: Sequence[str]) -> None:
+    """Refuse a name that is none of the planes.
+
+    Raises:
+        ValueError: names the first unknown plane.
+    """
+    if unknown := [plane for plane in planes if plane not in PLANES]:
+        raise ValueError(f"Unknown plane {unknown[0]!r} in axes: choose of {list(PLANES)}.")
+
+
+def stack_of(volume: Tensor, plane: str) -> Tensor:
+    """View of a volume (C, X, Y, Z) as slices (n, C, rows, columns); coronal and sagittal ones upside down."""
+    axis = PLANES[plane].axis
+    return volume.permute(3, 0, 1, 2) if axis == 2 else volume.permute(1 + axis, 0, 3, 2 - axis)
+
+
+def voxel_spacing(volume: Tensor) -> list[float]:
+    """Size of a voxel of a volume (C, X, Y, Z) in mm; 1 where no affine tells."""
+    affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
+    return [float(size) for size in affine_to_spacing(affine, r=3)]
+
+
+def ras_affine(affine: Any, meta: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Voxel indices to world, mm, in RAS whatever the reader was told."""
+    array: npt.NDArray[Any] = np.asarray(torch.as_tensor(affine).detach().cpu(), dtype=np.float64)
+    if meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
+        array = orientation_ras_lps(array)
+    return array
+
+
+def slice_positions(affine: npt.NDArray[Any], shape: Sequence[int], axis: int, world: int) -> npt.NDArray[Any]:
+    """Coordinates of the slices' centres along a world axis; the affine is RAS, (4, 4), shape and axis are spatial."""
+    centre = sum(affine[world, k] * (n - 1) / 2 for k, n in enumerate(shape) if k != axis)
+    positions: npt.NDArray[Any] = affine[world, 3] + centre + affine[world, axis] * np.arange(shape[axis])
+    return positions
+
+
+def format_position(letter: str, position: float) -> str:
+    """A world coordinate with its sign, such as S +12.5 mm."""
+    return f"{letter} {round(position, 1) + 0.0:+.1f} mm".replace("-", "\N{MINUS SIGN}")
+
+
+def check_affine(affine: npt.NDArray[Any], name: str, n_axes: int) -> None:
+    """Refuse an affine whose first `n_axes` columns, those of the image's axes, do not span as many dimensions.
+
+    Raises:
+        ValueError: names the file, and what is wrong.
+    """
+    axes = np.asarray(affine, dtype=np.float64)[:-1, :n_axes]
+    if np.isfinite(affine).all():
+        lengths = np.linalg.norm(axes, axis=0)
+        if (lengths > 0).all() and np.linalg.matrix_rank(axes / lengths, tol=1e-4) == axes.shape[1]:
+            return
+    raise ValueError(
+        f"Expected an affine that can be inverted in {name}; got {np.round(affine, 4).tolist()}, in which voxels have "
+        "no size, or axes fall together. Correct the header (sform and qform of NIfTI), or export the image again."
+    )
+
+
+def corner_distance(first: MetaTensor, second: MetaTensor) -> float:
+    """Largest distance, in mm, between the places that two affines give the same corner of an image (C, ...)."""
+    corners = [(0, size - 1) for size in first.shape[1:]]
+    ends = np.array([[*corner, *[0] * (3 - len(corner)), 1] for corner in itertools.product(*corners)], dtype=float)
+    both = [to_affine_nd(3, ras_affine(image.affine, image.meta)) for image in (first, second)]
+    distance = np.linalg.norm(ends @ (both[0] - both[1]).T, axis=1).max()
+    return float(distance) if np.isfinite(distance) else float("inf")
+
+
+def any_picture(*names: str) -> bool:
+    """Whether one of these files is of a format without a place in the world."""
+    return any(name.lower().endswith(PICTURES) for name in names)

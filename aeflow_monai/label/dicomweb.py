@@ -1,0 +1,48 @@
+"""A DICOMweb datastore in which an empty final label is possible: that is how a reader marks a normal case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import LocalDatastore
+from monailabel.interfaces.datastore import DefaultLabelTag
+
+from aeflow_monai.label.final_labels import MARKED_NORMAL, load_label
+
+__all__ = ["AnomalyDicomDatastore"]
+
+
+class AnomalyDicomDatastore(DICOMWebDatastore):  # type: ignore[misc]
+    """MONAI Label's DICOMweb datastore, which notes empty final labels beside the image.
+
+    A DICOM SEG has to have a segment, so an empty label cannot be sent to the server; MONAI Label by itself fails. All
+    other labels go there as DICOM SEG, as always.
+    """
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+    ) -> str:
+        """Save a label; see `monailabel.datastore.dicom.DICOMWebDatastore.save_label`.
+
+        Returns:
+            Its id; of an empty final label that of the image.
+        """
+        if label_tag == DefaultLabelTag.FINAL and not label_filename.endswith(".bin"):
+            self.get_image_uri(image_id)  # whose info there is only when it has been fetched
+            empty = not bool(load_label(label_filename).any())
+            self.update_image_info(image_id, {MARKED_NORMAL: empty})
+            if empty:
+                return image_id
+        saved: str = super().save_label(image_id, label_filename, label_tag, label_info, label_id)
+        return saved
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Series with a DICOM SEG on the server, or marked normal here."""
+        on_server = super().get_labeled_images(label_tag, labels)
+        here = [image for image in LocalDatastore.list_images(self) if self.get_image_info(image).get(MARKED_NORMAL)]
+        return sorted({*on_server, *here})
+
+    def status(self) -> dict[str, Any]:
+        """Numbers of images and labels, with those marked normal."""
+        return {**super().status(), "completed": len(self.get_labeled_images())}

@@ -1,0 +1,205 @@
+"""Infer tasks: a mask, or the anomaly map, with the score, the profile and the most anomalous slice."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, decollate_batch
+from monai.inferers import Inferer
+from monailabel.interfaces.tasks.infer_v2 import InferType
+from monailabel.tasks.infer.basic_infer import BasicInferTask
+from monailabel.transform.post import Restored
+from monailabel.transform.writer import Writer, write_itk
+
+from aeflow_monai.label.configs import BundleConfigs
+from aeflow_monai.label.models import ModelStore, ModelVersion
+from aeflow_monai.label.options import check_infer_options
+from aeflow_monai.output.viewer import CALIBRATED, ViewerResultd
+from aeflow_monai.output.maps import NIFTI, source_header, write_nifti
+
+__all__ = ["AnomalyInferTask", "MapInferTask", "MaskInferTask", "Pipeline", "load_writer"]
+
+LABELS = {"anomaly": 1}
+
+
+class Pipeline:
+    """What all infer tasks share: the bundle's transforms and inferer, the models, and one case at a time.
+
+    Requests that come at once wait for each other: a volume fills the cores, and memory stays that of one case.
+
+    Args:
+        configs: the bundle's.
+        models: of which the newest is used.
+    """
+
+    def __init__(self, configs: BundleConfigs, models: ModelStore) -> None:
+        self.models = models
+        self.lock = threading.RLock()
+        parser = configs.parser("inference.yaml")
+        self.preprocessing: Any = parser.get_parsed_content("preprocessing")
+        self.inferer: Inferer = parser.get_parsed_content("inferer")
+        self.post_transforms: Any = parser.get_parsed_content("post_transforms")
+
+    def look_at(self, image: MetaTensor, device: str) -> tuple[ModelVersion, dict[str, Any]]:
+        """Run the newest model.
+
+        Args:
+            image: preprocessed, (C, X, Y, Z).
+            device: of torch.
+
+        Returns:
+            The model's version, and what `aeflow_monai.ViewerInferer` gives for a batch of this image.
+        """
+        version, scorer = self.models.load(device)
+        with torch.no_grad():
+            return version, self.inferer(image[None].to(torch.device(device)), scorer)
+
+
+class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
+    """An infer task of the app, without the choice of what is shown.
+
+    Options of a request, beside MONAI Label's own: "device", "result_extension", "result_dtype", and "threshold" (see
+    `aeflow_monai.viewer.parse_threshold`).
+
+    Args:
+        pipeline: shared with the other tasks.
+        type: of MONAI Label's tasks; it decides where viewers list the task.
+        description: for the viewer, a sentence.
+    """
+
+    def __init__(self, pipeline: Pipeline, type: InferType, description: str) -> None:
+        super().__init__(
+            path=None,
+            network=None,
+            type=type,
+            labels=LABELS,
+            dimension=3,
+            description=description,
+            config={"threshold": CALIBRATED},
+        )
+        self.pipeline = pipeline
+
+    @abstractmethod
+    def output(self, data: Mapping[str, Any]) -> str:
+        """What is shown: "mask", "map" or "scaled_map" of `aeflow_monai.ViewerResultd`."""
+
+    def is_valid(self) -> bool:
+        """Whether there is a model; a task without one is not listed."""
+        return self.pipeline.models.newest() is not None
+
+    def get_path(self, validate: bool = True) -> str:
+        """The newest model's file; where an uploaded one would go, if it need not exist."""
+        models = self.pipeline.models
+        return str(models.require().path if validate else models.next_version().path)
+
+    def info(self) -> dict[str, Any]:
+        """What the task is, for clients, with the number of the model's version."""
+        newest = self.pipeline.models.newest()
+        return {**super().info(), "version": str(newest.number) if newest else None}
+
+    def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[str | None, dict[str, Any]]:
+        """Look at one image.
+
+        Args:
+            request: "image", a path, and the options.
+            callbacks: of MONAI Label.
+
+        Returns:
+            The path of the result, and what `aeflow_monai.ViewerResultd` says of it with "model_version".
+
+        Raises:
+            ValueError: an option has a value that it cannot have; or the image is to blame.
+            FileNotFoundError: there is no model, or no such image.
+        """
+        # an infer request without them gets NIfTI, which keeps geometry and floats, also of a PNG
+        request = {**request, "result_extension": request.get("result_extension") or ".nii.gz"}
+        check_infer_options(request)
+        with self.pipeline.lock:
+            file, result = super().__call__(request, callbacks)
+        return file, result
+
+    def pre_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:
+        """The bundle's preprocessing."""
+        return list(self.pipeline.preprocessing.transforms)
+
+    def inferer(self, data: Any = None) -> Inferer:
+        """The bundle's inferer."""
+        return self.pipeline.inferer
+
+    def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cpu") -> dict[str, Any]:
+        """Run the newest model; "pred" is then a dictionary, see `aeflow_monai.ViewerInferer`."""
+        version, output = self.pipeline.look_at(data["image"], device)
+        return {**data, "pred": decollate_batch(output)[0], "model_version": version.number}
+
+    def post_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:
+        """The bundle's, with the choice of what is shown."""
+        before = [t for t in self.pipeline.post_transforms.transforms if not isinstance(t, ViewerResultd)]
+        shown = ViewerResultd(output=self.output(data), threshold=data.get("threshold", CALIBRATED))
+        return [*before, shown, Restored(keys="pred", ref_image="image")]
+
+    def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
+        """Write NIfTI as the command line does, with both transforms of the input, and all else by MONAI Label."""
+        data["result"]["model_version"] = data["model_version"]
+        data["result_dtype"] = data.get("result_dtype") or ("float32" if self.output(data) == "map" else "uint8")
+        if data["result_extension"] not in NIFTI:
+            return Writer(label="pred", json="result")(data)  # type: ignore[no-any-return]
+        array = np.asarray(data["pred"], dtype=data["result_dtype"])
+        handle, path = tempfile.mkstemp(suffix=data["result_extension"])
+        os.close(handle)
+        write_nifti(Path(path), array[None], data["pred_meta_dict"]["affine"], source_header(data["image"].meta))
+        return path, data["result"]
+
+
+class MaskInferTask(AnomalyInferTask):
+    """The infer task `anomaly_mask`: 1 where the map exceeds the threshold, 0 elsewhere.
+
+    Args:
+        pipeline: shared with the other tasks.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(
+            pipeline,
+            InferType.SEGMENTATION,
+            "Mask of what is unlike the normals of the training. Research use only, not a medical device.",
+        )
+
+    def output(self, data: Mapping[str, Any]) -> str:
+        """A mask."""
+        return "mask"
+
+
+class MapInferTask(AnomalyInferTask):
+    """The infer task `anomaly_map`: the map itself as float32, or scaled to 8 bit where a request wants integers.
+
+    It is no segmentation for viewers, which would take each grey level for a structure.
+
+    Args:
+        pipeline: shared with the other tasks.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(
+            pipeline,
+            InferType.OTHERS,
+            "Anomaly map in standard deviations of held-out normals; of an integer result_dtype scaled to 0 to 255, "
+            "128 at the threshold. Research use only, not a medical device.",
+        )
+
+    def output(self, data: Mapping[str, Any]) -> str:
+        """The map, or scaled where integers are asked for."""
+        return "scaled_map" if "int" in str(data.get("result_dtype") or "") else "map"
+
+
+def load_writer() -> None:
+    """Let ITK load what it writes NRRD with, which takes seconds at the first reply otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_itk(np.zeros((2, 2, 2), np.uint8), f"{folder}/nothing.nrrd", np.eye(4), None, False)

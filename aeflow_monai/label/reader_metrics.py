@@ -1,0 +1,171 @@
+"""Readers' corrected labels against the model: voxel and lesion metrics for the app's stats."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from monai.transforms import Compose, CopyItemsd, Invertd
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+from torch import Tensor
+
+from aeflow_monai.label.answers import message_of
+from aeflow_monai.label.inference import Pipeline
+from aeflow_monai.label.final_labels import LabelledImage, labelled_images, load_label
+from aeflow_monai.files import json_or_empty
+from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
+from aeflow_monai.files import write_json
+from aeflow_monai.geometry import ras_affine
+
+__all__ = ["VoxelEvaluation"]
+
+_logger = logging.getLogger(__name__)
+
+
+class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
+    """Compares the newest model's maps with the final labels, voxel by voxel and lesion by lesion.
+
+    Images that the model was trained on are left out. A report needs one label that is not empty. It says which model
+    and labels it is of, and is made anew when one of them changes.
+
+    Args:
+        pipeline: that looks at an image.
+        path: of the report, a JSON file.
+    """
+
+    def __init__(self, pipeline: Pipeline, path: str | Path) -> None:
+        super().__init__("Voxel and lesion metrics of the newest model on the final labels")
+        self.pipeline = pipeline
+        self.path = Path(path)
+
+    def report(self) -> dict[str, Any]:
+        """The last report; empty if there is none.
+
+        Returns:
+            "model_version", "labels" (what they were), "n_images", "n_trained_on" (left out), "failed" (messages by
+            image), and under "metrics" what `VoxelMetrics` and `LesionMetrics` report, or under "why_none" why there
+            are none.
+        """
+        return json_or_empty(self.path)
+
+    def is_stale(self, datastore: Datastore) -> bool:
+        """Whether there is something to report that the last report does not have.
+
+        Args:
+            datastore: with images and labels.
+        """
+        newest = self.pipeline.models.newest()
+        if newest is None:
+            return False
+        labels, report = _fingerprint(datastore), self.report()
+        if not labels and not report.get("labels"):
+            return False
+        return (report.get("model_version"), report.get("labels")) != (newest.number, labels)
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Make the report.
+
+        Args:
+            request: "device", if wanted; "force" makes it anew even if nothing changed.
+            datastore: with images and labels.
+
+        Returns:
+            The report, which is also written.
+
+        Raises:
+            FileNotFoundError: there is no model yet.
+        """
+        version = self.pipeline.models.require()
+        if not (request.get("force") or self.is_stale(datastore)):
+            return self.report()
+        labels = _fingerprint(datastore)
+        trained = self.pipeline.models.trained_on(version)
+        images = labelled_images(datastore)
+        wanted = [image for image in images if image.case not in trained]
+        voxels, lesions = VoxelMetrics(), LesionMetrics()
+        failed: dict[str, str] = {}
+        for image in wanted:
+            try:
+                self._add(image, str(request.get("device") or "cpu"), voxels, lesions)
+            except Exception as error:  # of this image only, and said in the report
+                failed[image.case] = message_of(error)
+                _logger.warning(f"{image.case} is not in the metrics: {failed[image.case]}")
+        report: dict[str, Any] = {
+            "model_version": version.number,
+            "labels": labels,
+            "n_images": len(wanted) - len(failed),
+            "n_trained_on": len(images) - len(wanted),
+            "failed": failed,
+        }
+        _, scorer = self.pipeline.models.load("cpu")
+        try:
+            report["metrics"] = voxels.compute(float(scorer.map_threshold)) | lesions.compute()
+        except ValueError as error:  # no lesion yet
+            report["why_none"] = str(error)
+        write_json(self.path, report)
+        return report
+
+    def _add(self, image: LabelledImage, device: str, voxels: VoxelMetrics, lesions: LesionMetrics) -> None:
+        anomaly_map, foreground = self._look_at(image.image, device)
+        shape = tuple(anomaly_map.shape[1:])
+        truth = torch.zeros(shape)
+        if image.label:
+            label = load_label(image.label)
+            _require_grid(label, anomaly_map, image.label)
+            truth = torch.as_tensor(label).as_subclass(Tensor)
+        truth = truth.reshape(anomaly_map.shape)
+        spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
+        voxels.update(anomaly_map, truth, foreground)
+        lesions.update(anomaly_map, truth, spacing, foreground)
+
+    def _look_at(self, path: str, device: str) -> tuple[MetaTensor, Tensor]:
+        """The anomaly map and the foreground on the grid of the file."""
+        pipeline = self.pipeline
+        with pipeline.lock, torch.no_grad():
+            data = pipeline.preprocessing({"image": path})
+            _, output = pipeline.look_at(data["image"], device)
+            data["anomaly_map"] = output["anomaly_map"][0]
+            back = Invertd(
+                keys=["anomaly_map", "foreground"],
+                orig_keys="image",
+                transform=pipeline.preprocessing,
+                nearest_interp=False,
+            )
+            data = Compose([CopyItemsd("image", names="foreground"), back])(data)
+        return data["anomaly_map"].cpu(), data["foreground"].amax(dim=0, keepdim=True) > 0
+
+
+def _require_grid(label: MetaTensor, anomaly_map: MetaTensor, path: str) -> None:
+    """Refuse a label of another shape, or of the same shape that lies elsewhere, such as a mirrored one."""
+    shape = tuple(anomaly_map.shape[1:])
+    if [n for n in label.shape if n > 1] != [n for n in shape if n > 1]:
+        raise ValueError(
+            f"Expected a label of its image's shape, {shape}; got {tuple(label.shape)} in {path}. Submit it again, "
+            "drawn on the image's own grid."
+        )
+    if len(shape) == 2:
+        return  # formats of 2D images know no place
+    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))]).T
+    affine = ras_affine(anomaly_map.affine, anomaly_map.meta)
+    apart = float(np.linalg.norm((affine - ras_affine(label.affine, label.meta)) @ corners, axis=0).max())
+    if apart > float(np.min(affine_to_spacing(affine))):
+        raise ValueError(
+            f"Expected a label that lies where its image does; {path} is up to {apart:.1f} mm off. Submit it again, "
+            "drawn on the image's own grid."
+        )
+
+
+def _fingerprint(datastore: Datastore) -> dict[str, Any]:
+    """The final labels, each with the time of its last change, as the datastore knows them without reading any."""
+    return {
+        image: datastore.get_label_info(datastore.get_label_by_image_id(image, "final") or image, "final").get("ts", 0)
+        for image in sorted(datastore.get_labeled_images())
+    }

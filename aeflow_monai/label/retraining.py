@@ -1,0 +1,180 @@
+"""The train task: the bundle's own training, on the images that readers marked normal."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigWorkflow
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+from monailabel.tasks.train.handler import prepare_stats
+from monailabel.utils.others.generic import device_list
+
+from aeflow_monai.label.background import is_orphan
+from aeflow_monai.label.configs import BundleConfigs
+from aeflow_monai.label.reader_metrics import VoxelEvaluation
+from aeflow_monai.label.final_labels import LabelledImage, labelled_images
+from aeflow_monai.files import json_or_empty
+from aeflow_monai.label.models import ModelStore
+from aeflow_monai.label.options import TRAINING, device_of, training_options
+from aeflow_monai.files import write_json
+
+__all__ = ["AnomalyTrainTask"]
+
+_logger = logging.getLogger(__name__)
+
+# Options that an overlay has for a data set of its own, and that do not hold for images in a datastore.
+_OF_THE_DATA = {"layout": "decathlon", "modalities": [], "test_fraction": 0.0, "resume": None, "slice_folder": None}
+
+
+class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
+    """Trains on the images whose final label is empty, calibrates, and adds the model to the store as a new version.
+
+    It runs `train.yaml` of the bundle with the app's overlays. Progress and validation are written after each epoch, as
+    MONAI Label's own tasks do. If anything fails, the newest model stays what it was.
+
+    Args:
+        configs: the bundle's.
+        models: where the new version goes.
+        evaluation: its report is part of the stats.
+    """
+
+    def __init__(
+        self,
+        configs: BundleConfigs,
+        models: ModelStore,
+        evaluation: VoxelEvaluation,
+    ) -> None:
+        super().__init__("Train on the images that readers marked normal by an empty final label")
+        self.configs = configs
+        self.models = models
+        self.evaluation = evaluation
+        self.stats_path = models.folder / "train_stats.json"
+        parser = configs.parser("train.yaml")
+        self._config = {name: parser[key] for name, (key, _, _) in TRAINING.items()}
+
+    def config(self) -> dict[str, Any]:
+        """The options that viewers show, with the values of the bundle's config."""
+        return {**self._config, "device": device_list()}
+
+    def stats(self) -> dict[str, Any]:
+        """The last training, the newest model and how it does on readers' labels.
+
+        Returns:
+            What MONAI Label's tasks report ("epoch", "total_epochs", "total_time", "train" and "eval" with metrics);
+            "model_version"; "evaluation", see `VoxelEvaluation.report`. "best_metric", which viewers show as accuracy,
+            is the Dice score on readers' labels, 0 as long as there is none. "total_time" is 0 if there was no
+            training, since viewers take one without it for running.
+        """
+        stats = json_or_empty(self.stats_path)
+        report = self.evaluation.report()
+        newest = self.models.newest()
+        return {
+            **(stats or {"total_time": "0:00:00"}),
+            "best_metric": report.get("metrics", {}).get("dice", 0.0),
+            "model_version": newest.number if newest else None,
+            "evaluation": {name: value for name, value in report.items() if name != "labels"},
+        }
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Train.
+
+        Args:
+            request: options, see `config`; what is left out is as in the bundle's config.
+            datastore: with images and final labels.
+
+        Returns:
+            The stats of the training, with "model_version".
+
+        Raises:
+            ValueError: an option has a value that it cannot have, or there are fewer than two normal images.
+        """
+        options = training_options(request)
+        normals = [image for image in labelled_images(datastore) if image.normal]
+        if len({image.patient for image in normals}) < 2:
+            raise ValueError(
+                f"Training needs two or more images of different cases that a reader marked normal, by submitting an "
+                f"empty final label; found {len(normals)} among {len(datastore.list_images())} images. Mark more."
+            )
+        started = datetime.now().astimezone()
+        run = self.models.folder / "runs" / started.strftime("%Y%m%d_%H%M%S_%f")
+        _write_datalist(run / "dataset.json", normals)
+        stats = self._train(run, options, device_of(request))
+        if is_orphan():
+            raise RuntimeError("The server that began this training is gone: its model is not used.")
+        version = self.models.add(
+            run / "model.pt", run=run.name, trained_on=[image.case for image in normals], options=options
+        )
+        # the store has it, and checkpoints are only needed to look into a training that failed
+        (run / "model.pt").unlink()
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        stats["model_version"] = version.number
+        write_json(self.stats_path, stats)
+        return stats
+
+    def _train(self, run: Path, options: dict[str, Any], device: str) -> dict[str, Any]:
+        start = time.time()
+        hook = sys.excepthook
+        workflow = ConfigWorkflow(
+            self.configs.files("train.yaml"),
+            workflow_type="train",
+            logging_file=False,
+            bundle_root=str(self.configs.root),
+            dataset_dir=str(run / "dataset.json"),
+            output_dir=str(run),
+            **_OF_THE_DATA,
+            device=device,
+            **options,
+        )
+        workflow.initialize()
+        trainer = workflow.parser.get_parsed_content("train#trainer")
+        evaluator = workflow.parser.get_parsed_content("validate#evaluator")
+
+        def write_stats() -> dict[str, Any]:
+            stats: dict[str, Any] = _plain(prepare_stats(start, trainer, evaluator))
+            stats["total_epochs"] = trainer.state.max_epochs
+            write_json(self.stats_path, stats)
+            return stats
+
+        def stop_if_orphan(engine: Engine) -> None:
+            if is_orphan():
+                raise RuntimeError("The server that began this training is gone, so the training ends.")
+
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, write_stats)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, stop_if_orphan)
+        try:
+            workflow.run()
+            workflow.finalize()
+        finally:
+            sys.excepthook = hook
+        return write_stats()
+
+
+def _write_datalist(path: Path, normals: list[LabelledImage]) -> None:
+    items = [
+        {"image": os.path.relpath(image.image, path.parent), "label": 0, "case": image.case, "patient": image.patient}
+        for image in normals
+    ]
+    write_json(path, {"training": items})
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: tensors as numbers, numbers that are not finite as None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return _plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

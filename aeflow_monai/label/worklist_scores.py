@@ -1,0 +1,74 @@
+"""The scoring method that sorts the worklist: each image gets the newest model's anomaly score."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.scoring import ScoringMethod
+
+from aeflow_monai.label.answers import message_of
+from aeflow_monai.label.inference import AnomalyInferTask
+from aeflow_monai.label.records import failure_record, score_record, store
+
+__all__ = ["AnomalyScoring"]
+
+_logger = logging.getLogger(__name__)
+
+
+class AnomalyScoring(ScoringMethod):  # type: ignore[misc]
+    """Stores "anomaly_score" in the info of each image that the newest model has not scored yet.
+
+    Args:
+        task: that looks at an image.
+    """
+
+    def __init__(self, task: AnomalyInferTask) -> None:
+        super().__init__("Anomaly score of each image, by the newest model")
+        self.task = task
+
+    def is_stale(self, datastore: Datastore) -> bool:
+        """Whether there is an image that the newest model has not scored, and a model.
+
+        Args:
+            datastore: with the images.
+        """
+        return bool(self._waiting(datastore))
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
+        """Score the images that wait for it.
+
+        Args:
+            request: "device", if wanted; "force" scores all images anew.
+            datastore: with the images.
+
+        Returns:
+            The score of each image that was scored now; None where it failed, which its info explains.
+
+        Raises:
+            FileNotFoundError: there is no model yet.
+        """
+        version = self.task.pipeline.models.require().number
+        images = list(datastore.list_images()) if request.get("force") else self._waiting(datastore)
+        scores: dict[str, Any] = {}
+        for number, image in enumerate(images, start=1):
+            try:
+                wanted = {"image": datastore.get_image_uri(image), "skip_writer": True, "logging": "WARNING"}
+                _, data = self.task({**wanted, "device": request.get("device")})
+                record = score_record({**data["result"], "model_version": data["model_version"]})
+            except Exception as error:  # one bad image must not keep the others out of the worklist
+                record = failure_record(message_of(error), version)
+                _logger.warning(f"{image} has no score, the others go on: {record['anomaly_error']}")
+            store(datastore, image, record)
+            scores[image] = record["anomaly_score"]
+            _logger.info(f"Scored {number} of {len(images)}: {image} {record['anomaly_score']}")
+        return scores
+
+    def _waiting(self, datastore: Datastore) -> list[str]:
+        newest = self.task.pipeline.models.newest()
+        if newest is None:
+            return []
+        images = sorted(datastore.list_images())
+        return [image for image in images if datastore.get_image_info(image).get("anomaly_model") != newest.number]

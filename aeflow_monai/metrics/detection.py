@@ -1,0 +1,258 @@
+"""How well scores and a stored threshold tell abnormal from normal cases."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import betabinom
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    f1_score,
+    precision_recall_curve,
+    recall_score,
+    roc_auc_score,
+)
+from torch import Tensor
+
+__all__ = ["detection_report", "format_report", "intensity_statistics"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+STATISTICS = ("auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity")
+
+
+def detection_report(
+    labels: Sequence[int] | npt.NDArray[Any],
+    scores: Sequence[float] | npt.NDArray[Any],
+    threshold: float,
+    *,
+    calibrated_rank: tuple[int, int] | None = None,
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+    baselines: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """Report detection on labelled test cases, with the threshold that was stored before they were seen.
+
+    A case is called abnormal when its score is larger than the threshold (not when equal). Intervals are 95 %
+    percentile bootstraps over cases, stratified: normal and abnormal cases are drawn separately, each with
+    their own number, because the share of abnormal cases in a test set is a choice of its makers and not a
+    finding.
+
+    `oracle_best_f1` is the best F1 over all thresholds, `oracle_threshold` the threshold that reaches it.
+    Both are chosen on the test labels, which nobody has when a new case comes: they bound what a threshold
+    could reach, and are no result. `all_abnormal_f1` is the F1 of calling every case abnormal, 2p / (1 + p)
+    for a share p of abnormal cases; an F1 means nothing without it.
+
+    A threshold that is the k-th of the n scores of held-out normals lets k / (n + 1) of new ones pass, on average:
+    the expected specificity. `expected_specificity_holds` is false if normals of the same kind would exceed the
+    threshold so often with a probability below 0.025: their number is beta-binomial, because n scores are a draw too.
+
+    Args:
+        labels: 0 for normal and 1 for abnormal, shape (N,).
+        scores: Finite anomaly scores, larger is more abnormal, shape (N,).
+        threshold: The stored threshold, in the unit of the scores.
+        calibrated_rank: k and n, if known; see `calibrate`.
+        n_bootstrap: Number of resamples, at least 1.
+        seed: Seed of the resampling.
+        baselines: Trivial statistics by name (mean intensity, file size, ...), shape (N,) each. Of each the
+            AUROC is given in its better direction, max(auc, 1 - auc), which favours the baseline, as a bar to
+            clear should.
+
+    Returns:
+        A dictionary that JSON can hold: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`,
+        `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
+        interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
+        `baselines`, `n_bootstrap`, `bootstrap_seed`; `expected_specificity` and `expected_specificity_holds`, if the rank was given.
+
+    Raises:
+        ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.
+
+    Example:
+        >>> report = detection_report([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9], threshold=0.35)
+        >>> report["auroc"], report["sensitivity"], report["specificity"]
+        (0.75, 0.5, 0.5)
+    """
+    truth = _labels(labels)
+    values = _finite(scores, "scores", len(truth))
+    threshold = float(threshold)
+    if not np.isfinite(threshold):
+        raise ValueError(f"threshold has to be finite, got {threshold}.")
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap has to be at least 1, got {n_bootstrap}.")
+
+    called = values > threshold
+    point = {
+        "auroc": roc_auc_score(truth, values),
+        "average_precision": average_precision_score(truth, values),
+        "threshold": threshold,
+        "f1": f1_score(truth, called, zero_division=0.0),
+        "accuracy": accuracy_score(truth, called),
+        "sensitivity": recall_score(truth, called),
+        "specificity": recall_score(truth, called, pos_label=0),
+    }
+    intervals = _bootstrap(truth, values, threshold, n_bootstrap, np.random.default_rng(seed))
+    n_abnormal = int(truth.sum())
+    report: dict[str, Any] = {"n": len(truth), "n_normal": len(truth) - n_abnormal, "n_abnormal": n_abnormal}
+    for name, value in point.items():
+        report[name] = float(value)
+        if name in intervals:
+            report[f"{name}_ci95"] = intervals[name]
+
+    report["all_abnormal_f1"] = float(f1_score(truth, np.ones_like(truth)))
+    report["oracle_best_f1"], report["oracle_threshold"] = _oracle(truth, values)
+    report["baselines"] = {}
+    for name, statistic in (baselines or {}).items():
+        auroc = float(roc_auc_score(truth, _finite(statistic, f"baseline '{name}'", len(truth))))
+        report["baselines"][name] = max(auroc, 1 - auroc)
+    if calibrated_rank is not None:
+        rank, n_calibrated = calibrated_rank
+        exceeding = int(called[truth == 0].sum())
+        chance = betabinom.sf(exceeding - 1, report["n_normal"], n_calibrated + 1 - rank, rank)
+        report["expected_specificity"] = rank / (n_calibrated + 1)
+        report["expected_specificity_holds"] = bool(chance >= 0.025)
+    return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """Lay a report out as text.
+
+    Args:
+        report: What `detection_report` returned.
+
+    Returns:
+        Lines for the console, without a newline at the end.
+
+    Example:
+        >>> print(format_report(detection_report([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9], threshold=0.25)))
+        cases              4 (2 normal, 2 abnormal)
+        AUROC              1.000  [1.000, 1.000]
+        average precision  1.000  [1.000, 1.000]
+        threshold          0.25 (stored; larger scores are abnormal)
+        F1                 1.000  [1.000, 1.000]  (all called abnormal: 0.667)
+        accuracy           1.000  [1.000, 1.000]
+        sensitivity        1.000  [1.000, 1.000]
+        specificity        1.000  [1.000, 1.000]
+        best F1            1.000  (oracle: chosen on test labels)
+        its threshold      0.3  (oracle: chosen on test labels)
+        Brackets: 95 % bootstrap intervals, 1000 resamples.
+    """
+    rows = [("cases", f"{report['n']} ({report['n_normal']} normal, {report['n_abnormal']} abnormal)")]
+    for name in STATISTICS:
+        if name == "f1":
+            rows.append(("threshold", f"{report['threshold']:.6g} (stored; larger scores are abnormal)"))
+        low, high = report[f"{name}_ci95"]
+        text = f"{report[name]:.3f}  [{low:.3f}, {high:.3f}]"
+        if name == "f1":
+            text += f"  (all called abnormal: {report['all_abnormal_f1']:.3f})"
+        if name == "specificity" and "expected_specificity" in report:
+            text += f"  (expected: {report['expected_specificity']:.3f})"
+        rows.append((name.upper() if name in ("auroc", "f1") else name.replace("_", " "), text))
+    oracle = "(oracle: chosen on test labels)"
+    rows.append(("best F1", f"{report['oracle_best_f1']:.3f}  {oracle}"))
+    rows.append(("its threshold", f"{report['oracle_threshold']:.6g}  {oracle}"))
+    for name, auroc in report["baselines"].items():
+        rows.append((name, f"{auroc:.3f}  (AUROC of a trivial baseline, better direction)"))
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {text}" for name, text in rows]
+    lines.append(f"Brackets: 95 % bootstrap intervals, {report['n_bootstrap']} resamples.")
+    if not report.get("expected_specificity_holds", True):
+        lines.append(
+            "The threshold does not hold here: more normal cases exceed it than expected. They most likely differ "
+            "from the normals that it was set on (site, scanner, patients, preparation?); calibrate.yaml sets it on "
+            "normals like these."
+        )
+    return "\n".join(lines)
+
+
+def intensity_statistics(image: Tensor) -> dict[str, float]:
+    """Trivial statistics of an image: what any method has to beat.
+
+    Args:
+        image: any shape.
+
+    Returns:
+        Mean, standard deviation and 95th percentile over all values.
+    """
+    values = image.flatten().float().cpu()
+    rank = max(1, round(0.95 * len(values)))
+    return {
+        "intensity_mean": float(values.mean()),
+        "intensity_std": float(values.std(correction=0)),
+        "intensity_p95": float(values.kthvalue(rank).values),
+    }
+
+
+def _labels(labels: Any) -> Ints:
+    array = np.asarray(labels)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"labels have to be of shape (N,) with N > 0, got {array.shape}.")
+    wrong = np.flatnonzero(~np.isin(array, (0, 1)))
+    if wrong.size:
+        raise ValueError(f"labels have to be 0 (normal) or 1 (abnormal), got {array[wrong[0]]!r} at index {wrong[0]}.")
+    truth: Ints = array.astype(np.int64)
+    for label, name in enumerate(("normal", "abnormal")):
+        if label not in truth:
+            raise ValueError(
+                f"labels have to hold both classes, but none of {len(truth)} cases is {name} ({label}): give "
+                "a labelled test set with normal and abnormal cases."
+            )
+    return truth
+
+
+def _finite(numbers: Any, name: str, length: int) -> Floats:
+    array: Floats = np.asarray(numbers, dtype=np.float64)
+    if array.shape != (length,):
+        raise ValueError(f"{name} have to be of shape ({length},), one for each label, got {array.shape}.")
+    wrong = np.flatnonzero(~np.isfinite(array))
+    if wrong.size:
+        raise ValueError(
+            f"{name} have to be finite, got {wrong.size} of {length} that are NaN or infinite, the first "
+            f"({array[wrong[0]]}) at index {wrong[0]}."
+        )
+    return array
+
+
+def _oracle(truth: Ints, values: Floats) -> tuple[float, float]:
+    """The best F1 and the threshold that reaches it when a larger score is called abnormal."""
+    precision, recall, thresholds = precision_recall_curve(truth, values)
+    total = precision + recall
+    f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)[:-1]
+    best = int(f1.argmax())
+    # scikit-learn calls a score equal to its threshold abnormal; here it is normal.
+    return float(f1[best]), float(np.nextafter(thresholds[best], -np.inf))
+
+
+def _bootstrap(
+    truth: Ints, values: Floats, threshold: float, n_bootstrap: int, generator: np.random.Generator
+) -> dict[str, list[float]]:
+    """Percentile intervals; a resample only changes how often each distinct score occurs."""
+    distinct, ranks = np.unique(values, return_inverse=True)
+    first_called = int(np.searchsorted(distinct, threshold, side="right"))
+    normal, abnormal = ranks[truth == 0], ranks[truth == 1]
+    samples = np.empty((n_bootstrap, len(STATISTICS)))
+    for sample in samples:
+        drawn = [generator.choice(group, len(group)) for group in (normal, abnormal)]
+        counts = [np.bincount(ranks_drawn, minlength=len(distinct)) for ranks_drawn in drawn]
+        sample[:] = _statistics(counts[0], counts[1], first_called)
+    low, high = np.percentile(samples, [2.5, 97.5], axis=0)
+    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(STATISTICS)}
+
+
+def _statistics(normal: Ints, abnormal: Ints, first_called: int) -> tuple[float, ...]:
+    """`STATISTICS` from the counts of each distinct score, in ascending order of the scores."""
+    n_normal, n_abnormal = normal.sum(), abnormal.sum()
+    # AUROC: the share of pairs in which the abnormal score is larger, ties counting half.
+    auroc = abnormal @ (np.cumsum(normal) - 0.5 * normal) / (n_normal * n_abnormal)
+    true_positives = np.cumsum(abnormal[::-1])
+    positives = true_positives + np.cumsum(normal[::-1])
+    average_precision = abnormal[::-1] @ (true_positives / np.maximum(positives, 1)) / n_abnormal
+
+    hits, false_alarms = abnormal[first_called:].sum(), normal[first_called:].sum()
+    f1 = 2 * hits / (hits + false_alarms + n_abnormal)
+    accuracy = (hits + n_normal - false_alarms) / (n_normal + n_abnormal)
+    return auroc, average_precision, f1, accuracy, hits / n_abnormal, 1 - false_alarms / n_normal

@@ -1,0 +1,227 @@
+"""How well anomaly maps find lesions, voxel by voxel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from scipy.integrate import trapezoid
+
+from aeflow_monai.metrics.inputs import Map, components, read_inputs, require_equal, require_lesion
+
+__all__ = ["VoxelMetrics"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint32]
+
+
+class VoxelMetrics:
+    """Voxel AUROC, average precision, AUPRO and Dice of anomaly maps, in memory that does not grow with the volumes.
+
+    Voxels are counted in a histogram whose bins are the leading bits of the float32 value: sign, exponent and the
+    first `n_bits` - 9 bits of the mantissa. So no range has to be known, and two values share a bin only if they
+    differ by less than the factor 1 + 2^(9 - n_bits), 0.05 % by default. Within a bin the order is unknown; pairs of
+    a lesion voxel and another one that share a bin count half. `voxel_auroc_error` bounds what this does to the AUROC:
+    near 0 for maps around 0, as `AnomalyScorer` writes them, and large for maps that vary little around a large
+    number, from which a constant has to be subtracted first.
+
+    Which voxels count: those of lesions, and those without lesion that lie in the `region` of `update` (all of them if
+    it is left out). A map value larger than the threshold is called a lesion (not when equal).
+
+    Memory is 4 arrays of 2^n_bits numbers, 32 MB by default, whatever the number of volumes.
+
+    Args:
+        n_bits: Leading bits that tell bins apart, in [9, 24].
+        fpr_limit: The false positive rate up to which AUPRO is integrated, in (0, 1].
+
+    Raises:
+        ValueError: A number is out of its range.
+
+    Example:
+        >>> anomaly_map, mask = np.zeros((8, 8, 8)), np.zeros((8, 8, 8))
+        >>> mask[2:4, 2:4, 2:4] = 1
+        >>> anomaly_map[2:4, 2:4, 2:5] = 3
+        >>> metrics = VoxelMetrics()
+        >>> metrics.update(anomaly_map, mask)
+        >>> report = metrics.compute(threshold=1)
+        >>> report["dice"], round(report["voxel_auroc"], 3), report["n_regions"]
+        (0.8, 0.996, 1)
+
+    Source: per-region overlap of Bergmann et al., The MVTec Anomaly Detection Dataset, IJCV 2021, section 5.2.
+    """
+
+    def __init__(self, n_bits: int = 20, fpr_limit: float = 0.3) -> None:
+        if not 9 <= n_bits <= 24:
+            raise ValueError(f"n_bits has to be in [9, 24] (memory grows as 32 bytes * 2^n_bits), got {n_bits}.")
+        if not 0 < fpr_limit <= 1:
+            raise ValueError(f"fpr_limit is a false positive rate and has to be in (0, 1], got {fpr_limit}.")
+        self.n_bits = n_bits
+        self.fpr_limit = fpr_limit
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all volumes."""
+        n_bins = 2**self.n_bits
+        self._normal: Ints = np.zeros(n_bins, np.int64)
+        self._lesion: Ints = np.zeros(n_bins, np.int64)
+        # each region with its share of voxels per bin, so that each weighs the same
+        self._regions: Floats = np.zeros(n_bins)
+        # at each bin, the sum over abnormal volumes of the Dice when this bin and those above are called
+        self._dice: Floats = np.zeros(n_bins)
+        self._n_volumes = self._n_abnormal = self._n_regions = 0
+
+    def update(self, anomaly_map: Any, mask: Any, region: Any | None = None) -> None:
+        """Count the voxels of one volume or image.
+
+        Args:
+            anomaly_map: Finite values, larger is more abnormal, shape (H, W[, D]) or (1, H, W[, D]), array or tensor.
+                Read as float32.
+            mask: Nonzero at lesions, same shape. Its 26-connected components (8-connected in 2D) are the regions of
+                AUPRO. All zero for a normal volume.
+            region: Nonzero where voxels without lesion count, for example in the brain; same shape. Lesion voxels
+                always count. Without it, all voxels count.
+
+        Raises:
+            ValueError: Shapes are wrong or differ, the map is not finite, or the mask or region is NaN somewhere.
+        """
+        values, lesion, counted = read_inputs(anomaly_map, mask, region)
+        keys = _keys(values, self.n_bits)
+        n_bins = 2**self.n_bits
+        counts = np.bincount((keys if counted is None else keys[counted | lesion]).ravel(), minlength=n_bins)
+        self._n_volumes += 1
+        if not lesion.any():
+            self._normal += counts
+            return
+        (box,) = ndimage.find_objects(lesion.view(np.uint8))
+        labels, n_regions = components(lesion[box])
+        inside = labels > 0
+        labels, lesion_keys = labels[inside], keys[box][inside]
+        lesion_counts = np.bincount(lesion_keys, minlength=n_bins)
+        self._normal += counts - lesion_counts
+        self._lesion += lesion_counts
+        self._regions += np.bincount(lesion_keys, weights=1 / np.bincount(labels)[labels], minlength=n_bins)
+        self._dice[::-1] += 2 * np.cumsum(lesion_counts[::-1]) / (np.cumsum(counts[::-1]) + len(labels))
+        self._n_abnormal += 1
+        self._n_regions += n_regions
+
+    def merge(self, other: VoxelMetrics) -> None:
+        """Add the volumes of another object, for example from another process; the other stays as it is.
+
+        Args:
+            other: With the same `n_bits` and `fpr_limit`.
+
+        Raises:
+            ValueError: These differ.
+        """
+        require_equal(self, other, ("n_bits", "fpr_limit"))
+        self._normal += other._normal
+        self._lesion += other._lesion
+        self._regions += other._regions
+        self._dice += other._dice
+        self._n_volumes += other._n_volumes
+        self._n_abnormal += other._n_abnormal
+        self._n_regions += other._n_regions
+
+    def compute(self, threshold: float) -> dict[str, Any]:
+        """Reports all volumes so far, with the threshold that was stored before they were seen.
+
+        The threshold acts to within its bin: values that share it are not called.
+
+        Args:
+            threshold: The stored threshold, in the unit of the maps.
+
+        Returns:
+            A dictionary that JSON can hold, of plain ints and floats:
+
+            - `n_volumes`, `n_abnormal_volumes`, `n_regions`, `n_voxels`, `n_lesion_voxels`: what was counted.
+            - `lesion_share`: lesion voxels among all, which is the average precision of chance.
+            - `voxel_auroc`, `voxel_average_precision`: over all voxels of all volumes.
+            - `voxel_auroc_error`: bound on the difference between this AUROC and that of the unbinned float32 values;
+              true ties cannot be told from shared bins, so they widen it too.
+            - `aupro`, `aupro_fpr_limit`: the share of a region that is called, mean over regions of all volumes, as a
+              function of the false positive rate, integrated from 0 to the limit and divided by it; in [0, 1].
+            - `map_threshold`: the stored one.
+            - `dice`: at that threshold, over all voxels of all volumes at once.
+            - `mean_volume_dice`: at that threshold, mean over abnormal volumes; normal ones do not enter.
+            - `oracle_best_dice`, `oracle_best_mean_volume_dice`: the best of both over all thresholds.
+            - `oracle_map_threshold`, `oracle_mean_volume_threshold`: the thresholds that reach them.
+
+            Names with "oracle" are chosen on the test labels: they bound what a threshold could reach, and are no
+            result.
+
+        Raises:
+            ValueError: The threshold is not finite, no volume has a lesion, or no voxel is without.
+        """
+        threshold = _finite_threshold(threshold)
+        n_lesion, n_normal = int(self._lesion.sum()), int(self._normal.sum())
+        require_lesion(self._n_volumes, self._n_abnormal)
+        if not n_normal:
+            raise ValueError(
+                f"Voxels without lesion are needed, but all {n_lesion} that count are lesions: give maps larger than "
+                "their lesions, and a region that is not empty."
+            )
+        bins = np.flatnonzero(self._normal + self._lesion)[::-1]  # from the most abnormal value down
+        hits = np.cumsum(self._lesion[bins], dtype=np.float64)
+        false_alarms = np.cumsum(self._normal[bins], dtype=np.float64)
+        start = np.zeros(1)
+        sensitivity = np.concatenate([start, hits / n_lesion])
+        false_rate = np.concatenate([start, false_alarms / n_normal])
+        overlap = np.concatenate([start, np.cumsum(self._regions[bins]) / self._n_regions])
+        dice = 2 * hits / (hits + false_alarms + n_lesion)
+        mean_dice = self._dice[bins] / self._n_abnormal
+        n_called = int((bins > int(_keys(np.array([threshold], np.float32), self.n_bits)[0])).sum())
+        best, best_mean = int(dice.argmax()), int(mean_dice.argmax())
+        return {
+            "n_volumes": self._n_volumes,
+            "n_abnormal_volumes": self._n_abnormal,
+            "n_regions": self._n_regions,
+            "n_voxels": n_lesion + n_normal,
+            "n_lesion_voxels": n_lesion,
+            "lesion_share": n_lesion / (n_lesion + n_normal),
+            "voxel_auroc": float(trapezoid(sensitivity, false_rate)),
+            "voxel_auroc_error": float(0.5 * (np.diff(sensitivity) @ np.diff(false_rate))),
+            "voxel_average_precision": float(np.diff(sensitivity) @ (hits / (hits + false_alarms))),
+            "aupro": _area_to(self.fpr_limit, false_rate, overlap),
+            "aupro_fpr_limit": float(self.fpr_limit),
+            "map_threshold": threshold,
+            "dice": float(dice[n_called - 1]) if n_called else 0.0,
+            "mean_volume_dice": float(mean_dice[n_called - 1]) if n_called else 0.0,
+            "oracle_best_dice": float(dice[best]),
+            "oracle_map_threshold": _below(int(bins[best]), self.n_bits),
+            "oracle_best_mean_volume_dice": float(mean_dice[best_mean]),
+            "oracle_mean_volume_threshold": _below(int(bins[best_mean]), self.n_bits),
+        }
+
+
+def _finite_threshold(threshold: float) -> float:
+    threshold = float(threshold)
+    if not abs(threshold) <= np.finfo(np.float32).max:
+        raise ValueError(f"threshold has to be finite, got {threshold}: calibrate the scorer first.")
+    return threshold
+
+
+def _keys(values: Map, n_bits: int) -> Keys:
+    """The bin of each value, in the order of the values."""
+    keys: Keys = (values + np.float32(0)).view(np.uint32)  # the sum turns -0 into 0
+    # floats order as sign and magnitude: all bits of a negative number are flipped, of others the sign alone
+    keys ^= (keys.view(np.int32) >> 31).view(np.uint32) | np.uint32(1 << 31)
+    keys >>= np.uint32(32 - n_bits)
+    return keys
+
+
+def _below(key: int, n_bits: int) -> float:
+    """The largest float32 below a bin: a threshold that calls this bin and those above."""
+    bits = (key << (32 - n_bits)) - 1
+    bits = bits ^ (1 << 31) if bits >> 31 else ~bits & 0xFFFFFFFF
+    # -0 is not below 0, the next number is
+    return float(np.array([bits], np.uint32).view(np.float32)[0]) or float(np.nextafter(np.float32(0), np.float32(-1)))
+
+
+def _area_to(limit: float, x: Floats, y: Floats) -> float:
+    """Mean of a piecewise linear curve from 0 to a limit."""
+    end = int(np.searchsorted(x, limit, side="right"))
+    area = trapezoid(np.append(y[:end], np.interp(limit, x, y)), np.append(x[:end], limit))
+    return float(area / limit)

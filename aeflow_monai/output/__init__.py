@@ -1,0 +1,10 @@
+"""What a user gets: maps and masks in the geometry of the input, pictures, profiles, and what viewers show."""
+
+from aeflow_monai.output.alongside import Alongside
+from aeflow_monai.output.case_score import GatherScoresd, MaskMapd
+from aeflow_monai.output.maps import WriteMapsd
+from aeflow_monai.output.overlay import WriteOverlayd
+from aeflow_monai.output.profile import WriteProfiled
+from aeflow_monai.output.viewer import ViewerResultd
+
+__all__ = ["Alongside", "GatherScoresd", "MaskMapd", "ViewerResultd", "WriteMapsd", "WriteOverlayd", "WriteProfiled"]

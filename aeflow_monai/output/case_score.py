@@ -1,0 +1,85 @@
+"""The score of a case: what the inferer says of its slices and thresholds, gathered for tables, pictures and viewers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from aeflow_monai.errors import file_of
+
+__all__ = ["GatherScoresd", "MaskMapd", "scores_by_plane"]
+
+NUMBERS = ("anomaly_score", "case_threshold", "slice_threshold", "map_threshold")
+
+
+class GatherScoresd(MapTransform):  # type: ignore[misc]
+    """Gather what `SlicedInferer` says of a case beside its maps.
+
+    Scores of slices, "slice_scores_<plane>" (D,) with NaN where a slice was skipped, become "slice_scores", a
+    dictionary from plane to (D,); "ease_<plane>" becomes "ease" likewise. "anomaly_score" and the thresholds become
+    numbers, and "prediction" is added, 1 if the score exceeds the case threshold.
+
+    Args:
+        image_key: preprocessed image, whose file an error names.
+    """
+
+    def __init__(self, image_key: str = "image") -> None:
+        super().__init__(image_key)
+        self.image_key = image_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Gather the scores of one case.
+
+        Raises:
+            ValueError: the score is not finite.
+        """
+        d = dict(data)
+        for name in ("slice_scores", "ease"):
+            by_plane = scores_by_plane(d, name)
+            for plane in by_plane:
+                del d[f"{name}_{plane}"]
+            d[name] = by_plane
+        for name in NUMBERS:
+            d[name] = float(d[name])
+        if not math.isfinite(d["anomaly_score"]):
+            raise ValueError(
+                f"The score of case {d.get('case')} in {file_of(d[self.image_key], 'the image')} is "
+                f"{d['anomaly_score']}: the image holds NaN or infinite values; replace them first."
+            )
+        d["prediction"] = int(d["anomaly_score"] > d["case_threshold"])
+        return d
+
+
+class MaskMapd(MapTransform):  # type: ignore[misc]
+    """Add "anomaly_mask": where the anomaly map exceeds the map threshold, as uint8 0 or 1.
+
+    Args:
+        map_key: anomaly map, of any size; its threshold is "map_threshold", see `GatherScoresd`.
+    """
+
+    def __init__(self, map_key: str = "anomaly_map") -> None:
+        super().__init__(map_key)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the mask of one case."""
+        return {**data, "anomaly_mask": (data[self.keys[0]] > data["map_threshold"]).to(torch.uint8)}
+
+
+def scores_by_plane(output: Mapping[Any, Any], name: str = "slice_scores") -> dict[str, Tensor]:
+    """The scores of slices among what an inferer gives for a volume, for `Score.case_score`.
+
+    Args:
+        output: with the scores of each plane under "slice_scores_<plane>", any shape.
+        name: of other numbers of slices, in place of "slice_scores".
+
+    Returns:
+        From plane ("axial", ...) to its scores, on the CPU.
+    """
+    prefix = f"{name}_"
+    found = {str(key): value for key, value in output.items() if str(key).startswith(prefix)}
+    return {key.removeprefix(prefix): torch.as_tensor(scores).cpu() for key, scores in found.items()}

@@ -1,0 +1,242 @@
+"""Maps and masks on disk, in the geometry of their input."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import ITKWriter, MetaTensor
+from monai.data.utils import to_affine_nd
+from monai.transforms import MapTransform
+from monai.utils import MetaKeys
+
+from aeflow_monai.files import case_file_name, gzip, replacing
+from aeflow_monai.geometry import ras_affine
+
+__all__ = ["WriteMapsd", "source_header", "write_nifti"]
+
+Array = npt.NDArray[Any]
+
+NIFTI = (".nii.gz", ".nii")
+EXTENSIONS = (*NIFTI, ".nrrd", ".mha", ".mhd")
+# What places a NIfTI file in the world, with its units.
+QFORM = ("pixdim", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+SFORM = ("sform_code", "srow_x", "srow_y", "srow_z")
+GEOMETRY = (*QFORM, *SFORM, "xyzt_units")
+_WRITERS = 2  # files of a case that are compressed at the same time
+# Bytes that are compressed in one go: nibabel writes slice by slice, and after each a thread has to wait for its turn.
+_BLOCK = 2**23
+
+
+class WriteMapsd(MapTransform):  # type: ignore[misc]
+    """Write the maps and masks of one case on the grid of its input.
+
+    A file `<output_dir>/<case>_<key><extension>` is written for each key. Its shape and affine are those of
+    the input file, including a trailing singleton dimension, so that both overlay in any viewer. The data has
+    to be back on that grid already, see `monai.transforms.Invertd`; nothing is resampled here.
+
+    From NIfTI to NIfTI, both transforms (sform and qform) with their codes, the voxel sizes and the units are
+    copied from the header of the input, which is the file that the data's `filename_or_obj` names, of several
+    modalities the first. All else goes by the affine, in NIfTI as both transforms with code 1.
+
+    Booleans, `uint8`, and whatever stands under the key `anomaly_mask` are written as `uint8`, everything else as
+    `float32`.
+
+    Args:
+        keys: Keys of the data to write.
+        output_dir: Folder to write to, made if it is missing.
+        extension: `.nii.gz`, `.nii`, `.nrrd`, `.mha` or `.mhd`. The last three are ITK's, whose
+            directions are orthonormal: no sheared affine, and no 2D image outside the world's x-y plane.
+        only: Those of the keys that are written, of which not all have to be there; all of them, each of which has to be
+            there, if None.
+
+    Raises:
+        ValueError: If the extension is unknown; when called, if the case is no file name, if the data is not
+            on the grid of its input, if a mask holds fractions, or if the format cannot hold the affine.
+        TypeError: When called, if the data is not a `MetaTensor`, so that its place in the world is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> import nibabel as nib
+        >>> affine = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0]))
+        >>> anomaly_map = MetaTensor(torch.rand(1, 8, 8, 4), affine=affine)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = WriteMapsd(["anomaly_map"], folder)({"case": "sub-01", "anomaly_map": anomaly_map})
+        ...     nib.load(f"{folder}/sub-01_anomaly_map.nii.gz").shape
+        (8, 8, 4)
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Hashable] | Hashable,
+        output_dir: str | Path,
+        extension: str = ".nii.gz",
+        only: Collection[Hashable] | None = None,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys=only is not None)
+        if only is not None and "saliency" in self.keys:  # which whoever asks the inferer for it wants
+            only = {*only, "saliency"}
+        self.only = only
+        if extension not in EXTENSIONS:
+            raise ValueError(f"extension has to be one of {', '.join(EXTENSIONS)}, got {extension!r}.")
+        self.output_dir = Path(output_dir)
+        self.extension = extension
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the files of one case.
+
+        Args:
+            data: The decollated dictionary: `case`, and for each key a `MetaTensor` of shape (C, X, Y) or
+                (C, X, Y, Z).
+
+        Returns:
+            The dictionary, unchanged.
+        """
+        d = dict(data)
+        keys = [key for key in self.key_iterator(d) if self.only is None or key in self.only]
+        if keys:
+            case = case_file_name(d)
+            # compression lets go of Python's lock, so that two cores work at it
+            with ThreadPoolExecutor(_WRITERS) as pool:
+                for written in [pool.submit(self._write, d[key], key, case) for key in keys]:
+                    written.result()
+        return d
+
+    def _write(self, value: Any, key: Hashable, case: str) -> None:
+        if not isinstance(value, MetaTensor):
+            raise TypeError(
+                f"'{key}' of case '{case}' has to be a MetaTensor, got {type(value).__name__}, whose "
+                "affine is unknown: apply Invertd to it first."
+            )
+        if value.ndim not in (3, 4):
+            raise ValueError(
+                f"'{key}' of case '{case}' has to be of shape (C, X, Y) or (C, X, Y, Z), got "
+                f"{tuple(value.shape)}: remove the batch dimension with Decollated."
+            )
+        array = to_numpy(value)
+        dtype: type[np.generic] = np.float32
+        whole = value.dtype in (torch.bool, torch.uint8)
+        if key == "anomaly_mask" or whole:
+            dtype = np.uint8
+            if not whole and not ((array >= 0) & (array <= 255) & (array == np.floor(array))).all():
+                raise ValueError(
+                    f"'{key}' of case '{case}' has to hold whole numbers from 0 to 255: invert it with "
+                    "nearest_interp=True, or threshold the inverted map."
+                )
+        affine = _input_affine(value, key, case)
+        path = self.output_dir / f"{case}_{key}{self.extension}"
+        if self.extension in NIFTI:
+            write_nifti(path, array.astype(dtype, copy=False), affine, source_header(value.meta))
+            return
+        _check_directions(affine, value.ndim - 1, case, self.extension)
+        # Not by the setters of MONAI's writer, which squeeze (X, Y, 1) to (X, Y).
+        writer = ITKWriter(output_dtype=dtype)
+        writer.affine = affine
+        writer.channel_dim = None if len(array) == 1 else -1
+        writer.data_obj = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+        if self.extension == ".mhd":  # names the file of its voxels, so neither can be renamed
+            path.parent.mkdir(parents=True, exist_ok=True)
+            writer.write(path)
+            return
+        with replacing(path) as unfinished:
+            writer.write(unfinished)
+
+
+
+
+
+
+
+
+def to_numpy(value: Any) -> Array:
+    """A tensor as a float32 array."""
+    tensor = torch.as_tensor(value)
+    if isinstance(tensor, MetaTensor):
+        tensor = tensor.as_tensor()
+    array: Array = tensor.detach().cpu().to(torch.float32).numpy()
+    return array
+
+
+
+
+
+
+
+
+def _input_affine(value: Any, key: Hashable, case: str) -> Array:
+    """The affine of the file that the case was loaded from; raises if the data is not on that file's grid."""
+    spatial, meta = tuple(value.shape[1:]), value.meta
+    affine = original = ras_affine(value.affine, meta)
+    if meta.get(MetaKeys.ORIGINAL_AFFINE) is not None:
+        # Written in place of the data's own, which went through every inverse and back.
+        original = ras_affine(meta[MetaKeys.ORIGINAL_AFFINE], meta)
+    expected = tuple(int(n) for n in meta.get(MetaKeys.SPATIAL_SHAPE, spatial))[: len(spatial)]
+    near = np.allclose(to_affine_nd(len(spatial), affine), to_affine_nd(len(spatial), original), atol=1e-3)
+    if spatial != expected or not near:
+        raise ValueError(
+            f"'{key}' of case '{case}' has to be on the grid of its input, shape {expected} and affine "
+            f"{original.round(3).tolist()}, got shape {spatial} and affine {affine.round(3).tolist()}: "
+            "apply Invertd first."
+        )
+    return original
+
+
+def source_header(meta: Mapping[str, Any]) -> nib.Nifti1Header | None:
+    """Header of the NIfTI file that the case was loaded from, None if it is another format or gone."""
+    path = Path(str(meta.get("filename_or_obj", "")))
+    return nib.load(path).header if path.name.lower().endswith(NIFTI) and path.is_file() else None
+
+
+def write_nifti(path: Path, array: Array, affine: Array, source: nib.Nifti1Header | None) -> None:
+    """Write an array (C, X, Y) or (C, X, Y, Z) in the geometry of the source, or of the affine if there is none."""
+    if len(array) == 1:
+        array = array[0]
+        if source is not None and _untailed(source.get_data_shape()) == _untailed(array.shape):
+            array = array.reshape(source.get_data_shape())  # (X, Y, Z) to (X, Y, Z, 1), where the source is so
+    else:
+        array = np.moveaxis(array, 0, -1)
+        if array.ndim == 3:
+            array = array[:, :, None]  # (X, Y, 1, C): NIfTI's third axis is spatial
+    if source is None:
+        image = nib.Nifti1Image(array, to_affine_nd(3, affine))
+        image.set_sform(image.affine, code=1)
+        image.set_qform(image.affine, code=1)
+    else:
+        # Not the whole header: its display range, intent and scaling belong to the source's values.
+        image_class = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
+        header = image_class.header_class()
+        header.set_data_dtype(array.dtype)
+        for field in GEOMETRY:
+            header[field] = source[field]
+        image = image_class(array, None, header)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        if path.suffix == ".gz":
+            # Neither name nor time, so that the same case is the same file.
+            packed = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0)
+            with packed, io.BufferedWriter(packed, _BLOCK) as stream:
+                image.to_stream(stream)
+        else:
+            image.to_stream(file)
+
+
+def _untailed(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape without trailing singleton dimensions."""
+    return tuple(shape[: max((k + 1 for k, n in enumerate(shape) if n > 1), default=0)])
+
+
+def _check_directions(affine: Array, ndim: int, case: str, extension: str) -> None:
+    """Raises if the axes are not at right angles, or a 2D image not in the x-y plane."""
+    axes = affine[:-1, :ndim]
+    directions = (axes / np.linalg.norm(axes, axis=0))[:ndim]
+    if not np.allclose(directions.T @ directions, np.eye(ndim), atol=1e-3):
+        raise ValueError(
+            f"the affine of case '{case}' is sheared or oblique to its plane, which {extension} cannot hold: "
+            f"directions {directions.round(3).tolist()} are not orthonormal; use the extension .nii.gz."
+        )

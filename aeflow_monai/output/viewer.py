@@ -1,0 +1,195 @@
+"""What a viewer shows of one case: a mask or map, and numbers that say where to look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing, to_affine_nd
+from monai.transforms import MapTransform
+from monai.utils import MetaKeys, SpaceKeys
+from torch import Tensor
+
+from aeflow_monai.about import DISCLAIMER
+from aeflow_monai.geometry import PLANES, ras_affine, slice_positions
+
+__all__ = ["ViewerResultd", "parse_threshold"]
+
+OUTPUTS = ("mask", "map", "scaled_map")
+CALIBRATED = "calibrated"
+
+
+
+
+
+
+class ViewerResultd(MapTransform):  # type: ignore[misc]
+    """Make of an anomaly map what a viewer shows, under "pred", and what it says of the case, under "result".
+
+    Takes what `GatherScoresd` gives, with the map back on the grid of its file (see `monai.transforms.Invertd`), and
+    the preprocessed image. "pred" is a volume (1, X, Y, Z); of a 2D image it has one slice. Which, is a choice:
+
+    - "mask": 1 where the map exceeds the threshold, 0 elsewhere, uint8.
+    - "map": the map itself, float32, in standard deviations of held-out normals.
+    - "scaled_map": uint8 for viewers that show nothing else. 0 is a typical normal, 128 the model's threshold, and 255
+      twice as much or more. The scale is the model's, not the image's, so that two maps compare.
+
+    "result" is a dictionary that JSON can hold:
+
+    - `anomaly_score`, `case_threshold`, `prediction`: the case's score, and 1 if it exceeds the model's threshold.
+    - `map_threshold`: the one that "pred" was made with; `slice_threshold`: the model's.
+    - `profile`: of each plane the `scores` of its slices, None where one was skipped, their `positions_mm`, and their
+      `ease`, see `Score.ease`.
+    - `most_anomalous_slice`: its `plane`, `number` (counted from 1 as on the command line: axial from inferior to
+      superior), `score`, `ease`, `position_mm` (of its centre along S, A or R), `center_ras_mm` (three numbers), and
+      its `axis` and `index` in the file's own array, counted from 0.
+    - `anomalous_voxels`, `anomalous_ml`: how much exceeds the threshold.
+    - `scale`: of a scaled map, the `low` and `high` that 0 and 255 stand for.
+    - `unit` and `notice`, in words.
+
+    Args:
+        image_key: preprocessed image (C, X, Y, Z), a `MetaTensor` in orientation PLS.
+        map_key: anomaly map (1, X, Y[, Z]) on the grid of the file, a `MetaTensor`.
+        output: "mask", "map" or "scaled_map".
+        threshold: of the map, a number of standard deviations, or "calibrated" for the model's own.
+
+    Raises:
+        ValueError: an unknown output, or a threshold that is neither.
+    """
+
+    def __init__(
+        self,
+        image_key: str = "image",
+        map_key: str = "anomaly_map",
+        output: str = "mask",
+        threshold: float | str = CALIBRATED,
+    ) -> None:
+        super().__init__(map_key)
+        if output not in OUTPUTS:
+            raise ValueError(f"Unknown output {output!r}: choose one of {list(OUTPUTS)}.")
+        self.image_key = image_key
+        self.output = output
+        self.threshold = parse_threshold(threshold)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Make what is shown of one case."""
+        d = dict(data)
+        anomaly_map, image = d[self.keys[0]], d[self.image_key]
+        own_threshold = float(d["map_threshold"])
+        threshold = own_threshold if self.threshold is None else self.threshold
+        values = torch.as_tensor(anomaly_map).as_subclass(Tensor).cpu()
+        affine = to_affine_nd(3, ras_affine(anomaly_map.affine, anomaly_map.meta))
+        above = values > threshold
+        n_above = int(above.sum())
+        voxel_ml = math.prod(float(size) for size in affine_to_spacing(affine)) / 1000
+        result = {
+            **{name: d[name] for name in ("anomaly_score", "case_threshold", "prediction", "slice_threshold")},
+            "map_threshold": threshold,
+            **_where(image, d["slice_scores"], d["ease"], affine, tuple(values.shape[1:])),
+            "anomalous_voxels": n_above,
+            "anomalous_ml": n_above * voxel_ml,
+            "unit": "standard deviations of held-out normals",
+            "notice": DISCLAIMER,
+        }
+        if self.output == "mask":
+            shown = above.to(torch.uint8)
+        elif self.output == "map":
+            shown = values.float()
+        else:
+            span = abs(own_threshold) or 1.0
+            low, high = own_threshold - span, own_threshold + span
+            shown = ((values.float() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+            result["scale"] = {"low": low, "high": high}
+        if shown.ndim == 3:
+            shown = shown[..., None]  # a slice, which keeps its place in the world in any format
+        d["pred"] = MetaTensor(shown, affine=torch.as_tensor(affine), meta={MetaKeys.SPACE: SpaceKeys.RAS})
+        d["result"] = result
+        # MONAI Label resizes and places "pred" by what the image's metadata say of the file
+        image.meta[MetaKeys.SPATIAL_SHAPE] = np.array(shown.shape[1:])
+        image.meta[MetaKeys.ORIGINAL_AFFINE] = affine
+        return d
+
+
+def parse_threshold(value: float | str | None) -> float | None:
+    """Read a threshold as a person or a viewer's options panel gives it.
+
+    Args:
+        value: a number of standard deviations, also as text; "calibrated", None or an empty text for the model's own.
+
+    Returns:
+        The number, or None for the model's own.
+
+    Raises:
+        ValueError: neither of them.
+
+    Example:
+        >>> parse_threshold("4.5"), parse_threshold("calibrated")
+        (4.5, None)
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", CALIBRATED)):
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(
+            f"Expected a threshold of {CALIBRATED!r}, which is the model's own, or a number of standard deviations "
+            f"such as 4.5; got {value!r}."
+        )
+    return number
+
+
+def _where(
+    image: MetaTensor,
+    slice_scores: Mapping[str, Tensor],
+    ease: Mapping[str, Tensor],
+    file_affine: npt.NDArray[Any],
+    file_shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """The profile and the most anomalous slice, along the first plane in which one was looked at."""
+    affine, shape = ras_affine(image.affine, image.meta), tuple(image.shape[1:])
+    flat = len(file_shape) == 2
+    if flat:
+        # laid into the axial plane, where the image itself need not lie
+        affine, shape = file_affine, (*file_shape, 1)
+    profile, most = {}, None
+    for plane, scores in slice_scores.items():
+        axis, world = PLANES[plane].axis, PLANES[plane].world_axis
+        positions = slice_positions(affine, shape, axis, world)
+        rounded = [round(float(position), 3) for position in positions]
+        profile[plane] = {
+            "scores": _numbers_of(scores),
+            "positions_mm": rounded,
+            **({"ease": _numbers_of(ease[plane])} if plane in ease else {}),
+        }
+        if most is not None or bool(scores.isnan().all()):
+            continue
+        number = int(scores.nan_to_num(-math.inf).argmax())
+        center = np.array([(size - 1) / 2 for size in shape])
+        center[axis] = number
+        ras = affine[:3, :3] @ center + affine[:3, 3]
+        to_file = np.linalg.inv(file_affine)
+        file_axis = axis if flat else int(np.abs((to_file @ affine)[:3, axis]).argmax())
+        index = 0 if flat else round(float((to_file @ np.append(ras, 1))[file_axis]))
+        most = {
+            "plane": plane,
+            "number": number + 1,
+            "score": float(scores[number]),
+            **({"ease": float(ease[plane][number])} if plane in ease else {}),
+            "position_mm": rounded[number],
+            "center_ras_mm": [round(float(value), 3) for value in ras],
+            "axis": file_axis,
+            "index": index if flat else min(max(index, 0), file_shape[file_axis] - 1),
+        }
+    return {"profile": profile, "most_anomalous_slice": most}
+
+
+def _numbers_of(slices: Tensor) -> list[float | None]:
+    """Numbers of slices as JSON holds them: None where one was skipped."""
+    return [None if math.isnan(number) else number for number in slices.tolist()]

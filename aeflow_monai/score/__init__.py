@@ -1,0 +1,20 @@
+"""From maps of slices to calibrated scores; knows no network."""
+
+from aeflow_monai.score.calibration import NormalSlices, calibrate_score
+from aeflow_monai.score.position import PositionNorm
+from aeflow_monai.score.score import Score, SliceScores
+from aeflow_monai.score.ssim import ssim_map
+from aeflow_monai.score.stack import SliceStack, foreground_of
+from aeflow_monai.score.thresholds import upper_threshold
+
+__all__ = [
+    "NormalSlices",
+    "PositionNorm",
+    "Score",
+    "SliceScores",
+    "SliceStack",
+    "calibrate_score",
+    "foreground_of",
+    "ssim_map",
+    "upper_threshold",
+]

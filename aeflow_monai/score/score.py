@@ -1,0 +1,293 @@
+"""The score, and nothing else defines it: terms -> calibrated anomaly map -> slice score -> case score.
+
+It knows no network: whatever gives maps of slices can be scored by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from aeflow_monai.geometry import Places
+from aeflow_monai.score.position import PositionNorm, blur_through_slices
+from aeflow_monai.score.stack import SliceStack
+
+__all__ = ["Score", "SliceScores", "top_mean"]
+
+_EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal; a choice
+
+
+class SliceScores(NamedTuple):
+    """Anomaly maps of slices and what is told of each.
+
+    Attributes:
+        anomaly_map: (n, 1, H, W).
+        slice_scores: (n,).
+        ease: how much easier to reconstruct each slice is than normals, (n,); see `Score.ease`.
+    """
+
+    anomaly_map: Tensor
+    slice_scores: Tensor
+    ease: Tensor
+
+
+class Score(nn.Module):
+    """Everything that turns maps of slices into a calibrated anomaly map and scores.
+
+    The anomaly map is a weighted sum of terms, each at image size and standardised by its mean and standard deviation
+    on held-out normals. The last term is the reconstruction's, 1 - SSIM; the others are the flow's, one per encoder
+    stage. A single term is the map of any other method::
+
+        sum = (beta * mean of standardised(flow terms) + (1 - beta) * standardised(1 - SSIM)) / map_std
+        deviation = (sum, blurred through the slices of a volume - mean of normals at the same place) / their deviation
+        map = deviation - (1 - level_weight) * mean of deviation over the slice's foreground
+
+    Outside of the tissue, where only black lies between a pixel and the border, the map is at most 0.
+
+    A map value of 0 is typical of normals at this place; larger is more anomalous, in standard deviations of normals
+    there. A slice's score is the mean, over `top_fractions`, of the mean of that fraction of its highest map values,
+    standardised by that of held-out normal slices. So it rises with a small lesion, and with a faint change of
+    everything. A slice that is easier to reconstruct than normals are, as a blurred one, is abnormal too: its `ease`
+    beyond 1.5 standard deviations, times `ease_weight`, is added. A case's score is the mean of the highest slice
+    scores.
+
+    Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers, so they are part
+    of the checkpoint. Before `calibrate` has filled them, maps and scores are in no unit and thresholds are infinite.
+
+    Args:
+        n_terms: number of terms: encoder stages and the reconstruction; 1 for a single map.
+        beta: weight of the flow terms, in [0, 1]; a single term has the weight 1.
+        published: the published score in log space, beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM): neither maps nor
+            slice scores are standardised, blurred or compared by position.
+        top_fractions: fractions of a slice's highest map values, each in (0, 1]; 1 takes the mean of the whole slice.
+        case_top_fraction: fraction of a case's highest slice scores whose mean is its score, in (0, 1].
+        position_normalisation: compare each place of the map with the same place of normals, where that predicts
+            held-out normals better than their mean and deviation anywhere.
+        slice_sigma: standard deviation of the blur through the slices of a volume, as a fraction of the distance from
+            the first slice that is looked at to the last, 0 or more; 0 for none.
+        ease_weight: weight of `ease` in a slice's score, 0 or more; the published score has 0.
+        level_weight: weight of a slice's mean in its map, above 0, at most 1. All of a slice is higher or lower in one
+            patient than in another, and by more than a small lesion changes it; 1 where a disease changes all of an
+            image.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Example:
+        >>> score = Score(n_terms=1)
+        >>> stack = score.stack(torch.rand(3, 1, 64, 64), torch.ones(3, 1, 64, 64) > 0)
+        >>> scores = score(stack)
+        >>> tuple(scores.anomaly_map.shape), tuple(scores.slice_scores.shape)
+        ((3, 1, 64, 64), (3,))
+
+    Source: AE-FLOW, ICLR 2023, section 3 (the published score); calibration and thresholds are this project's.
+    """
+
+    term_mean: Tensor
+    term_std: Tensor
+    map_std: Tensor
+    fraction_mean: Tensor
+    fraction_std: Tensor
+    map_threshold: Tensor
+    slice_threshold: Tensor
+    case_threshold: Tensor
+    case_rank: Tensor
+
+    def __init__(
+        self,
+        n_terms: int = 1,
+        beta: float = 0.9,
+        published: bool = False,
+        top_fractions: Sequence[float] = (0.05, 1.0),
+        case_top_fraction: float = 0.25,
+        position_normalisation: bool = True,
+        slice_sigma: float = 0.03,
+        ease_weight: float = 2.0,
+        level_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if n_terms < 1:
+            raise ValueError(f"n_terms is the number of maps that are summed and has to be 1 or more; got {n_terms}.")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta weighs the flow terms and has to be in [0, 1]; got {beta}.")
+        if isinstance(top_fractions, (int, float)) or not top_fractions:
+            raise ValueError(f"top_fractions is a list of one or more, as [0.05, 1.0]; got {top_fractions!r}.")
+        fractions = (*(("top_fractions", f) for f in top_fractions), ("case_top_fraction", case_top_fraction))
+        for name, fraction in fractions:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"{name}: a fraction of the highest values has to be in (0, 1]; got {fraction}.")
+        if not 0 <= slice_sigma < math.inf:
+            raise ValueError(f"slice_sigma is the width of a blur and has to be 0 or more; got {slice_sigma}.")
+        if not 0 <= ease_weight < math.inf:
+            raise ValueError(f"ease_weight has to be 0 or more; got {ease_weight}.")
+        if not 0 < level_weight <= 1:
+            raise ValueError(f"level_weight weighs a slice's mean in its map and has to be in (0, 1]; got {level_weight}.")
+        self.n_terms = n_terms
+        self.beta = float(beta)
+        self.published = bool(published)
+        self.top_fractions = tuple(float(fraction) for fraction in top_fractions)
+        self.case_top_fraction = float(case_top_fraction)
+        self.position_normalisation = bool(position_normalisation)
+        self.slice_sigma = float(slice_sigma)
+        self.ease_weight = float(ease_weight)
+        self.level_weight = float(level_weight)
+        self.position_norm = PositionNorm()  # of maps
+        self.dissimilarity_norm = PositionNorm(grid=1)  # of slices, by their relative position
+        self.register_buffer("term_mean", torch.zeros(n_terms))
+        self.register_buffer("term_std", torch.ones(n_terms))
+        self.register_buffer("map_std", torch.tensor(1.0))
+        self.register_buffer("fraction_mean", torch.zeros(len(self.top_fractions)))
+        self.register_buffer("fraction_std", torch.ones(len(self.top_fractions)))
+        self.register_buffer("map_threshold", torch.tensor(math.inf))
+        self.register_buffer("slice_threshold", torch.tensor(math.inf))
+        self.register_buffer("case_threshold", torch.tensor(math.inf))
+        # rank of the case threshold among the scores of held-out patients, and their number
+        self.register_buffer("case_rank", torch.zeros(2, dtype=torch.long))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the thresholds were fitted, which the end of a training does."""
+        return math.isfinite(float(self.case_threshold))
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The case, slice and map threshold, by name."""
+        names = ("case_threshold", "slice_threshold", "map_threshold")
+        return {name: float(getattr(self, name)) for name in names}
+
+    @property
+    def expected_specificity(self) -> float:
+        """Share of new normal cases that the case threshold lets pass on average; NaN before the calibration."""
+        rank, n_patients = self.case_rank.tolist()
+        return rank / (n_patients + 1) if n_patients else math.nan
+
+    def term_weights(self) -> Tensor:
+        """Weight of each standardised term: beta spread over the flow terms, 1 - beta for the reconstruction."""
+        if self.n_terms == 1:
+            return torch.ones_like(self.term_mean)
+        weights = torch.full_like(self.term_mean, self.beta / (self.n_terms - 1))
+        weights[-1] = 1 - self.beta
+        return weights
+
+    def stack(self, terms: Tensor, foreground: Tensor, places: Places | None = None) -> SliceStack:
+        """What the scores of slices are made of.
+
+        Args:
+            terms: (N, n_terms, H, W), not standardised.
+            foreground: which pixels are above 0, (N, 1, H, W), boolean; see `foreground_of`.
+            places: where the slices lie in their volumes; None for images of their own.
+
+        Returns:
+            The stack. Of a single term nothing is known of a reconstruction: its dissimilarity is 0.
+        """
+        dissimilarity = terms.new_zeros(len(terms)) if self.n_terms == 1 else _mean(terms[:, -1:], foreground)
+        return SliceStack(self._weighted_sum(terms), dissimilarity, foreground, places)
+
+    def blurred(self, stack: SliceStack) -> SliceStack:
+        """The slices of one plane of a volume, each with its neighbours; images of their own stay as they are."""
+        if self.published:
+            return stack
+        return stack._replace(weighted_sum=blur_through_slices(stack.weighted_sum, stack.places, self.slice_sigma))
+
+    def forward(self, stack: SliceStack) -> SliceScores:
+        """Anomaly maps and scores of slices, which are `blurred` already if they are to be."""
+        anomaly_map, ease = self.anomaly_map(stack), self.ease(stack)
+        return SliceScores(anomaly_map, self.slice_scores(self.top_means(anomaly_map), ease), ease)
+
+    def anomaly_map(self, stack: SliceStack, norm: PositionNorm | None = None) -> Tensor:
+        """Anomaly maps of slices.
+
+        Args:
+            stack: of the slices.
+            norm: mean and deviation of normals to compare with, in place of the score's own.
+
+        Returns:
+            (n, 1, H, W).
+        """
+        if self.published:
+            return stack.weighted_sum
+        deviation: Tensor = (norm or self.position_norm)(stack.weighted_sum, stack.places)
+        level = (1 - self.level_weight) * _mean(deviation, stack.foreground).view(-1, 1, 1, 1)
+        # outside of the tissue nothing is taken off: wide margins would turn a high level into a low mean
+        return torch.where(_is_tissue(stack.foreground), deviation - level, deviation.clamp_max(0))
+
+    def ease(self, stack: SliceStack, norm: PositionNorm | None = None) -> Tensor:
+        """How much easier to reconstruct slices are than those of normals at the same relative position.
+
+        Args:
+            stack: of the slices.
+            norm: mean and deviation of normals to compare with, in place of the score's own.
+
+        Returns:
+            (n,), in standard deviations of normals: below 0 for what is harder, 0 for black slices, and 0 for all if
+            the normals were of too few patients.
+        """
+        norm = norm or self.dissimilarity_norm
+        harder: Tensor = norm(stack.dissimilarity.view(-1, 1, 1, 1), stack.places)
+        is_known = stack.foreground.flatten(1).any(dim=1) & norm.is_known
+        return torch.where(is_known, -harder.flatten(), 0.0)
+
+    def top_means(self, anomaly_map: Tensor) -> Tensor:
+        """Mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""
+        return torch.stack([top_mean(anomaly_map.flatten(1), fraction) for fraction in self.top_fractions], dim=1)
+
+    def slice_scores(self, top_means: Tensor, ease: Tensor) -> Tensor:
+        """Score of each slice from its `top_means`, (n, fractions), and its `ease`, (n,): (n,)."""
+        scores = ((top_means - self.fraction_mean) / self.fraction_std).mean(dim=1)
+        if self.published:
+            return scores
+        return scores + self.ease_weight * (ease - _EASE_MARGIN).clamp_min(0)
+
+    def case_score(self, slice_scores: Mapping[str, Tensor]) -> Tensor:
+        """Score of a case from those of its slices.
+
+        Args:
+            slice_scores: for each plane ("axial", ...) the scores of its slices, (D,); NaN where a slice was skipped.
+
+        Returns:
+            A scalar: of each plane the mean of the top fraction of its scores, and of these the mean; NaN if all slices
+            were skipped.
+        """
+        looked_at = [scores[~scores.isnan()] for scores in slice_scores.values()]
+        planes = [top_mean(scores[None], self.case_top_fraction)[0] for scores in looked_at if len(scores)]
+        return torch.stack(planes).mean() if planes else torch.tensor(math.nan)
+
+    def _weighted_sum(self, terms: Tensor) -> Tensor:
+        weights = self.term_weights()
+        if self.published:
+            # the published score has -SSIM where the term is 1 - SSIM
+            return (terms * weights.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - (1 - self.beta)
+        factors = weights / (self.term_std * self.map_std)
+        offset = (factors * self.term_mean).sum()
+        return (terms * factors.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - offset
+
+
+def top_mean(values: Tensor, fraction: float) -> Tensor:
+    """Mean of the highest fraction of each row, at least one value: (N, M) to (N,)."""
+    count = max(1, math.ceil(fraction * values.shape[1]))
+    if count == values.shape[1]:
+        return values.mean(dim=1)
+    return values.topk(count, dim=1).values.mean(dim=1)
+
+
+def _mean(maps: Tensor, foreground: Tensor) -> Tensor:
+    """Mean of each map over its foreground, 0 if there is none: (N, 1, H, W) twice to (N,)."""
+    counted = foreground.to(maps.dtype)
+    return (maps * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp_min(1)
+
+
+def _is_tissue(foreground: Tensor) -> Tensor:
+    """Pixels with foreground on all four sides, or of it; all of an image that has none: (N, 1, H, W), boolean."""
+    height, width = foreground.shape[-2:]
+    rows = torch.arange(height, device=foreground.device, dtype=torch.int16).view(-1, 1)
+    columns = torch.arange(width, device=foreground.device, dtype=torch.int16)
+    tissue = torch.ones_like(foreground)
+    for dim, place in ((-2, rows), (-1, columns)):
+        first = torch.where(foreground, place, foreground.shape[dim]).amin(dim, keepdim=True)
+        last = torch.where(foreground, place, -1).amax(dim, keepdim=True)
+        tissue = tissue & (place >= first) & (place <= last)
+    return tissue | ~foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)

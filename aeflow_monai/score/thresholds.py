@@ -1,0 +1,98 @@
+"""Thresholds from the scores of held-out normals, and the specificity that they can be expected to keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from aeflow_monai.score.score import Score
+
+__all__ = ["patients_needed", "require_specificity", "set_thresholds", "threshold_rank", "upper_threshold"]
+
+
+def require_specificity(specificity: float) -> None:
+    """Refuse a specificity out of its range, before anything is computed with it.
+
+    Raises:
+        ValueError: it is not in (0, 1).
+    """
+    if not 0 < specificity < 1:
+        raise ValueError(f"specificity has to be in (0, 1), as 0.95; got {specificity}.")
+
+
+def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> float:
+    """Threshold that a new normal exceeds with a probability of at most 1 - specificity.
+
+    The k-th smallest of n held-out scores with k = ceil((n + 1) * specificity) keeps this for any distribution, if new
+    normals come from the same one (split conformal prediction). With fewer than specificity / (1 - specificity) scores
+    no such k exists, and the largest score is returned.
+
+    Args:
+        scores: scores of held-out normals, any unit.
+        specificity: in (0, 1).
+
+    Returns:
+        The threshold, in the scores' unit.
+
+    Raises:
+        ValueError: no scores, or a specificity out of its range.
+
+    Example:
+        >>> upper_threshold(list(range(1, 100)), specificity=0.95)
+        95.0
+
+    Source: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
+    """
+    require_specificity(specificity)
+    ordered = sorted(float(score) for score in scores)
+    if not ordered:
+        raise ValueError("A threshold needs the scores of held-out normals; got none.")
+    return ordered[threshold_rank(len(ordered), specificity) - 1]
+
+
+def threshold_rank(n: int, specificity: float) -> int:
+    """Rank k of `upper_threshold` among n scores, from 1: it lets k / (n + 1) of new normals pass, on average.
+
+    Example:
+        >>> threshold_rank(99, 0.95), threshold_rank(4, 0.95)
+        (95, 4)
+    """
+    return min(math.ceil((n + 1) * specificity), n)
+
+
+def patients_needed(specificity: float) -> int:
+    """Held-out patients from which on a threshold can keep this specificity.
+
+    Example:
+        >>> patients_needed(0.95)
+        19
+    """
+    return math.ceil(specificity / (1 - specificity) - 1e-9)
+
+
+def set_thresholds(
+    score: Score,
+    cases: Sequence[float],
+    slices: Sequence[float] | Tensor,
+    peaks: Sequence[float],
+    n_patients: int,
+    specificity: float,
+) -> None:
+    """Set the score's thresholds, and the specificity that can be expected of that of cases.
+
+    Args:
+        score: whose buffers are filled.
+        cases: scores of held-out normal cases.
+        slices: scores of their slices.
+        peaks: highest map value of each slice.
+        n_patients: whose the cases are. Images of one patient are alike: they count as one. (The threshold is that of
+            cases, so where patients have several the expected specificity is approximate.)
+        specificity: see `upper_threshold`.
+    """
+    score.case_threshold.fill_(upper_threshold(cases, specificity))
+    score.slice_threshold.fill_(upper_threshold(slices, specificity))
+    score.map_threshold.fill_(upper_threshold(peaks, specificity))
+    score.case_rank.copy_(torch.tensor([threshold_rank(n_patients, specificity), n_patients]))
