@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from aeflow_monai.engine.workflow import keep_freed_memory
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from scipy.stats import rankdata
@@ -41,7 +42,6 @@ from slices_by_area import slices_by_area
 from trivial_baseline import DifferenceInferer, mean_volume
 
 from aeflow_monai.data.readers import LoadCased
-from aeflow_monai.engine.workflow import keep_freed_memory
 from aeflow_monai.metrics import VoxelMetrics
 
 ROOT = Path(__file__).parent.parent

@@ -14,12 +14,12 @@ import tempfile
 import time
 
 import torch
+from aeflow_monai.engine.workflow import keep_freed_memory
 from monai.data import DataLoader
 from torch.utils.data import Dataset
 
 from aeflow_monai.data.feature_dataset import FeatureDataset
 from aeflow_monai.data.slice_dataset import prepare_slice_batch
-from aeflow_monai.engine.workflow import keep_freed_memory
 from aeflow_monai.network.aeflow import AEFlow
 from aeflow_monai.network.encoder import Encoder
 from aeflow_monai.network.loss import AEFlowLoss

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigParser
-
 from aeflow_monai.engine.workflow import keep_freed_memory
 from aeflow_monai.score.scoring import AnomalyScorer
+from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).parent.parent
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from aeflow_monai.engine.workflow import keep_freed_memory
 from monai.bundle import ConfigParser
 from monai.data import decollate_batch, list_data_collate
 from monai.data.utils import affine_to_spacing
@@ -36,7 +37,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from trivial_baseline import DifferenceInferer, MapInferer, mean_volume
 
 from aeflow_monai.engine.saliency import MapScorer
-from aeflow_monai.engine.workflow import keep_freed_memory
 from aeflow_monai.metrics import VoxelMetrics
 
 ROOT = Path(__file__).parent.parent

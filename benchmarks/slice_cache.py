@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from aeflow_monai.engine.workflow import keep_freed_memory
 from monai.bundle import ConfigParser
 from monai.data import DataLoader
 from torch.utils.data import Dataset, Subset
@@ -28,7 +29,6 @@ from volume_inference import write_volume
 
 from aeflow_monai.data.slice_dataset import SliceDataset
 from aeflow_monai.data.slicer import Slicer
-from aeflow_monai.engine.workflow import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 Transform = Callable[[dict[str, Any]], dict[str, Any]]

@@ -24,9 +24,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from monai.bundle import ConfigParser
-
 from aeflow_monai.engine.workflow import keep_freed_memory
+from monai.bundle import ConfigParser
 
 INFERENCE = Path(__file__).parent.parent / "bundle/configs/inference.yaml"
 

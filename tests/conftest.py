@@ -9,19 +9,19 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 
-from aeflow_monai.data.phantom import write_phantom
+from aeflow_monai import Workflow, write_phantom
 
 ROOT = Path(__file__).parent.parent
 # A network and a training that take seconds; explicit, so that a change of the defaults changes no test.
-NETWORK = {"image_size": [64, 64], "n_steps": 2, "hidden_channels": 8}
 TRAINING = {
-    **NETWORK,
+    "image_size": [64, 64],
+    "network_def#network#n_steps": 2,
+    "network_def#network#hidden_channels": 8,
+    "slicer#min_foreground": 0.0,
     "epochs": 3,
     "lesion_copies": 0,
     "batch_size": 8,
     "learning_rate": 0.001,
-    "alpha": 0.5,
-    "min_foreground": 0.0,
     "calibration_fraction": 0.15,
     "seed": 0,
 }
@@ -55,24 +55,14 @@ def tiny_training() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def tiny_network() -> dict[str, Any]:
-    """Options of inference.yaml and evaluate.yaml for the network of such a training."""
-    return dict(NETWORK)
-
-
-@pytest.fixture(scope="session")
 def start_workflow() -> RunWorkflow:
     """Reads configs of the bundle with options, as `python -m monai.bundle run` does, and initializes the workflow."""
 
     def start(configs: str | Path | Sequence[str | Path], **options: Any) -> ConfigWorkflow:
         files = config_files(configs)
-        kind = "train" if Path(files[-1]).name not in ("inference.yaml", "evaluate.yaml") else "infer"
-        workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **options)
-        hook = sys.excepthook
-        try:
-            workflow.initialize()
-        finally:
-            sys.excepthook = hook
+        kind = "train" if Path(files[0]).name == "train.yaml" else "infer"
+        workflow = Workflow(files, workflow_type=kind, logging_file=False, **options)
+        workflow.initialize()
         return workflow
 
     return start
@@ -130,7 +120,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(
     tmp_path_factory: pytest.TempPathFactory, volumes: Path, run_workflow: RunWorkflow, tiny_training: dict[str, Any]
 ) -> Path:
-    """Output folder of one tiny training on `volumes`, shared by all tests: read only."""
-    folder = tmp_path_factory.mktemp("trained")
+    """The bundle of one tiny training on `volumes`, shared by all tests: read only."""
+    folder = tmp_path_factory.mktemp("trained") / "RUN"
     run_workflow("train.yaml", dataset_dir=str(volumes), output_dir=str(folder), **tiny_training)
     return folder

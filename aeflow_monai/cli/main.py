@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from aeflow_monai.label.server import make_app_folder, serve
-from aeflow_monai.about import __version__
+from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.files import home
-from aeflow_monai.about import DISCLAIMER
 
 __all__ = ["main"]
 
@@ -38,17 +35,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
+    config = commands.add_parser(
+        "config",
+        help="print the paths of configs and presets, for --config_file of `python -m monai.bundle run`",
+        description="Print the paths of the package's own configs, as --config_file of `python -m monai.bundle run` "
+        'takes them: --config_file "$(aeflow config train healthy_t1)".',
+    )
+    config.add_argument("names", nargs="+", help="train, then presets such as chest_xray, healthy_t1, brats2021, paper")
+    config.set_defaults(run=_config)
     label = commands.add_parser(
         "label",
         help="serve anomaly maps and a sorted worklist to 3D Slicer and OHIF, by MONAI Label",
         description=f"Serve a folder of images to 3D Slicer and OHIF, by MONAI Label. {DISCLAIMER}",
     )
     label.add_argument("--studies", help="folder of images, or the address of a DICOMweb server")
-    label.add_argument("--model", help="model.pt of a training with the bundle, to begin with")
+    label.add_argument("--model", help="folder of a training, to begin with its model")
     label.add_argument(
-        "--config", action="append", default=[], help="overlay that the model was trained with; may be repeated"
+        "--preset",
+        action="append",
+        default=[],
+        help="without a model: preset of the first training, by name or path; may be repeated",
     )
-    label.add_argument("--bundle", help="the bundle's folder (default: `bundle` of the checkout)")
     label.add_argument(
         "--app", default=home("label"), help="folder for models, logs and temporary files (default: %(default)s)"
     )
@@ -62,25 +69,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _config(options: argparse.Namespace) -> int:
+    from aeflow_monai.engine.config import config_files
+
+    print(config_files(*options.names))
+    return 0
+
+
 def _label(options: argparse.Namespace) -> int:
+    from aeflow_monai.label.server import make_app_folder, serve
+
     if options.init:
         print(make_app_folder(options.app))
         return 0
     if not options.studies:
         raise ValueError("Name the folder of your images with --studies <folder>.")
-    # absolute, since MONAI Label's own processes may run elsewhere
-    conf = {
-        "bundle": options.bundle and str(Path(options.bundle).absolute()),
-        "configs": ",".join(str(Path(overlay).absolute()) for overlay in options.config),
-        "model": options.model and str(Path(options.model).absolute()),
-    }
     print(DISCLAIMER, flush=True)
     serve(
         options.studies,
         options.app,
+        model=options.model,
+        presets=options.preset,
         host=options.host,
         port=options.port,
-        conf={name: value for name, value in conf.items() if value},
         log_level=options.log_level,
     )
     return 0

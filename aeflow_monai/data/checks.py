@@ -32,7 +32,7 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
 
     Args:
         keys: of images (C, H, W) or (C, X, Y, Z); the mask belongs to the first.
-        mask_key: of the mask; cases without one, or where it is not loaded, pass.
+        lesion_key: of the mask; cases without one, or where it is not loaded, pass.
         axes: planes that volumes are sliced along, of "axial", "coronal", "sagittal". A volume of one axial slice is
             sliced along the axial plane, whatever stands here.
         allow_missing_keys: pass over keys that are not there.
@@ -50,13 +50,13 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
     def __init__(
         self,
         keys: KeysCollection = ("image",),
-        mask_key: str = "mask",
+        lesion_key: str = "lesion",
         axes: Sequence[str] = ("axial",),
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         require_planes(axes)
-        self.mask_key = mask_key
+        self.lesion_key = lesion_key
         self.axes = tuple(axes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -76,11 +76,9 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
             if isinstance(image, MetaTensor):
                 check_affine(image.affine.cpu().numpy(), name, image.ndim - 1)
             _check_planes(image, name, self.axes)
-        first, mask = data.get(self.keys[0]), data.get(self.mask_key)
+        first, mask = data.get(self.keys[0]), data.get(self.lesion_key)
         if isinstance(first, Tensor) and isinstance(mask, Tensor):
-            _check_mask(
-                mask, file_of(mask, repr(self.mask_key)), first, file_of(first, repr(self.keys[0]))
-            )
+            _check_mask(mask, file_of(mask, repr(self.lesion_key)), first, file_of(first, repr(self.keys[0])))
         return dict(data)
 
 
@@ -127,9 +125,7 @@ def _check_planes(image: Tensor, name: str, axes: Sequence[str]) -> None:
         thin = [world for world in PLANES[plane].world_axes_in_plane if extent[world] < 2]
         if thin:
             fitting = [
-                name
-                for name, other in PLANES.items()
-                if min(extent[world] for world in other.world_axes_in_plane) > 1
+                name for name, other in PLANES.items() if min(extent[world] for world in other.world_axes_in_plane) > 1
             ]
             remedy = f"Set axes to {fitting}, or take the case out." if fitting else "Take the case out."
             raise ValueError(
@@ -153,5 +149,3 @@ def _check_mask(mask: Tensor, mask_name: str, image: Tensor, image_name: str) ->
             f"Expected a mask on the grid of {image_name}; the corners of {mask_name} lie up to {distance:.3g} mm "
             "away from it. Resample the mask to the image, or correct its affine."
         )
-
-

@@ -42,7 +42,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         device: torch.device | str | None = None,
     ) -> None:
         if any(p.requires_grad for p in encoder.parameters()) or encoder.training:
-            raise ValueError("Features can be kept only of a frozen encoder: set frozen, or keep_features to false.")
+            raise ValueError("Features can be kept only of a frozen encoder: set its option frozen to true.")
         self.slices = slices
         self.stages: list[Any] = []
         device = next(encoder.parameters()).device if device is None else device

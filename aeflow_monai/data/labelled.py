@@ -1,4 +1,4 @@
-"""Abnormal slices beside the normal ones, labelled or made up, and how they enter the batches."""
+"""Abnormal slices beside the normal ones, labelled or with synthetic lesions, and how they enter the batches."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class LabelledSlices(Dataset[dict[str, Any]]):
 
     Args:
         normal: slices whose every position is normal; items hold "image" (C, H, W).
-        abnormal: slices with a lesion somewhere, labelled or made up (`LesionSlices`), or None for none. All of a slice
-            counts as abnormal, unless its item has the mask of its lesions under "lesion", (1, H, W) in [0, 1].
+        abnormal: slices with a lesion somewhere, labelled or of `LesionSlices`, or None for none. All of a slice counts
+            as abnormal, unless its item has the mask of its lesions under "lesion", (1, H, W) in [0, 1].
 
     Example:
         >>> image = torch.zeros(1, 4, 4)

@@ -1,4 +1,4 @@
-"""The embedded data set: made-up head volumes, normal or with known lesions, written as NIfTI or PNG."""
+"""The embedded data set: synthetic head volumes, normal or with known lesions, written as NIfTI or PNG."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAT, WHITE, DEEP_GREY, GREY, MARROW, CSF, BONE = 0.95, 0.68, 0.51, 0.46, 0.35, 0
 
 
 class PhantomVolume(NamedTuple):
-    """One made-up head scan.
+    """One synthetic head scan.
 
     Args:
         image: signal, int16, of shape (X, Y, Z), in arbitrary units as a scanner stores them.
@@ -47,7 +47,7 @@ class PhantomVolume(NamedTuple):
 
 
 def make_volume(seed: int, n_lesions: int = 0) -> PhantomVolume:
-    """Makes one head scan; lesions are added to the scan which the same seed gives without them.
+    """Make one head scan; lesions are added to the scan which the same seed gives without them.
 
     Args:
         seed: whole number from 0; it fixes pose, anatomy, intensities, geometry and the lesions.
@@ -220,7 +220,7 @@ def write_phantom(
     n_test_abnormal: int = 20,
     seed: int = 0,
 ) -> Path:
-    """Writes the data set as NIfTI volumes with a manifest, or finds it already written.
+    """Write the data set as NIfTI volumes with a manifest, or find it already written.
 
     The folder gets `images/<case>.nii.gz`, `masks/<case>.nii.gz` for abnormal cases, `manifest.csv` with the
     columns path, split, abnormal, mask, case, and `phantom.json`, which tells what the folder holds. It
@@ -261,7 +261,7 @@ def write_phantom_slices(
     n_test_abnormal: int = 20,
     seed: int = 0,
 ) -> Path:
-    """Writes one axial slice per volume as an 8-bit PNG, in a folder per class, or finds it already written.
+    """Write one axial slice per volume as an 8-bit PNG, in a folder per class, or find it already written.
 
     The folder gets `train/NORMAL`, `test/NORMAL`, `test/ABNORMAL` and, with the same file names,
     `test_masks/ABNORMAL` (0 and 255). Front is up and the patient's right is on the left. An abnormal slice
@@ -292,7 +292,7 @@ def write_phantom_slices(
 
 
 def _write_volumes(folder: Path, asked: dict[str, Any]) -> None:
-    """Fills a new folder with volumes, masks and the manifest."""
+    """Fill a new folder with volumes, masks and the manifest."""
     (folder / "images").mkdir()
     (folder / "masks").mkdir()
     rows = [("path", "split", "abnormal", "mask", "case")]
@@ -312,7 +312,7 @@ def _write_volumes(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def _write_slices(folder: Path, asked: dict[str, Any]) -> None:
-    """Fills a new folder with slices and masks, one folder per class."""
+    """Fill a new folder with slices and masks, one folder per class."""
     for name in ("train/NORMAL", "test/NORMAL", "test/ABNORMAL", "test_masks/ABNORMAL"):
         (folder / name).mkdir(parents=True)
     for case, split, abnormal, seed, n_lesions in _cases(asked):
@@ -331,7 +331,7 @@ def _write_slices(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def _save_png(path: Path, plane: NDArray[Any]) -> None:
-    """Saves a RAS plane (X, Y) in [0, 1]: rows from front to back, columns from right to left."""
+    """Save a RAS plane (X, Y) in [0, 1]: rows from front to back, columns from right to left."""
     Image.fromarray(np.rint(255 * plane[::-1, ::-1].T).astype(np.uint8)).save(path)
 
 
@@ -352,7 +352,7 @@ def _cases(asked: dict[str, Any]) -> list[tuple[str, str, bool, int, int]]:
 
 
 def _write_once(folder: Path, asked: dict[str, Any], write: Callable[[Path, dict[str, Any]], None]) -> Path:
-    """Writes beside the folder and moves it there in one step, so that no one ever sees half a data set."""
+    """Write beside the folder and move it there in one step, so that no one ever sees half a data set."""
     for name in ("n_train", "n_test_normal", "n_test_abnormal", "seed"):
         if asked[name] < 0:
             raise ValueError(f"{name} must be 0 or larger, but is {asked[name]}.")
@@ -378,7 +378,7 @@ def _write_once(folder: Path, asked: dict[str, Any], write: Callable[[Path, dict
 
 
 def _is_written(target: Path, asked: dict[str, Any]) -> bool:
-    """True if the data set is there, False if nothing is there, an error if something else is."""
+    """Tell whether the data set is there; refuse a folder that holds something else."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:

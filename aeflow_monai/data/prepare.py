@@ -102,9 +102,9 @@ def _entry(item: Mapping[str, Any], slices: Mapping[str, Any], folder: Path) -> 
     entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
     entry |= {key: item[key] for key in ("case", "patient", "label") if key in item}
     paths = [*ensure_tuple(item["image"])]
-    if "mask" in item:
-        entry["mask"] = _relative(item["mask"], folder)
-        paths.append(item["mask"])
+    if "lesion" in item:
+        entry["mask"] = _relative(item["lesion"], folder)
+        paths.append(item["lesion"])
     files = [file for path in paths for file in ([path] if Path(path).is_file() else sorted(Path(path).iterdir()))]
     entry["sha256"] = {_relative(file, folder): sha256_of(file) for file in files}
     entry["slices"] = slices
@@ -123,5 +123,3 @@ def _told(section: str, items: list[Any], written: list[dict[str, Any]], counts:
 
 def _relative(path: str | os.PathLike[str], folder: Path) -> str:
     return Path(os.path.relpath(Path(path).absolute(), folder)).as_posix()
-
-

@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform
 from monai.utils import MetaKeys, ensure_tuple
 from PIL import Image
+from torch import Tensor
 
 from aeflow_monai.errors import first_line
 from aeflow_monai.files import gzip as fast_gzip
@@ -33,6 +34,8 @@ class LoadCased(MapTransform):  # type: ignore[misc]
     (modalities) become channels if they lie on one grid, to 0.01 mm. Two entries of a datalist are obeyed and taken
     out: "problem", a text that says what is known to be wrong with this case, and "sha256", a dictionary from path to
     hexadecimal digest, which the files have to have still.
+
+    What is a tensor already, with the channel first, passes as it is.
 
     Args:
         keys: of paths, or lists of paths.
@@ -72,6 +75,8 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         for file, digest in (d.pop("sha256", None) or {}).items():
             _check_unchanged(str(file), str(digest))
         for key in self.key_iterator(d):
+            if isinstance(d[key], Tensor):
+                continue
             files = [str(file) for file in ensure_tuple(d[key])]
             d[key] = _as_channels(files, [self._read(file) for file in files])
         return d
@@ -195,5 +200,3 @@ def _as_channels(files: Sequence[str], images: Sequence[MetaTensor]) -> MetaTens
                 f"{distance:.3g} mm away from it. Register them and resample them to one grid first."
             )
     return MetaTensor(torch.cat([image.as_tensor() for image in images]), meta=first.meta)
-
-

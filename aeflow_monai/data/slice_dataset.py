@@ -36,8 +36,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     the run: a later one with the same files, preprocessing and policy uses it as it is. Both are shared by any number
     of a loader's workers.
 
-    Of an item with label 1 the slices of the wanted kind by its mask are taken, see `Slicer.kinds`; an abnormal 2D
-    image needs no mask to be an abnormal slice. Of an item without label or with label 0 all slices are normal.
+    The slices of the wanted kind are taken, by the item's mask if it has one, else by its label; see `Slicer.kinds`. A
+    volume with label 1 needs a mask; an abnormal 2D image is an abnormal slice, whatever its mask.
 
     Items hold "image" (C, H, W), "case", "patient" (the case, where nobody is named), "file", "axis", "slice" (its
     number along the axis) and "height" (see `Places`); abnormal ones "lesion" too, (1, H, W) in [0, 1]: the share of
@@ -45,7 +45,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     Args:
         data: a datalist; each item goes through `transform` once.
-        transform: gives "image" as (C, X, Y, Z), oriented to PLS, in [0, 1], and "mask" (1, X, Y, Z) of abnormal
+        transform: gives "image" as (C, X, Y, Z), oriented to PLS, in [0, 1], and "lesion" (1, X, Y, Z) of abnormal
             items. Z is 1 for a 2D image.
         slicer: the policy. The slices have to come out in one size.
         step: only every step-th of the slices is taken, 1 or more.
@@ -190,7 +190,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             return kinds
         if len(kinds) == 1 and self.kind == "abnormal":  # an abnormal image is, whatever its mask
             return ["abnormal"]
-        if "mask" not in case:
+        if "lesion" not in case:
             raise ValueError(
                 f"{file} is abnormal and has no mask, so its normal slices are not known. Name a mask, or set "
                 "lesion_free_slices to false, and labelled_abnormal to 0."
@@ -200,9 +200,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
 def _lesions(slicer: Slicer, read: Mapping[str, Any], planes: Tensor, axis: str, indices: Tensor) -> Tensor:
     """The share of each pixel of slices (n, C, H, W) that is lesion, (n, 1, H, W)."""
-    if "mask" not in read:
+    if "lesion" not in read:
         return torch.ones_like(planes[:, :1])
-    lesion = convert_to_tensor(read["mask"], track_meta=False)[:1] != 0  # a picture's mask may have colours
+    lesion = convert_to_tensor(read["lesion"], track_meta=False)[:1] != 0  # a picture's mask may have colours
     return slicer.slices(lesion.float(), axis, indices) if lesion.any() else torch.ones_like(planes[:, :1])
 
 
@@ -228,7 +228,7 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
     """Hash of all that decides the slices; files count by path, size and time of change."""
     files = []
     for item in data:
-        for path in (*ensure_tuple(item["image"]), item.get("mask")):
+        for path in (*ensure_tuple(item["image"]), item.get("lesion")):
             if path:
                 found = Path(path).stat()
                 files.append([str(path), found.st_size, found.st_mtime_ns])
@@ -240,14 +240,14 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"The preprocessing cannot be told from another one, so its slices cannot be kept in files ({error}). Put "
-            "functions without a name into a module, or set slice_folder to null."
+            "functions without a name into a module, or set cache_dir to null."
         ) from error
     digest.update(stream.getvalue())
     return digest.hexdigest()
 
 
 class _Options(pickle.Pickler):
-    """Leaves out what is of a run: Compose's random state, which nothing draws from, and the files last read."""
+    """Leave out what is of a run: Compose's random state, which nothing draws from, and the files last read."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, np.random.RandomState):

@@ -22,7 +22,7 @@ _MULTIPLE = 32
 
 
 class Slicer:
-    """Cuts volumes into slices for the network, and puts maps of slices back together.
+    """Cut volumes into slices for the network, and put maps of slices back together.
 
     Volumes have to be oriented to PLS (rows to posterior, columns to left, slices to superior), as MONAI's
     `Orientationd(axcodes="PLS")` does. Slices of every plane then stand upright: anterior or superior is up, and the
@@ -74,7 +74,9 @@ class Slicer:
         if not 0 <= min_foreground <= 1:
             raise ValueError(f"min_foreground is a share of pixels and has to be in [0, 1]; got {min_foreground}.")
         if slice_range is not None and not (len(slice_range) == 2 and 1 <= slice_range[0] <= slice_range[1]):
-            raise ValueError(f"slice_range has to be the first and the last slice, counted from 1; got {list(slice_range)}.")
+            raise ValueError(
+                f"slice_range has to be the first and the last slice, counted from 1; got {list(slice_range)}."
+            )
         if normal_margin_mm < 0 or min_lesion_mm2 < 0:
             raise ValueError(
                 f"normal_margin_mm and min_lesion_mm2 have to be 0 or more; got {normal_margin_mm}, {min_lesion_mm2}."
@@ -178,7 +180,7 @@ class Slicer:
         """Tell normal from abnormal slices of a case, by its lesion mask if there is one, else by its label.
 
         Args:
-            case: preprocessed, with "image" (C, X, Y, Z) and possibly "mask" (1, X, Y, Z), both oriented to PLS;
+            case: preprocessed, with "image" (C, X, Y, Z) and possibly "lesion" (1, X, Y, Z), both oriented to PLS;
                 everything but 0 in the mask is lesion. Without a mask the slices are abnormal if "label" is 1, else
                 normal.
             axis: plane.
@@ -190,7 +192,7 @@ class Slicer:
         Raises:
             ValueError: mask and image differ in size.
         """
-        image, mask = case["image"], case.get("mask")
+        image, mask = case["image"], case.get("lesion")
         if mask is None:
             return ["abnormal" if case.get("label") == 1 else "normal"] * self.count(image, axis)
         if mask.shape[1:] != image.shape[1:]:
@@ -221,14 +223,6 @@ class Slicer:
             for size, wanted in zip(own, self.image_size, strict=True)
         )
         return rows, columns
-
-
-
-
-
-
-
-
 
 
 def _upright(planes: Tensor, axis: str) -> Tensor:

@@ -32,7 +32,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
     Args:
         keys: of slices (C, H, W) in [0, 1], of one size; all get lesions in the same places, every channel with its
             own direction of change, and within its own foreground.
-        mask_key: of the mask that is added, (1, H, W) in [0, 1]: the share of each pixel that is lesion, at most 0.1
+        lesion_key: of the mask that is added, (1, H, W) in [0, 1]: the share of each pixel that is lesion, at most 0.1
             where the change is too faint to be seen, as in dark tissue.
         most: lesions in a slice, at most; 1 or more.
         radius: smallest and largest, as shares of the slice's longer side; small ones are more frequent.
@@ -55,7 +55,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
     def __init__(
         self,
         keys: KeysCollection,
-        mask_key: str = "lesion",
+        lesion_key: str = "lesion",
         most: int = 3,
         radius: tuple[float, float] = (0.02, 0.15),
         change: tuple[float, float] = (0.15, 0.7),
@@ -68,7 +68,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         for name, (low, high) in (("radius", radius), ("change", change)):
             if not 0 < low <= high <= 1:
                 raise ValueError(f"{name} has to be a smallest and a largest share, in (0, 1]; got {(low, high)}.")
-        self.mask_key = mask_key
+        self.lesion_key = lesion_key
         self.most = most
         self.radius = radius
         self.change = change
@@ -100,7 +100,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
                 d[key] = planted
                 change = change.maximum((planted - plane).abs().amax(dim=0))
             mask = torch.where(change >= _VISIBLE, mask, mask.clamp_max(_UNDECIDED)) * (change > 0)
-        d[self.mask_key] = mask
+        d[self.lesion_key] = mask
         return d
 
     def _add_shape(self, mask: Tensor, foreground: Tensor) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
@@ -35,6 +34,7 @@ class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
         allow_missing_keys: pass over keys that are not there.
 
     Example:
+        >>> from monai.data import MetaTensor
         >>> volume = EnsureVolumed("image")({"image": MetaTensor(torch.zeros(1, 8, 9))})
         >>> tuple(volume["image"].shape)
         (1, 8, 9, 1)
@@ -115,8 +115,9 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
                 d[key] = image.repeat(self.channels, *[1] * (image.ndim - 1))
             else:
                 raise ValueError(
-                    f"The network takes {self.channels} channels; {key!r} has {image.shape[0]} in {file_of(image, 'a tensor')}. "
-                    "Set in_channels to the number of channels of your images; split a series (4D) into volumes first."
+                    f"The network takes {self.channels} channels; {key!r} has {image.shape[0]} in "
+                    f"{file_of(image, 'a tensor')}. Set in_channels to the number of channels of your "
+                    "images; split a series (4D) into volumes first."
                 )
         return d
 
@@ -177,10 +178,6 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
         return d
 
 
-
-
-
-
 def _background(values: npt.NDArray[np.float32]) -> np.float32 | None:
     """The value of the background, or None if there is no single one."""
     corners = values[np.ix_(*([0, -1] for _ in values.shape))].ravel()
@@ -199,5 +196,3 @@ def _axial(affine: Tensor) -> Tensor:
     axial[:2, :2] = full[in_plane, :2]
     axial[:2, 3] = full[in_plane, 3]
     return axial
-
-

@@ -1,11 +1,11 @@
 """The bundle that a training writes: what a model knows travels with it.
 
-    RUN/
-      configs/   metadata.json, inference.yaml, evaluate.yaml, calibrate.yaml, train.yaml: this training's
-      models/    model.pt: the state dict, and the training's config as text
-      docs/      README.md: the model card
-      logs/      checkpoints, TensorBoard, run.json
-      LICENSE
+RUN/
+configs/   metadata.json, inference.yaml, evaluate.yaml, calibrate.yaml, train.yaml: this training's
+models/    model.pt: the state dict, and the training's config as text
+docs/      README.md: the model card
+logs/      checkpoints, TensorBoard, run.json
+LICENSE
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ from torch import Tensor
 
 from aeflow_monai.about import __version__
 from aeflow_monai.engine.card import write_card
-from aeflow_monai.engine.config import GivenConfig, differences, refuse_unknown_keys, template_root, with_references
+from aeflow_monai.engine.config import (
+    GivenConfig,
+    differences,
+    ids_of,
+    refuse_unknown_keys,
+    template_root,
+    with_references,
+)
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.files import home, read_json, replacing, sha256_of, write_json
 
@@ -51,6 +58,10 @@ _FIXED = ("network_def", "slicer", "preprocessing", "modalities")
 _OF_THE_DATA = ("layout", "normal_classes", "test_fraction", "seed", "lesion_free_slices", "specificity")
 # Paths of the training, which say nothing of the model.
 _PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
+# What the model card does not list among the options that differ from the template's.
+_NO_OPTIONS = (*_PATHS, "device", "imports", "initialize", "run", "finalize")
+# What inference has and evaluation, which writes no maps, has no use for.
+_OF_OUTPUTS = ("outputs", "output_ext", "post_transforms")
 _HEADERS = {
     "train": "the training itself: to go on after an interruption (--resume), or to train on other data",
     "inference": "maps and scores for images without labels",
@@ -107,7 +118,9 @@ def read_model(path: str | Path) -> StoredModel:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # RuntimeError: cut short
-        raise ValueError(f"{path} is no model, or not whole: expected the model.pt that a training ends with.") from error
+        raise ValueError(
+            f"{path} is no model, or not whole: expected the model.pt that a training ends with."
+        ) from error
     state = content.get("model") if isinstance(content, dict) else None
     if not (isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{path} is no model: expected the model.pt that a training ends with.")
@@ -137,22 +150,23 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> None:
     trained = read_model(path).config
     if read_json(Path(folder, "configs", "metadata.json")).get("model_sha256") != sha256_of(path):
         raise ValueError(
-            f"{path} is not the model that the bundle in {folder} was written with. Put the bundle's own model back, or "
-            "use the whole folder that this model came with."
+            f"{path} is not the model that the bundle in {folder} was written with. Put the bundle's own model back, "
+            "or use the whole folder that this model came with."
         )
     if given is None:
         return
-    own, content = ConfigParser.load_config_file(given.files[0]), given.content
+    own, content = ConfigParser.load_config_file(given.files[0]), _with_file_names(given.content)
     fixed = _fixed(trained)
     # options of the training alone, such as those of a preset, may be said again
-    fixed |= {key: trained[key] for key in content if key in trained and key not in own and key not in _PATHS}
+    said = [key for key in content if key in trained and key not in own and key not in _PATHS]
+    fixed |= {key: _counterpart(trained[key], content[key]) for key in said}
     if found := [*differences(fixed, {key: content.get(key) for key in fixed})]:
         described = [f"{name} (trained with {first!r}, given {second!r})" for name, first, second in found]
         raise ValueError(
-            f"The training of {folder} has fixed these options: {'; '.join(described)}. Leave them away, or train again "
-            "with other values."
+            f"The training of {folder} has fixed these options: {'; '.join(described)}. Leave them away, or train "
+            "again with other values."
         )
-    refuse_unknown_keys(content, also_known=trained)
+    refuse_unknown_keys(content, also_known=[*own, *ids_of(trained)])
 
 
 def write_training_config(folder: str | Path, given: GivenConfig, record: Mapping[str, Any]) -> None:
@@ -187,11 +201,10 @@ def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, An
         card: what the model card says of data, seed and versions, see `write_card`.
     """
     folder = Path(folder)
-    trained = {key: value for key, value in config.items() if key not in _PATHS or _is_embedded_path(key, value)}
+    trained = _with_file_names({k: v for k, v in config.items() if k not in _PATHS or _is_embedded_path(k, v)})
     for name in ("inference", "evaluate", "calibrate"):
         _write_yaml(folder, name, _scoring(name, config))
-    if not (folder / "configs" / "train.yaml").is_file():
-        _write_yaml(folder, "train", _training(config))
+    _write_yaml(folder, "train", _training(config))
     for name in ("configs/logging.conf", "LICENSE"):
         shutil.copyfile(template_root() / name, folder / name)
     text = json.dumps({"aeflow_monai": __version__, "config": trained, "card": card})
@@ -199,7 +212,9 @@ def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, An
     with replacing(path) as unfinished:
         torch.save({"model": detector.state_dict(), "config": text}, unfinished)
     metadata = read_json(template_root() / "configs" / "metadata.json")
-    image, pred = (metadata["network_data_format"][side][name] for side, name in (("inputs", "image"), ("outputs", "pred")))
+    image, pred = (
+        metadata["network_data_format"][side][name] for side, name in (("inputs", "image"), ("outputs", "pred"))
+    )
     stride, channels = detector.network.encoder.strides[-1], detector.network.encoder.in_channels
     image |= {"num_channels": channels, "channel_def": {str(n): f"channel {n}" for n in range(channels)}}
     image["spatial_shape"] = pred["spatial_shape"] = [f"{stride}*n", f"{stride}*n"]
@@ -217,12 +232,29 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return fixed
 
 
+def _counterpart(trained: Any, given: Any) -> Any:
+    """The part of a trained value that a given one speaks of: of a plain section not all has to be said."""
+    if isinstance(trained, Mapping) and isinstance(given, Mapping) and "_target_" not in given:
+        return {key: _counterpart(trained.get(key), value) for key, value in given.items()}
+    return trained
+
+
+def _with_file_names(config: Any) -> Any:
+    """A config with names in place of absolute paths, such as that of the encoder's weights."""
+    if isinstance(config, Mapping):
+        return {key: _with_file_names(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [_with_file_names(value) for value in config]
+    return Path(config).name if isinstance(config, str) and Path(config).is_absolute() else config
+
+
 def _scoring(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Config of a verb that uses a model: the template's, with what the training fixed in its middle."""
     parser = ConfigParser()
     names = ["inference", name] if name == "evaluate" else [name]
     parser.read_config([str(template_root() / "configs" / f"{each}.yaml") for each in names])
-    template = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
+    unused = (ConfigParser.meta_key, *(_OF_OUTPUTS if name == "evaluate" else ()))
+    template = {key: value for key, value in parser.get().items() if key not in unused}
     template |= {key: config[key] for key in _OF_THE_DATA if key in template and key in config and name != "inference"}
     if not _is_embedded(config):
         template["dataset_dir"] = None
@@ -264,8 +296,8 @@ def _write_yaml(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 def _options_unlike_the_template(trained: Mapping[str, Any]) -> list[str]:
     """Options of a training that differ from the template's, as name and value."""
     template = ConfigParser.load_config_file(template_root() / "configs" / "train.yaml")
-    template = {key: value for key, value in template.items() if key not in (*_PATHS, "device")}
-    found = [*differences(template, {key: trained.get(key) for key in template})]
+    options = [key for key in {**template, **trained} if key not in _NO_OPTIONS]
+    found = differences({key: template.get(key) for key in options}, {key: trained.get(key) for key in options})
     return [f"`{name}`: {_shown(second)} (default {_shown(first)})" for name, first, second in found]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ from aeflow_monai.files import replacing
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed
 
-__all__ = ["add_evaluation", "write_card"]
+__all__ = ["add_evaluation", "facts_of_data", "hash_of_list", "write_card"]
 
 _EVALUATIONS = "## Evaluations"
+_VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
 
 
 def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> None:
@@ -39,9 +42,11 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
         "## Use",
         "From any folder, with the package installed; `RUN` is the folder that holds `configs`:",
         "",
-        "    python -m monai.bundle run --config_file RUN/configs/inference.yaml --dataset_dir SCANS --output_dir MAPS",
-        "    python -m monai.bundle run --config_file RUN/configs/evaluate.yaml --dataset_dir DATA --output_dir RESULTS",
-        "    python -m monai.bundle run --config_file RUN/configs/calibrate.yaml --dataset_dir NORMALS --output_dir SITE",
+        *(
+            "    python -m monai.bundle run "
+            f"--config_file RUN/configs/{verb}.yaml --dataset_dir {data} --output_dir {out}"
+            for verb, data, out in _VERBS
+        ),
         "",
         "Preprocessing and network are part of this folder: no option of the training is given again.",
         "",
@@ -70,8 +75,8 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
         ),
         "",
         "## Limits",
-        "- Thresholds hold for normal images like those of the training: same site, scanner, patients, preparation. For "
-        "others, `calibrate.yaml` sets them anew.",
+        "- Thresholds hold for normal images like those of the training: same site, scanner, patients, preparation. "
+        "For others, `calibrate.yaml` sets them anew.",
         "- A score says how unlike the training's normals an image is, not what it shows.",
         "- Lesions that are small against a position of the network's grid, or as faint as noise, are missed.",
         "",
@@ -84,7 +89,7 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
 
 
 def add_evaluation(folder: str | Path, title: str, report: Mapping[str, Any]) -> None:
-    """Add the table of an evaluation to the model card.
+    """Add the table of an evaluation to the model card; one of the same title is replaced.
 
     Args:
         folder: of the bundle.
@@ -100,9 +105,38 @@ def add_evaluation(folder: str | Path, title: str, report: Mapping[str, Any]) ->
             shown[name.replace("_", " ")] = value + (
                 f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval is not None else ""
             )
-    text = path.read_text(encoding="utf-8").rstrip("\n")
+    card, *tables = path.read_text(encoding="utf-8").rstrip("\n").split("\n### ")
+    tables = [table.rstrip("\n") for table in tables if table.partition("\n")[0] != title]
+    tables.append("\n".join([title, *_table(shown)]))
     with replacing(path) as unfinished:
-        unfinished.write_text("\n".join([text, "", f"### {title}", *_table(shown), ""]), encoding="utf-8")
+        unfinished.write_text("\n\n### ".join([card.rstrip("\n"), *tables]) + "\n", encoding="utf-8")
+
+
+def facts_of_data(**lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a model card says of datalists: counts and a hash; no paths.
+
+    Args:
+        lists: datalists by name.
+
+    Example:
+        >>> facts_of_data(held_out=[{"case": "a", "patient": "p", "label": 0}])["held out: cases"]
+        1
+    """
+    facts: dict[str, Any] = {}
+    for name, items in lists.items():
+        label = name.replace("_", " ")
+        facts[f"{label}: cases"] = len(items)
+        facts[f"{label}: patients"] = len({str(item.get("patient", item["case"])) for item in items})
+        facts[f"{label}: SHA-256 of the list, its beginning"] = hash_of_list(items)
+    return facts
+
+
+def hash_of_list(items: Sequence[Mapping[str, Any]]) -> str:
+    """Beginning of the SHA-256 of a datalist's cases, patients and labels; it depends on no path and no order."""
+    known = sorted(
+        [str(item["case"]), str(item.get("patient", item["case"])), str(item.get("label"))] for item in items
+    )
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 _SHOWN = (

@@ -25,6 +25,7 @@ __all__ = [
     "config_files",
     "differences",
     "given_config",
+    "ids_of",
     "refuse_unknown_keys",
     "template_root",
     "with_references",
@@ -105,7 +106,9 @@ def config_files(*names: str) -> list[str]:
     for name in names:
         file = known.get(name, Path(name))
         if not file.is_file():
-            raise ValueError(f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file.")
+            raise ValueError(
+                f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file."
+            )
         found.append(str(file.absolute()))
     return found
 
@@ -122,14 +125,15 @@ def given_config() -> GivenConfig | None:
     Returns:
         The config, merged; None if this process was started otherwise.
     """
-    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or "run" not in sys.argv[1:2]:
+    verbs = ("run", "run_workflow")
+    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2][0] not in verbs:
         return None
     read: dict[str, Any] = {}
 
     def run(run_id: str | None = None, args_file: str | None = None, **options: Any) -> None:
         read.update({**(ConfigParser.load_config_file(args_file) if args_file else {}), **options})
 
-    fire.Fire({"run": run}, command=sys.argv[1:])  # as MONAI reads it
+    fire.Fire(dict.fromkeys(verbs, run), command=sys.argv[1:])  # as MONAI reads it
     for name in ("init_id", "final_id", "meta_file", "logging_file", "tracking", "workflow_name", "run_id"):
         read.pop(name, None)
     files = ensure_tuple(read.pop("config_file"))
@@ -154,13 +158,13 @@ def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = 
 
     Args:
         content: the merged config.
-        also_known: keys at the top that are known, whether anything reads them or not.
+        also_known: ids that are known, whether anything reads them or not; see `ids_of`.
 
     Raises:
         ValueError: names each such key, and the nearest known one.
     """
     known = {*_references(content), *_READ_BY_NAME, *also_known}
-    unknown = [key for key in _keys(content) if not _is_read(key, known)]
+    unknown = [key for key in ids_of(content) if not _is_read(key, known)]
     if unknown:
         names = sorted({key.replace("::", "#") for key in known if key})
         described = []
@@ -172,6 +176,16 @@ def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = 
             f"The config has keys that nothing reads: {', '.join(described)}. Check the spelling in the config file or "
             "on the command line."
         )
+
+
+def ids_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Ids of the keys at the top and in plain sections; components and lists are leaves."""
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and "_target_" not in value and value:
+            yield from ids_of(value, f"{name}::")
+        else:
+            yield name
 
 
 def with_references(content: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
@@ -216,7 +230,9 @@ def _plain(value: Any) -> Any:
 
 def _content(parser: ConfigParser) -> dict[str, Any]:
     parser.resolve_macro_and_relative_ids()
-    content: dict[str, Any] = _as_written(deepcopy({k: v for k, v in parser.get().items() if k != ConfigParser.meta_key}))
+    content: dict[str, Any] = _as_written(
+        deepcopy({k: v for k, v in parser.get().items() if k != ConfigParser.meta_key})
+    )
     if GIVEN in content:
         content[GIVEN] = "$aeflow_monai.engine.given_config()"
     return content
@@ -242,16 +258,6 @@ def _references(config: Any) -> Iterator[str]:
             yield from _references(value)
     elif isinstance(config, str):
         yield from ReferenceResolver.match_refs_pattern(config)
-
-
-def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Ids of the keys at the top and in plain sections; components and lists are leaves."""
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and "_target_" not in value and value:
-            yield from _keys(value, f"{name}::")
-        else:
-            yield name
 
 
 def _is_read(key: str, known: set[str]) -> bool:

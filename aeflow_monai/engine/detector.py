@@ -159,7 +159,7 @@ def calibrate(
         of_held_out, of_fitted = (
             batches if isinstance(batches, Iterator) else _Normals(detector, batches) for batches in (held_out, fitted)
         )
-        calibrate_score(detector.score, of_held_out, specificity, of_fitted)  # type: ignore[arg-type]
+        calibrate_score(detector.score, of_held_out, specificity, of_fitted)
     finally:
         detector.train(was_training)
 

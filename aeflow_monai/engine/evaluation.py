@@ -53,9 +53,7 @@ class ScoreWriter:
     def start(self, engine: Engine) -> None:
         """Begin the table."""
         label = ["label"] if self.labelled else []
-        self.table = Table(
-            self.path, ["case", "file", *label, "score", "prediction", "most_anomalous_slice", "ease"]
-        )
+        self.table = Table(self.path, ["case", "file", *label, "score", "prediction", "most_anomalous_slice", "ease"])
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this batch."""
@@ -204,12 +202,14 @@ class LocalisationReport(_Report):
         Raises:
             ValueError: a preprocessed mask does not lie on the grid of its image.
         """
-        if "truth" not in source and int(source["label"]):
+        if "lesion_in_file" not in source and int(source["label"]):
             self.n_without_mask += 1
             return
         self._take_slices(source, scored)
         anomaly_map = scored["anomaly_map"]
-        truth = source["truth"] if "truth" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
+        truth = (
+            source["lesion_in_file"] if "lesion_in_file" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
+        )
         foreground = scored["foreground"].amax(dim=0, keepdim=True) > 0
         self.n_with_lesion += bool((truth != 0).any())
         self.voxels.update(anomaly_map, truth, foreground)

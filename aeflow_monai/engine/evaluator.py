@@ -80,7 +80,3 @@ def _forget(engine: GuardedEvaluator) -> None:
     gc.collect()  # they are in circles of references, which Python would look for some cases later
     if engine.n_cases == 1:
         gc.freeze()  # modules that readers load with the first case; looking through them costs more than a 2D image
-
-
-
-

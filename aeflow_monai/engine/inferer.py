@@ -102,13 +102,14 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
                 continue
+            heights = self.slicer.places(indices, axis).heights
             stacks: dict[int, SliceStack] = {}  # by the first slice of each batch
 
             def look(
                 some: Tensor,
                 axis: str = axis,
                 indices: Tensor = indices,
-                heights: Tensor = self.slicer.places(indices, axis).heights,
+                heights: Tensor = heights,
                 stacks: dict[int, SliceStack] = stacks,
             ) -> None:
                 places = Places([axis] * len(some), heights[some])

@@ -68,10 +68,10 @@ class Model:
         self.detector.to(torch.device(device)).eval()
 
     @torch.no_grad()
-    def look(self, image: MetaTensor) -> dict[str, Any]:
+    def look(self, image: MetaTensor) -> dict[Any, Any]:
         """What `SlicedInferer` gives for a preprocessed image (C, X, Y, Z), without the batch dimension."""
-        output: list[dict[str, Any]] = decollate_batch(self.inferer(image[None].to(self.detector.device), self.detector))
-        return output[0]
+        (of_image,) = decollate_batch(self.inferer(image[None].to(self.detector.device), self.detector))
+        return dict(of_image)
 
     def predict(self, image: Any) -> Prediction:
         """Look at one image.
@@ -86,7 +86,7 @@ class Model:
         Raises:
             ValueError: the image cannot be used; the message says why.
         """
-        data = self.preprocessing({"image": _loadable(image), "case": "image"})
+        data: Any = self.preprocessing({"image": _loadable(image), "case": "image"})
         data = GatherScoresd()({**data, **self.look(data["image"])})
         back = Invertd(keys=_MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
         data = MaskMapd()(back(data))
@@ -121,5 +121,7 @@ def _loadable(image: Any) -> Any:
         return str(image)
     tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.asarray(image))
     if tensor.ndim not in (2, 3):
-        raise ValueError(f"Expected an image (X, Y) or a volume (X, Y, Z); got an array of shape {tuple(tensor.shape)}.")
+        raise ValueError(
+            f"Expected an image (X, Y) or a volume (X, Y, Z); got an array of shape {tuple(tensor.shape)}."
+        )
     return MetaTensor(tensor[None].float())

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.engine.bundle import model_path, read_model, write_bundle
+from aeflow_monai.engine.card import facts_of_data
 from aeflow_monai.engine.detector import Detector, calibrate
-from aeflow_monai.engine.training import facts_of_data
 
 __all__ = ["recalibrate"]
 

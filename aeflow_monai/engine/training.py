@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +14,13 @@ from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
 from aeflow_monai.engine.bundle import model_path, write_bundle, write_training_config
+from aeflow_monai.engine.card import facts_of_data
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
 from aeflow_monai.files import read_json
 from aeflow_monai.score.thresholds import require_specificity
 
-__all__ = ["BundleWriter", "Checkpoints", "DivergenceGuard", "PictureLogger", "facts_of_data"]
+__all__ = ["BundleWriter", "Checkpoints", "DivergenceGuard", "PictureLogger"]
 
 
 class BundleWriter:
@@ -60,11 +59,9 @@ class BundleWriter:
         self.detector = detector
         self.held_out = held_out
         self.fitted = fitted
-        self.facts = {
-            "seed": seed,
-            "specificity": specificity,
-            "data": facts_of_data(trained_on=split[0], held_out=split[1]),
-        }
+        self.specificity = specificity
+        data = facts_of_data(trained_on=split[0], held_out=split[1])
+        self.facts = {"seed": seed, "specificity": specificity, "data": data}
         self.given = given
 
     def attach(self, engine: Engine) -> None:
@@ -78,7 +75,7 @@ class BundleWriter:
 
     def __call__(self, engine: Engine) -> None:
         """Calibrate, and write the bundle."""
-        calibrate(self.detector, self.held_out, self.facts["specificity"], self.fitted)
+        calibrate(self.detector, self.held_out, self.specificity, self.fitted)
         versions = read_json(self.folder / "logs" / "run.json")["versions"]
         write_bundle(self.folder, self.detector, self.given.content, {**self.facts, "versions": versions})
         thresholds = ", ".join(f"{n.replace('_', ' ')} {t:.3f}" for n, t in self.detector.score.thresholds.items())
@@ -104,8 +101,8 @@ class Checkpoints:
     ) -> None:
         if resume is not None and not Path(resume).is_file():
             raise FileNotFoundError(
-                f"There is no checkpoint at {resume}. Give one of an interrupted training: <its folder>/logs/checkpoints/"
-                "checkpoint_epoch=<n>.pt."
+                f"There is no checkpoint at {resume}. Give one of an interrupted training: "
+                "<its folder>/logs/checkpoints/checkpoint_epoch=<n>.pt."
             )
         self.folder = str(folder)
         self.state = dict(state)
@@ -199,23 +196,3 @@ class PictureLogger:
         shown = [image.mean(1, keepdim=True), maps["reconstruction"].mean(1, keepdim=True), anomaly]
         row = torch.cat([torch.cat(list(picture), dim=-2) for picture in shown], dim=-1)
         self.writer.add_image("image | reconstruction | anomaly map", row.cpu(), epoch)
-
-
-def facts_of_data(**lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a model card says of datalists: counts, and a hash of cases, patients and labels; no paths.
-
-    Args:
-        lists: datalists by name.
-
-    Example:
-        >>> facts_of_data(held_out=[{"case": "a", "patient": "p", "label": 0}])["held out: cases"]
-        1
-    """
-    facts: dict[str, Any] = {}
-    for name, items in lists.items():
-        label = name.replace("_", " ")
-        known = sorted([str(item["case"]), str(item.get("patient", item["case"])), item.get("label")] for item in items)
-        facts[f"{label}: cases"] = len(items)
-        facts[f"{label}: patients"] = len({patient for _, patient, _ in known})
-        facts[f"{label}: SHA-256 of the list"] = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-    return facts

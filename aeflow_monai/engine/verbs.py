@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.engine.bundle import require_own_config
-from aeflow_monai.engine.card import add_evaluation
-from aeflow_monai.engine.config import GivenConfig, refuse_unknown_keys
+from aeflow_monai.engine.card import add_evaluation, hash_of_list
+from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys
 from aeflow_monai.errors import root_cause
 from aeflow_monai.files import read_json
 
@@ -27,6 +31,12 @@ __all__ = [
     "number_of_epochs",
 ]
 
+_logger = logging.getLogger(__name__)
+
+_NO_DATA = "Say where the images are with --dataset_dir <folder>."
+# What inference.yaml can write; a saliency map is written where the inferer makes one.
+_OUTPUTS = ("anomaly_map", "anomaly_mask", "reconstruction", "residual", "log_likelihood", "overlay", "profile")
+
 
 def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     """Begin a training: check its options, say seed and folder, make it deterministic.
@@ -37,8 +47,8 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
         seed: of all that is random.
 
     Raises:
-        ValueError: an option that nothing reads; or the config is not known, since the training was started from Python
-            by MONAI's own `ConfigWorkflow`.
+        ValueError: an option that nothing reads; no data were named; or the config is not known, since the training was
+            started from Python by MONAI's own `ConfigWorkflow`.
     """
     if given is None:
         raise ValueError(
@@ -46,7 +56,10 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
             "aeflow_monai.Workflow in place of monai.bundle.ConfigWorkflow."
         )
     _explain_errors_at_the_end(given)
-    refuse_unknown_keys(given.content)
+    # a preset may leave an option of train.yaml without use
+    refuse_unknown_keys(given.content, also_known=ids_of(ConfigParser.load_config_file(*config_files("train"))))
+    if given.content.get("dataset_dir") is None:
+        raise ValueError(_NO_DATA)
     keep_freed_memory()
     print(f"seed: {seed}\noutput folder: {folder}", flush=True)
     set_determinism(seed=seed)
@@ -62,19 +75,25 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: see `require_own_config`; or no data were named.
+        ValueError: see `require_own_config`; no data were named; or an output has an unknown name.
     """
-    if given is not None:
+    if given is None:
+        _logger.warning(
+            "This run cannot compare its options with those of the training: start it with aeflow_monai.Workflow in "
+            "place of monai.bundle.ConfigWorkflow."
+        )
+    else:
         _explain_errors_at_the_end(given)
     require_own_config(folder, given)
     if dataset_dir is None:
-        raise ValueError("Say where the images are with --dataset_dir <folder>.")
+        raise ValueError(_NO_DATA)
+    outputs = [] if given is None else given.content.get("outputs", [])
+    if isinstance(outputs, str) or not set(outputs) <= set(_OUTPUTS):
+        raise ValueError(f"outputs is a list of some of {list(_OUTPUTS)}; got {outputs!r}.")
     keep_freed_memory()
 
 
-def begin_calibration(
-    given: GivenConfig | None, folder: str, dataset_dir: str | None, output_dir: str | None
-) -> None:
+def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str | None, output_dir: str | None) -> None:
     """Begin a calibration of a trained model on normals of another site; see `begin_scoring`.
 
     Args:
@@ -93,13 +112,19 @@ def begin_calibration(
         )
 
 
-def end_evaluation(folder: str, results_dir: str) -> None:
-    """End an evaluation: add its table to the model card, and say where the results lie."""
+def end_evaluation(folder: str, results_dir: str, datalist: Sequence[Mapping[str, Any]]) -> None:
+    """End an evaluation: add its table to the model card, and say where the results lie.
+
+    Args:
+        folder: of the bundle.
+        results_dir: folder of the results.
+        datalist: of the evaluated cases, which tells one table from another.
+    """
     reports = [read_json(Path(results_dir, name)) for name in ("metrics.json", "localisation.json")]
     report = {name: value for found in reports for name, value in found.items()}
     if report and Path(folder, "docs", "README.md").is_file():
         try:
-            add_evaluation(folder, f"{report.get('n', report.get('n_volumes'))} cases", report)
+            add_evaluation(folder, f"{len(datalist)} cases, list {hash_of_list(datalist)}", report)
         except OSError as error:  # the bundle may lie where nothing can be written
             print(f"The model card was not completed: {error}")
     names = {"metrics": "metrics.json", "localisation": "localisation.json", "scores": "scores.csv"}

@@ -50,4 +50,4 @@ def message_of(error: Exception) -> str:
     cause = root_cause(error)
     if isinstance(cause, MONAILabelException):
         return str(cause.msg)
-    return describe_error(cause)
+    return describe_error(error)

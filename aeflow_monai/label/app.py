@@ -24,22 +24,21 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
 from monailabel.utils.others.generic import device_map, strtobool
 
+from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.label.answers import readable_errors
 from aeflow_monai.label.background import check_before_start, note_server
 from aeflow_monai.label.batch import GuardedBatchInfer
-from aeflow_monai.label.configs import BundleConfigs
 from aeflow_monai.label.dicomweb import AnomalyDicomDatastore
-from aeflow_monai.label.answers import readable_errors
-from aeflow_monai.label.reader_metrics import VoxelEvaluation
-from aeflow_monai.label.inference import MapInferTask, MaskInferTask, Pipeline, load_writer
 from aeflow_monai.label.folder import AnomalyLocalDatastore
+from aeflow_monai.label.inference import MapInferTask, MaskInferTask, Pipeline, load_writer
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import check_batch_options, check_image, device_of, training_options
-from aeflow_monai.label.worklist_scores import AnomalyScoring
-from aeflow_monai.label.strategies import MostAnomalous, NearestThreshold
+from aeflow_monai.label.reader_metrics import VoxelEvaluation
 from aeflow_monai.label.retraining import AnomalyTrainTask
-from aeflow_monai.about import __version__
-from aeflow_monai.engine.workflow import keep_freed_memory
-from aeflow_monai.about import DISCLAIMER
+from aeflow_monai.label.server import refuse_presets_beside_a_model
+from aeflow_monai.label.strategies import MostAnomalous, NearestThreshold
+from aeflow_monai.label.worklist_scores import AnomalyScoring
 
 __all__ = ["AnomalyApp"]
 
@@ -62,11 +61,11 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
     Args:
         app_dir: folder of the app: models, logs, temporary files, sessions.
         studies: folder of images, or the address of a DICOMweb server.
-        conf: "bundle", the bundle's folder; "configs", overlays, separated by commas; "model", a checkpoint to begin
-            with; "preload", whether to load the model at the start, true by default.
+        conf: "model", the folder of a training's bundle to begin with; or "presets" of the first training, separated by
+            commas, see `config_files`; "preload", whether to load the model at the start, true by default.
 
     Raises:
-        FileNotFoundError: a config that `conf` names is not there.
+        ValueError: there is no such preset; or presets beside a model, which has its own options.
     """
 
     _auto_update_scoring: bool
@@ -76,10 +75,10 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         self._is_remote = studies.startswith(("http://", "https://"))
         _keep_writes_inside(Path(app_dir))
         keep_freed_memory()
-        overlays = [overlay.strip() for overlay in conf.get("configs", "").split(",") if overlay.strip()]
-        self.configs = BundleConfigs(conf.get("bundle"), overlays)
-        self.models = ModelStore(Path(app_dir, "model"), self.configs)
-        self.pipeline = Pipeline(self.configs, self.models)
+        self.presets = [preset.strip() for preset in conf.get("presets", "").split(",") if preset.strip()]
+        refuse_presets_beside_a_model(conf.get("model"), self.presets)
+        self.models = ModelStore(Path(app_dir, "model"))
+        self.pipeline = Pipeline(self.models)
         self.evaluation = VoxelEvaluation(self.pipeline, self.models.folder / "evaluation.json")
         super().__init__(
             app_dir=app_dir,
@@ -114,7 +113,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """The train task `anomaly`."""
-        return {"anomaly": AnomalyTrainTask(self.configs, self.models, self.evaluation)}
+        return {"anomaly": AnomalyTrainTask(self.models, self.evaluation, self.presets)}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """The strategies `most_anomalous` and `nearest_threshold`, and the first for whoever chooses none."""
@@ -132,6 +131,15 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
     def init_batch_infer(self) -> BatchInferTask:
         """Batch inference that goes on after a bad image."""
         return GuardedBatchInfer(self.models)
+
+    def model_file(self, model: str, validate: bool = True) -> str | None:
+        """The newest model's file; see `MONAILabelApp.model_file`.
+
+        Raises:
+            HTTPException: there is none yet; or a client wants to upload one.
+        """
+        with readable_errors():
+            return super().model_file(model, validate)  # type: ignore[no-any-return]
 
     def infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Answer one infer request; see `MONAILabelApp.infer`.
@@ -243,16 +251,20 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """Begin with no old temporary files, take in the model, and load what the first answer would wait for.
 
         Raises:
-            FileNotFoundError: the model that `conf` names is not there, nor another.
-            ValueError: it does not fit the bundle's network.
+            FileNotFoundError: the model that `conf` names is not there.
+            ValueError: it is no whole bundle.
         """
-        self._take_in_model()
+        if given := self.conf.get("model"):  # by the server alone: tasks begin later, when it may be another
+            self.models.add(given, imported_from=Path(given).name)
         for file in Path(tempfile.gettempdir()).iterdir():
             if file.is_file() and time.time() - file.stat().st_mtime > _STALE_SECONDS:
                 file.unlink()
-        if strtobool(self.conf.get("preload", "true")) and self.models.newest() is not None:
+        newest = self.models.newest()
+        if newest and self.presets:
+            _logger.warning("The presets are not used: this app has a model, whose options hold on.")
+        if newest and strtobool(self.conf.get("preload", "true")):
             for device in device_map().values():
-                self.models.load(device)
+                self.models.open(newest, device)
             load_writer()
         scores = self._auto_update_scoring and not self._is_remote
         self._auto_update_scoring = False
@@ -262,16 +274,6 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             timer = threading.Timer(_SCORING_DELAY, self.async_scoring, [None])
             timer.daemon = True
             timer.start()
-
-    def _take_in_model(self) -> None:
-        """The server alone does this: its file may be another by the time that a task's process begins."""
-        given = self.conf.get("model")
-        if not given:
-            return
-        if Path(given).is_file() or self.models.newest() is None:
-            self.models.add(given, imported_from=Path(given).name)
-        else:
-            _logger.warning(f"There is no file {given} any more; the newest of the app's own models is used.")
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """MONAI Label's datastore, in which an empty final label is possible."""

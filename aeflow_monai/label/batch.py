@@ -42,7 +42,7 @@ class GuardedBatchInfer(BatchInferTask):  # type: ignore[misc]
         Returns:
             For each image what `infer` returns, or "error" with what is wrong with it.
         """
-        version = self.models.require().number
+        version = self.models.require()
 
         def guarded(one: dict[str, Any], store_of: Datastore) -> dict[str, Any]:
             image = one["image"]

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from monai.data import MetaTensor, decollate_batch
 from monai.inferers import Inferer
 from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
 from monailabel.transform.post import Restored
 from monailabel.transform.writer import Writer, write_itk
 
-from aeflow_monai.label.configs import BundleConfigs
-from aeflow_monai.label.models import ModelStore, ModelVersion
-from aeflow_monai.label.options import check_infer_options
-from aeflow_monai.output.viewer import CALIBRATED, ViewerResultd
+from aeflow_monai.engine.bundle import model_path
+from aeflow_monai.engine.model import Model
+from aeflow_monai.label.models import ModelStore
+from aeflow_monai.label.options import check_infer_options, device_of
 from aeflow_monai.output.maps import NIFTI, source_header, write_nifti
+from aeflow_monai.output.viewer import CALIBRATED, ViewerResultd
 
 __all__ = ["AnomalyInferTask", "MapInferTask", "MaskInferTask", "Pipeline", "load_writer"]
 
@@ -31,43 +30,24 @@ LABELS = {"anomaly": 1}
 
 
 class Pipeline:
-    """What all infer tasks share: the bundle's transforms and inferer, the models, and one case at a time.
+    """What all infer tasks share: the models, and one case at a time.
 
     Requests that come at once wait for each other: a volume fills the cores, and memory stays that of one case.
 
     Args:
-        configs: the bundle's.
         models: of which the newest is used.
     """
 
-    def __init__(self, configs: BundleConfigs, models: ModelStore) -> None:
+    def __init__(self, models: ModelStore) -> None:
         self.models = models
         self.lock = threading.RLock()
-        parser = configs.parser("inference.yaml")
-        self.preprocessing: Any = parser.get_parsed_content("preprocessing")
-        self.inferer: Inferer = parser.get_parsed_content("inferer")
-        self.post_transforms: Any = parser.get_parsed_content("post_transforms")
-
-    def look_at(self, image: MetaTensor, device: str) -> tuple[ModelVersion, dict[str, Any]]:
-        """Run the newest model.
-
-        Args:
-            image: preprocessed, (C, X, Y, Z).
-            device: of torch.
-
-        Returns:
-            The model's version, and what `aeflow_monai.ViewerInferer` gives for a batch of this image.
-        """
-        version, scorer = self.models.load(device)
-        with torch.no_grad():
-            return version, self.inferer(image[None].to(torch.device(device)), scorer)
 
 
 class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
     """An infer task of the app, without the choice of what is shown.
 
     Options of a request, beside MONAI Label's own: "device", "result_extension", "result_dtype", and "threshold" (see
-    `aeflow_monai.viewer.parse_threshold`).
+    `parse_threshold`).
 
     Args:
         pipeline: shared with the other tasks.
@@ -89,21 +69,30 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
 
     @abstractmethod
     def output(self, data: Mapping[str, Any]) -> str:
-        """What is shown: "mask", "map" or "scaled_map" of `aeflow_monai.ViewerResultd`."""
+        """What is shown: "mask", "map" or "scaled_map" of `ViewerResultd`."""
 
     def is_valid(self) -> bool:
         """Whether there is a model; a task without one is not listed."""
         return self.pipeline.models.newest() is not None
 
     def get_path(self, validate: bool = True) -> str:
-        """The newest model's file; where an uploaded one would go, if it need not exist."""
+        """The newest model's file, for clients that download it.
+
+        Raises:
+            FileNotFoundError: there is no model.
+            ValueError: a client wants to upload one.
+        """
+        if not validate:
+            raise ValueError(
+                "A model file alone does not know its preprocessing: start the server with --model <folder>."
+            )
         models = self.pipeline.models
-        return str(models.require().path if validate else models.next_version().path)
+        return str(model_path(models.folder_of(models.require())))
 
     def info(self) -> dict[str, Any]:
         """What the task is, for clients, with the number of the model's version."""
         newest = self.pipeline.models.newest()
-        return {**super().info(), "version": str(newest.number) if newest else None}
+        return {**super().info(), "version": str(newest) if newest else None}
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[str | None, dict[str, Any]]:
         """Look at one image.
@@ -113,7 +102,7 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
             callbacks: of MONAI Label.
 
         Returns:
-            The path of the result, and what `aeflow_monai.ViewerResultd` says of it with "model_version".
+            The path of the result, and what `ViewerResultd` says of it with "model_version".
 
         Raises:
             ValueError: an option has a value that it cannot have; or the image is to blame.
@@ -123,27 +112,27 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         request = {**request, "result_extension": request.get("result_extension") or ".nii.gz"}
         check_infer_options(request)
         with self.pipeline.lock:
+            # the same version from the first transform to the last, whatever a training adds meanwhile
+            request["model_version"] = self.pipeline.models.require()
             file, result = super().__call__(request, callbacks)
         return file, result
 
     def pre_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:
-        """The bundle's preprocessing."""
-        return list(self.pipeline.preprocessing.transforms)
+        """The model's preprocessing."""
+        return list(self._model(data).preprocessing.transforms)
 
     def inferer(self, data: Any = None) -> Inferer:
-        """The bundle's inferer."""
-        return self.pipeline.inferer
+        """The model's inferer."""
+        return self._model(data).inferer
 
     def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cpu") -> dict[str, Any]:
-        """Run the newest model; "pred" is then a dictionary, see `aeflow_monai.ViewerInferer`."""
-        version, output = self.pipeline.look_at(data["image"], device)
-        return {**data, "pred": decollate_batch(output)[0], "model_version": version.number}
+        """Run the model; "pred" is then a dictionary, see `Model.look`."""
+        return {**data, "pred": self._model(data).look(data["image"])}
 
     def post_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:
-        """The bundle's, with the choice of what is shown."""
-        before = [t for t in self.pipeline.post_transforms.transforms if not isinstance(t, ViewerResultd)]
+        """The model's, and what the request wants shown in place of the mask that they end with."""
         shown = ViewerResultd(output=self.output(data), threshold=data.get("threshold", CALIBRATED))
-        return [*before, shown, Restored(keys="pred", ref_image="image")]
+        return [*self._model(data).viewer_postprocessing.transforms, shown, Restored(keys="pred", ref_image="image")]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
         """Write NIfTI as the command line does, with both transforms of the input, and all else by MONAI Label."""
@@ -156,6 +145,9 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         os.close(handle)
         write_nifti(Path(path), array[None], data["pred_meta_dict"]["affine"], source_header(data["image"].meta))
         return path, data["result"]
+
+    def _model(self, data: Mapping[str, Any]) -> Model:
+        return self.pipeline.models.open(data["model_version"], device_of(data))
 
 
 class MaskInferTask(AnomalyInferTask):

@@ -1,9 +1,7 @@
-"""The app's models: one file per version, the newest is used, and none is ever half written or overwritten."""
+"""The app's models: a bundle per version, of which the newest is used, and none is ever half written or overwritten."""
 
 from __future__ import annotations
 
-import filecmp
-import json
 import logging
 import os
 import re
@@ -11,57 +9,49 @@ import shutil
 import threading
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
+from aeflow_monai.engine.bundle import model_path, read_model, require_own_config
+from aeflow_monai.engine.model import Model
+from aeflow_monai.files import read_json, write_json
 
-from aeflow_monai.label.configs import BundleConfigs
-from aeflow_monai.score.scoring import AnomalyScorer
-from aeflow_monai.files import write_json
-
-__all__ = ["ModelStore", "ModelVersion", "json_or_empty"]
+__all__ = ["ModelStore", "require_bundle"]
 
 _logger = logging.getLogger(__name__)
-_NAME = re.compile(r"model_v(\d+)\.pt")
-
-
-class ModelVersion(NamedTuple):
-    """A model of the store: its number, counted from 1, and its file."""
-
-    number: int
-    path: Path
+_NAME = re.compile(r"v(\d+)")
+# What of a training's folder makes the bundle; its logs stay where they are.
+BUNDLE = ("configs", "models", "docs", "LICENSE")
 
 
 class ModelStore:
-    """Calibrated models in a folder, `model_v<number>.pt` with a record `model_v<number>.json` of where each is from.
+    """Bundles in a folder, `v<number>` each, with a record.json of where each is from.
 
-    A new version is written under another name first and renamed when it is whole, so that a training that fails or is
-    killed leaves the newest version as it was. Loaded networks are kept, one per device, until a newer version is asked
-    for.
+    A new version is written beside its place and renamed when it is whole, so that a training that fails or is killed
+    leaves the newest version as it was. Opened models are kept, one per device, until another version is asked for.
 
     Args:
         folder: of the models; made if it is missing.
-        configs: with the network that the models belong to.
     """
 
-    def __init__(self, folder: str | Path, configs: BundleConfigs) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.configs = configs
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._loaded: dict[str, tuple[ModelVersion, AnomalyScorer]] = {}
+        self._opened: dict[str, tuple[int, Model]] = {}
         self._lock = threading.Lock()
 
-    def versions(self) -> list[ModelVersion]:
-        """All models, from the oldest to the newest."""
-        found = [(match, path) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return sorted(ModelVersion(int(match[1]), path) for match, path in found)
+    def versions(self) -> list[int]:
+        """Numbers of all models, counted from 1, from the oldest to the newest."""
+        return [number for number in self._numbers() if model_path(self.folder_of(number)).is_file()]
 
-    def newest(self) -> ModelVersion | None:
+    def folder_of(self, version: int) -> Path:
+        """The bundle of a version, whether it is there or not."""
+        return self.folder / f"v{version}"
+
+    def newest(self) -> int | None:
         """The version that is used; None if there is no model yet."""
-        versions = self.versions()
-        return versions[-1] if versions else None
+        return max(self.versions(), default=None)
 
-    def require(self) -> ModelVersion:
+    def require(self) -> int:
         """The version that is used.
 
         Raises:
@@ -71,110 +61,105 @@ class ModelStore:
         if newest is None:
             raise FileNotFoundError(
                 "There is no model yet. Mark images as normal (submit an empty label) and start a training, or start "
-                "the server with --model <model.pt> of a training with the bundle."
+                "the server with --model <folder of a training>."
             )
         return newest
 
-    def next_version(self) -> ModelVersion:
-        """The version that will be the next; its file is not there yet."""
-        newest = self.newest()
-        number = newest.number + 1 if newest else 1
-        return ModelVersion(number, self.folder / f"model_v{number}.pt")
-
-    def trained_on(self, version: ModelVersion) -> set[str]:
+    def trained_on(self, version: int) -> set[str]:
         """Cases of the datastore that a version was trained on; empty for a model that was brought along."""
-        return set(json_or_empty(version.path.with_suffix(".json")).get("trained_on", []))
+        return set(read_json(self.folder_of(version) / "record.json").get("trained_on", []))
 
-    def add(self, path: str | Path, **record: Any) -> ModelVersion:
-        """Take a checkpoint in as the newest version, unless it is one of the versions already.
+    def add(self, folder: str | Path, **record: Any) -> int:
+        """Take a bundle in as the newest version, unless it is one of the versions already.
 
         Args:
-            path: of a checkpoint as a training with the bundle writes it; it is copied.
+            folder: of the bundle that a training wrote; it is copied, without its logs.
             record: what JSON can hold, of where it is from.
 
         Returns:
-            The new version, or the one that it is equal to.
+            The new version, or the one that has the same model.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is no calibrated checkpoint of the configs' network.
+            FileNotFoundError: there is no such folder, or no model in it.
+            ValueError: see `require_bundle`.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"Expected a model at {path}; there is no such file. Correct --model.")
+        folder = require_bundle(folder)
         for version in self.versions():
-            if filecmp.cmp(path, version.path, shallow=False):
+            if _hash_of(self.folder_of(version)) == _hash_of(folder):
                 return version
-        scorer = self._read(path, "cpu")
-        added = self.next_version()
-        number, place = added
-        unfinished = place.with_name(f".{place.name}.{os.getpid()}")
+        added = max(self._numbers(), default=0) + 1
+        place = self.folder_of(added)
+        unfinished = place.with_name(f".{os.getpid()}.{place.name}")
         try:
-            shutil.copyfile(path, unfinished)
-            thresholds = {
-                name: float(getattr(scorer, name)) for name in ("case_threshold", "slice_threshold", "map_threshold")
+            unfinished.mkdir()
+            for part in BUNDLE:
+                if (folder / part).is_dir():
+                    shutil.copytree(folder / part, unfinished / part)
+                elif (folder / part).is_file():
+                    shutil.copyfile(folder / part, unfinished / part)
+            of_model = {
+                "written": datetime.now().astimezone().isoformat(timespec="seconds"),
+                "thresholds": Model(unfinished).detector.score.thresholds,  # which opens it as it was copied
             }
-            written = datetime.now().astimezone().isoformat(timespec="seconds")
-            write_json(place.with_suffix(".json"), {"version": number, "written": written, **thresholds, **record})
+            write_json(unfinished / "record.json", {"version": added, **of_model, **record})
             unfinished.replace(place)
         finally:
-            unfinished.unlink(missing_ok=True)
-        _logger.info(f"Model version {number} is {place}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+        _logger.info(f"Model version {added} is {place}")
         return added
 
-    def load(self, device: str) -> tuple[ModelVersion, AnomalyScorer]:
-        """The newest version and its network, in evaluation mode.
+    def open(self, version: int, device: str) -> Model:
+        """The model of a version, in evaluation mode.
 
         Args:
+            version: of this store.
             device: of torch, such as "cpu" or "cuda:0".
 
         Returns:
-            The version and the network, which is shared by all callers.
+            The model, which is shared by all callers.
 
         Raises:
-            FileNotFoundError: there is no model yet.
-            ValueError: the newest file is no calibrated checkpoint of the configs' network.
+            FileNotFoundError: there is no such version.
+            ValueError: the parts of its bundle do not belong together.
         """
         with self._lock:
-            newest = self.require()
-            kept = self._loaded.get(device)
-            if kept is None or kept[0] != newest:
-                self._loaded[device] = kept = (newest, self._read(newest.path, device))
-            return kept
+            kept = self._opened.get(device)
+            if kept is None or kept[0] != version:
+                self._opened[device] = kept = (version, Model(self.folder_of(version), device))
+            return kept[1]
 
-    def _read(self, path: Path, device: str) -> AnomalyScorer:
-        try:
-            checkpoint = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # of pickle, zip or torch, as the file happens to be broken
-            raise ValueError(
-                f"Expected a model in {path}; it cannot be read ({type(error).__name__}). It is not whole or no "
-                "checkpoint: give the model.pt that a training ends with."
-            ) from error
-        if not isinstance(checkpoint, dict) or "model" not in checkpoint:
-            raise ValueError(
-                f"Expected a checkpoint with the key 'model' in {path}; there is none. Give the model.pt that a "
-                "training with the bundle ends with."
-            )
-        scorer: AnomalyScorer = self.configs.parser("inference.yaml").get_parsed_content("network_def")
-        try:
-            scorer.load_state_dict(checkpoint["model"])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if not scorer.is_calibrated:
-            raise ValueError(
-                f"The model in {path} is not calibrated, so it comes from the middle of a training. Give the model.pt "
-                "that a training ends with."
-            )
-        return scorer.to(torch.device(device)).eval()
+    def _numbers(self) -> list[int]:
+        """Those of all versions, also of one whose model was removed, as clients can."""
+        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
 
-def json_or_empty(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that need not be there.
+def require_bundle(folder: str | Path) -> Path:
+    """Refuse what is not a whole bundle that a training wrote.
 
     Args:
-        path: of the file.
+        folder: of the bundle.
 
     Returns:
-        Its content; an empty dictionary if there is no such file.
+        The folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no model in it.
+        ValueError: it is a file; its model is of another bundle, not whole, or of version 0.1.0.
     """
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    folder = Path(folder)
+    if folder.is_file():
+        read_model(folder)  # whose errors say more of what is no model, or an old one
+        raise ValueError(
+            f"Expected the folder of a bundle; {folder} is the model alone, without its preprocessing. Give the folder "
+            "that its training wrote, in which it is models/model.pt."
+        )
+    if not folder.is_dir():
+        raise FileNotFoundError(f"Expected the folder of a bundle at {folder}; there is none. Correct --model.")
+    if not model_path(folder).is_file() and (folder / "model.pt").is_file():
+        read_model(folder / "model.pt")  # that a training of version 0.1.0 wrote, whose folder was another
+    require_own_config(folder, None)
+    return folder
+
+
+def _hash_of(folder: Path) -> Any:
+    return read_json(folder / "configs" / "metadata.json").get("model_sha256")

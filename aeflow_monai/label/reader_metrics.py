@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
@@ -17,13 +15,14 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from torch import Tensor
 
+from aeflow_monai.engine.model import Model
+from aeflow_monai.files import read_json, write_json
+from aeflow_monai.geometry import corner_distance, voxel_spacing
 from aeflow_monai.label.answers import message_of
-from aeflow_monai.label.inference import Pipeline
 from aeflow_monai.label.final_labels import LabelledImage, labelled_images, load_label
-from aeflow_monai.files import json_or_empty
+from aeflow_monai.label.inference import Pipeline
+from aeflow_monai.label.options import device_of
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
-from aeflow_monai.files import write_json
-from aeflow_monai.geometry import ras_affine
 
 __all__ = ["VoxelEvaluation"]
 
@@ -54,7 +53,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
             image), and under "metrics" what `VoxelMetrics` and `LesionMetrics` report, or under "why_none" why there
             are none.
         """
-        return json_or_empty(self.path)
+        return read_json(self.path)
 
     def is_stale(self, datastore: Datastore) -> bool:
         """Whether there is something to report that the last report does not have.
@@ -68,7 +67,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         labels, report = _fingerprint(datastore), self.report()
         if not labels and not report.get("labels"):
             return False
-        return (report.get("model_version"), report.get("labels")) != (newest.number, labels)
+        return (report.get("model_version"), report.get("labels")) != (newest, labels)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Make the report.
@@ -90,57 +89,46 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         trained = self.pipeline.models.trained_on(version)
         images = labelled_images(datastore)
         wanted = [image for image in images if image.case not in trained]
+        model = self.pipeline.models.open(version, device_of(request))
         voxels, lesions = VoxelMetrics(), LesionMetrics()
         failed: dict[str, str] = {}
         for image in wanted:
             try:
-                self._add(image, str(request.get("device") or "cpu"), voxels, lesions)
+                self._add(image, model, voxels, lesions)
             except Exception as error:  # of this image only, and said in the report
                 failed[image.case] = message_of(error)
                 _logger.warning(f"{image.case} is not in the metrics: {failed[image.case]}")
         report: dict[str, Any] = {
-            "model_version": version.number,
+            "model_version": version,
             "labels": labels,
             "n_images": len(wanted) - len(failed),
             "n_trained_on": len(images) - len(wanted),
             "failed": failed,
         }
-        _, scorer = self.pipeline.models.load("cpu")
+        threshold = model.detector.score.thresholds["map_threshold"]
         try:
-            report["metrics"] = voxels.compute(float(scorer.map_threshold)) | lesions.compute()
+            report["metrics"] = voxels.compute(threshold) | lesions.compute()
         except ValueError as error:  # no lesion yet
             report["why_none"] = str(error)
         write_json(self.path, report)
         return report
 
-    def _add(self, image: LabelledImage, device: str, voxels: VoxelMetrics, lesions: LesionMetrics) -> None:
-        anomaly_map, foreground = self._look_at(image.image, device)
-        shape = tuple(anomaly_map.shape[1:])
-        truth = torch.zeros(shape)
+    def _add(self, image: LabelledImage, model: Model, voxels: VoxelMetrics, lesions: LesionMetrics) -> None:
+        back = Invertd(["anomaly_map", "foreground"], model.preprocessing, orig_keys="image", nearest_interp=False)
+        with self.pipeline.lock:
+            data: Any = model.preprocessing({"image": image.image})
+            data["anomaly_map"] = model.look(data["image"])["anomaly_map"]
+            data = Compose([CopyItemsd("image", names="foreground"), back])(data)
+        anomaly_map: MetaTensor = data["anomaly_map"].cpu()
+        foreground = data["foreground"].amax(dim=0, keepdim=True) > 0
+        truth: Tensor = torch.zeros(anomaly_map.shape)
         if image.label:
             label = load_label(image.label)
             _require_grid(label, anomaly_map, image.label)
-            truth = torch.as_tensor(label).as_subclass(Tensor)
-        truth = truth.reshape(anomaly_map.shape)
+            truth = torch.as_tensor(label).as_subclass(Tensor).reshape(anomaly_map.shape)
         spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
         voxels.update(anomaly_map, truth, foreground)
         lesions.update(anomaly_map, truth, spacing, foreground)
-
-    def _look_at(self, path: str, device: str) -> tuple[MetaTensor, Tensor]:
-        """The anomaly map and the foreground on the grid of the file."""
-        pipeline = self.pipeline
-        with pipeline.lock, torch.no_grad():
-            data = pipeline.preprocessing({"image": path})
-            _, output = pipeline.look_at(data["image"], device)
-            data["anomaly_map"] = output["anomaly_map"][0]
-            back = Invertd(
-                keys=["anomaly_map", "foreground"],
-                orig_keys="image",
-                transform=pipeline.preprocessing,
-                nearest_interp=False,
-            )
-            data = Compose([CopyItemsd("image", names="foreground"), back])(data)
-        return data["anomaly_map"].cpu(), data["foreground"].amax(dim=0, keepdim=True) > 0
 
 
 def _require_grid(label: MetaTensor, anomaly_map: MetaTensor, path: str) -> None:
@@ -153,10 +141,8 @@ def _require_grid(label: MetaTensor, anomaly_map: MetaTensor, path: str) -> None
         )
     if len(shape) == 2:
         return  # formats of 2D images know no place
-    corners = np.array([(*corner, 1) for corner in itertools.product(*((0, n - 1) for n in shape))]).T
-    affine = ras_affine(anomaly_map.affine, anomaly_map.meta)
-    apart = float(np.linalg.norm((affine - ras_affine(label.affine, label.meta)) @ corners, axis=0).max())
-    if apart > float(np.min(affine_to_spacing(affine))):
+    apart = corner_distance(anomaly_map, label)
+    if apart > min(voxel_spacing(anomaly_map)):
         raise ValueError(
             f"Expected a label that lies where its image does; {path} is up to {apart:.1f} mm off. Submit it again, "
             "drawn on the image's own grid."

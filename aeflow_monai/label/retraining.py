@@ -6,67 +6,66 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.train.handler import prepare_stats
 from monailabel.utils.others.generic import device_list
 
+from aeflow_monai.engine.config import Workflow, config_files
+from aeflow_monai.files import read_json, write_json
 from aeflow_monai.label.background import is_orphan
-from aeflow_monai.label.configs import BundleConfigs
-from aeflow_monai.label.reader_metrics import VoxelEvaluation
 from aeflow_monai.label.final_labels import LabelledImage, labelled_images
-from aeflow_monai.files import json_or_empty
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import TRAINING, device_of, training_options
-from aeflow_monai.files import write_json
+from aeflow_monai.label.reader_metrics import VoxelEvaluation
 
 __all__ = ["AnomalyTrainTask"]
 
 _logger = logging.getLogger(__name__)
 
-# Options that an overlay has for a data set of its own, and that do not hold for images in a datastore.
-_OF_THE_DATA = {"layout": "decathlon", "modalities": [], "test_fraction": 0.0, "resume": None, "slice_folder": None}
+# Options of a data set that do not hold for images in a datastore.
+_OF_THE_DATA = {"layout": "decathlon", "modalities": [], "test_fraction": 0.0, "resume": None, "cache_dir": None}
 
 
 class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
-    """Trains on the images whose final label is empty, calibrates, and adds the model to the store as a new version.
+    """Trains on the images whose final label is empty, calibrates, and adds the bundle to the store as a new version.
 
-    It runs `train.yaml` of the bundle with the app's overlays. Progress and validation are written after each epoch, as
-    MONAI Label's own tasks do. If anything fails, the newest model stays what it was.
+    It runs train.yaml of the newest version, so that its options hold on; where there is none, the package's own with
+    presets. Progress and validation are written after each epoch, as MONAI Label's own tasks do. If anything fails, the
+    newest model stays what it was.
 
     Args:
-        configs: the bundle's.
         models: where the new version goes.
         evaluation: its report is part of the stats.
+        presets: names or paths of presets for the first training, see `config_files`.
     """
 
-    def __init__(
-        self,
-        configs: BundleConfigs,
-        models: ModelStore,
-        evaluation: VoxelEvaluation,
-    ) -> None:
+    def __init__(self, models: ModelStore, evaluation: VoxelEvaluation, presets: Sequence[str] = ()) -> None:
         super().__init__("Train on the images that readers marked normal by an empty final label")
-        self.configs = configs
         self.models = models
         self.evaluation = evaluation
+        self.first = config_files("train", *presets)
         self.stats_path = models.folder / "train_stats.json"
-        parser = configs.parser("train.yaml")
-        self._config = {name: parser[key] for name, (key, _, _) in TRAINING.items()}
+
+    def files(self) -> list[str]:
+        """Config files of the next training."""
+        newest = self.models.newest()
+        return [str(self.models.folder_of(newest) / "configs" / "train.yaml")] if newest else self.first
 
     def config(self) -> dict[str, Any]:
-        """The options that viewers show, with the values of the bundle's config."""
-        return {**self._config, "device": device_list()}
+        """The options that viewers show, with the values of the next training's config."""
+        content = _content(*self.files())
+        return {**{name: content[key] for name, (key, _, _) in TRAINING.items()}, "device": device_list()}
 
     def stats(self) -> dict[str, Any]:
         """The last training, the newest model and how it does on readers' labels.
@@ -77,13 +76,13 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
             is the Dice score on readers' labels, 0 as long as there is none. "total_time" is 0 if there was no
             training, since viewers take one without it for running.
         """
-        stats = json_or_empty(self.stats_path)
+        stats = read_json(self.stats_path)
         report = self.evaluation.report()
         newest = self.models.newest()
         return {
             **(stats or {"total_time": "0:00:00"}),
             "best_metric": report.get("metrics", {}).get("dice", 0.0),
-            "model_version": newest.number if newest else None,
+            "model_version": newest,
             "evaluation": {name: value for name, value in report.items() if name != "labels"},
         }
 
@@ -113,29 +112,25 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         stats = self._train(run, options, device_of(request))
         if is_orphan():
             raise RuntimeError("The server that began this training is gone: its model is not used.")
-        version = self.models.add(
-            run / "model.pt", run=run.name, trained_on=[image.case for image in normals], options=options
+        stats["model_version"] = self.models.add(
+            run, run=run.name, trained_on=[image.case for image in normals], options=options
         )
-        # the store has it, and checkpoints are only needed to look into a training that failed
-        (run / "model.pt").unlink()
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        stats["model_version"] = version.number
+        # the store has the bundle, and checkpoints are only needed to look into a training that failed
+        for left in ("models", "logs/checkpoints"):
+            shutil.rmtree(run / left, ignore_errors=True)
         write_json(self.stats_path, stats)
         return stats
 
     def _train(self, run: Path, options: dict[str, Any], device: str) -> dict[str, Any]:
         start = time.time()
-        hook = sys.excepthook
-        workflow = ConfigWorkflow(
-            self.configs.files("train.yaml"),
+        workflow = Workflow(
+            self.files(),
             workflow_type="train",
             logging_file=False,
-            bundle_root=str(self.configs.root),
             dataset_dir=str(run / "dataset.json"),
             output_dir=str(run),
-            **_OF_THE_DATA,
             device=device,
-            **options,
+            **{**_OF_THE_DATA, **options},
         )
         workflow.initialize()
         trainer = workflow.parser.get_parsed_content("train#trainer")
@@ -153,12 +148,17 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
 
         trainer.add_event_handler(Events.EPOCH_COMPLETED, write_stats)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, stop_if_orphan)
-        try:
-            workflow.run()
-            workflow.finalize()
-        finally:
-            sys.excepthook = hook
+        workflow.run()
+        workflow.finalize()
         return write_stats()
+
+
+@lru_cache(maxsize=1)
+def _content(*files: str) -> dict[str, Any]:
+    """What config files hold together; those of a version do not change."""
+    parser = ConfigParser()
+    parser.read_config(list(files))
+    return dict(parser.get())
 
 
 def _write_datalist(path: Path, normals: list[LabelledImage]) -> None:

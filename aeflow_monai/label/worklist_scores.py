@@ -50,7 +50,7 @@ class AnomalyScoring(ScoringMethod):  # type: ignore[misc]
         Raises:
             FileNotFoundError: there is no model yet.
         """
-        version = self.task.pipeline.models.require().number
+        version = self.task.pipeline.models.require()
         images = list(datastore.list_images()) if request.get("force") else self._waiting(datastore)
         scores: dict[str, Any] = {}
         for number, image in enumerate(images, start=1):
@@ -71,4 +71,4 @@ class AnomalyScoring(ScoringMethod):  # type: ignore[misc]
         if newest is None:
             return []
         images = sorted(datastore.list_images())
-        return [image for image in images if datastore.get_image_info(image).get("anomaly_model") != newest.number]
+        return [image for image in images if datastore.get_image_info(image).get("anomaly_model") != newest]

@@ -67,7 +67,8 @@ def detection_report(
         A dictionary that JSON can hold: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`,
         `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
         interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
-        `baselines`, `n_bootstrap`, `bootstrap_seed`; `expected_specificity` and `expected_specificity_holds`, if the rank was given.
+        `baselines`, `n_bootstrap`, `bootstrap_seed`; `expected_specificity` and `expected_specificity_holds`, if the
+        rank was given.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.

@@ -132,7 +132,7 @@ class LesionMetrics:
         self._n_candidates += other._n_candidates
 
     def compute(self) -> dict[str, Any]:
-        """Reports all volumes so far.
+        """Report all volumes so far.
 
         Returns:
             A dictionary that JSON can hold, of plain ints and floats:

@@ -25,7 +25,7 @@ class VoxelMetrics:
     first `n_bits` - 9 bits of the mantissa. So no range has to be known, and two values share a bin only if they
     differ by less than the factor 1 + 2^(9 - n_bits), 0.05 % by default. Within a bin the order is unknown; pairs of
     a lesion voxel and another one that share a bin count half. `voxel_auroc_error` bounds what this does to the AUROC:
-    near 0 for maps around 0, as `AnomalyScorer` writes them, and large for maps that vary little around a large
+    near 0 for maps around 0, as `Score` makes them, and large for maps that vary little around a large
     number, from which a constant has to be subtracted first.
 
     Which voxels count: those of lesions, and those without lesion that lie in the `region` of `update` (all of them if
@@ -126,7 +126,7 @@ class VoxelMetrics:
         self._n_regions += other._n_regions
 
     def compute(self, threshold: float) -> dict[str, Any]:
-        """Reports all volumes so far, with the threshold that was stored before they were seen.
+        """Report all volumes so far, with the threshold that was stored before they were seen.
 
         The threshold acts to within its bin: values that share it are not called.
 
@@ -199,7 +199,7 @@ class VoxelMetrics:
 def _finite_threshold(threshold: float) -> float:
     threshold = float(threshold)
     if not abs(threshold) <= np.finfo(np.float32).max:
-        raise ValueError(f"threshold has to be finite, got {threshold}: calibrate the scorer first.")
+        raise ValueError(f"threshold has to be finite, got {threshold}: calibrate the model first.")
     return threshold
 
 

@@ -136,7 +136,8 @@ class MixturePrior(nn.Module):
         # half precision would lose a difference that is small beside its terms
         with torch.autocast(latents[0].device.type, enabled=False):
             return [
-                (F.conv2d(latent.float(), mean.to(latent.device).view(1, -1, 1, 1)) - 0.5 * mean.square().sum()) / len(mean)
+                (F.conv2d(latent.float(), mean.to(latent.device).view(1, -1, 1, 1)) - 0.5 * mean.square().sum())
+                / len(mean)
                 for latent, mean in zip(latents, self.means, strict=True)
             ]
 

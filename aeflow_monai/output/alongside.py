@@ -12,7 +12,7 @@ __all__ = ["Alongside"]
 
 
 class Alongside(Transform):  # type: ignore[misc]
-    """Applies transforms, and meanwhile others to the same data in a thread of their own, such as those that draw.
+    """Apply transforms, and meanwhile others to the same data in a thread of their own, such as those that draw.
 
     Python runs one thread at a time, but compression, sorting and the drawing of pixels let others run.
 
@@ -33,7 +33,7 @@ class Alongside(Transform):  # type: ignore[misc]
         self.aside = Compose(aside)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Any:
-        """Transforms one case.
+        """Transform one case.
 
         Args:
             data: A dictionary; both sides get a copy of it, with the same values.

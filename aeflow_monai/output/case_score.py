@@ -1,4 +1,4 @@
-"""The score of a case: what the inferer says of its slices and thresholds, gathered for tables, pictures and viewers."""
+"""The score of a case: what the inferer says of its slices, gathered for tables, pictures and viewers."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         output_dir: Folder to write to, made if it is missing.
         extension: `.nii.gz`, `.nii`, `.nrrd`, `.mha` or `.mhd`. The last three are ITK's, whose
             directions are orthonormal: no sheared affine, and no 2D image outside the world's x-y plane.
-        only: Those of the keys that are written, of which not all have to be there; all of them, each of which has to be
-            there, if None.
+        only: Those of the keys that are written, of which not all have to be there; "saliency" is written whenever it
+            is. If None, all keys are written and have to be there.
 
     Raises:
         ValueError: If the extension is unknown; when called, if the case is no file name, if the data is not
@@ -81,7 +81,7 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         only: Collection[Hashable] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys=only is not None)
-        if only is not None and "saliency" in self.keys:  # which whoever asks the inferer for it wants
+        if only is not None and "saliency" in self.keys:  # asked for by an option of the inferer
             only = {*only, "saliency"}
         self.only = only
         if extension not in EXTENSIONS:
@@ -149,12 +149,6 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
             writer.write(unfinished)
 
 
-
-
-
-
-
-
 def to_numpy(value: Any) -> Array:
     """A tensor as a float32 array."""
     tensor = torch.as_tensor(value)
@@ -162,12 +156,6 @@ def to_numpy(value: Any) -> Array:
         tensor = tensor.as_tensor()
     array: Array = tensor.detach().cpu().to(torch.float32).numpy()
     return array
-
-
-
-
-
-
 
 
 def _input_affine(value: Any, key: Hashable, case: str) -> Array:
@@ -232,7 +220,7 @@ def _untailed(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_directions(affine: Array, ndim: int, case: str, extension: str) -> None:
-    """Raises if the axes are not at right angles, or a 2D image not in the x-y plane."""
+    """Refuse axes that are not at right angles, or a 2D image that is not in the x-y plane."""
     axes = affine[:-1, :ndim]
     directions = (axes / np.linalg.norm(axes, axis=0))[:ndim]
     if not np.allclose(directions.T @ directions, np.eye(ndim), atol=1e-3):

@@ -10,7 +10,6 @@ import matplotlib
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -45,7 +44,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
     Colours stand on the fixed scale [0, vmax], in standard deviations of the normals, never on that of one
     image, so that two pictures compare. Of a volume, the slice with the largest score along the first axis of
     `slice_scores` is shown, or the one with the largest map value if there is no such key. `anomaly_score` is
-    printed and the outline of `mask_truth` drawn, if they are in the data. Slices are counted from 1; beside
+    printed and the outline of `lesion` drawn, if they are in the data. Slices are counted from 1; beside
     the number stands the slice's position as in `WriteProfiled`, if the image has an affine.
 
     Args:
@@ -64,7 +63,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         TypeError: When called, if the slice scores are not a dictionary.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> image, anomaly_map = torch.rand(1, 32, 32, 4), torch.randn(1, 32, 32, 4)
         >>> case = {"case": "sub-01", "image": image, "anomaly_map": anomaly_map}
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +99,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
 
         Args:
             data: The decollated dictionary: `case`, the image and the map; optional are `anomaly_score`,
-                `mask_truth`, shape (1, H, W) or (1, H, W, D), and `slice_scores`, a dictionary from axial
+                `lesion`, shape (1, H, W) or (1, H, W, D), and `slice_scores`, a dictionary from axial
                 (axis 2), coronal (0) or sagittal (1) to one score per slice, NaN where it was skipped.
 
         Returns:
@@ -114,8 +113,8 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         layers = {self.image_key: to_numpy(d[self.image_key])[0], self.map_key: to_numpy(d[self.map_key])[0]}
         if self.reconstruction_key is not None:
             layers[self.reconstruction_key] = to_numpy(d[self.reconstruction_key])[0]
-        if "mask_truth" in d:
-            layers["mask_truth"] = to_numpy(d["mask_truth"])[0]
+        if "lesion" in d:
+            layers["lesion"] = to_numpy(d["lesion"])[0]
         shape = layers[self.image_key].shape
         for key, layer in layers.items():
             if layer.ndim not in (2, 3) or layer.shape != shape:
@@ -135,7 +134,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         figure = _draw(
             layers[self.image_key],
             layers[self.map_key],
-            layers.get("mask_truth"),
+            layers.get("lesion"),
             layers.get(self.reconstruction_key or ""),
             grey=grey,
             threshold=threshold,
@@ -320,7 +319,9 @@ def _draw(
     if truth is not None:
         _outline(outlined, truth, 0.5, colors=TRUTH, linewidths=1.2, linestyles="dashed")
         lines = [Line2D([], [], color=OUTLINE), Line2D([], [], color=TRUTH, linestyle="dashed")]
-        outlined.legend(lines, ["found", "truth"], loc="lower right", fontsize=8, labelcolor="white", facecolor="black")
+        outlined.legend(
+            lines, ["found", "lesion"], loc="lower right", fontsize=8, labelcolor="white", facecolor="black"
+        )
 
     room = add_panel(figure, width - bar_width + 0.15, bottom, 0.22, cell_height)
     bar = figure.colorbar(shown, cax=room, extend="max")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from monai.data import MetaTensor
@@ -61,7 +60,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
             or if the slice scores are not a dictionary.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> affine = torch.tensor([[0.0, -1, 0, 16], [-1, 0, 0, 16], [0, 0, 5, -10], [0, 0, 0, 1]])
         >>> case = {"case": "sub-01", "image": MetaTensor(torch.rand(1, 32, 32, 3), affine=affine)}
         >>> case["slice_scores"] = {"axial": torch.tensor([0.5, 4.0, float("nan")])}
@@ -74,9 +73,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
         axial,3,0.0,,0,1
     """
 
-    def __init__(
-        self, image_key: str, output_dir: str | Path, threshold: float | None = None
-    ) -> None:
+    def __init__(self, image_key: str, output_dir: str | Path, threshold: float | None = None) -> None:
         super().__init__(image_key)
         self.image_key = image_key
         self.output_dir = Path(output_dir)

@@ -24,10 +24,6 @@ OUTPUTS = ("mask", "map", "scaled_map")
 CALIBRATED = "calibrated"
 
 
-
-
-
-
 class ViewerResultd(MapTransform):  # type: ignore[misc]
     """Make of an anomaly map what a viewer shows, under "pred", and what it says of the case, under "result".
 
@@ -101,8 +97,8 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
         elif self.output == "map":
             shown = values.float()
         else:
-            span = abs(own_threshold) or 1.0
-            low, high = own_threshold - span, own_threshold + span
+            width = abs(own_threshold) or 1.0
+            low, high = own_threshold - width, own_threshold + width
             shown = ((values.float() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
             result["scale"] = {"low": low, "high": high}
         if shown.ndim == 3:

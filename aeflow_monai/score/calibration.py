@@ -154,7 +154,7 @@ def _stacks(score: Score, batches: Iterable[NormalSlices]) -> Iterator[_Stack]:
     waiting: list[_Stack] = []
     for batch in batches:
         stack = score.stack(batch.terms, batch.foreground, batch.places)
-        for index, (patient, file) in enumerate(zip(batch.patients, batch.files, strict=True)):
+        for index, patient, file in zip(range(len(batch.terms)), batch.patients, batch.files, strict=True):
             plane = "axial" if batch.places is None else batch.places.planes[index]
             one = _Stack(patient, file, plane, stack.part(slice(index, index + 1)))
             if waiting and (one.slices.places is None or one[:3] != waiting[0][:3]):

@@ -125,7 +125,9 @@ class Score(nn.Module):
         if not 0 <= ease_weight < math.inf:
             raise ValueError(f"ease_weight has to be 0 or more; got {ease_weight}.")
         if not 0 < level_weight <= 1:
-            raise ValueError(f"level_weight weighs a slice's mean in its map and has to be in (0, 1]; got {level_weight}.")
+            raise ValueError(
+                f"level_weight weighs a slice's mean in its map and has to be in (0, 1]; got {level_weight}."
+            )
         self.n_terms = n_terms
         self.beta = float(beta)
         self.published = bool(published)

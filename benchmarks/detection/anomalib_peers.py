@@ -19,12 +19,13 @@ from anomalib.models.image.fastflow.loss import FastflowLoss
 from anomalib.models.image.fastflow.torch_model import FastflowModel, create_fast_flow_block
 from anomalib.models.image.padim.torch_model import PadimModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-from peers import Answer, Peer, SharedEncoder
+from map_inferer import Answer
+from peers import Peer, SharedEncoder, step
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from aeflow_monai.network.encoder import Encoder
+from aeflow_monai import Encoder
 
 
 class PaDiM(Peer):
@@ -128,10 +129,7 @@ class FastFlow(Peer):
         self.train()
         for _ in range(self.epochs):
             for image in self.batches(dataset, shuffle=True):
-                loss = loss_function(*self.model(image))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                step(optimizer, loss_function(*self.model(image)))
 
 
 class CFlow(Peer):
@@ -175,10 +173,7 @@ class CFlow(Peer):
                     seen = torch.randperm(len(fibers))[: max(1, len(fibers) // self.share)]
                     for chosen in seen.split(self.fibers_per_step):
                         likelihoods = self._likelihoods(stage, fibers[chosen], positions[chosen])
-                        loss = -F.logsigmoid(likelihoods).mean()
-                        optimizer.zero_grad()
-                        loss.backward()
-                        optimizer.step()
+                        step(optimizer, -F.logsigmoid(likelihoods).mean())
                         self.highest[stage] = self.highest[stage].maximum(likelihoods.detach().max())
 
     def _fibers(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,30 +6,23 @@ its anomaly map. anomalib's are in anomalib_peers.py, since not everybody has it
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from map_inferer import Answer, MapMethod
 from monai.data import DataLoader
 from monai.networks.nets import AutoEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from aeflow_monai.data.slice_dataset import prepare_slice_batch
-from aeflow_monai.network.encoder import Encoder
+from aeflow_monai import Encoder, Score
+from aeflow_monai.data import prepare_slice_batch
 
 BATCH_SIZE = 16
 STAGES = (1, 2, 3)  # strides 4, 8 and 16: what the backbone's features are kept of
-
-
-class Answer(NamedTuple):
-    """Scores (N,) and anomaly maps (N, 1, H, W); larger is more anomalous, in the method's own unit."""
-
-    scores: Tensor
-    maps: Tensor
 
 
 class SharedEncoder(nn.Module):
@@ -88,6 +81,13 @@ class Peer(nn.Module, ABC):
         return Answer(answer.pred_score.flatten(), answer.anomaly_map)
 
 
+def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """A step down the gradient of a loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
 class PlainAutoencoder(Peer):
     """MONAI's convolutional autoencoder on pixels; its score is the mean squared error."""
 
@@ -103,10 +103,7 @@ class PlainAutoencoder(Peer):
         self.train()
         for _ in range(self.epochs):
             for image in self.batches(dataset, shuffle=True):
-                loss = F.mse_loss(self.model(image), image)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                step(optimizer, F.mse_loss(self.model(image), image))
 
     def forward(self, image: Tensor) -> Answer:
         """Score images (N, C, H, W) in [0, 1]."""
@@ -115,16 +112,19 @@ class PlainAutoencoder(Peer):
         return Answer(error.mean(dim=(1, 2, 3)), error)
 
 
-def names() -> list[str]:
-    """All methods that can be run here."""
-    theirs = ["patchcore", "padim", "fastflow", "cflow", "dfm"] if importlib.util.find_spec("anomalib") else []
-    return [*theirs, "autoencoder"]
+class FittedPeer(MapMethod):
+    """A fitted peer with its own maps and scores.
 
+    Args:
+        peer: fitted.
+        score: for its thresholds, and the score of a case.
+    """
 
-def kind_of(name: str) -> type[Peer]:
-    """The class of one of the names."""
-    if name == "autoencoder":
-        return PlainAutoencoder
-    from anomalib_peers import ANOMALIB  # its import takes seconds
+    def __init__(self, peer: Peer, score: Score) -> None:
+        super().__init__(score)
+        self.peer = peer
 
-    return ANOMALIB[name]
+    def look(self, stack: Tensor, chosen: Tensor) -> Answer:
+        """Look at the chosen slices of a volume, a batch at a time."""
+        answers = [self.peer(part) for part in stack[chosen].split(BATCH_SIZE)]
+        return Answer(torch.cat([each.scores for each in answers]), torch.cat([each.maps for each in answers]))

@@ -6,22 +6,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import random
-import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from aeflow_monai.data.datalist import load_datalist
+import planted_lesions
+from shared import read_rows, write_rows, xray_patient
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-import planted_lesions  # noqa: E402
+from aeflow_monai import config_files, load_datalist
 
-FIELDS = ("path", "mask", "case", "patient", "split", "abnormal")
+COLUMNS = ("path", "mask", "case", "patient", "split", "abnormal")
 N_HELD_OUT, N_ABNORMAL = 200, 400  # of the chest X-rays' development split
 N_TEST = 20  # subjects, of either split of the brains
 
@@ -40,7 +36,7 @@ class Protocol:
     """A data set with its config.
 
     Args:
-        config: overlay of the bundle's train.yaml; none if None.
+        config: goes on top of the bundle's train.yaml; none if None.
         normals: to fit on.
         test: gives what is scored; not called before all fitting is done.
     """
@@ -79,31 +75,19 @@ class Protocol:
 
 
 def _write(folder: Path, split: str, rows: Iterable[Row]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(FIELDS)
-        writer.writerows(
-            [row.path, row.mask or "", row.case or row.path.stem, row.patient, split, int(row.abnormal)] for row in rows
-        )
+    cells = ((r.path, r.mask or "", r.case or r.path.stem, r.patient, split, int(r.abnormal)) for r in rows)
+    write_rows(folder / "manifest.csv", COLUMNS, cells)
 
 
 def _read(folder: Path, split: str, abnormal: bool | None = None) -> list[Row]:
     """The rows of one split of a folder with manifest.csv; of both kinds if `abnormal` is None."""
     found = []
-    with (folder / "manifest.csv").open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            if row["split"] == split and abnormal in (None, row["abnormal"] == "1"):
-                path, mask = folder / row["path"], folder / row["mask"] if row.get("mask") else None
-                patient = row.get("patient") or _xray_patient(path)
-                found.append(Row(path, row["abnormal"] == "1", mask, row.get("case") or "", patient))
+    for row in read_rows(folder / "manifest.csv"):
+        if row["split"] == split and abnormal in (None, row["abnormal"] == "1"):
+            path, mask = folder / row["path"], folder / row["mask"] if row.get("mask") else None
+            patient = row.get("patient") or xray_patient(path)
+            found.append(Row(path, row["abnormal"] == "1", mask, row.get("case") or "", patient))
     return found
-
-
-def _xray_patient(path: Path) -> str:
-    """The patient's part of a name of the chest X-ray set, the whole name where it has none."""
-    known = re.match(r"person\d+(?=_)|(?:NORMAL2-)?IM-\d+(?=-)", path.name)
-    return known[0] if known else path.stem
 
 
 def _some(rows: Sequence[Row], n: int | None) -> list[Row]:
@@ -138,7 +122,7 @@ def development_split(normals: Sequence[Row], abnormal: Sequence[Row]) -> tuple[
 
 def chest_xray(data: Path, split: str, n_normals: int | None, config: Path | None = None) -> Protocol:
     """The official split, or a development split made of its training part alone."""
-    folder, config = data / "chest_xray", config or ROOT / "configs/chest_xray.yaml"
+    folder, config = data / "chest_xray", config or Path(*config_files("chest_xray"))
     normals = _read(folder, "train", abnormal=False)
     if split == "official":
         return Protocol(config, _some(normals, n_normals), lambda: _read(folder, "test"))
@@ -172,7 +156,7 @@ def healthy_t1(data: Path, output: Path, split: str, n_subjects: int | None, con
 
     cases = [planted_lesions.case_of(file) for file in train]
     normals = [Row(file, False, None, case, case) for file, case in zip(train, cases, strict=True)]
-    return Protocol(config or ROOT / "configs/healthy_t1.yaml", _some(normals, n_subjects), plant)
+    return Protocol(config or Path(*config_files("healthy_t1")), _some(normals, n_subjects), plant)
 
 
 def listed(source: str, config: Path | None, normal_classes: Sequence[str], n_normals: int | None) -> Protocol:
@@ -184,7 +168,7 @@ def listed(source: str, config: Path | None, normal_classes: Sequence[str], n_no
             Row(
                 Path(item["image"]),
                 item.get("label") == 1,
-                Path(item["mask"]) if item.get("mask") else None,
+                Path(item["lesion"]) if item.get("lesion") else None,
                 str(item["case"]),
                 str(item.get("patient", "")),
             )
@@ -213,7 +197,7 @@ def load(
         output: where data that has to be made goes.
         split: "official" or, of the first two, "dev".
         n_normals: fit on this many images or subjects only; all if None.
-        config: overlay of train.yaml, in place of the data set's own in configs.
+        config: goes on top of train.yaml, in place of the data set's own in configs.
         normal_classes: of data of the user's own.
     """
     if split == "dev" and name not in ("chest_xray", "healthy_t1"):

@@ -1,34 +1,44 @@
-"""Another method's maps, with all that AE-Flow does with its own: by place, through slices, level, shares, thresholds.
+"""Another method's maps, with all that AE-Flow does with its own: position, slices, level, fractions, thresholds.
 
 It tells what of a difference is the network's, and what any method could have.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from map_inferer import Answer
+from peers import FittedPeer, Peer
 from torch import Tensor
 
-from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
-from aeflow_monai.score.scoring import AnomalyScorer
+from aeflow_monai import Slicer
+from aeflow_monai.engine.detector import places_of
+from aeflow_monai.score import NormalSlices, foreground_of
 
 
-class RescoredPeer(AnomalyScorer):
-    """The calibrated score with another method's map in place of the flow's term, and nothing else.
+class RescoredPeer(FittedPeer):
+    """A fitted peer whose maps are the single term of the calibrated `Score`."""
 
-    Args:
-        aeflow: is there since the score asks for its stages; what it says is not used.
-        peer_path: of the fitted method, a `Peer`.
-        options: of `AnomalyScorer`; beta and ease_weight, which weigh the reconstruction, are set to 1 and 0.
-    """
+    def look(self, stack: Tensor, chosen: Tensor) -> Answer:
+        """Look at the chosen slices of a volume."""
+        maps, places = super().look(stack, chosen).maps, Slicer.places(chosen, "axial")
+        slices = self.score.stack(maps, foreground_of(stack[chosen]), places)
+        scored = self.score(self.score.blurred(slices))
+        return Answer(scored.slice_scores, scored.anomaly_map)
 
-    def __init__(self, aeflow: AEFlow, peer_path: str | Path, **options: Any) -> None:
-        super().__init__(aeflow, **{**options, "beta": 1.0, "ease_weight": 0.0})
-        self.peer = torch.load(peer_path, weights_only=False).eval()
 
-    def terms(self, output: AEFlowOutput, image: Tensor) -> Tensor:
-        """The method's maps of images (N, C, H, W), as the term of each stage; nothing of the reconstruction."""
-        maps = self.peer(image).maps
-        return torch.cat([maps.expand(-1, len(self.aeflow.flows), -1, -1), torch.zeros_like(maps)], dim=1)
+class MapsOfNormals:
+    """A peer's maps of batches of normals, for `calibrate_score`; the peer runs whenever they are iterated."""
+
+    def __init__(self, peer: Peer, batches: Iterable[Mapping[str, Any]]) -> None:
+        self.peer = peer
+        self.batches = batches
+
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[NormalSlices]:
+        for batch in self.batches:
+            image = batch["image"]
+            maps = self.peer(image).maps
+            yield NormalSlices(maps, foreground_of(image), batch["patient"], batch["file"], places_of(batch))

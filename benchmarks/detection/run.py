@@ -9,43 +9,31 @@ seeds. Usage:
 
 DIR holds chest_xray/manifest.csv, or healthy_t1 and ms_lesion/gold_masks_all30. --set may also be the path of whatever
 the bundle can read and has a test split, as a MedMNIST .npz. A method is `aeflow` (the bundle's defaults and the data
-set's config), the name of an overlay in benchmarks/detection/variants or the path of another one, one of peers.py, or
+set's config), the name of a config in benchmarks/detection/variants or the path of another one, one of peers.py, or
 behind that, as `padim_rescored`, its maps with AE-Flow's way from a map to a score. anomalib's need the extra `bench`.
-Last epoch for everyone. Written to the output: table.md, results.json, and a folder for each seed and method.
+Last epoch for everyone. Written to the output: table.md, results.json, and a folder for each seed and method; that of
+AE-Flow or a variant is its bundle.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import peers
-import protocols
 import torch
+
+from aeflow_monai.files import read_json, replacing, write_json
+
+sys.path.append(str(Path(__file__).parent.parent))
+import protocols
+from methods import label_of, options_of, peer_names, resolve, variant_names
+from shared import arguments, commit, processor
 from table import Result, markdown, summarise
-from work import VARIANTS, commit, label_of, overlay_of, rescored
 
 HERE = Path(__file__).parent
-
-
-def resolve(method: str) -> str:
-    """A method as work.py takes it; names of variants become the paths of their overlays."""
-    if method == "aeflow" or (rescored(method) or method) in peers.names():
-        return method
-    for path in (Path(method), VARIANTS / f"{method}.yaml"):
-        if path.suffix == ".yaml" and path.is_file():
-            return str(path.absolute())
-    known = ["aeflow", *sorted(path.stem for path in VARIANTS.glob("*.yaml")), *peers.names()]
-    raise SystemExit(
-        f"Unknown method {method!r}: expected the path of an overlay, or one of {', '.join(known)}. "
-        "anomalib's methods need the extra `bench`."
-    )
 
 
 class Runs:
@@ -53,7 +41,7 @@ class Runs:
 
     Args:
         output: of the whole comparison.
-        config: overlay of the data set, if any.
+        config: of the data set, if any.
         epochs: of all methods that are trained; the bundle's if None.
     """
 
@@ -90,8 +78,8 @@ class Runs:
     def _check(self, done: Path, task: str, method: str | None) -> None:
         if task != "fit" or method is None:
             return
-        was = json.loads(done.read_text(encoding="utf-8"))["settings"]
-        now = {"overlay": overlay_of(method), "epochs": self.epochs}
+        was = read_json(done)["settings"]
+        now = {"options": options_of(method), "epochs": self.epochs}
         if was != now:
             raise SystemExit(
                 f"{done.parent} was fitted with {was}, now it is {now}: delete it, or name another --output."
@@ -101,31 +89,19 @@ class Runs:
 def same_protocol(output: Path, settings: dict[str, Any]) -> None:
     """Refuse to mix data of two kinds, or two versions of a config, in one folder."""
     path = output / "protocol.json"
-    was = json.loads(path.read_text(encoding="utf-8")) if path.exists() else settings
+    was = read_json(path) or settings
     different = sorted(name for name in settings if was.get(name) != settings[name])
     if different:
         parts = "; ".join(f"{name} {was.get(name)!r} there, {settings[name]!r} now" for name in different)
         raise SystemExit(f"{output} holds a run of other normals or another config ({parts}); name another --output.")
-    path.write_text(json.dumps(settings), encoding="utf-8")
-
-
-def processor() -> str:
-    """What the machine calls its processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    write_json(path, settings)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = arguments(__doc__, "data", "output")
     parser.add_argument("--set", default="chest_xray", help="chest_xray, healthy_t1, or the path of a data set")
     parser.add_argument("--split", default="official", choices=["official", "dev"])
-    parser.add_argument(
-        "--config", type=Path, help="overlay of train.yaml for all methods, in place of the data set's own"
-    )
+    parser.add_argument("--config", type=Path, help="on top of train.yaml for all methods, not the data set's own")
     parser.add_argument("--normal_classes", nargs="+", default=["NORMAL"], help="of a data set of your own")
     parser.add_argument("--methods", nargs="+", help="all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -133,12 +109,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="of all methods that are trained; the bundle's by default")
     parser.add_argument("--fit_only", action="store_true", help="stop before the test list is read")
     given = parser.parse_args()
-    variants = sorted(path.stem for path in VARIANTS.glob("*.yaml"))
-    methods = [resolve(method) for method in given.methods or ["aeflow", *variants, *peers.names()]]
-    data, output = given.data.absolute(), given.output.absolute()
+    peers = peer_names()
+    methods = [resolve(method) for method in given.methods or ["aeflow", *variant_names(), *peers]]
+    output = given.output
     output.mkdir(parents=True, exist_ok=True)
     config = given.config.absolute() if given.config else None
-    protocol = protocols.load(given.set, data, output, given.split, given.normals, config, given.normal_classes)
+    protocol = protocols.load(given.set, given.data, output, given.split, given.normals, config, given.normal_classes)
     settings = {"set": given.set, "split": given.split, "normals": given.normals, "digest": protocol.digest()}
     same_protocol(output, settings)
     runs = Runs(output, protocol.config, given.epochs)
@@ -146,7 +122,7 @@ def main() -> None:
     # a later run that adds a method fits it as blindly as the first
     (runs.test / "manifest.csv").unlink(missing_ok=True)
     protocol.write_fit(runs.normals)
-    if any(method in peers.names() for method in methods):
+    if any(method in peers for method in methods):
         runs.call("features", runs.features, runs.normals)
     wanted = [(seed, method, runs.folder(seed, method)) for seed in given.seeds for method in methods]
     for seed, method, folder in wanted:
@@ -167,12 +143,13 @@ def main() -> None:
         "commit": commit(),
         "machine": f"{processor()}, {torch.get_num_threads()} threads used",
         "torch": torch.__version__,
-        **json.loads((first / "speed.json").read_text(encoding="utf-8")),
-        "methods": summarise(results, peers=[name for name in methods if name in peers.names()]),
+        **read_json(first / "speed.json"),
+        "methods": summarise(results, peers=[name for name in methods if name in peers]),
     }
-    (output / "results.json").write_text(json.dumps(summary, indent=2), encoding="utf-8")
+    write_json(output / "results.json", summary)
     text = markdown(summary)
-    (output / "table.md").write_text(text, encoding="utf-8")
+    with replacing(output / "table.md") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from shared import read_rows
 from sklearn.metrics import roc_auc_score
+
+from aeflow_monai.files import read_json
 
 N_BOOTSTRAP = 1000
 # what the evaluation writes: column, file, key
@@ -54,33 +55,24 @@ class Result(NamedTuple):
     @classmethod
     def read(cls, method: str, seed: int, folder: Path) -> Result:
         """Read what work.py has written."""
-
-        def load(path: Path) -> Any:
-            return json.loads(path.read_text(encoding="utf-8"))
-
         results = folder / "results"
-        located, of_slices = results / "localisation.json", results / "slice_scores.csv"
-        cases = Scores.of([(row["file"], int(row["label"]), row["score"]) for row in _rows(results / "scores.csv")])
+        of_slices = results / "slice_scores.csv"
+        cases = Scores.of([(row["file"], int(row["label"]), row["score"]) for row in read_rows(results / "scores.csv")])
         slices = None
         if of_slices.exists():
             kinds = {"normal": 0, "abnormal": 1}
-            known = [row for row in _rows(of_slices) if row["kind"] in kinds]
+            known = [row for row in read_rows(of_slices) if row["kind"] in kinds]
             slices = Scores.of([(row["case"], kinds[row["kind"]], row["score"]) for row in known])
         return cls(
             method,
             seed,
             cases,
             slices,
-            load(folder / "fit.json"),
-            load(folder / "score.json"),
-            load(results / "metrics.json"),
-            load(located) if located.exists() else None,
+            read_json(folder / "fit.json"),
+            read_json(folder / "score.json"),
+            read_json(results / "metrics.json"),
+            read_json(results / "localisation.json") or None,
         )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def _resamples(scores: Scores) -> list[np.ndarray]:
@@ -160,8 +152,8 @@ def summarise(results: Sequence[Result], peers: Sequence[str]) -> dict[str, dict
         for key in ("sensitivity", "specificity"):
             row[f"{key}_of_seeds"] = [run.detection[key] for run in runs]
         # not known of a model without the number of held-out patients
-        promises = {run.detection.get("promised_specificity") for run in runs}
-        row["promised_specificity"] = sorted(promises - {None})
+        expected = {run.detection.get("expected_specificity") for run in runs}
+        row["expected_specificity"] = sorted(expected - {None})
         for key in ("sensitivity", "specificity", "average_precision"):
             row[key] = float(np.mean([run.detection[key] for run in runs]))
         for key in ("seconds", "cpu_seconds", "trained_parameters", "stored_numbers"):
@@ -211,13 +203,13 @@ def markdown(summary: dict[str, Any]) -> str:
             cells += [f"{row[key]:,.0f}" for key in ("trained_parameters", "stored_numbers")]
             cells += [f"{row[key]:.0f}" for key in ("fit_peak_mib", "score_peak_mib")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    promised = {f"{promise:.3f}" for row in fitted.values() for promise in row["promised_specificity"]}
+    expected = {f"{value:.3f}" for row in fitted.values() for value in row["expected_specificity"]}
     lines += [
         "",
         "Spread: standard deviation over seeds. Interval: of the mean over seeds, cases resampled (with all their "
         "slices). p: two-sided paired bootstrap of the difference from the best other method. Sensitivity and "
         "specificity: mean over seeds, and the smallest and largest; at the threshold from held-out training normals, "
-        f"which promises a specificity of {' or '.join(sorted(promised)) or 'unknown size'}. Intensity statistics "
+        f"whose expected specificity is {' or '.join(sorted(expected)) or 'unknown'}. Intensity statistics "
         "are given in their better direction.",
     ]
     return "\n".join(lines) + "\n"

@@ -176,9 +176,9 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def overlay(tmp_path_factory: pytest.TempPathFactory, tiny_training: dict[str, Any]) -> Path:
-    """An overlay with the network and training of the test's model."""
-    file = tmp_path_factory.mktemp("overlay") / "tiny.yaml"
+def preset(tmp_path_factory: pytest.TempPathFactory, tiny_training: dict[str, Any]) -> Path:
+    """A preset for a first training of seconds."""
+    file = tmp_path_factory.mktemp("preset") / "tiny.yaml"
     file.write_text(yaml.safe_dump(tiny_training))
     return file
 
@@ -207,18 +207,14 @@ def studies(make_studies: Callable[[], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_server(
-    trained: Path, overlay: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[..., Server]]:
+def make_server(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
     """Makes servers of the app, which are ended with the session."""
     servers: list[Server] = []
 
-    def make(
-        studies: Path | str, *options: str, model: Path | None = trained / "model.pt", **environment: str
-    ) -> Server:
+    def make(studies: Path | str, *options: str, model: Path | None = trained, **environment: str) -> Server:
         folder = tmp_path_factory.mktemp("server")
-        command = [sys.executable, "-m", "aeflow_monai.cli", "label", "--studies", str(studies)]
-        command += ["--app", str(folder / "app"), "--config", str(overlay), *options]
+        command = [sys.executable, "-m", "aeflow_monai.cli.main", "label", "--studies", str(studies)]
+        command += ["--app", str(folder / "app"), *options]
         command += ["--model", str(model)] if model else []
         servers.append(Server(folder, command, environment))
         return servers[-1]

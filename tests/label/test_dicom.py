@@ -141,7 +141,7 @@ def test_series_are_scored_marked_normal_and_trained_on(
     server.client.train_start("anomaly", {"max_epochs": 1})
     status = server.wait_for("/train/")
     assert status["status"] == "DONE", status["details"]
-    record = json.loads((server.folder / "app/model/model_v2.json").read_text())
+    record = json.loads((server.folder / "app/model/v2/record.json").read_text())
     assert record["trained_on"] == sorted(series[case] for case in CASES[:2])
     server.get("/scoring/anomaly_score", "POST", {})
     assert server.wait_for("/scoring/")["status"] == "DONE"

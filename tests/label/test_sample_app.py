@@ -1,4 +1,4 @@
-"""The bundle as it is, in MONAI Label's own sample app `monaibundle`."""
+"""The folder that a training wrote, as it is, in MONAI Label's own sample app `monaibundle`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, volumes: Path, run_workflow: Callable[..., Any]) -> Path:
-    """The bundle with a model of its own, unchanged, network."""
-    folder = tmp_path_factory.mktemp("bundle") / "aeflow"
-    shutil.copytree(ROOT / "bundle", folder, ignore=shutil.ignore_patterns("*.pt"))
-    run_workflow("train.yaml", dataset_dir=str(volumes), output_dir=str(folder / "models"), epochs=1)
-    for left in ("checkpoints", "tensorboard"):
-        shutil.rmtree(folder / "models" / left)
-    return folder
-
 
 @pytest.fixture(scope="module")
 def server(
-    bundle: Path,
+    trained: Path,
     studies: Path,
     make_server: Callable[..., Any],
     audit: dict[str, str],
@@ -37,7 +24,7 @@ def server(
 ) -> Iterator[Any]:
     app = tmp_path_factory.mktemp("sample") / "app"
     shutil.copytree(Path(sys.prefix, "monailabel/sample-apps/monaibundle"), app)
-    shutil.copytree(bundle, app / "model/aeflow")
+    shutil.copytree(trained, app / "model/aeflow")
     server = make_server(studies, **audit)
     offline = ["--conf", "zoo_source", "ngc", "--conf", "sam2", "false"]
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
@@ -55,15 +42,15 @@ def test_it_is_listed_as_a_segmentation_of_one_label(server: Any) -> None:
 
 
 def test_it_gives_the_mask_and_score_of_the_command_line(
-    server: Any, bundle: Path, studies: Path, run_workflow: Callable[..., Any], tmp_path: Path, audit: dict[str, str]
+    server: Any, trained: Path, studies: Path, run_workflow: Callable[..., Any], tmp_path: Path, audit: dict[str, str]
 ) -> None:
     name = "test_abnormal_000"
     source = nib.load(studies / f"{name}.nii.gz")
     run_workflow(
-        "inference.yaml",
+        trained / "configs/inference.yaml",
         dataset_dir=str(studies / f"{name}.nii.gz"),
-        ckpt_path=str(bundle / "models/model.pt"),
         output_dir=str(tmp_path),
+        outputs=["anomaly_mask"],
     )
     with (tmp_path / "scores.csv").open(newline="", encoding="utf-8") as file:
         row = next(csv.DictReader(file))
@@ -72,7 +59,7 @@ def test_it_gives_the_mask_and_score_of_the_command_line(
     assert answer.shape == source.shape
     np.testing.assert_allclose(answer.affine, source.affine, atol=1e-5)
     assert answer.get_data_dtype() == np.uint8
-    expected = nib.load(tmp_path / f"{name}_mask.nii.gz").get_fdata()
+    expected = nib.load(tmp_path / f"{name}_anomaly_mask.nii.gz").get_fdata()
     assert np.count_nonzero(answer.get_fdata() != expected) <= 2  # the number of threads moves a map's last digits
     assert said["anomaly_score"] == pytest.approx(float(row["score"]), abs=1e-4)
     assert said["most_anomalous_slice"]["number"] == int(row["most_anomalous_slice"])

@@ -28,28 +28,18 @@ def server(studies: Path, make_server: Callable[..., Any], audit: dict[str, str]
 
 @pytest.fixture(scope="module")
 def from_command_line(
-    studies: Path,
-    trained: Path,
-    run_workflow: Callable[..., Any],
-    tiny_network: dict[str, Any],
-    tmp_path_factory: pytest.TempPathFactory,
+    studies: Path, trained: Path, run_workflow: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Maps, masks and scores of the same images by the same model from the command line's workflow."""
     folder = tmp_path_factory.mktemp("maps")
     (folder / "images").mkdir()
     for name in VOLUMES:
         shutil.copy(studies / f"{name}.nii.gz", folder / "images")
-    options = {"dataset_dir": str(folder / "images"), "ckpt_path": str(trained / "model.pt")}
     run_workflow(
-        "inference.yaml",
+        trained / "configs/inference.yaml",
+        dataset_dir=str(folder / "images"),
         output_dir=str(folder / "out"),
-        min_foreground=0.0,
-        write_overlay=False,
-        write_reconstruction=False,
-        write_residual=False,
-        write_log_likelihood=False,
-        **options,
-        **tiny_network,
+        outputs=["anomaly_map", "anomaly_mask", "profile"],
     )
     return folder / "out"
 
@@ -66,7 +56,7 @@ def test_info_tells_tasks_strategies_and_options(server: Any) -> None:
     assert info["models"]["anomaly_mask"]["version"] == "1"
     assert list(info["strategies"]) == ["most_anomalous", "nearest_threshold"]  # viewers offer the first
     assert set(info["scoring"]) == {"anomaly_score", "voxel_metrics"}
-    assert info["trainers"]["anomaly"]["config"]["max_epochs"] == 3  # of the overlay
+    assert info["trainers"]["anomaly"]["config"]["max_epochs"] == 3  # of the model's training
     assert info["labels"] == ["anomaly"]
     assert "Not a medical device" in info["description"]
 
@@ -77,9 +67,9 @@ def test_a_volume_gets_what_the_command_line_gives(
 ) -> None:
     source = nib.load(studies / f"{name}.nii.gz")
     row = scores(from_command_line)[name]
-    for task, file in (("anomaly_mask", "mask"), ("anomaly_map", "anomaly_map")):
+    for task in ("anomaly_mask", "anomaly_map"):
         path, said = server.client.infer(task, name, {})
-        answer, expected = nib.load(path), nib.load(from_command_line / f"{name}_{file}.nii.gz")
+        answer, expected = nib.load(path), nib.load(from_command_line / f"{name}_{task}.nii.gz")
         assert answer.shape == source.shape
         assert answer.get_data_dtype() == expected.get_data_dtype()
         np.testing.assert_array_equal(answer.get_sform(), source.get_sform())

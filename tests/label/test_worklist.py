@@ -18,7 +18,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
+from outputs import BUNDLE, contents, files_below
 
+from aeflow_monai import predict
 from aeflow_monai.label.server import make_app_folder
 
 NORMALS = tuple(f"train_normal_00{number}" for number in range(4))
@@ -36,7 +39,7 @@ def studies(make_studies: Callable[[], Path], volumes: Path) -> Path:
 @pytest.fixture(scope="module")
 def model(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that a test may change."""
-    return Path(shutil.copy(trained / "model.pt", tmp_path_factory.mktemp("model")))
+    return Path(shutil.copytree(trained, tmp_path_factory.mktemp("model") / "RUN"))
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +64,16 @@ def walk(server: Any, strategy: str, steps: int) -> list[str]:
 
 
 def models(server: Any) -> list[str]:
-    return sorted(file.name for file in (server.folder / "app/model").glob("model_v*.pt"))
+    """Folders of versions; none that is half written has such a name."""
+    return sorted(folder.name for folder in (server.folder / "app/model").glob("v*"))
 
 
 def test_scores_sort_the_worklist_and_a_broken_image_is_last(server: Any, model: Path) -> None:
-    given = model.read_bytes()
-    model.write_bytes(b"half written")  # by another training, while the server runs: its own copy is used
+    moved = model.rename(model.with_name("MOVED"))  # while the server runs: its own copy is used
     infos = server.wait_for_scores(1)
-    model.write_bytes(given)
-    assert models(server) == ["model_v1.pt"]
+    moved.rename(model)
+    assert models(server) == ["v1"]
+    assert json.loads((server.folder / "app/model/v1/record.json").read_text())["imported_from"] == "RUN"
     assert "Expected an image" in infos["broken"]["anomaly_error"]
     scores = {name: info["anomaly_score"] for name, info in infos.items() if name != "broken"}
     threshold = next(info["anomaly_case_threshold"] for info in infos.values() if info.get("anomaly_case_threshold"))
@@ -124,10 +128,20 @@ def test_training_on_marked_normals_gives_the_next_model(
     assert stats["total_time"]
     assert stats["train"]["metrics"]["train_loss"] == pytest.approx(stats["train"]["best_metric"])
     assert set(stats["eval"]["metrics"]) >= {"val_loss", "val_flow_loss", "val_reconstruction_loss"}
-    assert models(server) == ["model_v1.pt", "model_v2.pt"]
-    record = json.loads((server.folder / "app/model/model_v2.json").read_text())
+    assert models(server) == ["v1", "v2"]
+    v2 = server.folder / "app/model/v2"
+    record = json.loads((v2 / "record.json").read_text())
     assert record["trained_on"] == sorted([*NORMALS, "test_normal_000"])
     assert record["options"] == {"epochs": 1, "calibration_fraction": 0.3, "batch_size": 8}
+    assert files_below(v2) == BUNDLE | {"record.json"}
+    # the options of the version before hold on
+    before_options, options = (
+        yaml.safe_load((v2.parent / f"{v}/configs/train.yaml").read_text()) for v in ("v1", "v2")
+    )
+    assert options["image_size"] == before_options["image_size"] == [64, 64]
+    assert options["network_def"] == before_options["network_def"]
+    assert server.client.info()["trainers"]["anomaly"]["config"]["max_epochs"] == 1
+    assert predict(studies / "test_abnormal_000.nii.gz", v2).thresholds == record["thresholds"]
 
     after = server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]
     assert after["model_version"] == 2
@@ -169,7 +183,7 @@ def test_a_training_that_is_killed_leaves_the_model(server: Any, studies: Path, 
     for name in NORMALS:
         submit(server, name, 0, studies, tmp_path)
     model = server.folder / "app/model" / there[-1]
-    content = model.read_bytes()
+    content = contents(model)
     stats = server.folder / "app/model/train_stats.json"
     stats.unlink(missing_ok=True)
     server.client.train_start("anomaly", {"max_epochs": 200})
@@ -197,18 +211,18 @@ def test_a_training_that_is_killed_leaves_the_model(server: Any, studies: Path, 
     answer = server.client.infer("anomaly_mask", "test_abnormal_000", {})[1]
     assert answer["model_version"] == before["model_version"]
     assert answer["anomaly_score"] == pytest.approx(before["anomaly_score"], abs=1e-6)
-    assert model.read_bytes() == content
+    assert contents(model) == content
     assert models(server) == there
 
 
 def test_a_server_without_a_model_says_what_to_do_and_trains_the_first(
-    make_studies: Callable[[], Path], make_server: Callable[..., Any], overlay: Path, tmp_path: Path
+    make_studies: Callable[[], Path], make_server: Callable[..., Any], preset: Path, tmp_path: Path
 ) -> None:
     studies = make_studies()
     server = make_server(studies, model=None)
     app = make_app_folder(server.folder / "app")
     monailabel = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
-    server.command = [*monailabel, "--conf", "configs", str(overlay), *server.command[-4:]]
+    server.command = [*monailabel, "--conf", "presets", str(preset), *server.command[-4:]]
     server.start()
     try:
         info = server.client.info()

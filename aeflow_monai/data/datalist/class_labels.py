@@ -12,7 +12,7 @@ __all__ = ["require_labels"]
 
 
 def require_labels(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """Passes on a datalist that can be evaluated, before anything is computed.
+    """Pass on a datalist that can be evaluated, before anything is computed.
 
     That takes normal and abnormal images, or abnormal ones with lesion masks: slices and voxels are of both kinds.
 
@@ -28,7 +28,7 @@ def require_labels(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
     usable = [item for item in items if "problem" not in item]
     unlabelled = [item["image"] for item in usable if "label" not in item]
     classes = {item["label"] for item in usable if "label" in item}
-    masked = classes == {1} and any("mask" in item for item in usable)
+    masked = classes == {1} and any("lesion" in item for item in usable)
     if unlabelled or not (masked or classes == {0, 1}):
         found = f"{len(unlabelled)} of {len(usable)} test images have no label"
         if not unlabelled:

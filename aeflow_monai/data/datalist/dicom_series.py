@@ -12,7 +12,7 @@ from aeflow_monai.data.datalist.image_files import is_series, series_below, some
 
 REMEDY = "Expected one folder of DICOM files for each series in it or below."
 _SAME_PLACE = 1e-3  # mm
-_TOLERANCE = 0.1  # of the usual distance of slices: rounded positions pass, a missing slice does not
+_TOLERANCE = 0.1  # of the median distance of slices: rounded positions pass, a missing slice does not
 
 
 def has_dicom(root: Path) -> bool:
@@ -65,11 +65,11 @@ def _position_problem(folder: Path, files: tuple[str, ...]) -> str:
             f"{len(files) - repeated.sum()} positions. Move each time or echo into a folder of its own, or name the "
             "files one by one in a manifest.csv."
         )
-    usual = float(np.median(gaps)) if len(gaps) else 0.0
-    if (uneven := np.abs(gaps - usual) > _TOLERANCE * usual).any():
+    median = float(np.median(gaps)) if len(gaps) else 0.0
+    if (uneven := np.abs(gaps - median) > _TOLERANCE * median).any():
         found = [f"{gaps[i]:g} mm after position {positions[i]:g} mm" for i in np.flatnonzero(uneven)]
         return (
-            f"{folder} has uneven distances of slices: {usual:g} mm mostly, but {some(found)}. Add the missing slices "
+            f"{folder} has uneven distances of slices: {median:g} mm mostly, but {some(found)}. Add the missing slices "
             f"to the {len(files)} files, or resample the series to even distances and save it as NIfTI."
         )
     return ""

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.data.datalist import dicom_series as dicom
+from aeflow_monai.data.datalist.class_labels import label_of_mask
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
 from aeflow_monai.data.datalist.image_files import some, stem
-from aeflow_monai.data.datalist.class_labels import label_of_mask
 from aeflow_monai.data.datalist.layouts import LAYOUTS
 from aeflow_monai.data.datalist.naming import name_cases
 from aeflow_monai.data.datalist.splits import draw_patients
@@ -26,7 +26,7 @@ SECTIONS = {
 def to_items(
     layout: str, source: Path, entries: Sequence[Entry], section: str, test_fraction: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Names the cases, picks the section, checks that its files exist and fills in the labels that masks tell."""
+    """Name the cases, pick the section, check that its files exist and fill in the labels that masks tell."""
     remedy = LAYOUTS[layout].remedy
     counts = Counter(path for entry in entries if not entry.problem for path in entry.images)
     if repeated := [path for path, count in counts.items() if count > 1]:
@@ -61,7 +61,7 @@ def to_items(
     problems = [item["problem"] for item in items if "problem" in item]
     if len(problems) == len(items):
         raise ValueError(f"None of the {len(items)} cases in {source} can be used. The first: {problems[0]}")
-    if section == "train" and not any(item.get("label") == 0 or "mask" in item for item in items):
+    if section == "train" and not any(item.get("label") == 0 or "lesion" in item for item in items):
         raise ValueError(
             f"The section 'train' of {source} holds no normal image among {len(items)}, but the model is trained on "
             f"normal images only. {remedy}"
@@ -91,7 +91,7 @@ def _to_item(entry: Entry) -> dict[str, Any]:
     elif entry.mask and not problem:
         item["label"] = label_of_mask(entry.mask)
     if entry.mask:
-        item["mask"] = str(entry.mask)
+        item["lesion"] = str(entry.mask)
     if problem:
         item["problem"] = problem
     return {**item, **entry.extra}

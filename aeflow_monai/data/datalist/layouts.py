@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from aeflow_monai.data.datalist import class_folders, dicom_series as dicom, medmnist, volumes
+from aeflow_monai.data.datalist import class_folders, medmnist, volumes
+from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.entries import Entry, Request
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, some
 from aeflow_monai.data.datalist.tables import read_json, read_table

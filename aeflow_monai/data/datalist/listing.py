@@ -29,7 +29,7 @@ def load_datalist(
     test_fraction: float = 0.0,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Lists the images of one section of a data set, with what is known of each.
+    """List the images of one section of a data set, with what is known of each.
 
     The layouts, in the order in which "auto" looks for them:
 
@@ -69,7 +69,7 @@ def load_datalist(
     Returns:
         One dictionary per item, sorted by path: "image" (absolute path; a list of them for several modalities or
         paths), "case" (name), "patient" (name; the case if nothing is known), "label" (0 normal, 1 abnormal; absent
-        if unknown) and "mask" (absolute path; absent if there is none). "sha256" and "slices" of a JSON's item are
+        if unknown) and "lesion" (absolute path; absent if there is none). "sha256" and "slices" of a JSON's item are
         passed on. An item that cannot be used, such as a case without one of the modalities, has a "problem" that
         says why and what to do; it is in the list so that it is reported while the others go on.
 
@@ -111,7 +111,7 @@ def find_images(
     layout: str = "auto",
     modalities: str | Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """Lists images for inference; no labels are needed.
+    """List images for inference; no labels are needed.
 
     Args:
         dataset_dir: one image file; or what `load_datalist` takes as a list (then its test images, with label and

@@ -66,7 +66,7 @@ def read_medmnist(file: Path, request: Request) -> list[Entry]:
 
 
 def unpack(file: Path) -> Path:
-    """Writes each image as PNG or NIfTI into `<split>/<label>/` in a folder beside the file, unless it is there."""
+    """Write each image as PNG or NIfTI into `<split>/<label>/` in a folder beside the file, unless it is there."""
     folder = file.with_name(f"{file.stem}-{_fingerprint(file)}")
     if folder.is_dir():
         return folder

@@ -17,7 +17,7 @@ def split_normals(
     *,
     lesion_free_slices: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Splits what is normal by patient, into what the model is fitted on and what its scores are calibrated on.
+    """Split what is normal by patient, into what the model is fitted on and what its scores are calibrated on.
 
     All images of a patient fall on the same side. The result depends on the patients and the seed, not on their
     order. Items with a "problem" go with their patient, or among those to fit, so that they are reported.
@@ -56,7 +56,7 @@ def split_normals(
 
 
 def normals_of(items: Iterable[Mapping[str, Any]], *, lesion_free_slices: bool = False) -> list[dict[str, Any]]:
-    """Picks what is normal.
+    """Pick what is normal.
 
     Args:
         items: a datalist; what is not labelled 0 is left out. Items with a "problem" stay, so that they are reported.
@@ -71,7 +71,7 @@ def normals_of(items: Iterable[Mapping[str, Any]], *, lesion_free_slices: bool =
     items = list(items)
     kept = [dict(item) for item in items if item.get("label") == 0 or (lesion_free_slices and _has_slices(item))]
     if all("problem" in item for item in kept):
-        masks = sum("mask" in item for item in items)
+        masks = sum("lesion" in item for item in items)
         remedy = f"set lesion_free_slices to train on those of the {masks} items with a mask; or " if masks else ""
         raise ValueError(
             f"Got a datalist without normals: none of {len(items)} items has the label 0. Normal images are needed; "
@@ -86,7 +86,7 @@ def choose_abnormal(
     calibration: Iterable[Mapping[str, Any]] = (),
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Draws labelled abnormal images to train on, of patients that nothing is calibrated on.
+    """Draw labelled abnormal images to train on, of patients that nothing is calibrated on.
 
     A larger count holds the choice of a smaller one, so that a curve over the count adds images and exchanges none.
 
@@ -135,7 +135,7 @@ def draw_patients(patients: Sequence[str], fraction: float, seed: int) -> set[st
 
 
 def _has_slices(item: Mapping[str, Any]) -> bool:
-    return "mask" in item or ("problem" in item and item.get("label") == 1)
+    return "lesion" in item or ("problem" in item and item.get("label") == 1)
 
 
 def _first(image: str | Sequence[str]) -> str:

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aeflow_monai.data.datalist.entries import JSON_KEYS, SPLITS, UNSPLIT, Entry
 from aeflow_monai.data.datalist.class_labels import parse_label
+from aeflow_monai.data.datalist.entries import JSON_KEYS, SPLITS, UNSPLIT, Entry
 
 _COLUMNS = ("path", "split", "abnormal")
 _PASSED_ON = ("sha256", "slices")

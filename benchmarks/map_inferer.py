@@ -1,0 +1,105 @@
+"""Other methods where the bundle has its detector: they hand over maps and scores of slices."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from torch import Tensor, nn
+
+from aeflow_monai import Score, Slicer
+from aeflow_monai.engine import GuardedEvaluator
+from aeflow_monai.score.thresholds import set_thresholds
+
+
+class Answer(NamedTuple):
+    """Scores (n,) and anomaly maps (n, 1, H, W) of slices; larger is more anomalous, in the method's own unit."""
+
+    scores: Tensor
+    maps: Tensor
+
+
+class MapMethod(nn.Module, ABC):
+    """A method that gives maps and scores of slices.
+
+    Args:
+        score: makes the score of a case from those of its slices, and holds the thresholds.
+    """
+
+    def __init__(self, score: Score) -> None:
+        super().__init__()
+        self.score = score
+
+    @abstractmethod
+    def look(self, stack: Tensor, chosen: Tensor) -> Answer:
+        """Look at the chosen slices (n,) of a volume's axial slices (Z, C, H, W)."""
+
+    def fit_thresholds(self, normals: Iterable[tuple[str, Answer]], specificity: float) -> None:
+        """Set the thresholds as a calibration does.
+
+        Args:
+            normals: patient and answer of each held-out volume or image.
+            specificity: that the thresholds aim at.
+        """
+        patients: set[str] = set()
+        cases: list[float] = []
+        slices: list[float] = []
+        peaks: list[float] = []
+        for patient, (scores, maps) in normals:
+            patients.add(patient)
+            cases.append(float(self.score.case_score({"axial": scores})))
+            slices += scores.tolist()
+            peaks += maps.flatten(1).amax(dim=1).tolist()
+        set_thresholds(self.score, cases, slices, peaks, len(patients), specificity)
+
+
+def axial_stack(slicer: Slicer, volume: Tensor) -> tuple[Tensor, Tensor]:
+    """All axial slices of a volume (C, X, Y, Z) as a network takes them, (Z, C, H, W), and which it would look at."""
+    if slicer.axes_of(volume) != ("axial",):
+        raise ValueError(f"Other methods are compared on axial slices only; got axes {slicer.axes_of(volume)}.")
+    volume = volume.as_subclass(Tensor)
+    return slicer.slices(volume, "axial", torch.arange(volume.shape[-1])).contiguous(), slicer.chosen(volume, "axial")
+
+
+class MapInferer(Inferer):
+    """Stands where the bundle has its `SlicedInferer`, and gives the same of a `MapMethod`.
+
+    Args:
+        slicer: the slicing policy, along axial slices.
+    """
+
+    def __init__(self, slicer: Slicer) -> None:
+        super().__init__()
+        self.slicer = slicer
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: MapMethod, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The map of one volume (1, C, X, Y, Z), 0 where slices are skipped, its scores and the thresholds."""
+        volume = inputs[0]
+        stack, chosen = axial_stack(self.slicer, volume)
+        scores, maps = network.look(stack, chosen)
+        anomaly_map = torch.zeros(1, *volume.shape[1:])
+        self.slicer.paste(maps, anomaly_map, "axial", chosen)
+        of_slices = torch.full((1, volume.shape[-1]), math.nan)
+        of_slices[0, chosen] = scores
+        of_case = {"anomaly_score": float(network.score.case_score({"axial": scores})), **network.score.thresholds}
+        return {
+            "anomaly_map": convert_to_dst_type(anomaly_map[None], inputs)[0],
+            "slice_scores_axial": of_slices,
+            **{name: torch.tensor([value]) for name, value in of_case.items()},
+        }
+
+
+def evaluator_of(config: ConfigParser, method: MapMethod) -> GuardedEvaluator:
+    """The evaluator of a config of the bundle, with a method in place of its detector."""
+    config.update({"handlers#0#_disabled_": True})  # which loads the detector's state
+    inferer = MapInferer(config.get_parsed_content("slicer"))
+    config.update({"network": method.eval(), "inferer": inferer})
+    evaluator: GuardedEvaluator = config.get_parsed_content("evaluator")
+    return evaluator

@@ -1,0 +1,186 @@
+"""What the benchmarks share: the bundle's commands, times taken in turn, tables, made-up volumes, and the machine."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+
+from aeflow_monai import Workflow, config_files
+from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.files import read_json
+
+ROOT = Path(__file__).parent.parent
+LARGE = {"image_size": [240, 240], "slicer#fit": "pad"}  # options of a training for volumes of `write_volume`
+
+
+def arguments(description: str, *paths: str) -> argparse.ArgumentParser:
+    """A parser of the command line, with a required path of each of these names."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in paths:
+        parser.add_argument(f"--{name}", type=lambda path: Path(path).absolute(), required=True)
+    return parser
+
+
+def parse_with_options(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The parser's own arguments, and all others as options of the bundle."""
+    given, others = parser.parse_known_args()
+    if len(others) % 2 or not all(name.startswith("--") for name in others[::2]):
+        parser.error(f"options of the bundle are given as --name value; got {' '.join(others)}")
+    return given, {name[2:]: value for name, value in zip(others[::2], others[1::2], strict=True)}
+
+
+def template(*configs: str | Path, **options: Any) -> ConfigParser:
+    """The bundle's train.yaml with configs on top, by name or path, and options: to take parts of."""
+    parser = ConfigParser()
+    parser.read_config(config_files("train", *map(str, configs)))
+    parser.update({"device": "cpu", **options})
+    return parser
+
+
+def bundle_command(configs: Sequence[str | Path], options: Mapping[str, Any], *verb: str) -> list[str]:
+    """The command line `python -m monai.bundle run ...`, as a user writes it."""
+    files = [str(path) for path in configs]
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        *verb,
+        "--config_file",
+        files[0] if len(files) == 1 else str(files),
+    ]
+    return [*command, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+
+
+def run_bundle(configs: Sequence[str | Path], options: Mapping[str, Any], *verb: str) -> float:
+    """Run the bundle in a process of its own; gives the seconds that it took."""
+    return seconds(lambda: subprocess.run(bundle_command(configs, options, *verb), check=True))
+
+
+def evaluate(run: Path, dataset_dir: Path, output_dir: Path) -> dict[str, Any]:
+    """Evaluate a trained bundle in a process of its own; gives its metrics.json."""
+    run_bundle([run / "configs/evaluate.yaml"], {"dataset_dir": dataset_dir, "output_dir": output_dir})
+    return read_json(output_dir / "metrics.json")
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def in_turn(ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """What each way measures, in rounds in which all take their turn: a machine whose speed drifts is fair to all.
+
+    Args:
+        ways: each gives what it has measured.
+        rounds: that count.
+        warm_up: begin with one that does not.
+    """
+    measured: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(-int(warm_up), rounds):
+        for name, way in ways.items():
+            found = way()
+            if number >= 0:
+                measured[name].append(found)
+    return measured
+
+
+def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:
+    """Median of the ratios of two ways within the same round."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+def peak_memory(process: int | str = "self") -> float:
+    """Largest resident memory of a process so far, in MiB; 0 where /proc does not tell.
+
+    Not by getrusage, whose peak a new process inherits from the one that started it.
+    """
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, IndexError):
+        return 0.0
+
+
+def processor() -> str:
+    """What the machine calls its processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+
+
+def machine() -> str:
+    """What a time depends on."""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}"
+
+
+def commit() -> str:
+    """The commit of this code, marked if it was changed."""
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, by column."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file, such as a manifest.csv; its folder is made if it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
+
+
+def xray_patient(path: str | Path) -> str:
+    """Who is on a chest X-ray, by its name (person23_bacteria_76, NORMAL2-IM-0523-0001); the whole name if unknown."""
+    known = re.match(r"person\d+(?=_)|(?:NORMAL2-)?IM-\d+(?=-)", Path(path).name)
+    return known[0] if known else Path(path).stem
+
+
+def write_volume(path: Path, seed: int = 0) -> None:
+    """Write a noisy ellipsoid in an empty background, 240 x 240 x 155."""
+    grid = np.indices((240, 240, 155), np.float32)
+    centre, axes = np.reshape([120, 120, 75], (3, 1, 1, 1)), np.reshape([70, 88, 70], (3, 1, 1, 1))
+    inside = (((grid - centre) / axes) ** 2).sum(0) < 1
+    texture = np.random.default_rng(seed).normal(600, 120, inside.shape)
+    nib.save(nib.Nifti1Image((inside * texture).astype(np.int16), np.diag([-1, -1, 1, 1])), path)
+
+
+def write_untrained(folder: Path, **options: Any) -> Path:
+    """Write a bundle with the weights that a training begins with, which take the same time; it finds nothing.
+
+    Args:
+        folder: of the bundle.
+        options: of train.yaml.
+
+    Returns:
+        The folder.
+    """
+    parser = Workflow(config_files("train"), workflow_type="train", logging_file=False, **options).parser
+    detector = parser.get_parsed_content("network_def")
+    for name in detector.score.thresholds:
+        detector.score.get_buffer(name).fill_(1e9)
+    write_bundle(
+        folder, detector, parser["given"].content, {"seed": 0, "specificity": 0.95, "data": {}, "versions": {}}
+    )
+    return folder

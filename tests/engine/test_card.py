@@ -1,0 +1,127 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aeflow_monai import Score, __version__
+from aeflow_monai.engine.bundle import model_path, read_model
+from aeflow_monai.engine.card import _SHOWN, add_evaluation, facts_of_data, hash_of_list, write_card
+from aeflow_monai.metrics import LesionMetrics, VoxelMetrics, detection_report, slice_report
+
+FACTS = {
+    "data": {"trained on: cases": 40, "trained on: SHA-256 of the list": "55fc7afe8187e168"},
+    "seed": 3,
+    "versions": {"aeflow_monai": "0.2.0", "torch": "2.9"},
+    "specificity": 0.95,
+    "options": ["`epochs`: 3 (default null)"],
+}
+
+
+def card_of(folder: Path, rank: tuple[int, int], **facts: Any) -> str:
+    score = Score()
+    score.case_rank.copy_(torch.tensor(rank))
+    for name, value in (("case_threshold", 1.25), ("slice_threshold", 2.5), ("map_threshold", 3.0)):
+        getattr(score, name).fill_(value)
+    write_card(folder, score, {**FACTS, **facts})
+    return (folder / "docs/README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_names_data_seed_versions_options_and_thresholds(tmp_path: Path) -> None:
+    card = card_of(tmp_path, (19, 19))
+    assert "| trained on: cases | 40 |" in card
+    assert "| trained on: SHA-256 of the list | 55fc7afe8187e168 |" in card
+    assert "Seed 3. Versions: aeflow_monai 0.2.0, torch 2.9." in card
+    assert "- `epochs`: 3 (default null)" in card
+    for line in ("| case threshold | 1.25 |", "| slice threshold | 2.5 |", "| map threshold | 3 |"):
+        assert line in card
+    assert "Research use only. Not a medical device." in card
+    assert "## Limits" in card
+
+
+def test_the_card_says_which_specificity_can_be_expected(tmp_path: Path) -> None:
+    enough = card_of(tmp_path, (19, 19))
+    assert "set on 19 held-out patients: 95.0% of new normal cases" in enough
+    assert "is not reliable" not in enough
+    few = card_of(tmp_path, (3, 3))
+    assert "Asked for was a specificity of 95%." in few
+    assert "set on 3 held-out patients: 75.0% of new normal cases" in few
+    assert "takes 19 held-out patients; with fewer, the largest of their scores is the threshold" in few
+
+
+def test_without_other_options_the_card_says_so(tmp_path: Path) -> None:
+    assert "## Options that differ from the defaults\nNone.\n" in card_of(tmp_path, (19, 19), options=[])
+
+
+def test_the_card_of_a_training_is_of_that_training(trained: Path) -> None:
+    card = (trained / "docs/README.md").read_text()
+    stored = read_model(model_path(trained))
+    for name, value in stored.card["data"].items():
+        assert f"| {name} | {value} |" in card
+    assert {"trained on: cases": 5, "held out: cases": 1}.items() <= stored.card["data"].items()
+    assert all(f"{name} {version}" in card for name, version in stored.card["versions"].items())
+    assert f"aeflow_monai {__version__}" in card
+    options = card.partition("## Options that differ from the defaults\n")[2].partition("\n\n")[0].splitlines()
+    assert options == [
+        "- `epochs`: 3 (default null)",
+        "- `batch_size`: 8 (default 16)",
+        "- `learning_rate`: 0.001 (default 0.002)",
+        "- `image_size`: [64, 64] (default [128, 128])",
+        "- `lesion_copies`: 0 (default null)",
+        "- `network_def#network#n_steps`: 2 (default 8)",
+        "- `network_def#network#hidden_channels`: 8 (default null)",
+        "- `slicer#min_foreground`: 0.0 (default 0.05)",
+    ]
+    assert f"| case threshold | {float(stored.state['score.case_threshold']):.4g} |" in card
+    assert "set on 1 held-out patients: 50.0%" in card
+
+
+def test_each_evaluation_adds_its_table(tmp_path: Path) -> None:
+    before = card_of(tmp_path, (19, 19))
+    report = {"n_normal": 3, "n_abnormal": 4, "auroc": 0.98765, "auroc_ci95": [0.9, 1.0], "specificity": 1.0, "x": 2}
+    add_evaluation(tmp_path, "7 cases", report)
+    add_evaluation(tmp_path, "2 cases", {"slice_auroc": 0.5})
+    after = (tmp_path / "docs/README.md").read_text()
+    assert after.startswith(before.rstrip("\n"))
+    first, second = after[len(before) :].strip().split("\n\n")
+    header = ["| | |", "|---|---|"]
+    rows = ["| n normal | 3 |", "| n abnormal | 4 |", "| auroc | 0.988 [0.900, 1.000] |", "| specificity | 1.000 |"]
+    assert first.splitlines() == ["### 7 cases", *header, *rows]
+    assert second.splitlines() == ["### 2 cases", *header, "| slice auroc | 0.500 |"]
+    # one more evaluation of the same data takes the place of the first
+    add_evaluation(tmp_path, "7 cases", {"auroc": 0.5})
+    again = (tmp_path / "docs/README.md").read_text()
+    first, *others = again[len(before) :].strip().split("\n\n")
+    assert first == second
+    assert [table.splitlines() for table in others] == [["### 7 cases", *header, "| auroc | 0.500 |"]]
+
+
+def test_the_hash_of_a_list_knows_cases_patients_and_labels_but_no_path_or_order() -> None:
+    items = [{"case": "a", "label": 0, "image": "/x/a.png"}, {"case": "b", "patient": "p", "label": 1, "image": "b"}]
+    known = hash_of_list(items)
+    assert hash_of_list([{**item, "image": "elsewhere"} for item in reversed(items)]) == known
+    others = [hash_of_list([{**items[0], key: "z"}, items[1]]) for key in ("case", "patient", "label")]
+    assert len({known, *others}) == 4
+    assert facts_of_data(held_out=items)["held out: SHA-256 of the list, its beginning"] == known
+    assert hash_of_list([{"case": "a"}]) != hash_of_list([{"case": "a", "label": 0}])  # without a label
+
+
+def test_what_the_card_shows_the_reports_have() -> None:
+    labels, scores = [0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9]
+    truth = torch.zeros(1, 6, 6, 3)
+    truth[0, 2:4, 2:4, 1] = 1
+    voxels, lesions = VoxelMetrics(), LesionMetrics()
+    voxels.update(torch.rand(1, 6, 6, 3), truth)
+    lesions.update(torch.rand(1, 6, 6, 3), truth, (1.0, 1.0, 1.0))
+    known = {
+        *detection_report(labels, scores, 0.5, calibrated_rank=(19, 19), n_bootstrap=5),
+        *slice_report(labels, scores, ["a", "b", "c", "d"], n_bootstrap=5),
+        *voxels.compute(0.5),
+        *lesions.compute(),
+    }
+    assert [name for name in _SHOWN if name not in known] == []
+
+
+@pytest.mark.parametrize("text", ["## Evaluations", "# Model card: AE-Flow anomaly detection"])
+def test_the_card_has_its_parts(tmp_path: Path, text: str) -> None:
+    assert text in card_of(tmp_path, (19, 19)).splitlines()

@@ -1,0 +1,301 @@
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from aeflow_monai import Score, Slicer
+from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
+from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
+
+
+@pytest.fixture
+def score() -> Score:
+    """The reports take thresholds from it, so it is calibrated by hand where one needs them."""
+    return Score()
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+def case(name: str, label: int, score: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What goes into an evaluator for a case, and what comes out of it."""
+    # abnormal images are brighter, and no more varied
+    image = MetaTensor(torch.full((1, 4, 4, 3), 0.5 + label), meta={"filename_or_obj": f"images/{name}.nii.gz"})
+    source = {"case": name, "image": image, "label": label}
+    # the first slice was skipped, and the second plane does not count
+    slice_scores = {"axial": torch.tensor([torch.nan, 0.0, score, -1.0]), "coronal": torch.tensor([9.0, 0.0])}
+    scores = {"anomaly_score": score, "prediction": int(score > 1), "slice_scores": slice_scores}
+    if name == "a":
+        scores["ease"] = {"axial": torch.tensor([torch.nan, 1.0, 2.5, 3.0])}
+    return source, {**source, **scores}
+
+
+CASES = [case("a", 0, 0.1 + 0.2), case("b", 1, 2.5), case("c", 0, -0.5), case("d", 1, 1.5)]
+
+
+def evaluate(*handlers: Any, cases: Sequence[tuple[Any, Any]] = CASES, batch_size: int = 1) -> None:
+    """An evaluator that gives the cases, decollated as MONAI's does."""
+
+    def step(engine: Engine, batch: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+        engine.state.batch = [source for source, _ in batch]
+        return [scored for _, scored in batch]
+
+    engine = Engine(step)
+    for handler in handlers:
+        handler.attach(engine)
+    engine.run([cases[i : i + batch_size] for i in range(0, len(cases), batch_size)], max_epochs=1)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
+    evaluate(ScoreWriter(tmp_path / "scores.csv", labelled=True), batch_size=batch_size)
+    written = rows(tmp_path / "scores.csv")
+    assert list(written[0]) == ["case", "file", "label", "score", "prediction", "most_anomalous_slice", "ease"]
+    assert [(row["case"], row["label"], row["prediction"]) for row in written] == [
+        ("a", "0", "0"),
+        ("b", "1", "1"),
+        ("c", "0", "0"),
+        ("d", "1", "1"),
+    ]
+    assert [float(row["score"]) for row in written] == [0.1 + 0.2, 2.5, -0.5, 1.5]
+    assert [row["most_anomalous_slice"] for row in written] == ["3", "3", "2", "3"]
+    assert [row["ease"] for row in written] == ["2.5", "", "", ""]  # of that slice; not every network tells
+    assert written[0]["file"] == "images/a.nii.gz"
+
+
+def test_no_label_is_written_where_none_is_known(tmp_path: Path) -> None:
+    evaluate(ScoreWriter(tmp_path / "scores.csv"))
+    assert "label" not in rows(tmp_path / "scores.csv")[0]
+
+
+def test_a_second_run_replaces_the_table(tmp_path: Path) -> None:
+    for _ in range(2):
+        evaluate(ScoreWriter(tmp_path / "scores.csv"))
+    assert len(rows(tmp_path / "scores.csv")) == len(CASES)
+
+
+def test_cases_before_a_failure_are_in_the_table(tmp_path: Path) -> None:
+    class Failing:
+        def attach(self, engine: Engine) -> None:
+            engine.add_event_handler(Events.ITERATION_STARTED(once=3), self)
+
+        def __call__(self, engine: Engine) -> None:
+            raise OSError("the third file is broken")
+
+    with pytest.raises(OSError, match="third"):
+        evaluate(ScoreWriter(tmp_path / "scores.csv"), Failing())
+    assert [row["case"] for row in rows(tmp_path / "scores.csv")] == ["a", "b"]
+
+
+# --- report on cases --------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_written_and_printed(tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]) -> None:
+    score.case_threshold.fill_(2.0)
+    score.case_rank.copy_(torch.tensor([3, 3]))
+    report = DetectionReport(tmp_path / "out/metrics.json", score, n_bootstrap=20, seed=3)
+    evaluate(report, batch_size=2)
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (metrics["n_normal"], metrics["n_abnormal"], metrics["bootstrap_seed"], metrics["n_bootstrap"]) == (
+        2,
+        2,
+        3,
+        20,
+    )
+    assert (metrics["auroc"], metrics["threshold"]) == (1.0, 2.0)
+    assert (metrics["sensitivity"], metrics["specificity"], metrics["oracle_best_f1"]) == (0.5, 1.0, 1.0)
+    assert (metrics["expected_specificity"], metrics["expected_specificity_holds"]) == (0.75, True)
+    assert metrics["baselines"] == {"intensity_mean": 1.0, "intensity_std": 0.5, "intensity_p95": 1.0}
+    printed = capsys.readouterr().out
+    assert "4 (2 normal, 2 abnormal)" in printed
+    assert "oracle" in printed
+
+
+def test_a_second_run_reports_its_own_cases_only(tmp_path: Path, score: Score) -> None:
+    score.case_threshold.fill_(2.0)
+    report = DetectionReport(tmp_path / "metrics.json", score, n_bootstrap=20)
+    for _ in range(2):
+        evaluate(report)
+        assert json.loads((tmp_path / "metrics.json").read_text())["n"] == len(CASES)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"), [((1, 1), "all 2 that were read are abnormal"), ((0,), "all 1 that were read are normal")]
+)
+def test_one_kind_of_cases_gives_no_report_and_a_warning(
+    tmp_path: Path, score: Score, caplog: pytest.LogCaptureFixture, labels: tuple[int, ...], found: str
+) -> None:
+    (tmp_path / "metrics.json").touch()
+    cases = [case(f"{i}", label, 1.0) for i, label in enumerate(labels)]
+    evaluate(DetectionReport(tmp_path / "metrics.json", score), cases=cases)
+    assert not (tmp_path / "metrics.json").exists()
+    assert f"No metrics of cases: they need normal and abnormal cases, but {found}." in caplog.text
+
+
+# --- report on slices, lesions and voxels -----------------------------------------------------------------------------
+
+
+SIZE = (8, 8, 6)
+AFFINE = torch.diag(torch.tensor([2.0, 2.0, 4.0, 1.0]))  # mm
+SLICER = Slicer(axes=["axial", "coronal"], normal_margin_mm=5.0, min_lesion_mm2=20.0)
+
+
+def lesion(*slices: tuple[int, int]) -> Tensor:
+    """A mask with squares: slice, counted from 0, and pixels along each side; a pixel has 4 mm2."""
+    mask = torch.zeros(1, *SIZE, dtype=torch.uint8)
+    for number, side in slices:
+        mask[0, 2 : 2 + side, 3 : 3 + side, number] = 2
+    return mask
+
+
+def volume(
+    name: str, label: int, mask: Tensor | None = None, patient: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A case with a map that is higher in the lesion; the first slice was skipped."""
+    generator = torch.Generator().manual_seed(ord(name))
+    values = torch.randn(1, *SIZE, generator=generator)
+    image = MetaTensor(torch.zeros(1, *SIZE), affine=AFFINE)
+    source: dict[str, Any] = {"case": name, "label": torch.tensor(label), "image": image}
+    if patient:
+        source["patient"] = patient
+    if mask is not None:
+        source["lesion"] = source["lesion_in_file"] = MetaTensor(mask, affine=AFFINE)
+        values += mask
+    scores = torch.tensor([torch.nan, *values.amax(dim=(0, 1, 2))[1:].tolist()])
+    foreground = torch.ones(1, *SIZE)
+    foreground[:, :2] = 0  # two rows of background
+    coronal = torch.full((SIZE[0],), 99.0)
+    return source, {
+        "anomaly_map": MetaTensor(values, affine=AFFINE),
+        "foreground": MetaTensor(foreground, affine=AFFINE),
+        "slice_scores": {"axial": scores, "coronal": coronal},
+    }
+
+
+# of a: slice 3 (from 1) is abnormal, 4 has too little lesion, 2 and 5 are too near, 6 is normal, 1 was skipped
+VOLUMES = [
+    volume("a", 1, lesion((2, 3), (3, 1)), patient="one"),
+    volume("b", 0),
+    volume("c", 1),
+    volume("d", 1, lesion((2, 4)), patient="one"),
+]
+
+
+def localisation(folder: Path) -> Any:
+    return json.loads((folder / "localisation.json").read_text())
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_slices_are_listed_and_counted_by_their_kind(tmp_path: Path, score: Score, batch_size: int) -> None:
+    score.map_threshold.fill_(1.5)
+    evaluate(LocalisationReport(tmp_path, score, SLICER, 20, seed=3), cases=VOLUMES, batch_size=batch_size)
+    listed = rows(tmp_path / "slice_scores.csv")
+    assert list(listed[0]) == ["case", "axis", "slice", "kind", "score"]
+    kinds = {name: [(row["slice"], row["kind"]) for row in listed if row["case"] == name] for name in "abcd"}
+    assert kinds == {
+        "a": [("2", "unclear"), ("3", "abnormal"), ("4", "unclear"), ("5", "unclear"), ("6", "normal")],
+        "b": [(f"{number}", "normal") for number in range(2, 7)],
+        "c": [],
+        "d": [("2", "unclear"), ("3", "abnormal"), ("4", "unclear"), ("5", "normal"), ("6", "normal")],
+    }
+    assert {row["axis"] for row in listed} == {"axial"}
+    scores = {
+        (source["case"], str(number)): score
+        for source, scored in VOLUMES
+        for number, score in enumerate(scored["slice_scores"]["axial"].tolist(), start=1)
+    }
+    assert [float(row["score"]) for row in listed] == [scores[row["case"], row["slice"]] for row in listed]
+
+    report = localisation(tmp_path)
+    counted = [row for row in listed if row["kind"] != "unclear"]
+    labels = [int(row["kind"] == "abnormal") for row in counted]
+    assert (report["n_slices"], report["n_abnormal_slices"]) == (len(counted), 2) == (10, 2)
+    assert (report["n_cases"], report["n_abnormal_cases"]) == (2, 1)  # by patient
+    assert report["slice_auroc"] == pytest.approx(roc_auc_score(labels, [float(row["score"]) for row in counted]))
+    assert (report["slice_n_bootstrap"], report["slice_bootstrap_seed"]) == (20, 3)
+
+
+def test_voxels_and_lesions_are_those_of_the_cases_that_can_be_compared(
+    tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score.map_threshold.fill_(1.5)
+    evaluate(LocalisationReport(tmp_path, score, SLICER, 20), cases=VOLUMES)
+    voxels, lesions = VoxelMetrics(), LesionMetrics()
+    for source, scored in (VOLUMES[0], VOLUMES[1], VOLUMES[3]):
+        truth = source.get("lesion_in_file", torch.zeros(SIZE))
+        inside = scored["foreground"] > 0
+        voxels.update(scored["anomaly_map"], truth, inside)
+        lesions.update(scored["anomaly_map"], truth, (2, 2, 4), inside)
+    report = localisation(tmp_path)
+    for name, value in {**voxels.compute(1.5), **lesions.compute()}.items():
+        assert report[name] == value, name
+    assert (report["n_volumes"], report["n_abnormal_volumes"], report["n_abnormal_without_mask"]) == (3, 2, 1)
+    printed = capsys.readouterr().out
+    assert "3 (1 normal, 2 abnormal)" in printed
+    assert "Not in the report on slices and voxels: 1 abnormal cases without a mask." in printed
+
+
+@pytest.mark.parametrize(
+    "cases", [[volume("b", 0), volume("c", 1)], [volume("b", 0), volume("e", 1, lesion())], [volume("c", 1)]]
+)
+def test_without_a_lesion_there_is_no_report_and_none_of_an_earlier_run(
+    tmp_path: Path, score: Score, caplog: pytest.LogCaptureFixture, cases: list[Any]
+) -> None:
+    for name in ("localisation.json", "slice_scores.csv"):
+        (tmp_path / name).write_text("old")
+    with caplog.at_level("INFO"):
+        evaluate(LocalisationReport(tmp_path, score, SLICER), cases=cases)
+    assert not list(tmp_path.iterdir())
+    assert "no report on slices and voxels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [VOLUMES[0], VOLUMES[3]],  # of one patient
+        [volume("g", 1, lesion((2, 1))), volume("h", 1, lesion((3, 1)))],  # too small to count
+    ],
+)
+def test_slices_of_one_patient_or_kind_have_no_metrics_but_voxels_have(
+    tmp_path: Path, score: Score, caplog: pytest.LogCaptureFixture, cases: list[Any]
+) -> None:
+    score.map_threshold.fill_(1.5)
+    evaluate(LocalisationReport(tmp_path, score, SLICER), cases=cases)
+    report = localisation(tmp_path)
+    assert "slice_auroc" not in report
+    assert report["n_abnormal_volumes"] == 2
+    assert "No metrics of slices" in caplog.text
+    assert rows(tmp_path / "slice_scores.csv")
+
+
+def test_a_mask_that_was_not_resampled_as_its_image_is_refused(tmp_path: Path, score: Score) -> None:
+    source, scored = volume("a", 1, lesion((2, 3)))
+    source["lesion"] = source["lesion"][..., :5]
+    with pytest.raises(ValueError, match=r"\(8, 8, 5\) and \(8, 8, 6\)\. Give the mask the resampling of the image"):
+        evaluate(LocalisationReport(tmp_path, score, SLICER), cases=[(source, scored)])
+
+
+def test_a_second_run_counts_its_own_volumes_only(tmp_path: Path, score: Score) -> None:
+    score.map_threshold.fill_(1.5)
+    report = LocalisationReport(tmp_path, score, SLICER, 20)
+    written = []
+    for _ in range(2):
+        evaluate(report, cases=VOLUMES)
+        written.append([(tmp_path / name).read_bytes() for name in ("localisation.json", "slice_scores.csv")])
+    assert written[0] == written[1]

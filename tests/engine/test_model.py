@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from aeflow_monai import Model, predict
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (40, 30, 5)])
+def test_maps_have_the_shape_and_affine_of_the_image(trained: Path, shape: tuple[int, ...]) -> None:
+    affine = torch.tensor([[0.0, -2.0, 0.0, 5.0], [1.5, 0.0, 0.0, -7.0], [0.0, 0.0, 3.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    image = MetaTensor(torch.rand(shape, generator=torch.Generator().manual_seed(0)), affine=affine)
+    found = predict(image, model=trained)
+    for value in (found.anomaly_map, found.anomaly_mask, *found.maps.values()):
+        assert tuple(value.shape) == (1, *shape)
+        torch.testing.assert_close(value.affine, affine, check_dtype=False)
+    assert found.maps.keys() == {"reconstruction", "residual", "log_likelihood"}
+    threshold = found.thresholds["map_threshold"]
+    assert torch.equal(found.anomaly_mask.as_tensor(), (found.anomaly_map > threshold).as_tensor().to(torch.uint8))
+    assert found.is_abnormal == (found.anomaly_score > found.thresholds["case_threshold"])
+    assert found.slice_scores["axial"].numel() == (shape[2] if len(shape) == 3 else 1)
+
+
+def test_an_opened_model_says_the_same_again(trained: Path) -> None:
+    model = Model(trained)
+    image = np.random.default_rng(0).random((32, 32, 3))
+    first, second = model.predict(image), model.predict(torch.from_numpy(image))
+    assert first.anomaly_score == second.anomaly_score == predict(image, trained).anomaly_score
+    assert torch.equal(first.anomaly_map, second.anomaly_map)
+    assert first.thresholds == model.detector.score.thresholds
+
+
+def test_the_image_that_was_given_stays_as_it_was(trained: Path) -> None:
+    image = torch.rand(32, 32, 3)
+    before = image.clone()
+    predict(image, trained)
+    assert torch.equal(image, before)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 2, 8, 8)])
+def test_an_array_of_other_dimensions_is_refused(trained: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"Expected an image \(X, Y\) or a volume \(X, Y, Z\); got an array of shape"):
+        predict(np.zeros(shape), trained)
+
+
+def test_a_missing_image_is_named(tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        predict(tmp_path / "absent.nii.gz", trained)
+    assert "there is no such file" in str(raised.value.__cause__)
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"There is no trained model at {tmp_path / 'models/model.pt'}"):
+        predict(np.zeros((8, 8)), tmp_path)

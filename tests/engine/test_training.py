@@ -1,0 +1,194 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from outputs import BUNDLE, contents, files_below
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aeflow_monai import AEFlow, Detector, Encoder, Model, Score, Workflow, config_files
+from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.training import BundleWriter, Checkpoints, DivergenceGuard, PictureLogger
+
+STATISTICS = ("term_mean", "term_std", "map_std", "fraction_mean", "fraction_std")
+BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold")
+SPLIT = ([{"case": "t0", "label": 0}, {"case": "t1", "label": 0}], [{"case": f"{i}", "label": 0} for i in range(4)])
+
+
+@pytest.fixture
+def detector() -> Detector:
+    torch.manual_seed(0)
+    network = AEFlow(Encoder(weights="random"), n_steps=1, hidden_channels=4, feature_norm="image")
+    return Detector(network, Score(n_terms=3))
+
+
+@pytest.fixture
+def given() -> GivenConfig:
+    """The config of a training of such a detector."""
+    options = {"encoder_weights": "random", "network_def#network#n_steps": 1, "network_def#network#hidden_channels": 4}
+    given: GivenConfig = Workflow(config_files("train"), logging_file=False, **options).parser["given"]
+    return given
+
+
+def normals(n_cases: int = 4) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(1)
+    return [{"image": torch.rand(2, 1, 32, 32, generator=generator), "case": [f"{i}"] * 2} for i in range(n_cases)]
+
+
+def trainer_of(losses: list[float]) -> Engine:
+    """A trainer which gives these losses, one per iteration."""
+    return Engine(lambda engine, loss: {"loss": torch.tensor(loss, requires_grad=True)})
+
+
+# --- the bundle -------------------------------------------------------------------------------------------------------
+
+
+def test_the_bundle_is_begun_with_the_training_and_written_when_it_is_completed(
+    tmp_path: Path, detector: Detector, given: GivenConfig
+) -> None:
+    run = tmp_path / "deep/RUN"
+    engine = trainer_of([1.0])
+    BundleWriter(run, detector, normals(), [], SPLIT, given, seed=5, specificity=0.5).attach(engine)
+    written: list[set[str]] = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda: written.append(files_below(run)))
+    engine.run([1.0], max_epochs=3)
+    begun = {"configs/train.yaml", "configs/logging.conf", "LICENSE", "logs/run.json"}
+    assert written == [begun] * 3
+    assert files_below(run) == BUNDLE | begun
+
+    record = json.loads((run / "logs/run.json").read_text())
+    assert (record["seed"], record["specificity"], record["command"]) == (5, 0.5, "")
+    assert (record["data"]["trained on: cases"], record["data"]["held out: patients"]) == (2, 4)
+    assert "Asked for was a specificity of 50%. The case threshold is set on 4" in (run / "docs/README.md").read_text()
+
+    state = torch.load(run / "models/model.pt", weights_only=True)["model"]
+    assert all(math.isfinite(float(state[f"score.{name}"].sum())) for name in BUFFERS)
+    image = torch.rand(2, 1, 32, 32)
+    assert torch.equal(Model(run).detector(image), detector.eval()(image))
+
+
+def test_a_wrong_specificity_is_told_before_the_training(
+    tmp_path: Path, detector: Detector, given: GivenConfig
+) -> None:
+    with pytest.raises(ValueError, match=r"in \(0, 1\), as 0\.95; got 95"):
+        BundleWriter(tmp_path, detector, normals(), [], SPLIT, given, specificity=95)
+
+
+@pytest.mark.parametrize("reason", ["diverged", "not finite"])
+def test_a_training_that_fails_leaves_the_earlier_bundle(
+    tmp_path: Path, trained: Path, detector: Detector, given: GivenConfig, reason: str
+) -> None:
+    kept = BUNDLE - {"configs/train.yaml", "configs/logging.conf", "LICENSE"}
+    for name in kept:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((trained / name).read_bytes())
+    engine = trainer_of([1.0])
+    DivergenceGuard().attach(engine)
+    BundleWriter(tmp_path, detector, normals(), [], SPLIT, given).attach(engine)
+    if reason == "not finite":  # the training ends well, and the network cannot be calibrated
+        with torch.no_grad():
+            next(detector.network.decoder.parameters()).fill_(math.nan)
+    with pytest.raises(ValueError, match=reason):
+        engine.run([1.0, math.nan] if reason == "diverged" else [1.0], max_epochs=1)
+    left = contents(tmp_path)
+    assert left.keys() == kept | {"configs/train.yaml", "configs/logging.conf", "LICENSE", "logs/run.json"}
+    assert {name: left[name] for name in kept} == {name: (trained / name).read_bytes() for name in kept}
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_two_checkpoints_are_kept_and_gone_on_from(tmp_path: Path) -> None:
+    def run(resume: Path | None, epochs: int) -> tuple[list[int], torch.nn.Linear]:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(1, 1)
+        seen: list[int] = []
+
+        def step(engine: Engine, batch: float) -> None:
+            seen.append(engine.state.epoch)
+            with torch.no_grad():
+                layer.weight += batch
+
+        engine = Engine(step)
+        Checkpoints(tmp_path, {"model": layer}, resume).attach(engine)
+        engine.run([1.0, 2.0], max_epochs=epochs)
+        return seen, layer
+
+    _, layer = run(None, 3)
+    assert files_below(tmp_path) == {"checkpoint_epoch=2.pt", "checkpoint_epoch=3.pt"}
+    seen, resumed = run(tmp_path / "checkpoint_epoch=2.pt", 3)
+    assert seen == [3, 3]
+    assert torch.equal(resumed.weight, layer.weight)
+
+
+def test_a_missing_checkpoint_is_told_before_the_training(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*absent\.pt\. Give one of an interrupted training"):
+        Checkpoints(tmp_path, {}, tmp_path / "absent.pt")
+
+
+# --- divergence -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_training_ends_at_the_first_loss_that_is_not_finite(wrong: float) -> None:
+    losses = [1.0, -2.0, wrong, 1.0]
+    engine = trainer_of(losses)
+    DivergenceGuard().attach(engine)
+    with pytest.raises(ValueError, match=r"in epoch 1, iteration 3: the training diverged\. Lower learning_rate"):
+        engine.run(losses, max_epochs=2)
+    assert engine.state.iteration == 3
+
+
+def test_finite_losses_pass_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    engine = trainer_of([1.0])
+    DivergenceGuard().attach(engine)
+    engine.run([1.0, -1e30, 0.0], max_epochs=1)
+    assert not recwarn.list
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def pictures(folder: Path) -> dict[str, list[Any]]:
+    accumulator = EventAccumulator(str(folder), {"images": 0})
+    accumulator.Reload()
+    return {tag: accumulator.Images(tag) for tag in accumulator.Tags()["images"]}
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (9, [5])])
+def test_pictures_of_every_nth_epoch_and_of_the_last(
+    tmp_path: Path, detector: Detector, every: int, steps: list[int]
+) -> None:
+    slices = [{"image": torch.rand(1, 32, 48)} for _ in range(5)]
+    engine = trainer_of([1.0])
+    PictureLogger(detector, slices, tmp_path, n_rows=3, every=every).attach(engine)
+    engine.run([1.0], max_epochs=5)
+    (written,) = pictures(tmp_path).values()
+    assert [picture.step for picture in written] == steps
+    assert {(picture.height, picture.width) for picture in written} == {(3 * 32, 3 * 48)}
+
+
+def test_fewer_slices_than_rows_are_shown_once(tmp_path: Path, detector: Detector) -> None:
+    engine = trainer_of([1.0])
+    PictureLogger(detector, [{"image": torch.rand(1, 32, 32)}], tmp_path, n_rows=4).attach(engine)
+    engine.run([1.0], max_epochs=1)
+    (written,) = pictures(tmp_path).values()
+    assert (written[0].height, written[0].width) == (32, 96)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_pictures_change_nothing_of_the_network(tmp_path: Path, detector: Detector, training: bool) -> None:
+    detector.train(training)
+    before = {key: value.clone() for key, value in detector.state_dict().items()}
+    modes = [module.training for module in detector.modules()]
+    random = torch.get_rng_state()
+    engine = trainer_of([1.0])
+    PictureLogger(detector, [{"image": torch.zeros(1, 32, 32)}], tmp_path).attach(engine)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: torch.set_rng_state(random))
+    engine.run([1.0], max_epochs=1)
+    assert [module.training for module in detector.modules()] == modes
+    assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)

@@ -1,0 +1,208 @@
+import atexit
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigWorkflow
+from outputs import said
+
+from aeflow_monai import Workflow, config_files
+from aeflow_monai.engine.card import hash_of_list
+from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.verbs import (
+    announce,
+    begin_scoring,
+    begin_training,
+    end_evaluation,
+    lesion_copies,
+    number_of_epochs,
+)
+
+Run = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("n_slices", "options", "expected"),
+    [
+        (1600, {}, 6),
+        (80, {}, 50),
+        (8, {}, 200),
+        (8, {"epochs": 3}, 3),
+        (80, {"min_steps": 100}, 20),
+        (80, {"batch_size": 8}, 25),
+    ],
+)
+def test_small_sets_are_gone_through_more_often(n_slices: int, options: dict[str, int], expected: int) -> None:
+    assert number_of_epochs(**{"epochs": None, "n_slices": n_slices, "batch_size": 16, **options}) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_slices", "copies", "expected"), [(1600, None, 1), (80, None, 7), (8, None, 10), (80, 2, 2), (80, 0, 0)]
+)
+def test_small_sets_get_more_synthetic_lesions(n_slices: int, copies: int | None, expected: int) -> None:
+    assert lesion_copies(copies, n_slices) == expected
+
+
+def test_the_training_counts_epochs_and_copies_by_its_slices(
+    tmp_path: Path, volumes: Path, start_workflow: Run, tiny_training: dict[str, Any]
+) -> None:
+    options = {**tiny_training, "epochs": None, "lesion_copies": None}
+    parser = start_workflow("train.yaml", **options, dataset_dir=str(volumes), output_dir=str(tmp_path)).parser
+    n_slices = len(parser.get_parsed_content("train#slices"))
+    assert len(parser.get_parsed_content("train#dataset")) == (1 + lesion_copies(None, n_slices)) * n_slices
+    epochs = number_of_epochs(None, n_slices, tiny_training["batch_size"])
+    assert parser.get_parsed_content("train#trainer").state.max_epochs == epochs == 20
+
+
+def test_a_training_has_to_know_its_config(volumes: Path, tmp_path: Path) -> None:
+    options = {"dataset_dir": str(volumes), "output_dir": str(tmp_path)}
+    workflow = ConfigWorkflow(config_files("train"), workflow_type="train", logging_file=False, **options)
+    with pytest.raises(RuntimeError) as raised:
+        workflow.initialize()
+    assert "use aeflow_monai.Workflow in place of monai.bundle.ConfigWorkflow" in said(raised)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_says_where_it_writes_and_with_which_seed(volumes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workflow = Workflow(config_files("train"), logging_file=False, dataset_dir=str(volumes))
+    begin_training(workflow.parser["given"], "somewhere", 3)
+    assert capsys.readouterr().out.endswith("seed: 3\noutput folder: somewhere\n")
+
+
+def test_data_have_to_be_named(trained: Path) -> None:
+    with pytest.raises(ValueError, match=r"Say where the images are with --dataset_dir <folder>\."):
+        begin_scoring(None, str(trained), None)
+    workflow = Workflow(str(trained / "configs/train.yaml"), workflow_type="train", logging_file=False)
+    with pytest.raises(ValueError, match=r"Say where the images are with --dataset_dir <folder>\."):
+        begin_training(workflow.parser["given"], str(trained), 0)
+
+
+def test_announce_names_what_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    announce(maps_and_scores="out", absent="nowhere")
+    assert capsys.readouterr().out.splitlines() == [
+        f"maps and scores: {tmp_path / 'out'}",
+        "Research use only. Not a medical device.",
+    ]
+
+
+def test_an_evaluation_without_reports_leaves_the_card_as_it_was(tmp_path: Path, trained: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    shutil.copy(trained / "docs/README.md", tmp_path / "docs")
+    before = (tmp_path / "docs/README.md").read_text()
+    items = [{"case": "a", "label": 1}, {"case": "b", "label": 1}]
+    end_evaluation(str(tmp_path), str(tmp_path / "results"), items)
+    assert (tmp_path / "docs/README.md").read_text() == before
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/localisation.json").write_text(json.dumps({"n_volumes": 2, "slice_auroc": 0.75}))
+    end_evaluation(str(tmp_path), str(tmp_path / "results"), items)
+    added = (tmp_path / "docs/README.md").read_text()[len(before) :]
+    title = f"### 2 cases, list {hash_of_list(items)}"
+    assert added.strip().splitlines() == [title, "| | |", "|---|---|", "| slice auroc | 0.750 |"]
+
+
+def test_an_evaluation_ends_well_where_the_card_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/README.md").write_text("card")
+    (tmp_path / "metrics.json").write_text(json.dumps({"n": 2, "auroc": 0.75}))
+    (tmp_path / "docs").chmod(0o555)
+    try:
+        if _may_write(tmp_path / "docs"):
+            pytest.skip("this user may write everywhere")
+        end_evaluation(str(tmp_path), str(tmp_path), [])
+    finally:
+        (tmp_path / "docs").chmod(0o755)
+    assert "The model card was not completed: " in capsys.readouterr().out
+    assert (tmp_path / "docs/README.md").read_text() == "card"
+
+
+def _may_write(folder: Path) -> bool:
+    try:
+        (folder / "probe").touch()
+    except OSError:
+        return False
+    (folder / "probe").unlink()
+    return True
+
+
+# --- the last line of a command that fails ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def last_line(
+    volumes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[BaseException | None], str]:
+    """What a training from the command line prints when Python ends, after an error that nothing caught."""
+    at_the_end: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", at_the_end.append)
+    given = Workflow(config_files("train"), logging_file=False, dataset_dir=str(volumes)).parser["given"]
+    begin_training(GivenConfig(given.files, given.content, "python -m monai.bundle run"), "somewhere", 0)
+
+    def say(error: BaseException | None) -> str:
+        monkeypatch.setattr(sys, "last_value", error, raising=False)
+        capsys.readouterr()
+        for function in at_the_end:
+            function()
+        return capsys.readouterr().err.strip()
+
+    return say
+
+
+def failure_of(content: dict[str, Any], key: str, folder: Path) -> BaseException:
+    """The error of a part of a config, in what MONAI wraps it in."""
+    file = folder / "config.yaml"
+    file.write_text(json.dumps(content))
+    with pytest.raises(Exception) as raised:  # noqa: PT011  # any that MONAI makes of it
+        Workflow(str(file), workflow_type=None, logging_file=False).parser.get_parsed_content(key)
+    return raised.value
+
+
+def test_it_is_what_began_the_failure_below_the_wrapping_of_monai(
+    tmp_path: Path, last_line: Callable[[BaseException | None], str]
+) -> None:
+    absent = tmp_path / "absent.pt"
+    call = f"$aeflow_monai.engine.bundle.read_model('{absent}')"
+    error = failure_of({"imports": ["$import aeflow_monai"], "model": call, "run": "$@model"}, "run", tmp_path)
+    assert last_line(error).startswith(f"The run failed: There is no trained model at {absent}. Train one first")
+
+
+def test_it_is_the_remedy_and_not_what_that_was_made_from(
+    tmp_path: Path, last_line: Callable[[BaseException | None], str]
+) -> None:
+    # the encoder's message stands above an IndexError that says nothing to the user
+    encoder = {"_target_": "aeflow_monai.network.Encoder", "stages": [9], "weights": "random"}
+    error = failure_of({"encoder": encoder}, "encoder", tmp_path)
+    assert last_line(error) == "The run failed: tf_efficientnet_lite0 has feature stages 0 to 4; got stages=[9]."
+
+
+def test_it_names_a_misspelt_argument(tmp_path: Path, last_line: Callable[[BaseException | None], str]) -> None:
+    loss = {"_target_": "aeflow_monai.network.AEFlowLoss", "alhpa": 0.5}
+    said_of_it = last_line(failure_of({"loss": loss}, "loss", tmp_path))
+    assert said_of_it.startswith("The run failed: ")
+    assert "'alhpa'" in said_of_it
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), SystemExit(1)])
+def test_what_did_not_fail_or_was_stopped_says_nothing(
+    last_line: Callable[[BaseException | None], str], error: BaseException | None
+) -> None:
+    assert last_line(error) == ""
+
+
+def test_a_run_that_was_started_from_python_leaves_the_end_alone(
+    volumes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_the_end: list[Any] = []
+    monkeypatch.setattr(atexit, "register", at_the_end.append)
+    given = Workflow(config_files("train"), logging_file=False, dataset_dir=str(volumes)).parser["given"]
+    begin_training(given, "somewhere", 0)
+    assert at_the_end == []

@@ -1,0 +1,246 @@
+import json
+import math
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from aeflow_monai.metrics.detection import (
+    STATISTICS,
+    _statistics,
+    detection_report,
+    format_report,
+    intensity_statistics,
+)
+
+Array = npt.NDArray[Any]
+
+
+def draw_case(seed: int, n: int = 200, step: float = 0.0) -> tuple[Array, Array]:
+    """Overlapping scores of n cases, rounded to a step so that many are equal."""
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.arange(n) % 3 == 0).astype(int)
+    scores = generator.normal(size=n) + labels
+    return labels, np.round(scores / step) * step if step else scores
+
+
+@pytest.mark.parametrize("step", [0.0, 0.1, 1.0, 100.0])
+def test_fast_statistics_equal_sklearn_with_and_without_ties(step: float) -> None:
+    for seed in range(5):
+        labels, scores = draw_case(seed, step=step)
+        threshold = np.median(scores)
+        distinct, ranks = np.unique(scores, return_inverse=True)
+        counts = [np.bincount(ranks[labels == label], minlength=len(distinct)) for label in (0, 1)]
+        fast = _statistics(*counts, int(np.searchsorted(distinct, threshold, side="right")))
+        report = detection_report(labels, scores, threshold, n_bootstrap=1)
+        assert dict(zip(STATISTICS, fast, strict=True)) == pytest.approx({k: report[k] for k in STATISTICS})
+        assert report["auroc"] == roc_auc_score(labels, scores)
+        assert report["average_precision"] == average_precision_score(labels, scores)
+
+
+def test_ranks_alone_decide() -> None:
+    labels, scores = draw_case(0)
+    for transform in (np.exp, lambda x: 1e-6 * x**3 - 7, np.tanh):
+        plain = detection_report(labels, scores, 0.5, n_bootstrap=50)
+        bent = detection_report(labels, transform(scores), transform(np.float64(0.5)), n_bootstrap=50)
+        for name in (*STATISTICS, *(f"{name}_ci95" for name in STATISTICS), "oracle_best_f1"):
+            assert bent[name] == pytest.approx(plain[name])
+
+
+def test_perfect_scores_reach_one_everywhere() -> None:
+    report = detection_report([0, 0, 0, 1, 1], [1, 2, 3, 4, 5], threshold=3)
+    for name in STATISTICS:
+        assert report[name] == 1
+        assert report[f"{name}_ci95"] == [1, 1]
+    assert report["oracle_best_f1"] == 1
+
+
+def test_constant_and_random_scores_are_chance() -> None:
+    labels, _ = draw_case(0, n=3000)
+    assert detection_report(labels, np.ones(3000), 0, n_bootstrap=10)["auroc"] == 0.5
+    report = detection_report(labels, np.random.default_rng(1).normal(size=3000), 0, n_bootstrap=200)
+    low, high = report["auroc_ci95"]
+    assert low < 0.5 < high
+    assert high - low < 0.06
+
+
+def test_interval_holds_its_estimate_and_narrows_with_cases() -> None:
+    widths = []
+    for n in (60, 240, 960):
+        report = detection_report(*draw_case(3, n=n), threshold=0.5)
+        for name in STATISTICS:
+            low, high = report[f"{name}_ci95"]
+            assert 0 <= low <= report[name] <= high <= 1
+        widths.append(np.diff(report["auroc_ci95"])[0])
+    assert widths[0] > widths[1] > widths[2]
+
+
+def test_interval_covers_the_true_auroc() -> None:
+    # Of two normals one standard deviation apart, the AUROC is Phi(1 / sqrt(2)).
+    reports = [detection_report(*draw_case(seed), threshold=0, n_bootstrap=200) for seed in range(60)]
+    covered = [low <= 0.76025 <= high for low, high in (report["auroc_ci95"] for report in reports)]
+    assert 0.88 <= np.mean(covered) <= 1
+
+
+def test_a_score_equal_to_the_threshold_is_normal() -> None:
+    report = detection_report([0, 1], [0.5, 0.5], threshold=0.5, n_bootstrap=1)
+    assert (report["sensitivity"], report["specificity"], report["f1"]) == (0, 1, 0)
+    report = detection_report([0, 1], [0.5, 0.5], threshold=0.499, n_bootstrap=1)
+    assert (report["sensitivity"], report["specificity"]) == (1, 0)
+
+
+@pytest.mark.parametrize("step", [0.0, 0.5])
+def test_no_threshold_beats_the_oracle_and_the_oracle_reaches_itself(step: float) -> None:
+    labels, scores = draw_case(5, step=step)
+    best = detection_report(labels, scores, 0, n_bootstrap=1)
+    for threshold in np.linspace(scores.min() - 1, scores.max() + 1, 50):
+        assert best["oracle_best_f1"] >= detection_report(labels, scores, threshold, n_bootstrap=1)["f1"]
+    again = detection_report(labels, scores, best["oracle_threshold"], n_bootstrap=1)
+    assert again["f1"] == pytest.approx(best["oracle_best_f1"])
+
+
+def test_calling_all_abnormal_has_the_f1_of_the_formula() -> None:
+    for n_normal, n_abnormal in ((1, 1), (9, 1), (234, 390)):
+        labels = [0] * n_normal + [1] * n_abnormal
+        report = detection_report(labels, np.arange(len(labels)), threshold=-1, n_bootstrap=1)
+        share = n_abnormal / (n_normal + n_abnormal)
+        assert report["all_abnormal_f1"] == pytest.approx(2 * share / (1 + share))
+        assert report["all_abnormal_f1"] == report["f1"] == f1_score(labels, np.ones(len(labels)))
+
+
+@pytest.mark.parametrize(("rank", "holds"), [((95, 99), False), ((9, 9), True), ((80, 99), True), ((4, 4), True)])
+def test_a_promise_that_the_normals_break_is_told(rank: tuple[int, int], holds: bool) -> None:
+    labels, scores = [0] * 100 + [1] * 100, [*range(100), *range(50, 150)]
+    report = detection_report(labels, scores, 79, calibrated_rank=rank)
+    assert report["specificity"] == 0.8
+    promised = rank[0] / (rank[1] + 1)
+    assert (report["promised_specificity"], report["promise_holds"]) == (promised, holds)
+    text = format_report(report)
+    assert f"(the threshold promises {promised:.3f})" in text
+    assert ("The threshold does not hold here" in text) == (not holds)
+
+
+@pytest.mark.parametrize("n_calibrated", [4, 19, 99])
+@pytest.mark.parametrize("n_normal", [1, 20, 200])
+def test_normals_of_the_same_kind_seldom_seem_to_break_the_promise(n_calibrated: int, n_normal: int) -> None:
+    generator, told, rank = np.random.default_rng(0), 0, min(math.ceil((n_calibrated + 1) * 0.95), n_calibrated)
+    for _ in range(200):
+        threshold = np.sort(generator.normal(size=n_calibrated))[rank - 1]
+        scores = [*generator.normal(size=n_normal), 9.0]
+        labels = [0] * n_normal + [1]
+        report = detection_report(labels, scores, threshold, calibrated_rank=(rank, n_calibrated), n_bootstrap=1)
+        told += not report["promise_holds"]
+    assert told / 200 <= 0.06
+
+
+def test_without_a_promise_none_is_judged() -> None:
+    report = detection_report([0, 0, 1], [2, 3, 4], threshold=1)
+    assert "promise_holds" not in report
+    assert "promise" not in format_report(report)
+
+
+def test_baselines_count_in_their_better_direction() -> None:
+    labels, scores = draw_case(0)
+    statistics = {"up": scores, "down": -scores, "flat": np.zeros(len(labels))}
+    report = detection_report(labels, scores, 0, n_bootstrap=1, baselines=statistics)
+    assert report["baselines"] == pytest.approx({"up": report["auroc"], "down": report["auroc"], "flat": 0.5})
+
+
+def test_report_is_json_and_depends_on_the_seed_alone() -> None:
+    labels, scores = draw_case(0)
+    report = detection_report(labels, scores.astype(np.float32), np.float32(0.5), baselines={"a": scores})
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert detection_report(labels, scores, 0.5) == detection_report(labels, scores, 0.5)
+    other = detection_report(labels, scores, 0.5, seed=1)
+    assert other["auroc_ci95"] != detection_report(labels, scores, 0.5)["auroc_ci95"]
+    assert other["auroc"] == report["auroc"]
+
+
+def test_thousand_resamples_are_fast() -> None:
+    labels, scores = draw_case(0, n=600)
+    start = time.perf_counter()
+    detection_report(labels, scores, 0.5)
+    assert time.perf_counter() - start < 3
+
+
+def test_text_says_what_is_an_oracle() -> None:
+    labels, scores = draw_case(0)
+    report = detection_report(labels, scores, 0.5, baselines={"mean intensity": scores})
+    lines = format_report(report).splitlines()
+    assert sum("(oracle: chosen on test labels)" in line for line in lines) == 2
+    (f1,) = [line for line in lines if line.startswith("F1")]
+    assert f"{report['f1']:.3f}" in f1
+    assert f"(all called abnormal: {report['all_abnormal_f1']:.3f})" in f1
+    assert any(line.startswith("mean intensity") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "threshold", "message"),
+    [
+        ([0, 1, 1], [1.0, 2.0], 0, r"scores have to be of shape \(3,\), one for each label, got \(2,\)"),
+        (
+            [0, 1, 2],
+            [1.0, 2.0, 3.0],
+            0,
+            r"labels have to be 0 \(normal\) or 1 \(abnormal\), got .*2.* at index 2",
+        ),
+        ([0, 1, -1], [1.0, 2.0, 3.0], 0, r"got .*-1.* at index 2"),
+        (
+            [0, 0],
+            [1.0, 2.0],
+            0,
+            r"both classes, but none of 2 cases is abnormal \(1\): give a labelled test set",
+        ),
+        (
+            [1, 1],
+            [1.0, 2.0],
+            0,
+            r"both classes, but none of 2 cases is normal \(0\): give a labelled test set",
+        ),
+        ([], [], 0, r"labels have to be of shape \(N,\) with N > 0"),
+        (
+            [0, 1, 1],
+            [1.0, np.nan, np.nan],
+            0,
+            r"got 2 of 3 that are NaN or infinite, the first \(nan\) at index 1",
+        ),
+        (
+            [0, 1, 1],
+            [1.0, 2.0, np.inf],
+            0,
+            r"got 1 of 3 that are NaN or infinite, the first \(inf\) at index 2",
+        ),
+        ([0, 1], [1.0, 2.0], np.nan, "threshold has to be finite, got nan"),
+    ],
+)
+def test_wrong_input_is_named(labels: list[int], scores: Any, threshold: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        detection_report(labels, scores, threshold)
+
+
+def test_wrong_baselines_and_resamples_are_named() -> None:
+    with pytest.raises(ValueError, match=r"baseline 'size' have to be of shape \(2,\)"):
+        detection_report([0, 1], [1, 2], 0, baselines={"size": [1]})
+    with pytest.raises(ValueError, match="n_bootstrap has to be at least 1, got 0"):
+        detection_report([0, 1], [1, 2], 0, n_bootstrap=0)
+
+
+@pytest.mark.parametrize("n", [100, 2000, 200_000])
+def test_intensity_statistics_are_those_of_numpy(n: int) -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=n).astype(np.float32)
+    found = intensity_statistics(torch.as_tensor(values).view(1, 2, -1))
+    assert found["intensity_mean"] == pytest.approx(values.mean(), rel=1e-5)
+    assert found["intensity_std"] == pytest.approx(values.std(), rel=1e-5)
+    assert found["intensity_p95"] == np.percentile(values, 95, method="inverted_cdf")
+
+
+def test_intensity_statistics_of_one_value() -> None:
+    assert intensity_statistics(torch.tensor([3.0])) == {
+        "intensity_mean": 3.0,
+        "intensity_std": 0.0,
+        "intensity_p95": 3.0,
+    }

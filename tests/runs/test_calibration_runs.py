@@ -1,0 +1,109 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+from monai.bundle import verify_net_in_out
+from outputs import BUNDLE, contents, differing, files_below, model_state, said, table
+
+from aeflow_monai.engine.bundle import model_path, read_model
+
+Run = Callable[..., Any]
+
+pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, volumes: Path) -> Path:
+    """Three normal volumes of a scanner with another contrast."""
+    folder = tmp_path_factory.mktemp("site")
+    for file in sorted((volumes / "images").glob("test_normal_*.nii.gz")):
+        source = nib.load(file)
+        voxels = source.get_fdata() ** 0.5
+        nib.save(nib.Nifti1Image(voxels.astype(np.float32), source.affine), folder / file.name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory, site: Path, trained: Path, run_workflow: Run) -> Path:
+    """The bundle that a calibration on these writes: read only."""
+    folder = tmp_path_factory.mktemp("calibrated") / "SITE"
+    run_workflow(trained / "configs/calibrate.yaml", dataset_dir=str(site), output_dir=str(folder))
+    return folder
+
+
+def test_a_calibration_changes_the_score_and_not_the_network(trained: Path, calibrated: Path) -> None:
+    changed = set(differing(model_state(trained), model_state(calibrated)))
+    assert {f"score.{name}" for name in ("term_mean", "map_std", "position_norm.mean", "case_threshold")} <= changed
+    assert {name.partition(".")[0] for name in changed} == {"score"}
+
+
+def test_a_calibration_writes_a_complete_bundle(
+    tmp_path: Path, site: Path, trained: Path, calibrated: Path, run_workflow: Run
+) -> None:
+    assert files_below(calibrated) == BUNDLE
+    verify_net_in_out(
+        "network_def",
+        meta_file=str(calibrated / "configs/metadata.json"),
+        config_file=str(calibrated / "configs/inference.yaml"),
+        device="cpu",
+        n=4,
+    )
+    for name in ("train", "inference", "evaluate", "calibrate"):  # perhaps in another order
+        old, new = (yaml.safe_load((run / f"configs/{name}.yaml").read_text()) for run in (trained, calibrated))
+        assert new == old, name
+    stored = read_model(model_path(calibrated))
+    assert stored.config == read_model(model_path(trained)).config
+    assert stored.card["data"]["calibrated on: cases"] == 3
+    assert stored.card["data"]["trained on: cases"] == 5
+    card = (calibrated / "docs/README.md").read_text()
+    assert "| calibrated on: patients | 3 |" in card
+    assert "set on 3 held-out patients" in card
+    assert str(site) not in card
+    # as cases of that site are scored from now on, none of its normals is above the threshold
+    where = {"dataset_dir": str(site), "output_dir": str(tmp_path / "maps")}
+    run_workflow(calibrated / "configs/inference.yaml", **where, outputs=[])
+    assert [row["prediction"] for row in table(tmp_path / "maps/scores.csv")] == ["0"] * 3
+
+
+def test_a_bundle_that_was_moved_calibrates_the_same(
+    tmp_path: Path,
+    site: Path,
+    trained: Path,
+    calibrated: Path,
+    run_workflow: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    moved = shutil.copytree(trained, tmp_path / "moved", ignore=shutil.ignore_patterns("logs"))
+    before = contents(moved)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    run_workflow(moved / "configs/calibrate.yaml", dataset_dir=str(site), output_dir="site")
+    new = tmp_path / "cwd/site"
+    assert f"bundle: {new}\n" in capsys.readouterr().out
+    assert "normals of 3 patients are too few for a specificity of 95%" in caplog.text
+    assert not differing(model_state(new), model_state(calibrated))
+    expected, written = contents(calibrated), contents(new)
+    assert {name for name in expected if written[name] != expected[name]} <= {
+        "models/model.pt",
+        "configs/metadata.json",  # with its hash
+    }
+    assert contents(moved) == before
+    # a calibrated bundle is calibrated as a trained one
+    run_workflow(new / "configs/calibrate.yaml", dataset_dir=str(site), output_dir=str(tmp_path / "again"))
+    assert not differing(model_state(tmp_path / "again"), model_state(calibrated))
+
+
+@pytest.mark.parametrize("place", [None, "its own"])
+def test_a_new_bundle_needs_a_folder_of_its_own(
+    site: Path, trained: Path, start_workflow: Run, place: str | None
+) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        start_workflow(trained / "configs/calibrate.yaml", dataset_dir=str(site), output_dir=place and str(trained))
+    assert f"Name a folder for the new model with --output_dir, another one than {trained}" in said(raised)

@@ -1,0 +1,211 @@
+"""Kinds of data, each from the training to its maps and metrics."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.data.utils import to_affine_nd
+from outputs import MAPS, OUTPUTS, REPORTS, files_below, model_state, said, spatial, table
+
+from aeflow_monai.data.phantom import write_phantom, write_phantom_slices
+
+Run = Callable[..., Any]
+Options = dict[str, Any]
+
+pytestmark = pytest.mark.end_to_end
+
+
+def rows_of(rows: list[dict[str, str]], split: str, abnormal: str) -> list[dict[str, str]]:
+    """Rows of a manifest."""
+    return [row for row in rows if (row["split"], row["abnormal"]) == (split, abnormal)]
+
+
+def test_three_planes_from_training_to_maps(
+    tmp_path: Path, volumes: Path, run_workflow: Run, tiny_training: Options
+) -> None:
+    planes = {"axes": ["coronal", "axial", "sagittal"], "slicer#min_foreground": 0.05}
+    # of the volumes three to train on and one of each kind to test on: there are many slices in three planes
+    rows = table(volumes / "manifest.csv")
+    sections = (("train", "0", 3), ("test", "0", 1), ("test", "1", 1))
+    chosen = [row for split, abnormal, count in sections for row in rows_of(rows, split, abnormal)[:count]]
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        for row in chosen:
+            mask = row["mask"] and str(volumes / row["mask"])
+            writer.writerow({**row, "path": str(volumes / row["path"]), "mask": mask})
+    run, data = tmp_path / "run", {"dataset_dir": str(tmp_path)}
+    training = {**tiny_training, **planes, "epochs": 1, "train#slices#step": 4}
+    run_workflow("train.yaml", **data, output_dir=str(run), **training)
+    run_workflow(run / "configs/evaluate.yaml", **data, output_dir=str(tmp_path / "results"), n_bootstrap=10)
+    scores = {row["case"]: row["score"] for row in table(tmp_path / "results/scores.csv")}
+    assert len(scores) == 2
+
+    image = volumes / "images/test_abnormal_000.nii.gz"
+    options = {"outputs": ["profile"], "inferer#saliency": "plain"}
+    run_workflow(run / "configs/inference.yaml", dataset_dir=str(image), output_dir=str(tmp_path / "maps"), **options)
+    names = ("saliency.nii.gz", *OUTPUTS["profile"])
+    assert files_below(tmp_path / "maps") == {"scores.csv", *(f"test_abnormal_000_{name}" for name in names)}
+    (row,) = table(tmp_path / "maps/scores.csv")
+    assert float(row["score"]) == pytest.approx(float(scores["test_abnormal_000"]), rel=1e-5)
+    voxels, affine = spatial(image)
+    saliency, written_affine = spatial(tmp_path / "maps/test_abnormal_000_saliency.nii.gz")
+    assert saliency.shape == voxels.shape
+    np.testing.assert_allclose(written_affine, affine, atol=1e-5)
+    assert np.isfinite(saliency).all()
+    assert saliency.min() >= 0
+    assert saliency.std() > 0
+    # slices along the first plane are counted, from anterior
+    coronal = next(axis for axis, code in enumerate(nib.aff2axcodes(nib.load(image).affine)) if code in "AP")
+    assert 1 <= int(row["most_anomalous_slice"]) <= voxels.shape[coronal]
+    profile = table(tmp_path / "maps/test_abnormal_000_slices.csv")
+    assert [line["axis"] for line in profile if line["slice"] == "1"] == planes["axes"]
+    assert len(profile) == sum(voxels.shape)
+    scored = [line for line in profile if line["axis"] == "coronal" and line["score"]]
+    assert max(scored, key=lambda line: float(line["score"]))["slice"] == row["most_anomalous_slice"]
+    # in the report, slices count along the first plane
+    assert {line["axis"] for line in table(tmp_path / "results/slice_scores.csv")} == {"coronal"}
+
+
+def test_png_slices_work_from_training_to_inference(tmp_path: Path, run_workflow: Run, tiny_training: Options) -> None:
+    data = write_phantom_slices(tmp_path / "slices", n_train=6, n_test_normal=2, n_test_abnormal=2)
+    run, results = tmp_path / "run", tmp_path / "results"
+    run_workflow("train.yaml", dataset_dir=str(data), output_dir=str(run), **{**tiny_training, "epochs": 1})
+    run_workflow(run / "configs/evaluate.yaml", dataset_dir=str(data), output_dir=str(results), n_bootstrap=10)
+    metrics, localisation = (json.loads((results / f"{name}.json").read_text()) for name in ("metrics", "localisation"))
+    assert (metrics["n_normal"], metrics["n_abnormal"]) == (2, 2)
+    counts = [localisation[name] for name in ("n_volumes", "n_abnormal_volumes", "n_abnormal_slices")]
+    assert counts == [4, 2, 2]
+    assert len(table(results / "slice_scores.csv")) == 4
+
+    image = data / "test/ABNORMAL/test_abnormal_000.png"
+    where = {"dataset_dir": str(image.parent), "output_dir": str(tmp_path / "maps")}
+    run_workflow(run / "configs/inference.yaml", **where)
+    voxels, affine = spatial(image)
+    for name in (*MAPS, "anomaly_mask"):
+        written = nib.load(tmp_path / f"maps/test_abnormal_000_{name}.nii.gz")
+        assert written.shape == voxels.shape
+        np.testing.assert_allclose(written.affine, to_affine_nd(3, affine), atol=1e-6)
+    # a slice of its own has no profile
+    names = [name for output, written in OUTPUTS.items() if output != "profile" for name in written]
+    expected = {f"test_abnormal_00{number}_{name}" for number in range(2) for name in names}
+    assert files_below(tmp_path / "maps") == {"scores.csv", *expected}
+    assert len(table(tmp_path / "maps/scores.csv")) == 2
+
+
+# --- data without normal cases ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tumours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four cases as BraTS has them: in a folder each, all abnormal, of two modalities."""
+    root = tmp_path_factory.mktemp("tumours")
+    made_up = write_phantom(root / "phantom", n_train=0, n_test_normal=0, n_test_abnormal=4)
+    for number in range(4):
+        folder = root / f"brats/BraTS_{number:03}"
+        folder.mkdir(parents=True)
+        image = nib.load(made_up / f"images/test_abnormal_{number:03}.nii.gz")
+        nib.save(image, folder / f"{folder.name}_flair.nii.gz")
+        other = np.asarray(image.dataobj, dtype=np.float32) ** 2
+        nib.save(nib.Nifti1Image(other, image.affine), folder / f"{folder.name}_t1.nii.gz")
+        shutil.copy(made_up / f"masks/test_abnormal_{number:03}.nii.gz", folder / f"{folder.name}_seg.nii.gz")
+    return root / "brats"
+
+
+@pytest.mark.parametrize("modalities", [["flair"], ["flair", "t1"]])
+def test_a_set_of_abnormal_cases_is_evaluated_on_slices_and_voxels(
+    tmp_path: Path,
+    tumours: Path,
+    run_workflow: Run,
+    tiny_training: Options,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    modalities: list[str],
+) -> None:
+    run, results = tmp_path / "run", tmp_path / "results"
+    fixed = {"layout": "brats", "modalities": modalities, "in_channels": len(modalities), "test_fraction": 0.5}
+    training = {**tiny_training, "epochs": 1, "lesion_free_slices": True}
+    run_workflow("train.yaml", dataset_dir=str(tumours), output_dir=str(run), **fixed, **training)
+    assert model_state(run)["network.decoder.to_image.0.weight"].shape[1] == len(modalities)
+    results.mkdir()
+    (results / "metrics.json").write_text("{}")  # of an earlier run
+    # which part is tested on, and which files make a case, the bundle knows
+    run_workflow(run / "configs/evaluate.yaml", dataset_dir=str(tumours), output_dir=str(results), n_bootstrap=10)
+    assert "No metrics of cases: they need normal and abnormal cases, but all 2 that were read are abnormal." in (
+        caplog.text
+    )
+    assert f"localisation: {results / 'localisation.json'}" in capsys.readouterr().out
+    assert files_below(results) == REPORTS - {"metrics.json"}
+    assert "### 2 cases, list " in (run / "docs/README.md").read_text()
+
+    report = json.loads((results / "localisation.json").read_text())
+    assert (report["n_volumes"], report["n_abnormal_volumes"], report["n_cases"]) == (2, 2, 2)
+    tested = {row["case"] for row in table(results / "scores.csv")}
+    masks = [np.asarray(nib.load(tumours / f"{case}/{case}_seg.nii.gz").dataobj) for case in sorted(tested)]
+    assert report["n_lesion_voxels"] == sum(int((mask > 0).sum()) for mask in masks)
+    size = sum(mask.size for mask in masks)
+    assert 0.98 * size < report["n_voxels"] < size  # the darkest half percent counts as background
+    assert 0 < report["n_abnormal_slices"] < report["n_slices"]
+    assert 0 <= report["slice_auroc"] <= 1
+    assert {row["case"] for row in table(results / "slice_scores.csv")} == tested
+
+    where = {"dataset_dir": str(tumours), "output_dir": str(tmp_path / "maps")}
+    run_workflow(run / "configs/inference.yaml", **where, layout="brats", outputs=[])
+    scores = {row["case"]: float(row["score"]) for row in table(tmp_path / "maps/scores.csv")}
+    assert len(scores) == 4
+    for row in table(results / "scores.csv"):
+        assert scores[row["case"]] == pytest.approx(float(row["score"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "message"),
+    [
+        ("train", {"test_fraction": 0.5}, "set lesion_free_slices to train on those of the 2 items with a mask"),
+        ("evaluate", {}, "Or divide the patients, with --test_fraction 0.2"),
+        (
+            "train",
+            {"lesion_free_slices": True, "modalities": ["flair", "t1"]},
+            "The network takes 1 channels; 'image' has 2",
+        ),
+        ("train", {"lesion_free_slices": True, "modalities": ["t2"]}, "lacks the modality t2; asked for t2; found"),
+    ],
+)
+def test_what_a_set_of_abnormal_cases_needs_is_said(
+    tmp_path: Path, tumours: Path, trained: Path, run_workflow: Run, verb: str, options: Options, message: str
+) -> None:
+    config = "train.yaml" if verb == "train" else trained / "configs/evaluate.yaml"
+    where = {"dataset_dir": str(tumours), "layout": "brats", "output_dir": str(tmp_path)}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(config, **where, **options)
+    assert message in said(raised)
+
+
+# --- real data --------------------------------------------------------------------------------------------------------
+
+
+def test_chest_xray_end_to_end(
+    tmp_path: Path, run_workflow: Run, tiny_training: Options, real_data: Callable[[str], Path]
+) -> None:
+    source = real_data("chest_xray")
+    rows = table(source / "manifest.csv")
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "abnormal"])
+        for split, abnormal, count in (("train", "0", 24), ("train", "1", 4), ("test", "0", 6), ("test", "1", 6)):
+            chosen = rows_of(rows, split, abnormal)[:count]
+            writer.writerows([source / row["path"], split, abnormal] for row in chosen)
+    run, results = tmp_path / "run", tmp_path / "results"
+    own = {"slicer#min_foreground", "calibration_fraction", "learning_rate"}  # what the protocol itself decides
+    options = {key: value for key, value in tiny_training.items() if key not in own}
+    run_workflow(["train.yaml", "chest_xray.yaml"], dataset_dir=str(tmp_path), output_dir=str(run), **options)
+    # the preset is part of the bundle
+    run_workflow(run / "configs/evaluate.yaml", dataset_dir=str(tmp_path), output_dir=str(results), n_bootstrap=20)
+    metrics = json.loads((results / "metrics.json").read_text())
+    assert (metrics["n_normal"], metrics["n_abnormal"]) == (6, 6)
+    assert 0 <= metrics["auroc"] <= 1

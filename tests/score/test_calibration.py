@@ -1,0 +1,446 @@
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from score.precision import double_precision
+from torch import Tensor
+from torch.nn import functional as F
+
+from aeflow_monai.geometry import Places
+from aeflow_monai.score.calibration import NormalSlices, calibrate_score
+from aeflow_monai.score.position import PositionMoments, PositionNorm
+from aeflow_monai.score.score import Score, SliceScores
+
+SIZE = 32
+STATISTICS = ("term_mean", "term_std", "map_std", "fraction_mean", "fraction_std")
+BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold", "case_rank")
+EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+@pytest.fixture(autouse=True)
+def _double_precision() -> Iterator[None]:
+    with double_precision():
+        yield
+
+
+def terms_of(n: int = 10, n_terms: int = 3, seed: int = 0) -> Tensor:
+    """Smooth maps (n, n_terms, 32, 32), each term in a unit of its own."""
+    noise = torch.randn(n, n_terms, 8, 8, generator=torch.Generator().manual_seed(seed))
+    unit = torch.linspace(1, 0.2, n_terms).view(-1, 1, 1)
+    return 3 + unit * F.interpolate(noise, size=(SIZE, SIZE), mode="bicubic")
+
+
+def slices_of(
+    terms: Tensor, batch_size: int, slices_per_case: int = 1, foreground: Tensor | None = None, name: str = "case"
+) -> list[NormalSlices]:
+    if foreground is None:
+        foreground = torch.ones_like(terms[:, :1]) > 0
+    names = [f"{name}_{i // slices_per_case}" for i in range(len(terms))]
+    batches = [slice(start, start + batch_size) for start in range(0, len(terms), batch_size)]
+    return [NormalSlices(terms[b], foreground[b], names[b], names[b], None) for b in batches]
+
+
+def a_score(n_terms: int = 3, **options: Any) -> Score:
+    """With options that leave out what a test is not about."""
+    plain = {
+        "position_normalisation": False,
+        "level_weight": 1.0,
+        "top_fractions": (1.0,),
+        "case_top_fraction": 1.0,
+    }
+    return Score(n_terms, **{**plain, **options})
+
+
+def scores_of(score: Score, terms: Tensor) -> SliceScores:
+    return score(score.stack(terms, torch.ones_like(terms[:, :1]) > 0))  # type: ignore[no-any-return]
+
+
+def buffers(score: Score) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in score.state_dict().items()}
+
+
+@pytest.mark.parametrize("n_terms", [1, 3])
+@pytest.mark.parametrize("beta", [0.0, 0.9, 1.0])
+def test_terms_and_map_of_the_normals_become_standard(beta: float, n_terms: int) -> None:
+    score, terms = a_score(n_terms, beta=beta), terms_of(n_terms=n_terms)
+    calibrate_score(score, slices_of(terms, 4))
+    flat = terms.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(score.term_mean, flat.mean(dim=1), **EXACT)
+    torch.testing.assert_close(score.term_std, flat.std(dim=1, correction=0), **EXACT)
+    found = scores_of(score, terms)
+    assert found.anomaly_map.mean().item() == pytest.approx(0, abs=1e-9)
+    assert found.anomaly_map.std(correction=0).item() == pytest.approx(1, abs=1e-9)
+    means = found.anomaly_map.mean(dim=(1, 2, 3))
+    torch.testing.assert_close(score.fraction_mean, means.mean()[None], **EXACT)
+    torch.testing.assert_close(score.fraction_std, means.std(correction=0)[None], **EXACT)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_thresholds_are_those_of_the_normals_own_scores(published: bool) -> None:
+    # fractions whose mean over slices is not that over pixels, cases that are cut by the batches
+    score = a_score(published=published, top_fractions=[0.05], case_top_fraction=0.4)
+    terms = terms_of(12)
+    calibrate_score(score, slices_of(terms, 5, slices_per_case=3), specificity=0.6)
+    maps, slices, _ = scores_of(score, terms)
+    cases = [slices[i : i + 3].sort(descending=True).values[:2].mean().item() for i in range(0, 12, 3)]
+    assert score.case_threshold.item() == pytest.approx(sorted(cases)[3 - 1], abs=1e-9)  # ceil(5 * 0.6)
+    assert score.slice_threshold.item() == pytest.approx(sorted(slices.tolist())[8 - 1], abs=1e-9)  # ceil(13 * 0.6)
+    peaks = maps.flatten(1).amax(dim=1)
+    assert score.map_threshold.item() == pytest.approx(sorted(peaks.tolist())[8 - 1], abs=1e-9)
+    assert ((maps > score.map_threshold + 1e-9).flatten(1).any(dim=1)).sum() == 12 - 8
+    assert score.is_calibrated
+    if published:
+        assert torch.equal(score.term_mean, torch.zeros(3))
+        assert torch.equal(score.term_std, torch.ones(3))
+        assert torch.equal(score.fraction_mean, torch.zeros(1))
+
+
+def test_planes_of_a_case_count_the_same_however_many_slices_they_have() -> None:
+    score, terms = a_score(slice_sigma=0.0), terms_of(8)
+    planes = ["axial", "axial", "axial", "coronal"] * 2
+    heights = torch.tensor([0.0, 0.5, 1.0, 0.5] * 2)
+    batches = slices_of(terms, 3, slices_per_case=4)
+    for i, batch in enumerate(batches):
+        part = slice(3 * i, 3 * i + 3)
+        batches[i] = batch._replace(places=Places(planes[part], heights[part]))
+    calibrate_score(score, batches, specificity=0.3)
+    everywhere = torch.ones_like(terms[:, :1]) > 0
+    scores = score(score.stack(terms, everywhere, Places(planes, heights))).slice_scores.view(2, 4)
+    cases = (scores[:, :3].mean(dim=1) + scores[:, 3]) / 2
+    assert score.case_threshold.item() == pytest.approx(cases.min().item(), abs=1e-9)  # ceil(3 * 0.3)
+    assert score.slice_threshold.item() == pytest.approx(sorted(scores.flatten().tolist())[2], abs=1e-9)
+
+
+def test_images_of_a_case_have_a_score_each() -> None:
+    score, terms = a_score(), terms_of(6)
+    (batch,) = slices_of(terms, 6, slices_per_case=3)
+    calibrate_score(score, [batch._replace(files=["a", "a", "b", "c", "c", "d"])], specificity=0.75)
+    slices = scores_of(score, terms).slice_scores
+    images = [slices[:2].mean(), slices[2], slices[3:5].mean(), slices[5]]
+    assert score.case_threshold.item() == pytest.approx(max(images).item(), abs=1e-9)  # the fourth, ceil(5 * 0.75)
+    assert score.case_rank.tolist() == [2, 2]
+
+
+def test_nothing_depends_on_the_batch_size() -> None:
+    terms, found = terms_of(9), []
+    for batch_size in (1, 4, 9):
+        score = a_score(position_normalisation=True, level_weight=0.5)
+        calibrate_score(score, slices_of(terms, batch_size, slices_per_case=2), specificity=0.5)
+        found.append(buffers(score))
+    for other in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(other[name], value, **EXACT)
+
+
+def test_an_empty_background_does_not_count() -> None:
+    terms, found = terms_of(8), []
+    foreground = torch.zeros(8, 1, SIZE, SIZE, dtype=torch.bool)
+    foreground[..., 8:24, 4:20] = True
+    for background in (0.0, -500.0):
+        score = a_score(position_normalisation=True, top_fractions=[0.05])
+        calibrate_score(score, slices_of(torch.where(foreground, terms, background), 3, foreground=foreground))
+        found.append(buffers(score))
+        inside = score(score.stack(terms, foreground)).anomaly_map[foreground]
+        assert inside.mean().item() == pytest.approx(0, abs=0.1)
+        assert inside.std().item() == pytest.approx(1, abs=0.2)
+    for name in ("term_mean", "term_std", "map_std", "position_norm.mean", "position_norm.std"):
+        torch.testing.assert_close(found[0][name], found[1][name], **EXACT)
+
+
+def test_empty_images_among_others_do_not_count_however_they_are_batched() -> None:
+    terms = torch.cat([terms_of(4), torch.zeros(2, 3, SIZE, SIZE)])
+    foreground = torch.arange(len(terms)).view(-1, 1, 1, 1).expand_as(terms[:, :1]) < len(terms) - 2
+    found = []
+    for n, batch_size in ((4, 2), (6, 2), (6, 3)):
+        score = a_score()
+        calibrate_score(score, slices_of(terms[:n], batch_size, foreground=foreground[:n]))
+        found.append(buffers(score))
+    for other in found[1:]:
+        for name in ("term_mean", "term_std", "map_std", "position_norm.mean", "position_norm.std"):
+            torch.testing.assert_close(other[name], found[0][name], **EXACT)
+
+
+def test_only_empty_images_calibrate_to_finite_numbers() -> None:
+    score = a_score()
+    black = torch.zeros(3, 1, SIZE, SIZE, dtype=torch.bool)
+    calibrate_score(score, slices_of(torch.full((3, 3, SIZE, SIZE), 0.3), 2, foreground=black))
+    assert all(torch.isfinite(value).all() for value in buffers(score).values())
+    assert (score.term_std > 0).all()
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_calibrating_again_gives_the_same(published: bool) -> None:
+    score = a_score(published=published, position_normalisation=True)
+    calibrate_score(score, slices_of(terms_of(), 5))
+    first = buffers(score)
+    calibrate_score(score, slices_of(terms_of(6, seed=3), 5))  # of which nothing may be left
+    calibrate_score(score, slices_of(terms_of(), 5))
+    assert all(torch.equal(value, first[name]) for name, value in buffers(score).items())
+
+
+def test_constant_term_keeps_its_unit() -> None:
+    score, terms = a_score(), terms_of(3)
+    terms[:, -1] = 0.25
+    calibrate_score(score, slices_of(terms, 2))
+    assert all(torch.isfinite(value).all() for value in buffers(score).values())
+    assert score.term_std[-1] == 1
+    assert torch.isfinite(scores_of(score, terms_of()).anomaly_map).all()
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("no slices", r"held-out normal.*; got none"),
+        ("diverged", r"not finite.*: the training diverged\. Lower the learning rate.*The model was not saved"),
+        ("specificity", r"has to be in \(0, 1\), as 0\.95; got 1\.0"),
+        ("one patient", "argument"),
+        ("one name", "argument"),
+        ("iterated once", "three times: give a list or a DataLoader, no generator"),
+        ("fitted iterated once", "three times: give a list or a DataLoader, no generator"),
+    ],
+)
+def test_failure_leaves_all_buffers_as_they_were(published: bool, fault: str, message: str) -> None:
+    score = a_score(published=published, position_normalisation=True)
+    calibrate_score(score, slices_of(terms_of(8), 2))
+    before = buffers(score)
+    held_out: Any = slices_of(terms_of(4, seed=5), 2)  # others, so other statistics
+    fitted: Any = ()
+    specificity = 0.95
+    if fault == "no slices":
+        held_out = []
+    elif fault == "diverged":
+        held_out[-1].terms[0, 0, 0, 0] = torch.nan
+    elif fault == "specificity":
+        specificity = 1.0
+    elif fault.startswith("one"):
+        names = {"patients": ["one"]} if fault == "one patient" else {"patients": ["one"], "files": ["one"]}
+        held_out[-1] = held_out[-1]._replace(**names)
+    elif fault == "iterated once":
+        held_out = iter(held_out)
+    else:
+        fitted = iter(held_out)
+    with pytest.raises(ValueError, match=message):
+        calibrate_score(score, held_out, specificity, fitted)
+    assert all(torch.equal(value, before[name]) for name, value in buffers(score).items())
+
+
+def moments_of(maps: Tensor, patients: Sequence[str], grid: int = 16) -> PositionMoments:
+    moments = PositionMoments(grid)
+    for one, patient in zip(maps, patients, strict=True):
+        moments.add(one[None], torch.ones_like(one[None]), None, patient)
+    return moments
+
+
+def alike(terms: Tensor) -> Tensor:
+    """Higher and noisier on the left in everybody."""
+    left = torch.linspace(1, 0, SIZE)
+    return (terms - 3) * (0.5 + left) + left
+
+
+@pytest.mark.parametrize("position_normalisation", [True, False])
+def test_fitted_normals_give_mean_and_deviation_by_position_and_nothing_else(position_normalisation: bool) -> None:
+    of_held_out, of_fitted = alike(terms_of(2)), alike(terms_of(6, seed=1))
+    held_out, fitted = slices_of(of_held_out, 2, slices_per_case=2), slices_of(of_fitted, 4, name="fitted")
+    alone, together = (a_score(position_normalisation=position_normalisation) for _ in range(2))
+    calibrate_score(alone, held_out)
+    calibrate_score(together, held_out, fitted=fitted)
+    for name in ("term_mean", "term_std", "map_std"):
+        assert torch.equal(getattr(together, name), getattr(alone, name))
+    # of a single held-out case places cannot be learned
+    assert alone.position_norm.mean.flatten(1).std(dim=1).max() == 0
+    if not position_normalisation:
+        assert torch.equal(together.position_norm.mean, alone.position_norm.mean)
+        return
+    stack, others = (together.stack(terms, torch.ones_like(terms[:, :1]) > 0) for terms in (of_held_out, of_fitted))
+    own = moments_of(stack.weighted_sum, ["held out"] * 2)
+    of_others = moments_of(others.weighted_sum, [name for batch in fitted for name in batch.patients])
+    expected, compared = PositionNorm(), PositionNorm()
+    expected.fit([own, of_others])
+    compared.fit([of_others])
+    torch.testing.assert_close(together.position_norm.mean, expected.mean, **EXACT)
+    torch.testing.assert_close(together.position_norm.std, expected.std, **EXACT)
+    # for its threshold the case was compared with the others alone
+    top_means = together.top_means(together.anomaly_map(stack, compared))
+    scores = together.slice_scores(top_means, torch.zeros(2))
+    assert together.case_threshold.item() == pytest.approx(scores.mean().item(), abs=1e-9)
+
+
+def test_a_group_is_compared_with_the_others_anywhere_too() -> None:
+    terms = alike(terms_of(12))
+    terms = torch.stack([one.roll((11 * number, 7 * number), dims=(1, 2)) for number, one in enumerate(terms)])
+    score = a_score(position_normalisation=True, ease_weight=0.0)
+    calibrate_score(score, slices_of(terms, 5))
+    assert len(score.position_norm.mean[0, 16].unique()) == 1
+    stack, expected = score.stack(terms, torch.ones_like(terms[:, :1]) > 0), torch.zeros(12)
+    for group in range(5):
+        others = [i for i in range(12) if i % 5 != group]
+        norm = PositionNorm()
+        norm.fit([moments_of(stack.weighted_sum[others], [str(i) for i in others])], by_position=False)
+        top_means = score.top_means(score.anomaly_map(stack, norm))[group::5]
+        expected[group::5] = score.slice_scores(top_means, torch.zeros(len(top_means)))
+    assert score.case_threshold.item() == pytest.approx(expected.max().item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("position_normalisation", [True, False])
+def test_ease_of_a_patient_is_told_by_the_others(position_normalisation: bool) -> None:
+    terms = terms_of(12)
+    terms[11, -1] -= terms[11, -1].mean() - 2.5  # nothing but easier
+    options: dict[str, Any] = {"position_normalisation": position_normalisation, "beta": 1.0}
+    score, blind = a_score(**options), a_score(**options, ease_weight=0.0)
+    calibrate_score(score, slices_of(terms, 5))
+    calibrate_score(blind, slices_of(terms, 5))
+    dissimilarity = terms[:, -1].mean(dim=(1, 2))
+    others = [i for i in range(12) if i % 5 != 1]
+    mean, std = dissimilarity[others].mean(), dissimilarity[others].std(correction=0)
+    # the difference to a new one has the variance of both
+    ease = (mean - dissimilarity[11]) / (std * math.sqrt((9 + 1) / (9 - 1)))
+    assert ease > 3
+    # the highest score is that of the one that is so easy, and the threshold of both is the highest
+    assert score.case_threshold > blind.case_threshold
+    if not position_normalisation:  # where maps are compared with the same in either way
+        own = scores_of(blind, terms[11:]).slice_scores.item()
+        assert score.case_threshold.item() == pytest.approx(own + 2 * (ease - 1.5).item(), abs=1e-9)
+    of_all = (dissimilarity.mean() - dissimilarity[11]) / (dissimilarity.std(correction=0) * math.sqrt(13 / 11))
+    assert scores_of(score, terms).ease[11].item() == pytest.approx(of_all.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "is_told"), [(4, False), (6, False), (7, True)])
+def test_few_patients_do_not_tell_ease(n: int, is_told: bool) -> None:
+    terms, score = terms_of(n), a_score()
+    calibrate_score(score, slices_of(terms, 2))
+    assert bool(score.dissimilarity_norm.is_known) == is_told
+    assert bool(scores_of(score, terms).ease.any()) == is_told
+
+
+def test_fitted_patients_count_for_ease() -> None:
+    score = a_score()
+    calibrate_score(score, slices_of(terms_of(4), 2), fitted=slices_of(terms_of(6, seed=1), 4, name="fitted"))
+    assert score.dissimilarity_norm.is_known
+
+
+def test_black_slices_do_not_tell_ease() -> None:
+    terms = torch.cat([terms_of(10), torch.zeros(2, 3, SIZE, SIZE)])
+    foreground = torch.arange(len(terms)).view(-1, 1, 1, 1).expand_as(terms[:, :1]) < len(terms) - 2
+    alone, among_black = a_score(), a_score()
+    calibrate_score(alone, slices_of(terms[:10], 5))
+    calibrate_score(among_black, slices_of(terms, 5, foreground=foreground))
+    for name in ("mean", "std"):
+        expected = getattr(alone.dissimilarity_norm, name)
+        torch.testing.assert_close(getattr(among_black.dissimilarity_norm, name), expected, **EXACT)
+    assert among_black(among_black.stack(terms, foreground)).ease[10:].tolist() == [0, 0]
+
+
+def test_images_of_a_patient_are_not_compared_with_each_other_and_count_as_one() -> None:
+    batches = slices_of(terms_of(12), 4)
+    by_patient = [batch._replace(patients=[f"{int(name[5:]) // 4}" for name in batch.patients]) for batch in batches]
+    alone, grouped = a_score(position_normalisation=True), a_score(position_normalisation=True)
+    calibrate_score(alone, batches, specificity=0.9)
+    calibrate_score(grouped, by_patient, specificity=0.9)
+    assert (alone.case_rank.tolist(), grouped.case_rank.tolist()) == ([12, 12], [3, 3])
+    assert not torch.isclose(alone.case_threshold, grouped.case_threshold)
+
+
+@pytest.mark.parametrize(("n", "specificity", "warns"), [(8, 0.9, True), (9, 0.9, False), (1, 0.95, True)])
+def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog: pytest.LogCaptureFixture) -> None:
+    score = a_score()
+    with caplog.at_level(logging.WARNING, logger="aeflow_monai.score.calibration"):
+        calibrate_score(score, slices_of(terms_of(2 * n), 6, slices_per_case=2), specificity=specificity)
+    assert score.case_rank.tolist() == [n, n]
+    assert score.expected_specificity == n / (n + 1)
+    if warns:
+        needed = {0.9: 9, 0.95: 19}[specificity]
+        told = (
+            f"normals of {n} patients are too few for a specificity of {specificity:.0%}, which takes {needed}: "
+            f"expect {n / (n + 1):.0%} of the case threshold"
+        )
+        assert told in caplog.text
+    else:
+        assert not caplog.records
+
+
+class TestVolumes:
+    @staticmethod
+    def volumes(n_cases: int, n_slices: int = 5, rise: float = 0.5) -> list[NormalSlices]:
+        """Cases of a batch each, which lie alike: high and noisy on the left, and the higher the slice."""
+        terms = alike(terms_of(n_cases * n_slices, seed=n_cases))
+        heights = torch.linspace(0, 1, n_slices)
+        terms = terms + rise * heights.repeat(n_cases).view(-1, 1, 1, 1)
+        places = Places(["axial"] * n_slices, heights)
+        return [batch._replace(places=places) for batch in slices_of(terms, n_slices, slices_per_case=n_slices)]
+
+    @staticmethod
+    def finished(score: Score, batch: NormalSlices) -> SliceScores:
+        stack = score.stack(batch.terms, batch.foreground, batch.places)
+        return score(score.blurred(stack))  # type: ignore[no-any-return]
+
+    def test_maps_of_new_normals_are_standard_everywhere(self) -> None:
+        score = Score(3)
+        calibrate_score(score, self.volumes(24))
+        found = torch.stack([self.finished(score, batch).anomaly_map for batch in self.volumes(23)])
+        for part in (found[..., :6], found[..., 14:], found[:, 0], found[:, -1]):
+            assert part.mean().item() == pytest.approx(0, abs=0.35)
+            assert part.std().item() == pytest.approx(1, abs=0.3)
+
+    def test_thresholds_hold_for_new_normals_of_few_cases(self) -> None:
+        # compared with themselves, the maps of few cases would be too small, and so would their threshold
+        score, new = Score(3), self.volumes(40)
+        calibrate_score(score, self.volumes(5), specificity=0.8)
+        scores = torch.cat([self.finished(score, batch).slice_scores for batch in new])
+        assert (scores <= score.slice_threshold).float().mean() >= 0.7
+
+    def test_places_count_if_images_lie_alike(self) -> None:
+        any_way_round = [
+            batch._replace(terms=batch.terms.roll((11 * number, 7 * number), dims=(2, 3)))
+            for number, batch in enumerate(self.volumes(8, rise=0))
+        ]
+        score, other = Score(3), Score(3)
+        calibrate_score(score, self.volumes(8))
+        calibrate_score(other, any_way_round)
+        assert len(score.position_norm.mean[0, 16].unique()) > 100
+        assert len(other.position_norm.mean[0, 16].unique()) == 1
+
+    def test_one_case_is_enough_but_tells_of_no_place(self) -> None:
+        score = Score(3)
+        calibrate_score(score, self.volumes(1))
+        assert len(score.position_norm.mean.unique()) == 1
+        assert all(torch.isfinite(buffer).all() for buffer in score.buffers() if buffer.is_floating_point())
+
+    def test_black_images_leave_maps_as_they_are(self) -> None:
+        score = Score(3)
+        calibrate_score(score, self.volumes(3))  # of which nothing may be left
+        black = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
+        calibrate_score(score, slices_of(terms_of(2), 2, foreground=black))
+        assert torch.equal(score.position_norm.mean, torch.zeros_like(score.position_norm.mean))
+        assert torch.equal(score.position_norm.std, torch.ones_like(score.position_norm.std))
+
+    def test_slices_of_a_plane_are_blurred_together_however_they_are_batched(self) -> None:
+        terms = torch.cat([batch.terms for batch in self.volumes(4)])
+        places = Places(["axial"] * 20, torch.linspace(0, 1, 5).repeat(4))
+        found = []
+        for batch_size in (1, 3, 20):
+            starts = range(0, 20, batch_size)
+            batches = [
+                batch._replace(places=places.part(slice(start, start + batch_size)))
+                for batch, start in zip(slices_of(terms, batch_size, slices_per_case=5), starts, strict=True)
+            ]
+            score = Score(3, slice_sigma=0.3)
+            calibrate_score(score, batches, specificity=0.7)
+            found.append(buffers(score))
+        unblurred = Score(3, slice_sigma=0.0)
+        calibrate_score(unblurred, batches, specificity=0.7)
+        for other in found[1:]:
+            for name, value in found[0].items():
+                torch.testing.assert_close(other[name], value, **EXACT)
+        assert not torch.isclose(unblurred.map_threshold, found[0]["map_threshold"], rtol=1e-3)
+
+    def test_switched_off_maps_do_not_depend_on_the_place(self) -> None:
+        score = Score(3, position_normalisation=False)
+        volumes = self.volumes(3)
+        calibrate_score(score, volumes)
+        terms, foreground = volumes[0][:2]
+        low = score.stack(terms, foreground, Places(["axial"] * 5, torch.zeros(5)))
+        assert torch.equal(score.anomaly_map(low), score.anomaly_map(score.stack(terms, foreground)))

@@ -1,0 +1,72 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from aeflow_monai.score.score import Score
+from aeflow_monai.score.thresholds import (
+    patients_needed,
+    require_specificity,
+    set_thresholds,
+    threshold_rank,
+    upper_threshold,
+)
+
+
+class TestUpperThreshold:
+    @pytest.mark.parametrize(
+        ("n", "specificity", "rank"),
+        [(99, 0.95, 95), (100, 0.95, 96), (19, 0.95, 19), (18, 0.95, 18), (1, 0.95, 1), (9, 0.5, 5), (10, 0.5, 6)],
+    )
+    def test_order_statistic_by_hand(self, n: int, specificity: float, rank: int) -> None:
+        scores = torch.randperm(n, generator=torch.Generator().manual_seed(0)) + 1.0  # 1 to n
+        assert upper_threshold(scores, specificity) == rank
+        assert upper_threshold(scores.tolist(), specificity) == rank
+
+    @pytest.mark.parametrize(("n", "specificity"), [(19, 0.95), (25, 0.9), (40, 0.8), (120, 0.95)])
+    @pytest.mark.parametrize("draw", ["normal", "standard_cauchy", "exponential"])
+    def test_new_normals_exceed_it_as_seldom_as_expected(self, n: int, specificity: float, draw: str) -> None:
+        generator = np.random.default_rng(0)
+        trials = 4000
+        held_out = getattr(generator, draw)(size=(trials, n))
+        new = getattr(generator, draw)(size=trials)
+        thresholds = np.array([upper_threshold(scores.tolist(), specificity) for scores in held_out])
+        exceedance = (new > thresholds).mean()
+        slack = 4 * math.sqrt(specificity * (1 - specificity) / trials)
+        assert exceedance <= 1 - specificity + slack
+        assert exceedance >= 1 - specificity - 1 / (n + 1) - slack  # and no more careful than it has to be
+        assert exceedance == pytest.approx(1 - threshold_rank(n, specificity) / (n + 1), abs=slack)
+
+    @pytest.mark.parametrize("specificity", [0.0, 1.0, -0.5, 95.0, float("nan")])
+    def test_specificity_out_of_range_is_named(self, specificity: float) -> None:
+        with pytest.raises(ValueError, match=rf"specificity has to be in \(0, 1\), as 0.95; got {specificity}"):
+            upper_threshold([1.0], specificity)
+
+    def test_no_scores_are_an_error(self) -> None:
+        with pytest.raises(ValueError, match="needs the scores of held-out normals; got none"):
+            upper_threshold([], 0.95)
+
+
+@pytest.mark.parametrize("specificity", [0.5, 0.6, 0.75, 0.8, 0.9, 0.95, 0.99])
+def test_patients_needed_are_the_fewest_that_keep_a_specificity(specificity: float) -> None:
+    n = patients_needed(specificity)
+    assert threshold_rank(n, specificity) / (n + 1) >= specificity - 1e-9
+    if n > 1:
+        assert threshold_rank(n - 1, specificity) / n < specificity
+
+
+@pytest.mark.parametrize("specificity", [0.0, 1.0, float("nan")])
+def test_specificity_is_refused_before_anything_is_computed(specificity: float) -> None:
+    require_specificity(0.5)
+    with pytest.raises(ValueError, match=rf"has to be in \(0, 1\), as 0.95; got {specificity}"):
+        require_specificity(specificity)
+
+
+def test_set_thresholds_ranks_the_case_threshold_among_patients() -> None:
+    score = Score()
+    # 9 cases of 4 patients
+    set_thresholds(score, range(9), torch.arange(19.0), [0.5, 0.25], n_patients=4, specificity=0.5)
+    assert score.thresholds == {"case_threshold": 4, "slice_threshold": 9, "map_threshold": 0.5}
+    assert score.case_rank.tolist() == [3, 4]
+    assert score.expected_specificity == 3 / 5

@@ -1,0 +1,115 @@
+"""The floors of the package: each wing knows only those below it, and no file name stands twice."""
+
+import ast
+import importlib
+import inspect
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import aeflow_monai
+
+PACKAGE = Path(aeflow_monai.__file__).parent
+
+# From the ground up. What stands on one floor does not know each other, nor anything above.
+FLOORS = [
+    {"about", "geometry", "files"},
+    {"errors"},
+    {"network", "metrics"},
+    {"score"},
+    {"data", "output"},
+    {"engine"},
+    {"__init__"},
+    {"label"},
+    {"cli"},
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
+MODULES = [
+    ".".join(("aeflow_monai", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for path in FILES
+    if path.parent.name not in ("label", "cli")
+]
+
+
+def wing_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_by(path: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it, by their full names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "aeflow_monai"}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports relatively"
+            if str(node.module).split(".")[0] == "aeflow_monai":
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                files = {name for name in names if (PACKAGE / Path(*name.split(".")[1:])).with_suffix(".py").is_file()}
+                found |= files | ({str(node.module)} if files != names else set())
+    return found
+
+
+def wings(modules: set[str]) -> set[str]:
+    return {(module.split(".") + ["__init__"])[1] for module in modules}
+
+
+def test_each_wing_has_a_floor() -> None:
+    assert {wing_of(path) for path in FILES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_no_arrow_up_or_aside(path: Path) -> None:
+    own = wing_of(path)
+    for other in wings(imported_by(path)) - {own}:
+        assert FLOOR_OF[other] < FLOOR_OF[own], f"{path.name} in {own} imports {other}"
+
+
+def test_no_cycle_between_files() -> None:
+    module_of = {
+        ".".join(("aeflow_monai", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in FILES
+    }
+    arrows = {name: imported_by(path) & module_of.keys() - {name} for name, path in module_of.items()}
+    while leaves := {name for name, targets in arrows.items() if not targets & arrows.keys()}:
+        arrows = {name: targets for name, targets in arrows.items() if name not in leaves}
+    assert not arrows, f"these import each other in a circle, or stand above such: {sorted(arrows)}"
+
+
+def test_no_file_name_stands_twice() -> None:
+    for folder in (PACKAGE, PACKAGE.parent / "tests", PACKAGE.parent / "benchmarks"):
+        counts = Counter(path.name for path in folder.rglob("*.py") if path.name not in ("__init__.py", "conftest.py"))
+        assert [name for name, count in counts.items() if count > 1] == [], folder
+
+
+def test_wings_are_seen() -> None:
+    assert wings(imported_by(PACKAGE / "score/score.py")) == {"geometry", "score"}
+    assert {"data", "engine", "network", "score"} <= wings(imported_by(PACKAGE / "__init__.py"))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_and_its_public_names_are_documented(module: str) -> None:
+    loaded = importlib.import_module(module)
+    assert loaded.__doc__
+    for name in getattr(loaded, "__all__", []):
+        value = getattr(loaded, name)
+        if inspect.isclass(value) or inspect.isroutine(value):
+            assert value.__dict__.get("__doc__") if inspect.isclass(value) else value.__doc__, name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_public_names_are_sorted_and_there(module: str) -> None:
+    loaded = importlib.import_module(module)
+    names = list(getattr(loaded, "__all__", []))
+    assert len(set(names)) == len(names)
+    # ruff's order: constants, classes, functions
+    assert names == sorted(names, key=lambda name: (not name.isupper(), not name[:1].isupper(), name))
+    for name in names:
+        assert hasattr(loaded, name)
+
+
+def test_the_package_exports_about_a_dozen_names() -> None:
+    assert len(aeflow_monai.__all__) <= 16
