@@ -1,5 +1,5 @@
 """What the package says of itself."""
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 DISCLAIMER = "Research use only. Not a medical device."

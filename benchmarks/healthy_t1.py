@@ -1,7 +1,7 @@
 """Lesions planted in healthy T1 brains: AE-Flow trained and evaluated by the bundle, beside a trivial baseline.
 
-The whole protocol in one command: the data set is made (planted_lesions.py), the bundle trains with
-configs/healthy_t1.yaml and evaluates, and the same evaluation is run with |intensity - mean training volume| as the
+The whole protocol in one command: the data set is made (planted_lesions.py), the bundle trains with the preset
+healthy_t1 and evaluates, and the same evaluation is run with |intensity - mean training volume| as the
 anomaly map (trivial_baseline.py), calibrated on the same held-out cases. The truth is synthetic: there is no domain
 shift, and lesions do what no disease does. Voxels are counted twice: all of them, as the bundle reports, where an empty
 background is easy to tell from a lesion; and those of the brain only, which is the number to look at. For each planted
@@ -12,40 +12,35 @@ row, and slices are compared among those of like area too. Usage:
 
     python benchmarks/healthy_t1.py --data DIR --output DIR [--seed 0] [--n_test 20] [--epochs 6, or any bundle option]
 
-DIR holds healthy_t1 and ms_lesion/gold_masks_all30. Options of the bundle go to the training and to both evaluations;
-paths among them have to be absolute. Written to the output: healthy_t1.json, the data set (planted), and
-what the bundle writes, of AE-Flow (aeflow) and of the baseline (baseline).
+DIR holds healthy_t1 and ms_lesion/gold_masks_all30. Options of the bundle go to the training. Written to the output:
+healthy_t1.json, the data set (planted), the bundle of AE-Flow (aeflow) with its results, and those of the baseline
+(baseline).
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
-import os
-import platform
-import subprocess
-import sys
-import time
 from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import planted_lesions
 import torch
-import yaml
-from aeflow_monai.engine.workflow import keep_freed_memory
 from ignite.engine import Engine, Events
-from monai.bundle import ConfigWorkflow
+from map_inferer import Answer, MapMethod, axial_stack, evaluator_of
+from monai.bundle import ConfigParser
 from scipy.stats import rankdata
-from slices_by_area import slices_by_area
-from trivial_baseline import DifferenceInferer, mean_volume
+from shared import arguments, machine, parse_with_options, read_rows, run_bundle, seconds
+from slices_by_area import areas_of, slices_by_area
+from trivial_baseline import DifferenceMap, mean_volume
 
-from aeflow_monai.data.readers import LoadCased
+from aeflow_monai import Model, Score, Workflow, config_files
+from aeflow_monai.data import LoadCased
+from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.files import read_json, write_json
 from aeflow_monai.metrics import VoxelMetrics
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "bundle/configs"
 ROWS = {
     "slice AUROC": ("localisation", "slice_auroc"),
     "slice AUROC, pairs of like brain area": ("slices", "auroc_of_like_area"),
@@ -71,16 +66,15 @@ class BrainReport:
     The brain is what is above 0 in the file. Slices that are too empty for the network have the map value 0.
     """
 
-    def __init__(self, lesions: Path, scorer: Any) -> None:
-        self.scorer = scorer
+    def __init__(self, lesions: Path, score: Score) -> None:
+        self.threshold = score.thresholds["map_threshold"]
         self.voxels = VoxelMetrics()
         self.load = LoadCased("image")
         self.areas: dict[str, list[float]] = {}  # share of each slice that is brain, from inferior
         self.lesions: list[dict[str, Any]] = []
         self.planted: dict[str, list[dict[str, str]]] = defaultdict(list)
-        with lesions.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                self.planted[row["case"]].append(row)
+        for row in read_rows(lesions):
+            self.planted[row["case"]].append(row)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
@@ -91,16 +85,15 @@ class BrainReport:
         for source, scored in zip(engine.state.batch, engine.state.output, strict=True):
             anomaly_map = np.asarray(scored["anomaly_map"])
             brain = np.asarray(self.load({"image": source["image"].meta["filename_or_obj"]})["image"]) > 0
-            truth = np.asarray(source["truth"]) if "truth" in source else np.zeros(brain.shape)
+            truth = np.asarray(source["lesion_in_file"]) if "lesion_in_file" in source else np.zeros(brain.shape)
             self.voxels.update(anomaly_map, truth, brain)
-            upright = source["image"].as_tensor()[0]
-            self.areas[str(source["case"])] = (upright > 0).float().mean(dim=(0, 1)).tolist()
+            self.areas[str(source["case"])] = areas_of(source["image"])
             normal = anomaly_map[brain & (truth == 0)]
             for row in self.planted[str(source["case"])]:
                 lesion = anomaly_map[truth == int(row["label"])]
                 ranks = rankdata(np.concatenate([lesion, normal]))[: len(lesion)]
                 auroc = (ranks.sum() - len(lesion) * (len(lesion) + 1) / 2) / (len(lesion) * len(normal))
-                above = bool((lesion > float(self.scorer.map_threshold)).any())
+                above = bool((lesion > self.threshold).any())
                 self.lesions.append({**row, "auroc": float(auroc), "above_map_threshold": above})
 
     def compute(self) -> dict[str, Any]:
@@ -111,7 +104,7 @@ class BrainReport:
         for lesion in sorted(self.lesions, key=lambda each: float(each["contrast"])):
             groups[f"contrast {lesion['contrast']}"].append(lesion)
         return {
-            "brain": self.voxels.compute(float(self.scorer.map_threshold)),
+            "brain": self.voxels.compute(self.threshold),
             "lesion_groups": {
                 name: {
                     "n": len(group),
@@ -124,52 +117,57 @@ class BrainReport:
         }
 
 
-def workflow(config: Path, options: dict[str, Any]) -> ConfigWorkflow:
-    files = [str(CONFIGS / "train.yaml"), str(config), str(CONFIGS / "evaluate.yaml")]
-    return ConfigWorkflow(
-        config_file=files,
-        meta_file=str(CONFIGS / "metadata.json"),
-        logging_file=str(CONFIGS / "logging.conf"),
-        workflow_type="eval",
-        **options,
-    )
-
-
-def evaluate(bundle: ConfigWorkflow, results: Path, lesions: Path) -> dict[str, Any]:
-    """Run the bundle's evaluation with one handler more."""
-    bundle.initialize()
-    brain = BrainReport(lesions, bundle.parser.get_parsed_content("network"))
-    brain.attach(bundle.parser.get_parsed_content("evaluator"))
-    start = time.perf_counter()
-    bundle.run()
-    seconds = time.perf_counter() - start
-    bundle.finalize()
-    report = {
-        "seconds": seconds,
+def report_of(evaluator: Engine, score: Score, results: Path, lesions: Path) -> dict[str, Any]:
+    """Run an evaluation with one handler more."""
+    brain = BrainReport(lesions, score)
+    brain.attach(evaluator)
+    taken = seconds(evaluator.run)
+    return {
+        "seconds": taken,
         **brain.compute(),
         "slices": slices_by_area(results / "slice_scores.csv", brain.areas),
+        "detection": read_json(results / "metrics.json"),
+        "localisation": read_json(results / "localisation.json"),
     }
-    for name, file in (("detection", "metrics.json"), ("localisation", "localisation.json")):
-        report[name] = json.loads((results / file).read_text(encoding="utf-8"))
+
+
+def aeflow_report(run: Path, dataset_dir: Path, results: Path) -> dict[str, Any]:
+    """Evaluate the trained bundle."""
+    options = {"dataset_dir": str(dataset_dir), "output_dir": str(results)}
+    workflow = Workflow(str(run / "configs/evaluate.yaml"), workflow_type="infer", logging_file=False, **options)
+    workflow.initialize()
+    evaluator, network = (workflow.parser.get_parsed_content(name) for name in ("evaluator", "network"))
+    network.load_state_dict(Model(run).detector.state_dict())  # the threshold is looked up before the run
+    report = report_of(evaluator, network.score, results, dataset_dir / "lesions.csv")
+    workflow.finalize()
     return report
 
 
-def baseline_workflow(config: Path, options: dict[str, Any], model: Path, folder: Path) -> ConfigWorkflow:
-    """The bundle with the baseline's map in place of the network's, and its thresholds in the checkpoint."""
-    folder.mkdir(parents=True, exist_ok=True)
-    calibrated = folder / "model.pt"
-    bundle = workflow(config, options | {"results_dir": str(folder), "ckpt_path": str(calibrated)})
-    parsed = {name: bundle.parser.get_parsed_content(name) for name in ("preprocessing", "split", "slicer", "network")}
-    fitted, held_out = ((parsed["preprocessing"](item)["image"] for item in items) for items in parsed["split"])
-    mean = mean_volume(parsed["slicer"], fitted)
-    inferer = DifferenceInferer(mean, parsed["slicer"], parsed["network"])
-    thresholds = inferer.thresholds(held_out, bundle.parser.get_parsed_content("specificity"))
-    checkpoint = torch.load(model, map_location="cpu", weights_only=True)
-    for name, value in thresholds.items():
-        checkpoint["model"][name].fill_(value)
-    torch.save(checkpoint, calibrated)
-    bundle.parser["inferer"] = inferer
-    return bundle
+def parse(config: Path, **options: Any) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(str(config))
+    parser.update(options)
+    return parser
+
+
+def baseline_report(run: Path, dataset_dir: Path, results: Path) -> dict[str, Any]:
+    """Evaluate the baseline, fitted on the normals of the training and calibrated on those that it held out."""
+    training = parse(run / "configs/train.yaml", dataset_dir=str(dataset_dir))
+    preprocessing, slicer, split = (training.get_parsed_content(name) for name in ("preprocessing", "slicer", "split"))
+
+    def volumes(items: Sequence[Mapping[str, Any]]) -> Iterator[torch.Tensor]:
+        return (preprocessing(item)["image"] for item in items)
+
+    method: MapMethod = DifferenceMap(mean_volume(slicer, volumes(split[0])), Model(run).detector.score)
+
+    def answers() -> Iterator[tuple[str, Answer]]:
+        for item, volume in zip(split[1], volumes(split[1]), strict=True):
+            yield item["patient"], method.look(*axial_stack(slicer, volume))
+
+    method.fit_thresholds(answers(), training["specificity"])
+    own = {"dataset_dir": str(dataset_dir), "output_dir": str(results)}
+    evaluator = evaluator_of(parse(run / "configs/evaluate.yaml", **own), method)
+    return report_of(evaluator, method.score, results, dataset_dir / "lesions.csv")
 
 
 def table(reports: dict[str, dict[str, Any]]) -> str:
@@ -189,49 +187,33 @@ def table(reports: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = arguments(__doc__, "data", "output")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n_test", type=int, default=20, help="held-out subjects; half of them get lesions")
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/healthy_t1.yaml")
-    parser.add_argument("--model", type=Path, help="evaluate this one, made from the same data, and train none")
-    given, passed_on = parser.parse_known_args()
-    if len(passed_on) % 2 or not all(name.startswith("--") for name in passed_on[::2]):
-        parser.error(f"options of the bundle are given as --name value; got {' '.join(passed_on)}")
+    parser.add_argument("--config", default="healthy_t1", help="name of a preset, or path")
+    parser.add_argument("--model", type=Path, help="evaluate this bundle, made from the same data, and train none")
+    given, options = parse_with_options(parser)
     keep_freed_memory()
-    print(f"seed {given.seed}; torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
+    print(f"seed {given.seed}; {machine()}")
 
-    for name in ("data", "output", "config", "model"):
-        if getattr(given, name) is not None:
-            setattr(given, name, getattr(given, name).absolute())
-    os.chdir(ROOT)  # where MONAI looks for a bundle whose config files lie in several folders
-    output = given.output
-    planted, trained = output / "planted", output / "aeflow"
-    command = [sys.executable, str(ROOT / "benchmarks/planted_lesions.py"), "--healthy", str(given.data / "healthy_t1")]
-    command += ["--shapes", str(given.data / "ms_lesion/gold_masks_all30"), "--output", str(planted)]
-    subprocess.run([*command, "--n_test", str(given.n_test), "--seed", str(given.seed)], check=True)
+    output, planted, trained = given.output, given.output / "planted", given.output / "aeflow"
+    healthy = sorted((given.data / "healthy_t1").glob("*.nii.gz"))
+    train, test, abnormal = planted_lesions.split(healthy, given.n_test, given.seed)
+    shapes = given.data / "ms_lesion/gold_masks_all30"
+    digest = planted_lesions.write(healthy, train, test, abnormal, shapes, planted, given.seed)
+    print(f"{planted}: sha256 of all files {digest}")
 
-    options = {"dataset_dir": str(planted), "output_dir": str(trained), "seed": given.seed}
-    options |= {name[2:]: yaml.safe_load(value) for name, value in zip(passed_on[::2], passed_on[1::2], strict=True)}
-    report: dict[str, Any] = {"seed": given.seed, "n_test": given.n_test, "options": passed_on, "train_seconds": None}
+    report: dict[str, Any] = {"seed": given.seed, "n_test": given.n_test, "options": options, "train_seconds": None}
     if given.model is None:
-        command = [sys.executable, "-m", "monai.bundle", "run", "train"]
-        command += ["--config_file", str([str(CONFIGS / "train.yaml"), str(given.config)])]
-        command += ["--dataset_dir", str(planted), "--output_dir", str(trained), "--seed", str(given.seed), *passed_on]
-        start = time.perf_counter()
-        subprocess.run(command, check=True)
-        report["train_seconds"] = time.perf_counter() - start
+        own = {"dataset_dir": planted, "output_dir": trained, "seed": given.seed, **options}
+        report["train_seconds"] = run_bundle(config_files("train", given.config), own, "train")
         print(f"training took {report['train_seconds']:.0f} s, with the start of Python and the reading of the data")
-    model = given.model or trained / "model.pt"
-
-    lesions = planted / "lesions.csv"
-    bundle = workflow(given.config, options | {"results_dir": str(trained), "ckpt_path": str(model)})
-    reports = {"AE-Flow": evaluate(bundle, trained, lesions)}
-    folder = output / "baseline"
-    reports["trivial baseline"] = evaluate(baseline_workflow(given.config, options, model, folder), folder, lesions)
-    report |= reports
-    (output / "healthy_t1.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    run = (given.model or trained).absolute()
+    reports = {
+        "AE-Flow": aeflow_report(run, planted, trained / "results"),
+        "trivial baseline": baseline_report(run, planted, output / "baseline"),
+    }
+    write_json(output / "healthy_t1.json", report | reports)
     print(f"\nSynthetic lesions, seed {given.seed}; 95 % intervals over cases in brackets.\n")
     print(table(reports))
 

@@ -8,21 +8,19 @@ random: they do not change the time. Usage:
 
 from __future__ import annotations
 
-import argparse
-import platform
+import statistics
 import tempfile
-import time
+from functools import partial
 
 import torch
-from aeflow_monai.engine.workflow import keep_freed_memory
 from monai.data import DataLoader
+from shared import arguments, in_turn, machine, median_ratio, seconds
 from torch.utils.data import Dataset
 
-from aeflow_monai.data.feature_dataset import FeatureDataset
-from aeflow_monai.data.slice_dataset import prepare_slice_batch
-from aeflow_monai.network.aeflow import AEFlow
-from aeflow_monai.network.encoder import Encoder
-from aeflow_monai.network.loss import AEFlowLoss
+from aeflow_monai import AEFlow, Encoder
+from aeflow_monai.data import FeatureDataset, prepare_slice_batch
+from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.network import AEFlowLoss
 
 
 class RandomSlices(Dataset):
@@ -38,21 +36,19 @@ class RandomSlices(Dataset):
         return {"image": self.images[index]}
 
 
-def epoch_seconds(model: AEFlow, dataset: Dataset, batch_size: int) -> float:
+def epoch(model: AEFlow, dataset: Dataset, batch_size: int) -> None:
     loss_function = AEFlowLoss()
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
     model.train()
-    start = time.perf_counter()
     for batch in DataLoader(dataset, batch_size=batch_size, shuffle=True):
         image, target, _, features = prepare_slice_batch(batch)
         optimizer.zero_grad()
         loss_function(model(image, **features), target).backward()
         optimizer.step()
-    return time.perf_counter() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--backbone", default="wide_resnet50_2")
     parser.add_argument("--stages", type=int, nargs="+", default=[3])
     parser.add_argument("--images", type=int, default=48)
@@ -68,26 +64,21 @@ def main() -> None:
     published = {"hidden_channels": 512, "decoder_channels": [512, 256, 64], "feature_norm": None}
     model = AEFlow(encoder, **(published if options.paper else {}))
     slices = RandomSlices(options.images, options.size)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}")
-    start = time.perf_counter()
-    in_memory = FeatureDataset(slices, encoder)
-    print(f"computing the features of {options.images} images once: {time.perf_counter() - start:.2f} s")
+    print(machine())
+    making = seconds(lambda: FeatureDataset(slices, encoder))
+    print(f"computing the features of {options.images} images once: {making:.2f} s")
     with tempfile.TemporaryDirectory() as folder:
-        on_disk = FeatureDataset(slices, encoder, folder)
-        datasets = {"encoder in the loop": slices, "kept in memory": in_memory, "kept on disk": on_disk}
-        for dataset in datasets.values():  # first calls allocate
-            epoch_seconds(model, dataset, options.batch_size)
-        # in turn, so that a machine whose speed drifts is fair to all
-        rounds = [
-            {name: epoch_seconds(model, dataset, options.batch_size) for name, dataset in datasets.items()}
-            for _ in range(options.repeats)
-        ]
-    for name in datasets:
-        seconds = sorted(times[name] for times in rounds)[len(rounds) // 2]
-        ratios = sorted(times["encoder in the loop"] / times[name] for times in rounds)
-        print(
-            f"{name:>20}: {seconds:7.2f} s per epoch, ratio {ratios[len(ratios) // 2]:5.2f} (median of {len(rounds)})"
-        )
+        datasets = {
+            "encoder in the loop": slices,
+            "kept in memory": FeatureDataset(slices, encoder),
+            "kept on disk": FeatureDataset(slices, encoder, folder),
+        }
+        ways = {name: partial(epoch, model, dataset, options.batch_size) for name, dataset in datasets.items()}
+        times = in_turn(ways, options.repeats)
+    for name, taken in times.items():
+        ratio = median_ratio(times["encoder in the loop"], taken)
+        of = f"(median of {options.repeats})"
+        print(f"{name:>20}: {statistics.median(taken):7.2f} s per epoch, ratio {ratio:5.2f} {of}")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ environment with the extra `label`. Usage:
 
 from __future__ import annotations
 
-import argparse
 import os
-import platform
 import signal
 import socket
 import subprocess
@@ -24,35 +22,43 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import yaml
 from monailabel.client import MONAILabelClient
-from volume_inference import INFERENCE, write_checkpoint, write_volume
+from shared import (
+    LARGE,
+    arguments,
+    bundle_command,
+    in_turn,
+    machine,
+    median_ratio,
+    own_measure,
+    seconds,
+    write_untrained,
+    write_volume,
+)
 
-OPTIONS = {"image_size": [240, 240], "fit": "pad", "device": "cpu"}
-OFF = ("anomaly_map", "reconstruction", "residual", "log_likelihood", "overlay", "profile")
 
-
-def seconds_of_command_line(folder: Path) -> float:
-    options = {f"write_{name}": False for name in OFF} | OPTIONS
-    options |= {"dataset_dir": folder / "studies/volume.nii.gz", "ckpt_path": folder / "model.pt"}
-    options |= {"output_dir": folder / "maps"}
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(INFERENCE)]
-    start = time.perf_counter()
-    subprocess.run([*command, *(f"--{k}={v}" for k, v in options.items())], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+def seconds_of_command_line(run: Path, folder: Path) -> float:
+    """From the start of the process to its end."""
+    options = {
+        "dataset_dir": folder / "studies/volume.nii.gz",
+        "output_dir": folder / "maps",
+        "outputs": "['anomaly_mask']",
+        "device": "cpu",
+    }
+    command = bundle_command([run / "configs/inference.yaml"], options)
+    return seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL))
 
 
 @contextmanager
-def running_server(folder: Path, *options: str, **environment: str) -> Iterator[MONAILabelClient]:
-    """A server for `folder`/studies as soon as it listens, with a new worklist, and its client."""
+def running_server(folder: Path, run: Path, **environment: str) -> Iterator[MONAILabelClient]:
+    """A server for `folder`/studies with a training's model and a new worklist, as soon as it listens: its client."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     for record in (folder / "studies").glob("datastore*.json"):
         record.unlink()
-    command = [sys.executable, "-m", "aeflow_monai.cli", "label", "--studies", str(folder / "studies")]
-    command += ["--app", str(folder / "app"), "--port", str(port), *options]
+    command = [sys.executable, "-m", "aeflow_monai.cli.main", "label", "--studies", str(folder / "studies")]
+    command += ["--app", str(folder / "app"), "--port", str(port), "--model", str(run)]
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -70,42 +76,39 @@ def running_server(folder: Path, *options: str, **environment: str) -> Iterator[
         server.wait()
 
 
-def seconds_of_server(folder: Path, scoring: bool) -> tuple[float, float]:
-    """Until the first answer, and of that the answer alone."""
-    options = ("--config", str(folder / "overlay.yaml"), "--model", str(folder / "model.pt"))
+def seconds_of_server(run: Path, folder: Path, scoring: bool) -> float:
+    """From the start of the process to the first answer; says how much of it the answer alone takes."""
     start = time.perf_counter()
-    with running_server(folder, *options, MONAI_LABEL_AUTO_UPDATE_SCORING=str(scoring).lower()) as client:
+    with running_server(folder, run, MONAI_LABEL_AUTO_UPDATE_SCORING=str(scoring).lower()) as client:
         asked = time.perf_counter()
         client.infer("anomaly_mask", "volume", {})
         end = time.perf_counter()
-    return end - start, end - asked
+    print(f"  answer alone {end - asked:.1f} s{' with scoring' if scoring else ''}", flush=True)
+    return end - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
+    print(machine())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "studies").mkdir()
         write_volume(folder / "studies/volume.nii.gz")
-        write_checkpoint(folder / "model.pt", dict(OPTIONS))
-        (folder / "overlay.yaml").write_text(yaml.safe_dump(OPTIONS))
-        ratios: dict[bool, list[float]] = {False: [], True: []}
-        for turn in range(repeats + 1):  # the first turn warms up
-            line = seconds_of_command_line(folder)
-            for scoring, found in ratios.items():
-                whole, answer = seconds_of_server(folder, scoring)
-                if turn:
-                    found.append(whole / line)
-                    print(
-                        f"command line {line:.1f} s, server {whole:.1f} s (answer alone {answer:.1f} s)"
-                        f"{' with scoring' if scoring else ''}, ratio {found[-1]:.2f}",
-                        flush=True,
-                    )
-        for scoring, found in ratios.items():
-            print(f"median ratio {sorted(found)[len(found) // 2]:.2f}{' with scoring' if scoring else ''}")
+        run = write_untrained(folder / "RUN", **LARGE)
+        found = in_turn(
+            {
+                "command line": lambda: seconds_of_command_line(run, folder),
+                "server": lambda: seconds_of_server(run, folder, scoring=False),
+                "server with scoring": lambda: seconds_of_server(run, folder, scoring=True),
+            },
+            repeats,
+            measure=own_measure,
+        )
+        for way, times in found.items():
+            ratio = median_ratio(times, found["command line"])
+            print(f"{way}: {', '.join(f'{time:.1f}' for time in times)} s, median ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

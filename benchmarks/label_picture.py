@@ -4,12 +4,11 @@ The model is that of the quick start, the volume one that it was not trained on.
 `label`. Usage:
 
     python -m monai.bundle run train --config_file bundle/configs/train.yaml --output_dir runs/phantom
-    python benchmarks/label_picture.py --model runs/phantom/model.pt --to docs/monai_label.png
+    python benchmarks/label_picture.py --model runs/phantom --to docs/monai_label.png
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,8 +22,9 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 from label_inference import running_server
+from shared import arguments
 
-from aeflow_monai.data.phantom import write_phantom
+from aeflow_monai import write_phantom
 
 CASE = "test_abnormal_001"
 SHOWN = (slice(8, 88), slice(10, 102))  # voxels around the head, from the right and from behind
@@ -36,7 +36,7 @@ def answers(folder: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     (folder / "studies").mkdir()
     shutil.copy(phantom / f"images/{CASE}.nii.gz", folder / "studies")
     files = {"image": phantom / f"images/{CASE}.nii.gz", "lesion": phantom / f"masks/{CASE}.nii.gz"}
-    with running_server(folder, "--model", str(model)) as client:
+    with running_server(folder, model) as client:
         for task in ("anomaly_map", "anomaly_mask"):
             files[task], said = client.infer(task, CASE, {})
             volumes = {name: nib.as_closest_canonical(nib.load(file)) for name, file in files.items()}
@@ -46,12 +46,9 @@ def answers(folder: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--to", type=Path, required=True)
-    options = parser.parse_args()
+    options = arguments(__doc__, "model", "to").parse_args()
     with tempfile.TemporaryDirectory() as name:
-        volumes, said = answers(Path(name), options.model.absolute())
+        volumes, said = answers(Path(name), options.model)
     most, threshold = said["most_anomalous_slice"], said["map_threshold"]
 
     def cut(key: str) -> Any:

@@ -8,12 +8,12 @@ without the imports: one volume, the work on it, and what is kept of all before.
 
 from __future__ import annotations
 
-import argparse
-import time
+import statistics
 import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
+from shared import arguments, in_turn
 from sklearn.metrics import roc_auc_score
 
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
@@ -25,15 +25,6 @@ def draw_volume(shape: list[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
     anomaly_map = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     anomaly_map[mask] += 1
     return anomaly_map, mask
-
-
-def seconds(function: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[repeats // 2]
 
 
 def peak_megabytes(metrics_class: type[VoxelMetrics | LesionMetrics], shape: list[int], n_volumes: int) -> float:
@@ -49,7 +40,7 @@ def peak_megabytes(metrics_class: type[VoxelMetrics | LesionMetrics], shape: lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=[240, 240, 155])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--volumes", type=int, nargs="+", default=[1, 20])
@@ -57,12 +48,16 @@ def main() -> None:
 
     anomaly_map, mask = draw_volume(options.shape, 0)
     metrics = VoxelMetrics()
-    update = seconds(lambda: metrics.update(anomaly_map, mask), options.repeats)
-    compute = seconds(lambda: metrics.compute(threshold=1), options.repeats)
-    labels, scores = mask.ravel(), anomaly_map.ravel()
-    sklearn = seconds(lambda: roc_auc_score(labels, scores), options.repeats)
     lesions = LesionMetrics()
-    lesion_update = seconds(lambda: lesions.update(anomaly_map, mask, (1, 1, 1)), options.repeats)
+    labels, scores = mask.ravel(), anomaly_map.ravel()
+    ways: dict[str, Callable[[], object]] = {
+        "update": lambda: metrics.update(anomaly_map, mask),
+        "compute": lambda: metrics.compute(threshold=1),
+        "sklearn": lambda: roc_auc_score(labels, scores),
+        "lesions": lambda: lesions.update(anomaly_map, mask, (1, 1, 1)),
+    }
+    times = in_turn(ways, options.repeats, warm_up=False)
+    update, compute, sklearn, lesion_update = (statistics.median(found) for found in times.values())
     report = metrics.compute(threshold=1)
     print(f"{anomaly_map.size} voxels, {mask.sum()} of them lesion; median of {options.repeats}")
     print(f"VoxelMetrics.update   {update:.3f} s, once per volume")

@@ -10,7 +10,6 @@ normals and 200 abnormal images of nobody who was trained on. Patients are guess
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import random
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
+from shared import arguments, write_rows
 
 TRAINED, TESTED = 0.6, 200  # share of the normals' patients; images of a kind
 
@@ -135,25 +135,21 @@ def write(kinds: Kinds, clone: Path, folder: Path) -> dict[str, int]:
         ("test", 0): [image for image in normal if kinds.patient(image[0]) not in trained],
         ("test", 1): [image for image in abnormal if kinds.patient(image[0]) not in trained],
     }
-    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["path", "split", "abnormal", "patient"])
-        for (split, label), images in parts.items():
-            if split == "test":
-                rng.shuffle(images)
-                del images[TESTED:]
-            for index, (path, grey) in enumerate(images):
-                name = f"images/{split}_{'abnormal' if label else 'normal'}_{index:04d}.png"
-                grey.save(folder / name)
-                table.writerow([name, split, label, kinds.patient(path)])
+    rows = []
+    for (split, label), images in parts.items():
+        if split == "test":
+            rng.shuffle(images)
+            del images[TESTED:]
+        for index, (path, grey) in enumerate(images):
+            name = f"images/{split}_{'abnormal' if label else 'normal'}_{index:04d}.png"
+            grey.save(folder / name)
+            rows.append([name, split, label, kinds.patient(path)])
+    write_rows(folder / "manifest.csv", ["path", "split", "abnormal", "patient"], rows)
     return {f"{split} {'abnormal' if label else 'normal'}": len(images) for (split, label), images in parts.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder of the clones, by the repositories' names")
-    parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args()
+    given = arguments(__doc__, "source", "output").parse_args()
     for name, kinds in SETS.items():
         counts = write(kinds, given.source / kinds.repository.partition("/")[2], given.output / name)
         print(name, counts)

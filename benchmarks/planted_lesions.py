@@ -14,8 +14,6 @@ favour a method.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import hashlib
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
+from shared import arguments, write_rows
 
 SIZES_MM3 = {"small": (100, 300), "medium": (300, 1000), "large": (1000, 5000)}
 CONTRASTS = (0.2, 0.35, 0.5)  # share by which the tissue's signal changes
@@ -120,8 +119,8 @@ def write(
     print("shapes: " + ", ".join(f"{len(found)} {size}" for size, found in shapes.items()))
     (output / "images").mkdir(parents=True, exist_ok=True)
     (output / "masks").mkdir(exist_ok=True)
-    rows = [["path", "split", "abnormal", "mask", "case", "patient"]]
-    lesions = [["case", "label", "size", "contrast", "voxels"]]
+    rows: list[list[object]] = []
+    lesions: list[list[object]] = []
     for number, file in enumerate(healthy):
         if file not in train and file not in test:
             continue
@@ -145,9 +144,8 @@ def write(
                 nib.save(nib.Nifti1Image(mask, source.affine, source.header), output / mask_path)
             is_abnormal = str(int(mask is not None))
             rows.append([f"images/{case}.nii.gz", section, is_abnormal, mask_path, case, subject])
-    for name, table in (("manifest.csv", rows), ("lesions.csv", lesions)):
-        with (output / name).open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream, lineterminator="\n").writerows(table)
+    write_rows(output / "manifest.csv", ["path", "split", "abnormal", "mask", "case", "patient"], rows)
+    write_rows(output / "lesions.csv", ["case", "label", "size", "contrast", "voxels"], lesions)
     digest = hashlib.sha256()
     for path in sorted(p for p in output.rglob("*") if p.suffix in (".gz", ".csv")):
         digest.update(path.relative_to(output).as_posix().encode() + path.read_bytes())
@@ -155,10 +153,7 @@ def write(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--healthy", type=Path, required=True)
-    parser.add_argument("--shapes", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser = arguments(__doc__, "healthy", "shapes", "output")
     parser.add_argument("--n_test", type=int, default=20, help="held-out subjects; half of them get lesions")
     parser.add_argument("--paired", action="store_true", help="each of them is there as it is, and with lesions")
     parser.add_argument("--seed", type=int, default=0)

@@ -11,36 +11,35 @@ preprocessed intensity is above 0, and the lesion. Slices that are too empty for
 Truths differ: see TRUTHS. That of BraTS-GLI-00001-000 covers the tumour generously, that of TCGA-DU-7294 is automatic.
 With --read_all, every image of both folders goes through the preprocessing first, and any failure is an error. Usage:
 
-    python benchmarks/real_lesions.py --data DIR --model FILE --output DIR [--config FILE] [--read_all]
+    python benchmarks/real_lesions.py --data DIR --model RUN --output DIR [--read_all]
 
-DIR holds brain_mri, ms_lesion and healthy_t1; the file is the model.pt of a training with this config. Written to the
-output: real_lesions.json. Nothing is drawn at random.
+DIR holds brain_mri, ms_lesion and healthy_t1; RUN is the bundle of a training with the preset healthy_t1. Written to
+the output: real_lesions.json. Nothing is drawn at random.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from aeflow_monai.engine.workflow import keep_freed_memory
-from monai.bundle import ConfigParser
-from monai.data import decollate_batch, list_data_collate
+from map_inferer import MapInferer
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.data.utils import affine_to_spacing
 from monai.transforms import Invertd
+from shared import arguments, machine
 from sklearn.metrics import average_precision_score, roc_auc_score
-from trivial_baseline import DifferenceInferer, MapInferer, mean_volume
+from trivial_baseline import DifferenceMap, TrivialMap, mean_volume
 
-from aeflow_monai.engine.saliency import MapScorer
+from aeflow_monai import Model, Slicer
+from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.files import write_json
 from aeflow_monai.metrics import VoxelMetrics
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "bundle/configs"
+Look = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 PATIENTS = {  # T1, truth, which of its labels are lesion (all if None)
     "BRATS_HG0015": ("brain_mri/{}/BRATS_HG0015_T1.mha", "brain_mri/{}/BRATS_HG0015_truth.mha", None),
     "TCGA-DU-7294": ("brain_mri/{}/t1.nii.gz", "brain_mri/{}/seg_auto.nii.gz", None),
@@ -57,13 +56,6 @@ TRUTHS = {
     "patient07": "expert consensus",
     "patient19": "expert consensus",
 }
-
-
-def parse(config: Path, options: dict[str, Any]) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / "train.yaml"), str(config), str(CONFIGS / "evaluate.yaml")])
-    parser.update(options)
-    return parser
 
 
 def read_all(data: Path, preprocessing: Any) -> list[dict[str, Any]]:
@@ -99,29 +91,29 @@ def dark(stack: torch.Tensor) -> torch.Tensor:
 
 
 def look_at(
-    case: dict[str, Any], labels: tuple[int, ...] | None, parser: ConfigParser, inferers: dict[str, Any]
+    case: dict[str, Any], labels: tuple[int, ...] | None, preprocessing: Any, slicer: Slicer, looks: Mapping[str, Look]
 ) -> dict[str, Any]:
     """Metrics of each map of one patient."""
-    preprocessing, slicer = parser.get_parsed_content("preprocessing"), parser.get_parsed_content("slicer")
-    network = MapScorer(parser.get_parsed_content("network")).eval()
     invert = Invertd(["map", "brain"], preprocessing, "image", nearest_interp=False)
     batch = list_data_collate([preprocessing(case)])
     image = batch["image"]
     (source,) = decollate_batch(batch)
     mask, truth = (
         (source[key] != 0 if labels is None else torch.isin(source[key], torch.tensor(labels)))
-        for key in ("mask", "truth")
+        for key in ("lesion", "lesion_in_file")
     )
-    kinds = slicer.kinds(mask, "axial", affine_to_spacing(source["mask"].affine, r=3).tolist())
+    lesion = MetaTensor(torch.as_tensor(mask), affine=source["lesion"].affine)
+    kinds = slicer.kinds({"image": source["image"], "lesion": lesion}, "axial", case["case"])
+    voxel_mm3 = np.prod(affine_to_spacing(source["lesion_in_file"].affine, r=3).tolist())
     report: dict[str, Any] = {
         "truth": TRUTHS[case["case"]],
         "shape": list(image.shape[2:]),
-        "lesion_ml": float(truth.sum() * np.prod(affine_to_spacing(source["truth"].affine, r=3).tolist()) / 1000),
+        "lesion_ml": float(truth.sum() * voxel_mm3 / 1000),
         "maps": {},
     }
-    for name, inferer in inferers.items():
+    for name, look in looks.items():
         with torch.no_grad():
-            output = inferer(image, network)
+            output = look(image)
         scores = torch.as_tensor(output["slice_scores_axial"])[0].tolist()
         slices = [
             (kind == "abnormal", score)
@@ -167,48 +159,40 @@ def table(reports: dict[str, dict[str, Any]], maps: list[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/healthy_t1.yaml")
+    parser = arguments(__doc__, "data", "model", "output")
     parser.add_argument("--min_lesion_mm2", type=float, default=10.0, help="smaller areas are neither with nor without")
     parser.add_argument("--n_healthy", type=int, help="volumes for the mean; all of healthy_t1 if left out")
     parser.add_argument("--patients", nargs="+", choices=PATIENTS, default=list(PATIENTS))
     parser.add_argument("--read_all", action="store_true", help="preprocess every image of both folders first")
     given = parser.parse_args()
     keep_freed_memory()
-    print(
-        f"seed: none, nothing is drawn; torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{platform.machine()}"
-    )
+    print(f"seed: none, nothing is drawn; {machine()}")
 
-    options = {"min_lesion_mm2": given.min_lesion_mm2, "dataset_dir": str(given.data), "device": "cpu"}
-    config = parse(given.config, options)
-    preprocessing, slicer = config.get_parsed_content("preprocessing"), config.get_parsed_content("slicer")
+    model = Model(given.model)
+    preprocessing, score = model.preprocessing, model.detector.score
+    slicer = Slicer(**{**model.inferer.slicer.policy(), "min_lesion_mm2": given.min_lesion_mm2})
     report: dict[str, Any] = {"min_lesion_mm2": given.min_lesion_mm2}
     if given.read_all:
         report["read"] = read_all(given.data, preprocessing)
-    scorer = config.get_parsed_content("network")
-    scorer.load_state_dict(torch.load(given.model, map_location="cpu", weights_only=True)["model"])
     healthy = sorted((given.data / "healthy_t1").glob("*.nii.gz"))[: given.n_healthy]
     mean = mean_volume(slicer, healthy_volumes(healthy, preprocessing))
     print(f"mean of {len(healthy)} healthy volumes: {tuple(mean.shape)} slices, rows, columns", flush=True)
-    inferers = {
-        "AE-Flow": config.get_parsed_content("inferer"),
-        "difference from the mean": DifferenceInferer(mean, slicer, scorer),
-        "darkness": MapInferer(dark, slicer, scorer),
+    inferer = MapInferer(slicer)
+    looks: dict[str, Look] = {
+        "AE-Flow": partial(model.inferer, network=model.detector),
+        "difference from the mean": partial(inferer, network=DifferenceMap(mean, score)),
+        "darkness": partial(inferer, network=TrivialMap(dark, score)),
     }
     report |= {"n_healthy": len(healthy), "patients": {}}
     for patient in given.patients:
         image, truth, labels = PATIENTS[patient]
-        case = {name: str(given.data / path.format(patient)) for name, path in (("image", image), ("mask", truth))}
-        report["patients"][patient] = look_at({**case, "case": patient}, labels, config, inferers)
+        files = {name: str(given.data / path.format(patient)) for name, path in (("image", image), ("lesion", truth))}
+        case = {**files, "case": patient}
+        report["patients"][patient] = look_at(case, labels, preprocessing, slicer, looks)
         print(f"{patient}: {report['patients'][patient]['shape']} voxels after preprocessing", flush=True)
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "real_lesions.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    write_json(given.output / "real_lesions.json", report)
     print("\nWithin each patient; the model and the mean are of healthy people of another data set.\n")
-    print(table(report["patients"], list(inferers)))
+    print(table(report["patients"], list(looks)))
 
 
 if __name__ == "__main__":

@@ -85,21 +85,27 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def in_turn(ways: Mapping[str, Callable[[], float]], rounds: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """What each way measures, in rounds in which all take their turn: a machine whose speed drifts is fair to all.
+def in_turn(
+    ways: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warm_up: bool = True,
+    measure: Callable[[Callable[[], Any]], float] = seconds,
+) -> dict[str, list[float]]:
+    """Measure ways in rounds in which all take their turn, so that a machine whose speed drifts is fair to all.
 
     Args:
-        ways: each gives what it has measured.
+        ways: what is called, by name.
         rounds: that count.
         warm_up: begin with one that does not.
+        measure: gives the number of a call; see `own_measure` too.
     """
-    measured: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(-int(warm_up), rounds):
-        for name, way in ways.items():
-            found = way()
-            if number >= 0:
-                measured[name].append(found)
-    return measured
+    found = [{name: measure(way) for name, way in ways.items()} for _ in range(rounds + warm_up)][int(warm_up) :]
+    return {name: [measured[name] for measured in found] for name in ways}
+
+
+def own_measure(way: Callable[[], float]) -> float:
+    """What a way has measured by itself."""
+    return way()
 
 
 def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:

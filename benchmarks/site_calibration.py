@@ -3,59 +3,51 @@
 Half of a test split's normal patients become the other site's normals, on which calibrate.yaml sets score and
 thresholds anew; the other half and all abnormal images are scored by the old model and the new one. Usage:
 
-    python benchmarks/site_calibration.py --data XRAY --model RUN/model.pt --output OUT
-        [--config configs/chest_xray.yaml] [--seed 0]
+    python benchmarks/site_calibration.py --data XRAY --model RUN --output OUT [--seed 0]
 
-XRAY holds manifest.csv (path,split,abnormal, and patient if known). Written to the output: site_calibration.json, and
-a folder for each model.
+XRAY holds manifest.csv (path,split,abnormal, and patient if known); RUN is the bundle of a training. Written to the
+output: site_calibration.json, the new bundle, and a folder of results for each model.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from labelled_abnormal import CONFIGS, ROOT, bundle
+from shared import arguments, evaluate, run_bundle, write_rows
 
-from aeflow_monai.data.datalist import load_datalist, split_normals
+from aeflow_monai import load_datalist
+from aeflow_monai.data import split_normals
+from aeflow_monai.files import write_json
 
-FIGURES = ("auroc", "sensitivity", "specificity", "promised_specificity", "promise_holds")
+FIGURES = ("auroc", "sensitivity", "specificity", "expected_specificity", "expected_specificity_holds")
 
 
-def write_manifest(folder: Path, split: str, items: list[dict[str, str]]) -> None:
+def write_manifest(folder: Path, split: str, items: Sequence[dict[str, Any]]) -> None:
     """Write the items as manifest.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["path", "split", "abnormal", "case", "patient"])
-        table.writerows([item["image"], split, item["label"], item["case"], item["patient"]] for item in items)
+    rows = ([item["image"], split, item["label"], item["case"], item["patient"]] for item in items)
+    write_rows(folder / "manifest.csv", ["path", "split", "abnormal", "case", "patient"], rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs/chest_xray.yaml")
+    parser = arguments(__doc__, "data", "model", "output")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    model, config, output = given.model.absolute(), given.config.absolute(), given.output.absolute()
-    items = load_datalist(str(given.data.absolute()), "test")
+    output = given.output
+    items = load_datalist(str(given.data), "test")
     tested, site = split_normals(items, 0.5, given.seed)
     write_manifest(output / "site", "train", site)
     write_manifest(output / "test", "test", [*tested, *(item for item in items if item["label"] == 1)])
 
-    own = {"dataset_dir": output / "site", "ckpt_path": model, "output_dir": output / "new"}
-    bundle([CONFIGS / "train.yaml", config, CONFIGS / "calibrate.yaml"], ["calibrate"], own)
+    new = output / "new"
+    run_bundle([given.model / "configs/calibrate.yaml"], {"dataset_dir": output / "site", "output_dir": new})
     report = {}
-    for name, path in (("old", model), ("new", output / "new/model.pt")):
-        options = {"dataset_dir": output / "test", "ckpt_path": path, "results_dir": output / name}
-        bundle([CONFIGS / "train.yaml", config, CONFIGS / "evaluate.yaml"], [], options)
-        metrics = json.loads((output / name / "metrics.json").read_text(encoding="utf-8"))
+    for name, model in (("old", given.model), ("new", new)):
+        metrics = evaluate(model, output / "test", output / f"{name}_results")
         report[name] = {figure: metrics[figure] for figure in FIGURES}
-    (output / "site_calibration.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    write_json(output / "site_calibration.json", report)
     print(json.dumps(report, indent=2))
 
 

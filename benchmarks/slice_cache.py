@@ -10,9 +10,6 @@ empty background) unless a folder of .nii.gz files is given. Usage:
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import tempfile
 import time
@@ -21,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from aeflow_monai.engine.workflow import keep_freed_memory
-from monai.bundle import ConfigParser
 from monai.data import DataLoader
+from shared import LARGE, arguments, in_turn, machine, median_ratio, own_measure, template, write_volume
 from torch.utils.data import Dataset, Subset
-from volume_inference import write_volume
 
-from aeflow_monai.data.slice_dataset import SliceDataset
-from aeflow_monai.data.slicer import Slicer
+from aeflow_monai import Slicer
+from aeflow_monai.data import SliceDataset
+from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.files import write_json
 
-ROOT = Path(__file__).parent.parent
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -62,7 +58,7 @@ def slices_per_second(dataset: Dataset, batch_size: int, at_least: float = 0.0) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--data", type=Path, help="a folder of your own volumes")
     parser.add_argument("--output", type=Path, help="where slice_cache.json is written")
     parser.add_argument("--volumes", type=int, default=2, help="made up, or the first of the folder")
@@ -70,16 +66,15 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--loaded", type=int, default=8, help="slices of a round whose volume is read for each")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--config", type=Path, help="an overlay on train.yaml, for its preprocessing and slices")
+    parser.add_argument(
+        "--config", help="on top of train.yaml, for its preprocessing and slices: name of a preset, or path"
+    )
     given = parser.parse_args()
     keep_freed_memory()
     torch.manual_seed(given.seed)
-    print(f"seed {given.seed}; torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}")
+    print(f"seed {given.seed}; {machine()}")
 
-    config = ConfigParser()
-    config.read_config([str(path) for path in (ROOT / "bundle/configs/train.yaml", given.config) if path])
-    if given.config is None:
-        config.update({"image_size": [240, 240], "fit": "pad"})
+    config = template(given.config) if given.config else template(**LARGE)
     transform, slicer = config.get_parsed_content("preprocessing"), config.get_parsed_content("slicer")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -99,22 +94,24 @@ def main() -> None:
             f"{len(in_memory)} slices {in_memory.shape} of {len(data)} volumes, made once in {making:.1f} s", flush=True
         )
 
-        rates: dict[str, list[float]] = {"memory": [], "disk": [], "volume read for each slice": []}
-        for _ in range(given.repeats):  # in turn, so that a machine whose speed drifts is fair to all
-            some = torch.randperm(len(each))[: given.loaded].tolist()
-            rates["memory"].append(slices_per_second(in_memory, given.batch_size, at_least=1))
-            rates["disk"].append(slices_per_second(on_disk, given.batch_size, at_least=1))
-            rates["volume read for each slice"].append(slices_per_second(Subset(each, some), given.batch_size))
+        def some() -> Subset:
+            return Subset(each, torch.randperm(len(each))[: given.loaded].tolist())
+
+        ways = {
+            "memory": lambda: slices_per_second(in_memory, given.batch_size, at_least=1),
+            "disk": lambda: slices_per_second(on_disk, given.batch_size, at_least=1),
+            "volume read for each slice": lambda: slices_per_second(some(), given.batch_size),
+        }
+        rates = in_turn(ways, given.repeats, warm_up=False, measure=own_measure)
     report: dict[str, Any] = {"seed": given.seed, "n_slices": len(in_memory), "shape": in_memory.shape}
     report |= {"seconds_to_make": making, "slices_per_second": rates, "ratio": {}}
     slow = rates["volume read for each slice"]
     for way, measured in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(measured, slow, strict=True))
+        ratio = median_ratio(measured, slow)
         report["ratio"][way] = ratio
         print(f"{way:>27}: {statistics.median(measured):9.2f} slices per second, ratio {ratio:7.1f}")
     if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        (given.output / "slice_cache.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+        write_json(given.output / "slice_cache.json", report)
     if min(report["ratio"]["memory"], report["ratio"]["disk"]) < 20:
         raise SystemExit("FAILED: a cached slice has to come at least 20 times as fast.")
 

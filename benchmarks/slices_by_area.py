@@ -3,23 +3,26 @@
 Lesions lie in the middle of the head, so the area of the brain alone tells slices with lesions from others, and so does
 any score that grows with it. Among slices of like area it cannot help. Usage, for the methods of one comparison:
 
-    python benchmarks/slices_by_area.py --data RUN/planted --config configs/healthy_t1.yaml RUN/seed0/*/results
+    python benchmarks/slices_by_area.py --data RUN/planted --config healthy_t1 RUN/seed0/*/results
 
 Each folder holds the slice_scores.csv of an evaluation of the data set's test section.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
-from monai.bundle import ConfigParser
+import torch
+from shared import arguments, read_rows, template
 
-from aeflow_monai.data.datalist import load_datalist
+from aeflow_monai import load_datalist
 
-CONFIGS = Path(__file__).parent.parent / "bundle/configs"
+
+def areas_of(image: torch.Tensor) -> list[float]:
+    """Share of each axial slice of a preprocessed volume (1, X, Y, Z) that is above 0, from inferior."""
+    areas: list[float] = (image.as_subclass(torch.Tensor)[0] > 0).float().mean(dim=(0, 1)).tolist()
+    return areas
 
 
 def slices_by_area(table: Path, areas: dict[str, list[float]], tolerance: float = 0.05) -> dict[str, float]:
@@ -30,8 +33,7 @@ def slices_by_area(table: Path, areas: dict[str, list[float]], tolerance: float 
         areas: of each case, the share of each slice that is above 0.
         tolerance: pairs of like area differ by at most this share of the largest one.
     """
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["kind"] in ("normal", "abnormal")]
+    rows = [row for row in read_rows(table) if row["kind"] in ("normal", "abnormal")]
     score = np.array([float(row["score"]) for row in rows])
     area = np.array([areas[row["case"]][int(row["slice"]) - 1] for row in rows])
     abnormal = np.array([row["kind"] == "abnormal" for row in rows])
@@ -50,17 +52,12 @@ def slices_by_area(table: Path, areas: dict[str, list[float]], tolerance: float 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "data")
     parser.add_argument("results", type=Path, nargs="+", help="folders with slice_scores.csv")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--config", type=Path, help="overlay of train.yaml, for its preprocessing")
+    parser.add_argument("--config", help="on top of train.yaml, for its preprocessing: name of a preset, or path")
     given = parser.parse_args()
-    config = ConfigParser()
-    config.read_config([str(CONFIGS / "train.yaml"), *([str(given.config)] if given.config else [])])
-    preprocessing = config.get_parsed_content("preprocessing")
-    areas = {}
-    for item in load_datalist(given.data, "test"):
-        areas[item["case"]] = (preprocessing(item)["image"][0] > 0).float().mean(dim=(0, 1)).tolist()
+    preprocessing = template(*([given.config] if given.config else [])).get_parsed_content("preprocessing")
+    areas = {item["case"]: areas_of(preprocessing(item)["image"]) for item in load_datalist(given.data, "test")}
     print("| | slice AUROC | of like area | area alone |\n|---|---:|---:|---:|")
     for folder in given.results:
         found = slices_by_area(folder / "slice_scores.csv", areas)

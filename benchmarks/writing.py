@@ -10,11 +10,9 @@ same round. Usage:
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,10 +25,11 @@ import numpy.typing as npt
 import torch
 from isal import igzip
 from monai.data import MetaTensor
+from shared import arguments, in_turn, median_ratio, own_measure, seconds
 from torch.nn import functional as F
 from zlib_ng import gzip_ng
 
-from aeflow_monai.output.maps import WriteMapsd
+from aeflow_monai.output import WriteMapsd
 
 Array = npt.NDArray[Any]
 
@@ -97,23 +96,23 @@ WAYS: dict[str, Callable[[Path, dict[str, Array]], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--shape", type=int, nargs=3, default=[240, 240, 155])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     arrays = case(options.shape)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     megabytes = {}
-    for _ in range(options.repeats):
-        for way, run in WAYS.items():
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
-                run(Path(folder), arrays)
-                seconds[way].append(time.perf_counter() - start)
-                megabytes[way] = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
-    first = seconds["nibabel's default"]
-    for way, taken in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(first, taken, strict=True))
+
+    def measured(way: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            taken = seconds(lambda: WAYS[way](Path(folder), arrays))
+            megabytes[way] = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
+        return taken
+
+    ways = {way: partial(measured, way) for way in WAYS}
+    times = in_turn(ways, options.repeats, warm_up=False, measure=own_measure)
+    for way, taken in times.items():
+        ratio = median_ratio(times["nibabel's default"], taken)
         print(f"{way:26s}{statistics.median(taken):6.2f} s{megabytes[way]:7.1f} MB{ratio:6.1f} times as fast")
 
 

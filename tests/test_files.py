@@ -1,8 +1,20 @@
+import csv
+import gzip
+import hashlib
+import importlib.util
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from aeflow_monai.files import home
+from aeflow_monai import files
+from aeflow_monai.files import Table, case_file_name, home, read_json, replacing, sha256_of, write_json
+
+# --- home -------------------------------------------------------------------------------------------------------------
 
 
 def test_home_is_the_variable_or_below_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,3 +32,117 @@ def test_home_is_absolute_whatever_the_variable_says(tmp_path: Path, monkeypatch
     assert home() == str(tmp_path / "place")
     monkeypatch.setenv("AEFLOW_HOME", "")  # empty is as good as absent
     assert home() == str(Path.home() / ".aeflow_monai")
+
+
+# --- replacing --------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_there_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new/folder/map.nii.gz"
+    for text in ("first", "second"):
+        before = path.read_text() if path.exists() else None
+        with replacing(path) as unfinished:
+            unfinished.write_text(text)
+            assert unfinished.parent == path.parent  # so that it can be moved in one step
+            assert unfinished.name.endswith(".nii.gz")  # writers go by the suffix
+            assert (path.read_text() if path.exists() else None) == before
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_block_that_fails_leaves_what_was_there(tmp_path: Path, earlier: bool, error: type[BaseException]) -> None:
+    path = tmp_path / "report.txt"
+    if earlier:
+        path.write_text("earlier")
+
+    def write_half() -> None:
+        with replacing(path) as unfinished:
+            unfinished.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["earlier"] * earlier
+
+
+# --- JSON and tables --------------------------------------------------------------------------------------------------
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.json"
+    write_json(path, {"b": 1, "a": [0.1]})
+    assert list(json.loads(path.read_text())) == ["b", "a"]
+    before = path.read_text()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert path.read_text() == before
+    assert [file.name for file in path.parent.iterdir()] == ["report.json"]
+
+
+def test_json_need_not_be_there_to_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    assert read_json(path) == {}
+    write_json(path, {"name": "Zürich", "n": 3})
+    assert read_json(path) == {"name": "Zürich", "n": 3}
+
+
+def test_table_keeps_every_digit_and_every_row_before_a_failure(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "scores.csv"
+    table = Table(path, ["case", "score", "label"])
+    assert path.read_text() == "case,score,label\n"
+    values = [1 / 3, np.float64(0.1) + 0.2, np.float32(0.1), torch.tensor(1e-30, dtype=torch.float64)]
+    for value in values:
+        table.append({"label": 1, "case": 'a,"b"', "score": value})
+    for row in ({"case": "a", "score": 1.0}, {"case": "a", "score": 1.0, "label": 0, "extra": 2}):
+        with pytest.raises(ValueError, match=r"missing (\['label'\], unknown \[\]|\[\], unknown \['extra'\])"):
+            table.append(row)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["score"]) for row in rows] == [float(value) for value in values]
+    assert {(row["case"], row["label"]) for row in rows} == {('a,"b"', "1")}
+
+
+def test_table_replaces_an_earlier_one(tmp_path: Path) -> None:
+    Table(tmp_path / "scores.csv", ["case"]).append({"case": "a"})
+    Table(tmp_path / "scores.csv", ["case", "score"])
+    assert (tmp_path / "scores.csv").read_text() == "case,score\n"
+
+
+@pytest.mark.parametrize("columns", [[], ["a", "a"]])
+def test_table_needs_different_columns(tmp_path: Path, columns: list[str]) -> None:
+    with pytest.raises(ValueError, match="columns have to be one or more different names"):
+        Table(tmp_path / "scores.csv", columns)
+
+
+# --- names, hashes, compression ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["a", "a.b", "sub-01_ses-2", "a $x_1$ $", "Zürich 3"])
+def test_a_case_names_its_files(case: str) -> None:
+    assert case_file_name({"case": case}) == case
+
+
+@pytest.mark.parametrize("case", ["../a", "a/b", "a\\b", "..", "a..b", "", "a\0", 7, None])
+def test_a_case_cannot_lead_out_of_the_folder(case: Any) -> None:
+    with pytest.raises(ValueError, match=r"case has to be a file name without path separators or '\.\.', got "):
+        case_file_name({"case": case})
+
+
+@pytest.mark.parametrize("n_bytes", [0, 3, 2**20, 2**20 + 1])  # it is read by blocks of 2**20
+def test_sha256_is_that_of_all_bytes(tmp_path: Path, n_bytes: int) -> None:
+    content = np.random.default_rng(0).bytes(n_bytes)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == sha256_of(str(tmp_path / "file")) == hashlib.sha256(content).hexdigest()
+
+
+def test_without_isal_gzip_is_pythons_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "isal", None)
+    specification = importlib.util.find_spec(files.__name__)
+    plain = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(plain)
+    assert plain.gzip is gzip
+    assert gzip.decompress(files.gzip.compress(b"voxels")) == b"voxels"

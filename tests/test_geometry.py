@@ -1,265 +1,183 @@
-"""The big law: a head gives the same maps in the world, however its volume is stored."""
-
-import itertools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from monai.bundle import ConfigParser
-from monai.data import MetaTensor, decollate_batch, list_data_collate
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
-from scipy.ndimage import map_coordinates
-from scipy.spatial.transform import Rotation
-from torch import Tensor
+from monai.data import MetaTensor
 
-from aeflow_monai.engine.saliency import MapScorer
-from aeflow_monai.geometry import Places
+from aeflow_monai.geometry import (
+    PLANES,
+    Places,
+    any_picture,
+    check_affine,
+    corner_distance,
+    format_position,
+    ras_affine,
+    require_planes,
+    slice_positions,
+    stack_of,
+    voxel_spacing,
+)
 
-Array = npt.NDArray[Any]
-Maps = dict[str, tuple[Array, Array]]
-
-CONFIG = Path(__file__).parents[1] / "bundle" / "configs" / "inference.yaml"
-PLANES = ["axial", "coronal", "sagittal"]
-MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
-RESAMPLING = {
-    "_target_": "Compose",
-    "transforms": [
-        {"_target_": "Spacingd", "keys": "image", "pixdim": [1.0, 1.0, 1.0], "mode": "bilinear"},
-        {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"},
-    ],
-}
-
-# --- a head in the world, in mm to the right, to the front and up -----------------------------------------------------
-
-CENTRE = np.array([5.0, -8.0, 12.0])
-RADII = np.array([15.0, 19.0, 13.0])
-BLOBS = [((7, 4, 3), 4.0, 500), ((-6, 8, -2), 3.0, 300), ((2, -9, 5), 3.5, -250)]  # place from the centre, size, value
+AXCODES = "PLS"  # of volumes as the network sees them
+OPPOSITE = {"P": "A", "L": "R", "S": "S"}
+ENDS = {"A": "anterior", "P": "posterior", "R": "right", "L": "left", "I": "inferior", "S": "superior"}
+SHAPE = (4, 5, 6)
 
 
-def depth(points: Array) -> Array:
-    """Of points (3, ...): 1 in the head's centre, 0 on its surface, negative outside."""
-    distance = (points - CENTRE.reshape(3, *[1] * (points.ndim - 1))) / RADII.reshape(3, *[1] * (points.ndim - 1))
-    return 1 - np.sqrt((distance**2).sum(axis=0))
+def numbered(shape: tuple[int, ...] = (2, *SHAPE)) -> torch.Tensor:
+    """A volume in which no two voxels are equal."""
+    return torch.arange(float(np.prod(shape))).view(shape)
 
 
-def head(points: Array) -> Array:
-    """Intensity at points (3, ...): a soft rim, then tissue with two bright blobs and a dark one; 0 outside."""
-    values = np.full(points.shape[1:], 400.0)
-    for place, size, value in BLOBS:
-        offset = points - (CENTRE + place).reshape(3, *[1] * (points.ndim - 1))
-        values += value * np.exp(-0.5 * (offset**2).sum(axis=0) / size**2)
-    return values * np.clip(4 * depth(points), 0, 1)
+# --- planes -----------------------------------------------------------------------------------------------------------
 
 
-def grid(shape: tuple[int, ...], affine: Array) -> Array:
-    """World coordinates (3, X, Y, Z) of voxels."""
-    indices = np.indices(shape).reshape(3, -1)
-    return (affine[:3, :3] @ indices + affine[:3, 3:]).reshape(3, *shape)
+def test_planes_by_eye() -> None:
+    assert list(PLANES) == ["axial", "coronal", "sagittal"]
+    assert [plane.axis for plane in PLANES.values()] == [2, 0, 1]
+    assert [plane.world_axis for plane in PLANES.values()] == [2, 1, 0]
+    assert [plane.world_axes_in_plane for plane in PLANES.values()] == [(0, 1), (0, 2), (1, 2)]
 
 
-def affine_of(
-    shape: tuple[int, ...], spacing: tuple[float, ...] = (1, 1, 1), angles: tuple[float, ...] = (0, 0, 0)
-) -> Array:
-    """Of a grid around the head, to the right, front and up before it is turned."""
+@pytest.mark.parametrize("plane", PLANES.values(), ids=PLANES)
+def test_a_plane_is_told_by_the_orientation_of_the_volume(plane: Any) -> None:
+    towards = AXCODES[plane.axis]
+    assert plane.letter == OPPOSITE[towards]
+    assert plane.last == ENDS[towards]
+    assert {plane.first, plane.last} in ({"anterior", "posterior"}, {"right", "left"}, {"inferior", "superior"})
+    assert plane.world_axis not in plane.world_axes_in_plane
+
+
+def test_an_unknown_plane_is_named() -> None:
+    require_planes([])
+    require_planes(list(PLANES))
+    with pytest.raises(ValueError, match=r"Unknown plane 'oblique' in axes: choose of \['axial', 'coronal', 'sag"):
+        require_planes(["axial", "oblique", "other"])
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_a_stack_holds_the_slices_of_a_plane_in_their_order(name: str) -> None:
+    volume, axis = numbered(), PLANES[name].axis
+    stack = stack_of(volume, name)
+    assert len(stack) == SHAPE[axis]
+    for index, planes in enumerate(stack):
+        expected = volume.select(1 + axis, index)  # (C, first, second), of the two axes that are left
+        # rows of coronal and sagittal slices run along Z, the last axis
+        assert torch.equal(planes, expected if name == "axial" else expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", PLANES)
+def test_a_stack_is_a_view(name: str) -> None:
+    volume = numbered()
+    stack_of(volume, name)[1].fill_(-1)
+    assert (volume.select(1 + PLANES[name].axis, 1) == -1).all()
+    assert int((volume == -1).sum()) == volume.numel() // SHAPE[PLANES[name].axis]
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def test_part_and_join_of_places_are_inverse() -> None:
+    places = Places(["axial", "axial", "coronal", "sagittal"], torch.tensor([0.0, 1.0, 0.25, 0.5]))
+    one, other = places.part(slice(0, 3)), places.part(slice(3, None))
+    assert list(one.planes) == ["axial", "axial", "coronal"]
+    assert one.heights.tolist() == [0, 1, 0.25]
+    joined = Places.join([one, other])
+    assert joined.planes == list(places.planes)
+    assert torch.equal(joined.heights, places.heights)
+
+
+# --- affines ----------------------------------------------------------------------------------------------------------
+
+
+def test_voxel_spacing_is_the_length_of_each_axis() -> None:
+    affine = torch.tensor([[0.0, -2, 0, 9], [0, 0, 3, 9], [5, 0, 0, 9], [0, 0, 0, 1]], dtype=torch.float64)
+    assert voxel_spacing(MetaTensor(numbered(), affine=affine)) == [5, 2, 3]
+    oblique = torch.eye(4, dtype=torch.float64)
+    oblique[:2, :2] = torch.tensor([[3.0, -4.0], [4.0, 3.0]])
+    assert voxel_spacing(MetaTensor(numbered(), affine=oblique)) == pytest.approx([5, 5, 1])
+    assert voxel_spacing(numbered()) == [1, 1, 1]
+
+
+def test_the_affine_is_in_ras_whatever_the_reader_was_told() -> None:
+    affine = np.array([[0.0, -2, 0, 9], [3, 0, 0, -4], [0, 0, 5, 7], [0, 0, 0, 1]])
+    np.testing.assert_array_equal(ras_affine(torch.as_tensor(affine), {}), affine)
+    np.testing.assert_array_equal(ras_affine(affine, {"space": "RAS"}), affine)
+    np.testing.assert_array_equal(ras_affine(affine, {"space": "LPS"}), np.diag([-1, -1, 1, 1]) @ affine)
+
+
+def test_positions_are_those_of_the_slices_centres() -> None:
+    affine = nib.affines.from_matvec([[1.0, 0.2, -0.5], [0.1, 2.0, 0.3], [0.4, -0.1, 3.0]], [5, -6, 7])
+    for axis, world in ((0, 1), (1, 0), (2, 2)):
+        found = slice_positions(affine, SHAPE, axis, world)
+        assert found.shape == (SHAPE[axis],)
+        for index, position in enumerate(found):
+            centre = [(n - 1) / 2 for n in SHAPE]
+            centre[axis] = index
+            assert position == pytest.approx(nib.affines.apply_affine(affine, centre)[world])
+
+
+@pytest.mark.parametrize(
+    ("position", "text"),
+    [(12.46, "S +12.5 mm"), (0, "S +0.0 mm"), (-0.04, "S +0.0 mm"), (-7.0, "S \N{MINUS SIGN}7.0 mm")],
+)
+def test_a_position_has_its_sign(position: float, text: str) -> None:
+    assert format_position("S", position) == text
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_an_affine_that_can_be_inverted_passes_in_any_unit(scale: float) -> None:
+    sheared = np.array([[1, 0.5, 0, 1], [0, 1, 0, 2], [0, 0.1, 20, 3], [0, 0, 0, 1.0]])
+    sheared[:3, :3] *= scale
+    check_affine(sheared, "a.nii", 3)
+
+
+@pytest.mark.parametrize(
+    ("column", "n_axes"),  # what stands in place of the third axis
+    [([0, 0, 0], 3), ([1, 1, 0], 3), ([np.nan, 0, 1], 3), ([0, np.inf, 1], 3), ([np.nan, 0, 1], 2)],
+)
+def test_an_affine_that_cannot_be_inverted_is_refused(column: list[float], n_axes: int) -> None:
     affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ np.diag(spacing)
-    affine[:3, 3] = CENTRE + 0.3 - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
-    return affine
+    affine[:3, 2] = column
+    with pytest.raises(ValueError, match=r"can be inverted in a\.nii; got .*Correct the header \(sform and qform"):
+        check_affine(affine, "a.nii", n_axes)
 
 
-def scan(shape: tuple[int, ...] = (40, 48, 36), **geometry: Any) -> nib.Nifti1Image:
-    affine = affine_of(shape, **geometry)
-    return nib.Nifti1Image(head(grid(shape, affine)).astype(np.float32), affine)
+def test_of_an_image_only_its_own_axes_count() -> None:
+    flat = np.diag([1.0, 2.0, 0.0, 1.0])
+    check_affine(flat, "a.nii", 2)
+    with pytest.raises(ValueError, match="can be inverted"):
+        check_affine(flat, "a.nii", 3)
 
 
-def stored(image: nib.Nifti1Image, codes: str) -> nib.Nifti1Image:
-    """The same image with its axes in another order and direction."""
-    return image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
+def image(affine: Any = None, shape: tuple[int, ...] = (1, 11, 6, 3), **meta: Any) -> MetaTensor:
+    affine = torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine)
+    return MetaTensor(torch.zeros(shape), affine=affine, meta=meta)
 
 
-ORIENTATIONS = [
-    "".join(pair[flip] for pair, flip in zip(order, flips, strict=True))
-    for order in itertools.permutations(("RL", "AP", "SI"))
-    for flips in itertools.product((0, 1), repeat=3)
-]
-
-# --- the bundle's inference -------------------------------------------------------------------------------------------
-
-
-class Pipeline:
-    """Preprocessing, network, inferer and inverse of inference.yaml, with a small network of random weights."""
-
-    def __init__(self, **options: Any) -> None:
-        parser = ConfigParser()
-        parser.read_config(CONFIG)
-        given = {"image_size": [64, 64], "fit": "pad", "n_steps": 1, "hidden_channels": 4, "initial_weights": "random"}
-        for key, value in {**given, "device": "cpu", **options}.items():
-            parser[key] = value
-        torch.manual_seed(0)
-        self.network = MapScorer(parser.get_parsed_content("network").eval())
-        self.preprocessing = parser.get_parsed_content("preprocessing")
-        self.inferer = parser.get_parsed_content("inferer")
-        last = len(parser["postprocessing#transforms"]) - 1
-        written = f"postprocessing#transforms#{last}#transforms"
-        kinds = [transform["_target_"] for transform in parser[written]]
-        self.inverse = parser.get_parsed_content(f"{written}#{kinds.index('Invertd')}")
-
-    def __call__(self, path: Path, network: Callable[[Tensor, Places], dict[str, Tensor]] | None = None) -> Maps:
-        """Maps on the grid of the file, with its affine."""
-        batch = list_data_collate([self.preprocessing({"image": path})])
-        with torch.no_grad():
-            batch.update(self.inferer(batch["image"], network or self.network))
-        (case,) = decollate_batch(batch)
-        found = {name: value for name, value in self.inverse(case).items() if name in MAPS}
-        assert found.keys() == set(MAPS)
-        assert all(isinstance(value, MetaTensor) for value in found.values())
-        return {name: (value[0].numpy(), value.affine.numpy()) for name, value in found.items()}
+def test_corner_distance_is_that_of_the_farthest_corner() -> None:
+    moved = np.eye(4)
+    moved[:3, 3] = 3, 0, -4
+    assert corner_distance(image(), image(moved)) == pytest.approx(5)
+    assert corner_distance(image(), image(np.diag([1.1, 1, 1, 1]))) == pytest.approx(1)  # 10 voxels of 0.1 mm
+    assert corner_distance(image(), image()) == 0
+    assert corner_distance(image(), image(np.diag([-1.0, -1, 1, 1]), space="LPS")) == 0
+    assert corner_distance(image(shape=(1, 11, 6)), image(np.diag([1.0, 1.2, 9, 1]), (1, 11, 6))) == pytest.approx(1)
 
 
-def the_image_itself(slices: Tensor, places: Places) -> dict[str, Tensor]:
-    return dict.fromkeys(MAPS, slices)
+def test_an_affine_without_a_place_is_infinitely_far() -> None:
+    nowhere = np.eye(4)
+    nowhere[0, 3] = np.nan
+    assert corner_distance(image(), image(nowhere)) == np.inf
 
 
-def maps_of(pipeline: Pipeline, image: nib.Nifti1Image, path: Path, **options: Any) -> Maps:
-    nib.save(image, path)
-    maps = pipeline(path, **options)
-    for array, affine in maps.values():
-        assert array.shape == image.shape
-        np.testing.assert_allclose(affine, image.affine, atol=1e-4)
-        assert np.isfinite(array).all()
-    return maps
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> Pipeline:
-    return Pipeline(axes=PLANES)
-
-
-@pytest.fixture(scope="module")
-def resampling() -> Pipeline:
-    return Pipeline(axes=PLANES, resampling=RESAMPLING)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("geometry")
-
-
-@pytest.fixture(scope="module")
-def reference(pipeline: Pipeline, folder: Path) -> Maps:
-    return maps_of(pipeline, scan(), folder / "reference.nii")
-
-
-@pytest.fixture(scope="module")
-def resampled_reference(resampling: Pipeline, folder: Path) -> Maps:
-    return maps_of(resampling, scan(), folder / "resampled.nii")
-
-
-def at(maps: Maps, name: str, points: Array) -> Array:
-    """Values of a map at points (3, ...) of the world."""
-    array, affine = maps[name]
-    inverse = np.linalg.inv(affine)
-    indices = inverse[:3, :3] @ points.reshape(3, -1) + inverse[:3, 3:]
-    return map_coordinates(array, indices, order=1, mode="nearest").reshape(points.shape[1:])
-
-
-def assert_equal_in_the_world(found: Maps, expected: Maps) -> None:
-    for name, (array, affine) in found.items():
-        back = stored(nib.Nifti1Image(array, affine), "RAS")
-        np.testing.assert_allclose(back.affine, expected[name][1], atol=1e-4)
-        np.testing.assert_allclose(np.asarray(back.dataobj), expected[name][0], rtol=0, atol=1e-4, err_msg=name)
-
-
-def test_the_maps_say_something_of_the_place(reference: Maps) -> None:
-    image = scan()
-    points = grid(image.shape, image.affine)
-    inside = depth(points) > 0.3
-    for name, (array, _) in reference.items():
-        assert array[inside].std() > 1e-3, name  # ten times the tolerance below
-        assert np.abs(array - at(reference, name, points + 1))[inside].max() > 1e-3, name
-
-
-@pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_each_orientation_gives_the_same_maps(codes: str, pipeline: Pipeline, reference: Maps, tmp_path: Path) -> None:
-    image = stored(scan(), codes)
-    assert nib.aff2axcodes(image.affine) == tuple(codes)
-    assert_equal_in_the_world(maps_of(pipeline, image, tmp_path / "volume.nii"), reference)
-
-
-@pytest.mark.parametrize("codes", ["LPS", "SAR", "PIL", "ARI"])
-@pytest.mark.parametrize("which", ["pipeline", "resampling"])
-def test_each_orientation_of_an_oblique_anisotropic_scan_gives_the_same_maps(
-    codes: str, which: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    run: Pipeline = request.getfixturevalue(which)
-    image = scan((36, 34, 20), spacing=(1.0, 1.3, 1.8), angles=(12, -8, 20))
-    expected = maps_of(run, image, tmp_path / "reference.nii")
-    assert_equal_in_the_world(maps_of(run, stored(image, codes), tmp_path / "volume.nii"), expected)
-
-
-def test_48_orientations() -> None:
-    assert len(set(ORIENTATIONS)) == 48
-
-
-# --- other grids, brought to one voxel size and to the head -----------------------------------------------------------
-
-SAME_VOXELS: dict[str, dict[str, Any]] = {
-    "larger field of view": {"shape": (60, 52, 50)},
-    "background cropped away": {"shape": (32, 40, 28)},
-}
-OTHER_VOXELS: dict[str, dict[str, Any]] = {
-    "anisotropic": {"shape": (34, 48, 20), "spacing": (1.2, 1.0, 1.8)},
-    "fine": {"shape": (60, 60, 50), "spacing": (0.7, 0.8, 0.75)},
-    "oblique": {"shape": (44, 50, 40), "angles": (7, -5, 6)},
-    "oblique and anisotropic": {"shape": (44, 50, 22), "spacing": (1, 1, 1.8), "angles": (-6, 8, 4)},
-}
-
-
-@pytest.mark.parametrize("variant", SAME_VOXELS)
-def test_the_field_of_view_does_not_matter(
-    variant: str, resampling: Pipeline, resampled_reference: Maps, tmp_path: Path
-) -> None:
-    image = stored(scan(**SAME_VOXELS[variant]), "IPR")
-    found = maps_of(resampling, image, tmp_path / "volume.nii")
-    points = grid(image.shape, image.affine)
-    inside = depth(points) > 0
-    for name, (array, _) in found.items():
-        expected = at(resampled_reference, name, points)
-        np.testing.assert_allclose(array[inside], expected[inside], rtol=0, atol=1e-4, err_msg=name)
-        # nothing was looked at beyond the box around the head
-        beyond = (np.abs(points - CENTRE.reshape(3, 1, 1, 1)) > RADII.reshape(3, 1, 1, 1) + 1.5).any(axis=0)
-        assert (array[beyond] == 0).all()
-
-
-@pytest.mark.parametrize("variant", OTHER_VOXELS)
-def test_other_grids_give_the_same_up_to_resampling(
-    variant: str, resampling: Pipeline, resampled_reference: Maps, tmp_path: Path
-) -> None:
-    image = stored(scan(**OTHER_VOXELS[variant]), "IPR")
-    points = grid(image.shape, image.affine)
-    inside, outside = depth(points) > 0.1, depth(points) < -0.15
-
-    # The grid itself: a map that is the image lies within interpolation where the image lies, in [0, 1] ...
-    found = maps_of(resampling, image, tmp_path / "volume.nii", network=the_image_itself)
-    expected = maps_of(resampling, scan(), tmp_path / "reference.nii", network=the_image_itself)
-    difference = np.abs(found["residual"][0] - at(expected, "residual", points))
-    assert difference[inside].mean() < 0.01
-    assert difference[inside].max() < 0.08
-    assert found["residual"][0][outside].max() < 0.001
-    # ... and half a millimetre would be noticed, in any direction.
-    for shift in np.eye(3)[:, :, None, None, None] / 2:
-        moved = np.abs(found["residual"][0] - at(expected, "residual", points + shift))
-        assert moved[inside].mean() > 1.1 * difference[inside].mean()
-
-    # The network sees the head in other pixels and at another place of its strides, so it says the same roughly. (Not
-    # so the reconstruction, which a random decoder makes of the strides alone.)
-    found = maps_of(resampling, image, tmp_path / "volume.nii")
-    for name, least, most in (("anomaly_map", 0.94, 0.3), ("log_likelihood", 0.94, 0.3), ("residual", 0.99, 0.1)):
-        one, other = found[name][0][inside], at(resampled_reference, name, points)[inside]
-        assert np.corrcoef(one, other)[0, 1] > least, name
-        assert np.abs(one - other).mean() < most * other.std(), name
+def test_pictures_are_told_by_their_suffix() -> None:
+    assert any_picture("a.PNG")
+    assert any_picture("a.nii.gz", "b.jpeg")
+    assert not any_picture("a.nii", "png", "a.png.nii")
+    assert not any_picture()

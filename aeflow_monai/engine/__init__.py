@@ -15,6 +15,7 @@ from aeflow_monai.engine.verbs import (
     begin_scoring,
     begin_training,
     end_evaluation,
+    end_training,
     lesion_copies,
     number_of_epochs,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "calibrate",
     "config_files",
     "end_evaluation",
+    "end_training",
     "given_config",
     "lesion_copies",
     "number_of_epochs",

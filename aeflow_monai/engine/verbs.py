@@ -15,7 +15,7 @@ from monai.utils import set_determinism
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.engine.bundle import require_own_config
+from aeflow_monai.engine.bundle import model_path, require_own_config
 from aeflow_monai.engine.card import add_evaluation, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys
 from aeflow_monai.errors import root_cause
@@ -27,6 +27,7 @@ __all__ = [
     "begin_scoring",
     "begin_training",
     "end_evaluation",
+    "end_training",
     "lesion_copies",
     "number_of_epochs",
 ]
@@ -47,8 +48,9 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
         seed: of all that is random.
 
     Raises:
-        ValueError: an option that nothing reads; no data were named; or the config is not known, since the training was
-            started from Python by MONAI's own `ConfigWorkflow`.
+        ValueError: an option that nothing reads; no data were named; the folder holds the finished training that this
+            config is of; or the config is not known, since the training was started from Python by MONAI's own
+            `ConfigWorkflow`.
     """
     if given is None:
         raise ValueError(
@@ -60,9 +62,18 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     refuse_unknown_keys(given.content, also_known=ids_of(ConfigParser.load_config_file(*config_files("train"))))
     if given.content.get("dataset_dir") is None:
         raise ValueError(_NO_DATA)
+    is_own = Path(folder).resolve() == Path(given.bundle_root).resolve()
+    if is_own and given.content.get("resume") is None and model_path(folder).is_file():
+        raise ValueError(f"{folder} holds the model of a finished training: give another folder with --output_dir.")
     keep_freed_memory()
     print(f"seed: {seed}\noutput folder: {folder}", flush=True)
     set_determinism(seed=seed)
+
+
+def end_training(folder: str) -> None:
+    """End a training: say where its bundle lies; of `run prepare`, which writes none, nothing more."""
+    if model_path(folder).is_file():
+        announce(bundle=folder, model_card=str(Path(folder, "docs", "README.md")))
 
 
 def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | None) -> None:

@@ -76,6 +76,14 @@ def serve(
     if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
         raise FileNotFoundError(f"Expected a folder of images at {studies}; there is none. Correct --studies.")
     refuse_presets_beside_a_model(model, presets)
+    from aeflow_monai.engine.config import config_files  # with torch, which the command's help does without
+    from aeflow_monai.label.models import require_bundle
+
+    # checked here, where an error is only a message; absolute, since MONAI Label's own processes may run elsewhere
+    conf = {
+        "model": str(require_bundle(model).absolute()) if model else None,
+        "presets": ",".join(config_files(*presets)),
+    }
     folder = make_app_folder(app_dir)
     # before MONAI Label is imported: it and the processes that it starts put temporary files there
     os.environ["TMPDIR"] = str(folder / "tmp")
@@ -90,15 +98,6 @@ def serve(
             "and numpy, and there: pip install 'aeflow_monai[label]'",
             name="monailabel",
         ) from error
-    # here, where an error is only a message; later it would be the server's traceback
-    from aeflow_monai.engine.config import config_files
-    from aeflow_monai.label.models import require_bundle
-
-    # absolute, since MONAI Label's own processes may run elsewhere
-    conf = {
-        "model": str(require_bundle(model).absolute()) if model else None,
-        "presets": ",".join(config_files(*presets)),
-    }
     arguments: Sequence[str] = [
         *("start_server", "--app", str(folder), "--studies", studies, "--host", host, "--port", str(port)),
         *("--verbose", log_level),

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from map_inferer import Answer
 from peers import FittedPeer, Peer
 from torch import Tensor
@@ -36,7 +35,6 @@ class MapsOfNormals:
         self.peer = peer
         self.batches = batches
 
-    @torch.no_grad()
     def __iter__(self) -> Iterator[NormalSlices]:
         for batch in self.batches:
             image = batch["image"]

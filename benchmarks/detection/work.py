@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from map_inferer import Answer, MapMethod, evaluator_of
 from methods import options_of, peer_kind, rescored
 from peers import BATCH_SIZE, STAGES, FittedPeer
 from rescored import MapsOfNormals, RescoredPeer
-from shared import ROOT, arguments, bundle_command, commit, in_turn, peak_memory, seconds, template
+from shared import ROOT, arguments, bundle_command, commit, in_turn, peak_memory, template
 
 # parts of the network_def that make scores and are not trained: such a variant takes over the training without them
 SCORE_PARTS = ("score", "flow_term")
@@ -281,13 +282,9 @@ def speed(given: argparse.Namespace, repeats: int = 7) -> dict[str, Any]:
         calls[folder.name] = (
             asked(load_method(folder)) if (folder / "peer.pt").exists() else Model(folder).detector.maps
         )
-
-    def timed(call: Callable[[Tensor], Any]) -> Callable[[], float]:
-        return lambda: 1000 * seconds(lambda: call(image)) / len(image)
-
     with torch.no_grad():
-        times = in_turn({name: timed(call) for name, call in calls.items()}, repeats)
-    return {"ms_per_image": {name: statistics.median(found) for name, found in times.items()}}
+        times = in_turn({name: partial(call, image) for name, call in calls.items()}, repeats)
+    return {"ms_per_image": {name: 1000 * statistics.median(found) / len(image) for name, found in times.items()}}
 
 
 def asked(method: MapMethod) -> Callable[[Tensor], Answer]:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,12 +20,19 @@ import torch
 import yaml
 from sklearn.metrics import recall_score, roc_auc_score
 
-from aeflow_monai.data.phantom import write_phantom_slices
+from aeflow_monai import Encoder, Model, Score, SlicedInferer, Slicer
+from aeflow_monai.data import write_phantom_slices
 
-ROOT = Path(__file__).parent.parent
-DETECTION = ROOT / "benchmarks/detection"
+BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
+DETECTION = BENCHMARKS / "detection"
 HAS_ANOMALIB = importlib.util.find_spec("anomalib") is not None
-TINY = {"image_size": [64, 64], "n_steps": 2, "hidden_channels": 8, "calibration_fraction": 0.25, "epochs": 1}
+TINY = {
+    "image_size": [64, 64],
+    "network_def#network#n_steps": 2,
+    "network_def#network#hidden_channels": 8,
+    "calibration_fraction": 0.25,
+    "epochs": 1,
+}
 METHODS = ["flow_only", "autoencoder", "autoencoder_rescored", *(["patchcore"] if HAS_ANOMALIB else [])]
 
 
@@ -89,9 +97,16 @@ def test_fits_are_given_normals_and_nothing_of_the_test_split(data: Path, fitted
 
 
 @pytest.fixture
-def protocols(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def imported(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Imports a module of the benchmarks."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.syspath_prepend(str(DETECTION))
-    return importlib.import_module("protocols")
+    return importlib.import_module
+
+
+@pytest.fixture
+def protocols(imported: Callable[[str], ModuleType]) -> ModuleType:
+    return imported("protocols")
 
 
 def test_the_test_list_is_not_read_while_a_fit_is_missing(tmp_path: Path, protocols: ModuleType) -> None:
@@ -105,7 +120,7 @@ def test_the_test_list_is_not_read_while_a_fit_is_missing(tmp_path: Path, protoc
 
 def test_development_split_keeps_patients_apart(protocols: ModuleType) -> None:
     def rows_of(names: list[str], abnormal: bool) -> list[Any]:
-        return [protocols.Row(Path(name), abnormal, None, "", protocols._xray_patient(Path(name))) for name in names]
+        return [protocols.Row(Path(name), abnormal, None, "", protocols.xray_patient(name)) for name in names]
 
     normal = rows_of([f"IM-{patient:04d}-{image:04d}.jpeg" for patient in range(300) for image in range(2)], False)
     ill = rows_of([f"person{n}_bacteria_{image}.jpeg" for n in range(1, 451) for image in range(2)], True)
@@ -174,14 +189,23 @@ def test_a_stopped_comparison_goes_on(data: Path, finished: Path) -> None:
     assert len(rows(finished / "test/manifest.csv")) == 12
 
 
-def test_the_table_is_what_scikit_learn_makes_of_the_scores(finished: Path) -> None:
+def case_threshold(folder: Path) -> float:
+    """Of a variant's bundle, or of another method."""
+    is_bundle = (folder / "configs").is_dir()
+    score = (Model(folder).detector if is_bundle else torch.load(folder / "peer.pt", weights_only=False)).score
+    return score.thresholds["case_threshold"]
+
+
+def test_the_table_is_what_scikit_learn_makes_of_the_scores(
+    finished: Path, imported: Callable[[str], ModuleType]
+) -> None:
+    imported("rescored")  # whose classes peer.pt holds
     methods = json.loads((finished / "results.json").read_text(encoding="utf-8"))["methods"]
     files = set()
     for name in METHODS:
         labels, scores, found = stored_scores(finished / f"seed0/{name}")
         files.add(tuple(sorted(found)))
-        state = torch.load(finished / f"seed0/{name}/model.pt", weights_only=True)["model"]
-        called = scores > float(state["case_threshold"])
+        called = scores > case_threshold(finished / f"seed0/{name}")
         assert methods[name]["auroc"] == pytest.approx(roc_auc_score(labels, scores))
         assert methods[name]["sensitivity"] == pytest.approx(recall_score(labels, called))
         assert methods[name]["specificity"] == pytest.approx(recall_score(labels, called, pos_label=0))
@@ -207,9 +231,10 @@ def test_a_rescored_method_differs_in_the_score_alone(finished: Path) -> None:
     assert np.corrcoef(of_own, of_rescored)[0, 1] > 0.3
 
 
-def test_other_settings_do_not_take_over_a_fit(data: Path, fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(DETECTION))
-    main = importlib.import_module("run").main
+def test_other_settings_do_not_take_over_a_fit(
+    data: Path, fitted: Path, imported: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = imported("run").main
     config = data.parent / "tiny.yaml"
     command = ["run.py", "--data", str(data), "--output", str(fitted), "--set", str(data), "--config", str(config)]
 
@@ -223,7 +248,7 @@ def test_other_settings_do_not_take_over_a_fit(data: Path, fitted: Path, monkeyp
     assert re.search("normals None there, 8 now.*name another --output", refusal("--normals", "8"))
     assert "Unknown method 'autoencodr'" in refusal(method="autoencodr")
     before = config.read_text(encoding="utf-8")
-    config.write_text(yaml.safe_dump({**TINY, "clamp": 1.0}), encoding="utf-8")
+    config.write_text(yaml.safe_dump({**TINY, "network_def#network#clamp": 1.0}), encoding="utf-8")
     message = refusal()
     config.write_text(before, encoding="utf-8")
     assert re.search("another config.*digest '", message)
@@ -236,13 +261,13 @@ def test_a_training_of_other_epochs_is_not_taken_over(data: Path, finished: Path
     shutil.rmtree(output / "seed0/flow_only")
     done = run(data, output, "--epochs", "2", "--fit_only", methods=["flow_only"])
     assert done.returncode == 0, done.stderr
-    last = {max(found.name for found in folder.glob("checkpoints/*.pt")) for folder in output.glob("seed0/training-*")}
+    trainings = [folder for folder in output.glob("seed0/training-*") if folder.is_dir()]
+    last = {max(found.name for found in folder.glob("logs/checkpoints/*.pt")) for folder in trainings}
     assert last == {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
 
 
-def test_slices_are_resampled_with_their_case(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(DETECTION))
-    table = importlib.import_module("table")
+def test_slices_are_resampled_with_their_case(imported: Callable[[str], ModuleType]) -> None:
+    table = imported("table")
     rng = np.random.default_rng(0)
     cases = [f"case{n}" for n in range(20)]
     truth = {case: number % 2 for number, case in enumerate(cases)}
@@ -271,17 +296,82 @@ def test_slices_are_resampled_with_their_case(monkeypatch: pytest.MonkeyPatch) -
     assert widths["odd"] > 2 * widths["strong"]  # twenty cases, not six hundred slices
 
 
+def test_variants_of_the_score_share_a_training(finished: Path) -> None:
+    """`flow_only` differs in the score alone: its bundle is calibrated anew, with the network of the training."""
+    (training,) = (folder for folder in finished.glob("seed0/training-*") if folder.is_dir())
+    trained, variant = Model(training).detector, Model(finished / "seed0/flow_only").detector
+    for key, value in trained.network.state_dict().items():
+        assert torch.equal(variant.network.state_dict()[key], value), key
+    assert (trained.score.beta, variant.score.beta) == (0.9, 1.0)
+    assert trained.score.thresholds != variant.score.thresholds
+
+
+def test_variants_name_options_that_there_are(imported: Callable[[str], ModuleType]) -> None:
+    names, template = imported("methods").variant_names(), imported("shared").template
+    plain = template().get()["network_def"]
+    for name in names:
+        config = template(DETECTION / f"variants/{name}.yaml")
+        for part in ("network", "score"):
+            assert config.get()["network_def"][part].keys() == plain[part].keys(), name
+        assert config.get_parsed_content("network_def#score").n_terms == len(config["stages"]) + 1
+
+
+@pytest.fixture
+def threshold_map(imported: Callable[[str], ModuleType]) -> Any:
+    """A method whose map is the image, and whose score of a slice is its mean."""
+    module = imported("map_inferer")
+
+    class Itself(module.MapMethod):
+        def look(self, stack: torch.Tensor, chosen: torch.Tensor) -> Any:
+            return module.Answer(stack[chosen].mean(dim=(1, 2, 3)), stack[chosen])
+
+    return Itself(Score(case_top_fraction=1.0))
+
+
+def test_other_maps_give_what_the_bundle_gives(threshold_map: Any, imported: Callable[[str], ModuleType]) -> None:
+    module = imported("map_inferer")
+    slicer = Slicer(image_size=[32, 32], fit="pad", min_foreground=0.5)
+    volume = torch.rand(1, 1, 20, 24, 6) + 0.1
+    volume[..., 0] = 0  # is skipped
+    stack, chosen = module.axial_stack(slicer, volume[0])
+    assert (tuple(stack.shape), chosen.tolist()) == ((6, 1, 32, 32), [1, 2, 3, 4, 5]), "padded to less than half"
+    threshold_map.fit_thresholds([("one", threshold_map.look(stack, chosen))], specificity=0.5)
+    found = module.MapInferer(slicer)(volume, threshold_map)
+
+    class Named(torch.nn.Module):
+        def forward(self, slices: torch.Tensor, places: Any) -> dict[str, torch.Tensor]:
+            return {"anomaly_map": slices, "slice_scores": slices.mean(dim=(1, 2, 3))}
+
+    by_bundle = SlicedInferer(slicer)(volume, Named())
+    assert by_bundle.keys() <= found.keys()
+    for key, value in by_bundle.items():
+        torch.testing.assert_close(found[key], value, equal_nan=True)
+    assert found["anomaly_score"] == found["case_threshold"] == pytest.approx(float(stack[1:].mean()))
+    assert found["map_threshold"] <= volume.max()
+
+
+def test_a_rescored_peer_has_the_score_of_a_single_map(imported: Callable[[str], ModuleType]) -> None:
+    peers, rescored = imported("peers"), imported("rescored")
+    torch.manual_seed(0)
+    peer = peers.PlainAutoencoder(Encoder(), (64, 64), 1).eval()
+    method = rescored.RescoredPeer(peer, Score(n_terms=1, top_fractions=[1.0])).eval()
+    stack = torch.rand(5, 1, 64, 64)
+    own = peers.FittedPeer(peer, method.score).look(stack, torch.tensor([0, 2, 4]))
+    answer = method.look(stack, torch.tensor([0, 2, 4]))
+    # not calibrated yet, and the blur's deviation is less than the way to the next slice: half of the level is off
+    level = own.maps.mean(dim=(1, 2, 3), keepdim=True)
+    torch.testing.assert_close(answer.maps, own.maps - 0.5 * level)
+    torch.testing.assert_close(answer.scores, own.scores / 2)
+
+
 @pytest.mark.skipif(not HAS_ANOMALIB, reason="needs anomalib: pip install -e .[bench]")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("name", ["patchcore", "padim", "fastflow", "cflow", "dfm"])
-def test_a_peer_scores_an_image_by_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(DETECTION))
-    peers = importlib.import_module("peers")
-    from aeflow_monai.network.encoder import Encoder
-
+def test_a_peer_scores_an_image_by_itself(name: str, imported: Callable[[str], ModuleType]) -> None:
+    peers = imported("peers")
     torch.manual_seed(0)
     images = torch.rand(24, 1, 64, 64)
-    kind = peers.kind_of(name)
+    kind = imported("methods").peer_kind(name)
     kept = Encoder(stages=peers.STAGES)(images)
     peer = kind(Encoder(stages=kind.stages), (64, 64), 1)
     peer.fit([{"image": image, "features": [stage[i] for stage in kept]} for i, image in enumerate(images)])

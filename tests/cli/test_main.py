@@ -33,3 +33,21 @@ def test_help_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
         main(["label", "--help"])
     assert ended.value.code == 0
     assert "Not a medical device" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "{trained}/models/model.pt"], "Give the folder that its training wrote"),
+        (["--model", "{trained}/absent"], "Expected the folder of a bundle at"),
+        (["--model", "{trained}", "--preset", "healthy_t1"], "Leave the presets away (healthy_t1)"),
+        (["--preset", "brains"], "There is no config 'brains': choose one of"),
+    ],
+)
+def test_a_wrong_start_is_refused_with_the_reason(
+    tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    given = [option.format(trained=trained) for option in options]
+    assert main(["label", "--studies", str(tmp_path), "--app", str(tmp_path / "app"), *given]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "app").exists()

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from aeflow_monai.score.scoring import AnomalyScorer
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, Invertd, LoadImage, Orientationd
@@ -18,9 +17,6 @@ from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.data.transforms import EnsureVolumed, MatchChannelsd, ScaleForegroundd
 from aeflow_monai.engine.inferer import SlicedInferer
 from aeflow_monai.geometry import Places
-from aeflow_monai.network.aeflow import AEFlow
-from aeflow_monai.network.encoder import Encoder
-from aeflow_monai.output.case_score import MaskMapd, ScoreMapd
 
 Array = npt.NDArray[Any]
 
@@ -28,7 +24,7 @@ Array = npt.NDArray[Any]
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
 
 READERS = ["ITKReader", "NibabelReader"]
-CONFIG = Path(__file__).parents[1] / "bundle" / "configs" / "train.yaml"
+CONFIG = Path(__file__).parents[2] / "bundle" / "configs" / "train.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -366,59 +362,3 @@ class TestScaleForeground:
     def test_percentiles_out_of_range_are_named(self, lower: float, upper: float) -> None:
         with pytest.raises(ValueError, match=rf"0 <= lower < upper <= 100; got {lower} and {upper}"):
             ScaleForegroundd("image", lower, upper)
-
-
-@pytest.fixture(scope="module")
-def scorer() -> AnomalyScorer:
-    torch.manual_seed(0)
-    return AnomalyScorer(AEFlow(Encoder(), n_steps=1), slice_shares=[0.1], case_share=0.4).eval()
-
-
-def test_scores_are_the_scorers_own(scorer: AnomalyScorer) -> None:
-    slices = torch.rand(5, 1, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        scores = scorer.maps(slices)["slice_scores"]
-    expected = {"axial": scores, "sagittal": torch.tensor([torch.nan, 1.0, 2.0, torch.nan])}
-    case = {
-        "slice_scores_axial": MetaTensor(expected["axial"]),
-        "slice_scores_sagittal": expected["sagittal"],
-        "ease_axial": torch.arange(5.0),
-        "image": MetaTensor(slices.movedim(0, -1)),
-        "case": "a",
-    }
-    score = float(scorer.case_score(expected))
-    for threshold, prediction in ((score - 1e-3, 1), (score + 1e-3, 0), (torch.inf, 0)):
-        scorer.case_threshold.fill_(threshold)
-        found = ScoreMapd("image", scorer)(case)
-        assert list(found["slice_scores"]) == ["axial", "sagittal"]
-        for plane, scores in found["slice_scores"].items():
-            assert torch.equal(torch.as_tensor(scores).nan_to_num(-9), expected[plane].nan_to_num(-9))
-        assert found["ease"]["axial"].tolist() == [0, 1, 2, 3, 4]
-        assert not [key for key in found if key.startswith(("slice_scores_", "ease_"))]
-        assert "slice_scores_axial" in case  # what went in is as it was
-        assert found["anomaly_score"] == score
-        assert type(found["anomaly_score"]) is float
-        assert found["prediction"] == prediction
-    assert found["case"] == "a"
-
-
-def test_a_score_that_is_not_finite_names_its_case(scorer: AnomalyScorer) -> None:
-    case = {"slice_scores_axial": torch.full((2,), torch.nan), "image": torch.zeros(1, 8, 8, 2), "case": "a"}
-    with pytest.raises(ValueError, match="score of case a is nan: the image holds NaN or infinite values"):
-        ScoreMapd("image", scorer)(case)
-    case["slice_scores_axial"] = torch.tensor([1.0, torch.inf])
-    with pytest.raises(ValueError, match="score of case a is inf: the image holds NaN or infinite values"):
-        ScoreMapd("image", scorer)(case)
-
-
-def test_mask_is_where_the_map_exceeds_the_threshold(scorer: AnomalyScorer) -> None:
-    values = torch.tensor([1.0, 2.0, 2.5, -3.0]).view(1, 2, 2, 1)
-    anomaly_map = MetaTensor(values, affine=torch.as_tensor(AFFINES["oblique"]))
-    transform = MaskMapd("map", scorer)  # built before the checkpoint brings the threshold
-    scorer.map_threshold.fill_(2.0)
-    mask = transform({"map": anomaly_map})["mask"]
-    assert mask.dtype == torch.uint8
-    assert mask.flatten().tolist() == [0, 0, 1, 0]
-    torch.testing.assert_close(mask.affine, anomaly_map.affine)
-    scorer.map_threshold.fill_(torch.inf)
-    assert transform({"map": anomaly_map})["mask"].sum() == 0

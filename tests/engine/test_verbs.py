@@ -81,6 +81,17 @@ def test_data_have_to_be_named(trained: Path) -> None:
         begin_training(workflow.parser["given"], str(trained), 0)
 
 
+def test_a_finished_training_is_not_begun_again_in_its_own_folder(trained: Path, volumes: Path) -> None:
+    train = str(trained / "configs/train.yaml")
+    for options in ({}, {"resume": str(trained / "logs/checkpoints/checkpoint_epoch=2.pt")}):
+        workflow = Workflow(train, logging_file=False, dataset_dir=str(volumes), **options)
+        if options:
+            begin_training(workflow.parser["given"], str(trained), 0)
+        else:
+            with pytest.raises(ValueError, match="holds the model of a finished training: give another folder"):
+                begin_training(workflow.parser["given"], str(trained), 0)
+
+
 def test_announce_names_what_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,17 @@ def test_a_wrong_task_is_refused_before_it_starts(
     assert server.ask(f"{kind}?all=true") == before  # nothing waits or runs
 
 
+def test_a_model_can_be_downloaded_and_not_uploaded(server: Any, trained: Path) -> None:
+    import requests
+
+    address = f"http://127.0.0.1:{server.port}/model/anomaly_mask"
+    content = (trained / "models/model.pt").read_bytes()
+    assert requests.get(address, timeout=60).content == content
+    answer = requests.put(address, files={"file": ("model.pt", content)}, timeout=60)
+    assert answer.status_code == 400
+    assert "does not know its preprocessing" in answer.json()["detail"]
+
+
 def test_an_image_of_an_endless_name_is_refused(server: Any) -> None:
     said = server.refusal("infer", "anomaly_mask", "x" * 5000, {})
     assert "Status: 400" in said

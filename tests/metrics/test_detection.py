@@ -113,34 +113,34 @@ def test_calling_all_abnormal_has_the_f1_of_the_formula() -> None:
 
 
 @pytest.mark.parametrize(("rank", "holds"), [((95, 99), False), ((9, 9), True), ((80, 99), True), ((4, 4), True)])
-def test_a_promise_that_the_normals_break_is_told(rank: tuple[int, int], holds: bool) -> None:
+def test_normals_that_exceed_the_threshold_too_often_are_reported(rank: tuple[int, int], holds: bool) -> None:
     labels, scores = [0] * 100 + [1] * 100, [*range(100), *range(50, 150)]
     report = detection_report(labels, scores, 79, calibrated_rank=rank)
     assert report["specificity"] == 0.8
-    promised = rank[0] / (rank[1] + 1)
-    assert (report["promised_specificity"], report["promise_holds"]) == (promised, holds)
+    expected = rank[0] / (rank[1] + 1)
+    assert (report["expected_specificity"], report["expected_specificity_holds"]) == (expected, holds)
     text = format_report(report)
-    assert f"(the threshold promises {promised:.3f})" in text
+    assert f"(expected: {expected:.3f})" in text
     assert ("The threshold does not hold here" in text) == (not holds)
 
 
 @pytest.mark.parametrize("n_calibrated", [4, 19, 99])
 @pytest.mark.parametrize("n_normal", [1, 20, 200])
-def test_normals_of_the_same_kind_seldom_seem_to_break_the_promise(n_calibrated: int, n_normal: int) -> None:
+def test_normals_of_the_same_kind_seldom_seem_to_exceed_the_threshold_too_often(n_calibrated: int, n_normal: int) -> None:
     generator, told, rank = np.random.default_rng(0), 0, min(math.ceil((n_calibrated + 1) * 0.95), n_calibrated)
     for _ in range(200):
         threshold = np.sort(generator.normal(size=n_calibrated))[rank - 1]
         scores = [*generator.normal(size=n_normal), 9.0]
         labels = [0] * n_normal + [1]
         report = detection_report(labels, scores, threshold, calibrated_rank=(rank, n_calibrated), n_bootstrap=1)
-        told += not report["promise_holds"]
+        told += not report["expected_specificity_holds"]
     assert told / 200 <= 0.06
 
 
-def test_without_a_promise_none_is_judged() -> None:
+def test_without_a_rank_nothing_is_expected() -> None:
     report = detection_report([0, 0, 1], [2, 3, 4], threshold=1)
-    assert "promise_holds" not in report
-    assert "promise" not in format_report(report)
+    assert "expected_specificity_holds" not in report
+    assert "expected" not in format_report(report)
 
 
 def test_baselines_count_in_their_better_direction() -> None:

@@ -32,7 +32,7 @@ def test_slices_equal_sklearn_and_their_interval_draws_cases() -> None:
     for name in ("slice_auroc", "slice_average_precision"):
         low, high = report[f"{name}_ci95"]
         assert low < report[name] < high
-    # slices of a case share its shift: drawn one by one they would promise too much
+    # slices of a case share its shift: drawn one by one the interval would be too narrow
     alone = slice_report(labels, scores, np.arange(len(labels)))
     assert np.diff(report["slice_auroc_ci95"]) > 1.5 * np.diff(alone["slice_auroc_ci95"])
     assert slice_report(labels, scores, cases) == report

@@ -201,7 +201,8 @@ def test_mixed_precision_agrees_with_full(subnet: str) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = flow.log_likelihood(features)
     assert mixed.dtype == torch.float32
-    # each of 8 steps rounds features, weights and result to bfloat16, and the square doubles what is lost of a latent
+    # each of 8 steps rounds features, weights and result to bfloat16; the square doubles what a latent loses of itself,
+    # and half of it counts
     bound = 8 * 3 * torch.finfo(torch.bfloat16).eps / 2
     torch.testing.assert_close(mixed, full, rtol=bound, atol=0)
 

@@ -1,9 +1,5 @@
-import csv
 import gzip
-import importlib.util
-import json
 import struct
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, 
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from aeflow_monai.files import ScoreTable, write_json
+from aeflow_monai.output import maps
 from aeflow_monai.output.maps import WriteMapsd
 
 Array = npt.NDArray[Any]
@@ -68,9 +64,9 @@ def invert_through_network(path: Path, reader: str | None = None) -> dict[str, A
     )
     batch = list_data_collate([before({"image": path, "case": "sub-01"})])
     batch["anomaly_map"] = 2 * batch["image"][:, :1]
-    batch["mask"] = batch["anomaly_map"] > 3
+    batch["anomaly_mask"] = batch["anomaly_map"] > 3
     (case,) = decollate_batch(batch)
-    back = Invertd(["anomaly_map", "mask"], before, orig_keys="image", nearest_interp=[False, True])
+    back = Invertd(["anomaly_map", "anomaly_mask"], before, orig_keys="image", nearest_interp=[False, True])
     return back(case)
 
 
@@ -83,10 +79,10 @@ def save_nifti(path: Path, shape: tuple[int, ...], affine: Array) -> Path:
 @pytest.mark.parametrize("name", AFFINES)
 def test_volume_comes_back_on_its_own_grid(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
     path = save_nifti(tmp_path / "input.nii.gz", shape, AFFINES[name])
-    WriteMapsd(["anomaly_map", "mask"], tmp_path / "out")(invert_through_network(path))
+    WriteMapsd(["anomaly_map", "anomaly_mask"], tmp_path / "out")(invert_through_network(path))
     given = nib.load(path)
     written = nib.load(tmp_path / "out" / "sub-01_anomaly_map.nii.gz")
-    mask = nib.load(tmp_path / "out" / "sub-01_mask.nii.gz")
+    mask = nib.load(tmp_path / "out" / "sub-01_anomaly_mask.nii.gz")
     for file in (written, mask):
         assert file.shape == given.shape
         np.testing.assert_allclose(file.affine, given.affine, atol=1e-5)
@@ -131,11 +127,11 @@ def test_both_transforms_of_the_header_round_trip(
     image.header.set_slope_inter(2, 10)
     image.header["cal_max"], image.header["descrip"] = 900, b"T1 of somebody"
     nib.save(image, tmp_path / "input.nii.gz")
-    WriteMapsd(["anomaly_map", "mask"], tmp_path, extension)(invert_through_network(tmp_path / "input.nii.gz"))
+    WriteMapsd(["anomaly_map", "anomaly_mask"], tmp_path, extension)(invert_through_network(tmp_path / "input.nii.gz"))
 
     given = nib.load(tmp_path / "input.nii.gz").header
     assert (given["qform_code"], given["sform_code"]) == (qform_code, sform_code)
-    for key, dtype in (("anomaly_map", np.float32), ("mask", np.uint8)):
+    for key, dtype in (("anomaly_map", np.float32), ("anomaly_mask", np.uint8)):
         path = tmp_path / f"sub-01_{key}{extension}"
         written = nib.load(path).header
         for field in GEOMETRY:
@@ -197,8 +193,8 @@ def test_of_several_modalities_the_first_gives_the_geometry(tmp_path: Path) -> N
 def test_a_source_that_is_gone_leaves_its_affine(tmp_path: Path) -> None:
     case = invert_through_network(save_nifti(tmp_path / "input.nii", (20, 30, 6), AFFINES["oblique"]))
     (tmp_path / "input.nii").unlink()
-    WriteMapsd(["mask"], tmp_path)(case)
-    written = nib.load(tmp_path / "sub-01_mask.nii.gz")
+    WriteMapsd(["anomaly_mask"], tmp_path)(case)
+    written = nib.load(tmp_path / "sub-01_anomaly_mask.nii.gz")
     np.testing.assert_allclose(written.get_sform(), AFFINES["oblique"], atol=1e-5)
     np.testing.assert_allclose(written.get_qform(), AFFINES["oblique"], atol=1e-5)
     assert (written.header["qform_code"], written.header["sform_code"]) == (1, 1)
@@ -222,13 +218,55 @@ def test_failure_to_write_is_raised(tmp_path: Path) -> None:
 
 def test_without_isal_zlib_writes_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = {"case": "a", "x": MetaTensor(torch.rand(1, 4, 5, 6))}
-    monkeypatch.setitem(sys.modules, "isal", None)
-    specification = importlib.util.find_spec("aeflow_monai.writers")
-    plain = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(plain)
-    assert plain.gzip is gzip
-    plain.WriteMapsd("x", tmp_path)(case)
+    monkeypatch.setattr(maps, "gzip", gzip)
+    WriteMapsd("x", tmp_path)(case)
     np.testing.assert_array_equal(nib.load(tmp_path / "a_x.nii.gz").get_fdata(), case["x"][0])
+
+
+class TestOnly:
+    DATA = {"case": "a", **{name: MetaTensor(torch.rand(1, 4, 4, 4)) for name in ("x", "y", "saliency")}}  # noqa: RUF012
+
+    def written(self, folder: Path) -> set[str]:
+        return {file.name.removesuffix(".nii.gz") for file in folder.iterdir()} if folder.exists() else set()
+
+    @pytest.mark.parametrize(
+        ("only", "expected"),
+        [(None, {"a_x", "a_y"}), (["y"], {"a_y"}), (["y", "overlay"], {"a_y"}), ([], set()), (["z"], set())],
+    )
+    def test_some_of_the_keys_are_written(self, tmp_path: Path, only: Any, expected: set[str]) -> None:
+        WriteMapsd(["x", "y"], tmp_path / "out", only=only)(self.DATA)
+        assert self.written(tmp_path / "out") == expected
+
+    def test_not_all_of_the_keys_have_to_be_there(self, tmp_path: Path) -> None:
+        WriteMapsd(["x", "z"], tmp_path, only=["x", "z"])(self.DATA)
+        assert self.written(tmp_path) == {"a_x"}
+        with pytest.raises(KeyError, match="z"):
+            WriteMapsd(["x", "z"], tmp_path)(self.DATA)
+
+    def test_saliency_is_written_if_there_is_any(self, tmp_path: Path) -> None:
+        write = WriteMapsd(["x", "saliency"], tmp_path, only=["x"])
+        write({name: value for name, value in self.DATA.items() if name != "saliency"})
+        assert self.written(tmp_path) == {"a_x"}
+        write(self.DATA)
+        assert self.written(tmp_path) == {"a_x", "a_saliency"}
+
+
+def test_a_file_that_is_not_whole_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier file of the name stays as it was."""
+    case = {"case": "a", "x": MetaTensor(torch.rand(1, 4, 4, 4))}
+
+    def interrupted(*options: Any, **further: Any) -> None:
+        raise OSError("no space left")
+
+    for extension in (".nii", ".nii.gz", ".nrrd"):
+        WriteMapsd("x", tmp_path, extension)(case)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", interrupted)
+    monkeypatch.setattr(maps.ITKWriter, "write", interrupted)
+    for extension in (".nii", ".nii.gz", ".nrrd"):
+        with pytest.raises(OSError, match="no space left"):
+            WriteMapsd("x", tmp_path, extension)({**case, "x": case["x"] + 1})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 @two_dimensional
@@ -263,9 +301,9 @@ def test_itk_finds_the_volume_where_it_was(tmp_path: Path, name: str, extension:
     import itk
 
     path = save_nifti(tmp_path / "input.nii.gz", (20, 30, 6), AFFINES[name])
-    WriteMapsd(["anomaly_map", "mask"], tmp_path, extension)(invert_through_network(path))
+    WriteMapsd(["anomaly_map", "anomaly_mask"], tmp_path, extension)(invert_through_network(path))
     given = itk.imread(path)
-    for key, dtype in (("anomaly_map", np.float32), ("mask", np.uint8)):
+    for key, dtype in (("anomaly_map", np.float32), ("anomaly_mask", np.uint8)):
         written = itk.imread(tmp_path / f"sub-01_{key}{extension}")
         assert_same_itk_geometry(written, given)
         assert itk.array_from_image(written).dtype == dtype
@@ -311,9 +349,12 @@ def test_lps_readers_change_nothing_in_the_world(tmp_path: Path) -> None:
     np.testing.assert_allclose(nib.load(tmp_path / "a_x.nii.gz").affine, AFFINES["oblique"], atol=1e-4)
 
 
-def test_no_keys_write_nothing_and_data_is_unchanged(tmp_path: Path) -> None:
-    assert WriteMapsd([], tmp_path / "none")({"case": "a"}) == {"case": "a"}
+def test_nothing_to_write_makes_no_folder(tmp_path: Path) -> None:
+    assert WriteMapsd("x", tmp_path / "none", only=["x"])({"case": "a"}) == {"case": "a"}
     assert not (tmp_path / "none").exists()
+
+
+def test_data_is_unchanged(tmp_path: Path) -> None:
     data = {"case": "a.b", "x": MetaTensor(torch.rand(1, 4, 4, 4))}
     copy = data["x"].clone()
     result = WriteMapsd(["x"], tmp_path)(data)
@@ -340,27 +381,27 @@ def test_case_cannot_leave_the_folder(tmp_path: Path, case: Any) -> None:
 def test_shear_is_refused_by_itk_and_kept_by_nifti(tmp_path: Path, extension: str) -> None:
     case = invert_through_network(save_nifti(tmp_path / "input.nii.gz", (20, 30, 6), SHEARED))
     with pytest.raises(ValueError, match=r"case 'sub-01' is sheared .* use the extension \.nii\.gz"):
-        WriteMapsd(["mask"], tmp_path, extension)(case)
-    WriteMapsd(["mask"], tmp_path)(case)
-    np.testing.assert_allclose(nib.load(tmp_path / "sub-01_mask.nii.gz").affine, SHEARED, atol=1e-5)
+        WriteMapsd(["anomaly_mask"], tmp_path, extension)(case)
+    WriteMapsd(["anomaly_mask"], tmp_path)(case)
+    np.testing.assert_allclose(nib.load(tmp_path / "sub-01_anomaly_mask.nii.gz").affine, SHEARED, atol=1e-5)
 
 
 @two_dimensional
 def test_2d_outside_its_plane_is_refused_by_itk(tmp_path: Path) -> None:
     case = invert_through_network(save_nifti(tmp_path / "input.nii.gz", (20, 30), AFFINES["oblique"]))
     with pytest.raises(ValueError, match=r"oblique to its plane, which \.mha cannot hold"):
-        WriteMapsd(["mask"], tmp_path, ".mha")(case)
+        WriteMapsd(["anomaly_mask"], tmp_path, ".mha")(case)
 
 
 def test_wrong_data_is_named(tmp_path: Path) -> None:
-    write = WriteMapsd(["mask"], tmp_path)
-    with pytest.raises(TypeError, match="'mask' of case 'a' has to be a MetaTensor, got Tensor"):
-        write({"case": "a", "mask": torch.zeros(1, 4, 4)})
+    write = WriteMapsd(["anomaly_mask"], tmp_path)
+    with pytest.raises(TypeError, match="'anomaly_mask' of case 'a' has to be a MetaTensor, got Tensor"):
+        write({"case": "a", "anomaly_mask": torch.zeros(1, 4, 4)})
     with pytest.raises(ValueError, match=r"got \(1, 1, 4, 4, 4\): remove the batch dimension"):
-        write({"case": "a", "mask": MetaTensor(torch.zeros(1, 1, 4, 4, 4))})
+        write({"case": "a", "anomaly_mask": MetaTensor(torch.zeros(1, 1, 4, 4, 4))})
     for wrong in (0.5, -1.0, 256.0, float("nan")):
         with pytest.raises(ValueError, match=r"whole numbers from 0 to 255: invert it with nearest_interp=True"):
-            write({"case": "a", "mask": MetaTensor(torch.full((1, 4, 4), wrong))})
+            write({"case": "a", "anomaly_mask": MetaTensor(torch.full((1, 4, 4), wrong))})
 
 
 def test_data_off_its_grid_is_refused(tmp_path: Path) -> None:
@@ -371,38 +412,3 @@ def test_data_off_its_grid_is_refused(tmp_path: Path) -> None:
     for change in (Resized("image", [64, 64, -1]), Orientationd("image", axcodes="RAS", labels=None)):
         with pytest.raises(ValueError, match=r"on the grid of its input, shape \(20, 30, 6\) .* apply Invertd first"):
             WriteMapsd(["image"], tmp_path)(change(case))
-
-
-def test_table_keeps_every_digit_and_every_row_before_a_failure(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "scores.csv"
-    table = ScoreTable(path, ["case", "score", "label"])
-    assert path.read_text() == "case,score,label\n"
-    values = [1 / 3, np.float64(0.1) + 0.2, np.float32(0.1), torch.tensor(1e-30, dtype=torch.float64)]
-    for value in values:
-        table.append({"label": 1, "case": 'a,"b"', "score": value})
-    for row in ({"case": "a", "score": 1.0}, {"case": "a", "score": 1.0, "label": 0, "extra": 2}):
-        with pytest.raises(ValueError, match=r"missing (\['label'\], unknown \[\]|\[\], unknown \['extra'\])"):
-            table.append(row)
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["score"]) for row in rows] == [float(value) for value in values]
-    assert {(row["case"], row["label"]) for row in rows} == {('a,"b"', "1")}
-
-
-@pytest.mark.parametrize("columns", [[], ["a", "a"]])
-def test_table_needs_different_columns(tmp_path: Path, columns: list[str]) -> None:
-    with pytest.raises(ValueError, match="columns have to be one or more different names"):
-        ScoreTable(tmp_path / "scores.csv", columns)
-
-
-def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "report.json"
-    write_json(path, {"b": 1, "a": [0.1]})
-    assert list(json.loads(path.read_text())) == ["b", "a"]
-    before = path.read_text()
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(path, {"a": float("nan")})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert path.read_text() == before
-    assert [file.name for file in path.parent.iterdir()] == ["report.json"]

@@ -28,7 +28,7 @@ def write_overlay(folder: Path, data: dict[str, Any], threshold: Any = 3.0, **op
 def test_overlay_is_a_picture_with_three_panels(tmp_path: Path) -> None:
     truth = torch.zeros(1, 48, 40, 6, dtype=torch.bool)
     truth[0, 12:22, 12:22] = True
-    data = overlay_case(mask_truth=truth, anomaly_score=torch.tensor([4.5]), slice_scores={"axial": torch.arange(6.0)})
+    data = overlay_case(lesion=truth, anomaly_score=torch.tensor([4.5]), slice_scores={"axial": torch.arange(6.0)})
     picture = write_overlay(tmp_path / "new", data)
     height, width, _ = picture.shape
     assert 300 < height < width < 2000
@@ -115,20 +115,18 @@ def test_a_picture_has_no_position(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert title_and_picture(tmp_path, data, monkeypatch)[0] == "a" + "   |   slice 1 of 1" * len(depth)
 
 
-def test_threshold_is_read_when_a_case_is_written(tmp_path: Path) -> None:
-    stored = torch.tensor(float("nan"))
+def test_the_threshold_is_the_models_unless_it_is_given(tmp_path: Path) -> None:
     data = overlay_case()
-    for threshold in (stored, lambda: float(stored)):
-        stored.fill_(float("nan"))
-        write = WriteOverlayd("image", "anomaly_map", tmp_path, threshold, vmax=6.0)
-        with pytest.raises(ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"):
-            write(data)
-        pictures = []
-        for value in (3.0, 100.0):
-            stored.fill_(value)
-            write(data)
-            pictures.append(matplotlib.image.imread(tmp_path / "sub-01_overlay.png"))
-        assert (pictures[0] != pictures[1]).any()
+    write = WriteOverlayd("image", "anomaly_map", tmp_path, vmax=6.0)
+    with pytest.raises(ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"):
+        write({**data, "map_threshold": float("nan")})
+    pictures = []
+    for value in (3.0, 100.0):
+        write({**data, "map_threshold": value})
+        pictures.append(matplotlib.image.imread(tmp_path / "sub-01_overlay.png"))
+    assert (pictures[0] != pictures[1]).any()
+    WriteOverlayd("image", "anomaly_map", tmp_path, threshold=3.0, vmax=6.0)({**data, "map_threshold": 100.0})
+    np.testing.assert_array_equal(matplotlib.image.imread(tmp_path / "sub-01_overlay.png"), pictures[0])
 
 
 def test_pixels_keep_their_proportions_and_sides_their_letters() -> None:
@@ -160,7 +158,7 @@ def test_flat_maps_and_odd_names_are_drawn_without_warning(tmp_path: Path, value
         "case": "a $x_1$ $",
         "image": torch.zeros(1, 20, 30),
         "anomaly_map": flat,
-        "mask_truth": flat > 99,
+        "lesion": flat > 99,
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -186,18 +186,13 @@ def test_slices_run_from_left_to_right_as_they_are_counted() -> None:
         assert [text.get_text() for text in sorted(panel.texts, key=lambda text: text.xy[0])] == ends
 
 
-def test_threshold_is_read_when_a_case_is_written(tmp_path: Path) -> None:
-    stored = torch.tensor(NAN)
-    for threshold in (stored, lambda: float(stored)):
-        stored.fill_(NAN)
-        write = WriteProfiled("image", tmp_path, threshold)
-        with pytest.raises(ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"):
-            write(profile_case())
-        for value, predictions in ((0.5, "011"), (1.5, "001")):
-            stored.fill_(value)
-            write(profile_case())
-            text = (tmp_path / "sub-01_slices.csv").read_text().splitlines()
-            assert "".join(line.split(",")[4] for line in text if line.startswith("axial")) == predictions
+def test_the_threshold_is_the_models_unless_it_is_given(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"):
+        WriteProfiled("image", tmp_path)(profile_case(slice_threshold=NAN))
+    for own, given, predictions in ((0.5, None, "011"), (1.5, None, "001"), (1.5, 0.5, "011")):
+        WriteProfiled("image", tmp_path, given)(profile_case(slice_threshold=own))
+        text = (tmp_path / "sub-01_slices.csv").read_text().splitlines()
+        assert "".join(line.split(",")[4] for line in text if line.startswith("axial")) == predictions
 
 
 def test_wrong_profiles_are_named(tmp_path: Path) -> None:

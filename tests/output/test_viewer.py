@@ -5,13 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aeflow_monai.score.scoring import AnomalyScorer
 from monai.data import MetaTensor
 
-from aeflow_monai.data.slicer import Slicer
-from aeflow_monai.engine.inferer import ViewerInferer
-from aeflow_monai.network.aeflow import AEFlow
-from aeflow_monai.network.encoder import Encoder
 from aeflow_monai.output.viewer import ViewerResultd, parse_threshold
 
 # a file whose array runs to S, A and L, by 3, 1 and 2 mm, from the point (10, -20, 30)
@@ -28,8 +23,10 @@ def case(**changes: Any) -> dict[str, Any]:
     return {
         "image": MetaTensor(torch.rand(1, 6, 8, 4), affine=PLS_AFFINE),
         "anomaly_map": MetaTensor(anomaly_map, affine=FILE_AFFINE),
-        "slice_scores_axial": torch.tensor([0.5, math.nan, 3.0, 1.0]),
+        "slice_scores": {"axial": torch.tensor([0.5, math.nan, 3.0, 1.0])},
+        "ease": {},
         "anomaly_score": 2.5,
+        "prediction": 1,
         "case_threshold": 2.0,
         "slice_threshold": 2.5,
         "map_threshold": 3.0,
@@ -79,11 +76,11 @@ def test_the_most_anomalous_slice_is_named_in_the_networks_and_the_files_terms()
         "index": 2,
     }
     sagittal = torch.tensor([0.0, 0, 0, 0, 0, 9, 0, 0])
-    given = case(slice_scores_sagittal=sagittal)
-    del given["slice_scores_axial"]
+    given = case(slice_scores={"sagittal": sagittal}, ease={"sagittal": torch.arange(8.0)})
     most = ViewerResultd()(given)["result"]["most_anomalous_slice"]
     assert (most["plane"], most["number"], most["axis"], most["index"]) == ("sagittal", 6, 2, 5)
     assert most["position_mm"] == 0.0  # to the right of the origin
+    assert most["ease"] == 5.0
 
 
 def test_a_2d_image_becomes_a_slice_in_its_place() -> None:
@@ -91,7 +88,7 @@ def test_a_2d_image_becomes_a_slice_in_its_place() -> None:
     given = case(
         image=MetaTensor(torch.rand(1, 6, 8, 1), affine=PLS_AFFINE),
         anomaly_map=MetaTensor(torch.full((1, 8, 6), 5.0), affine=affine),
-        slice_scores_axial=torch.tensor([5.0]),
+        slice_scores={"axial": torch.tensor([5.0])},
     )
     shown = ViewerResultd()(given)
     assert shown["pred"].shape == (1, 8, 6, 1)
@@ -114,28 +111,3 @@ def test_the_models_own_threshold_has_several_names() -> None:
 def test_an_unknown_output_is_refused() -> None:
     with pytest.raises(ValueError, match="Unknown output 'heat': choose one of"):
         ViewerResultd(output="heat")
-
-
-def test_the_inferer_gives_the_bare_networks_score_and_thresholds() -> None:
-    scorer = AnomalyScorer(AEFlow(Encoder(weights="random"), n_steps=2), slice_shares=[0.1], case_share=0.5).eval()
-    volume = torch.rand(1, 1, 32, 32, 3)
-    inferer = ViewerInferer(Slicer(image_size=[32, 32]), batch_size=2)
-    with pytest.raises(ValueError, match="not calibrated"):
-        inferer(volume, scorer)
-    for number, name in enumerate(("map_threshold", "slice_threshold", "case_threshold")):
-        getattr(scorer, name).fill_(number)
-    with torch.no_grad():
-        output = inferer(volume, scorer)
-        maps = [scorer.maps(volume[0, :, :, :, index][None]) for index in range(3)]
-    expected = torch.stack([m["anomaly_map"][0] for m in maps], dim=-1)[None]
-    torch.testing.assert_close(output["anomaly_map"], expected)
-    scores = torch.cat([m["slice_scores"] for m in maps])
-    torch.testing.assert_close(output["slice_scores_axial"][0], scores)
-    assert output["anomaly_score"] == pytest.approx(float(scorer.case_score({"axial": scores})))
-    assert [output[name] for name in ("map_threshold", "slice_threshold", "case_threshold")] == [0.0, 1.0, 2.0]
-
-
-def test_the_inferer_runs_any_other_network_as_its_parent_does() -> None:
-    volume = torch.rand(1, 1, 32, 32, 3)
-    output = ViewerInferer(Slicer(image_size=[32, 32]))(volume, lambda slices, places: 2 * slices)
-    torch.testing.assert_close(output, 2 * volume)

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,20 @@ def test_predict_says_what_inference_writes(volumes: Path, trained: Path, inferr
     profile = [float(line["score"]) for line in table(inferred / f"{case}_slices.csv") if line["score"]]
     looked_at = ~found.slice_scores["axial"].isnan()
     assert found.slice_scores["axial"][looked_at].tolist() == pytest.approx(profile, rel=1e-6)
+
+
+def test_the_readmes_python_example_runs(
+    tmp_path: Path, volumes: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = Path(__file__).parent.parent.parent / "README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(trained)
+    shutil.copy(volumes / "images/test_normal_000.nii.gz", tmp_path / "scan.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["prediction"].anomaly_map.shape[1:] == nib.load("scan.nii.gz").shape
 
 
 # --- real data --------------------------------------------------------------------------------------------------------

@@ -4,30 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 import pytest
+from inputs import write_image, write_images
 from monai.transforms import EnsureChannelFirstd, LoadImaged
 
 from aeflow_monai.data.datalist import find_images, load_datalist, split_normals
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
-
-
-def write_volume(path: Path, value: int = 7) -> Path:
-    """A small volume whose every voxel holds the value; what nibabel does not write is an empty file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.name.endswith((".nii", ".nii.gz")):
-        nib.save(nib.Nifti1Image(np.full((2, 3, 2), value, np.uint8), np.eye(4)), path)
-    else:
-        path.touch()
-    return path
-
-
-def write_volumes(root: Path, names: Sequence[str]) -> Path:
-    for name in names:
-        write_volume(root / name)
-    return root
 
 
 def brats_case(case: str, endings: Sequence[str] = (*MODALITIES, "seg"), extension: str = ".nii.gz") -> list[str]:
@@ -42,7 +25,7 @@ def short(items: Sequence[dict[str, Any]], *keys: str) -> list[tuple[Any, ...]]:
 def brats(tmp_path: Path) -> Path:
     """Ten cases, the last with uncompressed files."""
     names = [name for i in range(9) for name in brats_case(f"BraTS2021_{i:05d}")]
-    return write_volumes(tmp_path, [*names, *brats_case("BraTS2021_00009", extension=".nii")])
+    return write_images(tmp_path, [*names, *brats_case("BraTS2021_00009", extension=".nii")])
 
 
 # BraTS
@@ -57,7 +40,7 @@ def test_brats(brats: Path) -> None:
         "case": case,
         "patient": case,
         "label": 1,
-        "mask": str(brats / case / f"{case}_seg.nii.gz"),
+        "lesion": str(brats / case / f"{case}_seg.nii.gz"),
     }
     assert len(items) == 10
     assert items[9]["image"].endswith("_flair.nii")
@@ -72,7 +55,7 @@ def test_brats_masks_are_not_read(brats: Path) -> None:
 def test_brats_modalities_become_channels_in_the_order_asked(brats: Path) -> None:
     folder = brats / "BraTS2021_00003"
     for value, name in enumerate(MODALITIES):
-        write_volume(folder / f"{folder.name}_{name}.nii.gz", value)
+        write_image(folder / f"{folder.name}_{name}.nii.gz", value)
     item = load_datalist(brats, "all", modalities=("t2", "flair", "t1ce"))[3]
     assert [Path(path).name for path in item["image"]] == [
         f"{folder.name}_{name}.nii.gz" for name in ("t2", "flair", "t1ce")
@@ -110,7 +93,7 @@ def test_brats_case_without_a_mask(brats: Path) -> None:
 
 
 def test_brats_in_which_nothing_can_be_used(tmp_path: Path) -> None:
-    write_volumes(tmp_path, [*brats_case("a", ["flair"]), *brats_case("b", ["flair"])])
+    write_images(tmp_path, [*brats_case("a", ["flair"]), *brats_case("b", ["flair"])])
     with pytest.raises(ValueError, match=r"None of the 2 cases in .* can be used\. The first: The case a .* no mask"):
         load_datalist(tmp_path, "train")
     assert [item["case"] for item in find_images(tmp_path)] == ["a", "b"]
@@ -122,7 +105,7 @@ def test_brats_below_a_folder_and_of_2023(tmp_path: Path) -> None:
         for case in ("00001-000", "00001-001", "00002-000")
         for ending in ("t1n", "t1c", "t2w", "t2f", "seg")
     ]
-    write_volumes(tmp_path, names)
+    write_images(tmp_path, names)
     items = load_datalist(tmp_path, "all", modalities=("flair", "t1ce"))
     assert short(items, "case", "patient") == [
         ("BraTS-GLI-00001-000", "BraTS-GLI-00001"),
@@ -140,7 +123,7 @@ def test_brats_inference_takes_one_item_per_case(brats: Path) -> None:
 
 
 def test_outputs_below_a_brats_folder_are_passed_over(brats: Path) -> None:
-    write_volumes(brats, [f"maps/BraTS2021_{i:05d}_anomaly_map.nii.gz" for i in range(3)])
+    write_images(brats, [f"maps/BraTS2021_{i:05d}_anomaly_map.nii.gz" for i in range(3)])
     assert len(find_images(brats, exclude=brats / "maps")) == 10
 
 
@@ -164,14 +147,14 @@ def test_test_fraction_out_of_range(brats: Path, fraction: float) -> None:
 
 
 def test_test_fraction_where_the_split_is_given(tmp_path: Path) -> None:
-    write_volumes(tmp_path, ["train/NORMAL/a.nii", "test/NORMAL/b.nii"])
+    write_images(tmp_path, ["train/NORMAL/a.nii", "test/NORMAL/b.nii"])
     with pytest.raises(ValueError, match=r"test_fraction is 0\.2, but the layout 'classes' of .* says itself"):
         load_datalist(tmp_path, "train", test_fraction=0.2)
 
 
 def test_sessions_of_a_patient_stay_together(tmp_path: Path) -> None:
     names = [f"sub-{i:02d}/ses-{k}/anat/sub-{i:02d}_ses-{k}_T1w.nii.gz" for i in range(8) for k in range(3)]
-    write_volumes(tmp_path, names)
+    write_images(tmp_path, names)
     for seed in range(5):
         train, test = (load_datalist(tmp_path, name, test_fraction=0.25, seed=seed) for name in ("train", "test"))
         fit, calibration = split_normals(train, 0.3, seed)
@@ -197,7 +180,7 @@ def test_lesion_free_slices(brats: Path) -> None:
 
 
 def test_bids(tmp_path: Path) -> None:
-    write_volumes(
+    write_images(
         tmp_path,
         [
             "sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz",
@@ -218,14 +201,16 @@ def test_bids(tmp_path: Path) -> None:
         ("sub-01_ses-b_run-2", "sub-01", 0),
         ("sub-02", "sub-02", 0),
     ]
-    assert [Path(item["mask"]).name for item in items if "mask" in item] == ["sub-01_ses-a_label-lesion_mask.nii.gz"]
+    assert [Path(item["lesion"]).name for item in items if "lesion" in item] == [
+        "sub-01_ses-a_label-lesion_mask.nii.gz"
+    ]
     assert items == load_datalist(tmp_path, "all", layout="bids", modalities="T1w")
     assert short(find_images(tmp_path), "case") == short(items, "case")
 
 
 def test_bids_subject_without_a_modality(tmp_path: Path) -> None:
     names = ["sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_FLAIR.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"]
-    write_volumes(tmp_path, [*names, "sub-03/anat/sub-03_T2w.nii.gz"])
+    write_images(tmp_path, [*names, "sub-03/anat/sub-03_T2w.nii.gz"])
     items = load_datalist(tmp_path, "train", modalities=("T1w", "FLAIR"))
     assert ["problem" in item for item in sorted(items, key=lambda item: item["case"])] == [False, True, True]
     problems = {item["case"]: item["problem"] for item in items if "problem" in item}
@@ -236,14 +221,14 @@ def test_bids_subject_without_a_modality(tmp_path: Path) -> None:
 
 def test_names_of_subjects_say_nothing_of_masks(tmp_path: Path) -> None:
     for subject in ("sub-wm1", "sub-stroke2"):
-        write_volumes(tmp_path, [f"{subject}/anat/{subject}_T1w.nii.gz", f"derivatives/{subject}_roi.nii.gz"])
-    write_volume(tmp_path / "derivatives/sub-stroke2_desc-brain_mask.nii.gz")
-    masks = [Path(item["mask"]).name for item in load_datalist(tmp_path, "all")]
+        write_images(tmp_path, [f"{subject}/anat/{subject}_T1w.nii.gz", f"derivatives/{subject}_roi.nii.gz"])
+    write_image(tmp_path / "derivatives/sub-stroke2_desc-brain_mask.nii.gz")
+    masks = [Path(item["lesion"]).name for item in load_datalist(tmp_path, "all")]
     assert masks == ["sub-stroke2_roi.nii.gz", "sub-wm1_roi.nii.gz"]
 
 
 def test_link_to_a_file_that_was_not_fetched(tmp_path: Path) -> None:
-    write_volumes(tmp_path, ["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/notes.txt"])
+    write_images(tmp_path, ["sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/notes.txt"])
     (tmp_path / "sub-02/anat/sub-02_T1w.nii.gz").symlink_to(tmp_path / "annex/object")
     with pytest.raises(FileNotFoundError, match=r"1 of the 2 files listed in .* are missing: .*sub-02_T1w\.nii\.gz"):
         load_datalist(tmp_path, "train")
@@ -251,7 +236,7 @@ def test_link_to_a_file_that_was_not_fetched(tmp_path: Path) -> None:
 
 def test_bids_with_two_masks(tmp_path: Path) -> None:
     names = [f"sub-{i}/anat/sub-{i}_T1w.nii.gz" for i in (1, 2)]
-    write_volumes(tmp_path, [*names, "derivatives/a/sub-1_roi.nii.gz", "derivatives/b/sub-1_roi.nii.gz"])
+    write_images(tmp_path, [*names, "derivatives/a/sub-1_roi.nii.gz", "derivatives/b/sub-1_roi.nii.gz"])
     items = load_datalist(tmp_path, "all")
     assert "sub-1_roi.nii.gz and" not in items[0]["problem"]
     assert "has 2 masks: " in items[0]["problem"]
@@ -262,7 +247,7 @@ def test_bids_with_two_masks(tmp_path: Path) -> None:
 
 
 def test_folder_of_volumes(tmp_path: Path) -> None:
-    write_volumes(tmp_path, ["sub-01_T1w.nii.gz", "sub-01_ses-2_T1w.nii.gz", "b.nrrd", "c.mha", "d.mhd", "e.txt"])
+    write_images(tmp_path, ["sub-01_T1w.nii.gz", "sub-01_ses-2_T1w.nii.gz", "b.nrrd", "c.mha", "d.mhd", "e.txt"])
     items = load_datalist(tmp_path, "train")
     assert short(items, "case", "patient", "label") == [
         ("b", "b", 0),
@@ -276,7 +261,7 @@ def test_folder_of_volumes(tmp_path: Path) -> None:
 
 
 def test_folder_of_patients_has_to_be_asked_for(tmp_path: Path) -> None:
-    write_volumes(tmp_path, [f"p{i}/{name}.nii.gz" for i in (1, 2) for name in ("T1", "FLAIR")])
+    write_images(tmp_path, [f"p{i}/{name}.nii.gz" for i in (1, 2) for name in ("T1", "FLAIR")])
     with pytest.raises(ValueError, match=r"None of the class folders .* found: p1, p2\. .*--layout folder"):
         load_datalist(tmp_path, "train")
     items = load_datalist(tmp_path, "train", layout="folder", modalities=("FLAIR", "T1"))
@@ -287,13 +272,13 @@ def test_folder_of_patients_has_to_be_asked_for(tmp_path: Path) -> None:
 
 
 def test_case_whose_name_begins_as_another(tmp_path: Path) -> None:
-    write_volumes(tmp_path, ["p1_T1.nii", "p10_T2.nii", "p1_seg.nii"])
+    write_images(tmp_path, ["p1_T1.nii", "p10_T2.nii", "p1_seg.nii"])
     items = load_datalist(tmp_path, "train", modalities="T1")
     assert [(item["case"], "problem" in item) for item in items] == [("p10", True), ("p1", False)]
 
 
 def test_one_modality_in_two_files(tmp_path: Path) -> None:
-    write_volumes(tmp_path, ["p1_T1.nii", "p1_T1.nii.gz", "p2_T1.nii"])
+    write_images(tmp_path, ["p1_T1.nii", "p1_T1.nii.gz", "p2_T1.nii"])
     items = load_datalist(tmp_path, "train", modalities="T1")
     assert "p1 in" in items[0]["problem"]
     assert "has several files of the modality T1; " in items[0]["problem"]
@@ -304,7 +289,7 @@ def test_one_modality_in_two_files(tmp_path: Path) -> None:
 
 
 def test_several_paths_in_a_table_and_a_json(tmp_path: Path) -> None:
-    write_volumes(tmp_path, ["a.nii", "b.nii", "c.nii", "d.nii"])
+    write_images(tmp_path, ["a.nii", "b.nii", "c.nii", "d.nii"])
     (tmp_path / "manifest.csv").write_text(
         "path,split,abnormal,case,patient\na.nii;b.nii,train,0,one,p\nc.nii; d.nii,test,0,two,p\n"
     )
@@ -330,7 +315,7 @@ def test_several_paths_in_a_table_and_a_json(tmp_path: Path) -> None:
 
 
 def test_decathlon_with_unlabelled_test_images_can_be_divided(tmp_path: Path) -> None:
-    write_volumes(tmp_path, [f"{folder}/{i}.nii" for folder in ("imagesTr", "labelsTr", "imagesTs") for i in range(5)])
+    write_images(tmp_path, [f"{folder}/{i}.nii" for folder in ("imagesTr", "labelsTr", "imagesTs") for i in range(5)])
     content = {
         "training": [{"image": f"./imagesTr/{i}.nii", "label": f"./labelsTr/{i}.nii"} for i in range(5)],
         "test": [f"./imagesTs/{i}.nii" for i in range(5)],
@@ -338,7 +323,7 @@ def test_decathlon_with_unlabelled_test_images_can_be_divided(tmp_path: Path) ->
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     train, test = (load_datalist(tmp_path, section, test_fraction=0.4) for section in ("train", "test"))
     assert (len(train), len(test)) == (3, 2)
-    assert all(item["label"] == 1 and "mask" in item for item in train + test)
+    assert all(item["label"] == 1 and "lesion" in item for item in train + test)
     assert len(find_images(tmp_path)) == 5
     content["test"] = [{"image": "./imagesTs/0.nii", "abnormal": 1}]
     (tmp_path / "dataset.json").write_text(json.dumps(content))
@@ -393,7 +378,7 @@ def test_layout_of_a_file(tmp_path: Path) -> None:
 
 
 def test_modalities_where_the_list_names_the_files(tmp_path: Path) -> None:
-    write_volumes(tmp_path, ["NORMAL/a.nii"])
+    write_images(tmp_path, ["NORMAL/a.nii"])
     with pytest.raises(ValueError, match=r"modalities are t1, but the layout 'classes' .*--layout bids or brats"):
         load_datalist(tmp_path, "train", modalities="t1")
 

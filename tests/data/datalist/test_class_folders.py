@@ -1,0 +1,77 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from inputs import write_images
+
+from aeflow_monai.data.datalist import load_datalist
+
+CLASS_FOLDERS = (
+    "train/NORMAL/n1.png",
+    "train/NORMAL/n2.png",
+    "train/LESION/l1.png",
+    "test/NORMAL/n3.png",
+    "test/LESION/l2.png",
+)
+
+
+def test_class_folders_with_splits(tmp_path: Path) -> None:
+    write_images(
+        tmp_path,
+        [*CLASS_FOLDERS, "val/NORMAL/v.png", "test/.old/x.png", "test_masks/LESION/l2.png", "test/LESION/notes.txt"],
+    )
+    assert load_datalist(tmp_path, "test") == [
+        {
+            "image": str(tmp_path / "test/LESION/l2.png"),
+            "case": "l2",
+            "patient": "l2",
+            "label": 1,
+            "lesion": str(tmp_path / "test_masks/LESION/l2.png"),
+        },
+        {"image": str(tmp_path / "test/NORMAL/n3.png"), "case": "n3", "patient": "n3", "label": 0},
+    ]
+    assert [(item["case"], item["label"]) for item in load_datalist(tmp_path, "train")] == [
+        ("l1", 1),
+        ("n1", 0),
+        ("n2", 0),
+    ]
+    assert len(load_datalist(tmp_path, "all")) == 6
+
+
+def test_class_folders_without_splits(tmp_path: Path) -> None:
+    write_images(tmp_path, ["Normal/a.jpg", "tumour/b.jpg", "masks/tumour/b.png"])
+    everything = load_datalist(tmp_path, "all")
+    assert [(item["case"], item["label"]) for item in everything] == [("a", 0), ("b", 1)]
+    assert everything[1]["lesion"] == str(tmp_path / "masks/tumour/b.png")
+    assert load_datalist(tmp_path, "train") == everything
+    with pytest.raises(ValueError, match=r"section 'test'; found 2 in class folders without a split\. .*test/<class>"):
+        load_datalist(tmp_path, "test")
+
+
+@pytest.mark.parametrize("normal_classes", ["good", ["fine", "GOOD"]])
+def test_normal_classes_are_matched_in_any_case(tmp_path: Path, normal_classes: str | list[str]) -> None:
+    write_images(tmp_path, ["train/Good/a.png", "train/bent/b.png"])
+    items = load_datalist(tmp_path, "train", normal_classes=normal_classes)
+    assert {item["case"]: item["label"] for item in items} == {"a": 0, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"No image in the class folders of .*\.nii, \.nii\.gz.*class folders found: none\."),
+        (["scan.png"], r"No image in the class folders of .*--dataset_dir"),
+        (["train/NORMAL/readme.txt"], r"No image in the class folders .*class folders found: NORMAL\."),
+        (["train/bent/a.png", "test/ok/b.png"], r"is named NORMAL; found: bent, ok\. .*--normal_classes"),
+        (["train/LESION/a.png", "test/NORMAL/b.png"], r"holds no normal image among 1, .*--normal_classes"),
+        (["test/NORMAL/b.png"], r"no image for the section 'train'; found 1 in test\. Expected train/<class>"),
+        (["NORMAL/p1/a.png"], r"NORMAL has 1 images in folders of its own: .*a\.png.*manifest\.csv"),
+        (
+            ["train/NORMAL/a.png", "test/LESION/b.png", "test_masks/LESION/b_mask.png"],
+            r"1 masks below .* have no image: .*b_mask\.png\. Name a mask as its image",
+        ),
+    ],
+)
+def test_class_folder_errors(tmp_path: Path, names: Sequence[str], message: str) -> None:
+    write_images(tmp_path, names)
+    with pytest.raises(ValueError, match=message):
+        load_datalist(tmp_path, "train")

@@ -1,0 +1,172 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inputs import write_csv, write_image, write_images, write_json
+
+from aeflow_monai.data.datalist import load_datalist
+
+# --- a table ----------------------------------------------------------------------------------------------------------
+
+
+def test_table(table: Path) -> None:
+    test = load_datalist(table, "test")
+    assert test == [
+        {"image": str(table / "y/c.nii.gz"), "case": "c", "patient": "c", "label": 0},
+        {
+            "image": str(table / "y/d.nii.gz"),
+            "case": "patient 4",
+            "patient": "patient 4",
+            "label": 1,
+            "lesion": str(table / "masks/d.nii.gz"),
+        },
+    ]
+    assert [list(item) for item in test] == [
+        ["image", "case", "patient", "label"],
+        ["image", "case", "patient", "label", "lesion"],
+    ]
+    train = load_datalist(table, "train")
+    assert [(Path(item["image"]).name, item["case"]) for item in train] == [
+        ("a.nii.gz", "patient 1"),
+        ("b.nii.gz", "patient 1"),
+    ]
+    assert load_datalist(table / "manifest.csv", "all") == train + test == load_datalist(table, "all")
+
+
+def test_table_of_any_name_with_byte_order_mark_and_spaces(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    text = "path, split, abnormal\na.png, train, 0\n\nb.png, val, 1\n"
+    (tmp_path / "mine.csv").write_text(text, encoding="utf-8-sig")
+    assert [item["case"] for item in load_datalist(tmp_path / "mine.csv", "train")] == ["a"]
+    assert [item["case"] for item in load_datalist(str(tmp_path / "mine.csv"), "all")] == ["a", "b"]
+
+
+def test_relative_folder_gives_absolute_paths(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(table.parent)
+    assert load_datalist(table.name, "all") == load_datalist(table, "all")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("path", "split", "class")], r"lacks the column abnormal; found: path, split, class\."),
+        ([("path;split;abnormal",)], r"lacks the column path, split, abnormal; found: path;split;abnormal\."),
+        ([], r"lacks the column path, split, abnormal; found: none\."),
+        (
+            [("path", "split", "abnormal"), ("a.png", "train", "0"), ("b.png", "test", "yes")],
+            r"row 3: abnormal .*'yes'",
+        ),
+        ([("path", "split", "abnormal"), ("a.png", "train", "")], r"row 2: abnormal has to be 0 .* or 1 .*, got ''"),
+        (
+            [("path", "split", "abnormal"), ("a.png", "dev", "0")],
+            r"row 2: split has to be one of train, val.*got 'dev'",
+        ),
+        ([("path", "split", "abnormal"), ("", "train", "0")], r"row 2: path is empty"),
+        ([("path", "split", "abnormal"), ("b.png", "test", "0")], r"no image for the section 'train'; found 1 in test"),
+        ([("path", "split", "abnormal")], r"no image for the section 'train'; found none at all\. Its column split"),
+        (
+            [("path", "split", "abnormal"), ("a.png", "train", "1")],
+            r"holds no normal image among 1, .* normal images have 0 in its column abnormal",
+        ),
+        (
+            [("path", "split", "abnormal"), ("a.png", "train", "0"), ("a.png", "test", "0")],
+            r"lists 1 images more than once: .*a\.png\. Keep each in one place",
+        ),
+    ],
+)
+def test_table_errors(tmp_path: Path, rows: Sequence[Sequence[str]], message: str) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    write_csv(tmp_path, rows)
+    with pytest.raises(ValueError, match=f"manifest.csv.*{message}"):
+        load_datalist(tmp_path, "train")
+
+
+def test_table_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_bytes("path,split,abnormal\nschädel.png,train,0\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"manifest.csv is not UTF-8 text: .*Save it as UTF-8"):
+        load_datalist(tmp_path, "train")
+
+
+# --- a JSON -----------------------------------------------------------------------------------------------------------
+
+
+def test_json_labels(tmp_path: Path) -> None:
+    write_images(tmp_path, [*(f"{name}.nii.gz" for name in "abcdefgh"), "full.nii.gz"])
+    write_image(tmp_path / "empty.nii.gz", 0)
+    content = {
+        "name": "any",
+        "training": [
+            {"image": "a.nii.gz"},
+            {"image": "b.nii.gz", "label": 1, "fold": 0},
+            {"image": "c.nii.gz", "label": "full.nii.gz"},
+            {"image": "d.nii.gz", "label": "empty.nii.gz", "case": 17},
+        ],
+        "validation": [{"image": "e.nii.gz"}],
+        "test": [
+            "f.nii.gz",
+            {"image": "g.nii.gz", "abnormal": 0, "mask": "full.nii.gz"},
+            {"image": "h.nii.gz", "mask": "empty.nii.gz", "label": None},
+        ],
+    }
+    write_json(tmp_path, content)
+    empty, full = str(tmp_path / "empty.nii.gz"), str(tmp_path / "full.nii.gz")
+    train = load_datalist(tmp_path, "train")
+    assert [item.get("label") for item in train] == [0, 1, 1, 0]
+    assert [item.get("lesion") for item in train] == [None, None, full, empty]
+    assert [item["case"] for item in train] == ["a", "b", "c", "17"]
+    test = load_datalist(tmp_path / "dataset.json", "test")
+    assert test == [
+        {"image": str(tmp_path / "f.nii.gz"), "case": "f", "patient": "f"},
+        {"image": str(tmp_path / "g.nii.gz"), "case": "g", "patient": "g", "label": 0, "lesion": full},
+        {"image": str(tmp_path / "h.nii.gz"), "case": "h", "patient": "h", "label": 0, "lesion": empty},
+    ]
+    everything = load_datalist(tmp_path, "all")
+    assert len(everything) == 8
+    assert {"image": str(tmp_path / "e.nii.gz"), "case": "e", "patient": "e"} in everything
+
+
+def test_json_case_that_is_also_a_folder_stays_a_name(tmp_path: Path) -> None:
+    write_images(tmp_path, ["p1/t1.nii"])
+    write_json(tmp_path, {"training": [{"image": "p1/t1.nii", "case": "p1"}]}, "datalist.json")
+    assert load_datalist(tmp_path, "train") == [
+        {"image": str(tmp_path / "p1/t1.nii"), "case": "p1", "patient": "p1", "label": 0}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": ["a.png"]}, r'has no list "training", .*its keys are \[\'train\'\]'),
+        ([{"image": "a.png"}], r'has no list "training"'),
+        ({"test": ["a.png"]}, r"no image for the section 'train'; found 1 in test\. Its key \"training\""),
+        ({"training": []}, r"no image for the section 'train'; found none at all"),
+        ({"training": [{"path": "a.png"}]}, r"training\[0\] has to be a path, .*\"image\"; got \{'path': 'a.png'\}"),
+        ({"training": ["b.png", {"image": ["a.png", 1]}]}, r"training\[1\] has to be a path"),
+        ({"training": [{"image": "a.png", "label": 2}]}, r"training\[0\]: label has to be 0 .* or 1 .*, got 2"),
+        ({"training": [{"image": "a.png", "abnormal": "yes"}]}, r"training\[0\]: abnormal has to be .* got 'yes'"),
+        (
+            {"training": [{"image": "a.png", "abnormal": 1, "label": 0}]},
+            r"training\[0\]: label and abnormal contradict",
+        ),
+        ({"training": [{"image": "a.png", "label": 1}]}, r"holds no normal image among 1, .*\"label\": 0"),
+    ],
+)
+def test_json_errors(tmp_path: Path, content: Any, message: str) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    write_json(tmp_path, content)
+    with pytest.raises(ValueError, match=f"dataset.json.*{message}"):
+        load_datalist(tmp_path, "train")
+
+
+def test_json_with_a_typing_error(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text('{"training": [')
+    with pytest.raises(ValueError, match=r"dataset.json is not valid JSON: .*line 1 column 15"):
+        load_datalist(tmp_path, "train")
+
+
+def test_json_segmentation_that_is_missing(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png"])
+    write_json(tmp_path, {"training": [{"image": "a.png", "label": "labels/a.png"}]})
+    with pytest.raises(FileNotFoundError, match=r"1 of the 2 files .*labels/a\.png"):
+        load_datalist(tmp_path, "train")
