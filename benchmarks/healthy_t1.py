@@ -85,7 +85,7 @@ class BrainReport:
         for source, scored in zip(engine.state.batch, engine.state.output, strict=True):
             anomaly_map = np.asarray(scored["anomaly_map"])
             brain = np.asarray(self.load({"image": source["image"].meta["filename_or_obj"]})["image"]) > 0
-            truth = np.asarray(source["lesion_in_file"]) if "lesion_in_file" in source else np.zeros(brain.shape)
+            truth = np.asarray(source["original_lesion"]) if "original_lesion" in source else np.zeros(brain.shape)
             self.voxels.update(anomaly_map, truth, brain)
             self.areas[str(source["case"])] = areas_of(source["image"])
             normal = anomaly_map[brain & (truth == 0)]

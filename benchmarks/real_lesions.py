@@ -100,11 +100,11 @@ def look_at(
     (source,) = decollate_batch(batch)
     mask, truth = (
         (source[key] != 0 if labels is None else torch.isin(source[key], torch.tensor(labels)))
-        for key in ("lesion", "lesion_in_file")
+        for key in ("lesion", "original_lesion")
     )
     lesion = MetaTensor(torch.as_tensor(mask), affine=source["lesion"].affine)
     kinds = slicer.kinds({"image": source["image"], "lesion": lesion}, "axial", case["case"])
-    voxel_mm3 = np.prod(affine_to_spacing(source["lesion_in_file"].affine, r=3).tolist())
+    voxel_mm3 = np.prod(affine_to_spacing(source["original_lesion"].affine, r=3).tolist())
     report: dict[str, Any] = {
         "truth": TRUTHS[case["case"]],
         "shape": list(image.shape[2:]),

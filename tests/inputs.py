@@ -10,6 +10,10 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+# voxel axes run to the left, up and to the front, by 2, 2.5 and 3 mm
+AFFINE = np.array([[-2.0, 0, 0, 30], [0, 0, 3.0, -20], [0, 2.5, 0, 5], [0, 0, 0, 1]])
+VOXELS = np.random.default_rng(0).random((16, 18, 10), dtype=np.float32)
+
 
 def write_image(path: Path, value: int = 7) -> Path:
     """A small image or volume whose every voxel holds the value."""
@@ -38,3 +42,15 @@ def write_csv(folder: Path, rows: Sequence[Sequence[str]], name: str = "manifest
 def write_json(folder: Path, content: Any, name: str = "dataset.json") -> Path:
     (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return folder / name
+
+
+def save_volume(file: Path, voxels: Any = VOXELS, affine: Any = AFFINE) -> str:
+    nib.save(nib.Nifti1Image(np.asarray(voxels, dtype=np.float32), affine), file)
+    return str(file)
+
+
+def moved(mm: float) -> Any:
+    """The affine of a volume that lies farther to the right."""
+    affine = AFFINE.copy()
+    affine[0, 3] += mm
+    return affine

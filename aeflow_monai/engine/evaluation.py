@@ -202,13 +202,15 @@ class LocalisationReport(_Report):
         Raises:
             ValueError: a preprocessed mask does not lie on the grid of its image.
         """
-        if "lesion_in_file" not in source and int(source["label"]):
+        if "original_lesion" not in source and int(source["label"]):
             self.n_without_mask += 1
             return
         self._take_slices(source, scored)
         anomaly_map = scored["anomaly_map"]
         truth = (
-            source["lesion_in_file"] if "lesion_in_file" in source else torch.zeros_like(anomaly_map, dtype=torch.uint8)
+            source["original_lesion"]
+            if "original_lesion" in source
+            else torch.zeros_like(anomaly_map, dtype=torch.uint8)
         )
         foreground = scored["foreground"].amax(dim=0, keepdim=True) > 0
         self.n_with_lesion += bool((truth != 0).any())

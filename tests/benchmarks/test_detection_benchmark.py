@@ -85,6 +85,7 @@ def stored_scores(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     return np.array(labels), np.array(scores), [row["file"] for row in found]
 
 
+@pytest.mark.end_to_end
 def test_fits_are_given_normals_and_nothing_of_the_test_split(data: Path, fitted: Path) -> None:
     listed = [path for path in json.loads((data.parent / "listing.json").read_text()) if path.endswith("manifest.csv")]
     assert listed == [str(fitted / "normals/manifest.csv")]
@@ -181,6 +182,7 @@ def test_lesions_are_planted_when_all_is_fitted(
         assert {row["patient"] for row in tested} < {protocols.planted_lesions.case_of(file) for file in official}
 
 
+@pytest.mark.end_to_end
 def test_a_stopped_comparison_goes_on(data: Path, finished: Path) -> None:
     before = json.loads((data.parent / "listing.json").read_text(encoding="utf-8"))
     kept = [name for name in before if name.endswith(("fit.json", "model.pt", "peer.pt", "features.json"))]
@@ -196,6 +198,7 @@ def case_threshold(folder: Path) -> float:
     return score.thresholds["case_threshold"]
 
 
+@pytest.mark.end_to_end
 def test_the_table_is_what_scikit_learn_makes_of_the_scores(
     finished: Path, imported: Callable[[str], ModuleType]
 ) -> None:
@@ -219,6 +222,7 @@ def test_the_table_is_what_scikit_learn_makes_of_the_scores(
         assert f"| {name} | {methods[name]['auroc']:.3f} |" in table
 
 
+@pytest.mark.end_to_end
 def test_a_rescored_method_differs_in_the_score_alone(finished: Path) -> None:
     own, rescored = (
         json.loads((finished / f"seed0/{name}/fit.json").read_text(encoding="utf-8"))
@@ -231,6 +235,7 @@ def test_a_rescored_method_differs_in_the_score_alone(finished: Path) -> None:
     assert np.corrcoef(of_own, of_rescored)[0, 1] > 0.3
 
 
+@pytest.mark.end_to_end
 def test_other_settings_do_not_take_over_a_fit(
     data: Path, fitted: Path, imported: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +259,7 @@ def test_other_settings_do_not_take_over_a_fit(
     assert re.search("another config.*digest '", message)
 
 
+@pytest.mark.end_to_end
 def test_a_training_of_other_epochs_is_not_taken_over(data: Path, finished: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     shutil.copytree(finished, output)
@@ -296,6 +302,7 @@ def test_slices_are_resampled_with_their_case(imported: Callable[[str], ModuleTy
     assert widths["odd"] > 2 * widths["strong"]  # twenty cases, not six hundred slices
 
 
+@pytest.mark.end_to_end
 def test_variants_of_the_score_share_a_training(finished: Path) -> None:
     """`flow_only` differs in the score alone: its bundle is calibrated anew, with the network of the training."""
     (training,) = (folder for folder in finished.glob("seed0/training-*") if folder.is_dir())

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 Run = Callable[..., Any]
-Options = dict[str, Any]
 
 
 def rows(path: Path) -> dict[str, dict[str, str]]:
@@ -57,7 +56,7 @@ def spoil(good: Path, folder: Path) -> dict[str, str]:
 
 
 def test_inference_names_each_bad_file_and_goes_on(
-    tmp_path: Path, volumes: Path, trained: Path, run_command: Run, tiny_network: Options
+    tmp_path: Path, volumes: Path, trained: Path, run_command: Run
 ) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -67,14 +66,7 @@ def test_inference_names_each_bad_file_and_goes_on(
     for name in ("a_good.nii.gz", "z_good.nii.gz"):
         shutil.copy(good, folder / name)
     expected = spoil(good, folder)
-    done = run_command(
-        "monai.bundle run",
-        "inference.yaml",
-        dataset_dir=folder,
-        output_dir=out,
-        ckpt_path=trained / "model.pt",
-        **tiny_network,
-    )
+    done = run_command("monai.bundle run", trained / "configs/inference.yaml", dataset_dir=folder, output_dir=out)
     assert done.returncode == 1, done.stderr
     failed = rows(out / "failures.csv")
     assert failed.keys() == expected.keys()
@@ -97,14 +89,12 @@ def test_inference_names_each_bad_file_and_goes_on(
     ]
 
 
-def test_a_run_of_bad_files_only_says_so(
-    tmp_path: Path, trained: Path, run_workflow: Run, tiny_network: Options
-) -> None:
+def test_a_run_of_bad_files_only_says_so(tmp_path: Path, trained: Path, run_workflow: Run) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/empty.nii.gz").touch()
-    options = {**tiny_network, "output_dir": str(tmp_path / "out"), "ckpt_path": str(trained / "model.pt")}
+    options = {"dataset_dir": str(tmp_path / "in"), "output_dir": str(tmp_path / "out")}
     with pytest.raises(RuntimeError) as raised:
-        run_workflow("inference.yaml", dataset_dir=str(tmp_path / "in"), **options)
+        run_workflow(trained / "configs/inference.yaml", **options)
     message = str(raised.value.__cause__)
     assert message.startswith("The only case failed:")
     assert "empty.nii.gz; got an empty file" in message
@@ -112,16 +102,16 @@ def test_a_run_of_bad_files_only_says_so(
 
 
 def test_evaluation_reports_on_the_cases_that_did_not_fail(
-    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run
 ) -> None:
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(volumes, data)
-    out.mkdir()
-    shutil.copy(trained / "model.pt", out)
-    options = {**tiny_network, "dataset_dir": str(data), "output_dir": str(out), "n_bootstrap": 10}
+    shutil.copytree(trained, tmp_path / "RUN")  # whose model card gets the tables
+    config = tmp_path / "RUN/configs/evaluate.yaml"
+    options = {"dataset_dir": str(data), "output_dir": str(out), "n_bootstrap": 10}
     (data / "images/test_normal_001.nii.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(RuntimeError) as raised:
-        run_workflow(["train.yaml", "evaluate.yaml"], **options)
+        run_workflow(config, **options)
     assert "1 of 6 cases failed" in str(raised.value.__cause__)
     metrics = json.loads((out / "metrics.json").read_text())
     assert (metrics["n"], metrics["n_failed"]) == (5, 1)
@@ -130,18 +120,17 @@ def test_evaluation_reports_on_the_cases_that_did_not_fail(
     for file in (data / "images").glob("test_normal_*.nii.gz"):
         file.write_bytes(b"\x1f\x8b")
     with pytest.raises(RuntimeError) as raised:
-        run_workflow(["train.yaml", "evaluate.yaml"], **options)
+        run_workflow(config, **options)
     assert "3 of 6 cases failed" in str(raised.value.__cause__)
     assert not (out / "metrics.json").exists()
     assert len(rows(out / "scores.csv")) == 3
 
 
 def test_a_later_run_without_failures_removes_the_list_of_the_earlier(
-    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_network: Options
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run
 ) -> None:
     (tmp_path / "failures.csv").write_text("case,file,stage,message\n")
     image = volumes / "images/test_abnormal_000.nii.gz"
-    options = {**tiny_network, "output_dir": str(tmp_path), "ckpt_path": str(trained / "model.pt")}
-    run_workflow("inference.yaml", dataset_dir=str(image), **options)
+    run_workflow(trained / "configs/inference.yaml", dataset_dir=str(image), output_dir=str(tmp_path))
     assert (tmp_path / "scores.csv").exists()
     assert not (tmp_path / "failures.csv").exists()

@@ -14,7 +14,7 @@ from aeflow_monai.data.prepare import prepare_data
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.errors import CaseFailures
 
-TRAIN = Path(__file__).parent.parent / "bundle/configs/train.yaml"
+TRAIN = Path(__file__).parents[2] / "bundle/configs/train.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_datalist_gives_the_same_split_and_is_the_same_when_made_again(
         listed = load_datalist(path, section)
         for one, two in zip(straight, listed, strict=True):
             assert Path(one["image"]).samefile(two["image"])
-            assert Path(one["mask"]).samefile(two["mask"])
+            assert Path(one["lesion"]).samefile(two["lesion"])
             assert (one["case"], one["patient"], one["label"]) == (two["case"], two["patient"], two["label"])
 
 
@@ -83,7 +83,7 @@ def test_a_file_that_changed_since_is_named(data: Path, preprocessing: Any, tmp_
     prepare(data, preprocessing, path)
     item = load_datalist(path, "test")[0]
     assert tuple(preprocessing(item)["image"].shape) == (1, 20, 20, 10)
-    shutil.copy(item["mask"], item["image"])
+    shutil.copy(item["lesion"], item["image"])
     with pytest.raises(RuntimeError) as raised:
         preprocessing(item)
     assert "changed since the data set was prepared" in str(raised.value.__cause__)

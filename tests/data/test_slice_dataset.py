@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,11 @@ import torch
 from monai.data import DataLoader, MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from aeflow_monai.data.feature_dataset import FeatureDataset
-from aeflow_monai.data.labelled import LabelledSlices
-from aeflow_monai.data.slice_dataset import SliceDataset, prepare_slice_batch
+from aeflow_monai.data.slice_dataset import SliceDataset, SomeCases
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.data.transforms import EnsureVolumed, ScaleForegroundd
-from aeflow_monai.network.aeflow import AEFlow
-from aeflow_monai.network.encoder import Encoder
 
 # SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
@@ -38,16 +34,6 @@ def data_set(volumes: dict[str, Tensor], step: int = 1, **policy: Any) -> SliceD
 
 def places(dataset: SliceDataset) -> list[tuple[str, str, int]]:
     return [(item["case"], item["axis"], item["slice"]) for item in map(dataset.__getitem__, range(len(dataset)))]
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder()
-
-
-@pytest.fixture
-def slices() -> SliceDataset:
-    return data_set({"a": volume_of((1, 64, 64, 3)), "b": volume_of((1, 64, 64, 4), seed=1)})
 
 
 class TestSliceDataset:
@@ -171,7 +157,7 @@ def with_mask(spacing: tuple[float, ...] = (1, 1, 1), abnormal: bool = True, **p
     mask[:, 3, 3, 5] = 1
     images = {"normal": volume_of((1, 8, 8, 10)), "sick": volume_of((1, 8, 8, 10), seed=1)}
     items = {case: {"image": MetaTensor(image, affine=affine)} for case, image in images.items()}
-    items["sick"]["mask"] = MetaTensor(mask, affine=affine)
+    items["sick"]["lesion"] = MetaTensor(mask, affine=affine)
     data = [{"image": f"{case}.nii", "case": case, "label": int(abnormal and case == "sick")} for case in items]
     return SliceDataset(data, lambda item: items[item["case"]], Slicer(**{"image_size": [8, 8], **policy}))
 
@@ -212,8 +198,8 @@ class TestAbnormal:
             "sagittal": set(range(8)) - {2, 3},
         }
 
-    def test_a_mask_says_nothing_of_a_normal_case(self) -> None:
-        assert len(with_mask(abnormal=False)) == 20
+    def test_a_lesion_in_the_mask_counts_whatever_the_label_says(self) -> None:
+        assert places(with_mask(abnormal=False)) == places(with_mask())
 
     def test_is_refused_without_a_mask(self) -> None:
         data = [{"image": "sick.nii", "case": "sick", "label": 1}]
@@ -222,13 +208,13 @@ class TestAbnormal:
 
     def test_is_refused_with_a_mask_on_another_grid(self) -> None:
         data = [{"image": "sick.nii", "case": "sick", "label": 1}]
-        read = {"image": volume_of((1, 8, 8, 3)), "mask": torch.zeros(1, 8, 8, 6)}
+        read = {"image": volume_of((1, 8, 8, 3)), "lesion": torch.zeros(1, 8, 8, 6)}
         with pytest.raises(ValueError, match=r"mask of sick\.nii has another size .*\(8, 8, 6\) and \(8, 8, 3\)"):
             SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]))
 
     def test_without_a_normal_slice_gives_none(self) -> None:
         data = [{"image": "sick.nii", "case": "sick", "label": 1}]
-        read = {"image": volume_of((1, 8, 8, 3)), "mask": torch.ones(1, 8, 8, 3)}
+        read = {"image": volume_of((1, 8, 8, 3)), "lesion": torch.ones(1, 8, 8, 3)}
         with pytest.raises(ValueError, match=r"No slice is left of 1 cases: none is normal.*normal_margin_mm"):
             SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]))
 
@@ -247,9 +233,12 @@ class TestAbnormalSlices:
     def test_are_those_with_the_lesion(self) -> None:
         mask = torch.zeros(1, 8, 8, 10)
         mask[:, 2:4, 2:4, 4] = 1
-        read = {"image": volume_of((1, 8, 8, 10)), "mask": mask}
+        read = {"image": volume_of((1, 8, 8, 10))}
+        masks = {"sick": mask, "well": 0 * mask}
         data = [{"image": "sick.nii", "case": "sick", "label": 1}, {"image": "well.nii", "case": "well", "label": 0}]
-        found = SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")
+        found = SliceDataset(
+            data, lambda item: {**read, "lesion": masks[item["case"]]}, Slicer(image_size=[8, 8]), kind="abnormal"
+        )
         assert places(found) == [("sick", "axial", 4)]
 
     @pytest.mark.parametrize("channels", [1, 3])  # a mask may be a coloured picture
@@ -259,7 +248,7 @@ class TestAbnormalSlices:
         bright[:, 2:4, 5:7, 1:3] = 0.9
         (tmp_path / "sick.nii").touch()
         data = [{"image": str(tmp_path / "sick.nii"), "case": "sick", "label": 1}]
-        read = AsRead({"image": bright, "mask": 3.0 * (bright > 0.5).expand(channels, -1, -1, -1)})
+        read = AsRead({"image": bright, "lesion": 3.0 * (bright > 0.5).expand(channels, -1, -1, -1)})
         folder = tmp_path / "kept" if in_files else None
         for _ in range(2):  # the second time from the files
             slices = SliceDataset(data, read, Slicer(image_size=[24, 16]), kind="abnormal", folder=folder)
@@ -272,13 +261,13 @@ class TestAbnormalSlices:
     @pytest.mark.parametrize("mask", [None, torch.zeros(1, 8, 8, 1)])
     def test_without_a_lesion_in_the_mask_are_abnormal_all_over(self, mask: Tensor | None) -> None:
         data = [{"image": "sick.png", "case": "sick", "label": 1}]
-        read = {"image": volume_of((1, 8, 8, 1))} | ({} if mask is None else {"mask": mask})
+        read = {"image": volume_of((1, 8, 8, 1))} | ({} if mask is None else {"lesion": mask})
         found = SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")
         assert found[0]["lesion"].tolist() == [[[1.0] * 8] * 8]
 
     def test_of_a_2d_image_with_another_size_than_its_mask_are_refused(self) -> None:
         data = [{"image": "sick.png", "case": "sick", "label": 1}]
-        read = {"image": volume_of((1, 8, 8, 1)), "mask": torch.ones(1, 8, 9, 1)}
+        read = {"image": volume_of((1, 8, 8, 1)), "lesion": torch.ones(1, 8, 9, 1)}
         with pytest.raises(ValueError, match=r"mask of sick\.png has another size than its image"):
             SliceDataset(data, lambda item: read, Slicer(image_size=[8, 8]), kind="abnormal")
 
@@ -319,7 +308,9 @@ class Reads:
         with self.log.open("a") as file:
             file.write(f"{item['case']} ")
         volume = torch.as_tensor(np.load(item["image"])) * self.bright
-        return {"image": volume, "mask": (volume == volume.max()).float()}
+        if item.get("label") != 1:
+            return {"image": volume}
+        return {"image": volume, "lesion": (volume == volume.max()).float()}
 
     def count(self) -> int:
         return len(self.log.read_text().split())
@@ -423,7 +414,7 @@ class TestDisk:
         nib.save(nib.Nifti1Image(volume_of((9, 8, 7)).numpy(), np.eye(4)), tmp_path / "volume.nii")
 
         def preprocessing(upper: float = 99.5) -> Compose:
-            keys = ["image", "mask"]
+            keys = ["image", "lesion"]
             return Compose(
                 [
                     LoadImaged(keys, reader=["ITKReader", "NibabelReader"], allow_missing_keys=True),
@@ -451,7 +442,7 @@ class TestDisk:
         def nameless(item: Any) -> dict[str, Tensor]:
             return {"image": volume_of((1, 8, 8, 4))}
 
-        with pytest.raises(ValueError, match=r"cannot be told from another one.*nameless.*slice_folder to null"):
+        with pytest.raises(ValueError, match=r"cannot be told from another one.*nameless.*cache_dir to null"):
             SliceDataset(data, nameless, Slicer(image_size=[8, 8]), folder=tmp_path / "kept")
         assert not (tmp_path / "kept").exists()
 
@@ -481,79 +472,21 @@ class TestDisk:
             assert torch.equal(one["slice"], other["slice"])
 
 
-class TestFeatureDataset:
-    def test_memory_and_disk_hold_what_the_encoder_gives(
-        self, slices: SliceDataset, encoder: Encoder, tmp_path: Path
-    ) -> None:
-        memory = FeatureDataset(slices, encoder, batch_size=3)  # 7 slices: the last batch is short
-        disk = FeatureDataset(slices, encoder, folder=tmp_path / "new" / "folder", batch_size=3)
-        assert sorted(p.name for p in tmp_path.rglob("*.npy")) == ["features_0.npy", "features_1.npy"]
-        assert len(memory) == len(disk) == 7
-        for index in range(7):
-            plain, kept, stored = slices[index], memory[index], disk[index]
-            assert torch.equal(kept["image"], plain["image"])
-            assert (kept["case"], kept["slice"]) == (plain["case"], plain["slice"])
-            expected = [stage[0] for stage in encoder(plain["image"][None])]
-            for one, two, three in zip(kept["features"], stored["features"], expected, strict=True):
-                assert torch.equal(one, two)
-                torch.testing.assert_close(one, three, rtol=1e-5, atol=1e-4)
+class TestSomeCases:
+    @pytest.mark.parametrize(
+        ("n_cases", "chosen"), [(0, ""), (1, "a"), (2, "ae"), (3, "ace"), (5, "abcde"), (9, "abcde")]
+    )
+    def test_whole_cases_spread_evenly_are_taken(self, n_cases: int, chosen: str) -> None:
+        slices = data_set({case: volume_of((1, 8, 8, 2), seed) for seed, case in enumerate("abcde")})
+        some = SomeCases(slices, slices, n_cases)
+        assert [(item["case"], item["slice"]) for item in some] == [(case, i) for case in chosen for i in (0, 1)]
 
-    def test_files_of_an_earlier_run_are_replaced(self, encoder: Encoder, tmp_path: Path) -> None:
-        FeatureDataset(data_set({"a": volume_of((1, 64, 64, 3))}), encoder, tmp_path)
-        slices = data_set({"b": volume_of((1, 64, 64, 2), seed=1)})
-        again = FeatureDataset(slices, encoder, tmp_path)
-        expected = FeatureDataset(slices, encoder)
-        assert len(again) == 2
-        assert torch.equal(again[1]["features"][0], expected[1]["features"][0])
+    def test_other_items_at_the_same_places_are_taken(self) -> None:
+        slices = data_set({case: volume_of((1, 8, 8, 2)) for case in "abc"})
+        some = SomeCases([*range(6), "planted"], slices, 2)  # and nothing of what lies behind them
+        assert list(some) == [0, 1, 4, 5]
 
-    def test_changing_an_item_does_not_change_the_store(
-        self, slices: SliceDataset, encoder: Encoder, tmp_path: Path
-    ) -> None:
-        for folder in (None, tmp_path):
-            dataset = FeatureDataset(slices, encoder, folder)
-            before = dataset[0]["features"][0].clone()
-            dataset[0]["features"][0].zero_()
-            assert torch.equal(dataset[0]["features"][0], before)
-
-    @pytest.mark.parametrize("prepare", [nn.Module.train, nn.Module.eval])
-    def test_encoder_that_is_not_frozen_is_refused(
-        self, slices: SliceDataset, prepare: Callable[[nn.Module], nn.Module]
-    ) -> None:
-        with pytest.raises(ValueError, match="only of a frozen encoder: set frozen, or keep_features to false"):
-            FeatureDataset(slices, prepare(Encoder(weights="random", frozen=False)))
-
-
-class TestPrepareSliceBatch:
-    def test_with_and_without_features_the_network_says_the_same(self, slices: SliceDataset, encoder: Encoder) -> None:
-        model = AEFlow(encoder, n_steps=1).eval()
-        outputs = []
-        for dataset in (slices, FeatureDataset(slices, encoder, batch_size=7)):
-            (batch,) = DataLoader(dataset, batch_size=7)
-            image, target, args, kwargs = prepare_slice_batch(batch, device="cpu")
-            assert image.shape == (7, 1, 64, 64)
-            assert target is image
-            assert args == ()
-            assert set(kwargs) == ({"features"} if isinstance(dataset, FeatureDataset) else set())
-            outputs.append(model(image, *args, **kwargs))
-        computed, kept = outputs
-        for one, two in zip(computed.log_likelihoods, kept.log_likelihoods, strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(computed.reconstruction, kept.reconstruction)
-
-    def test_options_reach_image_and_features(self, slices: SliceDataset, encoder: Encoder) -> None:
-        (batch,) = DataLoader(FeatureDataset(slices, encoder), batch_size=7)
-        image, _, _, kwargs = prepare_slice_batch(batch, "cpu", non_blocking=True, dtype=torch.float64)
-        assert image.dtype == torch.float64
-        assert [stage.dtype for stage in kwargs["features"]] == [torch.float64] * 2
-        assert [tuple(stage.shape) for stage in kwargs["features"]] == [(7, 40, 8, 8), (7, 112, 4, 4)]
-
-
-def test_labels_of_slices_go_into_the_target_with_kept_features(encoder: Encoder) -> None:
-    normal, abnormal = data_set({"a": volume_of((1, 64, 64, 2))}), data_set({"b": volume_of((1, 64, 64, 1))})
-    kept = FeatureDataset(LabelledSlices(normal, abnormal), encoder)
-    (batch,) = DataLoader(kept, batch_size=3)
-    image, (target, labels), _, features = prepare_slice_batch(batch, "cpu")
-    assert torch.equal(image, target)
-    assert labels.amax(dim=(1, 2, 3)).tolist() == [0, 0, 1]
-    for stage, expected in zip(features["features"], encoder(image), strict=True):
-        torch.testing.assert_close(stage, expected)
+    def test_slices_with_gaps_between_them_are_not_taken(self) -> None:
+        slices = data_set({"a": volume_of((1, 8, 8, 4))}, step=2)
+        assert len(slices) == 2
+        assert len(SomeCases(slices, slices, 5)) == 0

@@ -1,7 +1,3 @@
-import itertools
-import threading
-import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +6,6 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from aeflow_monai.data.slicer import Slicer
-from aeflow_monai.engine.inferer import SlicedInferer
-from aeflow_monai.geometry import Places
 
 PLANES = ("axial", "coronal", "sagittal")
 # X to posterior, Y to left, Z to superior
@@ -28,18 +22,6 @@ def smooth_volume(shape: tuple[int, int, int]) -> Tensor:
     """Bends that a few pixels resolve."""
     x, y, z = (torch.linspace(0, 3, n) for n in shape)
     return (2 + torch.sin(x[:, None, None]) + torch.cos(y[:, None] + z))[None] / 4
-
-
-def identity(slices: Tensor, places: Places) -> Tensor:
-    return slices
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of threads that torch computes with."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 class TestSlicesAndPaste:
@@ -156,24 +138,24 @@ class TestChosen:
         assert Slicer(min_foreground=0.51).chosen(volume, "axial").tolist() == []
 
     @pytest.mark.parametrize(
-        ("span", "kept"),
+        ("slice_range", "kept"),
         [((1, 10), range(10)), ((3, 5), [2, 3, 4]), ((10, 10), [9]), ((8, 99), [7, 8, 9]), ((11, 12), [])],
     )
-    def test_span_counts_from_one_and_holds_both_ends(self, span: tuple[int, int], kept: Any) -> None:
-        assert Slicer(span=span).chosen(torch.ones(1, 8, 8, 10), "axial").tolist() == list(kept)
+    def test_slice_range_counts_from_one_and_holds_both_ends(self, slice_range: tuple[int, int], kept: Any) -> None:
+        assert Slicer(slice_range=slice_range).chosen(torch.ones(1, 8, 8, 10), "axial").tolist() == list(kept)
 
-    def test_span_is_of_the_first_plane_only(self) -> None:
-        slicer, volume = Slicer(axes=["coronal", "axial"], span=[2, 3]), torch.ones(1, 6, 5, 4)
+    def test_slice_range_is_of_the_first_plane_only(self) -> None:
+        slicer, volume = Slicer(axes=["coronal", "axial"], slice_range=[2, 3]), torch.ones(1, 6, 5, 4)
         assert slicer.chosen(volume, "coronal").tolist() == [1, 2]
         assert slicer.chosen(volume, "axial").tolist() == [0, 1, 2, 3]
 
-    def test_span_and_foreground_hold_together(self) -> None:
+    def test_slice_range_and_foreground_hold_together(self) -> None:
         volume = torch.ones(1, 4, 4, 6)
         volume[..., 2] = 0
-        assert Slicer(span=[2, 4], min_foreground=0.1).chosen(volume, "axial").tolist() == [1, 3]
+        assert Slicer(slice_range=[2, 4], min_foreground=0.1).chosen(volume, "axial").tolist() == [1, 3]
 
     def test_a_single_slice_is_never_skipped(self) -> None:
-        slicer = Slicer(axes=["coronal", "axial"], min_foreground=0.9, span=[3, 4])
+        slicer = Slicer(axes=["coronal", "axial"], min_foreground=0.9, slice_range=[3, 4])
         picture = torch.zeros(1, 8, 8, 1)
         assert slicer.axes_of(picture) == ("axial",)
         assert slicer.chosen(picture, "axial").tolist() == [0]
@@ -212,18 +194,38 @@ class TestKinds:
     )
     def test_by_hand(self, plane: str, spacing: tuple[float, ...], policy: dict[str, float], expected: str) -> None:
         words = {"n": "normal", "a": "abnormal", "u": "unclear"}
-        assert Slicer(**policy).kinds(self.MASK, plane, spacing) == [words[letter] for letter in expected]
+        affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+        case = {"image": torch.ones(2, 10, 8, 9), "lesion": MetaTensor(self.MASK, affine=affine)}
+        assert Slicer(**policy).kinds(case, plane) == [words[letter] for letter in expected]
 
     @pytest.mark.parametrize("margin", [0.0, 100.0])
     def test_without_lesion_all_is_normal(self, margin: float) -> None:
         slicer = Slicer(normal_margin_mm=margin, min_lesion_mm2=margin)
-        assert slicer.kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1)) == ["normal"] * 3
+        empty = {"image": torch.ones(1, 4, 4, 3), "lesion": torch.zeros(1, 4, 4, 3)}
+        for label in ({}, {"label": 0}, {"label": 1}):
+            assert slicer.kinds({**empty, **label}, "axial") == ["normal"] * 3
+
+    @pytest.mark.parametrize("label", [{}, {"label": None}, {"label": 0}, {"label": 1}])
+    def test_a_mask_says_more_than_a_label(self, label: dict[str, Any]) -> None:
+        case = {"image": torch.ones(1, 10, 8, 9), "lesion": self.MASK, **label}
+        assert Slicer().kinds(case, "sagittal").index("abnormal") == 3
+        assert Slicer().kinds(case, "sagittal").count("normal") == 7
+
+    @pytest.mark.parametrize(
+        ("label", "kind"),
+        [({}, "normal"), ({"label": None}, "normal"), ({"label": 0}, "normal"), ({"label": 1}, "abnormal")],
+    )
+    @pytest.mark.parametrize("mask", [{}, {"lesion": None}])
+    def test_without_a_mask_the_label_tells(self, mask: dict[str, Any], label: dict[str, Any], kind: str) -> None:
+        slicer = Slicer(normal_margin_mm=9, min_lesion_mm2=9)
+        case = {"image": torch.ones(1, 4, 5, 3), **mask, **label}
+        for plane, count in (("axial", 3), ("coronal", 4), ("sagittal", 5)):
+            assert slicer.kinds(case, plane) == [kind] * count
 
     def test_a_mask_of_another_size_is_named(self) -> None:
         message = r"mask of a\.nii has another size than its image: \(4, 4, 3\) and \(4, 4, 5\)\. Give the mask"
         with pytest.raises(ValueError, match=message):
-            Slicer().kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1), torch.zeros(2, 4, 4, 5), "a.nii")
-        Slicer().kinds(torch.zeros(1, 4, 4, 3), "axial", (1, 1, 1), torch.zeros(2, 4, 4, 3), "a.nii")
+            Slicer().kinds({"image": torch.zeros(2, 4, 4, 5), "lesion": torch.zeros(1, 4, 4, 3)}, "axial", "a.nii")
 
 
 class TestSlicerOptions:
@@ -241,9 +243,9 @@ class TestSlicerOptions:
             ({"image_size": [128, 0]}, r"image_size has to be two numbers, rows and columns; got \[128, 0\]"),
             ({"min_foreground": 5}, r"min_foreground .* in \[0, 1\]; got 5"),
             ({"min_foreground": -0.1}, r"min_foreground .* in \[0, 1\]; got -0\.1"),
-            ({"span": [0, 5]}, r"first and the last slice, counted from 1; got \[0, 5\]"),
-            ({"span": [6, 5]}, r"first and the last slice, counted from 1; got \[6, 5\]"),
-            ({"span": [6]}, r"first and the last slice, counted from 1; got \[6\]"),
+            ({"slice_range": [0, 5]}, r"first and the last slice, counted from 1; got \[0, 5\]"),
+            ({"slice_range": [6, 5]}, r"first and the last slice, counted from 1; got \[6, 5\]"),
+            ({"slice_range": [6]}, r"first and the last slice, counted from 1; got \[6\]"),
             ({"normal_margin_mm": -1}, r"have to be 0 or more; got -1, 0\.0"),
             ({"min_lesion_mm2": -2}, r"have to be 0 or more; got 0\.0, -2"),
         ],
@@ -259,257 +261,8 @@ class TestSlicerOptions:
             "image_size": [32, 64],
             "fit": "pad",
             "min_foreground": 0.1,
-            "span": [2, 9],
+            "slice_range": [2, 9],
             "normal_margin_mm": 5.0,
             "min_lesion_mm2": 3.0,
         }
         assert Slicer(**slicer.policy()).policy() == slicer.policy()
-
-
-class Network:
-    """Maps and numbers of slices, each of which depends on its own slice only; counts its calls."""
-
-    def __init__(self) -> None:
-        self.calls: list[int] = []
-
-    def __call__(self, slices: Tensor, places: Places) -> dict[str, Tensor]:
-        self.calls.append(len(slices))
-        means = slices.mean(dim=(1, 2, 3))
-        return {
-            "double": 2 * slices,
-            "minus": 1 - slices.mean(dim=1, keepdim=True),
-            "scores": means,
-            "halves": means / 2,
-        }
-
-
-class TestSlicedInferer:
-    @pytest.mark.parametrize("axes", [c for n in (1, 2, 3) for c in itertools.permutations(PLANES, n)])
-    def test_a_network_that_gives_its_slices_gives_the_volume(self, axes: tuple[str, ...]) -> None:
-        inferer = SlicedInferer(Slicer(axes, image_size=[32, 32], fit="pad"), batch_size=5)
-        volume = volume_of((1, 2, *SHAPE))
-        found = inferer(volume, identity)
-        assert isinstance(found, Tensor)
-        torch.testing.assert_close(found, volume)
-
-    @pytest.mark.parametrize("fit", ["pad", "resize"])
-    def test_maps_and_numbers_of_a_dictionary(self, fit: str) -> None:
-        inferer = SlicedInferer(Slicer(["axial", "coronal"], image_size=[32, 32], fit=fit))
-        volume = torch.ones(1, 3, *SHAPE) * torch.linspace(0, 1, 24)  # brighter to the top
-        found = inferer(volume, Network())
-        assert isinstance(found, dict)
-        assert {name: tuple(value.shape) for name, value in found.items()} == {
-            "double": (1, 3, *SHAPE),
-            "minus": (1, 1, *SHAPE),
-            "scores_axial": (1, 24),
-            "scores_coronal": (1, 12),
-            "halves_axial": (1, 24),
-            "halves_coronal": (1, 12),
-        }
-        torch.testing.assert_close(found["double"], 2 * volume, rtol=0, atol=0.03)
-        torch.testing.assert_close(found["minus"], 1 - volume[:, :1], rtol=0, atol=0.03)
-        share = 12 * 16 / 32**2 if fit == "pad" else 1
-        torch.testing.assert_close(found["scores_axial"][0], share * torch.linspace(0, 1, 24), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found["halves_coronal"], found["scores_coronal"] / 2)
-
-    @pytest.mark.parametrize("several", [False, True])
-    def test_skipped_slices_are_0_in_maps_and_nan_in_numbers(self, several: bool) -> None:
-        axes = PLANES if several else ("axial",)
-        volume = torch.zeros(1, 1, 10, 10, 6)
-        volume[..., 2:8, 2:8, 1:4] = 0.5
-        slicer = Slicer(axes, image_size=[32, 32], fit="pad", min_foreground=0.05)
-        found = SlicedInferer(slicer)(
-            volume, lambda s, places: {"map": torch.ones_like(s), "score": torch.ones(len(s))}
-        )
-        assert isinstance(found, dict)
-        inside = {"axial": (6, range(1, 4)), "coronal": (10, range(2, 8)), "sagittal": (10, range(2, 8))}
-        for plane in axes:
-            count, kept = inside[plane]
-            expected = torch.full((1, count), torch.nan)
-            expected[0, list(kept)] = 1
-            torch.testing.assert_close(found[f"score_{plane}"], expected, equal_nan=True)
-        expected = torch.zeros(1, 1, 10, 10, 6)
-        expected[..., 1:4] = 1
-        if several:
-            expected[..., 2:8, :, :] = 1
-            expected[..., :, 2:8, :] = 1
-        assert torch.equal(found["map"], expected)
-
-    def test_a_plane_that_is_skipped_as_a_whole_is_nan_and_does_not_count(self) -> None:
-        slicer = Slicer(PLANES, image_size=[32, 32], fit="pad", span=[30, 40])  # there is no axial slice 30
-        volume = volume_of((1, 1, *SHAPE))
-        network = Network()
-        found = SlicedInferer(slicer)(volume, network)
-        assert isinstance(found, dict)
-        assert sum(network.calls) == 12 + 16
-        assert 0 not in network.calls
-        assert found["scores_axial"].isnan().all()
-        assert found["scores_axial"].shape == (1, 24)
-        assert not found["scores_coronal"].isnan().any()
-        torch.testing.assert_close(found["double"], 2 * volume)
-
-    def test_each_voxel_gets_the_mean_over_the_planes_that_saw_it(self) -> None:
-        sides = {(12, 16): 100.0, (24, 16): 1.0, (24, 12): 10.0}  # what is said of axial, coronal, sagittal slices
-        volume = torch.zeros(1, 1, *SHAPE)
-        volume[..., 6:, :, :] = 1  # the posterior half is seen by all planes, the anterior one not by coronal ones
-
-        def network(slices: Tensor, places: Places) -> Tensor:
-            # without padding, the size says the plane
-            return torch.full_like(slices, sides[slices.shape[2], slices.shape[3]])
-
-        found = {}
-        for plane, size in (("axial", (12, 16)), ("coronal", (24, 16)), ("sagittal", (24, 12))):
-            one = SlicedInferer(Slicer([plane], size, min_foreground=0.1))(volume, network)
-            assert isinstance(one, Tensor)
-            found[plane] = one
-        assert (found["axial"] == 100).all()
-        assert (found["sagittal"] == 10).all()
-        assert (found["coronal"][..., 6:, :, :] == 1).all()
-        assert (found["coronal"][..., :6, :, :] == 0).all()
-
-        marked = torch.zeros_like(volume)
-
-        def by_brightness(slices: Tensor, places: Places) -> Tensor:
-            return torch.full_like(slices, 100 if slices.max() == 1 else 1)
-
-        marked[..., 6:, :, :] = 0.5
-        marked[..., 6:, :, 5] = 1
-        slicer = Slicer(["axial", "coronal"], (32, 32), fit="pad", min_foreground=0.1)
-        both = SlicedInferer(slicer, batch_size=1)(marked, by_brightness)
-        assert isinstance(both, Tensor)
-        # every coronal slice holds the bright row, so says 100; of the axial ones only slice 5 does
-        assert (both[..., :6, :, 5] == 100).all()  # seen by axial slices alone
-        assert (both[..., :6, :, 4] == 1).all()
-        assert (both[..., 6:, :, 5] == 100).all()
-        assert (both[..., 6:, :, 4] == 50.5).all()
-
-    @pytest.mark.parametrize("axes", [("axial",), PLANES])
-    @pytest.mark.parametrize("cores", [1, 2])  # of which each has half of the slices
-    def test_nothing_depends_on_the_number_of_slices_per_call(
-        self, axes: tuple[str, ...], cores: int, threads: Callable[[int], None]
-    ) -> None:
-        threads(cores)
-        volume = volume_of((1, 1, *SHAPE))
-        volume[..., 20:] = 0
-        conv = torch.nn.Conv2d(1, 1, 5, padding=2)
-        found = []
-        for batch_size in (1, 4, 7, 1000):
-            network = Network()
-            inferer = SlicedInferer(Slicer(axes, (32, 32), "pad", min_foreground=0.1), batch_size)
-            with torch.no_grad():
-                found.append(inferer(volume, lambda slices, places, network=network: network(conv(slices), places)))
-            counts = [20, 12, 16][: len(axes)]
-            size = -(-batch_size // cores)
-            expected = [min(size, n - start) for n in counts for start in range(0, n, size)]
-            assert sorted(network.calls) == sorted(expected)
-            assert network.calls == expected or cores > 1
-        for other in found[1:]:
-            assert other.keys() == found[0].keys()
-            for name, value in found[0].items():
-                torch.testing.assert_close(other[name], value, rtol=1e-5, atol=1e-6, equal_nan=True)
-
-    @pytest.mark.parametrize("axes", [("axial",), PLANES])
-    def test_two_threads_give_what_one_does(self, axes: tuple[str, ...], threads: Callable[[int], None]) -> None:
-        volume, found = volume_of((1, 1, *SHAPE)), []
-        inferer = SlicedInferer(Slicer(axes, (32, 32), "pad"), batch_size=2)
-        for cores in (1, 2):
-            threads(cores)
-            seen: list[tuple[int, int, bool]] = []
-
-            def network(slices: Tensor, places: Places, seen: list[tuple[int, int, bool]] = seen) -> dict[str, Tensor]:
-                seen.append((threading.get_ident(), torch.get_num_threads(), torch.is_grad_enabled()))
-                time.sleep(0.001)  # for the other thread to have its turn
-                return {"map": slices**2, "score": slices.amax(dim=(1, 2, 3))}
-
-            with torch.no_grad():
-                found.append(inferer(volume, network))
-            assert (len({thread for thread, _, _ in seen}) > 1) == (cores > 1)
-            assert {(count, grad) for _, count, grad in seen} == {(1, False)}
-            assert torch.get_num_threads() == cores
-        assert found[0].keys() == found[1].keys()
-        for name, value in found[0].items():
-            assert torch.equal(found[1][name], value)
-
-    def test_gradients_go_through_one_thread(self, threads: Callable[[int], None]) -> None:
-        threads(2)
-        volume = volume_of((1, 1, *SHAPE)).requires_grad_()
-        found = SlicedInferer(Slicer(image_size=[32, 32], fit="pad"))(volume, lambda slices, places: slices**2)
-        assert isinstance(found, Tensor)
-        found.sum().backward()
-        torch.testing.assert_close(volume.grad, 2 * volume.detach())
-
-    def test_an_error_of_a_thread_is_raised(self, threads: Callable[[int], None]) -> None:
-        threads(2)
-        volume = volume_of((1, 1, *SHAPE))
-        with torch.no_grad(), pytest.raises(RuntimeError, match="channels"):
-            SlicedInferer(Slicer(image_size=[32, 32]))(volume, lambda slices, places: torch.nn.Conv2d(3, 1, 1)(slices))
-        assert torch.get_num_threads() == 2
-
-    def test_a_picture_is_one_axial_slice_whatever_the_planes(self) -> None:
-        network = Network()
-        picture = torch.zeros(1, 1, 40, 30, 1)
-        found = SlicedInferer(Slicer(PLANES, [32, 32], min_foreground=0.9, span=[5, 6]))(picture, network)
-        assert isinstance(found, dict)
-        assert {name: tuple(value.shape) for name, value in found.items()} == {
-            "double": (1, 1, 40, 30, 1),
-            "minus": (1, 1, 40, 30, 1),
-            "scores_axial": (1, 1),
-            "halves_axial": (1, 1),
-        }
-        assert network.calls == [1]
-
-    def test_maps_lie_where_the_volume_lies(self) -> None:
-        affine = torch.tensor([[0, -1.5, 0, 3], [2, 0, 0, -7], [0, 0, 3, 1], [0, 0, 0, 1]], dtype=torch.float64)
-        volume = MetaTensor(volume_of((1, 1, *SHAPE)), affine=affine, meta={"filename_or_obj": "a.nii"})
-        seen: list[type] = []
-
-        def network(slices: Tensor, places: Places) -> Tensor:
-            seen.append(type(slices))
-            return slices
-
-        found = SlicedInferer(Slicer(image_size=[32, 32], fit="pad"))(volume, network)
-        assert isinstance(found, MetaTensor)
-        assert torch.equal(found.affine, affine)
-        assert found.meta["filename_or_obj"] == "a.nii"
-        assert found.applied_operations == volume.applied_operations
-        assert set(seen) == {Tensor}  # the network sees none of it
-
-    def test_further_arguments_reach_the_network(self) -> None:
-        found = SlicedInferer(Slicer(image_size=[32, 32], fit="pad"))(
-            torch.ones(1, 1, *SHAPE), lambda slices, places, a, b: a * slices + b, 3, b=4
-        )
-        assert (found == 7).all()
-
-    def test_the_volume_stays_as_it_was(self) -> None:
-        volume = volume_of((1, 1, *SHAPE))
-        before = volume.clone()
-        SlicedInferer(Slicer(PLANES, [32, 32]))(volume, lambda slices, places: slices.mul_(2))
-        assert torch.equal(volume, before)
-
-    @pytest.mark.parametrize("shape", [(2, 1, 8, 8, 4), (1, 1, 8, 8), (1, 8, 8), (1, 1, 8, 8, 4, 2)])
-    def test_other_shapes_are_named(self, shape: tuple[int, ...]) -> None:
-        message = (
-            rf"one volume \(1, C, X, Y, Z\); got \({', '.join(map(str, shape))}\)\. Set the loader's batch_size to 1"
-        )
-        with pytest.raises(ValueError, match=message):
-            SlicedInferer(Slicer())(torch.zeros(shape), identity)
-
-    def test_a_volume_without_a_slice_to_look_at_is_named(self) -> None:
-        message = (
-            r"No slice to look at: along axial, sagittal none of the volume \(8, 9, 4\) has 5% .*Lower min_foreground"
-        )
-        network = Network()
-        with pytest.raises(ValueError, match=message):
-            SlicedInferer(Slicer(["axial", "sagittal"], min_foreground=0.05))(torch.zeros(1, 1, 8, 9, 4), network)
-        assert network.calls == []
-
-    @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-    def test_numbers_that_are_not_finite_are_no_skipped_slices(self, value: float) -> None:
-        volume = volume_of((1, 1, *SHAPE))
-        volume[..., 7] = value
-        with pytest.raises(ValueError, match=r"scores of axial slices are not finite: the image holds NaN, infinite"):
-            SlicedInferer(Slicer(image_size=[32, 32]))(volume, Network())
-
-    def test_slices_per_call_have_to_be_some(self) -> None:
-        with pytest.raises(ValueError, match=r"batch_size has to be 1 or more; got 0"):
-            SlicedInferer(Slicer(), batch_size=0)

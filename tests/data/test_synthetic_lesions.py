@@ -68,6 +68,11 @@ def test_number_and_size_are_bounded() -> None:
     assert 6 * few < large < 20 * few
 
 
+def test_the_mask_may_have_another_name() -> None:
+    item = RandLesiond("image", lesion_key="planted").set_random_state(seed=1)({"image": head()})
+    assert set(item) == {"image", "planted"}
+
+
 def test_same_state_same_lesions() -> None:
     for one, other in zip(planted(3), planted(3), strict=True):
         assert torch.equal(one, other)
@@ -141,9 +146,14 @@ class TestLesionSlices:
         assert all(torch.equal(x, y) for x, y in zip(forward, backward, strict=True))
         assert not torch.equal(one[0]["lesion"], other[0]["lesion"])
 
-    def test_no_copy_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="copies of each slice have to be 1 or more; got 0"):
-            LesionSlices(self.slices, RandLesiond("image"), copies=0)
+    def test_no_copies_are_no_slices(self) -> None:
+        assert len(LesionSlices(self.slices, RandLesiond("image"), copies=0)) == 0
+        with pytest.raises(IndexError, match="Index 0 of 0 slices"):
+            LesionSlices(self.slices, RandLesiond("image"), copies=0)[0]
+
+    def test_a_negative_number_of_copies_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="lesion_copies of each slice have to be 0 or more; got -1"):
+            LesionSlices(self.slices, RandLesiond("image"), copies=-1)
 
 
 def test_what_is_too_faint_to_be_seen_is_neither_normal_nor_abnormal_for_the_loss() -> None:

@@ -175,7 +175,7 @@ def volume(
     if patient:
         source["patient"] = patient
     if mask is not None:
-        source["lesion"] = source["lesion_in_file"] = MetaTensor(mask, affine=AFFINE)
+        source["lesion"] = source["original_lesion"] = MetaTensor(mask, affine=AFFINE)
         values += mask
     scores = torch.tensor([torch.nan, *values.amax(dim=(0, 1, 2))[1:].tolist()])
     foreground = torch.ones(1, *SIZE)
@@ -238,7 +238,7 @@ def test_voxels_and_lesions_are_those_of_the_cases_that_can_be_compared(
     evaluate(LocalisationReport(tmp_path, score, SLICER, 20), cases=VOLUMES)
     voxels, lesions = VoxelMetrics(), LesionMetrics()
     for source, scored in (VOLUMES[0], VOLUMES[1], VOLUMES[3]):
-        truth = source.get("lesion_in_file", torch.zeros(SIZE))
+        truth = source.get("original_lesion", torch.zeros(SIZE))
         inside = scored["foreground"] > 0
         voxels.update(scored["anomaly_map"], truth, inside)
         lesions.update(scored["anomaly_map"], truth, (2, 2, 4), inside)

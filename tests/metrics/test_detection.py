@@ -126,7 +126,7 @@ def test_normals_that_exceed_the_threshold_too_often_are_reported(rank: tuple[in
 
 @pytest.mark.parametrize("n_calibrated", [4, 19, 99])
 @pytest.mark.parametrize("n_normal", [1, 20, 200])
-def test_normals_of_the_same_kind_seldom_seem_to_exceed_the_threshold_too_often(n_calibrated: int, n_normal: int) -> None:
+def test_normals_of_the_same_kind_seldom_exceed_the_threshold_too_often(n_calibrated: int, n_normal: int) -> None:
     generator, told, rank = np.random.default_rng(0), 0, min(math.ceil((n_calibrated + 1) * 0.95), n_calibrated)
     for _ in range(200):
         threshold = np.sort(generator.normal(size=n_calibrated))[rank - 1]

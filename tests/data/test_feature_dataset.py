@@ -1,0 +1,106 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.data import DataLoader
+from torch import nn
+
+from aeflow_monai.data.feature_dataset import FeatureDataset, prepare_slice_batch
+from aeflow_monai.data.labelled import LabelledSlices
+from aeflow_monai.network.aeflow import AEFlow
+from aeflow_monai.network.encoder import Encoder
+
+Slices = list[dict[str, Any]]
+
+
+def slices_of(case: str, n: int) -> Slices:
+    generator = torch.Generator().manual_seed(ord(case))
+    return [{"image": torch.rand(1, 64, 64, generator=generator), "case": case, "slice": i} for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder()
+
+
+@pytest.fixture
+def slices() -> Slices:
+    return slices_of("a", 3) + slices_of("b", 4)
+
+
+class TestFeatureDataset:
+    def test_memory_and_disk_hold_what_the_encoder_gives(
+        self, slices: Slices, encoder: Encoder, tmp_path: Path
+    ) -> None:
+        memory = FeatureDataset(slices, encoder, batch_size=3)  # 7 slices: the last batch is short
+        disk = FeatureDataset(slices, encoder, folder=tmp_path / "new" / "folder", batch_size=3)
+        assert sorted(p.name for p in tmp_path.rglob("*.npy")) == ["features_0.npy", "features_1.npy"]
+        assert len(memory) == len(disk) == 7
+        for index in range(7):
+            plain, kept, stored = slices[index], memory[index], disk[index]
+            assert torch.equal(kept["image"], plain["image"])
+            assert (kept["case"], kept["slice"]) == (plain["case"], plain["slice"])
+            expected = [stage[0] for stage in encoder(plain["image"][None])]
+            for one, two, three in zip(kept["features"], stored["features"], expected, strict=True):
+                assert torch.equal(one, two)
+                torch.testing.assert_close(one, three, rtol=1e-5, atol=1e-4)
+
+    def test_files_of_an_earlier_run_are_replaced(self, encoder: Encoder, tmp_path: Path) -> None:
+        FeatureDataset(slices_of("a", 3), encoder, tmp_path)
+        slices = slices_of("b", 2)
+        again = FeatureDataset(slices, encoder, tmp_path)
+        expected = FeatureDataset(slices, encoder)
+        assert len(again) == 2
+        assert torch.equal(again[1]["features"][0], expected[1]["features"][0])
+
+    def test_changing_an_item_does_not_change_the_store(self, slices: Slices, encoder: Encoder, tmp_path: Path) -> None:
+        for folder in (None, tmp_path):
+            dataset = FeatureDataset(slices, encoder, folder)
+            before = dataset[0]["features"][0].clone()
+            dataset[0]["features"][0].zero_()
+            assert torch.equal(dataset[0]["features"][0], before)
+
+    @pytest.mark.parametrize("prepare", [nn.Module.train, nn.Module.eval])
+    def test_encoder_that_is_not_frozen_is_refused(
+        self, slices: Slices, prepare: Callable[[nn.Module], nn.Module]
+    ) -> None:
+        with pytest.raises(ValueError, match="only of a frozen encoder: set its option frozen to true"):
+            FeatureDataset(slices, prepare(Encoder(weights="random", frozen=False)))
+
+
+class TestPrepareSliceBatch:
+    def test_with_and_without_features_the_network_says_the_same(self, slices: Slices, encoder: Encoder) -> None:
+        model = AEFlow(encoder, n_steps=1).eval()
+        outputs = []
+        for dataset in (slices, FeatureDataset(slices, encoder, batch_size=7)):
+            (batch,) = DataLoader(dataset, batch_size=7)
+            image, target, args, kwargs = prepare_slice_batch(batch, device="cpu")
+            assert image.shape == (7, 1, 64, 64)
+            assert target is image
+            assert args == ()
+            assert set(kwargs) == ({"features"} if isinstance(dataset, FeatureDataset) else set())
+            outputs.append(model(image, *args, **kwargs))
+        computed, kept = outputs
+        for one, two in zip(computed.log_likelihoods, kept.log_likelihoods, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(computed.reconstruction, kept.reconstruction)
+
+    def test_options_reach_image_and_features(self, slices: Slices, encoder: Encoder) -> None:
+        (batch,) = DataLoader(FeatureDataset(slices, encoder), batch_size=7)
+        image, _, _, kwargs = prepare_slice_batch(batch, "cpu", non_blocking=True, dtype=torch.float64)
+        assert image.dtype == torch.float64
+        assert [stage.dtype for stage in kwargs["features"]] == [torch.float64] * 2
+        assert [tuple(stage.shape) for stage in kwargs["features"]] == [(7, 40, 8, 8), (7, 112, 4, 4)]
+
+
+def test_labels_of_slices_go_into_the_target_with_kept_features(encoder: Encoder) -> None:
+    normal, abnormal = slices_of("a", 2), slices_of("b", 1)
+    kept = FeatureDataset(LabelledSlices(normal, abnormal), encoder)
+    (batch,) = DataLoader(kept, batch_size=3)
+    image, (target, labels), _, features = prepare_slice_batch(batch, "cpu")
+    assert torch.equal(image, target)
+    assert labels.amax(dim=(1, 2, 3)).tolist() == [0, 0, 1]
+    for stage, expected in zip(features["features"], encoder(image), strict=True):
+        torch.testing.assert_close(stage, expected)
