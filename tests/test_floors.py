@@ -54,7 +54,7 @@ def imported_by(path: Path) -> set[str]:
 
 
 def wings(modules: set[str]) -> set[str]:
-    return {(module.split(".") + ["__init__"])[1] for module in modules}
+    return {[*module.split("."), "__init__"][1] for module in modules}
 
 
 def test_each_wing_has_a_floor() -> None:
