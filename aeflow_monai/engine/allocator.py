@@ -14,8 +14,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep the big buffers that a network frees instead of giving each back to the system.
 
     Activations of tens of megabytes are otherwise mapped, zeroed and unmapped by the kernel for every layer, which
-    makes the default encoder three times slower on a CPU (benchmarks/allocator.py). All threads share what is kept:
-    each would otherwise have a store of its own. Elsewhere than on glibc nothing is done.
+    makes the default encoder three times slower on a CPU (benchmarks/allocator_speed.py). All threads share what is
+    kept: each would otherwise have a store of its own. Elsewhere than on glibc nothing is done.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
