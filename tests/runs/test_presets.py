@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 import yaml
 from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
 from outputs import said
 
-from aeflow_monai import Model, Workflow, config_files
+from aeflow_monai import Model, Workflow, __version__, config_files
 from aeflow_monai.engine.bundle import model_path, read_model, write_bundle
 from aeflow_monai.engine.config import refuse_unknown_keys
 
@@ -39,6 +41,7 @@ def test_metadata_is_complete() -> None:
     for key in (*required, "description", "authors", "copyright", "network_data_format", "changelog"):
         assert metadata[key]
     assert metadata["version"] in metadata["changelog"]
+    assert metadata["version"] == metadata["required_packages_version"]["aeflow_monai"] == __version__
 
 
 def test_the_folder_follows_the_model_zoo() -> None:
@@ -73,6 +76,22 @@ def test_presets_are_merged_into_the_training(preset: str) -> None:
             assert parser.get(key[1:]) == {**parser.get(key[1:]), **value}
         else:
             assert parser.get(key) == value
+
+
+@pytest.mark.parametrize("preset", [None, "healthy_t1", "brats2021"])
+def test_lesions_are_resampled_with_their_image_and_kept_as_they_are_in_their_file(
+    volumes: Path, preset: str | None
+) -> None:
+    files = config_files("train", *([preset] if preset else []))
+    preprocessing = Workflow(files, logging_file=False).parser.get_parsed_content("preprocessing")
+    case = "test_abnormal_000.nii.gz"
+    data = preprocessing(
+        {"image": str(volumes / "images" / case), "lesion": str(volumes / "masks" / case), "case": "a"}
+    )
+    truth = nib.load(volumes / "masks" / case).get_fdata()
+    assert data["lesion"].shape[1:] == data["image"].shape[1:]
+    assert int((data["lesion"] != 0).sum()) > 0
+    np.testing.assert_array_equal(data["original_lesion"][0], truth)
 
 
 def test_the_paper_preset_is_the_published_network(tmp_path: Path, volumes: Path, start_workflow: Run) -> None:
