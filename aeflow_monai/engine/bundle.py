@@ -45,6 +45,7 @@ from aeflow_monai.files import home, read_json, replacing, sha256_of, write_json
 __all__ = [
     "StoredModel",
     "model_path",
+    "options_of",
     "read_model",
     "require_own_config",
     "run_folder",
@@ -62,6 +63,13 @@ _PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
 _NO_OPTIONS = (*_PATHS, "device", "imports", "initialize", "run", "finalize")
 # What inference has and evaluation, which writes no maps, has no use for.
 _OF_OUTPUTS = ("outputs", "output_ext", "post_transforms")
+_CHECKED = ("models/model.pt", "configs/metadata.json", "configs/inference.yaml")
+# Where the configs that use a model refer to what the training fixed.
+_BOUND = (
+    *("bundle_root", "given", "network", "scores", "items", "normals"),
+    *("dataset#_target_", "dataset#transform", "dataloader#dataset", "inferer#_target_", "inferer#slicer"),
+    *("evaluator#_target_", "evaluator#network", "evaluator#inferer", "initialize"),
+)
 _HEADERS = {
     "train": "the training itself: to go on after an interruption (--resume), or to train on other data",
     "inference": "maps and scores for images without labels",
@@ -146,17 +154,31 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> None:
         ValueError: the model is another one than the bundle was written with; an option is unknown, or fixed by the
             training and given another value.
     """
-    path = model_path(folder)
+    path, metadata, inference = (Path(folder, name) for name in _CHECKED)
     trained = read_model(path).config
-    if read_json(Path(folder, "configs", "metadata.json")).get("model_sha256") != sha256_of(path):
+    if missing := [str(file) for file in (metadata, inference) if not file.is_file()]:
+        raise FileNotFoundError(f"The bundle in {folder} is not whole: {missing[0]} is missing. Copy the whole folder.")
+    if read_json(metadata).get("model_sha256") != sha256_of(path):
         raise ValueError(
             f"{path} is not the model that the bundle in {folder} was written with. Put the bundle's own model back, "
             "or use the whole folder that this model came with."
         )
+    fixed, written = _fixed(trained), ConfigParser.load_config_file(inference)
+    if found := [*differences(fixed, {key: written.get(key) for key in fixed})]:
+        name, first, second = found[0]
+        raise ValueError(
+            f"{inference} is not the config that {path} was trained with: {name} is {second!r} there, and was "
+            f"{first!r}. Use the whole folder that the training wrote, unchanged."
+        )
     if given is None:
         return
     own, content = ConfigParser.load_config_file(given.files[0]), _with_file_names(given.content)
-    fixed = _fixed(trained)
+    replaced = [id for id in _BOUND if _at(own, id) != _at(content, id)]
+    if replaced:
+        raise ValueError(
+            f"{', '.join(replaced)} of the bundle in {folder} belong to its training and cannot be replaced. Leave "
+            "them away, or train again."
+        )
     # options of the training alone, such as those of a preset, may be said again
     said = [key for key in content if key in trained and key not in own and key not in _PATHS]
     fixed |= {key: _counterpart(trained[key], content[key]) for key in said}
@@ -192,7 +214,7 @@ def write_training_config(folder: str | Path, given: GivenConfig, record: Mappin
 
 
 def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write a calibrated detector as a complete bundle; model.pt last but for what tells its hash.
+    """Write a calibrated detector as a complete bundle; all files beside their places first, then moved at once.
 
     Args:
         folder: of the bundle.
@@ -200,7 +222,20 @@ def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, An
         config: the training's merged config.
         card: what the model card says of data, seed and versions, see `write_card`.
     """
-    folder = Path(folder)
+    place = Path(folder)
+    folder = place / f".{os.getpid()}.bundle"
+    (folder / "configs").mkdir(parents=True)
+    try:
+        _write_files(folder, detector, config, card)
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            target = place / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_files(folder: Path, detector: Detector, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:
     trained = _with_file_names({k: v for k, v in config.items() if k not in _PATHS or _is_embedded_path(k, v)})
     for name in ("inference", "evaluate", "calibrate"):
         _write_yaml(folder, name, _scoring(name, config))
@@ -232,6 +267,13 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return fixed
 
 
+def _at(config: Any, id: str) -> Any:
+    """What stands at an id, None if nothing does."""
+    for key in id.split("#"):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config
+
+
 def _counterpart(trained: Any, given: Any) -> Any:
     """The part of a trained value that a given one speaks of: of a plain section not all has to be said."""
     if isinstance(trained, Mapping) and isinstance(given, Mapping) and "_target_" not in given:
@@ -256,6 +298,7 @@ def _scoring(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     unused = (ConfigParser.meta_key, *(_OF_OUTPUTS if name == "evaluate" else ()))
     template = {key: value for key, value in parser.get().items() if key not in unused}
     template |= {key: config[key] for key in _OF_THE_DATA if key in template and key in config and name != "inference"}
+    template["imports"] = list(dict.fromkeys([*template["imports"], *config["imports"]]))
     if not _is_embedded(config):
         template["dataset_dir"] = None
     options = [key for key in template if key not in _components(template)]
@@ -291,6 +334,11 @@ def _write_yaml(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(dict(content), sort_keys=False, width=110, default_flow_style=None, allow_unicode=True)
     with replacing(folder / "configs" / f"{name}.yaml") as unfinished:
         unfinished.write_text(header + text, encoding="utf-8")
+
+
+def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a training's config decides what comes of it."""
+    return {key: value for key, value in config.items() if key not in _NO_OPTIONS}
 
 
 def _options_unlike_the_template(trained: Mapping[str, Any]) -> list[str]:

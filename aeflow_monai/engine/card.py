@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.files import replacing
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed
 
-__all__ = ["add_evaluation", "facts_of_data", "hash_of_list", "write_card"]
+__all__ = ["add_evaluation", "facts_of_data", "fingerprints_of", "hash_of_list", "write_card"]
 
 _EVALUATIONS = "## Evaluations"
 _VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
@@ -137,6 +139,19 @@ def hash_of_list(items: Sequence[Mapping[str, Any]]) -> str:
         [str(item["case"]), str(item.get("patient", item["case"])), str(item.get("label"))] for item in items
     )
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A short hash of each image's first file, by its size and its first 64 KB, which tell whether it is seen again."""
+    found = []
+    for item in items:
+        path = Path(ensure_tuple(item["image"])[0])
+        files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.is_file())[:1]
+        for file in files:
+            with file.open("rb") as stream:
+                digest = hashlib.sha256(f"{file.stat().st_size} ".encode() + stream.read(2**16))
+            found.append(digest.hexdigest()[:16])
+    return found
 
 
 _SHOWN = (

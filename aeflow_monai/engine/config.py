@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fire
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, update_kwargs
 from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
@@ -124,6 +124,9 @@ def given_config() -> GivenConfig | None:
 
     Returns:
         The config, merged; None if this process was started otherwise.
+
+    Raises:
+        ValueError: an option is None, which MONAI would ignore.
     """
     verbs = ("run", "run_workflow")
     if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2][0] not in verbs:
@@ -131,7 +134,12 @@ def given_config() -> GivenConfig | None:
     read: dict[str, Any] = {}
 
     def run(run_id: str | None = None, args_file: str | None = None, **options: Any) -> None:
-        read.update({**(ConfigParser.load_config_file(args_file) if args_file else {}), **options})
+        if empty := [name for name, value in options.items() if value is None]:
+            raise ValueError(
+                f"MONAI ignores the option {empty[0]} when it is given as None: write null into a config file of your "
+                "own, behind the first one."
+            )
+        read.update(update_kwargs(args_file, **options))
 
     fire.Fire(dict.fromkeys(verbs, run), command=sys.argv[1:])  # as MONAI reads it
     for name in ("init_id", "final_id", "meta_file", "logging_file", "tracking", "workflow_name", "run_id"):

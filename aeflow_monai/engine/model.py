@@ -57,6 +57,10 @@ class Model:
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
         self.folder = Path(folder)
+        if self.folder.is_file():
+            raise ValueError(
+                f"{folder} is a file: give the folder that the training wrote, which holds configs and models."
+            )
         require_own_config(self.folder, None)
         parser = ConfigParser()
         parser.read_config(str(self.folder / "configs" / "inference.yaml"))
@@ -77,8 +81,9 @@ class Model:
         """Look at one image.
 
         Args:
-            image: path of an image file or of a folder of DICOM files; or an array or tensor (X, Y) or (X, Y, Z). A
-                `MetaTensor` brings its affine; any other array is taken as it would be from a file without one.
+            image: path of an image file or of a folder of DICOM files; or an array or tensor (X, Y) or (X, Y, Z), of
+                one channel. A `MetaTensor` brings its affine, in RAS; the axes of any other array run to the right, to
+                the front and upwards, by 1 mm. Give pictures by their path: their arrays run otherwise.
 
         Returns:
             Maps, mask and scores.
@@ -116,12 +121,17 @@ def predict(image: Any, model: str | Path, device: torch.device | str = "cpu") -
 
 
 def _loadable(image: Any) -> Any:
-    """A path as text; an array with the channel first."""
+    """A path as text; an array with the channel first and its affine."""
     if isinstance(image, (str, Path)):
         return str(image)
-    tensor = image if isinstance(image, Tensor) else torch.from_numpy(np.asarray(image))
-    if tensor.ndim not in (2, 3):
-        raise ValueError(
-            f"Expected an image (X, Y) or a volume (X, Y, Z); got an array of shape {tuple(tensor.shape)}."
-        )
-    return MetaTensor(tensor[None].float())
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise ValueError(f"Expected a path, an array or a tensor; got {type(image).__name__}.")
+    if image.dtype in (np.uint8, torch.uint8) and image.ndim == 3 and image.shape[-1] in (3, 4):
+        raise ValueError(f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path.")
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+    if isinstance(image, MetaTensor) and len(image.meta.get("spatial_shape", image.shape)) == image.ndim - 1:
+        return MetaTensor(image.detach().float())  # as MONAI's loader gives it with the channel first
+    if image.ndim not in (2, 3):
+        raise ValueError(f"Expected an image (X, Y) or a volume (X, Y, Z); got the shape {tuple(image.shape)}.")
+    return MetaTensor(image.detach().float()[None])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
-from aeflow_monai.engine.bundle import model_path, write_bundle, write_training_config
-from aeflow_monai.engine.card import facts_of_data
-from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.bundle import model_path, options_of, write_bundle, write_training_config
+from aeflow_monai.engine.card import facts_of_data, fingerprints_of, hash_of_list
+from aeflow_monai.engine.config import GivenConfig, differences
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
 from aeflow_monai.files import read_json
 from aeflow_monai.score.thresholds import require_specificity
@@ -62,6 +64,7 @@ class BundleWriter:
         self.specificity = specificity
         data = facts_of_data(trained_on=split[0], held_out=split[1])
         self.facts = {"seed": seed, "specificity": specificity, "data": data}
+        self.trained_on = fingerprints_of(split[0])
         self.given = given
 
     def attach(self, engine: Engine) -> None:
@@ -77,7 +80,8 @@ class BundleWriter:
         """Calibrate, and write the bundle."""
         calibrate(self.detector, self.held_out, self.specificity, self.fitted)
         versions = read_json(self.folder / "logs" / "run.json")["versions"]
-        write_bundle(self.folder, self.detector, self.given.content, {**self.facts, "versions": versions})
+        card = {**self.facts, "versions": versions, "trained_on": self.trained_on}
+        write_bundle(self.folder, self.detector, self.given.content, card)
         thresholds = ", ".join(f"{n.replace('_', ' ')} {t:.3f}" for n, t in self.detector.score.thresholds.items())
         engine.logger.info(f"Calibrated on held-out normals: {thresholds}. Saved {model_path(self.folder)}.")
 
@@ -88,14 +92,22 @@ class Checkpoints:
     Args:
         folder: of the checkpoints, of which the last two are kept.
         state: what is saved beside the trainer, by name.
+        given: config of the training, and
+        split: its datalists, which have to be those of the training that is resumed.
         resume: a checkpoint to go on from, if any.
         device: where it is loaded to.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is no checkpoint of a training, or of one with other options or data.
     """
 
     def __init__(
         self,
         folder: str | Path,
         state: Mapping[str, Any],
+        given: GivenConfig,
+        split: Sequence[Sequence[Mapping[str, Any]]],
         resume: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -108,13 +120,45 @@ class Checkpoints:
         self.state = dict(state)
         self.resume = resume
         self.device = device
+        self.record = _Record({"options": options_of(given.content), "lists": [hash_of_list(part) for part in split]})
+        if resume is not None:
+            self.record.require_equal(resume)
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         state = {**self.state, "trainer": engine}
         if self.resume is not None:
             CheckpointLoader(str(self.resume), state, map_location=self.device).attach(engine)
-        CheckpointSaver(self.folder, state, save_interval=1, n_saved=2).attach(engine)
+        CheckpointSaver(self.folder, {**state, "record": self.record}, save_interval=1, n_saved=2).attach(engine)
+
+
+class _Record:
+    """What a training was given, as a part of its checkpoints."""
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        self.content = json.loads(json.dumps(content))
+
+    def state_dict(self) -> dict[str, str]:
+        return {"text": json.dumps(self.content)}
+
+    def load_state_dict(self, state: Mapping[str, str]) -> None:
+        self.content = json.loads(state["text"])
+
+    def require_equal(self, path: str | Path) -> None:
+        """Refuse a checkpoint of a training that was given something else."""
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            other = json.loads(saved["record"]["text"])
+        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no checkpoint of an interrupted training, or not whole.") from error
+        if found := [*differences(other["options"], self.content["options"])]:
+            described = [f"{name} (trained with {first!r}, given {second!r})" for name, first, second in found]
+            raise ValueError(f"A training goes on with the options that it began with; these differ: {described}.")
+        if other["lists"] != self.content["lists"]:
+            raise ValueError(
+                "A training goes on with the images that it began with: cases, patients or labels in --dataset_dir are "
+                f"others than those of {path}."
+            )
 
 
 class DivergenceGuard:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ from monai.utils import set_determinism
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.engine.bundle import model_path, require_own_config
-from aeflow_monai.engine.card import add_evaluation, hash_of_list
+from aeflow_monai.engine.bundle import model_path, read_model, require_own_config
+from aeflow_monai.engine.card import add_evaluation, fingerprints_of, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys
 from aeflow_monai.errors import root_cause
 from aeflow_monai.files import read_json
@@ -31,8 +30,6 @@ __all__ = [
     "lesion_copies",
     "number_of_epochs",
 ]
-
-_logger = logging.getLogger(__name__)
 
 _NO_DATA = "Say where the images are with --dataset_dir <folder>."
 # What inference.yaml can write; a saliency map is written where the inferer makes one.
@@ -80,25 +77,31 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
     """Begin a run that uses a trained model: check that bundle, options and data are there and belong together.
 
     Args:
-        given: config of the run; options are not compared with the training's if None.
+        given: config of the run.
         folder: of the bundle.
         dataset_dir: folder of images, or one image file.
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: see `require_own_config`; no data were named; or an output has an unknown name.
+        ValueError: see `require_own_config`; no data were named; an output has an unknown name; outputs would lie among
+            the images; or the config is not known, since the run was started by MONAI's own `ConfigWorkflow`.
     """
     if given is None:
-        _logger.warning(
-            "This run cannot compare its options with those of the training: start it with aeflow_monai.Workflow in "
-            "place of monai.bundle.ConfigWorkflow."
+        raise ValueError(
+            "A run started from Python has to know its config, to compare it with the training's: use "
+            "aeflow_monai.Workflow in place of monai.bundle.ConfigWorkflow, or aeflow_monai.predict."
         )
-    else:
-        _explain_errors_at_the_end(given)
+    _explain_errors_at_the_end(given)
     require_own_config(folder, given)
     if dataset_dir is None:
         raise ValueError(_NO_DATA)
-    outputs = [] if given is None else given.content.get("outputs", [])
+    output_dir = given.content.get("output_dir") if "outputs" in given.content else None
+    if output_dir is not None and Path(output_dir).resolve() == Path(dataset_dir).resolve():
+        raise ValueError(
+            f"output_dir is the folder of the images, {dataset_dir}: maps would be taken for images by the next run. "
+            "Give another folder with --output_dir."
+        )
+    outputs = given.content.get("outputs", [])
     if isinstance(outputs, str) or not set(outputs) <= set(_OUTPUTS):
         raise ValueError(f"outputs is a list of some of {list(_OUTPUTS)}; got {outputs!r}.")
     keep_freed_memory()
@@ -131,11 +134,16 @@ def end_evaluation(folder: str, results_dir: str, datalist: Sequence[Mapping[str
         results_dir: folder of the results.
         datalist: of the evaluated cases, which tells one table from another.
     """
+    seen = {*read_model(model_path(folder)).card["trained_on"]} & {*fingerprints_of(datalist)}
+    if seen:
+        print(f"WARNING: {len(seen)} of {len(datalist)} test images were trained on, so these results are too good.")
     reports = [read_json(Path(results_dir, name)) for name in ("metrics.json", "localisation.json")]
     report = {name: value for found in reports for name, value in found.items()}
     if report and Path(folder, "docs", "README.md").is_file():
         try:
-            add_evaluation(folder, f"{len(datalist)} cases, list {hash_of_list(datalist)}", report)
+            title = f"{len(datalist)} cases, list {hash_of_list(datalist)}"
+            title += f"; {len(seen)} of them were trained on, so this is no test" if seen else ""
+            add_evaluation(folder, title, report)
         except OSError as error:  # the bundle may lie where nothing can be written
             print(f"The model card was not completed: {error}")
     names = {"metrics": "metrics.json", "localisation": "localisation.json", "scores": "scores.csv"}

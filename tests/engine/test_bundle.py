@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from monai.bundle import ConfigParser
 from outputs import BUNDLE, differing, files_below, model_state, said
 
 from aeflow_monai import Detector, Model, Workflow, config_files
@@ -255,8 +256,37 @@ def test_a_model_that_was_moved_into_another_bundle_is_noticed(
 def test_a_config_that_was_edited_is_noticed(bundle: Path, verb: str) -> None:
     file = bundle / f"configs/{verb}.yaml"
     file.write_text(file.read_text().replace("upper: 99.5", "upper: 99.0"))
-    with pytest.raises(ValueError, match=r"intensity#upper \(trained with 99\.5, given 99\.0\)"):
+    named = r"intensity#upper is 99\.0 there, and was 99\.5|intensity#upper \(trained with 99\.5, given 99\.0\)"
+    with pytest.raises(ValueError, match=named):
         require_own_config(bundle, given_of(file))
+    if verb == "inference":  # which is all that a model is opened with from Python
+        with pytest.raises(ValueError, match=r"is not the config that .* was trained with"):
+            Model(bundle)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"inferer#slicer": {"_target_": "aeflow_monai.data.Slicer", "fit": "pad"}},
+        {"dataset#transform": "@scores"},
+        {"network": "$torch.nn.Identity()"},
+        {"bundle_root": "elsewhere"},
+        {"given": "nothing"},
+    ],
+)
+def test_what_refers_to_the_fixed_parts_cannot_be_replaced(bundle: Path, options: dict[str, Any]) -> None:
+    given = given_of(bundle / "configs/inference.yaml")
+    parser = ConfigParser(given.content)
+    parser.update(options)
+    with pytest.raises(ValueError, match=f"{next(iter(options))} of the bundle in .* cannot be replaced"):
+        require_own_config(bundle, given._replace(content=parser.get()))
+
+
+@pytest.mark.parametrize("name", ["configs/metadata.json", "configs/inference.yaml"])
+def test_a_bundle_that_is_not_whole_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"is not whole: .*{Path(name).name} is missing"):
+        Model(bundle)
 
 
 @pytest.mark.parametrize(

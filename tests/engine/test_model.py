@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import LoadImage
 
 from aeflow_monai import Model, predict
 
@@ -41,8 +43,32 @@ def test_the_image_that_was_given_stays_as_it_was(trained: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(8,), (1, 2, 8, 8)])
 def test_an_array_of_other_dimensions_is_refused(trained: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"Expected an image \(X, Y\) or a volume \(X, Y, Z\); got an array of shape"):
+    with pytest.raises(ValueError, match=r"Expected an image \(X, Y\) or a volume \(X, Y, Z\); got the shape"):
         predict(np.zeros(shape), trained)
+
+
+def test_arrays_that_are_no_grey_images_are_refused(trained: Path) -> None:
+    with pytest.raises(ValueError, match="is taken for a picture with colours: give its path"):
+        predict(np.zeros((64, 64, 3), dtype=np.uint8), trained)
+    with pytest.raises(ValueError, match="Expected a path, an array or a tensor; got list"):
+        predict([[0.0, 1.0]], trained)
+    with pytest.raises(ValueError, match="is a file: give the folder that the training wrote"):
+        predict(np.zeros((8, 8)), trained / "models/model.pt")
+
+
+def test_memory_order_of_an_array_does_not_matter(trained: Path, volumes: Path) -> None:
+    file = volumes / "images/test_abnormal_000.nii.gz"
+    array = np.asarray(nib.load(file).dataobj)
+    expected = predict(array, trained).anomaly_score
+    for same in (array[::-1].copy()[::-1], array.astype(">f4"), np.asfortranarray(array)):
+        assert predict(same, trained).anomaly_score == expected
+
+
+def test_an_image_of_monais_loader_is_the_file(trained: Path, volumes: Path) -> None:
+    file = volumes / "images/test_abnormal_000.nii.gz"
+    expected = predict(file, trained).anomaly_score
+    for options in ({}, {"ensure_channel_first": True}):
+        assert predict(LoadImage(image_only=True, **options)(file), trained).anomaly_score == expected
 
 
 def test_a_missing_image_is_named(tmp_path: Path, trained: Path) -> None:

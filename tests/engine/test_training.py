@@ -15,7 +15,10 @@ from aeflow_monai.engine.training import BundleWriter, Checkpoints, DivergenceGu
 
 STATISTICS = ("term_mean", "term_std", "map_std", "fraction_mean", "fraction_std")
 BUFFERS = (*STATISTICS, "map_threshold", "slice_threshold", "case_threshold")
-SPLIT = ([{"case": "t0", "label": 0}, {"case": "t1", "label": 0}], [{"case": f"{i}", "label": 0} for i in range(4)])
+SPLIT = (
+    [{"case": name, "label": 0, "image": f"{name}.nii.gz"} for name in ("t0", "t1")],
+    [{"case": f"{i}", "label": 0, "image": f"{i}.nii.gz"} for i in range(4)],
+)
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_a_training_that_fails_leaves_the_earlier_bundle(
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_the_last_two_checkpoints_are_kept_and_gone_on_from(tmp_path: Path) -> None:
+def test_the_last_two_checkpoints_are_kept_and_gone_on_from(tmp_path: Path, given: GivenConfig) -> None:
     def run(resume: Path | None, epochs: int) -> tuple[list[int], torch.nn.Linear]:
         torch.manual_seed(0)
         layer = torch.nn.Linear(1, 1)
@@ -113,7 +116,7 @@ def test_the_last_two_checkpoints_are_kept_and_gone_on_from(tmp_path: Path) -> N
                 layer.weight += batch
 
         engine = Engine(step)
-        Checkpoints(tmp_path, {"model": layer}, resume).attach(engine)
+        Checkpoints(tmp_path, {"model": layer}, given, SPLIT, resume).attach(engine)
         engine.run([1.0, 2.0], max_epochs=epochs)
         return seen, layer
 
@@ -124,9 +127,26 @@ def test_the_last_two_checkpoints_are_kept_and_gone_on_from(tmp_path: Path) -> N
     assert torch.equal(resumed.weight, layer.weight)
 
 
-def test_a_missing_checkpoint_is_told_before_the_training(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_told_before_the_training(tmp_path: Path, given: GivenConfig) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*absent\.pt\. Give one of an interrupted training"):
-        Checkpoints(tmp_path, {}, tmp_path / "absent.pt")
+        Checkpoints(tmp_path, {}, given, SPLIT, tmp_path / "absent.pt")
+
+
+def test_a_training_goes_on_with_its_own_options_and_images_only(tmp_path: Path, given: GivenConfig) -> None:
+    engine = trainer_of([1.0])
+    Checkpoints(tmp_path, {"model": torch.nn.Linear(1, 1)}, given, SPLIT).attach(engine)
+    engine.run([1.0], max_epochs=1)
+    checkpoint = tmp_path / "checkpoint_epoch=1.pt"
+    Checkpoints(tmp_path, {}, given, SPLIT, checkpoint)
+    seed = given.content["seed"]
+    other = given._replace(content={**given.content, "seed": seed + 1})
+    with pytest.raises(ValueError, match=rf"these differ: \['seed \(trained with {seed}, given {seed + 1}\)'\]"):
+        Checkpoints(tmp_path, {}, other, SPLIT, checkpoint)
+    with pytest.raises(ValueError, match="goes on with the images that it began with"):
+        Checkpoints(tmp_path, {}, given, SPLIT[::-1], checkpoint)
+    checkpoint.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="is no checkpoint of an interrupted training, or not whole"):
+        Checkpoints(tmp_path, {}, given, SPLIT, checkpoint)
 
 
 # --- divergence -------------------------------------------------------------------------------------------------------

@@ -75,7 +75,9 @@ def test_a_training_says_where_it_writes_and_with_which_seed(volumes: Path, caps
 
 def test_data_have_to_be_named(trained: Path) -> None:
     with pytest.raises(ValueError, match=r"Say where the images are with --dataset_dir <folder>\."):
-        begin_scoring(None, str(trained), None)
+        begin_scoring(
+            Workflow(str(trained / "configs/inference.yaml"), logging_file=False).parser["given"], str(trained), None
+        )
     workflow = Workflow(str(trained / "configs/train.yaml"), workflow_type="train", logging_file=False)
     with pytest.raises(ValueError, match=r"Say where the images are with --dataset_dir <folder>\."):
         begin_training(workflow.parser["given"], str(trained), 0)
@@ -105,10 +107,9 @@ def test_announce_names_what_exists(
 
 
 def test_an_evaluation_without_reports_leaves_the_card_as_it_was(tmp_path: Path, trained: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    shutil.copy(trained / "docs/README.md", tmp_path / "docs")
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "docs/README.md").read_text()
-    items = [{"case": "a", "label": 1}, {"case": "b", "label": 1}]
+    items = [{"case": name, "label": 1, "image": f"{name}.nii.gz"} for name in "ab"]
     end_evaluation(str(tmp_path), str(tmp_path / "results"), items)
     assert (tmp_path / "docs/README.md").read_text() == before
     (tmp_path / "results").mkdir()
