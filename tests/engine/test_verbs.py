@@ -10,7 +10,7 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from outputs import said
 
-from aeflow_monai import Workflow, config_files
+from aeflow_monai import Workflow, config_files, load_datalist
 from aeflow_monai.engine.card import hash_of_list
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.verbs import (
@@ -21,6 +21,7 @@ from aeflow_monai.engine.verbs import (
     lesion_copies,
     number_of_epochs,
 )
+from aeflow_monai.files import write_json
 
 Run = Callable[..., Any]
 
@@ -218,3 +219,15 @@ def test_a_run_that_was_started_from_python_leaves_the_end_alone(
     given = Workflow(config_files("train"), logging_file=False, dataset_dir=str(volumes)).parser["given"]
     begin_training(given, "somewhere", 0)
     assert at_the_end == []
+
+
+def test_an_evaluation_on_images_that_were_trained_on_says_so(
+    tmp_path: Path, trained: Path, volumes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    write_json(tmp_path / "results/localisation.json", {"n_volumes": 6, "slice_auroc": 0.75})
+    end_evaluation(str(tmp_path), str(tmp_path / "results"), load_datalist(volumes, "train"))
+    assert "WARNING: 5 of 6 test images were trained on" in capsys.readouterr().out
+    assert "; 5 of them were trained on, so this is no test\n" in (tmp_path / "docs/README.md").read_text()
+    end_evaluation(str(tmp_path), str(tmp_path / "results"), load_datalist(volumes, "test"))
+    assert "WARNING" not in capsys.readouterr().out

@@ -25,9 +25,13 @@ def other(
     trained: Path, volumes: Path, run_workflow: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Another bundle: the same network with other thresholds."""
-    folder = tmp_path_factory.mktemp("other") / "SITE"
-    run_workflow(trained / "configs/calibrate.yaml", dataset_dir=str(volumes), output_dir=str(folder), specificity=0.5)
-    return folder
+    folder = tmp_path_factory.mktemp("other")
+    (folder / "normals").mkdir()
+    for image in (volumes / "images").glob("test_normal_*"):
+        shutil.copy(image, folder / "normals")
+    where = {"dataset_dir": str(folder / "normals"), "output_dir": str(folder / "SITE")}
+    run_workflow(trained / "configs/calibrate.yaml", **where, specificity=0.5)
+    return folder / "SITE"
 
 
 def test_a_bundle_is_taken_in_once_and_without_its_logs(store: ModelStore, trained: Path, other: Path) -> None:

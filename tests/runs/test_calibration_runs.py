@@ -107,3 +107,12 @@ def test_a_new_bundle_needs_a_folder_of_its_own(
     with pytest.raises(RuntimeError) as raised:
         start_workflow(trained / "configs/calibrate.yaml", dataset_dir=str(site), output_dir=place and str(trained))
     assert f"Name a folder for the new model with --output_dir, another one than {trained}" in said(raised)
+
+
+def test_normals_that_were_trained_on_are_refused(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run
+) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(trained / "configs/calibrate.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path / "site"))
+    assert "5 of 6 images were trained on: thresholds of images that the model knows are too low" in said(raised)
+    assert not (tmp_path / "site").exists()
