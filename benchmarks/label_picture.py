@@ -1,4 +1,4 @@
-"""Draws docs/monai_label.png: a made-up volume, and the map and mask that the MONAI Label app returns for it over HTTP.
+"""Draws docs/monai_label.png: a synthetic volume, and the map and mask that the MONAI Label app returns for it over HTTP.
 
 The model is that of the quick start, the volume one that it was not trained on. Needs an environment with the extra
 `label`. Usage:
@@ -75,7 +75,7 @@ def main() -> None:
     bar.ax.tick_params(colors="white", labelsize=7)
     bar.ax.axvline(threshold, color="white", lw=1)
     figure.suptitle(
-        f"made-up volume; score {said['anomaly_score']:.2f} (threshold {said['case_threshold']:.2f}), "
+        f"synthetic volume; score {said['anomaly_score']:.2f} (threshold {said['case_threshold']:.2f}), "
         f"slice {most['number']}, S {most['position_mm']:+.1f} mm",
         color="white",
         fontsize=11,

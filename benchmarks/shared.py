@@ -1,4 +1,4 @@
-"""What the benchmarks share: the bundle's commands, times taken in turn, tables, made-up volumes, and the machine."""
+"""What the benchmarks share: the bundle's commands, times taken in turn, tables, synthetic volumes, and the machine."""
 
 from __future__ import annotations
 

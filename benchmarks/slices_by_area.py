@@ -26,7 +26,7 @@ def areas_of(image: torch.Tensor) -> list[float]:
 
 
 def slices_by_area(table: Path, areas: dict[str, list[float]], tolerance: float = 0.05) -> dict[str, float]:
-    """How well slices with lesion are told from others by the organ's area, and by the score at like area.
+    """How well slices with lesion differ from those without by the organ's area, and by the score at like area.
 
     Args:
         table: slice_scores.csv of the evaluation.

@@ -111,7 +111,7 @@ def run_command() -> RunCommand:
 
 @pytest.fixture(scope="session")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made-up data set, small: 6 volumes to train on, 3 normal and 3 abnormal ones to test on."""
+    """The embedded data set, small: 6 volumes to train on, 3 normal and 3 abnormal ones to test on."""
     folder = tmp_path_factory.mktemp("data") / "volumes"
     return write_phantom(folder, n_train=6, n_test_normal=3, n_test_abnormal=3)
 

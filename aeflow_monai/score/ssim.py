@@ -22,7 +22,7 @@ def ssim_map(reconstruction: Tensor, image: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         blurred = _blur(moments.shape[-2], x) @ moments @ _blur(moments.shape[-1], x).T
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = blurred.chunk(5, dim=1)
-    # the data range is 1, that of the network's door, never the batch's own: a score must not depend on its neighbours
+    # the data range is 1, that of the network's input, never the batch's own: a score must not depend on its neighbours
     c1, c2 = 0.01**2, 0.03**2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     variances = mean_xx - mean_x**2 + mean_yy - mean_y**2

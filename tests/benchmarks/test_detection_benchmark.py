@@ -1,4 +1,4 @@
-"""benchmarks/detection on made-up slices: what a fit is given, going on after a stop, and the table's numbers."""
+"""benchmarks/detection on synthetic slices: what a fit is given, going on after a stop, and the table's numbers."""
 
 import csv
 import importlib.util

@@ -82,7 +82,7 @@ def save_nifti(path: Path, array: Array, affine: Array) -> Path:
 
 
 def there_and_back(chain: Compose, path: Path) -> tuple[Tensor, MetaTensor]:
-    """The slices at the network's door (C, 64, 64, n), and a map which equals them there, on the file's grid."""
+    """The slices as the network takes them (C, 64, 64, n), and a map which equals them there, on the file's grid."""
     seen: list[Tensor] = []
 
     def network(slices: Tensor, places: Places) -> Tensor:

@@ -106,15 +106,15 @@ def test_png_slices_work_from_training_to_inference(tmp_path: Path, run_workflow
 def tumours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four cases as BraTS has them: in a folder each, all abnormal, of two modalities."""
     root = tmp_path_factory.mktemp("tumours")
-    made_up = write_phantom(root / "phantom", n_train=0, n_test_normal=0, n_test_abnormal=4)
+    phantom = write_phantom(root / "phantom", n_train=0, n_test_normal=0, n_test_abnormal=4)
     for number in range(4):
         folder = root / f"brats/BraTS_{number:03}"
         folder.mkdir(parents=True)
-        image = nib.load(made_up / f"images/test_abnormal_{number:03}.nii.gz")
+        image = nib.load(phantom / f"images/test_abnormal_{number:03}.nii.gz")
         nib.save(image, folder / f"{folder.name}_flair.nii.gz")
         other = np.asarray(image.dataobj, dtype=np.float32) ** 2
         nib.save(nib.Nifti1Image(other, image.affine), folder / f"{folder.name}_t1.nii.gz")
-        shutil.copy(made_up / f"masks/test_abnormal_{number:03}.nii.gz", folder / f"{folder.name}_seg.nii.gz")
+        shutil.copy(phantom / f"masks/test_abnormal_{number:03}.nii.gz", folder / f"{folder.name}_seg.nii.gz")
     return root / "brats"
 
 
