@@ -1,4 +1,4 @@
-"""Draws docs/monai_label.png: a synthetic volume, and the map and mask that the MONAI Label app returns for it over HTTP.
+"""Draws docs/monai_label.png: a synthetic volume, and the map and mask that MONAI Label returns for it over HTTP.
 
 The model is that of the quick start, the volume one that it was not trained on. Needs an environment with the extra
 `label`. Usage:
