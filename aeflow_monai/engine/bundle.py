@@ -68,7 +68,8 @@ _CHECKED = ("models/model.pt", "configs/metadata.json", "configs/inference.yaml"
 _BOUND = (
     *("bundle_root", "given", "network", "scores", "items", "normals"),
     *("dataset#_target_", "dataset#transform", "dataloader#dataset", "inferer#_target_", "inferer#slicer"),
-    *("evaluator#_target_", "evaluator#network", "evaluator#inferer", "initialize"),
+    *("evaluator#_target_", "evaluator#network", "evaluator#inferer", "evaluator#amp", "evaluator#prepare_batch"),
+    *("evaluator#postprocessing", "handlers", "listing", "datalist", "initialize"),
 )
 _HEADERS = {
     "train": "the training itself: to go on after an interruption (--resume), or to train on other data",

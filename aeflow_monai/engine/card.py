@@ -11,11 +11,11 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from aeflow_monai.about import DISCLAIMER, __version__
-from aeflow_monai.files import replacing
+from aeflow_monai.files import replacing, sha256_of
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed
 
-__all__ = ["add_evaluation", "facts_of_data", "fingerprints_of", "hash_of_list", "write_card"]
+__all__ = ["add_evaluation", "count_seen", "facts_of_data", "fingerprints_of", "hash_of_list", "write_card"]
 
 _EVALUATIONS = "## Evaluations"
 _VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
@@ -142,16 +142,25 @@ def hash_of_list(items: Sequence[Mapping[str, Any]]) -> str:
 
 
 def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A short hash of each image's first file, by its size and its first 64 KB, which tell whether it is seen again."""
+    """Beginning of the SHA-256 of each image's bytes, one per item, which tells whether it is seen again.
+
+    Args:
+        items: a datalist; of an image in several files, or in a folder of DICOM files, all count. An item without any
+            file has an empty fingerprint.
+    """
     found = []
     for item in items:
-        path = Path(ensure_tuple(item["image"])[0])
-        files = [path] if path.is_file() else sorted(file for file in path.glob("*") if file.is_file())[:1]
-        for file in files:
-            with file.open("rb") as stream:
-                digest = hashlib.sha256(f"{file.stat().st_size} ".encode() + stream.read(2**16))
-            found.append(digest.hexdigest()[:16])
+        paths = [Path(path) for path in ensure_tuple(item["image"])]
+        files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
+        digests = [sha256_of(file) for file in files if file.is_file()]
+        found.append(hashlib.sha256("".join(digests).encode()).hexdigest()[:16] if digests else "")
     return found
+
+
+def count_seen(items: Sequence[Mapping[str, Any]], fingerprints: Sequence[str]) -> int:
+    """How many items of a datalist are among images with these fingerprints."""
+    known = {*fingerprints} - {""}
+    return sum(fingerprint in known for fingerprint in fingerprints_of(items))
 
 
 _SHOWN = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.engine.bundle import model_path, read_model, write_bundle
-from aeflow_monai.engine.card import facts_of_data, fingerprints_of
+from aeflow_monai.engine.card import count_seen, facts_of_data
 from aeflow_monai.engine.detector import Detector, calibrate
 
 __all__ = ["recalibrate"]
@@ -35,7 +35,7 @@ def recalibrate(
         ValueError: some of the normals were trained on.
     """
     stored = read_model(model_path(folder))
-    if n_seen := len({*stored.card["trained_on"]} & {*fingerprints_of(data)}):
+    if n_seen := count_seen(data, stored.card["trained_on"]):
         raise ValueError(
             f"{n_seen} of {len(data)} images were trained on: thresholds of images that the model knows are too low. "
             "Give normal images that it has not seen."

@@ -178,7 +178,8 @@ class DivergenceGuard:
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}: the training "
-                "diverged. Lower learning_rate or clamp; the last checkpoint is kept, an earlier model is untouched."
+                "diverged. Lower learning_rate, or network_def#network#clamp; the last checkpoint is kept, an earlier model "
+                "is untouched."
             )
 
 

@@ -15,7 +15,7 @@ from monai.utils import set_determinism
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.engine.bundle import model_path, read_model, require_own_config
-from aeflow_monai.engine.card import add_evaluation, fingerprints_of, hash_of_list
+from aeflow_monai.engine.card import add_evaluation, count_seen, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys
 from aeflow_monai.errors import root_cause
 from aeflow_monai.files import read_json
@@ -134,15 +134,15 @@ def end_evaluation(folder: str, results_dir: str, datalist: Sequence[Mapping[str
         results_dir: folder of the results.
         datalist: of the evaluated cases, which tells one table from another.
     """
-    seen = {*read_model(model_path(folder)).card["trained_on"]} & {*fingerprints_of(datalist)}
-    if seen:
-        print(f"WARNING: {len(seen)} of {len(datalist)} test images were trained on, so these results are too good.")
+    n_seen = count_seen(datalist, read_model(model_path(folder)).card["trained_on"])
+    if n_seen:
+        print(f"WARNING: {n_seen} of {len(datalist)} test images were trained on, so these results are too good.")
     reports = [read_json(Path(results_dir, name)) for name in ("metrics.json", "localisation.json")]
     report = {name: value for found in reports for name, value in found.items()}
     if report and Path(folder, "docs", "README.md").is_file():
         try:
             title = f"{len(datalist)} cases, list {hash_of_list(datalist)}"
-            title += f"; {len(seen)} of them were trained on, so this is no test" if seen else ""
+            title += f"; {n_seen} of them were trained on, so this is no test" if n_seen else ""
             add_evaluation(folder, title, report)
         except OSError as error:  # the bundle may lie where nothing can be written
             print(f"The model card was not completed: {error}")

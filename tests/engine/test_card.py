@@ -6,7 +6,15 @@ import torch
 
 from aeflow_monai import Score, __version__
 from aeflow_monai.engine.bundle import model_path, read_model
-from aeflow_monai.engine.card import _SHOWN, add_evaluation, facts_of_data, hash_of_list, write_card
+from aeflow_monai.engine.card import (
+    _SHOWN,
+    add_evaluation,
+    count_seen,
+    facts_of_data,
+    fingerprints_of,
+    hash_of_list,
+    write_card,
+)
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics, detection_report, slice_report
 
 FACTS = {
@@ -125,3 +133,12 @@ def test_what_the_card_shows_the_reports_have() -> None:
 @pytest.mark.parametrize("text", ["## Evaluations", "# Model card: AE-Flow anomaly detection"])
 def test_the_card_has_its_parts(tmp_path: Path, text: str) -> None:
     assert text in card_of(tmp_path, (19, 19)).splitlines()
+
+
+def test_images_that_begin_alike_are_not_the_same(tmp_path: Path) -> None:
+    for name, end in (("a", b"1"), ("b", b"2")):
+        (tmp_path / f"{name}.nii").write_bytes(bytes(2**17) + end)
+    a, b = ({"case": name, "image": str(tmp_path / f"{name}.nii")} for name in "ab")
+    assert count_seen([a, a, b], fingerprints_of([a])) == 2
+    absent = {"case": "c", "image": str(tmp_path / "absent.nii")}
+    assert count_seen([absent], fingerprints_of([absent])) == 0
