@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -129,7 +130,8 @@ class Checkpoints:
         state = {**self.state, "trainer": engine}
         if self.resume is not None:
             CheckpointLoader(str(self.resume), state, map_location=self.device).attach(engine)
-        CheckpointSaver(self.folder, {**state, "record": self.record}, save_interval=1, n_saved=2).attach(engine)
+        if int(os.environ.get("RANK", "0")) == 0:  # all processes go on from a checkpoint, the first one saves
+            CheckpointSaver(self.folder, {**state, "record": self.record}, save_interval=1, n_saved=2).attach(engine)
 
 
 class _Record:
@@ -178,8 +180,8 @@ class DivergenceGuard:
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}: the training "
-                "diverged. Lower learning_rate, or network_def#network#clamp; the last checkpoint is kept, an earlier model "
-                "is untouched."
+                "diverged. Lower learning_rate, or network_def#network#clamp; the last checkpoint is kept, an earlier "
+                "model is untouched."
             )
 
 
