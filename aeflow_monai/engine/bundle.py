@@ -44,6 +44,7 @@ from aeflow_monai.files import home, read_json, replacing, sha256_of, write_json
 
 __all__ = [
     "StoredModel",
+    "load_saved",
     "model_path",
     "options_of",
     "read_model",
@@ -124,13 +125,8 @@ def read_model(path: str | Path) -> StoredModel:
             f"There is no trained model at {path}. Train one first, go on with an interrupted training (--resume <a "
             "checkpoint in its folder logs>), or give the folder of a finished one."
         )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # RuntimeError: cut short
-        raise ValueError(
-            f"{path} is no model, or not whole: expected the model.pt that a training ends with."
-        ) from error
-    state = content.get("model") if isinstance(content, dict) else None
+    content = load_saved(path, "is no model, or not whole: expected the model.pt that a training ends with.")
+    state = content.get("model")
     if not (isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{path} is no model: expected the model.pt that a training ends with.")
     if "config" not in content:
@@ -143,12 +139,32 @@ def read_model(path: str | Path) -> StoredModel:
     return StoredModel(state, text["config"], text["card"])
 
 
-def require_own_config(folder: str | Path, given: GivenConfig | None) -> None:
+def load_saved(path: str | Path, otherwise: str) -> dict[str, Any]:
+    """What a training saved in a file; nothing in it is run.
+
+    Args:
+        path: of the file.
+        otherwise: what the error says of a file that torch cannot read, behind its path.
+
+    Raises:
+        ValueError: torch cannot read it.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # RuntimeError: cut short
+        raise ValueError(f"{path} {otherwise}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredModel:
     """Refuse a bundle whose parts do not belong together, and options that differ from those of its training.
 
     Args:
         folder: of the bundle.
         given: config of the run; nothing of it is compared if None.
+
+    Returns:
+        What its model.pt holds.
 
     Raises:
         FileNotFoundError: there is no model.
@@ -156,7 +172,8 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> None:
             training and given another value.
     """
     path, metadata, inference = (Path(folder, name) for name in _CHECKED)
-    trained = read_model(path).config
+    stored = read_model(path)
+    trained = stored.config
     if missing := [str(file) for file in (metadata, inference) if not file.is_file()]:
         raise FileNotFoundError(f"The bundle in {folder} is not whole: {missing[0]} is missing. Copy the whole folder.")
     if read_json(metadata).get("model_sha256") != sha256_of(path):
@@ -172,7 +189,7 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> None:
             f"{first!r}. Use the whole folder that the training wrote, unchanged."
         )
     if given is None:
-        return
+        return stored
     own, content = ConfigParser.load_config_file(given.files[0]), _with_file_names(given.content)
     replaced = [id for id in _BOUND if _at(own, id) != _at(content, id)]
     if replaced:
@@ -184,12 +201,12 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> None:
     said = [key for key in content if key in trained and key not in own and key not in _PATHS]
     fixed |= {key: _counterpart(trained[key], content[key]) for key in said}
     if found := [*differences(fixed, {key: content.get(key) for key in fixed})]:
-        described = [f"{name} (trained with {first!r}, given {second!r})" for name, first, second in found]
         raise ValueError(
-            f"The training of {folder} has fixed these options: {'; '.join(described)}. Leave them away, or train "
-            "again with other values."
+            f"The training of {folder} has fixed these options: {'; '.join(map(str, found))}. Leave them away, or "
+            "train again with other values."
         )
     refuse_unknown_keys(content, also_known=[*own, *ids_of(trained)])
+    return stored
 
 
 def write_training_config(folder: str | Path, given: GivenConfig, record: Mapping[str, Any]) -> None:
@@ -202,8 +219,7 @@ def write_training_config(folder: str | Path, given: GivenConfig, record: Mappin
     """
     folder = Path(folder)
     _write_yaml(folder, "train", _training(given.content))
-    shutil.copyfile(template_root() / "configs" / "logging.conf", folder / "configs" / "logging.conf")
-    shutil.copyfile(template_root() / "LICENSE", folder / "LICENSE")
+    _copy_from_template(folder)
     versions = {
         "aeflow_monai": __version__,
         "python": platform.python_version(),
@@ -237,12 +253,12 @@ def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, An
 
 
 def _write_files(folder: Path, detector: Detector, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    trained = _with_file_names({k: v for k, v in config.items() if k not in _PATHS or _is_embedded_path(k, v)})
+    paths = {*_PATHS} - ({"dataset_dir"} if _is_embedded(config) else set())
+    trained = _with_file_names({key: value for key, value in config.items() if key not in paths})
     for name in ("inference", "evaluate", "calibrate"):
         _write_yaml(folder, name, _scoring(name, config))
     _write_yaml(folder, "train", _training(config))
-    for name in ("configs/logging.conf", "LICENSE"):
-        shutil.copyfile(template_root() / name, folder / name)
+    _copy_from_template(folder)
     text = json.dumps({"aeflow_monai": __version__, "config": trained, "card": card})
     path = model_path(folder)
     with replacing(path) as unfinished:
@@ -302,9 +318,9 @@ def _scoring(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     template["imports"] = list(dict.fromkeys([*template["imports"], *config["imports"]]))
     if not _is_embedded(config):
         template["dataset_dir"] = None
-    options = [key for key in template if key not in _components(template)]
-    head = {key: template[key] for key in options}
-    return {**head, **_fixed(config), **{key: value for key, value in template.items() if key not in head}}
+    items = list(template.items())
+    first = list(template).index("bundle_root")  # that is no plain option
+    return dict([*items[:first], *_fixed(config).items(), *items[first:]])
 
 
 def _training(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,17 +333,12 @@ def _training(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_embedded(config: Mapping[str, Any]) -> bool:
     """Whether the training is on the embedded data, which is there on every machine."""
-    return _is_embedded_path("dataset_dir", config.get("dataset_dir"))
+    return str(config.get("dataset_dir")).startswith("$aeflow_monai.")
 
 
-def _is_embedded_path(key: str, value: Any) -> bool:
-    return key == "dataset_dir" and str(value).startswith("$aeflow_monai.")
-
-
-def _components(content: Mapping[str, Any]) -> list[str]:
-    """Keys at the top from the first that is no plain option on; imports stand before the options."""
-    keys = list(content)
-    return keys[keys.index("bundle_root") :]
+def _copy_from_template(folder: Path) -> None:
+    for name in ("configs/logging.conf", "LICENSE"):
+        shutil.copyfile(template_root() / name, folder / name)
 
 
 def _write_yaml(folder: Path, name: str, content: Mapping[str, Any]) -> None:
@@ -345,8 +356,7 @@ def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def _options_unlike_the_template(trained: Mapping[str, Any]) -> list[str]:
     """Options of a training that differ from the template's, as name and value."""
     template = ConfigParser.load_config_file(template_root() / "configs" / "train.yaml")
-    options = [key for key in {**template, **trained} if key not in _NO_OPTIONS]
-    found = differences({key: template.get(key) for key in options}, {key: trained.get(key) for key in options})
+    found = differences(options_of(template), options_of(trained))
     return [f"`{name}`: {_shown(second)} (default {_shown(first)})" for name, first, second in found]
 
 

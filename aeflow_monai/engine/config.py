@@ -129,7 +129,7 @@ def given_config() -> GivenConfig | None:
         ValueError: an option is None, which MONAI would ignore.
     """
     verbs = ("run", "run_workflow")
-    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1:2][0] not in verbs:
+    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1] not in verbs:
         return None
     read: dict[str, Any] = {}
 
@@ -215,6 +215,10 @@ class Difference(NamedTuple):
     name: str
     first: Any
     second: Any
+
+    def __str__(self) -> str:
+        """What a user reads of an option of a training that was given again."""
+        return f"{self.name} (trained with {self.first!r}, given {self.second!r})"
 
 
 def differences(first: Any, second: Any, name: str = "") -> Iterator[Difference]:

@@ -12,7 +12,7 @@ from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, Invertd
 from torch import Tensor
 
-from aeflow_monai.engine.bundle import model_path, read_model, require_own_config
+from aeflow_monai.engine.bundle import require_own_config
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.output.case_score import GatherScoresd, MaskMapd
 
@@ -61,14 +61,14 @@ class Model:
             raise ValueError(
                 f"{folder} is a file: give the folder that the training wrote, which holds configs and models."
             )
-        require_own_config(self.folder, None)
+        stored = require_own_config(self.folder, None)
         parser = ConfigParser()
         parser.read_config(str(self.folder / "configs" / "inference.yaml"))
         self.preprocessing: Compose = parser.get_parsed_content("preprocessing")
         self.inferer: Any = parser.get_parsed_content("inferer")
         self.viewer_postprocessing: Compose = parser.get_parsed_content("post_transforms")
         self.detector: Detector = parser.get_parsed_content("network_def")
-        self.detector.load_state_dict(dict(read_model(model_path(self.folder)).state))
+        self.detector.load_state_dict(dict(stored.state))
         self.detector.to(torch.device(device)).eval()
 
     @torch.no_grad()

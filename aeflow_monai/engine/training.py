@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
-from aeflow_monai.engine.bundle import model_path, options_of, write_bundle, write_training_config
+from aeflow_monai.engine.bundle import load_saved, model_path, options_of, write_bundle, write_training_config
 from aeflow_monai.engine.card import facts_of_data, fingerprints_of, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, differences
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
@@ -65,7 +64,7 @@ class BundleWriter:
         self.specificity = specificity
         data = facts_of_data(trained_on=split[0], held_out=split[1])
         self.facts = {"seed": seed, "specificity": specificity, "data": data}
-        self.trained_on = fingerprints_of(split[0])
+        self.split = split
         self.given = given
 
     def attach(self, engine: Engine) -> None:
@@ -74,7 +73,8 @@ class BundleWriter:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Write what an interrupted training needs to go on."""
+        """Write what an interrupted training needs to go on, and note which images it sees."""
+        self.trained_on = fingerprints_of(self.split[0])
         write_training_config(self.folder, self.given, self.facts)
 
     def __call__(self, engine: Engine) -> None:
@@ -148,13 +148,13 @@ class _Record:
 
     def require_equal(self, path: str | Path) -> None:
         """Refuse a checkpoint of a training that was given something else."""
+        otherwise = "is no checkpoint of an interrupted training, or not whole."
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            other = json.loads(saved["record"]["text"])
-        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no checkpoint of an interrupted training, or not whole.") from error
+            other = json.loads(load_saved(path, otherwise)["record"]["text"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} {otherwise}") from error
         if found := [*differences(other["options"], self.content["options"])]:
-            described = [f"{name} (trained with {first!r}, given {second!r})" for name, first, second in found]
+            described = [str(difference) for difference in found]
             raise ValueError(f"A training goes on with the options that it began with; these differ: {described}.")
         if other["lists"] != self.content["lists"]:
             raise ValueError(
