@@ -18,7 +18,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-__all__ = ["detection_report", "format_report", "intensity_statistics"]
+__all__ = ["detection_report", "format_report", "intensity_statistics", "specificity_holds"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -113,10 +113,30 @@ def detection_report(
     if calibrated_rank is not None:
         rank, n_calibrated = calibrated_rank
         exceeding = int(called[truth == 0].sum())
-        chance = betabinom.sf(exceeding - 1, report["n_normal"], n_calibrated + 1 - rank, rank)
         report["expected_specificity"] = rank / (n_calibrated + 1)
-        report["expected_specificity_holds"] = bool(chance >= 0.025)
+        report["expected_specificity_holds"] = specificity_holds(exceeding, report["n_normal"], calibrated_rank)
     return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}
+
+
+def specificity_holds(n_exceeding: int, n_normal: int, calibrated_rank: tuple[int, int]) -> bool:
+    """Tell whether as many normal cases exceed a threshold as could be expected of the normals that it was set on.
+
+    Args:
+        n_exceeding: normal cases above the threshold, 0 to `n_normal`.
+        n_normal: normal cases.
+        calibrated_rank: rank of the threshold among the scores of the calibration's normals, counted from 1, and the
+            number of those normals.
+
+    Returns:
+        False if normals of the same kind would exceed it that often in less than 2.5 % of cases: the number that
+        exceed an order statistic has a beta-binomial distribution.
+
+    Example:
+        >>> specificity_holds(5, 100, (95, 99)), specificity_holds(20, 100, (95, 99))
+        (True, False)
+    """
+    rank, n_calibrated = calibrated_rank
+    return bool(betabinom.sf(n_exceeding - 1, n_normal, n_calibrated + 1 - rank, rank) >= 0.025)
 
 
 def format_report(report: Mapping[str, Any]) -> str:
