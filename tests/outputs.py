@@ -2,17 +2,23 @@
 
 import csv
 import re
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aeflow_monai.errors import root_cause
+from aeflow_monai.files import sha256_of
 
 MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
 # files of a volume, by the name of the output
@@ -34,8 +40,38 @@ def files_below(folder: Path) -> set[str]:
     return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in sorted(files_below(folder))}
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files: a difference of bytes themselves can take pytest hours to put into words."""
+    return {name: sha256_of(folder / name) for name in sorted(files_below(folder))}
+
+
+def unequal(first: Path, second: Path, names: Iterable[str]) -> list[str]:
+    """Names of the files that are not equal byte by byte in two folders."""
+    return [name for name in sorted(names) if sha256_of(first / name) != sha256_of(second / name)]
+
+
+def assert_same_outputs(first: Path, second: Path, names: Iterable[str]) -> None:
+    """Compare what two processes wrote: equal but for the rounding of sums, whose order a process may choose anew."""
+    for name in sorted(names):
+        one, other = first / name, second / name
+        if name.endswith(".nii.gz"):
+            images = [nib.load(file) for file in (one, other)]
+            np.testing.assert_allclose(images[0].affine, images[1].affine, atol=1e-5, err_msg=name)
+            assert images[0].get_data_dtype() == images[1].get_data_dtype(), name
+            values = [np.asarray(image.dataobj, dtype=np.float64) for image in images]
+            if name.endswith("mask.nii.gz"):
+                assert np.mean(values[0] != values[1]) < 1e-4, name
+            else:
+                np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-4 * np.abs(values[1]).max(), err_msg=name)
+        elif name.endswith(".csv"):
+            rows = [[*csv.reader(file.read_text(encoding="utf-8").splitlines())] for file in (one, other)]
+            assert [len(row) for row in rows[0]] == [len(row) for row in rows[1]], name
+            for cells in zip(*(chain.from_iterable(table) for table in rows), strict=True):
+                assert cells[0] == cells[1] or float(cells[0]) == pytest.approx(float(cells[1]), rel=1e-4), name
+        else:
+            pictures = [np.asarray(Image.open(file), dtype=float) for file in (one, other)]
+            assert pictures[0].shape == pictures[1].shape, name
+            assert np.abs(pictures[0] - pictures[1]).mean() < 0.5, name
 
 
 def model_state(run: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from outputs import BUNDLE, contents, files_below
+from outputs import BUNDLE, files_below, unequal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aeflow_monai import AEFlow, Detector, Encoder, Model, Score, Workflow, config_files
@@ -96,9 +96,8 @@ def test_a_training_that_fails_leaves_the_earlier_bundle(
             next(detector.network.decoder.parameters()).fill_(math.nan)
     with pytest.raises(ValueError, match=reason):
         engine.run([1.0, math.nan] if reason == "diverged" else [1.0], max_epochs=1)
-    left = contents(tmp_path)
-    assert left.keys() == kept | {"configs/train.yaml", "configs/logging.conf", "LICENSE", "logs/run.json"}
-    assert {name: left[name] for name in kept} == {name: (trained / name).read_bytes() for name in kept}
+    assert files_below(tmp_path) == kept | {"configs/train.yaml", "configs/logging.conf", "LICENSE", "logs/run.json"}
+    assert unequal(tmp_path, trained, kept) == []
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------

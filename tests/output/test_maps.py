@@ -11,9 +11,11 @@ import pytest
 import torch
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Resized
+from outputs import contents
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from aeflow_monai.files import sha256_of
 from aeflow_monai.output import maps
 from aeflow_monai.output.maps import WriteMapsd
 
@@ -206,7 +208,7 @@ def test_same_case_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for folder, now in (("one", 1e9), ("two", 2e9)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
         WriteMapsd("x", tmp_path / folder)(case)
-        files.append((tmp_path / folder / "a_x.nii.gz").read_bytes())
+        files.append(sha256_of(tmp_path / folder / "a_x.nii.gz"))
     assert files[0] == files[1]
 
 
@@ -260,13 +262,13 @@ def test_a_file_that_is_not_whole_is_not_there(tmp_path: Path, monkeypatch: pyte
 
     for extension in (".nii", ".nii.gz", ".nrrd"):
         WriteMapsd("x", tmp_path, extension)(case)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    before = contents(tmp_path)
     monkeypatch.setattr(nib.Nifti1Image, "to_stream", interrupted)
     monkeypatch.setattr(maps.ITKWriter, "write", interrupted)
     for extension in (".nii", ".nii.gz", ".nrrd"):
         with pytest.raises(OSError, match="no space left"):
             WriteMapsd("x", tmp_path, extension)({**case, "x": case["x"] + 1})
-    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
 
 
 @two_dimensional
