@@ -90,10 +90,11 @@ def run_command() -> RunCommand:
         configs: str | Path | Sequence[str | Path],
         cwd: Path = ROOT,
         home: Path | None = None,
+        threads: int | None = None,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         arguments = [f"--{key}={value}" for key, value in {"config_file": config_files(configs), **options}.items()]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads or torch.get_num_threads())}
         if home:
             environment["AEFLOW_HOME"] = str(home)
         return subprocess.run(

@@ -214,8 +214,11 @@ def train(given: argparse.Namespace, content: dict[str, Any], folder: Path) -> d
     return report
 
 
-def fit_variant(given: argparse.Namespace) -> dict[str, Any]:
-    """Train AE-Flow, or take over a training that differs in the score alone and calibrate it anew."""
+def training_of(given: argparse.Namespace) -> tuple[ConfigParser, dict[str, Any], Path]:
+    """A variant's config, the config of its training, and the training's folder.
+
+    Variants that differ in the score alone have the same training.
+    """
     options = {"seed": given.seed, "device": "cpu", **({"epochs": given.epochs} if given.epochs else {})}
 
     def merged(*configs: Path) -> ConfigParser:
@@ -227,7 +230,13 @@ def fit_variant(given: argparse.Namespace) -> dict[str, Any]:
     own = {"network_def": {**content["network_def"], **{part: plain["network_def"][part] for part in SCORE_PARTS}}}
     trained = {**content, **own, "specificity": plain["specificity"]}
     digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()[:8]
-    folder = given.output.parent / f"training-{digest}"
+    return parser, trained, given.output.parent / f"training-{digest}"
+
+
+def fit_variant(given: argparse.Namespace) -> dict[str, Any]:
+    """Train AE-Flow, or take over a training that differs in the score alone and calibrate it anew."""
+    parser, trained, folder = training_of(given)
+    content = parser["given"].content
     report = train(given, trained, folder)
     if content == trained:
         unused = shutil.ignore_patterns("checkpoints", "tensorboard")

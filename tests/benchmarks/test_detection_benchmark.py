@@ -5,9 +5,8 @@ import importlib.util
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -36,16 +35,15 @@ TINY = {
 METHODS = ["flow_only", "autoencoder", "autoencoder_rescored", *(["patchcore"] if HAS_ANOMALIB else [])]
 
 
-def run(data: Path, output: Path, *options: str, methods: list[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(DETECTION / "run.py"), "--data", str(data), "--output", str(output)]
-    command += ["--set", str(data), "--config", str(output.parent / "tiny.yaml"), "--seeds", "0", *options]
-    return subprocess.run(
-        [*command, "--methods", *methods],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
+def run(data: Path, output: Path, *options: str) -> None:
+    """Run the comparison in this process, which starts one for each of its steps."""
+    command = ["run.py", "--data", str(data), "--output", str(output), "--set", str(data), "--seeds", "0", *options]
+    command += ["--config", str(output.parent / "tiny.yaml"), "--methods", *METHODS]
+    with pytest.MonkeyPatch.context() as patch:
+        for folder in (BENCHMARKS, DETECTION):
+            patch.syspath_prepend(str(folder))
+        patch.setattr(sys, "argv", command)
+        importlib.import_module("run").main()
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +58,7 @@ def fitted(data: Path) -> Path:
     """A comparison that was stopped when all was fitted, and its files listed."""
     output = data.parent / "run"
     (data.parent / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    done = run(data, output, "--fit_only", methods=METHODS)
-    assert done.returncode == 0, done.stderr
+    run(data, output, "--fit_only")
     listing = {str(path): path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
     (data.parent / "listing.json").write_text(json.dumps(listing), encoding="utf-8")
     return output
@@ -69,8 +66,7 @@ def fitted(data: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, fitted: Path) -> Path:
-    done = run(data, fitted, methods=METHODS)
-    assert done.returncode == 0, done.stderr
+    run(data, fitted)
     return fitted
 
 
@@ -259,17 +255,18 @@ def test_other_settings_do_not_take_over_a_fit(
     assert re.search("another config.*digest '", message)
 
 
-@pytest.mark.end_to_end
-def test_a_training_of_other_epochs_is_not_taken_over(data: Path, finished: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    shutil.copytree(finished, output)
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    shutil.rmtree(output / "seed0/flow_only")
-    done = run(data, output, "--epochs", "2", "--fit_only", methods=["flow_only"])
-    assert done.returncode == 0, done.stderr
-    trainings = [folder for folder in output.glob("seed0/training-*") if folder.is_dir()]
-    last = {max(found.name for found in folder.glob("logs/checkpoints/*.pt")) for folder in trainings}
-    assert last == {"checkpoint_epoch=1.pt", "checkpoint_epoch=2.pt"}
+def test_trainings_that_differ_in_more_than_the_score_have_folders_of_their_own(
+    data: Path, tmp_path: Path, imported: Callable[[str], ModuleType]
+) -> None:
+    training_of, resolve = imported("work").training_of, imported("methods").resolve
+
+    def folder(method: str, seed: int = 0, epochs: int = 1) -> Path:
+        options = {"output": tmp_path / method, "dataset_dir": data, "config": None, "seed": seed, "epochs": epochs}
+        return training_of(Namespace(method=resolve(method), **options))[-1]
+
+    own = folder("aeflow")
+    assert folder("flow_only") == folder("likelihood") == own
+    assert len({own, folder("aeflow", epochs=2), folder("aeflow", seed=1), folder("permutation")}) == 4
 
 
 def test_slices_are_resampled_with_their_case(imported: Callable[[str], ModuleType]) -> None:

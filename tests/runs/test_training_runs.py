@@ -130,7 +130,7 @@ def test_slices_kept_in_files_and_loaded_by_workers_train_the_same_model(
     assert {file: (kept / file).stat().st_mtime_ns for file in slices} == written
 
 
-def test_two_processes_share_each_epoch_and_end_with_the_same_weights(
+def test_two_processes_share_each_epoch_and_end_with_the_same_weights_also_if_resumed(
     tmp_path: Path, volumes: Path, run_command: Run, tiny_training: Options
 ) -> None:
     watch, run = tmp_path / "watch.yaml", tmp_path / "run"
@@ -144,15 +144,20 @@ def test_two_processes_share_each_epoch_and_end_with_the_same_weights(
         "+run": [f"$torch.save({{'weights': @network.state_dict(), 'seen': @seen}}, '{tmp_path}/rank%d.pt' % @rank)"],
     }
     watch.write_text(yaml.safe_dump(notes))
-    done = run_command(
-        "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run",
-        ["train.yaml", "multi_gpu_train.yaml", watch],
-        dataset_dir=volumes,
-        output_dir=run,
-        **{**tiny_training, "epochs": 2},
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+
+    def train(folder: Path, **resume: Path) -> tuple[str, list[dict[str, Any]]]:
+        done = run_command(
+            "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run",
+            ["train.yaml", "multi_gpu_train.yaml", watch],
+            threads=1,  # each, of two cores
+            dataset_dir=volumes,
+            output_dir=folder,
+            **{**tiny_training, "epochs": 2, **resume},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout, [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    printed, (first, second) = train(run)
     weights = [key for key in first["weights"] if key.startswith("network.")]
     assert [key for key in weights if not torch.equal(first["weights"][key], second["weights"][key])] == []
 
@@ -167,9 +172,17 @@ def test_two_processes_share_each_epoch_and_end_with_the_same_weights(
     # one writer: a bundle, checkpoints and event files of rank 0 only, with the calibration that rank 1 has not
     assert differing(model_state(run), first["weights"]) == []
     assert torch.isinf(second["weights"]["score.case_threshold"])
-    assert epochs_in_log(done.stdout) == [1, 2]
+    assert epochs_in_log(printed) == [1, 2]
     assert [step for step, _ in loss_curve(run, "train_loss")] == [1, 2]
     assert files_below(run) > BUNDLE
+
+    # a resumed training goes on in both processes, and ends with the same model
+    printed, ranks = train(tmp_path / "resumed", resume=run / "logs/checkpoints/checkpoint_epoch=1.pt")
+    assert epochs_in_log(printed) == [2]
+    for rank, resumed in zip((first, second), ranks, strict=True):
+        assert resumed["seen"] == [(epoch, items) for epoch, items in rank["seen"] if epoch == 2]
+        assert differing(resumed["weights"], rank["weights"]) == []
+    assert differing(model_state(tmp_path / "resumed"), model_state(run)) == []
 
 
 def test_tensorboard_holds_the_losses_in_their_parts_and_a_picture(trained: Path) -> None:
