@@ -6,6 +6,8 @@ import csv
 import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ __all__ = [
     "case_file_name",
     "gzip",
     "home",
+    "new_folder",
     "read_json",
     "replacing",
     "sha256_of",
@@ -72,6 +75,39 @@ def replacing(path: str | Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Write a folder beside its place, and move it there when it is whole. If the block raises, nothing is left.
+
+    Args:
+        path: of the folder, which may exist if it is empty; missing parents are made.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        OSError: meanwhile, something else has come to lie there.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "maps")
+        >>> with new_folder(path) as unfinished:
+        ...     (unfinished / "scores.csv").touch()
+        ...     path.exists()
+        False
+        >>> [file.name for file in path.iterdir()]
+        ['scores.csv']
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)  # gone already, unless something failed
 
 
 def write_json(path: str | Path, content: Any) -> None:

@@ -53,7 +53,7 @@ def main() -> None:
 
     def cut(key: str) -> Any:
         """The most anomalous slice, the patient's right on the left and anterior above."""
-        return volumes[key][::-1, :, most["number"] - 1][SHOWN].T
+        return volumes[key][::-1, :, most["slice"] - 1][SHOWN].T
 
     zooms = volumes["zooms"]
     looks = {"origin": "lower", "aspect": zooms[1] / zooms[0]}

@@ -98,7 +98,7 @@ class MapInferer(Inferer):
 
 def evaluator_of(config: ConfigParser, method: MapMethod) -> GuardedEvaluator:
     """The evaluator of a config of the bundle, with a method in place of its detector."""
-    config.update({"handlers#0#_disabled_": True})  # which loads the detector's state
+    config["handlers"] = config["handlers"][1:-1]  # without those that load the detector, and complete its card
     inferer = MapInferer(config.get_parsed_content("slicer"))
     config.update({"network": method.eval(), "inferer": inferer})
     evaluator: GuardedEvaluator = config.get_parsed_content("evaluator")

@@ -21,7 +21,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from aeflow_monai import Workflow, config_files
-from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.engine.bundle import versions, write_bundle
 from aeflow_monai.files import read_json
 
 ROOT = Path(__file__).parent.parent
@@ -187,6 +187,6 @@ def write_untrained(folder: Path, **options: Any) -> Path:
     for name in detector.score.thresholds:
         detector.score.get_buffer(name).fill_(1e9)
     write_bundle(
-        folder, detector, parser["given"].content, {"seed": 0, "specificity": 0.95, "data": {}, "versions": {}}
+        folder, detector, parser["given"].content, {"seed": 0, "specificity": 0.95, "data": {}, "versions": versions()}
     )
     return folder

@@ -34,7 +34,7 @@ def slices_by_area(table: Path, areas: dict[str, list[float]], tolerance: float 
         tolerance: pairs of like area differ by at most this share of the largest one.
     """
     rows = [row for row in read_rows(table) if row["kind"] in ("normal", "abnormal")]
-    score = np.array([float(row["score"]) for row in rows])
+    score = np.array([float(row["anomaly_score"]) for row in rows])
     area = np.array([areas[row["case"]][int(row["slice"]) - 1] for row in rows])
     abnormal = np.array([row["kind"] == "abnormal" for row in rows])
     like = np.abs(area[abnormal][:, None] - area[~abnormal]) <= tolerance * area.max()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import fft, ndimage
 from scipy.spatial.transform import Rotation
+
+from aeflow_monai.files import new_folder, write_json
 
 __all__ = ["PhantomVolume", "make_volume", "write_phantom", "write_phantom_slices"]
 
@@ -360,20 +360,14 @@ def _write_once(folder: Path, asked: dict[str, Any], write: Callable[[Path, dict
     target = folder.resolve()  # a link to an empty folder is written through, not replaced
     if _is_written(target, asked):
         return folder
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    draft.mkdir(parents=True)
     try:
-        write(draft, asked)
-        files = sorted(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file())
-        record = json.dumps({**asked, "files": files}, indent=2)
-        (draft / "phantom.json").write_text(record + "\n", encoding="utf-8")
-        try:
-            draft.replace(target)
-        except OSError:  # another process was first, which is fine if it wrote the same
-            if not _is_written(target, asked):
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)  # gone already, unless something failed
+        with new_folder(target) as draft:
+            write(draft, asked)
+            files = sorted(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file())
+            write_json(draft / "phantom.json", {**asked, "files": files})
+    except OSError:  # another process was first, which is fine if it wrote the same
+        if not _is_written(target, asked):
+            raise
     return folder
 
 

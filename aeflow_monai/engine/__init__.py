@@ -3,18 +3,18 @@
 from aeflow_monai.engine.bundle import run_folder
 from aeflow_monai.engine.config import Workflow, bundle_root, config_files, given_config
 from aeflow_monai.engine.detector import Detector, calibrate
-from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
+from aeflow_monai.engine.evaluation import CardWriter, DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.engine.evaluator import GuardedEvaluator
 from aeflow_monai.engine.inferer import SlicedInferer
 from aeflow_monai.engine.model import Model, Prediction, predict
-from aeflow_monai.engine.site import recalibrate
+from aeflow_monai.engine.recalibration import recalibrate
 from aeflow_monai.engine.training import BundleWriter, Checkpoints, DivergenceGuard, PictureLogger
 from aeflow_monai.engine.verbs import (
     announce,
+    announce_results,
     begin_calibration,
     begin_scoring,
     begin_training,
-    end_evaluation,
     end_training,
     lesion_copies,
     number_of_epochs,
@@ -22,6 +22,7 @@ from aeflow_monai.engine.verbs import (
 
 __all__ = [
     "BundleWriter",
+    "CardWriter",
     "Checkpoints",
     "DetectionReport",
     "Detector",
@@ -35,13 +36,13 @@ __all__ = [
     "SlicedInferer",
     "Workflow",
     "announce",
+    "announce_results",
     "begin_calibration",
     "begin_scoring",
     "begin_training",
     "bundle_root",
     "calibrate",
     "config_files",
-    "end_evaluation",
     "end_training",
     "given_config",
     "lesion_copies",

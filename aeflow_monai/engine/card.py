@@ -67,10 +67,10 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
         "",
         *_table({name.replace("_", " "): f"{value:.4g}" for name, value in score.thresholds.items()}),
         "",
-        f"Asked for was a specificity of {wanted:.0%}. The case threshold is set on {n_patients} held-out patients: "
+        f"Requested specificity: {100 * wanted:.4g}%. The case threshold is set on {n_patients} held-out patients: "
         f"{expected:.1%} of new normal cases of the same kind can be expected below it, on average."
         + (
-            f" A specificity of {wanted:.0%} takes {patients_needed(wanted)} held-out patients; with fewer, the "
+            f" A specificity of {100 * wanted:.4g}% takes {patients_needed(wanted)} held-out patients; with fewer, the "
             "largest of their scores is the threshold, and it is not reliable."
             if n_patients < patients_needed(wanted)
             else ""
@@ -79,8 +79,8 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
         "## Limits",
         "- Thresholds hold for normal images like those of the training: same site, scanner, patients, preparation. "
         "For others, `calibrate.yaml` sets them anew.",
-        "- A score says how unlike the training's normals an image is, not what it shows.",
-        "- Lesions that are small against a position of the network's grid, or as faint as noise, are missed.",
+        "- A score says how much an image differs from the normal images of the training, not what it shows.",
+        "- Lesions that are much smaller than the network's grid of 8 or 16 pixels, or as faint as noise, are missed.",
         "",
         _EVALUATIONS,
         "Each evaluation with `evaluate.yaml` adds its table.",
@@ -157,10 +157,9 @@ def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def count_seen(items: Sequence[Mapping[str, Any]], fingerprints: Sequence[str]) -> int:
-    """How many items of a datalist are among images with these fingerprints."""
-    known = {*fingerprints} - {""}
-    return sum(fingerprint in known for fingerprint in fingerprints_of(items))
+def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:
+    """How many images are among those that are known, by the fingerprints of both."""
+    return sum(fingerprint in {*known} - {""} for fingerprint in fingerprints)
 
 
 _SHOWN = (

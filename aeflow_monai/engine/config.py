@@ -28,6 +28,7 @@ __all__ = [
     "ids_of",
     "refuse_unknown_keys",
     "template_root",
+    "with_file_names",
     "with_references",
 ]
 
@@ -82,8 +83,16 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
         super().__init__(config_file, **options)
-        files = tuple(Path(file).absolute() for file in ensure_tuple(config_file))
-        self.parser[GIVEN] = GivenConfig(files, _content(self.parser))
+        self._files = tuple(Path(file).absolute() for file in ensure_tuple(config_file))
+        self._note()
+
+    def initialize(self) -> Any:
+        """Run what stands under `initialize`; what was set on the parser until now is part of what was given."""
+        self._note()
+        return super().initialize()
+
+    def _note(self) -> None:
+        self.parser[GIVEN] = GivenConfig(self._files, _content(self.parser))
 
 
 def config_files(*names: str) -> list[str]:
@@ -207,6 +216,15 @@ def with_references(content: Mapping[str, Any], keys: Iterable[str]) -> list[str
             found = (ReferenceResolver.split_id(reference)[0] for reference in _references(content[key]))
             waiting += [name for name in found if name in content]
     return [key for key in content if key in wanted]
+
+
+def with_file_names(config: Any) -> Any:
+    """A config with names in place of absolute paths, such as that of the encoder's weights."""
+    if isinstance(config, Mapping):
+        return {key: with_file_names(value) for key, value in config.items()}
+    if isinstance(config, (list, tuple)):
+        return [with_file_names(value) for value in config]
+    return Path(config).name if isinstance(config, str) and Path(config).is_absolute() else config
 
 
 class Difference(NamedTuple):

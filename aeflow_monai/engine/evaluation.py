@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from ignite.engine import Engine, Events
 from monai.data.utils import affine_to_spacing
 
 from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.card import add_evaluation, count_seen, fingerprints_of, hash_of_list
+from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.errors import file_of
-from aeflow_monai.files import Table, write_json
+from aeflow_monai.files import Table, read_json, write_json
 from aeflow_monai.metrics import (
     LesionMetrics,
     VoxelMetrics,
@@ -24,17 +26,21 @@ from aeflow_monai.metrics import (
     intensity_statistics,
     slice_report,
 )
+from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.score.score import Score
 
-__all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
+__all__ = ["CardWriter", "DetectionReport", "LocalisationReport", "ScoreWriter"]
+
+
+_COLUMNS = ("anomaly_score", "prediction", "plane", "most_anomalous_slice", "ease")
 
 
 class ScoreWriter:
     """Append a line to scores.csv for each case, as soon as it is scored.
 
-    Columns: case, file, label (if known), score, prediction, most anomalous slice (along the first plane of the slicing
-    policy, counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay), and its
-    `ease`, see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for other methods.
+    Columns: case, file, label (if known), anomaly score, prediction, plane and number of the most anomalous slice
+    (counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay), and its `ease`,
+    see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for other methods.
 
     Args:
         path: of the table; replaced if it exists.
@@ -53,25 +59,82 @@ class ScoreWriter:
     def start(self, engine: Engine) -> None:
         """Begin the table."""
         label = ["label"] if self.labelled else []
-        self.table = Table(self.path, ["case", "file", *label, "score", "prediction", "most_anomalous_slice", "ease"])
+        self.table = Table(self.path, ["case", "file", *label, *_COLUMNS])
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this batch."""
         for source, scored in _cases(engine):
-            plane, slice_scores = next(iter(scored["slice_scores"].items()))
-            most_anomalous = int(slice_scores.nan_to_num(-math.inf).argmax())
+            plane, index = most_anomalous_slice(scored["slice_scores"]) or next((p, 0) for p in scored["slice_scores"])
             ease = scored.get("ease", {}).get(plane)
             row = {
                 "case": source["case"],
                 "file": file_of(source["image"]),
-                "score": scored["anomaly_score"],
+                "anomaly_score": scored["anomaly_score"],
                 "prediction": scored["prediction"],
-                "most_anomalous_slice": most_anomalous + 1,
-                "ease": "" if ease is None else ease[most_anomalous],
+                "plane": plane,
+                "most_anomalous_slice": index + 1,
+                "ease": "" if ease is None else ease[index],
             }
             if self.labelled:
                 row["label"] = int(source["label"])
             self.table.append(row)
+
+
+class CardWriter:
+    """Add the table of an evaluation to the model card at its end, also if some cases failed.
+
+    It takes what the reports have written, so that it stands behind them in the list of handlers.
+
+    Args:
+        folder: of the bundle.
+        results_dir: folder of the results.
+        datalist: of the evaluated cases, which tells one table from another.
+    """
+
+    def __init__(self, folder: str | Path, results_dir: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
+        self.folder = Path(folder)
+        self.results_dir = Path(results_dir)
+        self.datalist = datalist
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.n_scored = 0
+
+    def __call__(self, engine: Engine) -> None:
+        """Count the cases of this batch."""
+        self.n_scored += len(list(_cases(engine)))
+
+    def finish(self, engine: Engine) -> None:
+        """Write the table, and print which cases the model knows."""
+        title = f"{self.n_scored} cases, list {hash_of_list(self.datalist)}"
+        if self.n_scored < len(self.datalist):
+            title += f"; {len(self.datalist) - self.n_scored} more failed"
+        card = read_model(model_path(self.folder)).card
+        fingerprints = fingerprints_of(self.datalist)
+        for what, warning in _SEEN.items():
+            if n_seen := count_seen(fingerprints, card.get(what, ())):
+                print(f"WARNING: {n_seen} of {len(self.datalist)} test images were {warning}.")
+                title += f"; {n_seen} were {warning}"
+        reports = [read_json(self.results_dir / name) for name in ("metrics.json", "localisation.json")]
+        report = {name: value for found in reports for name, value in found.items()}
+        if report and (self.folder / "docs" / "README.md").is_file():
+            try:
+                add_evaluation(self.folder, title, report)
+            except OSError as error:  # the bundle may lie where nothing can be written
+                print(f"The model card was not completed: {error}")
+
+
+# Of images that a model knows, by the name of their list in its card: what an evaluation on them is worth.
+_SEEN = {
+    "trained_on": "trained on, so this is no test",
+    "thresholds_on": "those that the thresholds are set on, so specificity is no test",
+}
 
 
 class _Report(ABC):
@@ -207,26 +270,22 @@ class LocalisationReport(_Report):
             return
         self._take_slices(source, scored)
         anomaly_map = scored["anomaly_map"]
-        truth = (
-            source["original_lesion"]
-            if "original_lesion" in source
-            else torch.zeros_like(anomaly_map, dtype=torch.uint8)
-        )
+        lesion = source.get("original_lesion", torch.zeros_like(anomaly_map, dtype=torch.uint8))
         foreground = scored["foreground"].amax(dim=0, keepdim=True) > 0
-        self.n_with_lesion += bool((truth != 0).any())
-        self.voxels.update(anomaly_map, truth, foreground)
+        self.n_with_lesion += bool((lesion != 0).any())
+        self.voxels.update(anomaly_map, lesion, foreground)
         spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
-        self.lesions.update(anomaly_map, truth, spacing, foreground)
+        self.lesions.update(anomaly_map, lesion, spacing, foreground)
 
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
-        axis, scores = next(iter(scored["slice_scores"].items()))
-        kinds = self.slicer.kinds(source, axis, f"case {source['case']}")
+        plane, scores = next(iter(scored["slice_scores"].items()))
+        kinds = self.slicer.kinds(source, plane, f"case {source['case']}")
         if self.table is None:
-            self.table = Table(self.table_path, ["case", "axis", "slice", "kind", "score"])
+            self.table = Table(self.table_path, ["case", "plane", "slice", "kind", "anomaly_score"])
         case = str(source["case"])
         for number, (kind, score) in enumerate(zip(kinds, scores.tolist(), strict=True), start=1):
             if not math.isnan(score):
-                self.table.append({"case": case, "axis": axis, "slice": number, "kind": kind, "score": score})
+                self.table.append({"case": case, "plane": plane, "slice": number, "kind": kind, "anomaly_score": score})
                 if kind != "unclear":
                     self.slices.append((int(kind == "abnormal"), score, str(source.get("patient", case))))
 

@@ -12,13 +12,12 @@ from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, Invertd
 from torch import Tensor
 
-from aeflow_monai.engine.bundle import require_own_config
 from aeflow_monai.engine.detector import Detector
+from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.output.case_score import GatherScoresd, MaskMapd
+from aeflow_monai.output.maps import MAPS
 
 __all__ = ["Model", "Prediction", "predict"]
-
-_MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
 
 
 class Prediction(NamedTuple):
@@ -93,7 +92,7 @@ class Model:
         """
         data: Any = self.preprocessing({"image": _loadable(image), "case": "image"})
         data = GatherScoresd()({**data, **self.look(data["image"])})
-        back = Invertd(keys=_MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
+        back = Invertd(keys=MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
         data = MaskMapd()(back(data))
         return Prediction(
             anomaly_map=data["anomaly_map"],
@@ -102,7 +101,7 @@ class Model:
             is_abnormal=bool(data["prediction"]),
             slice_scores=data["slice_scores"],
             thresholds=self.detector.score.thresholds,
-            maps={name: data[name] for name in _MAPS[1:]},
+            maps={name: data[name] for name in MAPS[1:]},
         )
 
 

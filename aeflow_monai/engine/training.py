@@ -15,10 +15,11 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
-from aeflow_monai.engine.bundle import load_saved, model_path, options_of, write_bundle, write_training_config
+from aeflow_monai.engine.bundle import options_of, write_bundle, write_training_config
 from aeflow_monai.engine.card import facts_of_data, fingerprints_of, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, differences
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
+from aeflow_monai.engine.stored_model import load_saved, model_path
 from aeflow_monai.files import read_json
 from aeflow_monai.score.thresholds import require_specificity
 
@@ -74,14 +75,14 @@ class BundleWriter:
 
     def start(self, engine: Engine) -> None:
         """Write what an interrupted training needs to go on, and note which images it sees."""
-        self.trained_on = fingerprints_of(self.split[0])
+        self.seen = dict(zip(("trained_on", "thresholds_on"), map(fingerprints_of, self.split), strict=True))
         write_training_config(self.folder, self.given, self.facts)
 
     def __call__(self, engine: Engine) -> None:
         """Calibrate, and write the bundle."""
         calibrate(self.detector, self.held_out, self.specificity, self.fitted)
         versions = read_json(self.folder / "logs" / "run.json")["versions"]
-        card = {**self.facts, "versions": versions, "trained_on": self.trained_on}
+        card = {**self.facts, "versions": versions, **self.seen}
         write_bundle(self.folder, self.detector, self.given.content, card)
         thresholds = ", ".join(f"{n.replace('_', ' ')} {t:.3f}" for n, t in self.detector.score.thresholds.items())
         engine.logger.info(f"Calibrated on held-out normals: {thresholds}. Saved {model_path(self.folder)}.")

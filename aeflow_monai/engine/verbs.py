@@ -5,35 +5,31 @@ from __future__ import annotations
 import atexit
 import math
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.engine.bundle import model_path, read_model, require_own_config
-from aeflow_monai.engine.card import add_evaluation, count_seen, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys
+from aeflow_monai.engine.fixed_options import require_own_config
+from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.errors import root_cause
-from aeflow_monai.files import read_json
+from aeflow_monai.output.maps import OUTPUTS
 
 __all__ = [
     "announce",
+    "announce_results",
     "begin_calibration",
     "begin_scoring",
     "begin_training",
-    "end_evaluation",
     "end_training",
     "lesion_copies",
     "number_of_epochs",
 ]
 
 _NO_DATA = "Say where the images are with --dataset_dir <folder>."
-# What inference.yaml can write; a saliency map is written where the inferer makes one.
-_OUTPUTS = ("anomaly_map", "anomaly_mask", "reconstruction", "residual", "log_likelihood", "overlay", "profile")
 
 
 def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
@@ -45,9 +41,8 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
         seed: of all that is random.
 
     Raises:
-        ValueError: an option that nothing reads; no data were named; the folder holds the finished training that this
-            config is of; or the config is not known, since the training was started from Python by MONAI's own
-            `ConfigWorkflow`.
+        ValueError: an option that nothing reads; no data were named; the folder holds a trained model; or the config is
+            not known, since the training was started from Python by MONAI's own `ConfigWorkflow`.
     """
     if given is None:
         raise ValueError(
@@ -59,9 +54,8 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     refuse_unknown_keys(given.content, also_known=ids_of(ConfigParser.load_config_file(*config_files("train"))))
     if given.content.get("dataset_dir") is None:
         raise ValueError(_NO_DATA)
-    is_own = Path(folder).resolve() == Path(given.bundle_root).resolve()
-    if is_own and given.content.get("resume") is None and model_path(folder).is_file():
-        raise ValueError(f"{folder} holds the model of a finished training: give another folder with --output_dir.")
+    if given.content.get("resume") is None:
+        _require_no_model(folder)
     keep_freed_memory()
     print(f"seed: {seed}\noutput folder: {folder}", flush=True)
     set_determinism(seed=seed)
@@ -102,8 +96,8 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
             "Give another folder with --output_dir."
         )
     outputs = given.content.get("outputs", [])
-    if isinstance(outputs, str) or not set(outputs) <= set(_OUTPUTS):
-        raise ValueError(f"outputs is a list of some of {list(_OUTPUTS)}; got {outputs!r}.")
+    if isinstance(outputs, str) or not set(outputs) <= set(OUTPUTS):
+        raise ValueError(f"outputs is a list of some of {list(OUTPUTS)}; got {outputs!r}.")
     keep_freed_memory()
 
 
@@ -117,37 +111,18 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
         output_dir: folder of the new bundle.
 
     Raises:
-        ValueError: also without a folder for the new bundle, or if that is the old one's.
+        ValueError: also without a folder for the new bundle, or if that holds a model already.
     """
     begin_scoring(given, folder, dataset_dir)
-    if output_dir is None or Path(output_dir).resolve() == Path(folder).resolve():
-        raise ValueError(
-            f"Name a folder for the new model with --output_dir, another one than {folder}; got {output_dir}."
-        )
+    if output_dir is None:
+        raise ValueError("Name a folder for the calibrated model with --output_dir.")
+    _require_no_model(output_dir)
 
 
-def end_evaluation(folder: str, results_dir: str, datalist: Sequence[Mapping[str, Any]]) -> None:
-    """End an evaluation: add its table to the model card, and say where the results lie.
-
-    Args:
-        folder: of the bundle.
-        results_dir: folder of the results.
-        datalist: of the evaluated cases, which tells one table from another.
-    """
-    n_seen = count_seen(datalist, read_model(model_path(folder)).card["trained_on"])
-    if n_seen:
-        print(f"WARNING: {n_seen} of {len(datalist)} test images were trained on, so these results are too good.")
-    reports = [read_json(Path(results_dir, name)) for name in ("metrics.json", "localisation.json")]
-    report = {name: value for found in reports for name, value in found.items()}
-    if report and Path(folder, "docs", "README.md").is_file():
-        try:
-            title = f"{len(datalist)} cases, list {hash_of_list(datalist)}"
-            title += f"; {n_seen} of them were trained on, so this is no test" if n_seen else ""
-            add_evaluation(folder, title, report)
-        except OSError as error:  # the bundle may lie where nothing can be written
-            print(f"The model card was not completed: {error}")
+def announce_results(folder: str) -> None:
+    """Print where the results of an evaluation lie."""
     names = {"metrics": "metrics.json", "localisation": "localisation.json", "scores": "scores.csv"}
-    announce(**{name: str(Path(results_dir, file)) for name, file in names.items()})
+    announce(**{name: str(Path(folder, file)) for name, file in names.items()})
 
 
 def announce(**places: str) -> None:
@@ -187,6 +162,14 @@ def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:
         (1, 7, 0)
     """
     return max(1, min(10, math.ceil(least / n_slices))) if copies is None else copies
+
+
+def _require_no_model(folder: str) -> None:
+    if model_path(folder).is_file():
+        raise ValueError(
+            f"{folder} holds a trained model, which would be lost: give another folder with --output_dir, or delete "
+            "this one."
+        )
 
 
 def _explain_errors_at_the_end(given: GivenConfig) -> None:

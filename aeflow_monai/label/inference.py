@@ -17,8 +17,8 @@ from monailabel.tasks.infer.basic_infer import BasicInferTask
 from monailabel.transform.post import Restored
 from monailabel.transform.writer import Writer, write_itk
 
-from aeflow_monai.engine.bundle import model_path
 from aeflow_monai.engine.model import Model
+from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import check_infer_options, device_of
 from aeflow_monai.output.maps import NIFTI, source_header, write_nifti

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import threading
@@ -11,9 +10,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from aeflow_monai.engine.bundle import model_path, read_model, require_own_config
+from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.model import Model
-from aeflow_monai.files import read_json, write_json
+from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.files import new_folder, read_json, write_json
 
 __all__ = ["ModelStore", "require_bundle"]
 
@@ -89,9 +89,7 @@ class ModelStore:
                 return version
         added = max(self._numbers(), default=0) + 1
         place = self.folder_of(added)
-        unfinished = place.with_name(f".{os.getpid()}.{place.name}")
-        try:
-            unfinished.mkdir()
+        with new_folder(place) as unfinished:
             for part in BUNDLE:
                 if (folder / part).is_dir():
                     shutil.copytree(folder / part, unfinished / part)
@@ -102,9 +100,6 @@ class ModelStore:
                 "thresholds": Model(unfinished).detector.score.thresholds,  # which opens it as it was copied
             }
             write_json(unfinished / "record.json", {"version": added, **of_model, **record})
-            unfinished.replace(place)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
         _logger.info(f"Model version {added} is {place}")
         return added
 

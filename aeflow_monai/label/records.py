@@ -26,7 +26,7 @@ def score_record(result: Mapping[str, Any]) -> dict[str, Any]:
         "anomaly_score": result["anomaly_score"],
         "anomaly_prediction": result["prediction"],
         "anomaly_case_threshold": result["case_threshold"],
-        "anomaly_slice": (result["most_anomalous_slice"] or {}).get("number"),
+        "anomaly_slice": (result["most_anomalous_slice"] or {}).get("slice"),
         "anomaly_model": result["model_version"],
         "anomaly_error": None,
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from aeflow_monai.errors import file_of
 
-__all__ = ["GatherScoresd", "MaskMapd", "scores_by_plane"]
+__all__ = ["GatherScoresd", "MaskMapd", "most_anomalous_slice", "scores_by_plane"]
 
 NUMBERS = ("anomaly_score", "case_threshold", "slice_threshold", "map_threshold")
 
@@ -68,6 +68,26 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the mask of one case."""
         return {**data, "anomaly_mask": (data[self.keys[0]] > data["map_threshold"]).to(torch.uint8)}
+
+
+def most_anomalous_slice(slice_scores: Mapping[str, Tensor]) -> tuple[str, int] | None:
+    """Find the slice with the highest score, in the first plane of which not all slices were skipped.
+
+    Args:
+        slice_scores: from plane to the scores of its slices (D,), NaN where one was skipped.
+
+    Returns:
+        Its plane and its index, counted from 0; None if all slices were skipped.
+
+    Example:
+        >>> most_anomalous_slice({"axial": torch.tensor([math.nan, 1.0, 3.0]), "coronal": torch.tensor([9.0])})
+        ('axial', 2)
+    """
+    for plane, scores in slice_scores.items():
+        known = torch.as_tensor(scores).nan_to_num(-math.inf)
+        if (known > -math.inf).any():
+            return plane, int(known.argmax())
+    return None
 
 
 def scores_by_plane(output: Mapping[Any, Any], name: str = "slice_scores") -> dict[str, Tensor]:

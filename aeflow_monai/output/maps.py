@@ -20,10 +20,14 @@ from monai.utils import MetaKeys
 from aeflow_monai.files import case_file_name, gzip, replacing
 from aeflow_monai.geometry import ras_affine
 
-__all__ = ["WriteMapsd", "source_header", "write_nifti"]
+__all__ = ["MAPS", "OUTPUTS", "WriteMapsd", "source_header", "write_nifti"]
 
 Array = npt.NDArray[Any]
 
+# Maps of a detector, on the grid of its slices.
+MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
+# What an inference can write; a saliency map is written where the inferer makes one.
+OUTPUTS = (*MAPS, "anomaly_mask", "overlay", "profile")
 NIFTI = (".nii.gz", ".nii")
 EXTENSIONS = (*NIFTI, ".nrrd", ".mha", ".mhd")
 # What places a NIfTI file in the world, with its units.

@@ -21,6 +21,7 @@ from PIL import Image
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.files import case_file_name, replacing
 from aeflow_monai.geometry import PLANES, format_position, ras_affine, slice_positions
+from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.maps import to_numpy
 
 __all__ = ["WriteOverlayd"]
@@ -153,17 +154,19 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
                     f"'slice_scores' of case '{case}' has to be a dictionary such as {{'axial': scores}}, "
                     f"got {type(data['slice_scores']).__name__}."
                 )
-            name, values = next(iter(data["slice_scores"].items()), ("no axis", ()))
-            if name not in PLANES:
-                raise ValueError(f"'slice_scores' of case '{case}' has axes of {list(PLANES)}, got {name!r}.")
-            axis, scores = PLANES[name].axis, to_numpy(values)
+            by_plane = data["slice_scores"]
+            if not by_plane or not by_plane.keys() <= PLANES.keys():
+                raise ValueError(f"'slice_scores' of case '{case}' has planes of {list(PLANES)}, got {list(by_plane)}.")
+            found = most_anomalous_slice(by_plane)
+            name = next(iter(by_plane)) if found is None else found[0]
+            axis, scores = PLANES[name].axis, to_numpy(by_plane[name])
             if scores.shape != (volume.shape[axis],):
                 raise ValueError(
                     f"'slice_scores' of case '{case}' has to be of shape ({volume.shape[axis]},) for '{name}', one "
                     f"score per slice along axis {axis}, got {scores.shape}."
                 )
-            if not np.isnan(scores).all():
-                return axis, int(np.nanargmax(scores))
+            if found is not None:
+                return axis, found[1]
         else:
             axis = self.slice_axis
         # NaN, where the map is unknown, is not the largest value, and nothing is if there is no other

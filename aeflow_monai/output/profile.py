@@ -67,7 +67,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = WriteProfiled("image", folder, threshold=2.0)(case)
         ...     print(Path(folder, "sub-01_slices.csv").read_text(), end="")
-        axis,slice,position_mm,score,prediction,empty
+        plane,slice,position_mm,anomaly_score,prediction,skipped
         axial,1,-10.0,0.5,0,0
         axial,2,-5.0,4.0,1,0
         axial,3,0.0,,0,1
@@ -97,19 +97,19 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
             return d
         table = Table(
             self.output_dir / f"{case}_slices.csv",
-            ["axis", "slice", "position_mm", "score", "prediction", "empty"],
+            ["plane", "slice", "position_mm", "anomaly_score", "prediction", "skipped"],
         )
         for axis, (positions, scores) in profiles.items():
             for index, (position, score) in enumerate(zip(positions, scores, strict=True)):
                 empty = np.isnan(score)
                 table.append(
                     {
-                        "axis": axis,
+                        "plane": axis,
                         "slice": index + 1,
                         "position_mm": round(float(position), 3) + 0.0,  # no -0.0
-                        "score": "" if empty else score,
+                        "anomaly_score": "" if empty else score,
                         "prediction": int(score > threshold),
-                        "empty": int(empty),
+                        "skipped": int(empty),
                     }
                 )
         save_picture(_draw(profiles, threshold, case), self.output_dir / f"{case}_slices.png")

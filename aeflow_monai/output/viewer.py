@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.geometry import PLANES, ras_affine, slice_positions
+from aeflow_monai.output.case_score import most_anomalous_slice
 
 __all__ = ["ViewerResultd", "parse_threshold"]
 
@@ -148,13 +149,15 @@ def _where(
     file_affine: npt.NDArray[Any],
     file_shape: tuple[int, ...],
 ) -> dict[str, Any]:
-    """The profile and the most anomalous slice, along the first plane in which one was looked at."""
+    """The profile and the most anomalous slice, along the first plane of which not all slices were skipped."""
     affine, shape = ras_affine(image.affine, image.meta), tuple(image.shape[1:])
     flat = len(file_shape) == 2
     if flat:
         # laid into the axial plane, where the image itself need not lie
         affine, shape = file_affine, (*file_shape, 1)
-    profile, most = {}, None
+    profile: dict[str, Any] = {}
+    most = None
+    found = most_anomalous_slice(slice_scores)
     for plane, scores in slice_scores.items():
         axis, world = PLANES[plane].axis, PLANES[plane].world_axis
         positions = slice_positions(affine, shape, axis, world)
@@ -164,9 +167,9 @@ def _where(
             "positions_mm": rounded,
             **({"ease": _numbers_of(ease[plane])} if plane in ease else {}),
         }
-        if most is not None or bool(scores.isnan().all()):
+        if found is None or plane != found[0]:
             continue
-        number = int(scores.nan_to_num(-math.inf).argmax())
+        number = found[1]
         center = np.array([(size - 1) / 2 for size in shape])
         center[axis] = number
         ras = affine[:3, :3] @ center + affine[:3, 3]
@@ -175,12 +178,12 @@ def _where(
         index = 0 if flat else round(float((to_file @ np.append(ras, 1))[file_axis]))
         most = {
             "plane": plane,
-            "number": number + 1,
-            "score": float(scores[number]),
+            "slice": number + 1,
+            "anomaly_score": float(scores[number]),
             **({"ease": float(ease[plane][number])} if plane in ease else {}),
             "position_mm": rounded[number],
             "center_ras_mm": [round(float(value), 3) for value in ras],
-            "axis": file_axis,
+            "array_axis": file_axis,
             "index": index if flat else min(max(index, 0), file_shape[file_axis] - 1),
         }
     return {"profile": profile, "most_anomalous_slice": most}

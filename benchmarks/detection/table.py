@@ -57,12 +57,14 @@ class Result(NamedTuple):
         """Read what work.py has written."""
         results = folder / "results"
         of_slices = results / "slice_scores.csv"
-        cases = Scores.of([(row["file"], int(row["label"]), row["score"]) for row in read_rows(results / "scores.csv")])
+        cases = Scores.of(
+            [(row["file"], int(row["label"]), row["anomaly_score"]) for row in read_rows(results / "scores.csv")]
+        )
         slices = None
         if of_slices.exists():
             kinds = {"normal": 0, "abnormal": 1}
             known = [row for row in read_rows(of_slices) if row["kind"] in kinds]
-            slices = Scores.of([(row["case"], kinds[row["kind"]], row["score"]) for row in known])
+            slices = Scores.of([(row["case"], kinds[row["kind"]], row["anomaly_score"]) for row in known])
         return cls(
             method,
             seed,

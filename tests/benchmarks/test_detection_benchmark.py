@@ -77,7 +77,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def stored_scores(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     found = rows(folder / "results/scores.csv")
-    labels, scores = [int(row["label"]) for row in found], [float(row["score"]) for row in found]
+    labels, scores = [int(row["label"]) for row in found], [float(row["anomaly_score"]) for row in found]
     return np.array(labels), np.array(scores), [row["file"] for row in found]
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from aeflow_monai import Score, __version__
-from aeflow_monai.engine.bundle import model_path, read_model
 from aeflow_monai.engine.card import (
     _SHOWN,
     add_evaluation,
@@ -15,6 +14,7 @@ from aeflow_monai.engine.card import (
     hash_of_list,
     write_card,
 )
+from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics, detection_report, slice_report
 
 FACTS = {
@@ -52,7 +52,7 @@ def test_the_card_says_which_specificity_can_be_expected(tmp_path: Path) -> None
     assert "set on 19 held-out patients: 95.0% of new normal cases" in enough
     assert "is not reliable" not in enough
     few = card_of(tmp_path, (3, 3))
-    assert "Asked for was a specificity of 95%." in few
+    assert "Requested specificity: 95%." in few
     assert "set on 3 held-out patients: 75.0% of new normal cases" in few
     assert "takes 19 held-out patients; with fewer, the largest of their scores is the threshold" in few
 
@@ -139,6 +139,6 @@ def test_images_that_begin_alike_are_not_the_same(tmp_path: Path) -> None:
     for name, end in (("a", b"1"), ("b", b"2")):
         (tmp_path / f"{name}.nii").write_bytes(bytes(2**17) + end)
     a, b = ({"case": name, "image": str(tmp_path / f"{name}.nii")} for name in "ab")
-    assert count_seen([a, a, b], fingerprints_of([a])) == 2
+    assert count_seen(fingerprints_of([a, a, b]), fingerprints_of([a])) == 2
     absent = {"case": "c", "image": str(tmp_path / "absent.nii")}
-    assert count_seen([absent], fingerprints_of([absent])) == 0
+    assert count_seen(*[fingerprints_of([absent])] * 2) == 0

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from monai.data import MetaTensor
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from aeflow_monai import Score, Slicer
-from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
+from aeflow_monai import Score, Slicer, load_datalist
+from aeflow_monai.engine.card import hash_of_list
+from aeflow_monai.engine.evaluation import CardWriter, DetectionReport, LocalisationReport, ScoreWriter
+from aeflow_monai.files import write_json
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 
 
@@ -66,14 +69,16 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
     evaluate(ScoreWriter(tmp_path / "scores.csv", labelled=True), batch_size=batch_size)
     written = rows(tmp_path / "scores.csv")
-    assert list(written[0]) == ["case", "file", "label", "score", "prediction", "most_anomalous_slice", "ease"]
+    assert list(written[0]) == [
+        *("case", "file", "label", "anomaly_score", "prediction", "plane", "most_anomalous_slice", "ease")
+    ]
     assert [(row["case"], row["label"], row["prediction"]) for row in written] == [
         ("a", "0", "0"),
         ("b", "1", "1"),
         ("c", "0", "0"),
         ("d", "1", "1"),
     ]
-    assert [float(row["score"]) for row in written] == [0.1 + 0.2, 2.5, -0.5, 1.5]
+    assert [float(row["anomaly_score"]) for row in written] == [0.1 + 0.2, 2.5, -0.5, 1.5]
     assert [row["most_anomalous_slice"] for row in written] == ["3", "3", "2", "3"]
     assert [row["ease"] for row in written] == ["2.5", "", "", ""]  # of that slice; not every network tells
     assert written[0]["file"] == "images/a.nii.gz"
@@ -206,7 +211,7 @@ def test_slices_are_listed_and_counted_by_their_kind(tmp_path: Path, score: Scor
     score.map_threshold.fill_(1.5)
     evaluate(LocalisationReport(tmp_path, score, SLICER, 20, seed=3), cases=VOLUMES, batch_size=batch_size)
     listed = rows(tmp_path / "slice_scores.csv")
-    assert list(listed[0]) == ["case", "axis", "slice", "kind", "score"]
+    assert list(listed[0]) == ["case", "plane", "slice", "kind", "anomaly_score"]
     kinds = {name: [(row["slice"], row["kind"]) for row in listed if row["case"] == name] for name in "abcd"}
     assert kinds == {
         "a": [("2", "unclear"), ("3", "abnormal"), ("4", "unclear"), ("5", "unclear"), ("6", "normal")],
@@ -214,20 +219,22 @@ def test_slices_are_listed_and_counted_by_their_kind(tmp_path: Path, score: Scor
         "c": [],
         "d": [("2", "unclear"), ("3", "abnormal"), ("4", "unclear"), ("5", "normal"), ("6", "normal")],
     }
-    assert {row["axis"] for row in listed} == {"axial"}
+    assert {row["plane"] for row in listed} == {"axial"}
     scores = {
         (source["case"], str(number)): score
         for source, scored in VOLUMES
         for number, score in enumerate(scored["slice_scores"]["axial"].tolist(), start=1)
     }
-    assert [float(row["score"]) for row in listed] == [scores[row["case"], row["slice"]] for row in listed]
+    assert [float(row["anomaly_score"]) for row in listed] == [scores[row["case"], row["slice"]] for row in listed]
 
     report = localisation(tmp_path)
     counted = [row for row in listed if row["kind"] != "unclear"]
     labels = [int(row["kind"] == "abnormal") for row in counted]
     assert (report["n_slices"], report["n_abnormal_slices"]) == (len(counted), 2) == (10, 2)
     assert (report["n_cases"], report["n_abnormal_cases"]) == (2, 1)  # by patient
-    assert report["slice_auroc"] == pytest.approx(roc_auc_score(labels, [float(row["score"]) for row in counted]))
+    assert report["slice_auroc"] == pytest.approx(
+        roc_auc_score(labels, [float(row["anomaly_score"]) for row in counted])
+    )
     assert (report["slice_n_bootstrap"], report["slice_bootstrap_seed"]) == (20, 3)
 
 
@@ -299,3 +306,78 @@ def test_a_second_run_counts_its_own_volumes_only(tmp_path: Path, score: Score) 
         evaluate(report, cases=VOLUMES)
         written.append([(tmp_path / name).read_bytes() for name in ("localisation.json", "slice_scores.csv")])
     assert written[0] == written[1]
+
+
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, trained: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "RUN")
+
+
+def added_to(bundle: Path, trained: Path) -> list[str]:
+    """Lines that a model card has got."""
+    before = (trained / "docs/README.md").read_text()
+    return (bundle / "docs/README.md").read_text().removeprefix(before.rstrip("\n")).strip().splitlines()
+
+
+ITEMS = [{"case": name, "label": number % 2, "image": f"{name}.nii.gz"} for number, name in enumerate("abcd")]
+
+
+def test_an_evaluation_without_reports_leaves_the_card_as_it_was(bundle: Path, trained: Path) -> None:
+    evaluate(CardWriter(bundle, bundle / "results", ITEMS))
+    assert added_to(bundle, trained) == []
+    write_json(bundle / "results/localisation.json", {"n_volumes": 2, "slice_auroc": 0.75})
+    expected = ["| | |", "|---|---|", "| slice auroc | 0.750 |"]
+    for _ in range(2):  # the same evaluation has one table
+        evaluate(CardWriter(bundle, bundle / "results", ITEMS))
+        assert added_to(bundle, trained) == [f"### 4 cases, list {hash_of_list(ITEMS)}", *expected]
+
+
+def test_the_card_says_how_many_cases_failed(bundle: Path, trained: Path) -> None:
+    score = Score()
+    score.case_threshold.fill_(1.0)
+    report = DetectionReport(bundle / "results/metrics.json", score, n_bootstrap=5)
+    evaluate(report, CardWriter(bundle, bundle / "results", ITEMS), cases=CASES[:2])
+    title, *table = added_to(bundle, trained)
+    assert title == f"### 2 cases, list {hash_of_list(ITEMS)}; 2 more failed"
+    assert "| n normal | 1 |" in table
+
+
+def test_an_evaluation_on_images_that_the_model_knows_says_so(
+    bundle: Path, volumes: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(bundle / "results/localisation.json", {"n_volumes": 6, "slice_auroc": 0.75})
+    evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "train")))
+    printed = capsys.readouterr().out
+    assert "WARNING: 5 of 6 test images were trained on, so this is no test." in printed
+    assert "WARNING: 1 of 6 test images were those that the thresholds are set on" in printed
+    title = added_to(bundle, trained)[0]
+    assert "; 5 were trained on, so this is no test; 1 were those that the thresholds are set on" in title
+    evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "test")))
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_an_evaluation_ends_well_where_the_card_cannot_be_written(
+    bundle: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(bundle / "results/metrics.json", {"n": 2, "auroc": 0.75})
+    (bundle / "docs").chmod(0o555)
+    try:
+        if _may_write(bundle / "docs"):
+            pytest.skip("this user may write everywhere")
+        evaluate(CardWriter(bundle, bundle / "results", ITEMS))
+    finally:
+        (bundle / "docs").chmod(0o755)
+    assert "The model card was not completed: " in capsys.readouterr().out
+    assert added_to(bundle, trained) == []
+
+
+def _may_write(folder: Path) -> bool:
+    try:
+        (folder / "probe").touch()
+    except OSError:
+        return False
+    (folder / "probe").unlink()
+    return True

@@ -63,9 +63,9 @@ def test_the_bundle_is_begun_with_the_training_and_written_when_it_is_completed(
     assert files_below(run) == BUNDLE | begun
 
     record = json.loads((run / "logs/run.json").read_text())
-    assert (record["seed"], record["specificity"], record["command"]) == (5, 0.5, "")
+    assert (record["seed"], record["specificity"], [each["command"] for each in record["commands"]]) == (5, 0.5, [""])
     assert (record["data"]["trained on: cases"], record["data"]["held out: patients"]) == (2, 4)
-    assert "Asked for was a specificity of 50%. The case threshold is set on 4" in (run / "docs/README.md").read_text()
+    assert "Requested specificity: 50%. The case threshold is set on 4" in (run / "docs/README.md").read_text()
 
     state = torch.load(run / "models/model.pt", weights_only=True)["model"]
     assert all(math.isfinite(float(state[f"score.{name}"].sum())) for name in BUFFERS)

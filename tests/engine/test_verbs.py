@@ -1,6 +1,5 @@
 import atexit
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +9,15 @@ import pytest
 from monai.bundle import ConfigWorkflow
 from outputs import said
 
-from aeflow_monai import Workflow, config_files, load_datalist
-from aeflow_monai.engine.card import hash_of_list
+from aeflow_monai import Workflow, config_files
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.verbs import (
     announce,
     begin_scoring,
     begin_training,
-    end_evaluation,
     lesion_copies,
     number_of_epochs,
 )
-from aeflow_monai.files import write_json
 
 Run = Callable[..., Any]
 
@@ -84,14 +80,14 @@ def test_data_have_to_be_named(trained: Path) -> None:
         begin_training(workflow.parser["given"], str(trained), 0)
 
 
-def test_a_finished_training_is_not_begun_again_in_its_own_folder(trained: Path, volumes: Path) -> None:
+def test_a_training_does_not_begin_in_the_folder_of_a_model(trained: Path, volumes: Path) -> None:
     train = str(trained / "configs/train.yaml")
     for options in ({}, {"resume": str(trained / "logs/checkpoints/checkpoint_epoch=2.pt")}):
         workflow = Workflow(train, logging_file=False, dataset_dir=str(volumes), **options)
         if options:
             begin_training(workflow.parser["given"], str(trained), 0)
         else:
-            with pytest.raises(ValueError, match="holds the model of a finished training: give another folder"):
+            with pytest.raises(ValueError, match="holds a trained model, which would be lost: give another folder"):
                 begin_training(workflow.parser["given"], str(trained), 0)
 
 
@@ -105,46 +101,6 @@ def test_announce_names_what_exists(
         f"maps and scores: {tmp_path / 'out'}",
         "Research use only. Not a medical device.",
     ]
-
-
-def test_an_evaluation_without_reports_leaves_the_card_as_it_was(tmp_path: Path, trained: Path) -> None:
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    before = (tmp_path / "docs/README.md").read_text()
-    items = [{"case": name, "label": 1, "image": f"{name}.nii.gz"} for name in "ab"]
-    end_evaluation(str(tmp_path), str(tmp_path / "results"), items)
-    assert (tmp_path / "docs/README.md").read_text() == before
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results/localisation.json").write_text(json.dumps({"n_volumes": 2, "slice_auroc": 0.75}))
-    end_evaluation(str(tmp_path), str(tmp_path / "results"), items)
-    added = (tmp_path / "docs/README.md").read_text()[len(before) :]
-    title = f"### 2 cases, list {hash_of_list(items)}"
-    assert added.strip().splitlines() == [title, "| | |", "|---|---|", "| slice auroc | 0.750 |"]
-
-
-def test_an_evaluation_ends_well_where_the_card_cannot_be_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs/README.md").write_text("card")
-    (tmp_path / "metrics.json").write_text(json.dumps({"n": 2, "auroc": 0.75}))
-    (tmp_path / "docs").chmod(0o555)
-    try:
-        if _may_write(tmp_path / "docs"):
-            pytest.skip("this user may write everywhere")
-        end_evaluation(str(tmp_path), str(tmp_path), [])
-    finally:
-        (tmp_path / "docs").chmod(0o755)
-    assert "The model card was not completed: " in capsys.readouterr().out
-    assert (tmp_path / "docs/README.md").read_text() == "card"
-
-
-def _may_write(folder: Path) -> bool:
-    try:
-        (folder / "probe").touch()
-    except OSError:
-        return False
-    (folder / "probe").unlink()
-    return True
 
 
 # --- the last line of a command that fails ----------------------------------------------------------------------------
@@ -183,7 +139,7 @@ def test_it_is_what_began_the_failure_below_the_wrapping_of_monai(
     tmp_path: Path, last_line: Callable[[BaseException | None], str]
 ) -> None:
     absent = tmp_path / "absent.pt"
-    call = f"$aeflow_monai.engine.bundle.read_model('{absent}')"
+    call = f"$aeflow_monai.engine.stored_model.read_model('{absent}')"
     error = failure_of({"imports": ["$import aeflow_monai"], "model": call, "run": "$@model"}, "run", tmp_path)
     assert last_line(error).startswith(f"The run failed: There is no trained model at {absent}. Train one first")
 
@@ -219,15 +175,3 @@ def test_a_run_that_was_started_from_python_leaves_the_end_alone(
     given = Workflow(config_files("train"), logging_file=False, dataset_dir=str(volumes)).parser["given"]
     begin_training(given, "somewhere", 0)
     assert at_the_end == []
-
-
-def test_an_evaluation_on_images_that_were_trained_on_says_so(
-    tmp_path: Path, trained: Path, volumes: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    write_json(tmp_path / "results/localisation.json", {"n_volumes": 6, "slice_auroc": 0.75})
-    end_evaluation(str(tmp_path), str(tmp_path / "results"), load_datalist(volumes, "train"))
-    assert "WARNING: 5 of 6 test images were trained on" in capsys.readouterr().out
-    assert "; 5 of them were trained on, so this is no test\n" in (tmp_path / "docs/README.md").read_text()
-    end_evaluation(str(tmp_path), str(tmp_path / "results"), load_datalist(volumes, "test"))
-    assert "WARNING" not in capsys.readouterr().out

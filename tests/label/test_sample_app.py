@@ -61,8 +61,8 @@ def test_it_gives_the_mask_and_score_of_the_command_line(
     assert answer.get_data_dtype() == np.uint8
     expected = nib.load(tmp_path / f"{name}_anomaly_mask.nii.gz").get_fdata()
     assert np.count_nonzero(answer.get_fdata() != expected) <= 2  # the number of threads moves a map's last digits
-    assert said["anomaly_score"] == pytest.approx(float(row["score"]), abs=1e-4)
-    assert said["most_anomalous_slice"]["number"] == int(row["most_anomalous_slice"])
+    assert said["anomaly_score"] == pytest.approx(float(row["anomaly_score"]), abs=1e-4)
+    assert said["most_anomalous_slice"]["slice"] == int(row["most_anomalous_slice"])
     lines = Path(audit["AUDIT_LOG"]).read_text().splitlines()
     assert [line for line in lines if line.startswith("network")] == []
 

@@ -174,7 +174,7 @@ def test_wrong_overlays_are_named(tmp_path: Path) -> None:
         write_overlay(tmp_path, overlay_case(anomaly_map=torch.zeros(1, 20, 20, 6)))
     with pytest.raises(ValueError, match=r"'slice_scores' of case 'sub-01' has to be of shape \(6,\) for 'axial'"):
         write_overlay(tmp_path, overlay_case(slice_scores={"axial": torch.zeros(5)}))
-    with pytest.raises(ValueError, match=r"has axes of \['axial', 'coronal', 'sagittal'\], got 'oblique'"):
+    with pytest.raises(ValueError, match=r"has planes of \['axial', 'coronal', 'sagittal'\], got \['oblique'\]"):
         write_overlay(tmp_path, overlay_case(slice_scores={"oblique": torch.zeros(6)}))
     with pytest.raises(ValueError, match="got 'no axis'"):
         write_overlay(tmp_path, overlay_case(slice_scores={}))

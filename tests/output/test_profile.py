@@ -48,7 +48,7 @@ def table(folder: Path, data: dict[str, Any], threshold: Any = 1.5) -> dict[str,
     rows: dict[str, list[dict[str, str]]] = {}
     with (folder / f"{data['case']}_slices.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            rows.setdefault(row["axis"], []).append(row)
+            rows.setdefault(row["plane"], []).append(row)
     return rows
 
 
@@ -61,7 +61,7 @@ def test_table_reads_as_documented(tmp_path: Path) -> None:
     data = profile_case(slice_scores=scores)
     assert WriteProfiled("image", tmp_path / "new", torch.tensor(1.5))(data) == data
     assert (tmp_path / "new" / "sub-01_slices.csv").read_text() == (
-        "axis,slice,position_mm,score,prediction,empty\n"
+        "plane,slice,position_mm,anomaly_score,prediction,skipped\n"
         "axial,1,-10.0,,0,1\n"
         "axial,2,-5.0,1.5,0,0\n"
         "axial,3,0.0,1.75,1,0\n"
@@ -153,7 +153,7 @@ def test_odd_scores_and_names_are_drawn_without_warning(tmp_path: Path, scores: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rows = table(tmp_path, profile_case(case="a $x_1$ $", slice_scores={"axial": scores}))
-    assert [row["empty"] for row in rows["axial"]] == [str(int(np.isnan(score))) for score in scores]
+    assert [row["skipped"] for row in rows["axial"]] == [str(int(np.isnan(score))) for score in scores]
     assert matplotlib.image.imread(tmp_path / "a $x_1$ $_slices.png")[..., :3].std() > 0.02
 
 

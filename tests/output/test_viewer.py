@@ -68,17 +68,17 @@ def test_the_most_anomalous_slice_is_named_in_the_networks_and_the_files_terms()
     }
     assert result["most_anomalous_slice"] == {
         "plane": "axial",
-        "number": 3,
-        "score": 3.0,
+        "slice": 3,
+        "anomaly_score": 3.0,
         "position_mm": 36.0,
         "center_ras_mm": [3.0, -17.5, 36.0],
-        "axis": 0,
+        "array_axis": 0,
         "index": 2,
     }
     sagittal = torch.tensor([0.0, 0, 0, 0, 0, 9, 0, 0])
     given = case(slice_scores={"sagittal": sagittal}, ease={"sagittal": torch.arange(8.0)})
     most = ViewerResultd()(given)["result"]["most_anomalous_slice"]
-    assert (most["plane"], most["number"], most["axis"], most["index"]) == ("sagittal", 6, 2, 5)
+    assert (most["plane"], most["slice"], most["array_axis"], most["index"]) == ("sagittal", 6, 2, 5)
     assert most["position_mm"] == 0.0  # to the right of the origin
     assert most["ease"] == 5.0
 
@@ -94,7 +94,7 @@ def test_a_2d_image_becomes_a_slice_in_its_place() -> None:
     assert shown["pred"].shape == (1, 8, 6, 1)
     np.testing.assert_array_equal(shown["pred"].affine[:2, [0, 1, 3]], affine[:2])
     assert tuple(given["image"].meta["spatial_shape"]) == (8, 6, 1)
-    assert shown["result"]["most_anomalous_slice"]["number"] == 1
+    assert shown["result"]["most_anomalous_slice"]["slice"] == 1
     assert shown["result"]["most_anomalous_slice"]["center_ras_mm"][:2] == [5.25, 7.75]
 
 

@@ -44,7 +44,7 @@ def test_three_planes_from_training_to_maps(
     training = {**tiny_training, **planes, "epochs": 1, "train#slices#step": 4}
     run_workflow("train.yaml", **data, output_dir=str(run), **training)
     run_workflow(run / "configs/evaluate.yaml", **data, output_dir=str(tmp_path / "results"), n_bootstrap=10)
-    scores = {row["case"]: row["score"] for row in table(tmp_path / "results/scores.csv")}
+    scores = {row["case"]: row["anomaly_score"] for row in table(tmp_path / "results/scores.csv")}
     assert len(scores) == 2
 
     image = volumes / "images/test_abnormal_000.nii.gz"
@@ -53,7 +53,7 @@ def test_three_planes_from_training_to_maps(
     names = ("saliency.nii.gz", *OUTPUTS["profile"])
     assert files_below(tmp_path / "maps") == {"scores.csv", *(f"test_abnormal_000_{name}" for name in names)}
     (row,) = table(tmp_path / "maps/scores.csv")
-    assert float(row["score"]) == pytest.approx(float(scores["test_abnormal_000"]), rel=1e-5)
+    assert float(row["anomaly_score"]) == pytest.approx(float(scores["test_abnormal_000"]), rel=1e-5)
     voxels, affine = spatial(image)
     saliency, written_affine = spatial(tmp_path / "maps/test_abnormal_000_saliency.nii.gz")
     assert saliency.shape == voxels.shape
@@ -65,12 +65,12 @@ def test_three_planes_from_training_to_maps(
     coronal = next(axis for axis, code in enumerate(nib.aff2axcodes(nib.load(image).affine)) if code in "AP")
     assert 1 <= int(row["most_anomalous_slice"]) <= voxels.shape[coronal]
     profile = table(tmp_path / "maps/test_abnormal_000_slices.csv")
-    assert [line["axis"] for line in profile if line["slice"] == "1"] == planes["axes"]
+    assert [line["plane"] for line in profile if line["slice"] == "1"] == planes["axes"]
     assert len(profile) == sum(voxels.shape)
-    scored = [line for line in profile if line["axis"] == "coronal" and line["score"]]
-    assert max(scored, key=lambda line: float(line["score"]))["slice"] == row["most_anomalous_slice"]
+    scored = [line for line in profile if line["plane"] == "coronal" and line["anomaly_score"]]
+    assert max(scored, key=lambda line: float(line["anomaly_score"]))["slice"] == row["most_anomalous_slice"]
     # in the report, slices count along the first plane
-    assert {line["axis"] for line in table(tmp_path / "results/slice_scores.csv")} == {"coronal"}
+    assert {line["plane"] for line in table(tmp_path / "results/slice_scores.csv")} == {"coronal"}
 
 
 def test_png_slices_work_from_training_to_inference(tmp_path: Path, run_workflow: Run, tiny_training: Options) -> None:
@@ -157,10 +157,10 @@ def test_a_set_of_abnormal_cases_is_evaluated_on_slices_and_voxels(
 
     where = {"dataset_dir": str(tumours), "output_dir": str(tmp_path / "maps")}
     run_workflow(run / "configs/inference.yaml", **where, layout="brats", outputs=[])
-    scores = {row["case"]: float(row["score"]) for row in table(tmp_path / "maps/scores.csv")}
+    scores = {row["case"]: float(row["anomaly_score"]) for row in table(tmp_path / "maps/scores.csv")}
     assert len(scores) == 4
     for row in table(results / "scores.csv"):
-        assert scores[row["case"]] == pytest.approx(float(row["score"]), rel=1e-5)
+        assert scores[row["case"]] == pytest.approx(float(row["anomaly_score"]), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -29,19 +29,22 @@ def test_an_evaluation_writes_its_reports_and_scores(trained: Path, evaluated: A
     assert metrics["baselines"].keys() == {"intensity_mean", "intensity_std", "intensity_p95"}
 
     rows = table(evaluated.results / "scores.csv")
-    assert {"case", "file", "label", "score", "prediction"} <= rows[0].keys()
+    assert {"case", "file", "label", "anomaly_score", "prediction"} <= rows[0].keys()
     assert sorted((row["case"], row["label"]) for row in rows) == [
         *((f"test_abnormal_00{i}", "1") for i in range(3)),
         *((f"test_normal_00{i}", "0") for i in range(3)),
     ]
     for row in rows:
-        assert int(row["prediction"]) == (float(row["score"]) > metrics["threshold"])
+        assert int(row["prediction"]) == (float(row["anomaly_score"]) > metrics["threshold"])
         assert Path(row["file"]).is_file()
 
 
 def test_an_evaluation_scores_as_inference_does(evaluated: Any, inferred: Path) -> None:
     rows = [
-        {row["case"]: (row["score"], row["most_anomalous_slice"], row["ease"]) for row in table(folder / "scores.csv")}
+        {
+            row["case"]: (row["anomaly_score"], row["most_anomalous_slice"], row["ease"])
+            for row in table(folder / "scores.csv")
+        }
         for folder in (evaluated.results, inferred)
     ]
     assert rows[0] == rows[1]

@@ -13,7 +13,8 @@ from outputs import MAPS, OUTPUTS, assert_same_outputs, files_below, said, spati
 from PIL import Image
 
 from aeflow_monai import Model, predict
-from aeflow_monai.engine.bundle import model_path, read_model, write_bundle
+from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.engine.stored_model import model_path, read_model
 
 Run = Callable[..., Any]
 
@@ -170,14 +171,14 @@ def test_predict_says_what_inference_writes(volumes: Path, trained: Path, inferr
     image = path if given == "path" else MetaTensor(torch.from_numpy(voxels.copy()), affine=source.affine)
     found = predict(image, model=trained)
     (row,) = [row for row in table(inferred / "scores.csv") if row["case"] == case]
-    assert found.anomaly_score == float(row["score"])
+    assert found.anomaly_score == float(row["anomaly_score"])
     assert found.is_abnormal == (row["prediction"] == "1")
     for name, value in {"anomaly_map": found.anomaly_map, "anomaly_mask": found.anomaly_mask, **found.maps}.items():
         written = nib.load(inferred / f"{case}_{name}.nii.gz")
         assert value.shape == (1, *source.shape)
         np.testing.assert_array_equal(value.numpy()[0], np.asarray(written.dataobj), err_msg=name)
         np.testing.assert_allclose(value.affine.numpy(), source.affine, atol=1e-5)
-    profile = [float(line["score"]) for line in table(inferred / f"{case}_slices.csv") if line["score"]]
+    profile = [float(line["anomaly_score"]) for line in table(inferred / f"{case}_slices.csv") if line["anomaly_score"]]
     looked_at = ~found.slice_scores["axial"].isnan()
     assert found.slice_scores["axial"][looked_at].tolist() == pytest.approx(profile, rel=1e-6)
 

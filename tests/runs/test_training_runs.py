@@ -15,6 +15,7 @@ import yaml
 from outputs import (
     BUNDLE,
     LOSSES,
+    contents,
     differing,
     epochs_in_log,
     events,
@@ -68,7 +69,7 @@ def test_a_training_without_a_folder_writes_a_bundle_below_the_home_folder_and_n
     assert loss_curve(folder, "train_loss") == loss_curve(trained, "train_loss")
     assert files_below(folder) > BUNDLE
     assert unequal(folder, trained, BUNDLE - {"models/model.pt", "configs/metadata.json"}) == []
-    command = json.loads((folder / "logs/run.json").read_text())["command"]
+    (command,) = (each["command"] for each in json.loads((folder / "logs/run.json").read_text())["commands"])
     assert command.startswith("python -m monai.bundle run train --config_file=")
     assert "--epochs=3" in command
 
@@ -198,17 +199,25 @@ def test_tensorboard_holds_the_losses_in_their_parts_and_a_picture(trained: Path
             assert loss == pytest.approx(0.5 * flow + 0.5 * reconstruction, rel=1e-5)
 
 
-def test_a_training_that_diverges_leaves_an_earlier_model_untouched(
-    tmp_path: Path, volumes: Path, trained: Path, start_workflow: Run, run_workflow: Run, tiny_training: Options
+def test_a_training_that_diverges_leaves_no_model(
+    tmp_path: Path, volumes: Path, run_workflow: Run, tiny_training: Options
 ) -> None:
-    run = shutil.copytree(trained, tmp_path / "RUN")
-    options = {**tiny_training, "learning_rate": 1e20, "dataset_dir": str(volumes), "output_dir": str(run)}
+    options = {**tiny_training, "learning_rate": 1e20, "dataset_dir": str(volumes), "output_dir": str(tmp_path)}
     with pytest.raises(RuntimeError) as raised:
         run_workflow("train.yaml", **options)
     assert "the training diverged. Lower learning_rate" in said(raised)
-    assert unequal(run, trained, BUNDLE - {"configs/train.yaml"}) == []
-    assert not [name for name in files_below(run) if Path(name).name.startswith(".")]
-    start_workflow(run / "configs/inference.yaml", dataset_dir=str(volumes))
+    assert not {name for name in files_below(tmp_path) if name.startswith(("models", "docs", "."))}
+
+
+def test_a_trained_model_is_not_written_over(
+    tmp_path: Path, volumes: Path, trained: Path, start_workflow: Run, tiny_training: Options
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "RUN")
+    for config, options in (("train.yaml", tiny_training), (run / "configs/calibrate.yaml", {})):
+        with pytest.raises(RuntimeError) as raised:
+            start_workflow(config, dataset_dir=str(volumes), output_dir=str(run), **options)
+        assert f"{run} holds a trained model, which would be lost" in said(raised)
+    assert contents(run) == contents(trained)
 
 
 def test_training_cases_tell_what_is_normal_at_each_place(
@@ -313,6 +322,7 @@ def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
     run_workflow(run / "configs/evaluate.yaml", **where, n_bootstrap=10)
     assert len(table(tmp_path / "results/scores.csv")) == 8
     with pytest.raises(RuntimeError) as raised:
+        options["output_dir"] = str(tmp_path / "labelled_5")
         run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=5, **options)
     assert "labelled_abnormal is 5, but the training section lists 4 usable images" in said(raised)
 

@@ -354,8 +354,8 @@ def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog:
     if warns:
         needed = {0.9: 9, 0.95: 19}[specificity]
         told = (
-            f"normals of {n} patients are too few for a specificity of {specificity:.0%}, which takes {needed}: "
-            f"expect {n / (n + 1):.0%} of the case threshold"
+            f"normals of {n} patients are too few for a specificity of {100 * specificity:.4g}%, which takes {needed}: "
+            f"expect {100 * n / (n + 1):.3g}% of the case threshold"
         )
         assert told in caplog.text
     else:

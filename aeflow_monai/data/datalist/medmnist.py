@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -18,6 +16,7 @@ from PIL import Image
 from aeflow_monai.data.datalist.class_folders import read_class_folders
 from aeflow_monai.data.datalist.entries import Entry, Request
 from aeflow_monai.data.datalist.image_files import images_below
+from aeflow_monai.files import new_folder
 
 PREFIX = "medmnist:"
 REMEDY = "A MedMNIST file has train_images, train_labels and, if wanted, the same of val and test."
@@ -71,19 +70,14 @@ def unpack(file: Path) -> Path:
     if folder.is_dir():
         return folder
     try:
-        partial = Path(tempfile.mkdtemp(prefix=f".{file.stem}-", dir=file.parent))
+        with new_folder(folder) as unfinished:
+            _write_images(file, unfinished)
     except OSError as error:
-        raise OSError(
-            f"The images of {file} are unpacked beside it, but its folder cannot be written to: {error}. Copy the file "
-            "to a folder that can."
-        ) from error
-    try:
-        _write_images(file, partial)
         if not folder.is_dir():  # or another process was faster
-            partial.chmod(0o755)
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(
+                f"The images of {file} are unpacked beside it, which failed: {error}. Copy the file to a folder that "
+                "can be written to and has space for them."
+            ) from error
     return folder
 
 

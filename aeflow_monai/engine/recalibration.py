@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aeflow_monai.engine.bundle import model_path, read_model, write_bundle
-from aeflow_monai.engine.card import count_seen, facts_of_data
+from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.engine.card import count_seen, facts_of_data, fingerprints_of
 from aeflow_monai.engine.detector import Detector, calibrate
+from aeflow_monai.engine.stored_model import model_path, read_model
 
 __all__ = ["recalibrate"]
 
@@ -35,7 +36,8 @@ def recalibrate(
         ValueError: some of the normals were trained on.
     """
     stored = read_model(model_path(folder))
-    if n_seen := count_seen(data, stored.card["trained_on"]):
+    fingerprints = fingerprints_of(data)
+    if n_seen := count_seen(fingerprints, stored.card["trained_on"]):
         raise ValueError(
             f"{n_seen} of {len(data)} images were trained on: thresholds of images that the model knows are too low. "
             "Give normal images that it has not seen."
@@ -43,4 +45,5 @@ def recalibrate(
     detector.load_state_dict(dict(stored.state))
     calibrate(detector, batches, specificity)
     facts = {**stored.card["data"], **facts_of_data(calibrated_on=data)}
-    write_bundle(output_dir, detector, stored.config, {**stored.card, "data": facts, "specificity": specificity})
+    card = {**stored.card, "data": facts, "specificity": specificity, "thresholds_on": fingerprints}
+    write_bundle(output_dir, detector, {**stored.config, "specificity": specificity}, card)

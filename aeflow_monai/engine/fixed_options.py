@@ -1,0 +1,111 @@
+"""Options that a training fixes: which they are, and that a run of the model does not change them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from aeflow_monai.engine.config import (
+    GivenConfig,
+    differences,
+    ids_of,
+    refuse_unknown_keys,
+    with_file_names,
+    with_references,
+)
+from aeflow_monai.engine.stored_model import StoredModel, model_path, read_model
+from aeflow_monai.files import read_json, sha256_of
+
+__all__ = ["PATHS", "fixed_options", "require_own_config"]
+
+# Paths of the training, which say nothing of the model.
+PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
+# What a training fixes: these parts of its config, and all that they refer to.
+_FIXED = ("network_def", "slicer", "preprocessing", "modalities")
+# What a run of the model decides. All else in its config belongs to the bundle.
+_FREE = (
+    *("dataset_dir", "layout", "output_dir", "outputs", "output_ext", "device", "imports"),
+    *("normal_classes", "test_fraction", "seed", "n_bootstrap", "lesion_free_slices", "specificity"),
+    *("inferer#batch_size", "inferer#saliency", "dataloader#num_workers"),
+)
+_METADATA, _INFERENCE = "configs/metadata.json", "configs/inference.yaml"
+
+
+def fixed_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a training's config that inference, evaluation and calibration share."""
+    fixed = {key: deepcopy(config[key]) for key in with_references(config, _FIXED)}
+    encoder = fixed.get("network_def", {}).get("network", {}).get("encoder", {})
+    if "weights" in encoder:  # which come with the model
+        encoder["weights"] = "checkpoint"
+        fixed.pop("encoder_weights", None)
+    return fixed
+
+
+def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredModel:
+    """Refuse a bundle whose parts do not belong together, and options that differ from those of its training.
+
+    Args:
+        folder: of the bundle.
+        given: config of the run; nothing of it is compared if None.
+
+    Returns:
+        What its model.pt holds.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the model is another one than the bundle was written with; an option is unknown, or fixed by the
+            training and given another value.
+    """
+    path, metadata, inference = model_path(folder), Path(folder, _METADATA), Path(folder, _INFERENCE)
+    stored = read_model(path)
+    trained = stored.config
+    if missing := [str(file) for file in (metadata, inference) if not file.is_file()]:
+        raise FileNotFoundError(f"The bundle in {folder} is not whole: {missing[0]} is missing. Copy the whole folder.")
+    if read_json(metadata).get("model_sha256") != sha256_of(path):
+        raise ValueError(
+            f"{path} is not the model that the bundle in {folder} was written with. Put the bundle's own model back, "
+            "or use the whole folder that this model came with."
+        )
+    fixed, written = fixed_options(trained), with_file_names(ConfigParser.load_config_file(inference))
+    if found := [*differences(fixed, {key: written.get(key) for key in fixed})]:
+        name, first, second = found[0]
+        raise ValueError(
+            f"{inference} is not the config that {path} was trained with: {name} is {second!r} there, and was "
+            f"{first!r}. Use the whole folder that the training wrote, unchanged."
+        )
+    if given is None:
+        return stored
+    own, content = map(with_file_names, (ConfigParser.load_config_file(given.files[0]), given.content))
+    _refuse_other_parts(folder, {key: own[key] for key in own if key not in fixed}, content)
+    # options of the training alone, such as those of a preset, may be said again
+    said = [key for key in content if key in trained and key not in own and key not in PATHS]
+    fixed |= {key: _counterpart(trained[key], content[key]) for key in said}
+    if found := [*differences(fixed, {key: content.get(key) for key in fixed})]:
+        raise ValueError(
+            f"The training of {folder} has fixed these options: {'; '.join(map(str, found))}. Omit them, or train "
+            "again with other values."
+        )
+    refuse_unknown_keys(content, also_known=[*own, *ids_of(trained)])
+    return stored
+
+
+def _refuse_other_parts(folder: str | Path, own: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Refuse a run that replaces a part of the bundle's config which is no option of a run."""
+    found = [name for name, _, _ in differences(own, {key: content.get(key) for key in own})]
+    if replaced := [name for name in found if not any(f"{name}#".startswith(f"{free}#") for free in _FREE)]:
+        free = [name for name in _FREE if name.partition("#")[0] in own]
+        raise ValueError(
+            f"{', '.join(replaced)} of the bundle in {folder} cannot be replaced. Omit it, or train again. "
+            f"Options of a run are {', '.join(free)}."
+        )
+
+
+def _counterpart(trained: Any, given: Any) -> Any:
+    """The part of a trained value that a given one speaks of: of a plain section not all has to be said."""
+    if isinstance(trained, Mapping) and isinstance(given, Mapping) and "_target_" not in given:
+        return {key: _counterpart(trained.get(key), value) for key, value in given.items()}
+    return trained
