@@ -91,7 +91,7 @@ class FailureLog:
 
     @contextmanager
     def catching(self, item: Mapping[Any, Any], stage: str) -> Iterator[None]:
-        """Let an error inside end this case only, unless it is the disk's, which no other case would escape.
+        """Catch an error of this case, and note it; raise errors of the disk, which would fail every case.
 
         Args:
             item: of a datalist, or a batch of one case, with "case" and "image".

@@ -80,21 +80,21 @@ class Places(NamedTuple):
 
     Attributes:
         planes: "axial", "coronal" or "sagittal", of each slice.
-        heights: relative slice position, (n,), in [0, 1]: 0 is the first slice that is looked at, 1 the last; 0.5 if
+        positions: relative slice position, (n,), in [0, 1]: 0 is the first slice that is processed, 1 the last; 0.5 if
             there is only one.
     """
 
     planes: Sequence[str]
-    heights: Tensor
+    positions: Tensor
 
     def part(self, chosen: slice) -> Places:
         """Places of some of the slices."""
-        return Places(self.planes[chosen], self.heights[chosen])
+        return Places(self.planes[chosen], self.positions[chosen])
 
     @classmethod
     def join(cls, parts: Sequence[Places]) -> Places:
         """Places of several groups of slices, one after the other."""
-        return cls([plane for part in parts for plane in part.planes], torch.cat([part.heights for part in parts]))
+        return cls([plane for part in parts for plane in part.planes], torch.cat([part.positions for part in parts]))
 
 
 def require_planes(planes: Sequence[str]) -> None:
@@ -152,7 +152,7 @@ def check_affine(affine: npt.NDArray[Any], name: str, n_axes: int) -> None:
             return
     raise ValueError(
         f"Expected an affine that can be inverted in {name}; got {np.round(affine, 4).tolist()}, in which voxels have "
-        "no size, or axes fall together. Correct the header (sform and qform of NIfTI), or export the image again."
+        "no size, or two axes are parallel. Correct the header (sform and qform of NIfTI), or export the image again."
     )
 
 

@@ -162,7 +162,7 @@ def baseline_report(run: Path, dataset_dir: Path, results: Path) -> dict[str, An
 
     def answers() -> Iterator[tuple[str, Answer]]:
         for item, volume in zip(split[1], volumes(split[1]), strict=True):
-            yield item["patient"], method.look(*axial_stack(slicer, volume))
+            yield item["patient"], method.infer(*axial_stack(slicer, volume))
 
     method.fit_thresholds(answers(), training["specificity"])
     own = {"dataset_dir": str(dataset_dir), "output_dir": str(results)}

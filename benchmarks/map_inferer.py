@@ -37,7 +37,7 @@ class MapMethod(nn.Module, ABC):
         self.score = score
 
     @abstractmethod
-    def look(self, stack: Tensor, chosen: Tensor) -> Answer:
+    def infer(self, stack: Tensor, chosen: Tensor) -> Answer:
         """Look at the chosen slices (n,) of a volume's axial slices (Z, C, H, W)."""
 
     def fit_thresholds(self, normals: Iterable[tuple[str, Answer]], specificity: float) -> None:
@@ -83,7 +83,7 @@ class MapInferer(Inferer):
         """The map of one volume (1, C, X, Y, Z), 0 where slices are skipped, its scores and the thresholds."""
         volume = inputs[0]
         stack, chosen = axial_stack(self.slicer, volume)
-        scores, maps = network.look(stack, chosen)
+        scores, maps = network.infer(stack, chosen)
         anomaly_map = torch.zeros(1, *volume.shape[1:])
         self.slicer.paste(maps, anomaly_map, "axial", chosen)
         of_slices = torch.full((1, volume.shape[-1]), math.nan)

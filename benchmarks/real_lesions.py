@@ -125,7 +125,7 @@ def look_at(
         voxels = VoxelMetrics()
         voxels.update(inverse["map"], truth, inverse["brain"] > 0.5)
         counted = voxels.compute(threshold=0)
-        wanted = ("voxel_auroc", "voxel_average_precision", "lesion_share", "n_voxels", "n_lesion_voxels", "aupro")
+        wanted = ("voxel_auroc", "voxel_average_precision", "lesion_fraction", "n_voxels", "n_lesion_voxels", "aupro")
         found = {key: counted[key] for key in wanted}
         found |= {"n_slices": len(slices), "n_abnormal_slices": sum(is_lesion for is_lesion, _ in slices)}
         if 0 < found["n_abnormal_slices"] < len(slices):
@@ -152,7 +152,7 @@ def table(reports: dict[str, dict[str, Any]], maps: list[str]) -> str:
         )
         first = found[0]
         lines.append(
-            f"| {patient} | {report['truth']} | {report['lesion_ml']:.1f} | {first['lesion_share']:.4f} | {auroc} | "
+            f"| {patient} | {report['truth']} | {report['lesion_ml']:.1f} | {first['lesion_fraction']:.4f} | {auroc} | "
             f"{precision} | {first['n_slices']} ({first['n_abnormal_slices']}) | {slices} |"
         )
     return "\n".join(lines)

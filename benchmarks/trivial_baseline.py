@@ -55,7 +55,7 @@ class TrivialMap(MapMethod):
         super().__init__(score)
         self.map_of = map_of
 
-    def look(self, stack: Tensor, chosen: Tensor) -> Answer:
+    def infer(self, stack: Tensor, chosen: Tensor) -> Answer:
         """Look at the chosen slices of a volume."""
         maps = self.map_of(stack[:, 0])[chosen, None]
         return Answer(top_mean(maps.flatten(1), self.score.top_fractions[0]), maps)

@@ -83,10 +83,10 @@ def test_part_and_join_of_places_are_inverse() -> None:
     places = Places(["axial", "axial", "coronal", "sagittal"], torch.tensor([0.0, 1.0, 0.25, 0.5]))
     one, other = places.part(slice(0, 3)), places.part(slice(3, None))
     assert list(one.planes) == ["axial", "axial", "coronal"]
-    assert one.heights.tolist() == [0, 1, 0.25]
+    assert one.positions.tolist() == [0, 1, 0.25]
     joined = Places.join([one, other])
     assert joined.planes == list(places.planes)
-    assert torch.equal(joined.heights, places.heights)
+    assert torch.equal(joined.positions, places.positions)
 
 
 # --- affines ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from monai.utils import convert_to_tensor, ensure_tuple
 
 from aeflow_monai.about import __version__
 from aeflow_monai.data.datalist import load_datalist
+from aeflow_monai.data.datalist.item import files_of
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.errors import FailureLog
 from aeflow_monai.files import sha256_of, write_json
@@ -101,12 +102,9 @@ def _entry(item: Mapping[str, Any], slices: Mapping[str, Any], folder: Path) -> 
     images = [_relative(path, folder) for path in ensure_tuple(item["image"])]
     entry: dict[str, Any] = {"image": images[0] if len(images) == 1 else images}
     entry |= {key: item[key] for key in ("case", "patient", "label") if key in item}
-    paths = [*ensure_tuple(item["image"])]
     if "lesion" in item:
         entry["mask"] = _relative(item["lesion"], folder)
-        paths.append(item["lesion"])
-    files = [file for path in paths for file in ([path] if Path(path).is_file() else sorted(Path(path).iterdir()))]
-    entry["sha256"] = {_relative(file, folder): sha256_of(file) for file in files}
+    entry["sha256"] = {_relative(file, folder): sha256_of(file) for file in files_of(item)}
     entry["slices"] = slices
     return entry
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data import ImageReader
-from monai.utils import convert_to_tensor, ensure_tuple
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from aeflow_monai.data.datalist.item import files_of, patient_of
 from aeflow_monai.data.slicer import SliceKind, Slicer
 from aeflow_monai.files import read_json, replacing, write_json
 
@@ -26,7 +27,7 @@ __all__ = ["SliceDataset", "SomeCases"]
 
 _logger = logging.getLogger(__name__)
 
-_FORMAT = 4  # of slices in files: another number when what is kept changes
+_FORMAT = 5  # of slices in files: another number when what is kept changes
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -40,8 +41,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     volume with label 1 needs a mask; an abnormal 2D image is an abnormal slice, whatever its mask.
 
     Items hold "image" (C, H, W), "case", "patient" (the case, where nobody is named), "file", "axis", "slice" (its
-    number along the axis) and "height" (see `Places`); abnormal ones "lesion" too, (1, H, W) in [0, 1]: the share of
-    each pixel that the mask covers, 1 all over where no mask tells.
+    number along the axis) and "relative_position" (see `Places`); abnormal ones "lesion" too, (1, H, W) in [0, 1]: the
+    fraction of each pixel that the mask covers, 1 all over where no mask tells.
 
     Args:
         data: a datalist; each item goes through `transform` once.
@@ -86,7 +87,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if not self.index:
             raise ValueError(
                 f"No slice is left of {len(data)} cases: none is {kind} and has {slicer.min_foreground:.0%} of its "
-                "pixels above 0. Lower min_foreground or normal_margin_mm, or look at the intensity normalisation."
+                "pixels above 0. Lower min_foreground or normal_margin_mm, or check the intensity normalisation."
             )
         size = 4 * math.prod(self._stored_shape) * len(self.index) / 2**20
         _logger.info(f"{len(self.index)} slices of {len(data)} cases in {folder or 'memory'} ({size:.0f} MB)")
@@ -133,7 +134,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 indices = slicer.chosen(volume, axis)
                 kinds = self._kinds(slicer, {**read, "image": volume, "label": item.get("label")}, axis, file)
                 wanted = torch.tensor([kind == self.kind for kind in kinds])[indices]
-                heights = slicer.places(indices, axis).heights[wanted][::step]
+                relative = slicer.places(indices, axis).positions[wanted][::step]
                 indices = indices[wanted][::step]
                 if not len(indices):
                     continue
@@ -144,11 +145,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
                         f"gives {tuple(planes.shape[1:])}. Set fit to 'resize', or image_size to the largest slice."
                     )
                 self.shape = tuple(planes.shape[1:])
-                patient = str(item.get("patient", item["case"]))
-                names = {"case": str(item["case"]), "patient": patient, "file": file, "axis": axis}
+                names = {"case": str(item["case"]), "patient": patient_of(item), "file": file, "axis": axis}
                 self.index += [
-                    {**names, "slice": position, "height": height}
-                    for position, height in zip(indices.tolist(), heights.tolist(), strict=True)
+                    {**names, "slice": number, "relative_position": position}
+                    for number, position in zip(indices.tolist(), relative.tolist(), strict=True)
                 ]
                 if self.kind == "abnormal":
                     planes = torch.cat([planes, _lesions(slicer, read, planes, axis, indices)], dim=1)
@@ -199,7 +199,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
 
 def _lesions(slicer: Slicer, read: Mapping[str, Any], planes: Tensor, axis: str, indices: Tensor) -> Tensor:
-    """The share of each pixel of slices (n, C, H, W) that is lesion, (n, 1, H, W)."""
+    """The fraction of each pixel of slices (n, C, H, W) that is lesion, (n, 1, H, W)."""
     if "lesion" not in read:
         return torch.ones_like(planes[:, :1])
     lesion = convert_to_tensor(read["lesion"], track_meta=False)[:1] != 0  # a picture's mask may have colours
@@ -227,11 +227,9 @@ class SomeCases(Subset[dict[str, Any]]):
 def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int, kind: str) -> str:
     """Hash of all that decides the slices; files count by path, size and time of change."""
     files = []
-    for item in data:
-        for path in (*ensure_tuple(item["image"]), item.get("lesion")):
-            if path:
-                found = Path(path).stat()
-                files.append([str(path), found.st_size, found.st_mtime_ns])
+    for file in (file for item in data for file in files_of(item)):
+        found = file.stat()
+        files.append([str(file), found.st_size, found.st_mtime_ns])
     named = [[str(item["case"]), str(item.get("patient")), item.get("label")] for item in data]
     digest = hashlib.sha256(json.dumps([_FORMAT, files, named, slicer.policy(), step, kind]).encode())
     stream = io.BytesIO()
@@ -239,7 +237,7 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
         _Options(stream).dump(transform)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
-            f"The preprocessing cannot be told from another one, so its slices cannot be kept in files ({error}). Put "
+            f"The preprocessing cannot be identified, so its slices cannot be kept in files ({error}). Put "
             "functions without a name into a module, or set cache_dir to null."
         ) from error
     digest.update(stream.getvalue())

@@ -34,9 +34,9 @@ class Slicer:
         fit: how a slice gets that size. "resize" stretches it (the aspect is not kept). "pad" keeps its own
             resolution and pads with zeros around the centre; nothing is ever cut: a larger slice gets the next
             multiples of 32 instead.
-        min_foreground: slices with a smaller share of pixels above 0 are skipped, in [0, 1]. A volume's only slice
+        min_foreground: slices with a smaller fraction of pixels above 0 are skipped, in [0, 1]. A volume's only slice
             is never skipped.
-        slice_range: first and last slice that are looked at, counted from 1 along the first of the axes; all if None.
+        slice_range: first and last slice that are processed, counted from 1 along the first of the axes; all if None.
         normal_margin_mm: a slice counts as normal only if no slice nearer than this, or itself, holds lesion.
         min_lesion_mm2: a slice counts as abnormal from this area of lesion on. A slice that is neither normal nor
             abnormal is unclear: it is not trained on and not in slice metrics.
@@ -72,7 +72,7 @@ class Slicer:
         if len(image_size) != 2 or min(image_size) < 1:
             raise ValueError(f"image_size has to be two numbers, rows and columns; got {list(image_size)}.")
         if not 0 <= min_foreground <= 1:
-            raise ValueError(f"min_foreground is a share of pixels and has to be in [0, 1]; got {min_foreground}.")
+            raise ValueError(f"min_foreground is a fraction of pixels and has to be in [0, 1]; got {min_foreground}.")
         if slice_range is not None and not (len(slice_range) == 2 and 1 <= slice_range[0] <= slice_range[1]):
             raise ValueError(
                 f"slice_range has to be the first and the last slice, counted from 1; got {list(slice_range)}."
@@ -132,13 +132,13 @@ class Slicer:
             axis: plane.
 
         Example:
-            >>> Slicer.places(torch.tensor([4, 5, 8]), "axial").heights.tolist()
+            >>> Slicer.places(torch.tensor([4, 5, 8]), "axial").positions.tolist()
             [0.0, 0.25, 1.0]
         """
-        heights = torch.full((len(chosen),), 0.5)
+        positions = torch.full((len(chosen),), 0.5)
         if len(chosen) > 1:
-            heights = (chosen - chosen[0]) / float(chosen[-1] - chosen[0])
-        return Places([axis] * len(chosen), heights)
+            positions = (chosen - chosen[0]) / float(chosen[-1] - chosen[0])
+        return Places([axis] * len(chosen), positions)
 
     def slices(self, volume: Tensor, axis: str, indices: Tensor) -> Tensor:
         """Slices as the network takes them.

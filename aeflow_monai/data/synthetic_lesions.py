@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 __all__ = ["LesionSlices", "RandLesiond"]
 
 _KINDS = ("scaled", "flat", "textured", "moved")
-_LEAST = 0.01  # a soft edge ends where less than this share of a pixel is changed
+_LEAST = 0.01  # a soft edge ends where less than this fraction of a pixel is changed
 _VISIBLE = 0.02  # of an intensity range of 1: what changes less looks as before
 _UNDECIDED = 0.1  # most that the mask holds where nothing is seen: neither normal nor abnormal for `MixtureLoss`
 
@@ -32,10 +32,10 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
     Args:
         keys: of slices (C, H, W) in [0, 1], of one size; all get lesions in the same places, every channel with its
             own direction of change, and within its own foreground.
-        lesion_key: of the mask that is added, (1, H, W) in [0, 1]: the share of each pixel that is lesion, at most 0.1
-            where the change is too faint to be seen, as in dark tissue.
+        lesion_key: of the mask that is added, (1, H, W) in [0, 1]: the fraction of each pixel that is lesion, at most
+            0.1 where the change is too faint to be seen, as in dark tissue.
         most: lesions in a slice, at most; 1 or more.
-        radius: smallest and largest, as shares of the slice's longer side; small ones are more frequent.
+        radius: smallest and largest, as fractions of the slice's longer side; small ones are more frequent.
         change: smallest and largest strength, in (0, 1]: of the tissue's own intensity, or of what replaces it.
         prob: probability that a slice gets lesions.
 
@@ -67,7 +67,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
             raise ValueError(f"most is a number of lesions and has to be 1 or more; got {most}.")
         for name, (low, high) in (("radius", radius), ("change", change)):
             if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} has to be a smallest and a largest share, in (0, 1]; got {(low, high)}.")
+                raise ValueError(f"{name} has to be a smallest and a largest fraction, in (0, 1]; got {(low, high)}.")
         self.lesion_key = lesion_key
         self.most = most
         self.radius = radius
@@ -108,7 +108,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         height, width = mask.shape
         places = foreground.nonzero()
         row, column = places[self.R.randint(len(places))].tolist()
-        smallest, largest = (share * max(height, width) for share in self.radius)
+        smallest, largest = (fraction * max(height, width) for fraction in self.radius)
         radius = smallest + (largest - smallest) * self.R.rand() ** 2
         aspect, angle = math.sqrt(1 + 1.5 * self.R.rand()), math.pi * self.R.rand()
         edge = 0.05 + 0.5 * self.R.rand() ** 2
@@ -120,8 +120,8 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         along = (y * math.cos(angle) + x * math.sin(angle)) / (radius * aspect)
         across = (x * math.cos(angle) - y * math.sin(angle)) / (radius / aspect)
         uneven = 0.35 * self._noise(window.shape, cell=radius)
-        share = torch.sigmoid(2 * (1 + uneven - torch.hypot(along, across)) / edge)
-        window.copy_(torch.maximum(window, share * (share >= _LEAST)))
+        lesion = torch.sigmoid(2 * (1 + uneven - torch.hypot(along, across)) / edge)
+        window.copy_(torch.maximum(window, lesion * (lesion >= _LEAST)))
 
     def _changed(self, channel: Tensor, kind: str) -> Tensor:
         """A channel (H, W) as it would be if it were lesion everywhere."""

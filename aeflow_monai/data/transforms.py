@@ -18,7 +18,7 @@ from aeflow_monai.errors import file_of
 
 __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
 
-# From this share of its voxels on, a single value at the corners or the low end of an image is its background.
+# From this fraction of its voxels on, a single value at the corners or the low end of an image is its background.
 _BACKGROUND_SHARE = 0.05
 
 

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.utils import ensure_tuple
-
 from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.data.datalist.item import image_files_of, patient_of
 from aeflow_monai.files import replacing, sha256_of
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed
@@ -128,16 +127,14 @@ def facts_of_data(**lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name, items in lists.items():
         label = name.replace("_", " ")
         facts[f"{label}: cases"] = len(items)
-        facts[f"{label}: patients"] = len({str(item.get("patient", item["case"])) for item in items})
+        facts[f"{label}: patients"] = len({patient_of(item) for item in items})
         facts[f"{label}: SHA-256 of the list, its beginning"] = hash_of_list(items)
     return facts
 
 
 def hash_of_list(items: Sequence[Mapping[str, Any]]) -> str:
     """Beginning of the SHA-256 of a datalist's cases, patients and labels; it depends on no path and no order."""
-    known = sorted(
-        [str(item["case"]), str(item.get("patient", item["case"])), str(item.get("label"))] for item in items
-    )
+    known = sorted([str(item["case"]), patient_of(item), str(item.get("label"))] for item in items)
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
@@ -150,9 +147,7 @@ def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     for item in items:
-        paths = [Path(path) for path in ensure_tuple(item["image"])]
-        files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*")))]
-        digests = [sha256_of(file) for file in files if file.is_file()]
+        digests = [sha256_of(file) for file in image_files_of(item)]
         found.append(hashlib.sha256("".join(digests).encode()).hexdigest()[:16] if digests else "")
     return found
 

@@ -145,8 +145,7 @@ def given_config() -> GivenConfig | None:
     def run(run_id: str | None = None, args_file: str | None = None, **options: Any) -> None:
         if empty := [name for name, value in options.items() if value is None]:
             raise ValueError(
-                f"MONAI ignores the option {empty[0]} when it is given as None: write null into a config file of your "
-                "own, behind the first one."
+                f"MONAI ignores the option {empty[0]} when it is given as None: set it to null in a second config file."
             )
         read.update(update_kwargs(args_file, **options))
 

@@ -62,7 +62,7 @@ class Detector(nn.Module):
         return self.score.term_mean.device
 
     def forward(self, image: Tensor, places: Places | None = None) -> Tensor:
-        """Anomaly maps (N, 1, H, W) of images (N, C, H, W) in [0, 1]; for `places` see `look`."""
+        """Anomaly maps (N, 1, H, W) of images (N, C, H, W) in [0, 1]; for `places` see `infer`."""
         return self.score.anomaly_map(self.stack(image, places))
 
     def stack(
@@ -77,7 +77,7 @@ class Detector(nn.Module):
         """
         return self.score.stack(self.terms(self.network(image, features), image), foreground_of(image), places)
 
-    def look(self, image: Tensor, places: Places | None = None) -> tuple[SliceStack, dict[str, Tensor]]:
+    def infer(self, image: Tensor, places: Places | None = None) -> tuple[SliceStack, dict[str, Tensor]]:
         """What the network says of slices, before those of a volume are scored together by `finish`.
 
         Args:
@@ -106,12 +106,12 @@ class Detector(nn.Module):
         return self.score(self.score.blurred(stack))  # type: ignore[no-any-return]
 
     def maps(self, image: Tensor, places: Places | None = None) -> dict[str, Tensor]:
-        """All maps and scores of images, each by itself; for the arguments see `look`.
+        """All maps and scores of images, each by itself; for the arguments see `infer`.
 
         Returns:
-            "anomaly_map" (N, 1, H, W), "slice_scores" (N,), "ease" (N,), and the maps of `look`.
+            "anomaly_map" (N, 1, H, W), "slice_scores" (N,), "ease" (N,), and the maps of `infer`.
         """
-        stack, maps = self.look(image, places)
+        stack, maps = self.infer(image, places)
         return {**self.score(stack)._asdict(), **maps}
 
     def terms(self, output: AEFlowOutput, image: Tensor) -> Tensor:
@@ -143,10 +143,10 @@ def calibrate(
         detector: is set to evaluation mode and back.
         held_out: batches, dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "patient" (N
             names, where a patient has several cases), "file" (N paths, where a case has several images), "axis" and
-            "height" (N planes and relative slice positions, see `Places`) and, if kept, "features" (see
+            "relative_position" (N planes and relative slice positions, see `Places`) and, if kept, "features" (see
             `AEFlow.forward`). Has to be iterable three times, and the network runs each time; must hold normals only,
             and the slices of a volume's plane one after the other.
-        specificity: share of normals that the thresholds should let pass, in (0, 1).
+        specificity: fraction of normals that the thresholds should let pass, in (0, 1).
         fitted: batches of normals that it was trained on, of the same kind.
 
     Raises:
@@ -191,8 +191,8 @@ class _Normals:
 
 
 def places_of(batch: Mapping[str, Any]) -> Places | None:
-    """Places of a batch of slices by its "axis" (N,) and "height" (N,), as `SliceDataset` gives them; None without."""
-    return Places(batch["axis"], torch.as_tensor(batch["height"])) if "height" in batch else None
+    """Places of a batch of slices, by "axis" and "relative_position" (N,) of `SliceDataset`; None without."""
+    return Places(batch["axis"], torch.as_tensor(batch["relative_position"])) if "relative_position" in batch else None
 
 
 def _to_image_size(maps: Sequence[Tensor], image: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import affine_to_spacing
 
+from aeflow_monai.data.datalist.item import patient_of
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.card import add_evaluation, count_seen, fingerprints_of, hash_of_list
 from aeflow_monai.engine.stored_model import model_path, read_model
@@ -287,7 +288,7 @@ class LocalisationReport(_Report):
             if not math.isnan(score):
                 self.table.append({"case": case, "plane": plane, "slice": number, "kind": kind, "anomaly_score": score})
                 if kind != "unclear":
-                    self.slices.append((int(kind == "abnormal"), score, str(source.get("patient", case))))
+                    self.slices.append((int(kind == "abnormal"), score, patient_of(source)))
 
     def finish(self, engine: Engine) -> None:
         """Write and print the report, if there were masks."""

@@ -74,13 +74,13 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             kwargs: further arguments of another network.
 
         Returns:
-            Of a detector: "anomaly_map" and the maps of `Detector.look`, (1, c, X, Y, Z); for each plane
+            Of a detector: "anomaly_map" and the maps of `Detector.infer`, (1, c, X, Y, Z); for each plane
             "slice_scores_<plane>" and "ease_<plane>", (1, slices), NaN where a slice was skipped; "anomaly_score",
             "case_threshold", "slice_threshold" and "map_threshold", (1,). Of another network what it gives: maps
             (1, c, X, Y, Z) and numbers per slice under "<name>_<plane>".
 
         Raises:
-            ValueError: more than one volume, a volume of other dimensions, no slice to look at, or a detector that is
+            ValueError: more than one volume, a volume of other dimensions, no slice to process, or a detector that is
                 not calibrated.
         """
         if inputs.ndim != 5 or inputs.shape[0] != 1:
@@ -91,8 +91,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         detector = network if isinstance(network, Detector) else None
         if detector is not None and not detector.score.is_calibrated:
             raise ValueError(
-                "The model is not calibrated, so it comes from the middle of a training. Finish the training (--resume "
-                "<its checkpoint>), or give the model.pt that it ends with."
+                "The model is not calibrated. Finish its training with --resume <its last checkpoint>, or use the "
+                "folder of a finished training."
             )
         volume = inputs[0].as_subclass(Tensor)
         axes = self.slicer.axes_of(volume)
@@ -102,29 +102,29 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
                 continue
-            heights = self.slicer.places(indices, axis).heights
+            positions = self.slicer.places(indices, axis).positions
             stacks: dict[int, SliceStack] = {}  # by the first slice of each batch
 
-            def look(
+            def run_batch(
                 some: Tensor,
                 axis: str = axis,
                 indices: Tensor = indices,
-                heights: Tensor = heights,
+                positions: Tensor = positions,
                 stacks: dict[int, SliceStack] = stacks,
             ) -> None:
-                places = Places([axis] * len(some), heights[some])
+                places = Places([axis] * len(some), positions[some])
                 slices = self.slicer.slices(volume, axis, indices[some])
                 if detector is None:
                     output = network(slices, places, *args, **kwargs)
                 else:
-                    stacks[int(some[0])], output = detector.look(slices, places)
+                    stacks[int(some[0])], output = detector.infer(slices, places)
                     if self.saliency is not None:
                         output["saliency"] = saliency(detector, slices, places, self.saliency)
                 assembly.add(output, axis, indices[some])
 
             sides = _sides(volume.device)
             batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
-            _side_by_side(look, batches, min(sides, len(batches)))
+            _side_by_side(run_batch, batches, min(sides, len(batches)))
             if detector is not None:
                 together = SliceStack.join([stacks[first] for first in sorted(stacks)])
                 assembly.add(detector.finish(together)._asdict(), axis, indices)
@@ -133,9 +133,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         maps = assembly.maps
         if not maps:
             raise ValueError(
-                f"No slice to look at: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
+                f"No slice to process: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
                 f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the slice range. Lower min_foreground, "
-                "or look at the intensity normalisation."
+                "or check the intensity normalisation."
             )
         if seen is not None:
             for value in maps.values():

@@ -71,7 +71,7 @@ class Model:
         self.detector.to(torch.device(device)).eval()
 
     @torch.no_grad()
-    def look(self, image: MetaTensor) -> dict[Any, Any]:
+    def infer(self, image: MetaTensor) -> dict[Any, Any]:
         """What `SlicedInferer` gives for a preprocessed image (C, X, Y, Z), without the batch dimension."""
         (of_image,) = decollate_batch(self.inferer(image[None].to(self.detector.device), self.detector))
         return dict(of_image)
@@ -91,7 +91,7 @@ class Model:
             ValueError: the image cannot be used; the message says why.
         """
         data: Any = self.preprocessing({"image": _loadable(image), "case": "image"})
-        data = GatherScoresd()({**data, **self.look(data["image"])})
+        data = GatherScoresd()({**data, **self.infer(data["image"])})
         back = Invertd(keys=MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
         data = MaskMapd()(back(data))
         return Prediction(

@@ -13,7 +13,7 @@ __all__ = ["require_saliency", "saliency"]
 
 SALIENCIES = ("plain", "smooth")
 _N_SAMPLES = 16  # noisy copies of the smooth gradient
-_NOISE = 0.05  # their standard deviation, as a share of each image's range
+_NOISE = 0.05  # their standard deviation, as a fraction of each image's range
 
 
 def require_saliency(kind: str | None) -> None:
@@ -34,7 +34,7 @@ def saliency(detector: Detector, image: Tensor, places: Places | None = None, ki
     Args:
         detector: calibrated.
         image: slices, (N, C, H, W) in [0, 1].
-        places: of the slices, see `Detector.look`.
+        places: of the slices, see `Detector.infer`.
         kind: "plain" takes the gradient at the image itself; "smooth" the mean over 16 noisy copies of the image.
 
     Returns:

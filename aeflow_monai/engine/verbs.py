@@ -24,6 +24,7 @@ __all__ = [
     "begin_calibration",
     "begin_scoring",
     "begin_training",
+    "cache_folder",
     "end_training",
     "lesion_copies",
     "number_of_epochs",
@@ -131,6 +132,16 @@ def announce(**places: str) -> None:
         if Path(place).exists():
             print(f"{name.replace('_', ' ')}: {Path(place).absolute()}")
     print(DISCLAIMER)
+
+
+def cache_folder(cache_dir: str | None, *parts: str) -> str | None:
+    """Folder for a part of what a training keeps in files; None, for the memory, without a `cache_dir`.
+
+    Example:
+        >>> cache_folder("cache", "train"), cache_folder(None, "train")
+        ('cache/train', None)
+    """
+    return None if cache_dir is None else str(Path(cache_dir, *parts))
 
 
 def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_steps: int = 250) -> int:

@@ -126,8 +126,8 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         return self._model(data).inferer
 
     def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cpu") -> dict[str, Any]:
-        """Run the model; "pred" is then a dictionary, see `Model.look`."""
-        return {**data, "pred": self._model(data).look(data["image"])}
+        """Run the model; "pred" is then a dictionary, see `Model.infer`."""
+        return {**data, "pred": self._model(data).infer(data["image"])}
 
     def post_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:
         """The model's, and what the request wants shown in place of the mask that they end with."""

@@ -24,7 +24,7 @@ TRAINING = {
     "max_epochs": ("epochs", int, "a whole number from 1"),
     "train_batch_size": ("batch_size", int, "a whole number from 1"),
     "learning_rate": ("learning_rate", float, "a number above 0"),
-    "val_split": ("calibration_fraction", float, "a share of the normals in (0, 1)"),
+    "val_split": ("calibration_fraction", float, "a fraction of the normals in (0, 1)"),
     "seed": ("seed", int, "a whole number from 0"),
 }
 _BATCH = ("max_batch_size", "max_workers")
@@ -57,7 +57,7 @@ def check_infer_options(request: Mapping[str, Any]) -> None:
     """Refuse an infer request with an option that it cannot have.
 
     Args:
-        request: "threshold", "result_extension", "result_dtype" and "device" are looked at.
+        request: "threshold", "result_extension", "result_dtype" and "device" are read.
 
     Raises:
         ValueError: one of them has a value that it cannot have.
@@ -121,7 +121,7 @@ def training_options(request: Mapping[str, Any]) -> dict[str, Any]:
     """Options of train.yaml for those of a request that are given.
 
     Args:
-        request: by the names of `TRAINING`; numbers may be text. "device" is looked at.
+        request: by the names of `TRAINING`; numbers may be text. "device" is read.
 
     Returns:
         By the names of train.yaml.

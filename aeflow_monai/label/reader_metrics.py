@@ -117,18 +117,18 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         back = Invertd(["anomaly_map", "foreground"], model.preprocessing, orig_keys="image", nearest_interp=False)
         with self.pipeline.lock:
             data: Any = model.preprocessing({"image": image.image})
-            data["anomaly_map"] = model.look(data["image"])["anomaly_map"]
+            data["anomaly_map"] = model.infer(data["image"])["anomaly_map"]
             data = Compose([CopyItemsd("image", names="foreground"), back])(data)
         anomaly_map: MetaTensor = data["anomaly_map"].cpu()
         foreground = data["foreground"].amax(dim=0, keepdim=True) > 0
-        truth: Tensor = torch.zeros(anomaly_map.shape)
+        lesion: Tensor = torch.zeros(anomaly_map.shape)
         if image.label:
             label = load_label(image.label)
             _require_grid(label, anomaly_map, image.label)
-            truth = torch.as_tensor(label).as_subclass(Tensor).reshape(anomaly_map.shape)
+            lesion = torch.as_tensor(label).as_subclass(Tensor).reshape(anomaly_map.shape)
         spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
-        voxels.update(anomaly_map, truth, foreground)
-        lesions.update(anomaly_map, truth, spacing, foreground)
+        voxels.update(anomaly_map, lesion, foreground)
+        lesions.update(anomaly_map, lesion, spacing, foreground)
 
 
 def _require_grid(label: MetaTensor, anomaly_map: MetaTensor, path: str) -> None:

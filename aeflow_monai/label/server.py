@@ -64,7 +64,7 @@ def serve(
         app_dir: see `make_app_folder`.
         model: folder of a training's bundle to begin with.
         presets: of the first training, where there is no model; see `config_files`.
-        host: address to listen at; others than this machine reach "0.0.0.0".
+        host: address to listen at; "0.0.0.0" accepts other machines.
         port: to listen at.
         log_level: DEBUG, INFO, WARNING or ERROR.
 

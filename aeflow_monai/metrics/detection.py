@@ -40,13 +40,13 @@ def detection_report(
 
     A case is called abnormal when its score is larger than the threshold (not when equal). Intervals are 95 %
     percentile bootstraps over cases, stratified: normal and abnormal cases are drawn separately, each with
-    their own number, because the share of abnormal cases in a test set is a choice of its makers and not a
+    their own number, because the fraction of abnormal cases in a test set is a choice of its makers and not a
     finding.
 
     `oracle_best_f1` is the best F1 over all thresholds, `oracle_threshold` the threshold that reaches it.
     Both are chosen on the test labels, which nobody has when a new case comes: they bound what a threshold
     could reach, and are no result. `all_abnormal_f1` is the F1 of calling every case abnormal, 2p / (1 + p)
-    for a share p of abnormal cases; an F1 means nothing without it.
+    for a fraction p of abnormal cases; an F1 means nothing without it.
 
     A threshold that is the k-th of the n scores of held-out normals lets k / (n + 1) of new ones pass, on average:
     the expected specificity. `expected_specificity_holds` is false if normals of the same kind would exceed the
@@ -267,7 +267,7 @@ def _bootstrap(
 def _statistics(normal: Ints, abnormal: Ints, first_called: int) -> tuple[float, ...]:
     """`STATISTICS` from the counts of each distinct score, in ascending order of the scores."""
     n_normal, n_abnormal = normal.sum(), abnormal.sum()
-    # AUROC: the share of pairs in which the abnormal score is larger, ties counting half.
+    # AUROC: the fraction of pairs in which the abnormal score is larger, ties counting half.
     auroc = abnormal @ (np.cumsum(normal) - 0.5 * normal) / (n_normal * n_abnormal)
     true_positives = np.cumsum(abnormal[::-1])
     positives = true_positives + np.cumsum(normal[::-1])

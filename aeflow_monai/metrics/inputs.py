@@ -47,15 +47,6 @@ def require_lesion(n_volumes: int, n_abnormal: int) -> None:
         )
 
 
-def require_equal(one: object, other: object, names: tuple[str, ...]) -> None:
-    """Refuse to merge metrics whose settings of these names differ."""
-    for name in names:
-        if getattr(one, name) != getattr(other, name):
-            raise ValueError(
-                f"{name} has to be equal in both to merge them, got {getattr(one, name)} and {getattr(other, name)}."
-            )
-
-
 def _array(data: Any, name: str) -> npt.NDArray[Any]:
     """An array or tensor as (H, W[, D])."""
     if isinstance(data, torch.Tensor):

@@ -11,7 +11,7 @@ from monai.metrics.froc import compute_fp_tp_probs_nd, compute_froc_curve_data, 
 from scipy.spatial import cKDTree
 
 from aeflow_monai.metrics.candidates import find_candidates
-from aeflow_monai.metrics.inputs import Map, components, read_inputs, require_equal, require_lesion
+from aeflow_monai.metrics.inputs import Map, components, read_inputs, require_lesion
 
 __all__ = ["LesionMetrics"]
 
@@ -20,7 +20,7 @@ FALSE_POSITIVES = (0.25, 0.5, 1, 2, 4, 8)
 
 
 class LesionMetrics:
-    """Free-response ROC: the share of lesions that an anomaly map points at, against its false alarms per volume.
+    """Free-response ROC: the fraction of lesions that an anomaly map points at, against its false alarms per volume.
 
     A map points at its local maxima: the voxels that no other within `radius_mm` exceeds and that are larger than the
     map's median, at most the `max_candidates` largest of a volume. Adjacent equal maxima (a plateau) are one
@@ -93,7 +93,7 @@ class LesionMetrics:
                 f"{values.shape}, got {spacing.tolist()}."
             )
         if inside is not None and not inside.any():
-            raise ValueError("region has to be nonzero somewhere, but is empty: leave it out to look everywhere.")
+            raise ValueError("region has to be nonzero somewhere, but is empty: omit it to take all voxels.")
         coords = find_candidates(values, inside, spacing, self.radius_mm)[: self.max_candidates]
         lesions, n_lesions = components(lesion)
         if n_lesions and len(coords):
@@ -114,23 +114,6 @@ class LesionMetrics:
         self._n_lesions += n_lesions
         self._n_candidates += len(coords)
 
-    def merge(self, other: LesionMetrics) -> None:
-        """Add the volumes of another object, for example from another process; the other stays as it is.
-
-        Args:
-            other: With the same settings.
-
-        Raises:
-            ValueError: These differ.
-        """
-        require_equal(self, other, ("radius_mm", "tolerance_mm", "max_candidates"))
-        self._false += other._false
-        self._found += other._found
-        self._n_volumes += other._n_volumes
-        self._n_abnormal += other._n_abnormal
-        self._n_lesions += other._n_lesions
-        self._n_candidates += other._n_candidates
-
     def compute(self) -> dict[str, Any]:
         """Report all volumes so far.
 
@@ -138,8 +121,8 @@ class LesionMetrics:
             A dictionary that JSON can hold, of plain ints and floats:
 
             - `n_volumes`, `n_abnormal_volumes`, `n_lesions`, `n_candidates`: what was counted.
-            - `lesion_sensitivity`: the share of lesions found, by false positives per volume: "0.25", "0.5", "1", "2",
-              "4", "8". Between the rates that thresholds reach it is interpolated; beyond the last one, where all
+            - `lesion_sensitivity`: the fraction of lesions found, by false positives per volume: "0.25", "0.5", "1",
+              "2", "4", "8". Between the rates that thresholds reach it is interpolated; beyond the last one, where all
               candidates are called, it stays.
             - `froc_score`: mean of these six.
             - `candidate_radius_mm`, `hit_tolerance_mm`, `max_candidates`: the settings.

@@ -66,7 +66,10 @@ def _voxel_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("voxels", f"{report['n_voxels']} ({report['n_lesion_voxels']} in {report['n_regions']} regions)"),
         ("voxel AUROC", f"{report['voxel_auroc']:.3f}"),
-        ("voxel average precision", f"{report['voxel_average_precision']:.3f}  (chance: {report['lesion_share']:.3f})"),
+        (
+            "voxel average precision",
+            f"{report['voxel_average_precision']:.3f}  (chance: {report['lesion_fraction']:.3f})",
+        ),
         ("AUPRO", f"{report['aupro']:.3f}  (to FPR {report['aupro_fpr_limit']:g})"),
         ("map threshold", f"{report['map_threshold']:.6g} (stored; larger values are abnormal)"),
         ("Dice", f"{report['dice']:.3f}"),

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.integrate import trapezoid
 
-from aeflow_monai.metrics.inputs import Map, components, read_inputs, require_equal, require_lesion
+from aeflow_monai.metrics.inputs import Map, components, read_inputs, require_lesion
 
 __all__ = ["VoxelMetrics"]
 
@@ -107,24 +107,6 @@ class VoxelMetrics:
         self._n_abnormal += 1
         self._n_regions += n_regions
 
-    def merge(self, other: VoxelMetrics) -> None:
-        """Add the volumes of another object, for example from another process; the other stays as it is.
-
-        Args:
-            other: With the same `n_bits` and `fpr_limit`.
-
-        Raises:
-            ValueError: These differ.
-        """
-        require_equal(self, other, ("n_bits", "fpr_limit"))
-        self._normal += other._normal
-        self._lesion += other._lesion
-        self._regions += other._regions
-        self._dice += other._dice
-        self._n_volumes += other._n_volumes
-        self._n_abnormal += other._n_abnormal
-        self._n_regions += other._n_regions
-
     def compute(self, threshold: float) -> dict[str, Any]:
         """Report all volumes so far, with the threshold that was stored before they were seen.
 
@@ -137,12 +119,12 @@ class VoxelMetrics:
             A dictionary that JSON can hold, of plain ints and floats:
 
             - `n_volumes`, `n_abnormal_volumes`, `n_regions`, `n_voxels`, `n_lesion_voxels`: what was counted.
-            - `lesion_share`: lesion voxels among all, which is the average precision of chance.
+            - `lesion_fraction`: lesion voxels among all, which is the average precision of chance.
             - `voxel_auroc`, `voxel_average_precision`: over all voxels of all volumes.
             - `voxel_auroc_error`: bound on the difference between this AUROC and that of the unbinned float32 values;
               true ties cannot be told from shared bins, so they widen it too.
-            - `aupro`, `aupro_fpr_limit`: the share of a region that is called, mean over regions of all volumes, as a
-              function of the false positive rate, integrated from 0 to the limit and divided by it; in [0, 1].
+            - `aupro`, `aupro_fpr_limit`: the fraction of a region that is called, mean over regions of all volumes, as
+              a function of the false positive rate, integrated from 0 to the limit and divided by it; in [0, 1].
             - `map_threshold`: the stored one.
             - `dice`: at that threshold, over all voxels of all volumes at once.
             - `mean_volume_dice`: at that threshold, mean over abnormal volumes; normal ones do not enter.
@@ -180,7 +162,7 @@ class VoxelMetrics:
             "n_regions": self._n_regions,
             "n_voxels": n_lesion + n_normal,
             "n_lesion_voxels": n_lesion,
-            "lesion_share": n_lesion / (n_lesion + n_normal),
+            "lesion_fraction": n_lesion / (n_lesion + n_normal),
             "voxel_auroc": float(trapezoid(sensitivity, false_rate)),
             "voxel_auroc_error": float(0.5 * (np.diff(sensitivity) @ np.diff(false_rate))),
             "voxel_average_precision": float(np.diff(sensitivity) @ (hits / (hits + false_alarms))),

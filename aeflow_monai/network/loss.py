@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 __all__ = ["AEFlowLoss", "MixtureLoss", "MixturePrior"]
 
-_UNTOUCHED = 0.01  # a position with a smaller share of lesion is normal
+_UNTOUCHED = 0.01  # a position with a smaller fraction of lesion is normal
 
 
 class _Output(Protocol):
@@ -146,16 +146,16 @@ class MixtureLoss(nn.Module):
     """The objective with abnormal images too: normal images as ever, of abnormal ones the flow's part only.
 
     Normal images have the likelihood of the normal component. Of an abnormal image the abnormal positions have that of
-    the abnormal component, and what lies beside its lesions that of the normal one; a position with a smaller share of
-    lesion than `least` counts as neither. The decoder is not shown how to reconstruct abnormal images. Without any in
-    the batch it is the loss of the normal images, bit by bit.
+    the abnormal component, and what lies beside its lesions that of the normal one; a position with a smaller
+    fraction of lesion than `least` counts as neither. The decoder is not shown how to reconstruct abnormal images.
+    Without any in the batch it is the loss of the normal images, bit by bit.
 
     Args:
         normal: the loss of normal images.
         prior: of the latents, see `MixturePrior`.
         weight: of the mean likelihood of abnormal positions, and of that of the normal ones beside them, against that
             of normal images, above 0.
-        least: share of a position's pixels that makes it abnormal, in (0, 1].
+        least: fraction of a position's pixels that makes it abnormal, in (0, 1].
 
     Raises:
         ValueError: a number out of its range.
@@ -163,12 +163,12 @@ class MixtureLoss(nn.Module):
     Source: FlowGMM (see `MixturePrior`), ICML 2020: the likelihood of each image given its label; here of a position.
     """
 
-    def __init__(self, normal: AEFlowLoss, prior: MixturePrior, weight: float = 0.25, least: float = 0.15) -> None:
+    def __init__(self, normal: AEFlowLoss, prior: MixturePrior, weight: float = 0.5, least: float = 0.15) -> None:
         super().__init__()
         if weight <= 0:
             raise ValueError(f"weight is that of abnormal images and has to be above 0; got {weight}.")
         if not 0 < least <= 1:
-            raise ValueError(f"least is a share of a position's pixels and has to be in (0, 1]; got {least}.")
+            raise ValueError(f"least is a fraction of a position's pixels and has to be in (0, 1]; got {least}.")
         self.normal = normal
         self.prior = prior
         self.weight = weight

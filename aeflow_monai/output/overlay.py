@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 
 OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 _SAMPLED = 10**6  # voxels that tell the grey scale
-OUTLINE, TRUTH = "#ff8c1a", "#33d6ff"  # told apart by colour-blind readers too
+OUTLINE, LESION = "#ff8c1a", "#33d6ff"  # told apart by colour-blind readers too
 
 
 class WriteOverlayd(MapTransform):  # type: ignore[misc]
@@ -181,7 +181,7 @@ def finite_threshold(given: float | None, data: Mapping[Hashable, Any], name: st
     """
     number = float(data[name] if given is None else given)
     if not np.isfinite(number):
-        raise ValueError(f"threshold has to be finite, got {number}: load a calibrated checkpoint first.")
+        raise ValueError(f"threshold has to be finite, got {number}: use a calibrated model.")
     return number
 
 
@@ -274,7 +274,7 @@ def _outline(axis: Any, values: Array, level: float, **style: Any) -> None:
 def _draw(
     image: Array,
     anomaly_map: Array,
-    truth: Array | None,
+    lesion: Array | None,
     reconstruction: Array | None,
     *,
     grey: Normalize,
@@ -319,9 +319,9 @@ def _draw(
 
     shown = over.imshow(anomaly_map, cmap=_colours(), norm=Normalize(0, vmax, clip=True), aspect="auto")
     _outline(outlined, anomaly_map, threshold, colors=OUTLINE, linewidths=1.4)
-    if truth is not None:
-        _outline(outlined, truth, 0.5, colors=TRUTH, linewidths=1.2, linestyles="dashed")
-        lines = [Line2D([], [], color=OUTLINE), Line2D([], [], color=TRUTH, linestyle="dashed")]
+    if lesion is not None:
+        _outline(outlined, lesion, 0.5, colors=LESION, linewidths=1.2, linestyles="dashed")
+        lines = [Line2D([], [], color=OUTLINE), Line2D([], [], color=LESION, linestyle="dashed")]
         outlined.legend(
             lines, ["found", "lesion"], loc="lower right", fontsize=8, labelcolor="white", facecolor="black"
         )

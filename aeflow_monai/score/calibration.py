@@ -54,17 +54,17 @@ def calibrate_score(
 ) -> None:
     """Fill the score's buffers: units of the terms, normals by position, unit of slice scores, thresholds.
 
-    Terms and places count where there is foreground. Maps are compared by position if that predicts held-out normals
-    better, see `Score`; `Score.ease` takes five patients beside any group of held-out ones: seven, without `fitted`.
-    `case_threshold` and `slice_threshold` are `upper_threshold` of the scores; `map_threshold` is that of each slice's
-    highest map value, so that this share of normal slices has an empty mask. A held-out case is compared with other
-    cases only (five groups in turn, and `fitted`): compared with itself it would look more normal than a new one. The
-    published score is not standardised; it gets thresholds.
+    Terms and places count where there is foreground. Maps are compared by position if that predicts held-out
+    normals better, see `Score`; `Score.ease` needs five patients outside each group, that is seven held-out ones if
+    `fitted` is empty. `case_threshold` and `slice_threshold` are `upper_threshold` of the scores; `map_threshold`
+    is that of each slice's highest map value, so that this fraction of normal slices has an empty mask. A held-out
+    case is compared with other cases only (five groups in turn, and `fitted`): compared with itself it would look
+    more normal than a new one. The published score is not standardised; it gets thresholds.
 
     Args:
         score: whose buffers are filled.
         held_out: normals that the method was not fitted on. Has to be iterable three times.
-        specificity: share of normals that the thresholds should let pass, in (0, 1).
+        specificity: fraction of normals that the thresholds should let pass, in (0, 1).
         fitted: normals that the method was fitted on. With the held-out ones they give mean and deviation by position,
             and of how easy slices are to reconstruct, for which few held-out cases are not enough. The unit of scores
             and all thresholds are of held-out normals alone.

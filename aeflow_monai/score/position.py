@@ -17,11 +17,11 @@ from aeflow_monai.geometry import PLANES, Places
 __all__ = ["PositionMoments", "PositionNorm", "blur_through_slices"]
 
 _GRID = 16  # rows and columns of the statistics, over the whole slice
-_HEIGHTS = 32  # of the statistics, from the first slice of a case to its last
+_POSITIONS = 32  # of the statistics, from the first slice of a case to its last
 # Neighbours count too, so that few cases are enough and cases need not lie exactly alike. All three were chosen on
 # lesions planted into training subjects.
 _SIGMA_IN_PLANE = 0.1  # of the slice's size
-_SIGMA_OF_HEIGHT = 0.03  # of the distance from first to last slice
+_SIGMA_OF_POSITION = 0.03  # of the distance from first to last slice
 _PATIENTS_OF_ALL_PLACES = 0.3  # weight, in patients, of the statistics over all places
 
 _UNKNOWN = 1e30  # deviation where too few normals were seen to know one
@@ -45,7 +45,7 @@ class PositionMoments:
     """
 
     def __init__(self, grid: int = _GRID) -> None:
-        self.sums = torch.zeros(len(_PLANE_NAMES), _HEIGHTS, 3, grid, grid, dtype=torch.float64)
+        self.sums = torch.zeros(len(_PLANE_NAMES), _POSITIONS, 3, grid, grid, dtype=torch.float64)
         self.patients: set[str] = set()
 
     @property
@@ -63,11 +63,11 @@ class PositionMoments:
             patient: whose they are.
         """
         maps, weight = maps.double().cpu(), foreground.double().cpu()
-        planes, heights = (numbers.expand(len(maps)) for numbers in _planes_and_heights(places))
+        planes, positions = (numbers.expand(len(maps)) for numbers in _planes_and_positions(places))
         parts = torch.cat([weight, weight * maps, weight * maps.square()], dim=1)
         parts = F.adaptive_avg_pool2d(parts, self.sums.shape[-1])
-        bins = torch.linspace(0, 1, _HEIGHTS, dtype=torch.float64)
-        near = torch.exp(-0.5 * ((heights.double()[:, None] - bins) / _SIGMA_OF_HEIGHT).square())
+        bins = torch.linspace(0, 1, _POSITIONS, dtype=torch.float64)
+        near = torch.exp(-0.5 * ((positions.double()[:, None] - bins) / _SIGMA_OF_POSITION).square())
         self.sums.index_add_(0, planes, near[:, :, None, None, None] * parts[:, None])
         if bool((weight > 0).any()):
             self.patients.add(patient)
@@ -76,8 +76,8 @@ class PositionMoments:
 class PositionNorm(nn.Module):
     """Standardise anomaly maps by normal cases at the same place; before `fit` it changes nothing.
 
-    The buffers `mean` and `std` hold mean and deviation of normals, in the maps' own unit: (planes, heights, rows,
-    columns), coarse and smooth. A height is a relative slice position, see `Places`.
+    The buffers `mean` and `std` hold mean and deviation of normals, in the maps' own unit: (planes, positions, rows,
+    columns), coarse and smooth. Positions are relative slice positions, see `Places`.
 
     Args:
         grid: rows and columns, those of the `PositionMoments` that it will be fitted to.
@@ -88,8 +88,8 @@ class PositionNorm(nn.Module):
 
     def __init__(self, grid: int = _GRID) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(len(_PLANE_NAMES), _HEIGHTS, grid, grid))
-        self.register_buffer("std", torch.ones(len(_PLANE_NAMES), _HEIGHTS, grid, grid))
+        self.register_buffer("mean", torch.zeros(len(_PLANE_NAMES), _POSITIONS, grid, grid))
+        self.register_buffer("std", torch.ones(len(_PLANE_NAMES), _POSITIONS, grid, grid))
 
     def forward(self, maps: Tensor, places: Places | None = None) -> Tensor:
         """Standardise maps of slices.
@@ -101,15 +101,15 @@ class PositionNorm(nn.Module):
         Returns:
             (N, 1, H, W), in standard deviations of normals at the same place.
         """
-        planes, heights = _planes_and_heights(places)
-        place = heights * (_HEIGHTS - 1)
-        below = place.floor().clamp(0, _HEIGHTS - 2).long()
-        share = (place - below).view(-1, 1, 1).to(self.mean)
+        planes, positions = _planes_and_positions(places)
+        place = positions * (_POSITIONS - 1)
+        below = place.floor().clamp(0, _POSITIONS - 2).long()
+        fraction = (place - below).view(-1, 1, 1).to(self.mean)
         planes, below = planes.to(self.mean.device), below.to(self.mean.device)
         fields = []
         for field in (self.mean, self.std):
-            at_height = torch.lerp(field[planes, below], field[planes, below + 1], share)
-            fields.append(F.interpolate(at_height[:, None], maps.shape[-2:], mode="bilinear", align_corners=False))
+            at_position = torch.lerp(field[planes, below], field[planes, below + 1], fraction)
+            fields.append(F.interpolate(at_position[:, None], maps.shape[-2:], mode="bilinear", align_corners=False))
         return (maps - fields[0]) / fields[1]
 
     def log_likelihood(self, moments: PositionMoments) -> float:
@@ -161,8 +161,7 @@ class PositionNorm(nn.Module):
         weight, parts = smooth[:, :, :1], smooth[:, :, 1:]
         least = torch.finfo(weight.dtype).tiny
         here = parts / weight.clamp_min(least)
-        # at each height by itself, however small all weights are: where slices are far apart, the nearest speak for
-        # what lies between
+        # each position is normalised by itself, so that the nearest slices fill the gaps between them
         weight_of_here = n_patients if by_position else 0
         patients = weight_of_here * weight / weight.amax(dim=(3, 4), keepdim=True).clamp_min(least)
         first, second = (
@@ -183,7 +182,7 @@ def blur_through_slices(maps: Tensor, places: Places | None, sigma: float) -> Te
     Args:
         maps: (n, 1, H, W), of the slices of one plane of a volume.
         places: of the slices; if None each is an image of its own, and stays as it is.
-        sigma: of the Gaussian weights, as a share of the distance from the first slice to the last; 0 changes nothing.
+        sigma: of the Gaussian weights, as a fraction of the way from the first slice to the last; 0 changes nothing.
 
     Returns:
         (n, 1, H, W).
@@ -196,22 +195,22 @@ def blur_through_slices(maps: Tensor, places: Places | None, sigma: float) -> Te
     """
     if places is None or sigma == 0:
         return maps
-    heights = torch.as_tensor(places.heights).float()
-    weights = torch.exp(-0.5 * ((heights[:, None] - heights) / sigma).square())
+    positions = torch.as_tensor(places.positions).float()
+    weights = torch.exp(-0.5 * ((positions[:, None] - positions) / sigma).square())
     weights = (weights / weights.sum(dim=1, keepdim=True)).to(maps)
     return torch.einsum("ij,jchw->ichw", weights, maps)
 
 
-def _planes_and_heights(places: Places | None) -> tuple[Tensor, Tensor]:
-    """Number of the plane and relative height of each slice, (N,) and (N,); of lone images one for all."""
+def _planes_and_positions(places: Places | None) -> tuple[Tensor, Tensor]:
+    """Number of the plane and relative position of each slice, (N,) and (N,); of lone images one for all."""
     if places is None:  # of one for all, so that a traced network takes batches of any size
         return torch.zeros(1, dtype=torch.long), torch.full((1,), 0.5)
     planes = torch.tensor([_PLANE_NAMES.index(plane) for plane in places.planes], dtype=torch.long)
-    return planes, torch.as_tensor(places.heights).float().cpu().clamp(0, 1)
+    return planes, torch.as_tensor(places.positions).float().cpu().clamp(0, 1)
 
 
 def _smooth(sums: Tensor) -> Tensor:
-    """Blur sums (planes, heights, 3, rows, columns) in the plane; nothing comes in over the borders."""
+    """Blur sums (planes, positions, 3, rows, columns) in the plane; nothing comes in over the borders."""
     grid = sums.shape[-1]
     sigma = _SIGMA_IN_PLANE * grid
     distance = torch.arange(grid, dtype=sums.dtype)

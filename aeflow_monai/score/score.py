@@ -68,7 +68,7 @@ class Score(nn.Module):
         position_normalisation: compare each place of the map with the same place of normals, where that predicts
             held-out normals better than their mean and deviation anywhere.
         slice_sigma: standard deviation of the blur through the slices of a volume, as a fraction of the distance from
-            the first slice that is looked at to the last, 0 or more; 0 for none.
+            the first slice that is processed to the last, 0 or more; 0 for none.
         ease_weight: weight of `ease` in a slice's score, 0 or more; the published score has 0.
         level_weight: weight of a slice's mean in its map, above 0, at most 1. All of a slice is higher or lower in one
             patient than in another, and by more than a small lesion changes it; 1 where a disease changes all of an

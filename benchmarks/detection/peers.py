@@ -124,7 +124,7 @@ class FittedPeer(MapMethod):
         super().__init__(score)
         self.peer = peer
 
-    def look(self, stack: Tensor, chosen: Tensor) -> Answer:
+    def infer(self, stack: Tensor, chosen: Tensor) -> Answer:
         """Look at the chosen slices of a volume, a batch at a time."""
         answers = [self.peer(part) for part in stack[chosen].split(BATCH_SIZE)]
         return Answer(torch.cat([each.scores for each in answers]), torch.cat([each.maps for each in answers]))

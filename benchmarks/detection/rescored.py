@@ -20,9 +20,9 @@ from aeflow_monai.score import NormalSlices, foreground_of
 class RescoredPeer(FittedPeer):
     """A fitted peer whose maps are the single term of the calibrated `Score`."""
 
-    def look(self, stack: Tensor, chosen: Tensor) -> Answer:
+    def infer(self, stack: Tensor, chosen: Tensor) -> Answer:
         """Look at the chosen slices of a volume."""
-        maps, places = super().look(stack, chosen).maps, Slicer.places(chosen, "axial")
+        maps, places = super().infer(stack, chosen).maps, Slicer.places(chosen, "axial")
         slices = self.score.stack(maps, foreground_of(stack[chosen]), places)
         scored = self.score(self.score.blurred(slices))
         return Answer(scored.slice_scores, scored.anomaly_map)

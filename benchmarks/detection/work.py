@@ -166,7 +166,7 @@ def fit_peer(given: argparse.Namespace) -> dict[str, Any]:
 
     def answer(numbers: list[int]) -> tuple[str, Answer]:
         stack = torch.stack([kept.slices[number]["image"] for number in numbers])
-        return kept.slices.index[numbers[0]]["patient"], method.look(stack, torch.arange(len(stack)))
+        return kept.slices.index[numbers[0]]["patient"], method.infer(stack, torch.arange(len(stack)))
 
     by_file = itertools.groupby(held_out, key=lambda number: kept.slices.index[number]["file"])
     with torch.no_grad():
@@ -299,7 +299,7 @@ def speed(given: argparse.Namespace, repeats: int = 7) -> dict[str, Any]:
 
 def asked(method: MapMethod) -> Callable[[Tensor], Answer]:
     """What another method does with a batch of images."""
-    return lambda image: method.look(image, torch.arange(len(image)))
+    return lambda image: method.infer(image, torch.arange(len(image)))
 
 
 def main() -> None:

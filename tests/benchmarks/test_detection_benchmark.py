@@ -326,7 +326,7 @@ def threshold_map(imported: Callable[[str], ModuleType]) -> Any:
     module = imported("map_inferer")
 
     class Itself(module.MapMethod):
-        def look(self, stack: torch.Tensor, chosen: torch.Tensor) -> Any:
+        def infer(self, stack: torch.Tensor, chosen: torch.Tensor) -> Any:
             return module.Answer(stack[chosen].mean(dim=(1, 2, 3)), stack[chosen])
 
     return Itself(Score(case_top_fraction=1.0))
@@ -339,7 +339,7 @@ def test_other_maps_give_what_the_bundle_gives(threshold_map: Any, imported: Cal
     volume[..., 0] = 0  # is skipped
     stack, chosen = module.axial_stack(slicer, volume[0])
     assert (tuple(stack.shape), chosen.tolist()) == ((6, 1, 32, 32), [1, 2, 3, 4, 5]), "padded to less than half"
-    threshold_map.fit_thresholds([("one", threshold_map.look(stack, chosen))], specificity=0.5)
+    threshold_map.fit_thresholds([("one", threshold_map.infer(stack, chosen))], specificity=0.5)
     found = module.MapInferer(slicer)(volume, threshold_map)
 
     class Named(torch.nn.Module):
@@ -360,8 +360,8 @@ def test_a_rescored_peer_has_the_score_of_a_single_map(imported: Callable[[str],
     peer = peers.PlainAutoencoder(Encoder(), (64, 64), 1).eval()
     method = rescored.RescoredPeer(peer, Score(n_terms=1, top_fractions=[1.0])).eval()
     stack = torch.rand(5, 1, 64, 64)
-    own = peers.FittedPeer(peer, method.score).look(stack, torch.tensor([0, 2, 4]))
-    answer = method.look(stack, torch.tensor([0, 2, 4]))
+    own = peers.FittedPeer(peer, method.score).infer(stack, torch.tensor([0, 2, 4]))
+    answer = method.infer(stack, torch.tensor([0, 2, 4]))
     # not calibrated yet, and the blur's deviation is less than the way to the next slice: half of the level is off
     level = own.maps.mean(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(answer.maps, own.maps - 0.5 * level)

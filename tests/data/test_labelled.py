@@ -73,7 +73,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 
 def test_processes_share_the_normals_and_the_abnormals() -> None:
     dataset = slices(24, 8)
-    shares = [order(LabelledSampler(dataset, num_replicas=2, rank=rank)) for rank in (0, 1)]
+    shares = [order(LabelledSampler(dataset, 3, num_replicas=2, rank=rank)) for rank in (0, 1)]
     assert len(shares[0]) == len(shares[1]) == 12 + 4
     assert sorted(shares[0] + shares[1]) == list(range(32))
 

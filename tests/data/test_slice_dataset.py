@@ -442,7 +442,7 @@ class TestDisk:
         def nameless(item: Any) -> dict[str, Tensor]:
             return {"image": volume_of((1, 8, 8, 4))}
 
-        with pytest.raises(ValueError, match=r"cannot be told from another one.*nameless.*cache_dir to null"):
+        with pytest.raises(ValueError, match=r"cannot be identified.*nameless.*cache_dir to null"):
             SliceDataset(data, nameless, Slicer(image_size=[8, 8]), folder=tmp_path / "kept")
         assert not (tmp_path / "kept").exists()
 

@@ -101,7 +101,7 @@ def test_what_gets_no_lesion_stays_as_it_is(empty: bool) -> None:
     [
         ({"most": 0}, r"most .* 1 or more; got 0"),
         ({"radius": (0.0, 0.1)}, r"radius .* in \(0, 1\]; got \(0\.0, 0\.1\)"),
-        ({"radius": (0.2, 0.1)}, r"radius .* smallest and a largest share"),
+        ({"radius": (0.2, 0.1)}, r"radius .* smallest and a largest fraction"),
         ({"change": (0.5, 1.5)}, r"change .* in \(0, 1\]; got \(0\.5, 1\.5\)"),
     ],
 )

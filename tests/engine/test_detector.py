@@ -262,7 +262,7 @@ def test_all_maps(in_channels: int, flow_term: str) -> None:
     image = torch.rand(2, in_channels, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps = detector.maps(image)
-        stack, complete = detector.look(image)
+        stack, complete = detector.infer(image)
         output = detector.network(image)
         alone = detector(image)
     assert {key: tuple(value.shape) for key, value in maps.items()} == {
@@ -312,10 +312,10 @@ def test_dissimilarity_counts_where_there_is_foreground() -> None:
 
 
 def test_places_are_read_from_a_batch() -> None:
-    places = places_of({"axis": ["axial", "coronal"], "height": [0.25, 1.0]})
+    places = places_of({"axis": ["axial", "coronal"], "relative_position": [0.25, 1.0]})
     assert places is not None
     assert places.planes == ["axial", "coronal"]
-    assert places.heights.tolist() == [0.25, 1.0]
+    assert places.positions.tolist() == [0.25, 1.0]
     assert places_of({"case": ["a"]}) is None
 
 
@@ -347,7 +347,7 @@ class TestCalibrate:
         batches = batches_of(images, 4, slices_per_case=2)
         for batch, start in zip(batches, range(0, 14, 4), strict=True):
             n = len(batch["image"])
-            batch["axis"], batch["height"] = ["coronal"] * n, heights[start : start + n]
+            batch["axis"], batch["relative_position"] = ["coronal"] * n, heights[start : start + n]
         fits = [{**batch, "patient": ["one"] * 2} for batch in batches_of(fitted, 2)]
         calibrate(detector, batches, specificity=0.7, fitted=fits)
         alone = Score(3, **{"level_weight": 1.0, "case_top_fraction": 1.0, **options})
@@ -535,16 +535,16 @@ class TestVolumes:
         seen: dict[tuple[str, float], int] = {}
 
         def network(slices: Tensor, places: Places) -> Tensor:
-            for plane, height in zip(places.planes, places.heights.tolist(), strict=True):
+            for plane, height in zip(places.planes, places.positions.tolist(), strict=True):
                 seen[plane, round(height, 5)] = seen.get((plane, round(height, 5)), 0) + 1
             return slices
 
         SlicedInferer(self.slicer, batch_size=3)(self.volume()[None], network)
-        heights = {(e["axis"], e["slice"]): round(e["height"], 5) for e in normal.index}
+        heights = {(e["axis"], e["slice"]): round(e["relative_position"], 5) for e in normal.index}
         assert seen == {(plane, height): 1 for (plane, _), height in heights.items()}
         # a slice's height does not change because its neighbours hold a lesion
         assert 0 < len(beside) < len(normal)
-        assert all(heights[e["axis"], e["slice"]] == round(e["height"], 5) for e in beside.index)
+        assert all(heights[e["axis"], e["slice"]] == round(e["relative_position"], 5) for e in beside.index)
 
     @double_precision()
     def test_maps_and_scores_are_those_of_the_whole_stack(self) -> None:
@@ -565,7 +565,7 @@ class TestVolumes:
             alone = detector(slices, places)
             found = SlicedInferer(slicer, batch_size=3)(volume[None], detector)
         assert not torch.allclose(expected.anomaly_map, alone, atol=0.1)  # neighbours count
-        ease = score.dissimilarity_norm.mean[0, :, 0, 0].max() * places.heights - stack.dissimilarity
+        ease = score.dissimilarity_norm.mean[0, :, 0, 0].max() * places.positions - stack.dissimilarity
         torch.testing.assert_close(expected.ease, ease, rtol=0, atol=1e-6)  # heights are in single precision
         maps_alone = score.slice_scores(score.top_means(expected.anomaly_map), torch.zeros(len(ease)))
         torch.testing.assert_close(
@@ -584,7 +584,7 @@ class TestVolumes:
         }  # fmt: skip
 
     def test_a_detector_that_is_not_calibrated_is_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"not calibrated.*middle of a training\. Finish the training"):
+        with pytest.raises(ValueError, match=r"not calibrated\. Finish its training with --resume"):
             SlicedInferer(self.slicer)(self.volume()[None], a_detector())
 
     @staticmethod
@@ -599,7 +599,7 @@ class TestVolumes:
                 "image": images[start : start + n_slices],
                 "case": [f"case_{start}"] * n_slices,
                 "axis": ["axial"] * n_slices,
-                "height": torch.linspace(0, 1, n_slices),
+                "relative_position": torch.linspace(0, 1, n_slices),
             }
             for start in range(0, len(images), n_slices)
         ]

@@ -265,9 +265,9 @@ class TestSlicedInferer:
         with pytest.raises(ValueError, match=message):
             SlicedInferer(Slicer())(torch.zeros(shape), identity)
 
-    def test_a_volume_without_a_slice_to_look_at_is_named(self) -> None:
+    def test_a_volume_without_a_slice_to_process_is_named(self) -> None:
         message = (
-            r"No slice to look at: along axial, sagittal none of the volume \(8, 9, 4\) has 5% .*Lower min_foreground"
+            r"No slice to process: along axial, sagittal none of the volume \(8, 9, 4\) has 5% .*Lower min_foreground"
         )
         network = Network()
         with pytest.raises(ValueError, match=message):
@@ -300,7 +300,7 @@ def detector() -> Detector:
 class TestDetector:
     """A detector over a volume; `tests/engine/test_detector.py` compares it with the whole stack."""
 
-    def look(self, detector: Detector, axes: Sequence[str] = ("axial",), batch_size: int = 4) -> dict[str, Tensor]:
+    def infer(self, detector: Detector, axes: Sequence[str] = ("axial",), batch_size: int = 4) -> dict[str, Tensor]:
         volume = volume_of((1, 1, *SHAPE))
         volume[..., 20:] = 0
         slicer = Slicer(axes, image_size=[32, 32], fit="pad", min_foreground=0.1)
@@ -310,7 +310,7 @@ class TestDetector:
         return found
 
     def test_the_score_of_the_case_is_that_of_all_its_slices(self, detector: Detector) -> None:
-        found = self.look(detector, PLANES)
+        found = self.infer(detector, PLANES)
         by_plane = {plane: found[f"slice_scores_{plane}"][0] for plane in PLANES}
         assert {plane: len(scores) for plane, scores in by_plane.items()} == COUNT
         assert by_plane["axial"].isnan().tolist() == [False] * 20 + [True] * 4
@@ -319,25 +319,25 @@ class TestDetector:
         assert found["anomaly_score"].item() == pytest.approx(float(detector.score.case_score(by_plane)))
 
     def test_the_thresholds_are_the_models(self, detector: Detector) -> None:
-        found = self.look(detector)
+        found = self.infer(detector)
         names = ("map_threshold", "slice_threshold", "case_threshold")
         assert [found[name].tolist() for name in names] == [[0.0], [1.0], [2.0]]
 
     def test_nothing_depends_on_the_number_of_slices_per_call_or_of_threads(
         self, detector: Detector, threads: Callable[[int], None]
     ) -> None:
-        expected = self.look(detector, PLANES, batch_size=1000)
+        expected = self.infer(detector, PLANES, batch_size=1000)
         for cores, batch_size in ((1, 3), (2, 1), (2, 7)):
             threads(cores)
-            found = self.look(detector, PLANES, batch_size)
+            found = self.infer(detector, PLANES, batch_size)
             assert list(found) == list(expected)
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, equal_nan=True)
 
     def test_a_detector_in_the_middle_of_a_training_is_refused(self, detector: Detector) -> None:
         fresh = Detector(detector.network, Score(3)).eval()
-        with pytest.raises(ValueError, match=r"The model is not calibrated, .*Finish the training \(--resume"):
-            self.look(fresh)
+        with pytest.raises(ValueError, match=r"The model is not calibrated\. Finish its training with --resume"):
+            self.infer(fresh)
 
     def test_a_method_of_another_kind_has_no_thresholds(self) -> None:
         found = SlicedInferer(Slicer(image_size=[32, 32]))(volume_of((1, 1, *SHAPE)), Network())

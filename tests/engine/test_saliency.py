@@ -180,7 +180,7 @@ class TestInferer:
             detector.score.get_buffer(name).fill_(1.0)
         return detector
 
-    def look(self, kind: str | None, detector: Detector | None = None) -> dict[str, Any]:
+    def infer(self, kind: str | None, detector: Detector | None = None) -> dict[str, Any]:
         volume = images(3).permute(1, 2, 3, 0)[None]
         with torch.no_grad():
             found = SlicedInferer(self.slicer, batch_size=2, saliency=kind)(volume, detector or self.calibrated())
@@ -189,7 +189,7 @@ class TestInferer:
 
     @pytest.mark.parametrize("kind", ["plain", "smooth"])
     def test_saliency_changes_no_other_map(self, kind: str) -> None:
-        expected, found = self.look(None), self.look(kind)
+        expected, found = self.infer(None), self.infer(kind)
         assert found.keys() - expected.keys() == {"saliency"}
         assert all(torch.equal(found[name], value) for name, value in expected.items())
         assert found["saliency"].shape == expected["anomaly_map"].shape
@@ -201,12 +201,12 @@ class TestInferer:
         detector.network.encoder.register_forward_hook(
             lambda module, given, stages: features.extend(stage.requires_grad for stage in stages)
         )
-        self.look(None, detector)
+        self.infer(None, detector)
         assert features
         assert not any(features)
         n_features = len(features)
         features.clear()
-        self.look("plain", detector)
+        self.infer("plain", detector)
         # the maps; the saliency
         assert (features.count(False), features.count(True)) == (n_features, n_features)
 

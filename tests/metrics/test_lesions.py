@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from metrics.drawn import MM, draw_set, draw_volume
+from metrics.drawn import MM, draw_volume
 
 from aeflow_monai.metrics import LesionMetrics
 
@@ -64,18 +64,6 @@ def test_no_candidate_finds_nothing_and_their_number_is_limited() -> None:
     assert metrics.compute()["froc_score"] == metrics.compute()["n_candidates"] == 0
     metrics.update(anomaly_map, mask, MM)
     assert metrics.compute()["n_candidates"] == 4
-
-
-def test_merged_lesions_equal_the_whole() -> None:
-    volumes = draw_set(6)
-    whole, parts = LesionMetrics(radius_mm=2), [LesionMetrics(radius_mm=2) for _ in range(2)]
-    for i, (anomaly_map, mask) in enumerate(volumes):
-        for metrics in (whole, parts[i % 2]):
-            metrics.update(anomaly_map, mask, MM)
-    parts[0].merge(parts[1])
-    assert parts[0].compute() == whole.compute()
-    with pytest.raises(ValueError, match=r"radius_mm has to be equal in both to merge them, got 2 and 5"):
-        whole.merge(LesionMetrics())
 
 
 def test_wrong_settings_are_named() -> None:

@@ -38,7 +38,7 @@ def test_binned_areas_equal_sklearn() -> None:
     assert report["voxel_auroc"] == pytest.approx(auroc, abs=1e-4)
     assert abs(report["voxel_auroc"] - auroc) <= report["voxel_auroc_error"] < 1e-3
     assert report["voxel_average_precision"] == pytest.approx(average_precision_score(labels, values), abs=1e-3)
-    assert report["lesion_share"] == labels.mean()
+    assert report["lesion_fraction"] == labels.mean()
     assert (report["n_volumes"], report["n_abnormal_volumes"]) == (5, 3)
     assert (report["n_voxels"], report["n_lesion_voxels"]) == (labels.size, labels.sum())
     assert report["n_regions"] == sum(ndimage.label(mask, np.ones((3, 3, 3)))[1] for _, mask in volumes)
@@ -184,17 +184,6 @@ def test_perfect_and_constant_maps() -> None:
     assert report["voxel_average_precision"] == pytest.approx(mask.mean())
     assert report["aupro"] == pytest.approx(0.15)  # the mean of the diagonal to 0.3
     assert report["n_volumes"] == 1
-
-
-def test_merged_parts_equal_the_whole() -> None:
-    volumes = draw_set(6)
-    first, second = filled(volumes[:2]), filled(volumes[2:])
-    kept = second.compute(1)
-    first.merge(second)
-    assert first.compute(1) == pytest.approx(filled(volumes).compute(1))
-    assert second.compute(1) == kept
-    with pytest.raises(ValueError, match=r"n_bits has to be equal in both to merge them, got 20 and 18"):
-        first.merge(VoxelMetrics(n_bits=18))
 
 
 def test_images_and_any_nonzero_count() -> None:

@@ -118,7 +118,7 @@ def test_a_picture_has_no_position(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_threshold_is_the_models_unless_it_is_given(tmp_path: Path) -> None:
     data = overlay_case()
     write = WriteOverlayd("image", "anomaly_map", tmp_path, vmax=6.0)
-    with pytest.raises(ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"):
+    with pytest.raises(ValueError, match="threshold has to be finite, got nan: use a calibrated model"):
         write({**data, "map_threshold": float("nan")})
     pictures = []
     for value in (3.0, 100.0):
@@ -176,7 +176,7 @@ def test_wrong_overlays_are_named(tmp_path: Path) -> None:
         write_overlay(tmp_path, overlay_case(slice_scores={"axial": torch.zeros(5)}))
     with pytest.raises(ValueError, match=r"has planes of \['axial', 'coronal', 'sagittal'\], got \['oblique'\]"):
         write_overlay(tmp_path, overlay_case(slice_scores={"oblique": torch.zeros(6)}))
-    with pytest.raises(ValueError, match="got 'no axis'"):
+    with pytest.raises(ValueError, match=r"got \[\]"):
         write_overlay(tmp_path, overlay_case(slice_scores={}))
     with pytest.raises(TypeError, match=r"has to be a dictionary such as \{'axial': scores\}, got Tensor"):
         write_overlay(tmp_path, overlay_case(slice_scores=torch.zeros(6)))

@@ -187,7 +187,7 @@ def test_slices_run_from_left_to_right_as_they_are_counted() -> None:
 
 
 def test_the_threshold_is_the_models_unless_it_is_given(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="threshold has to be finite, got nan: load a calibrated checkpoint"):
+    with pytest.raises(ValueError, match="threshold has to be finite, got nan: use a calibrated model"):
         WriteProfiled("image", tmp_path)(profile_case(slice_threshold=NAN))
     for own, given, predictions in ((0.5, None, "011"), (1.5, None, "001"), (1.5, 0.5, "011")):
         WriteProfiled("image", tmp_path, given)(profile_case(slice_threshold=own))

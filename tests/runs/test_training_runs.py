@@ -321,8 +321,8 @@ def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
     where = {"dataset_dir": str(data), "output_dir": str(tmp_path / "results")}
     run_workflow(run / "configs/evaluate.yaml", **where, n_bootstrap=10)
     assert len(table(tmp_path / "results/scores.csv")) == 8
+    options["output_dir"] = str(tmp_path / "labelled_5")
     with pytest.raises(RuntimeError) as raised:
-        options["output_dir"] = str(tmp_path / "labelled_5")
         run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=5, **options)
     assert "labelled_abnormal is 5, but the training section lists 4 usable images" in said(raised)
 

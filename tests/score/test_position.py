@@ -48,7 +48,7 @@ def test_what_is_high_in_all_normals_is_not_abnormal() -> None:
     norm = fitted(*volume_like(20))
     maps, places, _ = volume_like(20, seed=1)  # others
     found = norm(maps, places)
-    for part in (found[..., :8], found[..., -8:], found[places.heights < 0.2], found[places.heights > 0.8]):
+    for part in (found[..., :8], found[..., -8:], found[places.positions < 0.2], found[places.positions > 0.8]):
         assert part.mean().item() == pytest.approx(0, abs=0.3)
         assert part.std().item() == pytest.approx(1, abs=0.15)
     # while before the left and the top stood out
@@ -60,7 +60,7 @@ def test_what_is_high_in_all_normals_is_not_abnormal() -> None:
 
 def test_planes_do_not_mix() -> None:
     maps, places, cases = volume_like(6)
-    both = Places(["axial", "coronal"] * (len(maps) // 2), places.heights)
+    both = Places(["axial", "coronal"] * (len(maps) // 2), places.positions)
     shifted = maps + torch.tensor([0.0, 100.0]).repeat(len(maps) // 2).view(-1, 1, 1, 1)
     found = fitted(shifted, both, cases)(shifted, both)
     assert found[0::2].mean().item() == pytest.approx(found[1::2].mean().item(), abs=0.3)
@@ -104,7 +104,7 @@ def test_one_slice_of_each_case_speaks_for_all_heights() -> None:
 def test_a_place_that_no_normal_has_is_compared_with_normals_anywhere() -> None:
     maps, places, cases = volume_like(6)
     norm = fitted(maps, places, cases)
-    sagittal = norm(maps, Places(["sagittal"] * len(maps), places.heights))
+    sagittal = norm(maps, Places(["sagittal"] * len(maps), places.positions))
     torch.testing.assert_close(sagittal, (maps - maps.mean()) / maps.std(), rtol=0.1, atol=0.1)
 
 
@@ -137,7 +137,7 @@ def test_a_lone_image_is_not_blurred() -> None:
 
 def test_the_blur_is_measured_by_height_not_by_number() -> None:
     maps, places, _ = volume_like(1, n_slices=21)
-    every_other = Places(places.planes[::2], places.heights[::2])
+    every_other = Places(places.planes[::2], places.positions[::2])
     smooth = torch.linspace(0, 1, 21).view(-1, 1, 1, 1).square().expand(maps.shape)
     fine = blur_through_slices(smooth, places, 0.1)
     coarse = blur_through_slices(smooth[::2], every_other, 0.1)

@@ -21,7 +21,7 @@ def same(one: SliceStack, other: SliceStack) -> bool:
     if one.places is None or other.places is None:
         return True
     return list(one.places.planes) == list(other.places.planes) and torch.equal(
-        one.places.heights, other.places.heights
+        one.places.positions, other.places.positions
     )
 
 
@@ -45,7 +45,7 @@ def test_join_keeps_the_order_and_the_planes() -> None:
     assert joined.foreground[:, 0, 0, 0].tolist() == [True, False, True]
     assert joined.places is not None
     assert joined.places.planes == ["sagittal", "sagittal", "axial"]
-    torch.testing.assert_close(joined.places.heights, torch.tensor([0.4, 0.5, 0.0]))
+    torch.testing.assert_close(joined.places.positions, torch.tensor([0.4, 0.5, 0.0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

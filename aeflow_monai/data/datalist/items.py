@@ -12,6 +12,7 @@ from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.class_labels import label_of_mask
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
 from aeflow_monai.data.datalist.image_files import some, stem
+from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.data.datalist.layouts import LAYOUTS
 from aeflow_monai.data.datalist.naming import name_cases
 from aeflow_monai.data.datalist.splits import draw_patients
@@ -72,11 +73,11 @@ def to_items(
 def one_case_per_image(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The items, where several share a case with the name of their file behind it."""
     counts = Counter(item["case"] for item in items)
-    shared = [_first(item) for item in items if counts[item["case"]] > 1]
+    shared = [Path(first_path(item)) for item in items if counts[item["case"]] > 1]
     root = Path(os.path.commonpath([path.parent for path in shared])) if shared else Path()
     names = name_cases({path: stem(path) for path in shared}, root, set())
     return [
-        {**item, "case": f"{item['case']}_{names[_first(item)]}"} if counts[item["case"]] > 1 else item
+        {**item, "case": f"{item['case']}_{names[Path(first_path(item))]}"} if counts[item["case"]] > 1 else item
         for item in items
     ]
 
@@ -120,10 +121,6 @@ def _divide(source: Path, entries: Sequence[Entry], test_fraction: float, seed: 
         for entry in entries
         if entry.split != "test"  # of a JSON, without label
     ]
-
-
-def _first(item: dict[str, Any]) -> Path:
-    return Path(item["image"] if isinstance(item["image"], str) else item["image"][0])
 
 
 def _sort_key(entry: Entry) -> str:

@@ -62,7 +62,7 @@ def load_datalist(
             MedMNIST file; all others are abnormal. Used for these two only.
         modalities: endings of the file names that make up an item, one channel each, in this order; for brats
             ("flair",) if none are given, for bids ("T1w",), for a folder every file is an item of its own.
-        test_fraction: share of the patients, in [0, 1), that become the section "test" where the layout has no
+        test_fraction: fraction of the patients, in [0, 1), that become the section "test" where the layout has no
             split; the training images of a JSON without labels in its "test" count as without a split.
         seed: of that split, whole number from 0.
 
@@ -155,7 +155,7 @@ def find_images(
         entries = [entry for entry in entries if not entry.images[0].is_relative_to(outputs)]
     if not entries:
         raise ValueError(
-            f"No image in {source} or below. Expected {', '.join(EXTENSIONS)}. Or else folders of DICOM files. Give "
+            f"No image in {source} or below. Expected {', '.join(EXTENSIONS)}, or folders of DICOM files. Give "
             "another folder with --dataset_dir."
         )
     return one_case_per_image(to_items(name, source, entries, "all", 0, 0))

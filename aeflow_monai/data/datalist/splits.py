@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from aeflow_monai.data.datalist.item import first_path, patient_of
+
 __all__ = ["choose_abnormal", "normals_of", "split_normals"]
 
 
 def split_normals(
     items: Iterable[Mapping[str, Any]],
-    calibration_fraction: float = 0.1,
+    calibration_fraction: float = 0.15,
     seed: int = 0,
     *,
     lesion_free_slices: bool = False,
@@ -24,7 +26,7 @@ def split_normals(
 
     Args:
         items: a datalist; what is not labelled 0 is left out. An item without "patient" is its own, by its case.
-        calibration_fraction: share of the patients for calibration, in (0, 1); each side gets at least one.
+        calibration_fraction: fraction of the patients to hold out, in (0, 1); each side gets at least one.
         seed: of the split, whole number from 0.
         lesion_free_slices: also keep abnormal items that have a mask, whose slices without lesion are normal.
 
@@ -77,7 +79,7 @@ def normals_of(items: Iterable[Mapping[str, Any]], *, lesion_free_slices: bool =
             f"Got a datalist without normals: none of {len(items)} items has the label 0. Normal images are needed; "
             f"{remedy}check --dataset_dir and --normal_classes."
         )
-    return sorted(kept, key=lambda item: (item["case"], _first(item["image"])))
+    return sorted(kept, key=lambda item: (item["case"], first_path(item)))
 
 
 def choose_abnormal(
@@ -123,20 +125,11 @@ def choose_abnormal(
     return [free[i] for i in np.random.default_rng(seed).permutation(len(free))[:count]]
 
 
-def patient_of(item: Mapping[str, Any]) -> str:
-    """Who is on the image; the case if nobody is named."""
-    return str(item.get("patient", item["case"]))
-
-
 def draw_patients(patients: Sequence[str], fraction: float, seed: int) -> set[str]:
-    """A share of two or more sorted patients, of at least one, that leaves at least one."""
+    """A fraction of two or more sorted patients, of at least one, that leaves at least one."""
     count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
     return {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
 
 
 def _has_slices(item: Mapping[str, Any]) -> bool:
     return "lesion" in item or ("problem" in item and item.get("label") == 1)
-
-
-def _first(image: str | Sequence[str]) -> str:
-    return image if isinstance(image, str) else image[0]

@@ -147,7 +147,10 @@ def test_find_images_takes_one_file(tmp_path: Path) -> None:
 
 def test_find_images_without_images(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").touch()
-    with pytest.raises(ValueError, match=r"No image in .* or below\. Expected \.nii, .*\.tiff\. .*--dataset_dir"):
+    with pytest.raises(
+        ValueError,
+        match=r"No image in .* or below\. Expected \.nii, .*\.tiff, or folders of DICOM files\. .*--dataset_dir",
+    ):
         find_images(tmp_path)
 
 
