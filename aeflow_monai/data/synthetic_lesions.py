@@ -23,7 +23,7 @@ _UNDECIDED = 0.1  # most that the mask holds where nothing is seen: neither norm
 
 
 class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
-    """Plant a few lesions into the foreground of a slice, and give their mask.
+    """Add a few lesions to the foreground of a slice, and give their mask.
 
     A lesion is a soft, uneven ellipse in which the tissue is scaled, mixed with one tone, roughened by a texture, or
     replaced in part by tissue from elsewhere in the slice; all lesions of a slice are of one kind. They look like no
@@ -152,12 +152,12 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
 class LesionSlices(Dataset[dict[str, Any]]):
     """Copies of normal slices with synthetic lesions, each with its mask under "lesion".
 
-    The lesions are planted when a slice is asked for, always the same ones: which, depends on the seed, the place and
+    The lesions are added when a slice is asked for, always the same ones: which, depends on the seed, the place and
     the transform. So they take no memory, and an encoder's features of them can be kept.
 
     Args:
         slices: items hold "image" (C, H, W) in [0, 1].
-        transform: plants lesions into "image" and gives their mask as "lesion", (1, H, W).
+        transform: adds lesions to "image" and gives their mask as "lesion", (1, H, W).
         copies: of each slice, 0 or more.
         seed: of the lesions.
 
