@@ -1,9 +1,10 @@
 """Detectors at work: training, evaluation and inference, and the bundle that a training writes."""
 
 from aeflow_monai.engine.bundle import run_folder
+from aeflow_monai.engine.card import CardWriter
 from aeflow_monai.engine.config import Workflow, bundle_root, config_files, given_config
 from aeflow_monai.engine.detector import Detector, calibrate
-from aeflow_monai.engine.evaluation import CardWriter, DetectionReport, LocalisationReport, ScoreWriter
+from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.engine.evaluator import GuardedEvaluator
 from aeflow_monai.engine.inferer import SlicedInferer
 from aeflow_monai.engine.model import Model, Prediction, predict

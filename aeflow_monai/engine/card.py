@@ -8,16 +8,84 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine, Events
+
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
-from aeflow_monai.files import replacing, sha256_of
+from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.files import read_json, replacing, sha256_of
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed
 
-__all__ = ["add_evaluation", "count_seen", "facts_of_data", "fingerprints_of", "hash_of_list", "write_card"]
+__all__ = [
+    "CardWriter",
+    "add_evaluation",
+    "count_seen",
+    "facts_of_data",
+    "fingerprints_of",
+    "hash_of_list",
+    "write_card",
+]
 
 _EVALUATIONS = "## Evaluations"
 _VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
+
+
+# Of images that a model knows, by the name of their list in its card: what an evaluation on them is worth.
+_SEEN = {
+    "trained_on": "trained on, so this is no test",
+    "thresholds_on": "those that the thresholds are set on, so specificity is no test",
+}
+
+
+class CardWriter:
+    """Add the table of an evaluation to the model card at its end, also if some cases failed.
+
+    It takes what the reports have written, so that it stands behind them in the list of handlers.
+
+    Args:
+        folder: of the bundle.
+        results_dir: folder of the results.
+        datalist: of the evaluated cases, which tells one table from another.
+    """
+
+    def __init__(self, folder: str | Path, results_dir: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
+        self.folder = Path(folder)
+        self.results_dir = Path(results_dir)
+        self.datalist = datalist
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.n_scored = 0
+
+    def __call__(self, engine: Engine) -> None:
+        """Count the cases of this batch."""
+        self.n_scored += len(engine.state.batch)  # empty if the case failed
+
+    def finish(self, engine: Engine) -> None:
+        """Write the table, and print which cases the model knows."""
+        title = f"{self.n_scored} cases, list {hash_of_list(self.datalist)}"
+        if self.n_scored < len(self.datalist):
+            title += f"; {len(self.datalist) - self.n_scored} more failed"
+        card = read_model(model_path(self.folder)).card
+        fingerprints = fingerprints_of(self.datalist)
+        for what, warning in _SEEN.items():
+            if n_seen := count_seen(fingerprints, card.get(what, ())):
+                print(f"WARNING: {n_seen} of {len(self.datalist)} test images were {warning}.")
+                title += f"; {n_seen} were {warning}"
+        reports = [read_json(self.results_dir / name) for name in ("metrics.json", "localisation.json")]
+        report = {name: value for found in reports for name, value in found.items()}
+        if report and (self.folder / "docs" / "README.md").is_file():
+            try:
+                add_evaluation(self.folder, title, report)
+            except OSError as error:  # the bundle may lie where nothing can be written
+                print(f"The model card was not completed: {error}")
 
 
 def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from monai.data.utils import affine_to_spacing
 
 from aeflow_monai.data.datalist.item import patient_of
 from aeflow_monai.data.slicer import Slicer
-from aeflow_monai.engine.card import add_evaluation, count_seen, fingerprints_of, hash_of_list
-from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.errors import file_of
-from aeflow_monai.files import Table, read_json, write_json
+from aeflow_monai.files import Table, write_json
 from aeflow_monai.metrics import (
     LesionMetrics,
     VoxelMetrics,
@@ -30,7 +28,7 @@ from aeflow_monai.metrics import (
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.score.score import Score
 
-__all__ = ["CardWriter", "DetectionReport", "LocalisationReport", "ScoreWriter"]
+__all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
 
 
 _COLUMNS = ("anomaly_score", "prediction", "plane", "most_anomalous_slice", "ease")
@@ -79,63 +77,6 @@ class ScoreWriter:
             if self.labelled:
                 row["label"] = int(source["label"])
             self.table.append(row)
-
-
-class CardWriter:
-    """Add the table of an evaluation to the model card at its end, also if some cases failed.
-
-    It takes what the reports have written, so that it stands behind them in the list of handlers.
-
-    Args:
-        folder: of the bundle.
-        results_dir: folder of the results.
-        datalist: of the evaluated cases, which tells one table from another.
-    """
-
-    def __init__(self, folder: str | Path, results_dir: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
-        self.folder = Path(folder)
-        self.results_dir = Path(results_dir)
-        self.datalist = datalist
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-
-    def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
-        self.n_scored = 0
-
-    def __call__(self, engine: Engine) -> None:
-        """Count the cases of this batch."""
-        self.n_scored += len(list(_cases(engine)))
-
-    def finish(self, engine: Engine) -> None:
-        """Write the table, and print which cases the model knows."""
-        title = f"{self.n_scored} cases, list {hash_of_list(self.datalist)}"
-        if self.n_scored < len(self.datalist):
-            title += f"; {len(self.datalist) - self.n_scored} more failed"
-        card = read_model(model_path(self.folder)).card
-        fingerprints = fingerprints_of(self.datalist)
-        for what, warning in _SEEN.items():
-            if n_seen := count_seen(fingerprints, card.get(what, ())):
-                print(f"WARNING: {n_seen} of {len(self.datalist)} test images were {warning}.")
-                title += f"; {n_seen} were {warning}"
-        reports = [read_json(self.results_dir / name) for name in ("metrics.json", "localisation.json")]
-        report = {name: value for found in reports for name, value in found.items()}
-        if report and (self.folder / "docs" / "README.md").is_file():
-            try:
-                add_evaluation(self.folder, title, report)
-            except OSError as error:  # the bundle may lie where nothing can be written
-                print(f"The model card was not completed: {error}")
-
-
-# Of images that a model knows, by the name of their list in its card: what an evaluation on them is worth.
-_SEEN = {
-    "trained_on": "trained on, so this is no test",
-    "thresholds_on": "those that the thresholds are set on, so specificity is no test",
-}
 
 
 class _Report(ABC):

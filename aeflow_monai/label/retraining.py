@@ -34,7 +34,7 @@ __all__ = ["AnomalyTrainTask"]
 _logger = logging.getLogger(__name__)
 
 # Options of a data set that do not hold for images in a datastore.
-_OF_THE_DATA = {"layout": "decathlon", "modalities": [], "test_fraction": 0.0, "resume": None, "cache_dir": None}
+_OF_A_DATASTORE = {"layout": "decathlon", "modalities": [], "test_fraction": 0.0, "resume": None, "cache_dir": None}
 
 
 class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
@@ -130,7 +130,7 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
             dataset_dir=str(run / "dataset.json"),
             output_dir=str(run),
             device=device,
-            **{**_OF_THE_DATA, **options},
+            **{**_OF_A_DATASTORE, **options},
         )
         workflow.initialize()
         trainer = workflow.parser.get_parsed_content("train#trainer")

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 from monai.bundle import ConfigParser
+from outputs import said
 
 from aeflow_monai import Workflow
 from aeflow_monai.engine.config import (
@@ -86,6 +87,15 @@ def test_a_command_line_is_read_as_monai_reads_it(tmp_path: Path, monkeypatch: p
     assert given.files == (tmp_path / "configs/train.yaml", tmp_path / "preset.yaml")
     assert given.content == {"epochs": 3, "size": [2, 2], "part": {"kind": "y"}, "rate": 0.5}
     assert given.command.startswith("python -m monai.bundle run train --config_file=")
+
+
+def test_what_is_set_before_the_run_begins_is_given_too(trained: Path, volumes: Path) -> None:
+    options = {"dataset_dir": str(volumes), "workflow_type": "infer", "logging_file": False}
+    workflow = Workflow(str(trained / "configs/inference.yaml"), **options)
+    workflow.parser["image_size"] = [128, 128]
+    with pytest.raises(RuntimeError) as raised:
+        workflow.initialize()
+    assert "image_size (trained with [64, 64], given [128, 128])" in said(raised)
 
 
 @pytest.mark.parametrize("command", [["pytest", "run"], ["monai/bundle/__main__.py", "verify_metadata"]])

@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from aeflow_monai import Score, Slicer, load_datalist
-from aeflow_monai.engine.card import hash_of_list
-from aeflow_monai.engine.evaluation import CardWriter, DetectionReport, LocalisationReport, ScoreWriter
+from aeflow_monai.engine.card import CardWriter, hash_of_list
+from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.files import write_json
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 

@@ -106,6 +106,13 @@ def test_a_new_bundle_needs_a_folder(site: Path, trained: Path, start_workflow: 
     assert "Name a folder for the calibrated model with --output_dir" in said(raised)
 
 
+def test_a_new_bundle_says_its_specificity(tmp_path: Path, site: Path, trained: Path, run_workflow: Run) -> None:
+    options = {"dataset_dir": str(site), "output_dir": str(tmp_path / "new"), "specificity": 0.5}
+    run_workflow(trained / "configs/calibrate.yaml", **options)
+    for name in ("train", "calibrate"):
+        assert yaml.safe_load((tmp_path / f"new/configs/{name}.yaml").read_text())["specificity"] == 0.5
+
+
 def test_normals_that_were_trained_on_are_refused(
     tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run
 ) -> None:
