@@ -12,11 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import yaml
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from aeflow_monai import Workflow
+from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.errors import root_cause
 from aeflow_monai.files import sha256_of
 
@@ -115,3 +118,17 @@ def spatial(file: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     image = LoadImage(image_only=True, reader=["ITKReader", "NibabelReader"])(file)
     assert isinstance(image, MetaTensor)
     return image.numpy(), image.affine.numpy()
+
+
+def config(run: Path, name: str) -> dict[str, Any]:
+    """A config of a bundle, as it is written."""
+    content: dict[str, Any] = yaml.safe_load((run / f"configs/{name}.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def given_of(*files: Path, **options: Any) -> GivenConfig:
+    """What a run of these files with these options is given."""
+    given: GivenConfig = Workflow([str(f) for f in files], workflow_type=None, logging_file=False, **options).parser[
+        "given"
+    ]
+    return given

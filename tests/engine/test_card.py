@@ -3,10 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from scored_cases import CASES, evaluate
 
-from aeflow_monai import Score, __version__
+from aeflow_monai import Score, __version__, load_datalist
 from aeflow_monai.engine.card import (
     _SHOWN,
+    CardWriter,
     add_evaluation,
     count_seen,
     facts_of_data,
@@ -14,7 +16,9 @@ from aeflow_monai.engine.card import (
     hash_of_list,
     write_card,
 )
+from aeflow_monai.engine.evaluation import DetectionReport
 from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.files import write_json
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics, detection_report, slice_report
 
 FACTS = {
@@ -142,3 +146,70 @@ def test_images_that_begin_alike_are_not_the_same(tmp_path: Path) -> None:
     assert count_seen(fingerprints_of([a, a, b]), fingerprints_of([a])) == 2
     absent = {"case": "c", "image": str(tmp_path / "absent.nii")}
     assert count_seen(*[fingerprints_of([absent])] * 2) == 0
+
+
+def added_to(bundle: Path, trained: Path) -> list[str]:
+    """Lines that a model card has got."""
+    before = (trained / "docs/README.md").read_text()
+    return (bundle / "docs/README.md").read_text().removeprefix(before.rstrip("\n")).strip().splitlines()
+
+
+ITEMS = [{"case": name, "label": number % 2, "image": f"{name}.nii.gz"} for number, name in enumerate("abcd")]
+
+
+def test_an_evaluation_without_reports_leaves_the_card_as_it_was(bundle: Path, trained: Path) -> None:
+    evaluate(CardWriter(bundle, bundle / "results", ITEMS))
+    assert added_to(bundle, trained) == []
+    write_json(bundle / "results/localisation.json", {"n_volumes": 2, "slice_auroc": 0.75})
+    expected = ["| | |", "|---|---|", "| slice auroc | 0.750 |"]
+    for _ in range(2):  # the same evaluation has one table
+        evaluate(CardWriter(bundle, bundle / "results", ITEMS))
+        assert added_to(bundle, trained) == [f"### 4 cases, list {hash_of_list(ITEMS)}", *expected]
+
+
+def test_the_card_says_how_many_cases_failed(bundle: Path, trained: Path) -> None:
+    score = Score()
+    score.case_threshold.fill_(1.0)
+    report = DetectionReport(bundle / "results/metrics.json", score, n_bootstrap=5)
+    evaluate(report, CardWriter(bundle, bundle / "results", ITEMS), cases=CASES[:2])
+    title, *table = added_to(bundle, trained)
+    assert title == f"### 2 cases, list {hash_of_list(ITEMS)}; 2 more failed"
+    assert "| n normal | 1 |" in table
+
+
+def test_an_evaluation_on_images_that_the_model_knows_says_so(
+    bundle: Path, volumes: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(bundle / "results/localisation.json", {"n_volumes": 6, "slice_auroc": 0.75})
+    evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "train")))
+    printed = capsys.readouterr().out
+    assert "WARNING: 5 of 6 test images were trained on, so this is no test." in printed
+    assert "WARNING: 1 of 6 test images were those that the thresholds are set on" in printed
+    title = added_to(bundle, trained)[0]
+    assert "; 5 were trained on, so this is no test; 1 were those that the thresholds are set on" in title
+    evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "test")))
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_an_evaluation_ends_well_where_the_card_cannot_be_written(
+    bundle: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(bundle / "results/metrics.json", {"n": 2, "auroc": 0.75})
+    (bundle / "docs").chmod(0o555)
+    try:
+        if _may_write(bundle / "docs"):
+            pytest.skip("this user may write everywhere")
+        evaluate(CardWriter(bundle, bundle / "results", ITEMS))
+    finally:
+        (bundle / "docs").chmod(0o755)
+    assert "The model card was not completed: " in capsys.readouterr().out
+    assert added_to(bundle, trained) == []
+
+
+def _may_write(folder: Path) -> bool:
+    try:
+        (folder / "probe").touch()
+    except OSError:
+        return False
+    (folder / "probe").unlink()
+    return True

@@ -1,7 +1,5 @@
 import csv
 import json
-import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +7,12 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from scored_cases import CASES, case, evaluate
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from aeflow_monai import Score, Slicer, load_datalist
-from aeflow_monai.engine.card import CardWriter, hash_of_list
+from aeflow_monai import Score, Slicer
 from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
-from aeflow_monai.files import write_json
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 
 
@@ -26,35 +23,6 @@ def score() -> Score:
 
 
 # --- cases ------------------------------------------------------------------------------------------------------------
-
-
-def case(name: str, label: int, score: float) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What goes into an evaluator for a case, and what comes out of it."""
-    # abnormal images are brighter, and no more varied
-    image = MetaTensor(torch.full((1, 4, 4, 3), 0.5 + label), meta={"filename_or_obj": f"images/{name}.nii.gz"})
-    source = {"case": name, "image": image, "label": label}
-    # the first slice was skipped, and the second plane does not count
-    slice_scores = {"axial": torch.tensor([torch.nan, 0.0, score, -1.0]), "coronal": torch.tensor([9.0, 0.0])}
-    scores = {"anomaly_score": score, "prediction": int(score > 1), "slice_scores": slice_scores}
-    if name == "a":
-        scores["ease"] = {"axial": torch.tensor([torch.nan, 1.0, 2.5, 3.0])}
-    return source, {**source, **scores}
-
-
-CASES = [case("a", 0, 0.1 + 0.2), case("b", 1, 2.5), case("c", 0, -0.5), case("d", 1, 1.5)]
-
-
-def evaluate(*handlers: Any, cases: Sequence[tuple[Any, Any]] = CASES, batch_size: int = 1) -> None:
-    """An evaluator that gives the cases, decollated as MONAI's does."""
-
-    def step(engine: Engine, batch: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-        engine.state.batch = [source for source, _ in batch]
-        return [scored for _, scored in batch]
-
-    engine = Engine(step)
-    for handler in handlers:
-        handler.attach(engine)
-    engine.run([cases[i : i + batch_size] for i in range(0, len(cases), batch_size)], max_epochs=1)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -306,78 +274,3 @@ def test_a_second_run_counts_its_own_volumes_only(tmp_path: Path, score: Score) 
         evaluate(report, cases=VOLUMES)
         written.append([(tmp_path / name).read_bytes() for name in ("localisation.json", "slice_scores.csv")])
     assert written[0] == written[1]
-
-
-# --- the model card ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bundle(tmp_path: Path, trained: Path) -> Path:
-    return shutil.copytree(trained, tmp_path / "RUN")
-
-
-def added_to(bundle: Path, trained: Path) -> list[str]:
-    """Lines that a model card has got."""
-    before = (trained / "docs/README.md").read_text()
-    return (bundle / "docs/README.md").read_text().removeprefix(before.rstrip("\n")).strip().splitlines()
-
-
-ITEMS = [{"case": name, "label": number % 2, "image": f"{name}.nii.gz"} for number, name in enumerate("abcd")]
-
-
-def test_an_evaluation_without_reports_leaves_the_card_as_it_was(bundle: Path, trained: Path) -> None:
-    evaluate(CardWriter(bundle, bundle / "results", ITEMS))
-    assert added_to(bundle, trained) == []
-    write_json(bundle / "results/localisation.json", {"n_volumes": 2, "slice_auroc": 0.75})
-    expected = ["| | |", "|---|---|", "| slice auroc | 0.750 |"]
-    for _ in range(2):  # the same evaluation has one table
-        evaluate(CardWriter(bundle, bundle / "results", ITEMS))
-        assert added_to(bundle, trained) == [f"### 4 cases, list {hash_of_list(ITEMS)}", *expected]
-
-
-def test_the_card_says_how_many_cases_failed(bundle: Path, trained: Path) -> None:
-    score = Score()
-    score.case_threshold.fill_(1.0)
-    report = DetectionReport(bundle / "results/metrics.json", score, n_bootstrap=5)
-    evaluate(report, CardWriter(bundle, bundle / "results", ITEMS), cases=CASES[:2])
-    title, *table = added_to(bundle, trained)
-    assert title == f"### 2 cases, list {hash_of_list(ITEMS)}; 2 more failed"
-    assert "| n normal | 1 |" in table
-
-
-def test_an_evaluation_on_images_that_the_model_knows_says_so(
-    bundle: Path, volumes: Path, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_json(bundle / "results/localisation.json", {"n_volumes": 6, "slice_auroc": 0.75})
-    evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "train")))
-    printed = capsys.readouterr().out
-    assert "WARNING: 5 of 6 test images were trained on, so this is no test." in printed
-    assert "WARNING: 1 of 6 test images were those that the thresholds are set on" in printed
-    title = added_to(bundle, trained)[0]
-    assert "; 5 were trained on, so this is no test; 1 were those that the thresholds are set on" in title
-    evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "test")))
-    assert "WARNING" not in capsys.readouterr().out
-
-
-def test_an_evaluation_ends_well_where_the_card_cannot_be_written(
-    bundle: Path, trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_json(bundle / "results/metrics.json", {"n": 2, "auroc": 0.75})
-    (bundle / "docs").chmod(0o555)
-    try:
-        if _may_write(bundle / "docs"):
-            pytest.skip("this user may write everywhere")
-        evaluate(CardWriter(bundle, bundle / "results", ITEMS))
-    finally:
-        (bundle / "docs").chmod(0o755)
-    assert "The model card was not completed: " in capsys.readouterr().out
-    assert added_to(bundle, trained) == []
-
-
-def _may_write(folder: Path) -> bool:
-    try:
-        (folder / "probe").touch()
-    except OSError:
-        return False
-    (folder / "probe").unlink()
-    return True
