@@ -135,7 +135,7 @@ def given_config() -> GivenConfig | None:
         The config, merged; None if this process was started otherwise.
 
     Raises:
-        ValueError: an option is None, which MONAI would ignore.
+        ValueError: an option is None, which MONAI would ignore; or the run would begin without its checks.
     """
     verbs = ("run", "run_workflow")
     if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1] not in verbs:
@@ -150,6 +150,8 @@ def given_config() -> GivenConfig | None:
         read.update(update_kwargs(args_file, **options))
 
     fire.Fire(dict.fromkeys(verbs, run), command=sys.argv[1:])  # as MONAI reads it
+    if "init_id" in read:
+        raise ValueError("--init_id would leave out the checks with which a run begins: omit it.")
     for name in ("init_id", "final_id", "meta_file", "logging_file", "tracking", "workflow_name", "run_id"):
         read.pop(name, None)
     files = ensure_tuple(read.pop("config_file"))

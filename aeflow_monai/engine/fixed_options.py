@@ -84,7 +84,7 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
     # options of the training alone, such as those of a preset, may be said again
     said = [key for key in content if key in trained and key not in own and key not in PATHS]
     fixed |= {key: _counterpart(trained[key], content[key]) for key in said}
-    if found := [*differences(fixed, {key: content.get(key) for key in fixed})]:
+    if found := [*differences(_resolved(fixed, trained), _resolved({key: content.get(key) for key in fixed}, content))]:
         raise ValueError(
             f"The training of {folder} has fixed these options: {'; '.join(map(str, found))}. Omit them, or train "
             "again with other values."
@@ -99,7 +99,7 @@ def _refuse_other_parts(folder: str | Path, own: Mapping[str, Any], content: Map
     if replaced := [name for name in found if not any(f"{name}#".startswith(f"{free}#") for free in _FREE)]:
         free = [name for name in _FREE if name.partition("#")[0] in own]
         raise ValueError(
-            f"{', '.join(replaced)} of the bundle in {folder} cannot be replaced. Omit it, or train again. "
+            f"{', '.join(replaced)} of the bundle in {folder} cannot be replaced. Omit this, or train again. "
             f"Options of a run are {', '.join(free)}."
         )
 
@@ -109,3 +109,15 @@ def _counterpart(trained: Any, given: Any) -> Any:
     if isinstance(trained, Mapping) and isinstance(given, Mapping) and "_target_" not in given:
         return {key: _counterpart(trained.get(key), value) for key, value in given.items()}
     return trained
+
+
+def _resolved(part: Any, config: Mapping[str, Any]) -> Any:
+    """A part of a config with plain options in place of references to them: `axes` for "@axes"."""
+    if isinstance(part, Mapping):
+        return {key: _resolved(value, config) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_resolved(value, config) for value in part]
+    if isinstance(part, str) and part.startswith("@") and part[1:] in config:
+        option = config[part[1:]]
+        return part if isinstance(option, Mapping) else option
+    return part

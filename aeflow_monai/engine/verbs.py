@@ -53,8 +53,10 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     _explain_errors_at_the_end(given)
     # a preset may leave an option of train.yaml without use
     refuse_unknown_keys(given.content, also_known=ids_of(ConfigParser.load_config_file(*config_files("train"))))
-    if given.content.get("dataset_dir") is None:
+    dataset_dir = given.content.get("dataset_dir")
+    if dataset_dir is None:
         raise ValueError(_NO_DATA)
+    _require_other_folder(folder, dataset_dir)
     if given.content.get("resume") is None:
         _require_no_model(folder)
     keep_freed_memory()
@@ -90,12 +92,7 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
     require_own_config(folder, given)
     if dataset_dir is None:
         raise ValueError(_NO_DATA)
-    output_dir = given.content.get("output_dir") if "outputs" in given.content else None
-    if output_dir is not None and Path(output_dir).resolve() == Path(dataset_dir).resolve():
-        raise ValueError(
-            f"output_dir is the folder of the images, {dataset_dir}: maps would be taken for images by the next run. "
-            "Give another folder with --output_dir."
-        )
+    _require_other_folder(given.content.get("output_dir"), dataset_dir)
     outputs = given.content.get("outputs", [])
     if isinstance(outputs, str) or not set(outputs) <= set(OUTPUTS):
         raise ValueError(f"outputs is a list of some of {list(OUTPUTS)}; got {outputs!r}.")
@@ -173,6 +170,14 @@ def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:
         (1, 7, 0)
     """
     return max(1, min(10, math.ceil(least / n_slices))) if copies is None else copies
+
+
+def _require_other_folder(output_dir: str | None, dataset_dir: str) -> None:
+    if output_dir is not None and Path(output_dir).resolve() == Path(str(dataset_dir)).resolve():
+        raise ValueError(
+            f"output_dir is the folder of the images, {dataset_dir}: what is written there would be taken for images "
+            "by the next run. Give another folder with --output_dir."
+        )
 
 
 def _require_no_model(folder: str) -> None:

@@ -104,6 +104,25 @@ def test_another_command_gives_no_config(monkeypatch: pytest.MonkeyPatch, comman
     assert given_config() is None
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--image_size=None",
+            "MONAI ignores the option image_size when it is given as None: set it to null in a second",
+        ),
+        ("--init_id=other", "--init_id would leave out the checks with which a run begins: omit it"),
+    ],
+)
+def test_options_that_would_not_be_seen_are_refused(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, option: str, message: str
+) -> None:
+    command = ["monai/bundle/__main__.py", "run", f"--config_file={trained}/configs/inference.yaml", option]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(ValueError, match=message):
+        given_config()
+
+
 def test_the_root_of_a_bundle_is_above_its_configs(tmp_path: Path) -> None:
     assert bundle_root(None) == "."
     assert bundle_root(GivenConfig((tmp_path / "RUN/configs/train.yaml",), {})) == str(tmp_path / "RUN")

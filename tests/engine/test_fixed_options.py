@@ -121,6 +121,16 @@ def test_what_the_training_fixed_may_be_said_again(
     require_own_config(trained, given_of(file, preset))
 
 
+def test_a_reference_may_be_said_again_by_its_value(tmp_path: Path, trained: Path) -> None:
+    slicer = {**config(trained, "inference")["slicer"], "axes": ["axial"], "image_size": [64, 64]}
+    preset, other = tmp_path / "preset.yaml", tmp_path / "other.yaml"
+    preset.write_text(yaml.safe_dump({"slicer": slicer}))
+    other.write_text(yaml.safe_dump({"slicer": {**slicer, "axes": ["coronal"]}}))
+    require_own_config(trained, given_of(trained / "configs/inference.yaml", preset))
+    with pytest.raises(ValueError, match=r"slicer#axes \(trained with \['axial'\], given \['coronal'\]\)"):
+        require_own_config(trained, given_of(trained / "configs/inference.yaml", other))
+
+
 @pytest.mark.filterwarnings("ignore:Can't merge entry:UserWarning")
 @pytest.mark.parametrize(
     ("preset", "named"),

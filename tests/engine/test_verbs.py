@@ -80,6 +80,17 @@ def test_data_have_to_be_named(trained: Path) -> None:
         begin_training(workflow.parser["given"], str(trained), 0)
 
 
+@pytest.mark.parametrize("verb", ["train", "inference", "evaluate", "calibrate"])
+def test_nothing_is_written_among_the_images(trained: Path, volumes: Path, verb: str) -> None:
+    where = {"dataset_dir": str(volumes), "output_dir": f"{volumes}/../{volumes.name}", "logging_file": False}
+    configs = config_files("train") if verb == "train" else [str(trained / f"configs/{verb}.yaml")]
+    with pytest.raises(RuntimeError) as raised:
+        Workflow(configs, workflow_type="train" if verb == "train" else "infer", **where).initialize()
+    assert f"output_dir is the folder of the images, {volumes}: what is written there would be taken for" in said(
+        raised
+    )
+
+
 def test_a_training_does_not_begin_in_the_folder_of_a_model(trained: Path, volumes: Path) -> None:
     train = str(trained / "configs/train.yaml")
     for options in ({}, {"resume": str(trained / "logs/checkpoints/checkpoint_epoch=2.pt")}):
