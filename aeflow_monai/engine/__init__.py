@@ -6,6 +6,7 @@ from aeflow_monai.engine.config import Workflow, bundle_root, config_files, give
 from aeflow_monai.engine.detector import Detector, calibrate
 from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.engine.evaluator import GuardedEvaluator
+from aeflow_monai.engine.fixed_options import own_model
 from aeflow_monai.engine.inferer import SlicedInferer
 from aeflow_monai.engine.model import Model, Prediction, predict
 from aeflow_monai.engine.recalibration import recalibrate
@@ -50,6 +51,7 @@ __all__ = [
     "given_config",
     "lesion_copies",
     "number_of_epochs",
+    "own_model",
     "predict",
     "recalibrate",
     "run_folder",

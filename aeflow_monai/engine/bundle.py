@@ -54,7 +54,7 @@ _HEADERS = {
 
 
 def run_folder(output_dir: str | None, kind: str = "runs") -> str:
-    """Folder of a run's outputs: the one that was given, or a new one below the home folder, named by the time.
+    """Folder of a run's outputs: the one that was given, or a new one below the home folder, by time and process.
 
     Args:
         output_dir: as it was given, or None.
@@ -67,10 +67,7 @@ def run_folder(output_dir: str | None, kind: str = "runs") -> str:
         return str(Path(output_dir).expanduser().absolute())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("A training in several processes needs a folder that all of them know: give --output_dir.")
-    place, number = home(kind, f"{datetime.now():%Y%m%d-%H%M%S}"), 1
-    while Path(f"{place}-{number}" if number > 1 else place).exists():
-        number += 1
-    return f"{place}-{number}" if number > 1 else place
+    return home(kind, f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
 
 
 def versions() -> dict[str, str]:

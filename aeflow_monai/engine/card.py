@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -215,9 +216,15 @@ def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     for item in items:
-        digests = [sha256_of(file) for file in image_files_of(item)]
+        digests = [_digest(file, file.stat().st_mtime_ns) for file in image_files_of(item)]
         found.append(hashlib.sha256("".join(digests).encode()).hexdigest()[:16] if digests else "")
     return found
+
+
+@cache
+def _digest(file: Path, changed_ns: int) -> str:
+    """SHA-256 of a file, which is not read again while it stays as it is."""
+    return sha256_of(file)
 
 
 def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:

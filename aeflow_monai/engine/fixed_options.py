@@ -20,7 +20,7 @@ from aeflow_monai.engine.config import (
 from aeflow_monai.engine.stored_model import StoredModel, model_path, read_model
 from aeflow_monai.files import read_json, sha256_of
 
-__all__ = ["PATHS", "fixed_options", "require_own_config"]
+__all__ = ["PATHS", "fixed_options", "own_model", "require_own_config"]
 
 # Paths of the training, which say nothing of the model.
 PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
@@ -43,6 +43,12 @@ def fixed_options(config: Mapping[str, Any]) -> dict[str, Any]:
         encoder["weights"] = "checkpoint"
         fixed.pop("encoder_weights", None)
     return fixed
+
+
+def own_model(folder: str, given: GivenConfig | None) -> str:
+    """Path of a bundle's model, for the run that loads it; see `require_own_config` for what is refused."""
+    require_own_config(folder, given)
+    return str(model_path(folder))
 
 
 def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredModel:

@@ -8,14 +8,16 @@ from typing import Any
 
 from aeflow_monai.engine.bundle import write_bundle
 from aeflow_monai.engine.card import count_seen, facts_of_data, fingerprints_of
+from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.detector import Detector, calibrate
-from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.engine.fixed_options import require_own_config
 
 __all__ = ["recalibrate"]
 
 
 def recalibrate(
     folder: str | Path,
+    given: GivenConfig | None,
     detector: Detector,
     batches: Iterable[Mapping[str, Any]],
     data: Sequence[Mapping[str, Any]],
@@ -26,6 +28,7 @@ def recalibrate(
 
     Args:
         folder: of the model's bundle.
+        given: config of the run, see `require_own_config`.
         detector: of its config; its state is loaded here.
         batches: normals that it was not trained on, see `calibrate`.
         data: their datalist.
@@ -35,7 +38,7 @@ def recalibrate(
     Raises:
         ValueError: some of the normals were trained on.
     """
-    stored = read_model(model_path(folder))
+    stored = require_own_config(folder, given)
     fingerprints = fingerprints_of(data)
     if n_seen := count_seen(fingerprints, stored.card["trained_on"]):
         raise ValueError(

@@ -122,7 +122,10 @@ class Checkpoints:
         self.state = dict(state)
         self.resume = resume
         self.device = device
-        self.record = _Record({"options": options_of(given.content), "lists": [hash_of_list(part) for part in split]})
+        self.is_first = int(os.environ.get("RANK", "0")) == 0
+        images = [fingerprints_of(part) for part in split] if self.is_first else []  # the first process reads them all
+        lists = [hash_of_list(part) for part in split]
+        self.record = _Record({"options": options_of(given.content), "lists": lists, "images": images})
         if resume is not None:
             self.record.require_equal(resume)
 
@@ -131,7 +134,7 @@ class Checkpoints:
         state = {**self.state, "trainer": engine}
         if self.resume is not None:
             CheckpointLoader(str(self.resume), state, map_location=self.device).attach(engine)
-        if int(os.environ.get("RANK", "0")) == 0:  # all processes go on from a checkpoint, the first one saves
+        if self.is_first:  # all processes go on from a checkpoint, the first one saves
             CheckpointSaver(self.folder, {**state, "record": self.record}, save_interval=1, n_saved=2).attach(engine)
 
 
@@ -157,10 +160,12 @@ class _Record:
         if found := [*differences(other["options"], self.content["options"])]:
             described = [str(difference) for difference in found]
             raise ValueError(f"A training goes on with the options that it began with; these differ: {described}.")
-        if other["lists"] != self.content["lists"]:
+        if other["lists"] != self.content["lists"] or (
+            self.content["images"] and other["images"] != self.content["images"]
+        ):
             raise ValueError(
-                "A training goes on with the images that it began with: cases, patients or labels in --dataset_dir are "
-                f"others than those of {path}."
+                "A training goes on with the images that it began with: cases, patients, labels or the images "
+                f"themselves in --dataset_dir are others than those of {path}."
             )
 
 

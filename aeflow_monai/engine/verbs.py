@@ -57,8 +57,7 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     if dataset_dir is None:
         raise ValueError(_NO_DATA)
     _require_other_folder(folder, dataset_dir)
-    if given.content.get("resume") is None:
-        _require_no_model(folder)
+    _require_no_model(folder)
     keep_freed_memory()
     print(f"seed: {seed}\noutput folder: {folder}", flush=True)
     set_determinism(seed=seed)
@@ -95,7 +94,9 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
     _require_other_folder(given.content.get("output_dir"), dataset_dir)
     outputs = given.content.get("outputs", [])
     if isinstance(outputs, str) or not set(outputs) <= set(OUTPUTS):
-        raise ValueError(f"outputs is a list of some of {list(OUTPUTS)}; got {outputs!r}.")
+        raise ValueError(
+            f'outputs is a list of some of {list(OUTPUTS)}; got {outputs!r}; write it as "[anomaly_map,anomaly_mask]".'
+        )
     keep_freed_memory()
 
 
@@ -114,7 +115,7 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
     begin_scoring(given, folder, dataset_dir)
     if output_dir is None:
         raise ValueError("Name a folder for the calibrated model with --output_dir.")
-    _require_no_model(output_dir)
+    _require_no_model(str(Path(output_dir).expanduser()))
 
 
 def announce_results(folder: str) -> None:
@@ -173,7 +174,10 @@ def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:
 
 
 def _require_other_folder(output_dir: str | None, dataset_dir: str) -> None:
-    if output_dir is not None and Path(output_dir).resolve() == Path(str(dataset_dir)).resolve():
+    if (
+        output_dir is not None
+        and Path(output_dir).expanduser().resolve() == Path(str(dataset_dir)).expanduser().resolve()
+    ):
         raise ValueError(
             f"output_dir is the folder of the images, {dataset_dir}: what is written there would be taken for images "
             "by the next run. Give another folder with --output_dir."

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_the_folder_of_a_run_is_the_one_given_or_a_new_one_below_home(
     assert run_folder("here") == str(tmp_path / "here")
     assert run_folder("~/there") == str(Path.home() / "there")
     assert Path(run_folder(None)).parent == aeflow_home / "runs"
+    assert run_folder(None).endswith(f"-{os.getpid()}")  # two that start together have folders of their own
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run_folder("here") == str(tmp_path / "here")
     with pytest.raises(ValueError, match="give --output_dir"):

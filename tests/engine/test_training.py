@@ -148,6 +148,20 @@ def test_a_training_goes_on_with_its_own_options_and_images_only(tmp_path: Path,
         Checkpoints(tmp_path, {}, given, SPLIT, checkpoint)
 
 
+def test_a_training_goes_on_with_the_same_bytes_only(tmp_path: Path, given: GivenConfig) -> None:
+    image = tmp_path / "scan.nii"
+    image.write_bytes(b"one")
+    split: Any = ([{"case": "scan", "label": 0, "image": str(image)}], [])
+    engine = trainer_of([1.0])
+    Checkpoints(tmp_path, {"model": torch.nn.Linear(1, 1)}, given, split).attach(engine)
+    engine.run([1.0], max_epochs=1)
+    checkpoint = tmp_path / "checkpoint_epoch=1.pt"
+    Checkpoints(tmp_path, {}, given, split, checkpoint)
+    image.write_bytes(b"two")
+    with pytest.raises(ValueError, match="or the images themselves in --dataset_dir are others"):
+        Checkpoints(tmp_path, {}, given, split, checkpoint)
+
+
 # --- divergence -------------------------------------------------------------------------------------------------------
 
 

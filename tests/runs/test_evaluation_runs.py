@@ -125,7 +125,7 @@ def test_abnormal_cases_without_masks_are_not_evaluated(
         writer = csv.writer(file)
         writer.writerow(["path", "split", "abnormal"])
         writer.writerows([volumes / row["path"], "test", 1] for row in rows)
-    where = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path)}
+    where = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "results")}
     with pytest.raises(RuntimeError) as raised:
         run_workflow(trained / "configs/evaluate.yaml", **where)
     assert "got labels {1} and no masks. Label them or add masks, or use inference.yaml" in said(raised)

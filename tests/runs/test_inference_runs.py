@@ -114,6 +114,18 @@ def test_each_output_is_written_by_itself(
     assert (tmp_path / "scores.csv").read_text().splitlines()[1] in (inferred / "scores.csv").read_text().splitlines()
 
 
+@pytest.mark.parametrize("verb", ["inference", "evaluate", "calibrate"])
+def test_a_run_without_its_beginning_still_refuses_other_options(
+    tmp_path: Path, volumes: Path, trained: Path, start_workflow: Run, verb: str
+) -> None:
+    (tmp_path / "second.yaml").write_text("initialize: []\nslicer#fit: pad\n")
+    where = {"dataset_dir": str(volumes), "output_dir": str(tmp_path / "out")}
+    workflow = start_workflow([trained / f"configs/{verb}.yaml", tmp_path / "second.yaml"], **where)
+    with pytest.raises(RuntimeError) as raised:
+        workflow.run()
+    assert "slicer#fit (trained with 'resize', given 'pad')" in said(raised) or "initialize" in said(raised)
+
+
 @pytest.mark.parametrize("outputs", [["overlays"], "overlay"])
 def test_an_unknown_output_is_refused(
     tmp_path: Path, volumes: Path, trained: Path, start_workflow: Run, outputs: list[str] | str
@@ -122,7 +134,7 @@ def test_an_unknown_output_is_refused(
     with pytest.raises(RuntimeError) as raised:
         start_workflow(trained / "configs/inference.yaml", **where, outputs=outputs)
     assert said(raised).startswith("outputs is a list of some of ['anomaly_map', ")
-    assert said(raised).endswith(f"got {outputs!r}.")
+    assert said(raised).endswith(f'got {outputs!r}; write it as "[anomaly_map,anomaly_mask]".')
 
 
 @pytest.mark.parametrize("extension", [".nrrd", ".mha", ".nii"])
