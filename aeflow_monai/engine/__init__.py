@@ -1,6 +1,6 @@
 """Detectors at work: training, evaluation and inference, and the bundle that a training writes."""
 
-from aeflow_monai.engine.bundle import run_folder
+from aeflow_monai.engine.bundle import model_folder, run_folder
 from aeflow_monai.engine.card import CardWriter
 from aeflow_monai.engine.config import Workflow, bundle_root, config_files, given_config
 from aeflow_monai.engine.detector import Detector, calibrate
@@ -50,6 +50,7 @@ __all__ = [
     "end_training",
     "given_config",
     "lesion_copies",
+    "model_folder",
     "number_of_epochs",
     "own_model",
     "predict",

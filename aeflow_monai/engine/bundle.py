@@ -35,7 +35,7 @@ from aeflow_monai.engine.fixed_options import PATHS, fixed_options
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import home, read_json, replacing, sha256_of, write_json
 
-__all__ = ["options_of", "run_folder", "versions", "write_bundle", "write_training_config"]
+__all__ = ["model_folder", "options_of", "run_folder", "versions", "write_bundle", "write_training_config"]
 
 # Options of a data set, which evaluation and calibration take over from the training unless they are given.
 _OF_THE_DATA = ("layout", "normal_classes", "test_fraction", "seed", "lesion_free_slices", "specificity")
@@ -68,6 +68,21 @@ def run_folder(output_dir: str | None, kind: str = "runs") -> str:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("A training in several processes needs a folder that all of them know: give --output_dir.")
     return home(kind, f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
+
+
+def model_folder(output_dir: str | None) -> str:
+    """Folder of a new model, see `run_folder`.
+
+    Raises:
+        ValueError: it holds a model already.
+    """
+    folder = run_folder(output_dir)
+    if model_path(folder).is_file():
+        raise ValueError(
+            f"{folder} holds a trained model, which would be lost: give another folder with --output_dir, or delete "
+            "this one."
+        )
+    return folder
 
 
 def versions() -> dict[str, str]:

@@ -42,8 +42,8 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
         seed: of all that is random.
 
     Raises:
-        ValueError: an option that nothing reads; no data were named; the folder holds a trained model; or the config is
-            not known, since the training was started from Python by MONAI's own `ConfigWorkflow`.
+        ValueError: an option that nothing reads; no data were named; or the config is not known, since the training was
+            started from Python by MONAI's own `ConfigWorkflow`.
     """
     if given is None:
         raise ValueError(
@@ -57,8 +57,9 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     if dataset_dir is None:
         raise ValueError(_NO_DATA)
     _require_other_folder(folder, dataset_dir)
-    _require_no_model(folder)
     keep_freed_memory()
+    embedded = str(dataset_dir).startswith("$aeflow_monai.")
+    print(f"data: {'the embedded, synthetic volumes' if embedded else dataset_dir}")
     print(f"seed: {seed}\noutput folder: {folder}", flush=True)
     set_determinism(seed=seed)
 
@@ -110,12 +111,11 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
         output_dir: folder of the new bundle.
 
     Raises:
-        ValueError: also without a folder for the new bundle, or if that holds a model already.
+        ValueError: also without a folder for the new bundle.
     """
     begin_scoring(given, folder, dataset_dir)
     if output_dir is None:
         raise ValueError("Name a folder for the calibrated model with --output_dir.")
-    _require_no_model(str(Path(output_dir).expanduser()))
 
 
 def announce_results(folder: str) -> None:
@@ -181,14 +181,6 @@ def _require_other_folder(output_dir: str | None, dataset_dir: str) -> None:
         raise ValueError(
             f"output_dir is the folder of the images, {dataset_dir}: what is written there would be taken for images "
             "by the next run. Give another folder with --output_dir."
-        )
-
-
-def _require_no_model(folder: str) -> None:
-    if model_path(folder).is_file():
-        raise ValueError(
-            f"{folder} holds a trained model, which would be lost: give another folder with --output_dir, or delete "
-            "this one."
         )
 
 

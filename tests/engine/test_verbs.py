@@ -91,14 +91,6 @@ def test_nothing_is_written_among_the_images(trained: Path, volumes: Path, verb:
     )
 
 
-def test_a_training_does_not_begin_in_the_folder_of_a_model(trained: Path, volumes: Path) -> None:
-    train = str(trained / "configs/train.yaml")
-    for options in ({}, {"resume": str(trained / "logs/checkpoints/checkpoint_epoch=2.pt")}):
-        workflow = Workflow(train, logging_file=False, dataset_dir=str(volumes), **options)
-        with pytest.raises(ValueError, match="holds a trained model, which would be lost: give another folder"):
-            begin_training(workflow.parser["given"], str(trained), 0)
-
-
 def test_announce_names_what_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

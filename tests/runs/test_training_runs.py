@@ -213,9 +213,16 @@ def test_a_trained_model_is_not_written_over(
     tmp_path: Path, volumes: Path, trained: Path, start_workflow: Run, tiny_training: Options
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "RUN")
-    for config, options in (("train.yaml", tiny_training), (run / "configs/calibrate.yaml", {})):
+    resume = {"resume": str(run / "logs/checkpoints/checkpoint_epoch=2.pt")}
+    (tmp_path / "second.yaml").write_text("initialize: []\n")  # and without its checks
+    for config, options in (
+        ("train.yaml", tiny_training),
+        (run / "configs/train.yaml", resume),
+        (["train.yaml", tmp_path / "second.yaml"], tiny_training),
+        (run / "configs/calibrate.yaml", {}),
+    ):
         with pytest.raises(RuntimeError) as raised:
-            start_workflow(config, dataset_dir=str(volumes), output_dir=str(run), **options)
+            start_workflow(config, dataset_dir=str(volumes), output_dir=str(run), **options).run()
         assert f"{run} holds a trained model, which would be lost" in said(raised)
     assert contents(run) == contents(trained)
 
