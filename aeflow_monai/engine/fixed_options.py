@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from aeflow_monai.engine.config import (
+    Difference,
     GivenConfig,
     differences,
     ids_of,
@@ -90,7 +91,8 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
     # options of the training alone, such as those of a preset, may be said again
     said = [key for key in content if key in trained and key not in own and key not in PATHS]
     fixed |= {key: _counterpart(trained[key], content[key]) for key in said}
-    if found := [*differences(_resolved(fixed, trained), _resolved({key: content.get(key) for key in fixed}, content))]:
+    raw = differences(fixed, {key: content.get(key) for key in fixed})
+    if found := [each for difference in raw for each in _resolved(difference, trained, {**trained, **content})]:
         raise ValueError(
             f"The training of {folder} has fixed these options: {'; '.join(map(str, found))}. Omit them, or train "
             "again with other values."
@@ -117,12 +119,18 @@ def _counterpart(trained: Any, given: Any) -> Any:
     return trained
 
 
-def _resolved(part: Any, config: Mapping[str, Any]) -> Any:
-    """A part of a config with plain options in place of references to them: `axes` for "@axes"."""
+def _resolved(found: Difference, trained: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Difference]:
+    """What differs between two values with options in place of references: "@axes" may be said again as its value."""
+    yield from differences(
+        _without_references(found.first, trained), _without_references(found.second, given), found.name
+    )
+
+
+def _without_references(part: Any, config: Mapping[str, Any]) -> Any:
     if isinstance(part, Mapping):
-        return {key: _resolved(value, config) for key, value in part.items()}
+        return {key: _without_references(value, config) for key, value in part.items()}
     if isinstance(part, list):
-        return [_resolved(value, config) for value in part]
+        return [_without_references(value, config) for value in part]
     if isinstance(part, str) and part.startswith("@") and part[1:] in config:
         option = config[part[1:]]
         return part if isinstance(option, Mapping) else option
