@@ -28,15 +28,13 @@ __all__ = [
     "write_card",
 ]
 
-_EVALUATIONS = "## Evaluations"
-_VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
-
-
 # Of images that a model knows, by the name of their list in its card: what an evaluation on them is worth.
 _SEEN = {
     "trained_on": "trained on, so this is no test",
     "thresholds_on": "those that the thresholds are set on, so specificity is no test",
 }
+_EVALUATIONS = "## Evaluations"
+_VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
 
 
 class CardWriter:
