@@ -61,6 +61,7 @@ class FailureLog:
         ...     with failures.catching({"case": case, "image": f"{case}.nii.gz"}, "read"):
         ...         if case == "b":
         ...             raise ValueError("It is empty.")
+        >>> failures.finish()
         >>> print(Path(failures.path).read_text(), end="")
         case,file,stage,message
         b,b.nii.gz,read,It is empty.
@@ -80,6 +81,12 @@ class FailureLog:
         self.table = None
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Give the table its name: all cases have been seen."""
+        if self.table is not None:
+            self.table.finish()
+            self.table = None
 
     def add(self, failure: Failure) -> None:
         """Write one failure to the table and to the log."""
@@ -113,6 +120,7 @@ class FailureLog:
         Raises:
             CaseFailures: names each case with its file and what is wrong.
         """
+        self.finish()
         if not self.failures:
             return
         count = len(self.failures)

@@ -6,10 +6,14 @@ import csv
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +25,21 @@ except ImportError:  # no wheel for this machine
 __all__ = [
     "Table",
     "case_file_name",
+    "digest_of",
     "gzip",
     "home",
     "new_folder",
     "read_json",
     "replacing",
     "sha256_of",
+    "sweep",
+    "unfinished_path",
     "write_json",
 ]
+
+# What is being written: the machine, the process, and a number. It never has the name of what is whole.
+_UNFINISHED = ".unfinished-{machine}-{process}-{number}"
+_LEFT = re.compile(r"\.unfinished-(\w+)-(\d+)-")
 
 
 def home(*parts: str) -> str:
@@ -44,17 +55,28 @@ def home(*parts: str) -> str:
     return str(Path(root, *parts).absolute())
 
 
+def unfinished_path(path: str | Path) -> Path:
+    """A path beside another one, with the same suffix, for what becomes that when it is whole; see `sweep`."""
+    path = Path(path)
+    name = _UNFINISHED.format(machine=_machine(), process=os.getpid(), number=uuid.uuid4().hex[:8])
+    return path.with_name(name + "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]))
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file beside its place, and move it there when it is whole.
 
-    Whoever reads an earlier file of this name meanwhile finds it whole. If the block raises, nothing is left.
+    Whoever reads an earlier file of this name meanwhile finds it whole. If the block raises, nothing is left; of a
+    process that is killed, `sweep` takes away what is left.
 
     Args:
         path: of the file; missing folders are made.
 
     Yields:
         The path to write to, with the same suffix.
+
+    Raises:
+        OSError: as the block raises it, of a full disk for example; it names the file.
 
     Example:
         >>> import tempfile
@@ -69,10 +91,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # in the same folder, since a file is replaced in one step only within its file system
-    unfinished = path.with_name(f".{os.getpid()}.{path.name}")
+    unfinished = unfinished_path(path)
     try:
         yield unfinished
         unfinished.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(unfinished)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -80,6 +106,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """Write a folder beside its place, and move it there when it is whole. If the block raises, nothing is left.
+
+    What killed processes have left of other folders beside it is taken away.
 
     Args:
         path: of the folder, which may exist if it is empty; missing parents are made.
@@ -101,13 +129,54 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         ['scores.csv']
     """
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    unfinished.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent)
+    unfinished = unfinished_path(path)
+    unfinished.mkdir()
     try:
         yield unfinished
         unfinished.replace(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)  # gone already, unless something failed
+
+
+def sweep(folder: str | Path) -> list[str]:
+    """Take away what processes of this machine were writing in a folder when they were killed.
+
+    Args:
+        folder: that is looked into, not deeper; it need not be there.
+
+    Returns:
+        Names of what is gone.
+    """
+    gone = []
+    for path in Path(folder).glob(".unfinished-*"):
+        found = _LEFT.match(path.name)
+        if found and found[1] == _machine() and not _is_running(int(found[2])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            gone.append(path.name)
+    return gone
+
+
+@cache
+def _machine() -> str:
+    """A number for this machine, whose process numbers mean nothing on others."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 is no question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_json(path: str | Path, content: Any) -> None:
@@ -137,16 +206,30 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Content of a JSON file that need not be there; an empty dictionary if it is not."""
+    """Content of a JSON file that need not be there; an empty dictionary if it is not.
+
+    Raises:
+        ValueError: it is damaged; names the file.
+    """
     path = Path(path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON, or damaged: {error}. Restore the file.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"Expected a dictionary in {path}; got a {type(content).__name__}. Restore the file.")
+    return content
 
 
 class Table:
     """A CSV file that grows by a row per case, so that a failure loses nothing that was computed before.
 
+    Until `finish` it is called `<name>.unfinished.csv`.
+
     Args:
-        path: of the file, replaced if it exists; missing folders are made.
+        path: of the file, replaced when the table is finished; missing folders are made.
         columns: names of the columns, in their order.
 
     Raises:
@@ -157,7 +240,10 @@ class Table:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     table = Table(f"{folder}/scores.csv", ["case", "anomaly_score"])
         ...     table.append({"case": "sub-01", "anomaly_score": 0.1 + 0.2})
+        ...     print([file.name for file in Path(folder).iterdir()])
+        ...     table.finish()
         ...     print(table.path.read_text())
+        ['scores.unfinished.csv']
         case,anomaly_score
         sub-01,0.30000000000000004
         <BLANKLINE>
@@ -165,6 +251,7 @@ class Table:
 
     def __init__(self, path: str | Path, columns: Sequence[str]) -> None:
         self.path = Path(path)
+        self.unfinished = self.path.with_name(f"{self.path.stem}.unfinished{self.path.suffix}")
         self.columns = tuple(columns)
         if not self.columns or len(set(self.columns)) < len(self.columns):
             raise ValueError(f"columns have to be one or more different names, got {list(self.columns)}.")
@@ -188,12 +275,19 @@ class Table:
             )
         self._write_line("a", [row[column] for column in self.columns])
 
+    def finish(self) -> None:
+        """Give the table its name: no row comes any more."""
+        self.unfinished.replace(self.path)
+
     def _write_line(self, mode: str, values: Sequence[Any]) -> None:
         cells = (value.item() if hasattr(value, "item") else value for value in values)
-        with self.path.open(mode, newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow(
-                repr(cell) if isinstance(cell, float) else cell for cell in cells
-            )
+        try:
+            with self.unfinished.open(mode, newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerow(
+                    repr(cell) if isinstance(cell, float) else cell for cell in cells
+                )
+        except OSError as error:  # of a full disk it names no file
+            raise OSError(error.errno, error.strerror, str(self.unfinished)) from error
 
 
 def sha256_of(file: str | Path) -> str:
@@ -203,6 +297,17 @@ def sha256_of(file: str | Path) -> str:
         while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest_of(file: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, which are not read again while size and time of change stay."""
+    found = Path(file).stat()
+    return _digest(str(file), found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _digest(file: str, size: int, changed_ns: int) -> str:
+    return sha256_of(file)
 
 
 def case_file_name(data: Mapping[Hashable, Any]) -> str:

@@ -40,7 +40,9 @@ LOSSES = ("train_loss", "train_flow_loss", "train_reconstruction_loss", "val_los
 
 
 def files_below(folder: Path) -> set[str]:
-    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    """All files but the records of inferences and evaluations, which hold times."""
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    return {name for name in found if not name.endswith("run.json") or name.endswith("logs/run.json")}
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -45,7 +45,9 @@ def test_each_failure_is_written_and_logged_at_once(tmp_path: Path, caplog: pyte
     for number, item in enumerate(DATA[:2], start=1):
         with caplog.at_level(logging.WARNING), failures.catching(item, "read"):
             raise ValueError("Two\n  lines, and a comma.")
-        assert len(rows(failures.path)) == len(failures) == number
+        assert len(rows(failures.table.unfinished)) == len(failures) == number
+    assert not failures.path.exists()
+    failures.finish()
     assert rows(failures.path)[1] == {
         "case": "b",
         "file": "b.nii.gz",
@@ -78,6 +80,7 @@ def test_all_files_of_a_case_are_named(tmp_path: Path) -> None:
     failures = FailureLog(tmp_path / "failures.csv")
     with failures.catching({"case": "a", "image": ["t1.nii", "t2.nii"]}, "read"):
         raise ValueError("wrong")
+    failures.finish()
     assert rows(failures.path)[0]["file"] == "t1.nii, t2.nii"
 
 

@@ -1,8 +1,10 @@
 import csv
+import errno
 import gzip
 import hashlib
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from aeflow_monai import files
-from aeflow_monai.files import Table, case_file_name, home, read_json, replacing, sha256_of, write_json
+from aeflow_monai.files import Table, case_file_name, home, read_json, replacing, sha256_of, sweep, write_json
 
 # --- home -------------------------------------------------------------------------------------------------------------
 
@@ -93,13 +95,17 @@ def test_json_need_not_be_there_to_be_read(tmp_path: Path) -> None:
 def test_table_keeps_every_digit_and_every_row_before_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "new" / "scores.csv"
     table = Table(path, ["case", "score", "label"])
-    assert path.read_text() == "case,score,label\n"
+    assert [(file.name, file.read_text()) for file in path.parent.iterdir()] == [
+        ("scores.unfinished.csv", "case,score,label\n")
+    ]
     values = [1 / 3, np.float64(0.1) + 0.2, np.float32(0.1), torch.tensor(1e-30, dtype=torch.float64)]
     for value in values:
         table.append({"label": 1, "case": 'a,"b"', "score": value})
     for row in ({"case": "a", "score": 1.0}, {"case": "a", "score": 1.0, "label": 0, "extra": 2}):
         with pytest.raises(ValueError, match=r"missing (\['label'\], unknown \[\]|\[\], unknown \['extra'\])"):
             table.append(row)
+    table.finish()
+    assert [file.name for file in path.parent.iterdir()] == ["scores.csv"]
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["score"]) for row in rows] == [float(value) for value in values]
@@ -107,8 +113,9 @@ def test_table_keeps_every_digit_and_every_row_before_a_failure(tmp_path: Path) 
 
 
 def test_table_replaces_an_earlier_one(tmp_path: Path) -> None:
-    Table(tmp_path / "scores.csv", ["case"]).append({"case": "a"})
-    Table(tmp_path / "scores.csv", ["case", "score"])
+    for columns in (["case"], ["case", "score"]):
+        table = Table(tmp_path / "scores.csv", columns)
+        table.finish()
     assert (tmp_path / "scores.csv").read_text() == "case,score\n"
 
 
@@ -116,6 +123,54 @@ def test_table_replaces_an_earlier_one(tmp_path: Path) -> None:
 def test_table_needs_different_columns(tmp_path: Path, columns: list[str]) -> None:
     with pytest.raises(ValueError, match="columns have to be one or more different names"):
         Table(tmp_path / "scores.csv", columns)
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    table = Table(tmp_path / "scores.csv", ["case"])
+    table.unfinished.unlink()
+    table.unfinished.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: .*scores\.unfinished\.csv"):
+        table.append({"case": "a"})
+    message = r"No space left on device: .*map\.nii'"
+    with (
+        pytest.raises(OSError, match=message) as raised,
+        replacing(tmp_path / "map.nii"),
+        Path("/dev/full").open("wb", buffering=0) as file,
+    ):
+        file.write(b"voxels")
+    assert raised.value.errno == errno.ENOSPC
+    assert not (tmp_path / "map.nii").exists()
+
+
+# --- what is left of processes that were killed -----------------------------------------------------------------------
+
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from aeflow_monai.files import new_folder, replacing
+
+folder = Path(sys.argv[1])
+with replacing(folder / "scores.json") as file, new_folder(folder / "maps") as draft:
+    for path in (file, draft / "map.nii.gz"):
+        path.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_leaves_is_swept_and_what_a_running_one_writes_is_not(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "writing\n"
+    left = {path.name for path in tmp_path.iterdir()}
+    assert len(left) == 2
+    assert not left & {"scores.json", "maps"}
+    assert sweep(tmp_path) == []
+    process.kill()
+    process.communicate()
+    with replacing(tmp_path / "own.json") as own:
+        own.write_text("{}")
+        assert set(sweep(tmp_path)) == left
+    assert [path.name for path in tmp_path.iterdir()] == ["own.json"]
 
 
 # --- names, hashes, compression ---------------------------------------------------------------------------------------

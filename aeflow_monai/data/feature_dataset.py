@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,14 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     Args:
         slices: items hold "image" (C, H, W).
         encoder: frozen; gives a list of (N, C_i, h_i, w_i) for (N, C, H, W).
-        folder: where to keep the features, one memory-mapped file per stage; in memory if None. Files of an
-            earlier run are replaced.
+        folder: where to keep the features, one memory-mapped file per stage, which goes with this process; in memory
+            if None.
         batch_size: images per call of the encoder.
         device: where the encoder computes; where it lies if None.
 
     Raises:
         ValueError: the encoder is not frozen, so that kept features would grow stale.
+        OSError: there is no room for the features.
     """
 
     def __init__(
@@ -52,9 +56,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             with torch.no_grad():
                 features = encoder(batch["image"].to(device))
             if not self.stages:
-                self.stages = [
-                    _allocate((n_slices, *stage.shape[1:]), folder, index) for index, stage in enumerate(features)
-                ]
+                self.stages = [_allocate((n_slices, *stage.shape[1:]), folder) for stage in features]
             for store, stage in zip(self.stages, features, strict=True):
                 store[start : start + len(stage)] = stage.cpu().numpy()
             start += len(batch["image"])
@@ -69,11 +71,21 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return {**self.slices[index], "features": features}
 
 
-def _allocate(shape: tuple[int, ...], folder: str | Path | None, index: int) -> Any:
+def _allocate(shape: tuple[int, ...], folder: str | Path | None) -> Any:
+    """An array in memory, or in a file without a name: no other process changes it, and none is left behind."""
     if folder is None:
         return np.empty(shape, dtype=np.float32)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(Path(folder) / f"features_{index}.npy", mode="w+", dtype=np.float32, shape=shape)
+    n_bytes = 4 * math.prod(shape)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and the end of the process later
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+        except OSError as error:
+            raise OSError(
+                error.errno, f"{error.strerror}: {n_bytes / 2**20:.0f} MB for features, see cache_dir", str(folder)
+            ) from error
 
 
 def prepare_slice_batch(

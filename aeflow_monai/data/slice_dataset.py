@@ -19,15 +19,16 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from aeflow_monai.about import __version__
 from aeflow_monai.data.datalist.item import files_of, patient_of
 from aeflow_monai.data.slicer import SliceKind, Slicer
-from aeflow_monai.files import read_json, replacing, write_json
+from aeflow_monai.files import digest_of, read_json, replacing, sha256_of, write_json
 
 __all__ = ["SliceDataset", "SomeCases"]
 
 _logger = logging.getLogger(__name__)
 
-_FORMAT = 5  # of slices in files: another number when what is kept changes
+_FORMAT = 6  # of slices in files: another number when what is kept changes
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -162,11 +163,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         slicer: Slicer,
         step: int,
     ) -> None:
-        """Use the folder's slices if they were made of the same, else make them."""
+        """Use the folder's slices if they were made of the same and are whole, else make them."""
         made_of = _fingerprint(data, transform, slicer, step, self.kind)
         record, file = folder / "slices.json", folder / "slices.float32"
-        found = read_json(record)
-        if found.get("made_of") == made_of and file.is_file() and file.stat().st_size == found["bytes"]:
+        if found := _kept(record, file, made_of):
             self.index, self.shape = found["index"], tuple(found["shape"])
             _logger.info(f"Using the slices of an earlier run in {folder}")
         else:
@@ -175,13 +175,13 @@ class SliceDataset(Dataset[dict[str, Any]]):
             with replacing(file) as unfinished:
                 with unfinished.open("wb") as stream:
                     for planes in self._read(data, transform, slicer, step):
-                        planes.numpy().tofile(stream)
-                n_bytes = unfinished.stat().st_size
+                        stream.write(memoryview(planes.numpy()).cast("B"))
+                digest = sha256_of(unfinished)
                 record.unlink(missing_ok=True)  # until the new slices are there
             if not self.index:
                 file.unlink()
                 return
-            write_json(record, {"made_of": made_of, "bytes": n_bytes, "shape": self.shape, "index": self.index})
+            write_json(record, {"made_of": made_of, "sha256": digest, "shape": self.shape, "index": self.index})
         self._stored = np.memmap(file, dtype=np.float32, mode="r", shape=(len(self.index), *self._stored_shape))
 
     def _kinds(self, slicer: Slicer, case: Mapping[str, Any], axis: str, file: str) -> list[SliceKind]:
@@ -224,14 +224,24 @@ class SomeCases(Subset[dict[str, Any]]):
         super().__init__(dataset, rows)  # type: ignore[arg-type]
 
 
+def _kept(record: Path, file: Path, made_of: str) -> dict[str, Any]:
+    """The record of kept slices; nothing if they were made of something else, or are not as they were written."""
+    try:
+        found = read_json(record)
+        whole = found.get("made_of") == made_of and file.is_file() and sha256_of(file) == found["sha256"]
+    except (ValueError, KeyError) as error:
+        _logger.warning(f"The slices in {record.parent} are made again, since their record is damaged: {error}")
+        return {}
+    if found.get("made_of") == made_of and not whole:
+        _logger.warning(f"The slices in {record.parent} are made again, since their file is damaged or gone.")
+    return found if whole else {}
+
+
 def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int, kind: str) -> str:
-    """Hash of all that decides the slices; files count by path, size and time of change."""
-    files = []
-    for file in (file for item in data for file in files_of(item)):
-        found = file.stat()
-        files.append([str(file), found.st_size, found.st_mtime_ns])
+    """Hash of all that decides the slices: the package's version, the bytes of the files, and the preprocessing."""
+    files = [[str(file), digest_of(file)] for item in data for file in files_of(item)]
     named = [[str(item["case"]), str(item.get("patient")), item.get("label")] for item in data]
-    digest = hashlib.sha256(json.dumps([_FORMAT, files, named, slicer.policy(), step, kind]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, __version__, files, named, slicer.policy(), step, kind]).encode())
     stream = io.BytesIO()
     try:
         _Options(stream).dump(transform)

@@ -1,6 +1,5 @@
 """Detectors at work: training, evaluation and inference, and the bundle that a training writes."""
 
-from aeflow_monai.engine.bundle import model_folder, run_folder
 from aeflow_monai.engine.card import CardWriter
 from aeflow_monai.engine.config import Workflow, bundle_root, config_files, given_config
 from aeflow_monai.engine.detector import Detector, calibrate
@@ -10,6 +9,8 @@ from aeflow_monai.engine.fixed_options import own_model
 from aeflow_monai.engine.inferer import SlicedInferer
 from aeflow_monai.engine.model import Model, Prediction, predict
 from aeflow_monai.engine.recalibration import recalibrate
+from aeflow_monai.engine.run_folders import begin_results, model_folder, run_folder
+from aeflow_monai.engine.run_record import RunRecord
 from aeflow_monai.engine.training import BundleWriter, Checkpoints, DivergenceGuard, PictureLogger
 from aeflow_monai.engine.verbs import (
     announce,
@@ -35,12 +36,14 @@ __all__ = [
     "Model",
     "PictureLogger",
     "Prediction",
+    "RunRecord",
     "ScoreWriter",
     "SlicedInferer",
     "Workflow",
     "announce",
     "announce_results",
     "begin_calibration",
+    "begin_results",
     "begin_scoring",
     "begin_training",
     "bundle_root",

@@ -11,19 +11,12 @@ LICENSE
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shutil
 from collections.abc import Mapping
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import monai
-import numpy as np
-import timm
-import torch
 import yaml
 from monai.bundle import ConfigParser
 
@@ -32,10 +25,11 @@ from aeflow_monai.engine.card import write_card
 from aeflow_monai.engine.config import GivenConfig, differences, template_root, with_file_names
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import PATHS, fixed_options
-from aeflow_monai.engine.stored_model import model_path
-from aeflow_monai.files import home, read_json, replacing, sha256_of, write_json
+from aeflow_monai.engine.run_record import RUN_RECORD, describe_run
+from aeflow_monai.engine.stored_model import model_path, write_saved
+from aeflow_monai.files import read_json, replacing, sha256_of, unfinished_path, write_json
 
-__all__ = ["model_folder", "options_of", "run_folder", "versions", "write_bundle", "write_training_config"]
+__all__ = ["options_of", "write_bundle", "write_training_config"]
 
 # Options of a data set, which evaluation and calibration take over from the training unless they are given.
 _OF_THE_DATA = ("layout", "normal_classes", "test_fraction", "seed", "lesion_free_slices", "specificity")
@@ -53,44 +47,6 @@ _HEADERS = {
 }
 
 
-def run_folder(output_dir: str | None, kind: str = "runs") -> str:
-    """Folder of a run's outputs: the one that was given, or a new one below the home folder, by time and process.
-
-    Args:
-        output_dir: as it was given, or None.
-        kind: folder below the home folder.
-
-    Raises:
-        ValueError: none was given to a run in several processes, which could not agree on a name.
-    """
-    if output_dir is not None:
-        return str(Path(output_dir).expanduser().absolute())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("A training in several processes needs a folder that all of them know: give --output_dir.")
-    return home(kind, f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
-
-
-def model_folder(output_dir: str | None) -> str:
-    """Folder of a new model, see `run_folder`.
-
-    Raises:
-        ValueError: it holds a model already.
-    """
-    folder = run_folder(output_dir)
-    if model_path(folder).is_file():
-        raise ValueError(
-            f"{folder} holds a trained model, which would be lost: give another folder with --output_dir, or delete "
-            "this one."
-        )
-    return folder
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what comes of a training."""
-    packages = {module.__name__: str(module.__version__) for module in (torch, monai, np, timm)}
-    return {"aeflow_monai": __version__, "python": platform.python_version(), **packages}
-
-
 def write_training_config(folder: str | Path, given: GivenConfig, record: Mapping[str, Any]) -> None:
     """Write what an interrupted training needs to go on, at its start: its config, and logs/run.json.
 
@@ -102,10 +58,11 @@ def write_training_config(folder: str | Path, given: GivenConfig, record: Mappin
     folder = Path(folder)
     _write_yaml(folder, "train", _training(given.content))
     _copy_from_template(folder)
-    path = folder / "logs" / "run.json"
+    path = folder / "logs" / RUN_RECORD
+    begun = describe_run(given)
     earlier = read_json(path).get("commands", []) if given.content.get("resume") is not None else []
-    command = {"started": datetime.now().astimezone().isoformat(timespec="seconds"), "command": given.command}
-    write_json(path, {"commands": [*earlier, command], "versions": versions(), **record})
+    command = {name: begun.pop(name) for name in ("started", "command")}
+    write_json(path, {**begun, "commands": [*earlier, command], **record})
 
 
 def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:
@@ -118,7 +75,7 @@ def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, An
         card: what the model card says of data, seed and versions, see `write_card`.
     """
     place = Path(folder)
-    folder = place / f".{os.getpid()}.bundle"
+    folder = unfinished_path(place / "bundle")
     (folder / "configs").mkdir(parents=True)
     try:
         _write_files(folder, detector, config, card)
@@ -139,8 +96,7 @@ def _write_files(folder: Path, detector: Detector, config: Mapping[str, Any], ca
     _copy_from_template(folder)
     text = json.dumps({"aeflow_monai": __version__, "config": trained, "card": card})
     path = model_path(folder)
-    with replacing(path) as unfinished:
-        torch.save({"model": detector.state_dict(), "config": text}, unfinished)
+    write_saved(path, {"model": detector.state_dict(), "config": text})
     write_json(folder / "configs" / "metadata.json", {**_metadata(detector, card), "model_sha256": sha256_of(path)})
     write_card(folder, detector.score, {**card, "options": _options_unlike_the_template(trained)})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ignite.engine import Engine, Events
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
 from aeflow_monai.engine.stored_model import model_path, read_model
-from aeflow_monai.files import read_json, replacing, sha256_of
+from aeflow_monai.files import digest_of, read_json, replacing
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed
 
@@ -214,15 +213,9 @@ def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     for item in items:
-        digests = [_digest(file, file.stat().st_mtime_ns) for file in image_files_of(item)]
+        digests = [digest_of(file) for file in image_files_of(item)]
         found.append(hashlib.sha256("".join(digests).encode()).hexdigest()[:16] if digests else "")
     return found
-
-
-@cache
-def _digest(file: Path, changed_ns: int) -> str:
-    """SHA-256 of a file, which is not read again while it stays as it is."""
-    return sha256_of(file)
 
 
 def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:

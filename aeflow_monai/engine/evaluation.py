@@ -35,7 +35,7 @@ _COLUMNS = ("anomaly_score", "prediction", "plane", "most_anomalous_slice", "eas
 
 
 class ScoreWriter:
-    """Append a line to scores.csv for each case, as soon as it is scored.
+    """Append a line to scores.csv for each case, as soon as it is scored; scores.unfinished.csv until all are.
 
     Columns: case, file, label (if known), anomaly score, prediction, plane and number of the most anomalous slice
     (counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay), and its `ease`,
@@ -54,6 +54,7 @@ class ScoreWriter:
         """Attach to an evaluator."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
         """Begin the table."""
@@ -77,6 +78,10 @@ class ScoreWriter:
             if self.labelled:
                 row["label"] = int(source["label"])
             self.table.append(row)
+
+    def finish(self, engine: Engine) -> None:
+        """Give the table its name."""
+        self.table.finish()
 
 
 class _Report(ABC):
@@ -233,6 +238,8 @@ class LocalisationReport(_Report):
 
     def finish(self, engine: Engine) -> None:
         """Write and print the report, if there were masks."""
+        if self.table is not None:
+            self.table.finish()
         if not self.n_with_lesion:
             self.table_path.unlink(missing_ok=True)
             engine.logger.info("No lesion in the masks of the cases that were read: no report on slices and voxels.")

@@ -11,6 +11,10 @@ from aeflow_monai.engine.card import count_seen, facts_of_data, fingerprints_of
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.detector import Detector, calibrate
 from aeflow_monai.engine.fixed_options import require_own_config
+from aeflow_monai.engine.run_record import RUN_RECORD, describe_run, finish_record, hashes_of
+from aeflow_monai.engine.stored_model import model_path
+from aeflow_monai.files import write_json
+from aeflow_monai.locks import release_folder
 
 __all__ = ["recalibrate"]
 
@@ -45,8 +49,14 @@ def recalibrate(
             f"{n_seen} of {len(data)} images were trained on: thresholds of images that the model knows are too low. "
             "Give normal images that it has not seen."
         )
+    begun = {} if given is None else {**describe_run(given), "model": {"file": str(model_path(folder))}}
     detector.load_state_dict(dict(stored.state))
     calibrate(detector, batches, specificity)
     facts = {**stored.card["data"], **facts_of_data(calibrated_on=data)}
     card = {**stored.card, "data": facts, "specificity": specificity, "thresholds_on": fingerprints}
     write_bundle(output_dir, detector, {**stored.config, "specificity": specificity}, card)
+    if given is not None:
+        record = Path(output_dir, "logs", RUN_RECORD)
+        write_json(record, begun)
+        finish_record(record, calibrated_on=[*map(hashes_of, data)])
+    release_folder(output_dir)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["StoredModel", "load_saved", "model_path", "read_model"]
+from aeflow_monai.files import replacing
+
+__all__ = ["StoredModel", "load_saved", "model_path", "read_model", "write_saved"]
+
+# Begins the comment of the zip archive that torch writes, behind which stands the SHA-256 of all before the comment.
+_HASH = b"aeflow_monai sha256 "
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 class StoredModel(NamedTuple):
@@ -38,7 +46,8 @@ def read_model(path: str | Path) -> StoredModel:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else, cut short, a checkpoint from the middle of a training, or of version 0.1.0.
+        ValueError: it is something else, damaged, of another version, or a checkpoint from the middle of a training; or
+            it holds NaN.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,32 +55,80 @@ def read_model(path: str | Path) -> StoredModel:
             f"There is no trained model at {path}. Train one first, go on with an interrupted training (--resume <a "
             "checkpoint in its folder logs>), or give the folder of a finished one."
         )
-    content = load_saved(path, "is no model, or not whole: expected the model.pt that a training ends with.")
+    content = load_saved(path, "the model.pt that a training ends with")
     state = content.get("model")
     if not (isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values())):
         raise ValueError(f"{path} is no model: expected the model.pt that a training ends with.")
     if "config" not in content:
-        what = "a checkpoint from the middle of a training" if "trainer" in content else "a model of version 0.1.0"
         raise ValueError(
-            f"{path} is {what}, which does not know its preprocessing. "
-            + ("Finish the training with --resume." if "trainer" in content else "Train again with this version.")
+            f"{path} is a checkpoint from the middle of a training, which is not calibrated yet. Finish the training "
+            "with --resume."
+        )
+    if wrong := [name for name, value in state.items() if value.isnan().any()]:
+        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ValueError(
+            f"{path} holds NaN in {wrong[0]}{others}: no image can be scored with this model. Train again, with a "
+            "lower learning_rate."
         )
     text = json.loads(content["config"])
     return StoredModel(state, text["config"], text["card"])
 
 
-def load_saved(path: str | Path, otherwise: str) -> dict[str, Any]:
+def write_saved(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write what `load_saved` reads, with its hash; whole, or not at all.
+
+    Args:
+        path: of the file, which torch can read too; missing folders are made.
+        content: tensors, numbers, text, and dictionaries and lists of these.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    stream = io.BytesIO()
+    torch.save(dict(content), stream)
+    archive = stream.getvalue()[:-2]  # without the length of its comment, 0
+    comment = _HASH + hashlib.sha256(archive).hexdigest().encode()
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(archive + len(comment).to_bytes(2, "little") + comment)
+
+
+def load_saved(path: str | Path, expected: str) -> dict[str, Any]:
     """What a training saved in a file; nothing in it is run.
 
     Args:
         path: of the file.
-        otherwise: what the error says of a file that torch cannot read, behind its path.
+        expected: what the error says that it should be.
 
     Raises:
-        ValueError: torch cannot read it.
+        ValueError: the file is something else, is damaged, or holds more than numbers and text; says which.
     """
+    data = Path(path).read_bytes()
+    if problem := _problem(data):
+        raise ValueError(f"Expected {expected} in {path}; got {problem}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:  # RuntimeError: cut short
-        raise ValueError(f"{path} {otherwise}") from error
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception:
+        # without the cause, which advises to run what is in the file
+        raise ValueError(
+            f"Expected {expected} in {path}; got a file with other Python objects than numbers and text, which can be "
+            "code. Nothing of it was run. Do not use it, and ask where it comes from."
+        ) from None
     return content if isinstance(content, dict) else {}
+
+
+def _problem(data: bytes) -> str:
+    """What is wrong with the bytes of a file that a training should have saved; nothing if they are as written."""
+    if not data:
+        return "an empty file. Copy it again, or take an earlier one."
+    if data[:1] == _PICKLE:
+        return "a file of Python objects (pickle), which can be code. Nothing of it was run."
+    if not data.startswith(_ZIP):
+        return f"something else, beginning with {data[:8]!r}. Is it the right file?"
+    archive, found, digest = data.rpartition(_HASH)
+    if not found or archive[-2:] != (len(found) + len(digest)).to_bytes(2, "little"):
+        if not zipfile.is_zipfile(io.BytesIO(data)):
+            return "a file that is cut short. Copy it again, or take an earlier one."
+        return "a file of another version of aeflow_monai, or of another program. Train again with this version."
+    if hashlib.sha256(archive[:-2]).hexdigest().encode() != digest:
+        return "a damaged file: its bytes are not those that were written. Copy it again, or take an earlier one."
+    return ""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from monai.handlers import CheckpointLoader, CheckpointSaver
+from ignite.handlers import Checkpoint
+from ignite.handlers.checkpoint import BaseSaveHandler
+from monai.engines import SupervisedEvaluator
+from monai.handlers import CheckpointLoader
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
@@ -19,7 +21,9 @@ from aeflow_monai.engine.bundle import options_of, write_bundle, write_training_
 from aeflow_monai.engine.card import facts_of_data, fingerprints_of, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, differences
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
-from aeflow_monai.engine.stored_model import load_saved, model_path
+from aeflow_monai.engine.run_folders import is_first_process
+from aeflow_monai.engine.run_record import RUN_RECORD, finish_record, hashes_of
+from aeflow_monai.engine.stored_model import load_saved, model_path, write_saved
 from aeflow_monai.files import read_json
 from aeflow_monai.score.thresholds import require_specificity
 
@@ -81,9 +85,11 @@ class BundleWriter:
     def __call__(self, engine: Engine) -> None:
         """Calibrate, and write the bundle."""
         calibrate(self.detector, self.held_out, self.specificity, self.fitted)
-        versions = read_json(self.folder / "logs" / "run.json")["versions"]
-        card = {**self.facts, "versions": versions, **self.seen}
+        record = self.folder / "logs" / RUN_RECORD
+        card = {**self.facts, "versions": read_json(record)["versions"], **self.seen}
         write_bundle(self.folder, self.detector, self.given.content, card)
+        names = ("trained_on", "held_out")
+        finish_record(record, **{n: [*map(hashes_of, part)] for n, part in zip(names, self.split, strict=True)})
         thresholds = ", ".join(f"{n.replace('_', ' ')} {t:.3f}" for n, t in self.detector.score.thresholds.items())
         engine.logger.info(f"Calibrated on held-out normals: {thresholds}. Saved {model_path(self.folder)}.")
 
@@ -118,11 +124,11 @@ class Checkpoints:
                 f"There is no checkpoint at {resume}. Give one of an interrupted training: "
                 "<its folder>/logs/checkpoints/checkpoint_epoch=<n>.pt."
             )
-        self.folder = str(folder)
+        self.folder = Path(folder)
         self.state = dict(state)
         self.resume = resume
         self.device = device
-        self.is_first = int(os.environ.get("RANK", "0")) == 0
+        self.is_first = is_first_process()
         images = [fingerprints_of(part) for part in split] if self.is_first else []  # the first process reads them all
         lists = [hash_of_list(part) for part in split]
         self.record = _Record({"options": options_of(given.content), "lists": lists, "images": images})
@@ -135,7 +141,27 @@ class Checkpoints:
         if self.resume is not None:
             CheckpointLoader(str(self.resume), state, map_location=self.device).attach(engine)
         if self.is_first:  # all processes go on from a checkpoint, the first one saves
-            CheckpointSaver(self.folder, {**state, "record": self.record}, save_interval=1, n_saved=2).attach(engine)
+            saved = Checkpoint(
+                {**state, "record": self.record},
+                _Files(self.folder),
+                filename_pattern="checkpoint_epoch={global_step}.pt",
+                n_saved=2,
+                global_step_transform=lambda engine, _: engine.state.epoch,
+            )
+            engine.add_event_handler(Events.EPOCH_COMPLETED, saved)
+
+
+class _Files(BaseSaveHandler):  # type: ignore[misc]
+    """Checkpoints as files, each whole and with its hash."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
+        write_saved(self.folder / filename, checkpoint)
+
+    def remove(self, filename: str) -> None:
+        (self.folder / filename).unlink(missing_ok=True)
 
 
 class _Record:
@@ -152,11 +178,11 @@ class _Record:
 
     def require_equal(self, path: str | Path) -> None:
         """Refuse a checkpoint of a training that was given something else."""
-        otherwise = "is no checkpoint of an interrupted training, or not whole."
+        expected = "a checkpoint of an interrupted training"
         try:
-            other = json.loads(load_saved(path, otherwise)["record"]["text"])
+            other = json.loads(load_saved(path, expected)["record"]["text"])
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} {otherwise}") from error
+            raise ValueError(f"Expected {expected} in {path}; got a file of something else.") from error
         if found := [*differences(other["options"], self.content["options"])]:
             described = [str(difference) for difference in found]
             raise ValueError(f"A training goes on with the options that it began with; these differ: {described}.")
@@ -170,11 +196,59 @@ class _Record:
 
 
 class DivergenceGuard:
-    """End a training whose loss is not finite with an error, at once: it would not recover."""
+    """End a training that diverges with an error: at once if its loss is not finite, else before a model is written.
+
+    A training that stays finite has diverged if at its end the validation loss is higher than that of the network as it
+    was before the training.
+
+    Args:
+        validator: of the training, whose key metric is the validation loss; if None only a loss that is not finite
+            counts.
+    """
+
+    def __init__(self, validator: SupervisedEvaluator | None = None) -> None:
+        self.validator = validator
+        self.before = math.inf
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed training has to know."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take what an interrupted training knew."""
+        self.before = float(state["before"])
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a trainer."""
+        """Attach to a trainer, before what writes the model."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        if self.validator is not None:
+            engine.add_event_handler(Events.STARTED, self.start, self.validator)
+            engine.add_event_handler(Events.COMPLETED, self.finish, self.validator)
+
+    @torch.no_grad()
+    def start(self, engine: Engine, validator: SupervisedEvaluator) -> None:
+        """Measure the validation loss before the training, without a change to what is random in it."""
+        network, losses = validator.network, []
+        network.eval()
+        with torch.random.fork_rng():
+            for batch in validator.data_loader:
+                image, _, args, options = engine.prepare_batch(batch, engine.state.device)
+                losses.append(float(engine.loss_function(network(image, *args, **options), image)))
+        self.before = sum(losses) / len(losses)
+
+    def finish(self, engine: Engine, validator: SupervisedEvaluator) -> None:
+        """Compare the validation loss with that before the training.
+
+        Raises:
+            ValueError: it is higher.
+        """
+        after = float(validator.state.metrics[validator.state.key_metric_name])
+        if not after <= self.before:
+            raise ValueError(
+                f"The training diverged: its validation loss went from {self.before:.4g}, before the first epoch, to "
+                f"{after:.4g}. Lower learning_rate, or network_def#network#clamp. No model is written, an earlier one "
+                "is untouched."
+            )
 
     def __call__(self, engine: Engine) -> None:
         """Look at the last loss.

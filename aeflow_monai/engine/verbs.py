@@ -14,8 +14,10 @@ from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys
 from aeflow_monai.engine.fixed_options import require_own_config
+from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, is_first_process
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.errors import root_cause
+from aeflow_monai.locks import release_folder
 from aeflow_monai.output.maps import OUTPUTS
 
 __all__ = [
@@ -57,6 +59,10 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     if dataset_dir is None:
         raise ValueError(_NO_DATA)
     _require_other_folder(folder, dataset_dir)
+    if is_first_process():
+        begin_bundle(folder, resume=given.content.get("resume") is not None)
+        if cache_dir := given.content.get("cache_dir"):
+            begin_cache(cache_dir)
     keep_freed_memory()
     embedded = str(dataset_dir).startswith("$aeflow_monai.")
     print(f"data: {'the embedded, synthetic volumes' if embedded else dataset_dir}")
@@ -66,6 +72,7 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
 
 def end_training(folder: str) -> None:
     """End a training: say where its bundle lies; of `run prepare`, which writes none, nothing more."""
+    release_folder(folder)
     if model_path(folder).is_file():
         announce(bundle=folder, model_card=str(Path(folder, "docs", "README.md")))
 
@@ -116,6 +123,7 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
     begin_scoring(given, folder, dataset_dir)
     if output_dir is None:
         raise ValueError("Name a folder for the calibrated model with --output_dir.")
+    begin_bundle(output_dir, resume=False)
 
 
 def announce_results(folder: str) -> None:

@@ -139,19 +139,17 @@ def require_bundle(folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: there is no such folder, or no model in it.
-        ValueError: it is a file; its model is of another bundle, not whole, or of version 0.1.0.
+        ValueError: it is a file; its model is of another bundle, damaged, or of another version.
     """
     folder = Path(folder)
     if folder.is_file():
-        read_model(folder)  # whose errors say more of what is no model, or an old one
+        read_model(folder)  # whose errors say more of what is no model
         raise ValueError(
             f"Expected the folder of a bundle; {folder} is the model alone, without its preprocessing. Give the folder "
             "that its training wrote, in which it is models/model.pt."
         )
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected the folder of a bundle at {folder}; there is none. Correct --model.")
-    if not model_path(folder).is_file() and (folder / "model.pt").is_file():
-        read_model(folder / "model.pt")  # that a training of version 0.1.0 wrote, whose folder was another
     require_own_config(folder, None)
     return folder
 

@@ -112,6 +112,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
                         "skipped": int(empty),
                     }
                 )
+        table.finish()
         save_picture(_draw(profiles, threshold, case), self.output_dir / f"{case}_slices.png")
         return d
 

@@ -1,7 +1,10 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader
@@ -36,7 +39,8 @@ class TestFeatureDataset:
     ) -> None:
         memory = FeatureDataset(slices, encoder, batch_size=3)  # 7 slices: the last batch is short
         disk = FeatureDataset(slices, encoder, folder=tmp_path / "new" / "folder", batch_size=3)
-        assert sorted(p.name for p in tmp_path.rglob("*.npy")) == ["features_0.npy", "features_1.npy"]
+        # without names, so that no other process changes them and none is left behind
+        assert (disk.stages[0].__class__, list((tmp_path / "new" / "folder").iterdir())) == (np.memmap, [])
         assert len(memory) == len(disk) == 7
         for index in range(7):
             plain, kept, stored = slices[index], memory[index], disk[index]
@@ -47,13 +51,25 @@ class TestFeatureDataset:
                 assert torch.equal(one, two)
                 torch.testing.assert_close(one, three, rtol=1e-5, atol=1e-4)
 
-    def test_files_of_an_earlier_run_are_replaced(self, encoder: Encoder, tmp_path: Path) -> None:
-        FeatureDataset(slices_of("a", 3), encoder, tmp_path)
-        slices = slices_of("b", 2)
-        again = FeatureDataset(slices, encoder, tmp_path)
-        expected = FeatureDataset(slices, encoder)
-        assert len(again) == 2
-        assert torch.equal(again[1]["features"][0], expected[1]["features"][0])
+    def test_two_in_one_folder_keep_their_own(self, encoder: Encoder, tmp_path: Path) -> None:
+        both = {case: FeatureDataset(slices_of(case, 2), encoder, tmp_path) for case in "ab"}
+        for case, dataset in both.items():
+            expected = FeatureDataset(slices_of(case, 2), encoder)
+            assert torch.equal(dataset[1]["features"][0], expected[1]["features"][0])
+
+    def test_a_full_disk_is_told_with_the_folder_and_the_room_that_it_takes(self, tmp_path: Path) -> None:
+        code = f"""
+import resource
+import torch
+from aeflow_monai.data.feature_dataset import FeatureDataset
+from aeflow_monai.network.encoder import Encoder
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+FeatureDataset([dict(image=torch.zeros(1, 64, 64))] * 90, Encoder(weights="random"), {str(tmp_path)!r})
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 1  # no SIGBUS
+        assert f"MB for features, see cache_dir: '{tmp_path}'" in done.stderr
 
     def test_changing_an_item_does_not_change_the_store(self, slices: Slices, encoder: Encoder, tmp_path: Path) -> None:
         for folder in (None, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from PIL import Image
 from torch import Tensor
 
+from aeflow_monai import files
 from aeflow_monai.data.slice_dataset import SliceDataset, SomeCases
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.data.transforms import EnsureVolumed, ScaleForegroundd
@@ -353,7 +355,9 @@ class TestDisk:
         found[3]["image"].zero_()
         assert torch.equal(found[3]["image"], before)
 
-    @pytest.mark.parametrize("change", ["nothing", "file", "policy", "step", "transform", "case", "label", "fewer"])
+    @pytest.mark.parametrize(
+        "change", ["nothing", "file", "bytes", "policy", "step", "transform", "case", "label", "fewer"]
+    )
     def test_is_read_again_only_if_something_changed(
         self, data: list[dict[str, Any]], tmp_path: Path, change: str
     ) -> None:
@@ -362,6 +366,11 @@ class TestDisk:
         assert reads.count() == 3
         if change == "file":
             np.save(data[1]["image"], volume_of((1, 8, 8, 4), seed=9).numpy())
+        elif change == "bytes":  # of the same number, at the same time
+            found = data[1]["image"].stat()
+            np.save(data[1]["image"], volume_of((1, 8, 8, 4), seed=9).numpy())
+            os.utime(data[1]["image"], ns=(found.st_atime_ns, found.st_mtime_ns))
+            files._digest.cache_clear()  # as in another process
         elif change == "policy":
             policy["min_foreground"] = 0.2
         elif change == "step":
@@ -397,13 +406,20 @@ class TestDisk:
         assert reads.count() - before == (0 if earlier else 3)
         assert torch.equal(found[11]["image"], SliceDataset(data, reads, slicer)[11]["image"])
 
-    @pytest.mark.parametrize("damage", ["cut", "no file", "no record"])
+    @pytest.mark.parametrize("damage", ["cut", "no file", "no record", "a bit", "half a record", "another record"])
     def test_what_is_not_whole_is_read_again(self, data: list[dict[str, Any]], tmp_path: Path, damage: str) -> None:
         folder, slicer, reads = tmp_path / "kept", Slicer(image_size=[8, 8]), Reads(tmp_path / "log")
         SliceDataset(data, reads, slicer, folder=folder)
         if damage == "cut":
             with (folder / "slices.float32").open("rb+") as file:
                 file.truncate(1000)
+        elif damage == "a bit":
+            content = bytearray((folder / "slices.float32").read_bytes())
+            content[500] ^= 1
+            (folder / "slices.float32").write_bytes(content)
+        elif damage.endswith("a record") or damage == "another record":
+            text = (folder / "slices.json").read_text()
+            (folder / "slices.json").write_text(text[:300] if damage == "half a record" else "[]")
         else:
             (folder / {"no file": "slices.float32", "no record": "slices.json"}[damage]).unlink()
         found = SliceDataset(data, reads, slicer, folder=folder)

@@ -63,7 +63,7 @@ def test_a_second_run_replaces_the_table(tmp_path: Path) -> None:
     assert len(rows(tmp_path / "scores.csv")) == len(CASES)
 
 
-def test_cases_before_a_failure_are_in_the_table(tmp_path: Path) -> None:
+def test_cases_before_a_failure_are_in_the_table_which_says_that_it_is_unfinished(tmp_path: Path) -> None:
     class Failing:
         def attach(self, engine: Engine) -> None:
             engine.add_event_handler(Events.ITERATION_STARTED(once=3), self)
@@ -73,7 +73,8 @@ def test_cases_before_a_failure_are_in_the_table(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="third"):
         evaluate(ScoreWriter(tmp_path / "scores.csv"), Failing())
-    assert [row["case"] for row in rows(tmp_path / "scores.csv")] == ["a", "b"]
+    assert [row["case"] for row in rows(tmp_path / "scores.unfinished.csv")] == ["a", "b"]
+    assert not (tmp_path / "scores.csv").exists()
 
 
 # --- report on cases --------------------------------------------------------------------------------------------------

@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events
+from ignite.metrics import Average
+from monai.engines import SupervisedEvaluator, SupervisedTrainer
+from monai.handlers import ValidationHandler
 from outputs import BUNDLE, files_below, unequal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aeflow_monai import AEFlow, Detector, Encoder, Model, Score, Workflow, config_files
+from aeflow_monai.data import prepare_slice_batch
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.training import BundleWriter, Checkpoints, DivergenceGuard, PictureLogger
 
@@ -144,7 +148,7 @@ def test_a_training_goes_on_with_its_own_options_and_images_only(tmp_path: Path,
     with pytest.raises(ValueError, match="goes on with the images that it began with"):
         Checkpoints(tmp_path, {}, given, SPLIT[::-1], checkpoint)
     checkpoint.write_bytes(b"cut")
-    with pytest.raises(ValueError, match="is no checkpoint of an interrupted training, or not whole"):
+    with pytest.raises(ValueError, match=r"Expected a checkpoint of an interrupted training in .* got something else"):
         Checkpoints(tmp_path, {}, given, SPLIT, checkpoint)
 
 
@@ -180,6 +184,46 @@ def test_finite_losses_pass_without_a_word(recwarn: pytest.WarningsRecorder) -> 
     DivergenceGuard().attach(engine)
     engine.run([1.0, -1e30, 0.0], max_epochs=1)
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("learning_rate", [0.1, -0.1, math.inf])
+def test_a_training_that_ends_worse_than_it_began_has_diverged(learning_rate: float) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Linear(1, 1)
+    batches = [{"image": torch.ones(2, 1)}]
+    loss = torch.nn.MSELoss()
+    metric = Average(lambda output: loss(output[0]["pred"], output[0]["image"]))
+    validator = SupervisedEvaluator(
+        device="cpu",
+        prepare_batch=prepare_slice_batch,
+        val_data_loader=batches,
+        network=network,
+        key_val_metric={"val_loss": metric},
+        decollate=False,
+        postprocessing=lambda output: [output],
+    )
+    guard = DivergenceGuard(validator)
+    trainer = SupervisedTrainer(
+        device="cpu",
+        prepare_batch=prepare_slice_batch,
+        max_epochs=3,
+        train_data_loader=batches,
+        network=network,
+        loss_function=loss,
+        optimizer=torch.optim.SGD(network.parameters(), lr=abs(learning_rate), maximize=learning_rate < 0),
+        train_handlers=[ValidationHandler(1, validator), guard],
+        decollate=False,
+    )
+    before = float(loss(network(torch.ones(2, 1)), torch.ones(2, 1)).detach())
+    if learning_rate == 0.1:
+        trainer.run()
+    else:
+        with pytest.raises(ValueError, match=r"diverged"):
+            trainer.run()
+    assert guard.before == pytest.approx(before)
+    kept = DivergenceGuard()
+    kept.load_state_dict(guard.state_dict())
+    assert kept.before == guard.before
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

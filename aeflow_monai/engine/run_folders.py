@@ -1,0 +1,183 @@
+"""The folders that a run writes to: which they are, that no other run uses them, and what an earlier one has left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.run_record import RUN_RECORD, describe_run
+from aeflow_monai.engine.stored_model import model_path
+from aeflow_monai.files import digest_of, home, read_json, sweep, write_json
+from aeflow_monai.locks import claim_folder, release_folder
+from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
+
+__all__ = ["begin_bundle", "begin_cache", "begin_results", "is_first_process", "model_folder", "run_folder"]
+
+# Tables and reports of an inference or evaluation.
+_REPORTS = ("scores.csv", "failures.csv", "slice_scores.csv", "metrics.json", "localisation.json")
+# What a training writes, beside its models and logs.
+_OF_A_BUNDLE = ("LICENSE", "docs/README.md", "configs/train.yaml", "configs/inference.yaml", "configs/metadata.json")
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the first of several."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def run_folder(output_dir: str | None, kind: str = "runs") -> str:
+    """Folder of a run's outputs: the one that was given, or a new one below the home folder, by time and process.
+
+    Args:
+        output_dir: as it was given, or None.
+        kind: folder below the home folder.
+
+    Raises:
+        ValueError: none was given to a run in several processes, which could not agree on a name.
+    """
+    if output_dir is not None:
+        return str(Path(output_dir).expanduser().absolute())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("A training in several processes needs a folder that all of them know: give --output_dir.")
+    return home(kind, f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
+
+
+def model_folder(output_dir: str | None) -> str:
+    """Folder of a new model, see `run_folder`.
+
+    Raises:
+        ValueError: it holds a model already.
+    """
+    folder = run_folder(output_dir)
+    if model_path(folder).is_file():
+        raise ValueError(
+            f"{folder} holds a trained model, which would be lost: give another folder with --output_dir, or delete "
+            "this one."
+        )
+    return folder
+
+
+def begin_bundle(folder: str | Path, resume: bool) -> None:
+    """Claim the folder of a new bundle.
+
+    Args:
+        folder: of the bundle.
+        resume: whether an interrupted training goes on.
+
+    Raises:
+        FolderInUse: another run writes there.
+        ValueError: there is an interrupted training, which is not to go on; or what no training wrote.
+    """
+    folder = Path(folder)
+    claim_folder(folder, "output_dir")
+    for part in (".", "configs", "models", "docs", "logs", "logs/checkpoints"):
+        sweep(folder / part)
+    if resume:
+        return
+    if problem := _not_new(folder):
+        release_folder(folder)
+        raise ValueError(problem)
+
+
+def _not_new(folder: Path) -> str:
+    """What keeps a new bundle from being written to a folder; nothing if nothing does."""
+    record = _read(folder / "logs" / RUN_RECORD)
+    checkpoints = sorted((folder / "logs/checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    if checkpoints:
+        started = ", ".join(command["started"] for command in record.get("commands", [])[:1]) or "an unknown time"
+        return (
+            f"{folder} holds an interrupted training that began at {started}. Go on with it with --resume "
+            f"{checkpoints[-1]}, give another folder with --output_dir, or delete this one."
+        )
+    if not record and (foreign := [name for name in _OF_A_BUNDLE if (folder / name).exists()]):
+        return (
+            f"{folder} holds {', '.join(foreign)}, which no training wrote, and which this one would replace. Give "
+            "another folder with --output_dir."
+        )
+    return ""
+
+
+def begin_cache(folder: str | Path) -> None:
+    """Claim the folder of slices and features that are kept in files.
+
+    Args:
+        folder: of all of them.
+
+    Raises:
+        FolderInUse: another run writes there.
+    """
+    folder = Path(folder).expanduser()
+    claim_folder(folder, "cache_dir")
+    for part in (folder, folder / "train", folder / "calibration"):
+        sweep(part)
+
+
+def begin_results(
+    folder: str | Path, given: GivenConfig, bundle: str | Path, datalist: Sequence[Any], overwrite: bool = False
+) -> None:
+    """Claim the folder of an inference or evaluation, and begin its run.json.
+
+    Results of a finished run are not replaced unattended. Of a run that was interrupted they are, if this run is the
+    same one again.
+
+    Args:
+        folder: of the results.
+        given: config of the run.
+        bundle: folder of the model.
+        datalist: of the run.
+        overwrite: take away the results of an earlier run.
+
+    Raises:
+        FolderInUse: another run writes there.
+        ValueError: there are results of another run, which were not to be replaced.
+    """
+    folder, model = Path(folder), model_path(bundle)
+    claim_folder(folder, "output_dir")
+    sweep(folder)
+    of_model = {"file": str(model), "sha256": digest_of(model)}
+    record = {**describe_run(given), "model": of_model, "n_cases": len(datalist)}
+    earlier = _read(folder / RUN_RECORD)
+    results = _results_in(folder)
+    if results and not overwrite and not _is_same_again(earlier, record):
+        release_folder(folder)
+        raise ValueError(
+            f"{folder} holds the results of {_described(earlier)}. Give another folder with --output_dir, or replace "
+            "them with --overwrite True."
+        )
+    for path in results:
+        path.unlink()
+    write_json(folder / RUN_RECORD, record)
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        return read_json(record)
+    except ValueError:  # which is as good as none
+        return {}
+
+
+def _results_in(folder: Path) -> list[Path]:
+    """Files of earlier runs: reports, tables, and what bears the name of an output."""
+    tables = {name.replace(".csv", ".unfinished.csv") for name in _REPORTS}
+    endings = tuple(
+        [f"_{name}{extension}" for name in (*OUTPUTS, "saliency") for extension in (*EXTENSIONS, ".raw", ".png")]
+        + ["_slices.csv", "_slices.png", "_slices.unfinished.csv"]
+    )
+    return [path for path in folder.iterdir() if path.name in {*_REPORTS, *tables} or path.name.endswith(endings)]
+
+
+def _is_same_again(earlier: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether an interrupted run was given the same as this one."""
+    same = all(earlier.get(key) == record[key] for key in ("config_sha256", "versions"))
+    model = earlier.get("model") or {}
+    return same and earlier.get("state") == "unfinished" and model.get("sha256") == record["model"]["sha256"]
+
+
+def _described(record: Mapping[str, Any]) -> str:
+    if not record:
+        return "a run that has left no run.json"
+    data = record.get("options", {}).get("dataset_dir")
+    return f"a run on {data} that began at {record.get('started')} and is {record.get('state')}"

@@ -1,0 +1,154 @@
+"""run.json: what a run was given, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from aeflow_monai.about import __version__
+from aeflow_monai.data.datalist.item import files_of
+from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.files import digest_of, read_json, write_json
+from aeflow_monai.locks import release_folder
+
+__all__ = ["RUN_RECORD", "RunRecord", "describe_run", "finish_record", "hashes_of", "versions"]
+
+RUN_RECORD = "run.json"
+# Packages that decide what comes of a run.
+_PACKAGES = (
+    *("torch", "monai", "numpy", "timm", "scipy", "scikit-learn", "pytorch-ignite", "nibabel", "itk", "pillow"),
+    *("pydicom", "highdicom"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what comes of a run."""
+    found = {"aeflow_monai": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # of what is not needed everywhere
+            continue
+    return found
+
+
+def describe_run(given: GivenConfig) -> dict[str, Any]:
+    """What a run.json says of a run at its start.
+
+    Args:
+        given: config of the run.
+
+    Returns:
+        "state", "command", "started", "process", "machine" (what it computes on), "versions", "commit" of a checkout,
+        "options" (those on top of the config, as they were given), and "config_sha256", of all of the config.
+    """
+    content = {name: value for name, value in given.content.items() if name != "imports"}
+    on_top = list(content)[: list(content).index("bundle_root")] if "bundle_root" in content else content
+    text = json.dumps(content, sort_keys=True, default=str)
+    return {
+        "state": "unfinished",
+        "command": given.command,
+        "started": _now(),
+        "process": os.getpid(),
+        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": versions(),
+        "commit": _commit(),
+        "options": {name: content[name] for name in on_top if _is_plain(content[name])},
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+class RunRecord:
+    """Complete run.json when all cases have been seen: times, number of cases, hashes of what was read.
+
+    Args:
+        folder: of the results.
+        datalist: of the run.
+    """
+
+    def __init__(self, folder: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
+        self.folder = Path(folder)
+        self.datalist = datalist
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator, behind what writes results."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.inputs: list[dict[str, str]] = []
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the hashes of a case, whose files have just been read."""
+        self.inputs.append(hashes_of(self.datalist[len(self.inputs)]))
+
+    def finish(self, engine: Engine) -> None:
+        """Write what came of the run, and let others write to its folder."""
+        n_failed = len(getattr(engine, "failures", ()))
+        finish_record(self.folder / RUN_RECORD, n_cases=len(self.datalist), n_failed=n_failed, inputs=self.inputs)
+        release_folder(self.folder)
+
+
+def finish_record(path: str | Path, **more: Any) -> None:
+    """Complete a run.json.
+
+    Args:
+        path: of the file.
+        more: what came of the run.
+    """
+    write_json(path, {**read_json(path), "state": "finished", "ended": _now(), **more})
+
+
+def hashes_of(item: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of a case's image and mask, as a run.json has them.
+
+    Args:
+        item: of a datalist.
+
+    Returns:
+        "case", "image_sha256" and, if it has a mask, "lesion_sha256": of a single file its SHA-256, of several that of
+        their hexadecimal digests in order.
+    """
+    found = {"case": str(item["case"])}
+    for name in ("image", "lesion"):
+        if item.get(name):
+            digests = [digest_of(file) for file in files_of({"image": item[name]})]
+            found[f"{name}_sha256"] = (
+                digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+            )
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return False
+    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else True
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that the package is run from, with -dirty if it has changes; None if it is installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git here
+        return None

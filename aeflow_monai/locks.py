@@ -1,0 +1,101 @@
+"""One run a folder: a second one is refused while the first goes on."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import filelock
+
+from aeflow_monai.files import read_json, write_json
+
+__all__ = ["FolderInUse", "claim_folder", "release_folder"]
+
+# The lock goes with its process, however that ends; the note tells others who has it.
+_LOCK, _NOTE = ".lock", ".lock.json"
+_held: dict[Path, filelock.BaseFileLock] = {}
+
+
+class FolderInUse(RuntimeError):
+    """Another run writes to the folder."""
+
+
+def claim_folder(folder: str | Path, option: str) -> None:
+    """Keep other processes from writing to a folder until this one ends, or `release_folder`.
+
+    Args:
+        folder: is made if it is missing.
+        option: that named it, for the message.
+
+    Raises:
+        FolderInUse: another process has claimed it; names that process and its start.
+        OSError: nothing can be written there.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> claim_folder(folder, "output_dir")
+        >>> sorted(file.name for file in Path(folder).iterdir())
+        ['.lock', '.lock.json']
+        >>> release_folder(folder)
+        >>> list(Path(folder).iterdir())
+        []
+    """
+    folder = Path(folder).resolve()
+    if folder in _held:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise FolderInUse(
+            f"Another run writes to {folder}: {_holder(folder)}. Wait until it has ended, or give another folder with "
+            f"--{option}."
+        ) from error
+    if not _held:
+        atexit.register(_release_all)
+    _held[folder] = lock
+    note = {
+        "process": os.getpid(),
+        "machine": platform.node(),
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "program": Path(sys.argv[0]).name if sys.argv else "",
+    }
+    write_json(folder / _NOTE, note)
+
+
+def release_folder(folder: str | Path) -> None:
+    """Let other processes write to a folder again; nothing happens if this one has not claimed it.
+
+    Args:
+        folder: see `claim_folder`.
+    """
+    folder = Path(folder).resolve()
+    if (lock := _held.pop(folder, None)) is not None:
+        # before the lock goes, so that nothing of the next one's is taken away
+        for name in (_NOTE, _LOCK):
+            (folder / name).unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(folder: Path) -> str:
+    try:
+        note = read_json(folder / _NOTE)
+    except ValueError:
+        note = {}
+    if not note:
+        return "one that has just begun"
+    return f"process {note.get('process')} on {note.get('machine')}, since {note.get('started')}"
+
+
+def _release_all() -> None:
+    for folder in list(_held):
+        try:
+            release_folder(folder)
+        except OSError:  # the folder may be gone; the lock goes with the process
+            continue

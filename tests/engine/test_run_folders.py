@@ -1,0 +1,132 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outputs import given_of
+
+from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, begin_results
+from aeflow_monai.engine.run_record import RUN_RECORD, finish_record
+from aeflow_monai.engine.stored_model import model_path
+from aeflow_monai.files import unfinished_path
+from aeflow_monai.locks import release_folder
+
+LOCK = {".lock", ".lock.json"}
+
+
+def files_below(folder: Path) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def begin(tmp_path: Path, trained: Path) -> Callable[..., Path]:
+    """Begins the results of an inference in one folder."""
+
+    def begin(overwrite: bool = False, **options: Any) -> Path:
+        folder = tmp_path / "maps"
+        given = given_of(trained / "configs/inference.yaml", output_dir=str(folder), **options)
+        begin_results(folder, given, trained, [{"case": "a"}], overwrite)
+        return folder
+
+    return begin
+
+
+def write_results(folder: Path) -> None:
+    for name in ("scores.unfinished.csv", "a_anomaly_map.nii.gz", "a_slices.csv", "a_overlay.png", "notes.txt"):
+        (folder / name).write_text("of an earlier run")
+
+
+def test_results_begin_with_a_record_and_end_with_a_finished_one(begin: Callable[..., Path], trained: Path) -> None:
+    folder = begin(dataset_dir="scans")
+    assert files_below(folder) == LOCK | {RUN_RECORD}
+    record = json.loads((folder / RUN_RECORD).read_text())
+    assert record["state"] == "unfinished"
+    assert (record["options"]["dataset_dir"], record["options"]["output_dir"]) == ("scans", str(folder))
+    assert record["model"]["file"] == str(model_path(trained))
+    finish_record(folder / RUN_RECORD, n_cases=3)
+    again = json.loads((folder / RUN_RECORD).read_text())
+    assert (again["state"], again["n_cases"]) == ("finished", 3)
+    assert again["ended"] >= again["started"] == record["started"]
+
+
+def test_results_of_the_same_interrupted_run_are_made_again(begin: Callable[..., Path]) -> None:
+    write_results(begin(dataset_dir="scans"))
+    assert files_below(begin(dataset_dir="scans")) == LOCK | {RUN_RECORD, "notes.txt"}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_finished"), [({"dataset_dir": "scans"}, True), ({"dataset_dir": "others"}, False)]
+)
+def test_results_of_another_run_are_named_and_kept_until_they_are_to_be_replaced(
+    begin: Callable[..., Path], options: dict[str, Any], is_finished: bool
+) -> None:
+    folder = begin(dataset_dir="scans")
+    write_results(folder)
+    if is_finished:
+        finish_record(folder / RUN_RECORD)
+    before = files_below(folder) - LOCK
+    state = "finished" if is_finished else "unfinished"
+    message = rf"holds the results of a run on scans that began at 20.* and is {state}.*--overwrite True"
+    with pytest.raises(ValueError, match=message):
+        begin(**options)
+    assert files_below(folder) == before
+    assert files_below(begin(overwrite=True, **options)) == LOCK | {RUN_RECORD, "notes.txt"}
+
+
+def test_results_without_a_record_or_with_a_broken_one_are_named_too(
+    begin: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    (folder / "a_anomaly_map.nii.gz").touch()
+    with pytest.raises(ValueError, match=r"holds the results of a run that has left no run\.json"):
+        begin()
+    (folder / RUN_RECORD).write_text('{"state": "fin')
+    with pytest.raises(ValueError, match=r"holds the results of a run that has left no run\.json"):
+        begin()
+    begin(overwrite=True)
+
+
+def test_a_new_bundle_sweeps_what_a_killed_training_was_writing(tmp_path: Path) -> None:
+    for name in ("configs/train.yaml", "logs/checkpoints/checkpoint_epoch=1.pt", "bundle"):
+        path = unfinished_path(tmp_path / name)
+        path = path.with_name(path.name.replace(path.name.split("-")[2], "999999999"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    begin_bundle(tmp_path, resume=False)
+    assert files_below(tmp_path) == LOCK
+    release_folder(tmp_path)
+
+
+def test_an_interrupted_training_is_not_begun_anew_without_a_word(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "logs/checkpoints/checkpoint_epoch=3.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    (tmp_path / "logs/run.json").write_text('{"commands": [{"started": "2026-01-02T03:04:05+00:00"}]}')
+    with pytest.raises(ValueError, match=rf"that began at 2026-01-02T03.*Go on with it with --resume {checkpoint},"):
+        begin_bundle(tmp_path, resume=False)
+    begin_bundle(tmp_path, resume=True)
+    checkpoint.unlink()  # killed before its first epoch ended
+    begin_bundle(tmp_path, resume=False)
+    release_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "docs/README.md", "configs/train.yaml"])
+def test_what_no_training_wrote_is_not_replaced(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {name}, which no training wrote"):
+        begin_bundle(tmp_path, resume=False)
+    assert (tmp_path / name).read_text() == "mine"
+    release_folder(tmp_path)
+
+
+def test_a_cache_is_swept(tmp_path: Path) -> None:
+    path = unfinished_path(tmp_path / "cache/train/slices.float32")
+    path = path.with_name(path.name.replace(path.name.split("-")[2], "999999999"))
+    path.parent.mkdir(parents=True)
+    path.touch()
+    begin_cache(tmp_path / "cache")
+    assert files_below(tmp_path / "cache") == LOCK
+    release_folder(tmp_path / "cache")

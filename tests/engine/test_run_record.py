@@ -1,0 +1,65 @@
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+
+import numpy
+import torch
+from ignite.engine import Engine
+from outputs import given_of
+
+from aeflow_monai.about import __version__
+from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, describe_run, hashes_of, versions
+from aeflow_monai.files import sha256_of
+
+
+def test_versions_are_those_of_the_packages(tmp_path: Path) -> None:
+    found = versions()
+    assert (found["aeflow_monai"], found["numpy"]) == (__version__, numpy.__version__)
+    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+    assert {"monai", "timm", "nibabel", "itk", "scikit-learn", "python"} <= found.keys()
+
+
+def test_a_run_is_described_by_its_options_and_a_hash_of_all_of_its_config(trained: Path) -> None:
+    config = trained / "configs/inference.yaml"
+    first, same, other = (describe_run(given_of(config, **{"inferer#batch_size": n})) for n in (4, 4, 5))
+    assert first["config_sha256"] == same["config_sha256"] != other["config_sha256"]
+    assert first["options"]["image_size"] == [64, 64]
+    assert "network_def" not in first["options"]
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_a_checkout_has_its_commit(trained: Path) -> None:
+    root = Path(__file__).parents[2]
+    commit = describe_run(given_of(trained / "configs/inference.yaml"))["commit"]
+    if (root / ".git").exists():
+        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        assert commit.removesuffix("-dirty") == head.stdout.strip()
+    else:
+        assert commit is None
+
+
+def test_hashes_are_of_the_bytes_of_image_and_mask(tmp_path: Path) -> None:
+    for name in ("t1", "t2", "mask"):
+        (tmp_path / name).write_text(name)
+    one, two, mask = (sha256_of(tmp_path / name) for name in ("t1", "t2", "mask"))
+    image = str(tmp_path / "t1")
+    assert hashes_of({"case": "a", "image": image, "lesion": str(tmp_path / "mask")}) == {
+        "case": "a",
+        "image_sha256": one,
+        "lesion_sha256": mask,
+    }
+    both = hashlib.sha256((one + two).encode()).hexdigest()
+    assert hashes_of({"case": "a", "image": [image, str(tmp_path / "t2")]}) == {"case": "a", "image_sha256": both}
+
+
+def test_the_record_is_completed_when_all_cases_are_seen(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    data = [{"case": name, "image": str(tmp_path / name)} for name in "ab"]
+    engine = Engine(lambda engine, batch: None)
+    RunRecord(tmp_path, data).attach(engine)
+    engine.run(data)
+    record = json.loads((tmp_path / RUN_RECORD).read_text())
+    assert (record["state"], record["n_cases"], record["n_failed"]) == ("finished", 2, 0)
+    assert record["inputs"] == [hashes_of(item) for item in data]
