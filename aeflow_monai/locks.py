@@ -13,7 +13,7 @@ import filelock
 
 from aeflow_monai.files import read_json, write_json
 
-__all__ = ["FolderInUse", "claim_folder", "release_folder"]
+__all__ = ["FolderInUse", "claim_folder", "release_all", "release_folder"]
 
 # The lock goes with its process, however that ends; the note tells others who has it.
 _LOCK, _NOTE = ".lock", ".lock.json"
@@ -58,7 +58,7 @@ def claim_folder(folder: str | Path, option: str) -> None:
             f"--{option}."
         ) from error
     if not _held:
-        atexit.register(_release_all)
+        atexit.register(release_all)
     _held[folder] = lock
     note = {
         "process": os.getpid(),
@@ -83,6 +83,15 @@ def release_folder(folder: str | Path) -> None:
         lock.release()
 
 
+def release_all() -> None:
+    """Let other processes write to all folders that this one has claimed."""
+    for folder in list(_held):
+        try:
+            release_folder(folder)
+        except OSError:  # the folder may be gone; the lock goes with the process
+            continue
+
+
 def _holder(folder: Path) -> str:
     try:
         note = read_json(folder / _NOTE)
@@ -91,11 +100,3 @@ def _holder(folder: Path) -> str:
     if not note:
         return "one that has just begun"
     return f"process {note.get('process')} on {note.get('machine')}, since {note.get('started')}"
-
-
-def _release_all() -> None:
-    for folder in list(_held):
-        try:
-            release_folder(folder)
-        except OSError:  # the folder may be gone; the lock goes with the process
-            continue

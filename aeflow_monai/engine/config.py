@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,8 @@ from monai.bundle.properties import InferProperties, MetaProperties, TrainProper
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
+
+from aeflow_monai.locks import release_all
 
 __all__ = [
     "Difference",
@@ -89,10 +93,26 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
     def initialize(self) -> Any:
         """Run what stands under `initialize`; what was set on the parser until now is part of what was given."""
         self._note()
-        return super().initialize()
+        with _releasing_on_error():
+            return super().initialize()
+
+    def run(self) -> Any:
+        """Run what stands under `run`; see `monai.bundle.ConfigWorkflow`."""
+        with _releasing_on_error():
+            return super().run()
 
     def _note(self) -> None:
         self.parser[GIVEN] = GivenConfig(self._files, _content(self.parser))
+
+
+@contextmanager
+def _releasing_on_error() -> Iterator[None]:
+    """Of a run that fails in a process that goes on, let others have the folders."""
+    try:
+        yield
+    except BaseException:
+        release_all()
+        raise
 
 
 def config_files(*names: str) -> list[str]:
@@ -158,7 +178,7 @@ def given_config() -> GivenConfig | None:
     parser = ConfigParser()
     parser.read_config(list(files))
     parser.update(read)
-    command = " ".join(["python", "-m", "monai.bundle", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]])
     return GivenConfig(tuple(Path(file).absolute() for file in files), _content(parser), command)
 
 

@@ -17,7 +17,7 @@ from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, is_first_process
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.errors import root_cause
-from aeflow_monai.locks import release_folder
+from aeflow_monai.locks import release_all
 from aeflow_monai.output.maps import OUTPUTS
 
 __all__ = [
@@ -72,7 +72,7 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
 
 def end_training(folder: str) -> None:
     """End a training: say where its bundle lies; of `run prepare`, which writes none, nothing more."""
-    release_folder(folder)
+    release_all()
     if model_path(folder).is_file():
         announce(bundle=folder, model_card=str(Path(folder, "docs", "README.md")))
 

@@ -192,7 +192,7 @@ def test_a_training_that_ends_worse_than_it_began_has_diverged(learning_rate: fl
     network = torch.nn.Linear(1, 1)
     batches = [{"image": torch.ones(2, 1)}]
     loss = torch.nn.MSELoss()
-    metric = Average(lambda output: loss(output[0]["pred"], output[0]["image"]))
+    metric = Average(lambda output: loss(output["pred"], output["image"]))
     validator = SupervisedEvaluator(
         device="cpu",
         prepare_batch=prepare_slice_batch,
@@ -200,7 +200,6 @@ def test_a_training_that_ends_worse_than_it_began_has_diverged(learning_rate: fl
         network=network,
         key_val_metric={"val_loss": metric},
         decollate=False,
-        postprocessing=lambda output: [output],
     )
     guard = DivergenceGuard(validator)
     trainer = SupervisedTrainer(

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,9 @@ def test_a_calibration_changes_the_score_and_not_the_network(trained: Path, cali
 def test_a_calibration_writes_a_complete_bundle(
     tmp_path: Path, site: Path, trained: Path, calibrated: Path, run_workflow: Run
 ) -> None:
-    assert files_below(calibrated) == BUNDLE
+    assert files_below(calibrated) == BUNDLE | {"logs/run.json"}
+    record = json.loads((calibrated / "logs/run.json").read_text())
+    assert (record["state"], len(record["calibrated_on"])) == ("finished", 3)
     verify_net_in_out(
         "network_def",
         meta_file=str(calibrated / "configs/metadata.json"),
@@ -93,6 +96,7 @@ def test_a_bundle_that_was_moved_calibrates_the_same(
     assert {name for name in expected if written[name] != expected[name]} <= {
         "models/model.pt",
         "configs/metadata.json",  # with its hash
+        "logs/run.json",  # with its times
     }
     assert contents(moved) == before
     # a calibrated bundle is calibrated as a trained one

@@ -1,6 +1,9 @@
 import csv
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +94,31 @@ def test_a_bundle_that_was_moved_evaluates_the_same(
     for name in ("metrics.json", "localisation.json", "scores.csv"):
         assert f"{name.partition('.')[0]}: {tmp_path / 'cwd/results' / name}" in printed
     assert "Not a medical device" in printed
+
+
+def test_the_command_of_its_record_repeats_an_evaluation(
+    tmp_path: Path, volumes: Path, trained: Path, run_command: Run
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "my RUN", ignore=shutil.ignore_patterns("logs"))
+    results = tmp_path / "results"
+    options = {"dataset_dir": volumes, "output_dir": results, "n_bootstrap": 50}
+    done = run_command("monai.bundle run", run / "configs/evaluate.yaml", **options)
+    assert done.returncode == 0, done.stderr
+    record, first = json.loads((results / "run.json").read_text()), contents(results)
+    assert (record["state"], record["n_cases"], record["n_failed"]) == ("finished", 6, 0)
+    assert [sorted(case) for case in record["inputs"]] == [
+        ["case", "image_sha256", *(["lesion_sha256"] if "abnormal" in case["case"] else [])]
+        for case in record["inputs"]
+    ]
+
+    python, *arguments = shlex.split(record["command"])
+    again = [sys.executable, *arguments]
+    refused = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert (python, refused.returncode) == ("python", 1)
+    assert "began at " + record["started"] in refused.stderr
+    assert contents(results) == first
+    subprocess.run([*again, "--overwrite", "True"], capture_output=True, check=True)
+    assert contents(results) == first
 
 
 def test_voxel_numbers_are_those_of_the_maps_that_inference_writes(

@@ -116,11 +116,10 @@ def test_slices_kept_in_files_and_loaded_by_workers_train_the_same_model(
 ) -> None:
     kept, run = tmp_path / "cache", tmp_path / "run"
     slices = {f"{name}/slices.{suffix}" for name in ("train", "calibration") for suffix in ("float32", "json")}
-    features = {f"{name}/features_{stage}.npy" for name in ("train", "calibration") for stage in (0, 1)}
     options = {**tiny_training, "dataset_dir": str(volumes), "cache_dir": str(kept)}
     run_workflow("train.yaml", **options, output_dir=str(run), **{"train#dataloader#num_workers": 2})
     assert differing(model_state(run), model_state(trained)) == []
-    assert files_below(kept) == slices | features
+    assert files_below(kept) == slices
     assert files_below(run) > BUNDLE
     assert str(kept) not in (run / "configs/train.yaml").read_text()
     # a second run takes the slices that the first one made
