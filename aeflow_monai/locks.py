@@ -18,6 +18,7 @@ __all__ = ["FolderInUse", "claim_folder", "release_all", "release_folder"]
 # The lock goes with its process, however that ends; the note tells others who has it.
 _LOCK, _NOTE = ".lock", ".lock.json"
 _held: dict[Path, filelock.BaseFileLock] = {}
+_made: set[Path] = set()
 
 
 class FolderInUse(RuntimeError):
@@ -28,7 +29,7 @@ def claim_folder(folder: str | Path, option: str) -> None:
     """Keep other processes from writing to a folder until this one ends, or `release_folder`.
 
     Args:
-        folder: is made if it is missing.
+        folder: is made if it is missing, and goes with the claim if nothing was written there.
         option: that named it, for the message.
 
     Raises:
@@ -48,6 +49,8 @@ def claim_folder(folder: str | Path, option: str) -> None:
     folder = Path(folder).resolve()
     if folder in _held:
         return
+    if not folder.exists():
+        _made.add(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / _LOCK, timeout=0)
     try:
@@ -81,6 +84,9 @@ def release_folder(folder: str | Path) -> None:
         for name in (_NOTE, _LOCK):
             (folder / name).unlink(missing_ok=True)
         lock.release()
+        if folder in _made and not any(folder.iterdir()):
+            folder.rmdir()
+        _made.discard(folder)
 
 
 def release_all() -> None:

@@ -35,8 +35,17 @@ def test_the_second_is_refused_until_the_first_is_gone_however_it_ends(tmp_path:
         first.send_signal(end)
         first.communicate()
         claim_folder(folder, "output_dir")
+        (folder / "model.pt").touch()
         release_folder(folder)
-        assert list(folder.iterdir()) == []
+        assert [file.name for file in folder.iterdir()] == ["model.pt"]
+
+
+def test_a_folder_that_was_made_for_a_claim_goes_with_it_if_it_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "earlier").mkdir()
+    for name, stays in (("earlier", True), ("new", False)):
+        claim_folder(tmp_path / name, "output_dir")
+        release_folder(tmp_path / name)
+        assert (tmp_path / name).exists() == stays
 
 
 def test_a_process_may_claim_a_folder_again_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

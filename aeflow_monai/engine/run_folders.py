@@ -69,9 +69,9 @@ def begin_bundle(folder: str | Path, resume: bool) -> None:
 
     Raises:
         FolderInUse: another run writes there.
-        ValueError: there is an interrupted training, which is not to go on; or what no training wrote.
+        ValueError: there is a model; an interrupted training, which is not to go on; or what no training wrote.
     """
-    folder = Path(folder)
+    folder = Path(model_folder(str(folder)))
     claim_folder(folder, "output_dir")
     for part in (".", "configs", "models", "docs", "logs", "logs/checkpoints"):
         sweep(folder / part)

@@ -8,6 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from outputs import files_below
 
 Run = Callable[..., Any]
 
@@ -84,9 +85,7 @@ def test_inference_names_each_bad_file_and_goes_on(
     assert list(rows(out / "scores.csv")) == ["a_good", "z_good"]
     for case in ("a_good", "z_good"):
         assert nib.load(out / f"{case}_anomaly_map.nii.gz").shape == nib.load(good).shape
-    assert not [
-        file for file in out.iterdir() if file.name.split("_")[0] not in ("a", "z", "scores.csv", "failures.csv")
-    ]
+    assert not [name for name in files_below(out) if name.split("_")[0] not in ("a", "z", "scores.csv", "failures.csv")]
 
 
 def test_a_run_of_bad_files_only_says_so(tmp_path: Path, trained: Path, run_workflow: Run) -> None:
@@ -120,7 +119,7 @@ def test_evaluation_reports_on_the_cases_that_did_not_fail(
     for file in (data / "images").glob("test_normal_*.nii.gz"):
         file.write_bytes(b"\x1f\x8b")
     with pytest.raises(RuntimeError) as raised:
-        run_workflow(config, **options)
+        run_workflow(config, **options, overwrite=True)
     assert "3 of 6 cases failed" in str(raised.value.__cause__)
     assert not (out / "metrics.json").exists()
     assert len(rows(out / "scores.csv")) == 3
@@ -131,6 +130,7 @@ def test_a_later_run_without_failures_removes_the_list_of_the_earlier(
 ) -> None:
     (tmp_path / "failures.csv").write_text("case,file,stage,message\n")
     image = volumes / "images/test_abnormal_000.nii.gz"
-    run_workflow(trained / "configs/inference.yaml", dataset_dir=str(image), output_dir=str(tmp_path))
+    options = {"dataset_dir": str(image), "output_dir": str(tmp_path), "overwrite": True}
+    run_workflow(trained / "configs/inference.yaml", **options)
     assert (tmp_path / "scores.csv").exists()
     assert not (tmp_path / "failures.csv").exists()

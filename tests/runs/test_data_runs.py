@@ -136,7 +136,8 @@ def test_a_set_of_abnormal_cases_is_evaluated_on_slices_and_voxels(
     results.mkdir()
     (results / "metrics.json").write_text("{}")  # of an earlier run
     # which part is tested on, and which files make a case, the bundle knows
-    run_workflow(run / "configs/evaluate.yaml", dataset_dir=str(tumours), output_dir=str(results), n_bootstrap=10)
+    options = {"dataset_dir": str(tumours), "output_dir": str(results), "n_bootstrap": 10, "overwrite": True}
+    run_workflow(run / "configs/evaluate.yaml", **options)
     assert "No metrics of cases: they need normal and abnormal cases, but all 2 that were read are abnormal." in (
         caplog.text
     )

@@ -1,6 +1,7 @@
 """The template bundle and the presets, before and after a training."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,14 @@ def test_a_preset_may_be_said_again_to_the_model_that_was_trained_with_it(
 ) -> None:
     stored = read_model(model_path(trained))
     write_bundle(tmp_path / "RUN", Model(trained).detector, content_of("train", preset), stored.card)
-    where = {"dataset_dir": str(volumes), "output_dir": str(tmp_path / "out")}
+    data = volumes
+    if preset == "brats2021":
+        data = tmp_path / "BRATS"
+        (data / "BraTS2021_00000").mkdir(parents=True)
+        for name, file in (("flair", "images"), ("seg", "masks")):
+            file = volumes / file / "test_abnormal_000.nii.gz"
+            shutil.copy(file, data / f"BraTS2021_00000/BraTS2021_00000_{name}.nii.gz")
+    where = {"dataset_dir": str(data), "output_dir": str(tmp_path / "out")}
     for verb in VERBS:
         start_workflow([tmp_path / f"RUN/configs/{verb}.yaml", f"{preset}.yaml"], **where)
 

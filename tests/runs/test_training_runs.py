@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -70,8 +71,9 @@ def test_a_training_without_a_folder_writes_a_bundle_below_the_home_folder_and_n
     assert files_below(folder) > BUNDLE
     assert unequal(folder, trained, BUNDLE - {"models/model.pt", "configs/metadata.json"}) == []
     (command,) = (each["command"] for each in json.loads((folder / "logs/run.json").read_text())["commands"])
-    assert command.startswith("python -m monai.bundle run train --config_file=")
-    assert "--epochs=3" in command
+    words = shlex.split(command)
+    assert words[:6] == ["python", "-m", "monai.bundle", "run", "train", f"--config_file={[str(train)]}"]
+    assert "--epochs=3" in words
 
 
 def test_killed_and_resumed_training_equals_an_uninterrupted_one(
