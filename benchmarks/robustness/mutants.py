@@ -10,7 +10,7 @@ time and memory, and starts another worker if one ends. Writes mutants.csv, one 
 interrupted run goes on where it stopped.
 
 What counts as right: the file reads as before it was changed; it reads as another content, in a format without
-checksums that no other reader finds damaged, and not after a cut; or the error is a ValueError or an OSError, and
+checksums that no other reader finds damaged, and not after a cut (but of a table, where a line may be the last); or the error is a ValueError or an OSError, and
 names the file. All else is a fault.
 """
 
@@ -100,7 +100,7 @@ class Bench:
         if after == before:
             return "as before", ""
         specimen = self.specimens[name]
-        if specimen.is_checked or mutation.__name__.startswith("cut"):
+        if specimen.is_checked or (specimen.shows_cut and mutation.__name__.startswith("cut")):
             return "quiet", f"{mutation.__name__} gives another content"
         try:
             if specimen.opinion is not None:
@@ -168,6 +168,7 @@ class Worker:
     def __init__(self, folder: Path, seed: int) -> None:
         self.command = [sys.executable, __file__, "--worker", "--output", str(folder), "--seed", str(seed)]
         self.process: Any = None
+        self.read = b""
 
     def start(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "AEFLOW_HOME": str(Path(self.command[4], "home"))}
@@ -179,22 +180,23 @@ class Worker:
 
     def line(self, seconds: float) -> str:
         """The next line of the worker, or what came in its place: hang, memory, crash."""
-        start, text = time.monotonic(), b""
-        while not text.endswith(b"\n"):
+        start = time.monotonic()
+        while b"\n" not in self.read:
             if select.select([self.process.stdout], [], [], 0.02)[0]:
                 if not (read := os.read(self.process.stdout.fileno(), 65536)):
                     return self.ended("crash")
-                text += read
+                self.read += read
             elif peak(self.process.pid, "VmRSS") * 2**20 > BYTES:
                 return self.ended("memory")
             elif time.monotonic() - start > seconds:
                 return self.ended("hang")
-        return text.decode().rstrip("\n")
+        line, _, self.read = self.read.partition(b"\n")
+        return line.decode()
 
     def ended(self, why: str) -> str:
         self.process.kill()
         code = self.process.wait()
-        self.process = None
+        self.process, self.read = None, b""
         return json.dumps({"outcome": why, "seconds": SECONDS, "MiB": 0, "detail": f"exit code {code}"})
 
     def judge(self, number: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -17,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import torch
+from digests import digest
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from PIL import Image
@@ -67,6 +67,7 @@ class Specimen(NamedTuple):
         mutations: that suit the format.
         read: what the package makes of the folder: anything that `digest` takes; an error that names the file.
         is_checked: the format carries a checksum over its content: damaged, it is refused or reads as before.
+        shows_cut: whether a file that is cut can be told from a shorter one.
         opinion: another reader of the file, which raises if it finds it damaged.
     """
 
@@ -74,23 +75,12 @@ class Specimen(NamedTuple):
     mutations: tuple[m.Mutation, ...]
     read: Callable[[Path], Any]
     is_checked: bool = False
+    shows_cut: bool = True
     opinion: Callable[[Path], Any] | None = None
 
 
 class LeftOutError(Exception):
     """A file that should be listed is not, and nothing was said of it."""
-
-
-def digest(value: Any) -> Any:
-    """Something that is equal for equal content, and short: tensors by their bytes."""
-    if isinstance(value, torch.Tensor):
-        array = np.ascontiguousarray(value.detach().cpu().numpy())
-        return [str(array.dtype), list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()[:16]]
-    if isinstance(value, Mapping):
-        return {str(key): digest(part) for key, part in sorted(value.items(), key=lambda pair: str(pair[0]))}
-    if isinstance(value, (list, tuple)):
-        return [digest(part) for part in value]
-    return value if isinstance(value, (str, int, bool, type(None))) else repr(value)
 
 
 # --- images ---------------------------------------------------------------------------------------------------------
@@ -343,7 +333,7 @@ def specimens() -> dict[str, Specimen]:
         "MetaImage, two files": Specimen("scan.mhd", m.TEXT, read_images),
         "DICOM, one file": Specimen("scan.dcm", dicom, read_images),
         "DICOM, a slice of a series": Specimen("series/3.dcm", dicom, read_images),
-        "CSV list": Specimen("manifest.csv", m.TEXT, read_list),
+        "CSV list": Specimen("manifest.csv", m.TEXT, read_list, shows_cut=False),
         "JSON list": Specimen("dataset.json", m.TEXT, read_list),
         "YAML of inference": Specimen("configs/inference.yaml", m.TEXT, run_of("inference")),
         "YAML of evaluation": Specimen("configs/evaluate.yaml", m.TEXT, run_of("evaluate")),
