@@ -249,7 +249,7 @@ def verb_of(phase: str) -> str:
     )
 
 
-def killed(number: int, seed: int, base: Path, references: Mapping[str, Undisturbed]) -> dict[str, Any]:
+def killed(number: int, seed: int, base: Path, references: References) -> dict[str, Any]:
     """Kill one run, look at what it left, run again, and compare.
 
     Args:
@@ -329,12 +329,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def prepare(base: Path, verbs: Sequence[str]) -> dict[str, Undisturbed]:
-    """Data and undisturbed runs of some verbs; the training's has to be the first."""
-    shutil.rmtree(base / "reference", ignore_errors=True)
-    if not (base / "data").exists():
-        write_data(base)
-    return {verb: undisturbed(verb, base) for verb in verbs}
+class References(dict[str, Undisturbed]):
+    """Undisturbed runs by their verb, made when they are asked for."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__()
+        self.base = base
+        shutil.rmtree(base / "reference", ignore_errors=True)
+        if not (base / "data").exists():
+            write_data(base)
+
+    def __missing__(self, verb: str) -> Undisturbed:
+        if verb != "train":
+            _ = self["train"]  # whose bundle it uses
+        self[verb] = undisturbed(verb, self.base)
+        return self[verb]
 
 
 def main() -> None:
@@ -346,7 +355,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     os.environ["AEFLOW_HOME"] = str(options.output / "home")
-    references = prepare(options.output, list(WRITTEN))
+    references = References(options.output)
     if options.only is not None:
         return print(*killed(options.only, options.seed, options.output, references).items(), sep="\n")
     path = options.output / "kills.csv"

@@ -9,9 +9,13 @@ signs, lines, nesting and tags. A worker process reads it by the way that the pa
 time and memory, and starts another worker if one ends. Writes mutants.csv, one line for each mutant, and table.md. An
 interrupted run goes on where it stopped.
 
-What counts as right: the file reads as before it was changed; it reads as another content, in a format without
-checksums that no other reader finds damaged, and not after a cut (but of a table, where a line may be the last); or the error is a ValueError or an OSError, and
-names the file. All else is a fault.
+What counts as right:
+- the file reads as before it was changed;
+- it reads as another content, if nothing shows the damage: the format has no checksum, no other reader finds the file
+  damaged, and it was not cut (a table may have been: any line of it can be the last);
+- the error is a ValueError or an OSError, and names the file.
+
+All else is a fault.
 """
 
 from __future__ import annotations
@@ -73,6 +77,7 @@ class Bench:
         return name, mutation, mutation((self.originals / name / specimen.file).read_bytes(), random)
 
     def copied(self, name: str, data: bytes | None = None) -> Path:
+        """A fresh folder of one format, with these bytes in place of the file's own."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         place = self.scratch / "case"
         shutil.copytree(self.originals / name, place)
@@ -110,6 +115,7 @@ class Bench:
         return "another content", ""
 
     def judged(self, error: Exception, file: Path, said: str) -> tuple[str, str]:
+        """What an error is worth, and its words."""
         from aeflow_monai.errors import root_cause
 
         cause = root_cause(error)
@@ -141,11 +147,12 @@ def work(folder: Path, seed: int) -> None:
             raise
         print(json.dumps({"format": name, "mutation": mutation.__name__}), file=answers)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        start = time.monotonic()
+        start, held = time.monotonic(), peak(what="VmRSS")
         outcome, detail = bench.outcome(number)
         taken, megabytes = time.monotonic() - start, peak()
         if outcome in RIGHT and megabytes * 2**20 > BYTES:
             outcome = "memory"
+        megabytes -= held
         detail = " ".join(detail.split())[:300]
         answer = {"outcome": outcome, "seconds": round(taken, 2), "MiB": round(megabytes), "detail": detail}
         print(json.dumps(answer), file=answers)
@@ -171,6 +178,7 @@ class Worker:
         self.read = b""
 
     def start(self) -> None:
+        """Start a process, and wait until it is ready."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "AEFLOW_HOME": str(Path(self.command[4], "home"))}
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
@@ -194,6 +202,7 @@ class Worker:
         return line.decode()
 
     def ended(self, why: str) -> str:
+        """End the process; gives the answer that stands for its own."""
         self.process.kill()
         code = self.process.wait()
         self.process, self.read = None, b""
@@ -211,6 +220,7 @@ class Worker:
         return {"mutant": number, "format": "?", "mutation": "?", **about, **answer}
 
     def stop(self) -> None:
+        """Let the process end."""
         if self.process is not None:
             self.process.stdin.close()
             self.process.wait(timeout=60)
@@ -241,7 +251,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells = [str(counts[outcome] or "") for outcome in (*RIGHT, *FAULTS)]
         lines.append(f"| {name} | {counts.total()} | {' | '.join(cells)} |")
     slowest, largest = max(float(row["seconds"]) for row in rows), max(float(row["MiB"]) for row in rows)
-    return "\n".join([*lines, "", f"Slowest {slowest:.1f} s, largest {largest:.0f} MiB."])
+    return "\n".join(
+        [*lines, "", f"The slowest took {slowest:.1f} s, the largest {largest:.0f} MiB more than the process had."]
+    )
 
 
 def again(folder: Path, seed: int, number: int) -> None:

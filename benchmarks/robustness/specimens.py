@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -173,6 +175,16 @@ def by_pillow(path: Path) -> None:
         image.load()
 
 
+def by_gzip(path: Path) -> None:
+    """The compressed data behind the empty line that ends the header of an NRRD file."""
+    gzip.decompress(path.read_bytes().partition(b"\n\n")[2])
+
+
+def by_zlib(path: Path) -> None:
+    """The compressed data behind the last line of the header of a MetaImage file."""
+    zlib.decompress(path.read_bytes().partition(b"ElementDataFile = LOCAL\n")[2])
+
+
 def by_nibabel(path: Path) -> None:
     np.asarray(nib.load(path).dataobj)
 
@@ -186,6 +198,20 @@ def read_list(folder: Path) -> Any:
     if any(item.get("label") not in (None, 0, 1) or not item["case"] for item in relative):
         raise AssertionError(f"no list of labelled cases: {relative}")
     return relative
+
+
+def read_npz(folder: Path) -> Any:
+    items = load_datalist(folder / "tiny.npz", "all", normal_classes=["0"])
+    outside = [path for path in folder.parent.rglob("*.png") if not path.is_relative_to(folder)]
+    if outside:
+        raise AssertionError(f"{outside} lie outside the folder")
+    return [[item["case"], item["label"], Path(item["image"]).read_bytes().hex()] for item in items]
+
+
+def write_npz(path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8)
+    labels = np.array([[0], [1], [0], [0]], np.uint8)
+    np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
 
 
 def write_list(folder: Path, name: str) -> None:
@@ -328,11 +354,13 @@ def specimens() -> dict[str, Specimen]:
         "TIFF": Specimen("scan.tif", tiff, read_images, opinion=by_pillow),
         "TIFF, compressed": Specimen("packed.tif", tiff, read_images, opinion=by_pillow),
         "NRRD": Specimen("scan.nrrd", header_text, read_images),
-        "NRRD, compressed": Specimen("packed.nrrd", header_text, read_images),
+        "NRRD, compressed": Specimen("packed.nrrd", header_text, read_images, opinion=by_gzip),
         "MetaImage": Specimen("scan.mha", header_text, read_images),
+        "MetaImage, compressed": Specimen("packed.mha", header_text, read_images, opinion=by_zlib),
         "MetaImage, two files": Specimen("scan.mhd", m.TEXT, read_images),
         "DICOM, one file": Specimen("scan.dcm", dicom, read_images),
         "DICOM, a slice of a series": Specimen("series/3.dcm", dicom, read_images),
+        "MedMNIST": Specimen("tiny.npz", m.BINARY, read_npz, is_checked=True),
         "CSV list": Specimen("manifest.csv", m.TEXT, read_list, shows_cut=False),
         "JSON list": Specimen("dataset.json", m.TEXT, read_list),
         "YAML of inference": Specimen("configs/inference.yaml", m.TEXT, run_of("inference")),
@@ -384,6 +412,8 @@ def write_one(path: Path) -> None:
     elif name.endswith(".dcm"):
         for index in range(6) if path.parent.name == "series" else [3]:
             write_dicom(path.parent / (f"{index}.dcm" if path.parent.name == "series" else name), index)
+    elif name == "tiny.npz":
+        write_npz(path)
     elif name in ("manifest.csv", "dataset.json"):
         write_list(path.parent, name)
     elif name == "preset.yaml":
