@@ -5,7 +5,6 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
-import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
@@ -29,6 +28,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> file = Path(tempfile.mkdtemp(), "weights.pth")
         >>> torch.save({"weight": torch.ones(2), "epoch": 3}, file)
         >>> read_weights(file)

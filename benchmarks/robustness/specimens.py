@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hostile
 import itk
 import mutations as m
 import nibabel as nib
@@ -343,6 +344,8 @@ def specimens() -> dict[str, Specimen]:
     tiff = (*m.BINARY, m.fields(m.TIFF_FIELDS), m.tiff_entry, m.tiff_entry, m.tiff_entry)
     dicom = (*m.BINARY, *[change_element] * 5)
     zipped = tuple(m.inside_gzip(mutation) for mutation in (*m.BINARY, *[m.fields(m.NIFTI_FIELDS)] * 4))
+    saved = (*m.BINARY, hostile.malicious, hostile.malicious, hostile.malicious)
+    own = (*saved, *[hostile.behind_its_hash] * 3)
     return {
         "NIfTI": Specimen("scan.nii", nifti, read_images, opinion=by_nibabel),
         "NIfTI, compressed": Specimen("scan.nii.gz", m.BINARY, read_images, is_checked=True),
@@ -369,10 +372,10 @@ def specimens() -> dict[str, Specimen]:
         "YAML, opened by Model": Specimen("configs/inference.yaml", m.TEXT, read_bundle),
         "YAML preset": Specimen("preset.yaml", m.TEXT, read_preset),
         "metadata.json": Specimen("configs/metadata.json", m.TEXT, read_bundle),
-        "model.pt": Specimen("model.pt", m.BINARY, read_stored, is_checked=True),
-        "model.pt in its bundle": Specimen("models/model.pt", m.BINARY, read_bundle, is_checked=True),
-        "checkpoint": Specimen("checkpoint.pt", m.BINARY, read_checkpoint, is_checked=True),
-        "encoder weights, .pth": Specimen("weights.pth", m.BINARY, encoder_from("weights.pth"), is_checked=True),
+        "model.pt": Specimen("model.pt", own, read_stored, is_checked=True),
+        "model.pt in its bundle": Specimen("models/model.pt", own, read_bundle, is_checked=True),
+        "checkpoint": Specimen("checkpoint.pt", own, read_checkpoint, is_checked=True),
+        "encoder weights, .pth": Specimen("weights.pth", saved, encoder_from("weights.pth"), is_checked=True),
         "encoder weights, .safetensors": Specimen("weights.safetensors", m.BINARY, encoder_from("weights.safetensors")),
     }
 
