@@ -50,6 +50,8 @@ sys.path.append(str(Path(__file__).parent.parent))
 from digests import digests_below, model_is_its_own
 from shared import ROOT, bundle_command, write_rows
 
+from aeflow_monai.files import read_json
+
 PHASES = ("cache", "training", "calibration at its end", "evaluation", "inference", "calibration of a bundle")
 OUTCOMES = ("recovered", "file not whole", "not recovered", "other results", "leftovers")
 COLUMNS = ("kill", "phase", "moment", "delay", "by", "outcome", "detail")
@@ -229,7 +231,7 @@ def events_of(phase: str, events: Sequence[tuple[float, str]]) -> list[int]:
     """Numbers of the events that belong to a phase."""
     if phase not in PHASES[:3]:
         return [*range(len(events))]
-    of_cache = [n for n, (_, words) in enumerate(events) if " cache/" in words]
+    of_cache = [n for n, (_, words) in enumerate(events) if " cache/" in words and ".lock" not in words]
     logged = [n for n, (_, words) in enumerate(events) if "tfevents" in words]
     bounds = {
         "cache": range(of_cache[-1] + 1),
@@ -274,7 +276,10 @@ def killed(number: int, seed: int, base: Path, references: References) -> dict[s
     if code is None and again is not None and run(again, work, log).code != 0:
         faults.append(f"not recovered: {log} ends with the error")
     else:
-        faults += differences(digests_below(work), reference.left)
+        left = digests_below(work)
+        if again is None:  # the next run would take away what is hidden
+            left = {name: content for name, content in left.items() if "/." not in f"/{name}"}
+        faults += differences(left, reference.left)
         faults += [f"other results: {name}" for name in ("RUN", "SITE") if not model_is_its_own(work / name)]
     outcome = faults[0].partition(":")[0] if faults else "recovered"
     if not faults:
@@ -296,19 +301,21 @@ def moment_in(numbers: Sequence[int], events: Sequence[tuple[float, str]], rando
 
 def not_whole(found: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     """Files under a final name that are neither as before the run nor as after it."""
-    visible = {name: content for name, content in found.items() if "/." not in f"/{name}" and content != "a folder"}
+    visible = {
+        name: content
+        for name, content in found.items()
+        if "/." not in f"/{name}" and ".unfinished" not in name and content != "a folder"
+    }
     return [name for name, content in visible.items() if content not in (before.get(name), after.get(name))]
 
 
 def recovery(verb: str, base: Path) -> tuple[str, list[str] | None]:
-    """What a user does after the kill: nothing, if the bundle is whole; go on from the newest checkpoint; run again."""
-    run_dir = base / "work/RUN"
-    if verb == "train" and (run_dir / "models/model.pt").exists():
+    """What a user does after the kill: nothing, if the run was over; go on from the newest checkpoint; run again."""
+    written = base / "work" / WRITTEN[verb]
+    if (written / "models/model.pt").exists() or read_json(written / "run.json").get("state") == "finished":
         return "nothing to do", None
-    if verb == "calibrate" and (base / "work/SITE/models/model.pt").exists():
-        return "nothing to do", None
-    saved = sorted(run_dir.glob("logs/checkpoints/checkpoint_epoch=*.pt"))
-    if verb == "train" and saved and (run_dir / "configs/train.yaml").exists():
+    saved = sorted(written.glob("logs/checkpoints/checkpoint_epoch=*.pt"))
+    if verb == "train" and saved:
         return "resume", command_of(verb, base, saved[-1])
     return "same command", command_of(verb, base)
 
