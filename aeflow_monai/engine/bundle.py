@@ -56,13 +56,14 @@ def write_training_config(folder: str | Path, given: GivenConfig, record: Mappin
         record: what else run.json holds of it.
     """
     folder = Path(folder)
-    _write_yaml(folder, "train", _training(given.content))
-    _copy_from_template(folder)
     path = folder / "logs" / RUN_RECORD
     begun = describe_run(given)
     earlier = read_json(path).get("commands", []) if given.content.get("resume") is not None else []
     command = {name: begun.pop(name) for name in ("started", "command")}
+    # before all else: the folder of a training that is killed is known by it
     write_json(path, {**begun, "commands": [*earlier, command], **record})
+    _write_yaml(folder, "train", _training(given.content))
+    _copy_from_template(folder)
 
 
 def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:

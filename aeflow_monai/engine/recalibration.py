@@ -49,14 +49,14 @@ def recalibrate(
             f"{n_seen} of {len(data)} images were trained on: thresholds of images that the model knows are too low. "
             "Give normal images that it has not seen."
         )
-    begun = {} if given is None else {**describe_run(given), "model": {"file": str(model_path(folder))}}
+    record = Path(output_dir, "logs", RUN_RECORD)
+    if given is not None:  # before all else: the folder of a run that is killed is known by it
+        write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})
     detector.load_state_dict(dict(stored.state))
     calibrate(detector, batches, specificity)
     facts = {**stored.card["data"], **facts_of_data(calibrated_on=data)}
     card = {**stored.card, "data": facts, "specificity": specificity, "thresholds_on": fingerprints}
     write_bundle(output_dir, detector, {**stored.config, "specificity": specificity}, card)
     if given is not None:
-        record = Path(output_dir, "logs", RUN_RECORD)
-        write_json(record, begun)
         finish_record(record, calibrated_on=[*map(hashes_of, data)])
     release_folder(output_dir)

@@ -70,8 +70,11 @@ def read_model(path: str | Path) -> StoredModel:
             f"{path} holds NaN in {wrong[0]}{others}: no image can be scored with this model. Train again, with a "
             "lower learning_rate."
         )
-    text = json.loads(content["config"])
-    return StoredModel(state, text["config"], text["card"])
+    try:
+        text = json.loads(content["config"])
+        return StoredModel(state, dict(text["config"]), dict(text["card"]))
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{path} is no model: what it says of its training is not as a training writes it.") from None
 
 
 def write_saved(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -125,7 +128,7 @@ def _problem(data: bytes) -> str:
     if not data.startswith(_ZIP):
         return f"something else, beginning with {data[:8]!r}. Is it the right file?"
     archive, found, digest = data.rpartition(_HASH)
-    if not found or archive[-2:] != (len(found) + len(digest)).to_bytes(2, "little"):
+    if not found or len(digest) != 64 or archive[-2:] != (len(found) + len(digest)).to_bytes(2, "little"):
         if not zipfile.is_zipfile(io.BytesIO(data)):
             return "a file that is cut short. Copy it again, or take an earlier one."
         return "a file of another version of aeflow_monai, or of another program. Train again with this version."

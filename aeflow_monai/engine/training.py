@@ -225,16 +225,9 @@ class DivergenceGuard:
             engine.add_event_handler(Events.STARTED, self.start, self.validator)
             engine.add_event_handler(Events.COMPLETED, self.finish, self.validator)
 
-    @torch.no_grad()
     def start(self, engine: Engine, validator: SupervisedEvaluator) -> None:
         """Measure the validation loss before the training, without a change to what is random in it."""
-        network, losses = validator.network, []
-        network.eval()
-        with torch.random.fork_rng():
-            for batch in validator.data_loader:
-                image, _, args, options = engine.prepare_batch(batch, engine.state.device)
-                losses.append(float(engine.loss_function(network(image, *args, **options), image)))
-        self.before = sum(losses) / len(losses)
+        self.before = _validation_loss(engine, validator)
 
     def finish(self, engine: Engine, validator: SupervisedEvaluator) -> None:
         """Compare the validation loss with that before the training.
@@ -242,7 +235,9 @@ class DivergenceGuard:
         Raises:
             ValueError: it is higher.
         """
-        after = float(validator.state.metrics[validator.state.key_metric_name])
+        # a training that is resumed after its last epoch has not validated
+        metrics, name = validator.state.metrics, validator.state.key_metric_name
+        after = float(metrics[name] if name in metrics else _validation_loss(engine, validator))
         if not after <= self.before:
             raise ValueError(
                 f"The training diverged: its validation loss went from {self.before:.4g}, before the first epoch, to "
@@ -263,6 +258,17 @@ class DivergenceGuard:
                 "diverged. Lower learning_rate, or network_def#network#clamp; the last checkpoint is kept, an earlier "
                 "model is untouched."
             )
+
+
+@torch.no_grad()
+def _validation_loss(engine: Engine, validator: SupervisedEvaluator) -> float:
+    network, losses = validator.network, []
+    network.eval()
+    with torch.random.fork_rng():
+        for batch in validator.data_loader:
+            image, _, args, options = engine.prepare_batch(batch, engine.state.device)
+            losses.append(float(engine.loss_function(network(image, *args, **options), image)))
+    return sum(losses) / len(losses)
 
 
 class PictureLogger:

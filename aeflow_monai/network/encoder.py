@@ -9,9 +9,11 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import adapt_input_conv, load_state_dict
+from timm.models import adapt_input_conv
 from timm.models.efficientnet import EfficientNetFeatures
 from torch import Tensor, nn
+
+from aeflow_monai.network.weights_file import SUFFIXES, read_weights
 
 __all__ = ["Encoder"]
 
@@ -219,14 +221,14 @@ _OFFLINE = (
 
 def _load_file(backbone: str, path: str, options: dict[str, Any]) -> nn.Module:
     file = Path(path)
-    if file.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+    if file.suffix not in SUFFIXES:
         raise ValueError(
             f"Unknown encoder weights {path!r}: expected 'wheel', 'hub', 'random', 'checkpoint', "
             "or the path of a .safetensors or .pth file."
         )
     if not file.is_file():
         raise FileNotFoundError(f"The file of encoder weights does not exist: {file}. {_OFFLINE}")
-    state = _read_state(file)
+    state = read_weights(file)
     # timm says nothing of what a file lacks, so the model is built a second time from other numbers: a tensor that
     # is equal in both builds did not come from the file
     other = {key: torch.where(value > 0, -1.0, 1.0) for key, value in state.items() if value.is_floating_point()}
@@ -251,17 +253,6 @@ def _load_file(backbone: str, path: str, options: dict[str, Any]) -> nn.Module:
             f"{unset[0]!r}. Expected a state dict in timm's names."
         )
     return loaded[0]
-
-
-def _read_state(file: Path) -> dict[str, Tensor]:
-    try:
-        state = {key: value for key, value in load_state_dict(str(file)).items() if isinstance(value, Tensor)}
-    # each format ends in errors of its own, which all mean the same to the user
-    except Exception as error:
-        raise ValueError(f"{file} cannot be read as a state dict: {error}") from error
-    if not state:
-        raise ValueError(f"{file} holds no tensors. Expected a state dict in timm's names.")
-    return state
 
 
 def _normalisation(backbone: str, weights: str, channels: int) -> tuple[Tensor, Tensor]:

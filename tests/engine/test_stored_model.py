@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from outputs import model_state
 
 from aeflow_monai.engine.stored_model import read_model, write_saved
 
@@ -100,3 +101,17 @@ def test_nan_is_said_of_the_model(tmp_path: Path, trained: Path) -> None:
 def test_a_checkpoint_from_the_middle_of_a_training_is_named_as_that(trained: Path) -> None:
     with pytest.raises(ValueError, match=r"is a checkpoint from the middle of a training.*Finish the .* --resume"):
         read_model(trained / "logs/checkpoints/checkpoint_epoch=3.pt")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '{"config": 3, "card": {}}', None])
+def test_a_model_that_does_not_know_its_training_is_named(tmp_path: Path, trained: Path, text: str | None) -> None:
+    write_saved(tmp_path / "model.pt", {"model": model_state(trained), "config": text})
+    with pytest.raises(ValueError, match=r"model\.pt is no model: what it says of its training"):
+        read_model(tmp_path / "model.pt")
+
+
+def test_a_mark_of_the_hash_that_stands_elsewhere_is_none(tmp_path: Path, trained: Path) -> None:
+    whole = (trained / "models/model.pt").read_bytes()
+    (tmp_path / "model.pt").write_bytes(b"PK\x03\x04aeflow_monai sha256 " + whole[:-90])
+    with pytest.raises(ValueError, match=r"model\.pt; got"):
+        read_model(tmp_path / "model.pt")

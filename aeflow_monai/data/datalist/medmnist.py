@@ -6,18 +6,23 @@ import importlib
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from aeflow_monai.data.datalist.class_folders import read_class_folders
 from aeflow_monai.data.datalist.entries import Entry, Request
 from aeflow_monai.data.datalist.image_files import images_below
+from aeflow_monai.errors import first_line
 from aeflow_monai.files import new_folder
 
+_Array = NDArray[Any]
 PREFIX = "medmnist:"
 REMEDY = "A MedMNIST file has train_images, train_labels and, if wanted, the same of val and test."
 
@@ -82,27 +87,54 @@ def unpack(file: Path) -> Path:
 
 
 def _write_images(file: Path, folder: Path) -> None:
-    with np.load(file, allow_pickle=False) as arrays:
+    for split, images, labels in _splits(file):
+        for i, (image, label) in enumerate(zip(images, labels.reshape(len(images), -1), strict=True)):
+            target = folder / split / _kind(label) / f"{split}_{i:06d}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if image.ndim == 3 and image.shape[-1] != 3:
+                nib.save(nib.Nifti1Image(image, np.eye(4)), f"{target}.nii.gz")
+            else:
+                Image.fromarray(image).save(f"{target}.png")
+
+
+def _splits(file: Path) -> Iterator[tuple[str, _Array, _Array]]:
+    """Name, images and labels of each split, one after the other, checked."""
+    with _naming_damage(file):
+        arrays = np.load(file, allow_pickle=False)
+    with arrays:
         splits = [name for name in ("train", "val", "test") if f"{name}_images" in arrays]
         if not splits or any(f"{name}_labels" not in arrays for name in splits):
             raise ValueError(f"{file} is no MedMNIST file; its arrays are {', '.join(arrays) or 'none'}. {REMEDY}")
         for split in splits:
-            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
-            if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(labels) != len(images):
-                raise ValueError(
-                    f"{file}: {split}_images has to be uint8 (N, H, W), (N, H, W, 3) or (N, D, H, W) with N labels; "
-                    f"got {images.dtype} {images.shape} and {len(labels)} labels."
-                )
-            for i, (image, label) in enumerate(zip(images, labels.reshape(len(images), -1), strict=True)):
-                target = folder / split / _kind(label) / f"{split}_{i:06d}"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if image.ndim == 3 and image.shape[-1] != 3:
-                    nib.save(nib.Nifti1Image(image, np.eye(4)), f"{target}.nii.gz")
-                else:
-                    Image.fromarray(image).save(f"{target}.png")
+            with _naming_damage(file):
+                images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            _check_split(file, split, images, labels)
+            yield split, images, labels
 
 
-def _kind(label: np.ndarray[Any, Any]) -> str:
+def _check_split(file: Path, split: str, images: _Array, labels: _Array) -> None:
+    n_labels = len(labels) if labels.ndim and labels.size else 0
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or n_labels != len(images) or not images.size:
+        raise ValueError(
+            f"{file}: {split}_images has to be uint8 (N, H, W), (N, H, W, 3) or (N, D, H, W) with N labels; "
+            f"got {images.dtype} {images.shape} and {n_labels} labels."
+        )
+    if not np.issubdtype(labels.dtype, np.integer):  # they become names of folders, which text could lead elsewhere
+        raise ValueError(f"{file}: {split}_labels has to be whole numbers; got {labels.dtype}.")
+
+
+@contextmanager
+def _naming_damage(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of many kinds, as the damage has
+        raise ValueError(
+            f"{file} is damaged, or no .npz file of numbers: {first_line(error) or type(error).__name__}. Delete it "
+            "and get it again."
+        ) from error
+
+
+def _kind(label: _Array) -> str:
     """The value of one label; of several yes or no ones, the numbers of those that apply."""
     if len(label) == 1:
         return str(label[0])

@@ -86,6 +86,11 @@ def test_several_labels_of_an_image(tmp_path: Path) -> None:
         ),
         ({"train_labels": np.zeros((3, 1))}, r"with N labels; got uint8 \(12, 28, 28\) and 3 labels"),
         ({"train_images": np.zeros(12, np.uint8)}, r"got uint8 \(12,\)"),
+        ({"train_images": np.zeros((12, 0, 28), np.uint8)}, r"got uint8 \(12, 0, 28\) and 12 labels"),
+        ({"train_labels": np.array(3)}, r"and 0 labels"),
+        ({"train_labels": np.zeros((12, 1))}, r"some\.npz: train_labels has to be whole numbers; got float64"),
+        ({"train_labels": np.array(["../../../outside"] * 12)}, r"train_labels has to be whole numbers; got <U16"),
+        ({"train_labels": np.array([None] * 12)}, r"some\.npz is damaged, or no \.npz file of numbers: Object arrays"),
     ],
 )
 def test_arrays_of_another_form(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
@@ -93,6 +98,16 @@ def test_arrays_of_another_form(tmp_path: Path, arrays: dict[str, Any], message:
     with pytest.raises(ValueError, match=message):
         load_datalist(file, "train", normal_classes="0")
     assert list(tmp_path.iterdir()) == [file]  # nothing half done stays
+
+
+def test_a_damaged_array_is_named(tmp_path: Path) -> None:
+    file = write_npz(tmp_path / "some.npz")
+    data = bytearray(file.read_bytes())
+    data[2000] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"some\.npz is damaged, or no \.npz file of numbers"):
+        load_datalist(file, "train", normal_classes="0")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_other_files(tmp_path: Path) -> None:
