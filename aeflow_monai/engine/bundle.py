@@ -147,7 +147,8 @@ def _is_embedded(config: Mapping[str, Any]) -> bool:
 
 def _copy_from_template(folder: Path) -> None:
     for name in ("configs/logging.conf", "LICENSE"):
-        shutil.copyfile(template_root() / name, folder / name)
+        with replacing(folder / name) as unfinished:
+            shutil.copyfile(template_root() / name, unfinished)
 
 
 def _write_yaml(folder: Path, name: str, content: Mapping[str, Any]) -> None:
