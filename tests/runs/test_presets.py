@@ -1,5 +1,6 @@
 """The template bundle and the presets, before and after a training."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -129,10 +130,10 @@ def test_a_preset_may_be_said_again_to_the_model_that_was_trained_with_it(
     data = volumes
     if preset == "brats2021":
         data = tmp_path / "BRATS"
-        (data / "BraTS2021_00000").mkdir(parents=True)
-        for name, file in (("flair", "images"), ("seg", "masks")):
-            file = volumes / file / "test_abnormal_000.nii.gz"
-            shutil.copy(file, data / f"BraTS2021_00000/BraTS2021_00000_{name}.nii.gz")
+        for case, (name, kind) in itertools.product((0, 1), (("flair", "images"), ("seg", "masks"))):
+            file = data / f"BraTS2021_0000{case}/BraTS2021_0000{case}_{name}.nii.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(volumes / kind / f"test_abnormal_00{case}.nii.gz", file)
     where = {"dataset_dir": str(data), "output_dir": str(tmp_path / "out")}
     for verb in VERBS:
         start_workflow([tmp_path / f"RUN/configs/{verb}.yaml", f"{preset}.yaml"], **where)
