@@ -23,13 +23,16 @@ __all__ = [
     "failure_of",
     "file_of",
     "first_line",
+    "is_disk_error",
     "root_cause",
 ]
 
 _logger = logging.getLogger(__name__)
 
-# A disk that is full, over quota or read-only fails every case from now on.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# A disk that is full, over quota or read-only fails every case from now on; so does a limit on the size of files.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# torch writes files by itself, and has no number for what failed.
+_TORCH_WRITES = ("PytorchStreamWriter", "inline_container.cc")
 # Lines of a summary; the table has them all.
 _MAX_LISTED = 20
 
@@ -107,7 +110,7 @@ class FailureLog:
         try:
             yield
         except Exception as error:
-            if getattr(root_cause(error), "errno", None) in _DISK_ERRORS:
+            if is_disk_error(root_cause(error)):
                 raise
             self.add(failure_of(item, stage, error))
 
@@ -198,6 +201,21 @@ def describe_error(error: BaseException) -> str:
     if message and isinstance(cause, (ValueError, RuntimeError, OSError)):
         return message
     return f"{kind}: {message}" if message else kind
+
+
+def is_disk_error(cause: BaseException) -> bool:
+    """Whether a disk that is full, over quota or read-only, or a limit on the size of files, made this error.
+
+    Args:
+        cause: see `root_cause`.
+
+    Example:
+        >>> is_disk_error(OSError(errno.ENOSPC, "No space left on device")), is_disk_error(OSError("no image"))
+        (True, False)
+    """
+    if isinstance(cause, OSError):
+        return cause.errno in _DISK_ERRORS
+    return isinstance(cause, RuntimeError) and any(name in str(cause) for name in _TORCH_WRITES)
 
 
 def first_line(message: object) -> str:

@@ -18,13 +18,12 @@ from aeflow_monai.engine.config import (
     with_file_names,
     with_references,
 )
+from aeflow_monai.engine.option_types import PATHS
 from aeflow_monai.engine.stored_model import StoredModel, model_path, read_model
 from aeflow_monai.files import read_json, sha256_of
 
 __all__ = ["PATHS", "fixed_options", "own_model", "require_own_config"]
 
-# Paths of the training, which say nothing of the model.
-PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
 # What a training fixes: these parts of its config, and all that they refer to.
 _FIXED = ("network_def", "slicer", "preprocessing", "modalities")
 # What a run of the model decides. All else in its config belongs to the bundle.

@@ -8,13 +8,13 @@ from monai.bundle import ConfigParser
 from outputs import said
 
 from aeflow_monai import Workflow
+from aeflow_monai.engine.command_line import given_config
 from aeflow_monai.engine.config import (
     Difference,
     GivenConfig,
     bundle_root,
     config_files,
     differences,
-    given_config,
     ids_of,
     refuse_unknown_keys,
     template_root,
