@@ -16,6 +16,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
+from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.engine.option_types import PATHS
 from aeflow_monai.locks import release_all
 
@@ -85,6 +86,9 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
     """
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
+        for file in ensure_tuple(config_file):
+            if Path(file).is_file():  # MONAI says what is missing
+                read_config(file)
         super().__init__(config_file, **options)
         self._files = tuple(Path(file).absolute() for file in ensure_tuple(config_file))
         self._paths = {name: str(options[name]) for name in PATHS if options.get(name) is not None}
@@ -126,7 +130,7 @@ def config_files(*names: str) -> list[str]:
             "brats2021", "paper", "semi_supervised"); anything that is the path of a file stays as it is.
 
     Raises:
-        ValueError: there is no config of that name, nor a file.
+        ValueError: there is no config of that name, nor a file; or it is none that can be read.
 
     Example:
         >>> [Path(file).name for file in config_files("train", "chest_xray")]
@@ -141,6 +145,7 @@ def config_files(*names: str) -> list[str]:
             raise ValueError(
                 f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file."
             )
+        read_config(file)
         found.append(str(file.absolute()))
     return found
 
@@ -156,7 +161,7 @@ def bundle_root(given: GivenConfig | None) -> str:
     return "." if given is None else given.bundle_root
 
 
-def require_order(files: Sequence[Path]) -> None:
+def require_order(files: Sequence[str | Path]) -> None:
     """Refuse config files of which one would replace what another one says.
 
     Args:
@@ -166,15 +171,16 @@ def require_order(files: Sequence[Path]) -> None:
     Raises:
         ValueError: a preset stands before the config that it changes, or there are two that stand alone.
     """
-    whole = [file for file in files if "bundle_root" in ConfigParser.load_config_file(file)]
+    paths = [Path(file) for file in files]
+    whole = [file for file in paths if "bundle_root" in read_config(file)]
     if len(whole) > 1:
         raise ValueError(
             f"--config_file: expected one config and its presets; got {len(whole)} that stand alone, "
             f"{' and '.join(map(str, whole))}. Run one after the other."
         )
-    if whole and whole[0] != files[0]:
+    if whole and whole[0] != paths[0]:
         raise ValueError(
-            f"--config_file: {whole[0]} would replace the options of {files[0]}, which stands before it. Name "
+            f"--config_file: {whole[0]} would replace the options of {paths[0]}, which stands before it. Name "
             f"{whole[0].name} first, and presets behind it."
         )
 

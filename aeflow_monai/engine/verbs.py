@@ -7,15 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.data.datalist.layouts import existing
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.arguments import refuse_unknown_arguments
 from aeflow_monai.engine.command_line import path_of
 from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys, require_order
+from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.failure_message import end_with_one_message
 from aeflow_monai.engine.fixed_options import require_own_config
@@ -61,7 +62,8 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
         )
     require_order(given.files)
     # a preset may leave an option of train.yaml without use
-    refuse_unknown_keys(given.content, also_known=ids_of(ConfigParser.load_config_file(*config_files("train"))))
+    refuse_unknown_keys(given.content, also_known=ids_of(read_config(*config_files("train"))))
+    refuse_unknown_arguments(given.content)
     require_options(given.content)
     dataset_dir = given.content.get("dataset_dir")
     _require_data(dataset_dir, folder)
