@@ -52,9 +52,12 @@ def _arguments(target: Any) -> set[str] | None:
         return None
     names: set[str] = set()
     # a class that passes options on takes those of the class above it
-    for function in [one.__init__ for one in found.__mro__ if "__init__" in vars(one)] if inspect.isclass(found) else [
-        found
-    ]:
+    above = (
+        [vars(one)["__init__"] for one in inspect.getmro(found) if "__init__" in vars(one)]
+        if isinstance(found, type)
+        else []
+    )
+    for function in above or [found]:
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):  # not written in Python

@@ -19,7 +19,7 @@ _MAX_VALUES = 100_000
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML or JSON file of a config; nothing in it is run.
+    r"""Read a YAML or JSON file of a config; nothing in it is run.
 
     MONAI's reader goes through all that references of YAML (`*name`) stand for, which a few lines can make endless.
 
@@ -37,7 +37,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "bomb.yaml")
-        >>> _ = path.write_text("a: &a [x, x]\\nb: &b [*a, *b]")
+        >>> _ = path.write_text("a: &a [x, x]\nb: &b [*a, *b]")
         >>> read_config(path)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: .../bomb.yaml is no config: a reference in it contains itself. Write its values out.

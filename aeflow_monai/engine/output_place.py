@@ -22,14 +22,14 @@ def require_writable(folder: str | Path, option: str) -> None:
     Example:
         >>> require_writable("/dev/null/RUN", "output_dir")
         Traceback (most recent call last):
-        NotADirectoryError: output_dir: expected a folder, /dev/null/RUN; got the file /dev/null. Give another folder with --output_dir.
+        NotADirectoryError: output_dir: expected a folder; got the file /dev/null. Give another one with --output_dir.
     """
     place = Path(folder).expanduser().absolute()
-    remedy = f"Give another folder with --{option}."
+    remedy = f"Give another one with --{option}."
     try:
         there = next(path for path in (place, *place.parents) if path.exists())
         if not there.is_dir():
-            raise NotADirectoryError(f"{option}: expected a folder, {place}; got the file {there}. {remedy}")
+            raise NotADirectoryError(f"{option}: expected a folder; got the file {there}. {remedy}")
         with tempfile.TemporaryFile(dir=there):
             pass
     except NotADirectoryError as error:

@@ -90,7 +90,10 @@ def test_the_root_of_a_bundle_is_above_its_configs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["chest_xray", "train"], r"train\.yaml would replace the options of .*chest_xray\.yaml, which stands before it"),
+        (
+            ["chest_xray", "train"],
+            r"train\.yaml would replace the options of .*chest_xray\.yaml, which stands before it",
+        ),
         (["train", "train"], r"one config and its presets; got 2 that stand alone, .*train\.yaml and .*train\.yaml"),
         (["train", "paper", "{trained}/configs/inference.yaml"], r"got 2 that stand alone, .*train.* and .*inference"),
     ],

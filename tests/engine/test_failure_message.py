@@ -84,9 +84,8 @@ def test_a_full_disk_is_named_with_the_path(last_words: LastWords, error: Except
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_disk_that_is_really_full() -> None:
-    with pytest.raises(OSError, match="No space left") as raised, Path("/dev/full").open("w") as file:
-        file.write("x")
-        file.flush()
+    with pytest.raises(OSError, match="No space left") as raised:
+        Path("/dev/full").write_text("x")
     assert message_of(raised.value, "/data/RUN").startswith("No space left on device: /data/RUN. Free space there")
 
 
