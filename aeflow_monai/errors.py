@@ -25,6 +25,7 @@ __all__ = [
     "first_line",
     "is_disk_error",
     "root_cause",
+    "unwrapped",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -181,6 +182,26 @@ def root_cause(error: BaseException) -> BaseException:
     while (deeper := error.__cause__ or error.__context__) is not None and _is_raised_by_monai(error):
         error = deeper
     return error
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise an error as it began, without those that MONAI wraps it in.
+
+    Example:
+        >>> from monai.bundle import ConfigParser
+        >>> with unwrapped():
+        ...     ConfigParser({"number": "$1 / 0"}).get_parsed_content("number")
+        Traceback (most recent call last):
+        ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = root_cause(error)
+        if cause is error:
+            raise
+        raise cause from cause.__cause__
 
 
 def describe_error(error: BaseException) -> str:

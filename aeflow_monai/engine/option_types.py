@@ -137,6 +137,7 @@ _TYPES = {
     "specificity": _number(0, 1, above=True, below=True),
     "calibration_fraction": _number(0, 1, above=True, below=True),
     "labelled_abnormal": _or_null(_whole(0)),
+    "overwrite": _FLAG,
     "outputs": _list(f"some of {', '.join(OUTPUTS)}", "[anomaly_map,anomaly_mask]", lambda value: value in [*OUTPUTS]),
     "output_ext": _choice(EXTENSIONS),
     "n_bootstrap": _whole(1),
