@@ -50,7 +50,8 @@ def message_of(error: BaseException, output_dir: str | None = None) -> str:
     cause = root_cause(error)
     if not is_disk_error(cause):
         return describe_error(error)
-    what = (cause.strerror if isinstance(cause, OSError) else None) or "No space left on device"
+    # torch does not say which of both it is
+    what = (cause.strerror if isinstance(cause, OSError) else None) or "No space left, or a limit on the size of files"
     where = getattr(cause, "filename", None) or output_dir
     return f"{what}{f': {where}' if where else ''}. Free space there, or give another folder with --output_dir."
 
