@@ -74,7 +74,10 @@ def test_a_run_that_was_stopped_ends_with_the_code_of_shells(last_words: LastWor
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device: /data/RUN. Free space there, or"),
         (OSError(errno.ENOSPC, "No space left on device", "/d/a.nii"), "No space left on device: /d/a.nii. Free"),
         (OSError(errno.EFBIG, "File too large", "/d/a.nii"), "File too large: /d/a.nii. Free space there, or give"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "No space left, or a limit on the size of files: /data/RUN. Free"),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/0"),
+            "No space left, or a limit on the size of files: /data/RUN. Free",
+        ),
         (CaseFailures("2 of 3 cases failed:\n- a"), "2 of 3 cases failed:\n- a"),
     ],
 )
