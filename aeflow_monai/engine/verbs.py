@@ -34,6 +34,7 @@ __all__ = [
     "begin_scoring",
     "begin_training",
     "cache_folder",
+    "claim_training",
     "end_training",
     "lesion_copies",
     "number_of_epochs",
@@ -76,6 +77,23 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     print(f"data: {'the embedded, synthetic volumes' if embedded else dataset_dir}")
     print(f"seed: {seed}\noutput folder: {folder}", flush=True)
     set_determinism(seed=seed)
+
+
+def claim_training(given: GivenConfig, folder: str) -> None:
+    """Make the folders of a training and claim them, when all of its options are known to be right.
+
+    Args:
+        given: config of the run.
+        folder: of the bundle.
+
+    Raises:
+        FolderInUse: another run writes there.
+        ValueError: see `begin_bundle`.
+    """
+    if is_first_process():
+        begin_bundle(folder, resume=given.content.get("resume") is not None)
+        if (cache_dir := path_of(given, "cache_dir", given.content.get("cache_dir"))) is not None:
+            begin_cache(cache_dir)
 
 
 def end_training(folder: str) -> None:
