@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from aeflow_monai.errors import CaseFailures, describe_error, is_disk_error, root_cause
+from aeflow_monai.errors import describe_error, is_disk_error, root_cause
 
 __all__ = ["end_with_one_message", "message_of"]
 
@@ -59,9 +59,11 @@ def message_of(error: BaseException, output_dir: str | None = None) -> str:
 def _is_foreseen(cause: BaseException) -> bool:
     """Whether this package raised an error for a user to read, or the system did."""
     frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
-    of_ours = bool(frames) and Path(frames[-1].f_code.co_filename).is_relative_to(Path(__file__).parent.parent)
+    raised_here = bool(frames) and Path(frames[-1].f_code.co_filename).is_relative_to(Path(__file__).parent.parent)
+    is_of_ours = type(cause).__module__.partition(".")[0] == "aeflow_monai"
     return (
         is_disk_error(cause)
-        or isinstance(cause, (CaseFailures, OSError))
-        or (of_ours and isinstance(cause, (ValueError, ModuleNotFoundError)))
+        or is_of_ours
+        or isinstance(cause, OSError)
+        or (raised_here and isinstance(cause, (ValueError, ModuleNotFoundError)))
     )

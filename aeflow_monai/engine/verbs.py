@@ -24,6 +24,7 @@ from aeflow_monai.engine.option_types import require_options
 from aeflow_monai.engine.output_place import require_writable
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, is_first_process
 from aeflow_monai.engine.stored_model import model_path
+from aeflow_monai.engine.training import require_same_options
 from aeflow_monai.files import home
 from aeflow_monai.locks import release_all
 
@@ -53,8 +54,10 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
         seed: of all that is random.
 
     Raises:
-        ValueError: an option that nothing reads; no data were named; or the config is not known, since the training was
-            started from Python by MONAI's own `ConfigWorkflow`.
+        OSError: the data are not there or cannot be read, or nothing can be written to a folder.
+        ValueError: an option is unknown, or of another kind than its own; no data were named; a resumed training has
+            other options; or the config is not known, since the training was started from Python by MONAI's own
+            `ConfigWorkflow`.
     """
     if given is None:
         raise ValueError(
@@ -71,6 +74,8 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     require_writable(folder, "output_dir")
     if (cache_dir := path_of(given, "cache_dir", given.content.get("cache_dir"))) is not None:
         require_writable(cache_dir, "cache_dir")
+    if (resume := path_of(given, "resume", given.content.get("resume"))) is not None:
+        require_same_options(given, resume)
     _end_with_one_message(given, folder)
     keep_freed_memory()
     embedded = str(dataset_dir).startswith("$aeflow_monai.")

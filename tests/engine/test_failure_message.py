@@ -12,6 +12,7 @@ from aeflow_monai.engine.config import config_files
 from aeflow_monai.engine.failure_message import end_with_one_message, message_of
 from aeflow_monai.engine.verbs import begin_training
 from aeflow_monai.errors import CaseFailures
+from aeflow_monai.locks import FolderInUse
 
 LastWords = Callable[[BaseException], str]
 
@@ -79,6 +80,7 @@ def test_a_run_that_was_stopped_ends_with_the_code_of_shells(last_words: LastWor
             "No space left, or a limit on the size of files: /data/RUN. Free",
         ),
         (CaseFailures("2 of 3 cases failed:\n- a"), "2 of 3 cases failed:\n- a"),
+        (FolderInUse("/data/RUN is in use"), "/data/RUN is in use"),
     ],
 )
 def test_a_full_disk_is_named_with_the_path(last_words: LastWords, error: Exception, message: str) -> None:

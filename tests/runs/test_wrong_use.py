@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from outputs import files_below
+from outputs import files_below, said
 
 from aeflow_monai.engine.config import config_files
 
@@ -87,3 +87,22 @@ def test_ctrl_c_ends_with_a_line(tmp_path: Path, volumes: Path) -> None:
     assert process.returncode == 130
     assert errors.endswith("\nThe run was stopped.\n")
     assert "Traceback" not in errors
+
+
+def test_a_resumed_training_names_the_options_that_differ(
+    tmp_path: Path,
+    trained: Path,
+    volumes: Path,
+    start_workflow: Callable[..., object],
+    tiny_training: dict[str, object],
+) -> None:
+    (checkpoint, *_) = sorted((trained / "logs/checkpoints").glob("*.pt"))
+    options = {**tiny_training, "seed": 7, "learning_rate": 0.5, "resume": str(checkpoint)}
+    where = {"dataset_dir": str(volumes), "output_dir": str(tmp_path / "RUN")}
+    with pytest.raises(RuntimeError) as raised:
+        start_workflow("train.yaml", **options, **where)
+    assert said(raised) == (
+        "A training goes on with the options that it began with; these differ: "
+        "seed (trained with 0, given 7); learning_rate (trained with 0.001, given 0.5)."
+    )
+    assert not list(tmp_path.iterdir())
