@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -71,7 +72,7 @@ def given_config() -> GivenConfig | None:
     _refuse_none({name: value for name, value in read.items() if name not in paths}, typed)
     _require_run_id(run_id, parser.get())
     parser.update({name: value for name, value in read.items() if name not in paths})
-    command = " ".join(["python", "-m", "monai.bundle", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]])
     return GivenConfig(files, {**content_of(parser), **paths}, command)
 
 

@@ -1,3 +1,4 @@
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,9 +48,9 @@ def test_a_command_line_is_read_as_monai_reads_it(tmp_path: Path, monkeypatch: p
     assert given.files == (tmp_path / "configs/train.yaml", tmp_path / "preset.yaml")
     merged = {"epochs": 3, "size": [2, 2], "part": {"kind": "y"}, "rate": 0.5, "null": None, "run": []}
     assert given.content == merged
-    assert given.command.startswith("python -m monai.bundle run run --config_file=")
+    assert given.command.startswith("python -m monai.bundle run run '--config_file=[")
     assert read("run_workflow", *options) == given._replace(
-        command=" ".join(["python -m monai.bundle run_workflow", *options])
+        command=f"python -m monai.bundle run_workflow {shlex.join(options)}"
     )
 
 
