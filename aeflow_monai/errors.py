@@ -23,13 +23,17 @@ __all__ = [
     "failure_of",
     "file_of",
     "first_line",
+    "is_disk_error",
     "root_cause",
+    "unwrapped",
 ]
 
 _logger = logging.getLogger(__name__)
 
-# A disk that is full, over quota or read-only fails every case from now on.
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# A disk that is full, over quota or read-only fails every case from now on; so does a limit on the size of files.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+# torch writes files by itself, and has no number for what failed.
+_TORCH_WRITES = ("PytorchStreamWriter", "inline_container.cc")
 # Lines of a summary; the table has them all.
 _MAX_LISTED = 20
 
@@ -107,7 +111,7 @@ class FailureLog:
         try:
             yield
         except Exception as error:
-            if getattr(root_cause(error), "errno", None) in _DISK_ERRORS:
+            if is_disk_error(root_cause(error)):
                 raise
             self.add(failure_of(item, stage, error))
 
@@ -180,6 +184,26 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise an error as it began, without those that MONAI wraps it in.
+
+    Example:
+        >>> from monai.bundle import ConfigParser
+        >>> with unwrapped():
+        ...     ConfigParser({"number": "$1 / 0"}).get_parsed_content("number")
+        Traceback (most recent call last):
+        ZeroDivisionError: division by zero
+    """
+    try:
+        yield
+    except Exception as error:
+        cause = root_cause(error)
+        if cause is error:
+            raise
+        raise cause from cause.__cause__
+
+
 def describe_error(error: BaseException) -> str:
     """What an error says, without what MONAI wrapped it in.
 
@@ -198,6 +222,21 @@ def describe_error(error: BaseException) -> str:
     if message and isinstance(cause, (ValueError, RuntimeError, OSError)):
         return message
     return f"{kind}: {message}" if message else kind
+
+
+def is_disk_error(cause: BaseException) -> bool:
+    """Whether a disk that is full, over quota or read-only, or a limit on the size of files, made this error.
+
+    Args:
+        cause: see `root_cause`.
+
+    Example:
+        >>> is_disk_error(OSError(errno.ENOSPC, "No space left on device")), is_disk_error(OSError("no image"))
+        (True, False)
+    """
+    if isinstance(cause, OSError):
+        return cause.errno in _DISK_ERRORS
+    return isinstance(cause, RuntimeError) and any(name in str(cause) for name in _TORCH_WRITES)
 
 
 def first_line(message: object) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "read_json",
     "replacing",
     "sha256_of",
+    "spreadsheet_safe",
     "sweep",
     "unfinished_path",
     "write_json",
@@ -40,6 +41,8 @@ __all__ = [
 # What is being written: the machine, the process, and a number. It never has the name of what is whole.
 _UNFINISHED = ".unfinished-{machine}-{process}-{number}"
 _LEFT = re.compile(r"\.unfinished-(\w+)-(\d+)-")
+# How a formula begins, also in full width; with apostrophes in front, so that one more can be taken away again.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]")
 
 
 def home(*parts: str) -> str:
@@ -288,6 +291,22 @@ class Table:
                 )
         except OSError as error:  # of a full disk it names no file
             raise OSError(error.errno, error.strerror, str(self.unfinished)) from error
+
+
+def spreadsheet_safe(cell: Any) -> Any:
+    """A cell of a table that no spreadsheet takes for a formula, whatever a file or case is called.
+
+    Args:
+        cell: of any kind; numbers stay as they are.
+
+    Returns:
+        The cell; text that begins with a sign of formulas gets an apostrophe in front, which spreadsheets hide.
+
+    Example:
+        >>> spreadsheet_safe("=1+1"), spreadsheet_safe("sub-01"), spreadsheet_safe(-1.5)
+        ("'=1+1", 'sub-01', -1.5)
+    """
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
 def sha256_of(file: str | Path) -> str:

@@ -14,7 +14,17 @@ import pytest
 import torch
 
 from aeflow_monai import files
-from aeflow_monai.files import Table, case_file_name, home, read_json, replacing, sha256_of, sweep, write_json
+from aeflow_monai.files import (
+    Table,
+    case_file_name,
+    home,
+    read_json,
+    replacing,
+    sha256_of,
+    spreadsheet_safe,
+    sweep,
+    write_json,
+)
 
 # --- home -------------------------------------------------------------------------------------------------------------
 
@@ -201,3 +211,15 @@ def test_without_isal_gzip_is_pythons_own(monkeypatch: pytest.MonkeyPatch) -> No
     specification.loader.exec_module(plain)
     assert plain.gzip is gzip
     assert gzip.decompress(files.gzip.compress(b"voxels")) == b"voxels"
+
+
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "'=1", "=cmd|' /C calc'!A0", "-.nii.gz"]
+)
+def test_a_cell_that_a_spreadsheet_would_run_is_written_as_text(text: str) -> None:
+    assert spreadsheet_safe(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("cell", ["sub-01", "a=b", "", "'quoted'", " =1", -1.5, -1, float("-inf"), None, True])
+def test_every_other_cell_stays_as_it_is(cell: object) -> None:
+    assert spreadsheet_safe(cell) is cell

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (FileNotFoundError, ModuleNotFoundError, ValueError) as error:
+    except (OSError, ModuleNotFoundError, ValueError) as error:
         print(f"aeflow {options.command}: {error}", file=sys.stderr)
         return 1
 
@@ -70,9 +70,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from aeflow_monai.engine.config import config_files
+    from aeflow_monai.engine.config import config_files, require_order
 
-    print(config_files(*options.names))
+    files = config_files(*options.names)
+    require_order(files)
+    print(files)
     return 0
 
 

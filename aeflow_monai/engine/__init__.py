@@ -1,7 +1,8 @@
 """Detectors at work: training, evaluation and inference, and the bundle that a training writes."""
 
 from aeflow_monai.engine.card import CardWriter
-from aeflow_monai.engine.config import Workflow, bundle_root, config_files, given_config
+from aeflow_monai.engine.command_line import given_config, path_of
+from aeflow_monai.engine.config import Workflow, bundle_root, config_files
 from aeflow_monai.engine.detector import Detector, calibrate
 from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.engine.evaluator import GuardedEvaluator
@@ -19,9 +20,11 @@ from aeflow_monai.engine.verbs import (
     begin_scoring,
     begin_training,
     cache_folder,
+    claim_training,
     end_training,
     lesion_copies,
     number_of_epochs,
+    require_fitting,
 )
 
 __all__ = [
@@ -49,6 +52,7 @@ __all__ = [
     "bundle_root",
     "cache_folder",
     "calibrate",
+    "claim_training",
     "config_files",
     "end_training",
     "given_config",
@@ -56,7 +60,9 @@ __all__ = [
     "model_folder",
     "number_of_epochs",
     "own_model",
+    "path_of",
     "predict",
     "recalibrate",
+    "require_fitting",
     "run_folder",
 ]

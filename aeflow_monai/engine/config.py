@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fire
-from monai.bundle import ConfigParser, ConfigWorkflow, update_kwargs
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties, MetaProperties, TrainProperties
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
+from aeflow_monai.engine.config_text import read_config
+from aeflow_monai.engine.option_types import PATHS
 from aeflow_monai.locks import release_all
 
 __all__ = [
@@ -27,10 +26,11 @@ __all__ = [
     "Workflow",
     "bundle_root",
     "config_files",
+    "content_of",
     "differences",
-    "given_config",
     "ids_of",
     "refuse_unknown_keys",
+    "require_order",
     "template_root",
     "with_file_names",
     "with_references",
@@ -86,8 +86,12 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
     """
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
+        for file in ensure_tuple(config_file):
+            if Path(file).is_file():  # MONAI says what is missing
+                read_config(file)
         super().__init__(config_file, **options)
         self._files = tuple(Path(file).absolute() for file in ensure_tuple(config_file))
+        self._paths = {name: str(options[name]) for name in PATHS if options.get(name) is not None}
         self._note()
 
     def initialize(self) -> Any:
@@ -102,7 +106,10 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
             return super().run()
 
     def _note(self) -> None:
-        self.parser[GIVEN] = GivenConfig(self._files, _content(self.parser))
+        content = content_of(self.parser)
+        # MONAI writes "::" for "#", also in paths
+        content |= {k: v for k, v in self._paths.items() if content[k] == ReferenceResolver.normalize_id(v)}
+        self.parser[GIVEN] = GivenConfig(self._files, content)
 
 
 @contextmanager
@@ -123,7 +130,7 @@ def config_files(*names: str) -> list[str]:
             "brats2021", "paper", "semi_supervised"); anything that is the path of a file stays as it is.
 
     Raises:
-        ValueError: there is no config of that name, nor a file.
+        ValueError: there is no config of that name, nor a file; or it is none that can be read.
 
     Example:
         >>> [Path(file).name for file in config_files("train", "chest_xray")]
@@ -138,6 +145,7 @@ def config_files(*names: str) -> list[str]:
             raise ValueError(
                 f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file."
             )
+        read_config(file)
         found.append(str(file.absolute()))
     return found
 
@@ -148,43 +156,33 @@ def template_root() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "bundle"
 
 
-def given_config() -> GivenConfig | None:
-    """Config files and options of the command line `python -m monai.bundle run ...`.
-
-    Returns:
-        The config, merged; None if this process was started otherwise.
-
-    Raises:
-        ValueError: an option is None, which MONAI would ignore; or the run would begin without its checks.
-    """
-    verbs = ("run", "run_workflow")
-    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1] not in verbs:
-        return None
-    read: dict[str, Any] = {}
-
-    def run(run_id: str | None = None, args_file: str | None = None, **options: Any) -> None:
-        if empty := [name for name, value in options.items() if value is None]:
-            raise ValueError(
-                f"MONAI ignores the option {empty[0]} when it is given as None: set it to null in a second config file."
-            )
-        read.update(update_kwargs(args_file, **options))
-
-    fire.Fire(dict.fromkeys(verbs, run), command=sys.argv[1:])  # as MONAI reads it
-    if "init_id" in read:
-        raise ValueError("--init_id would leave out the checks with which a run begins: omit it.")
-    for name in ("init_id", "final_id", "meta_file", "logging_file", "tracking", "workflow_name", "run_id"):
-        read.pop(name, None)
-    files = ensure_tuple(read.pop("config_file"))
-    parser = ConfigParser()
-    parser.read_config(list(files))
-    parser.update(read)
-    command = shlex.join(["python", "-m", "monai.bundle", *sys.argv[1:]])
-    return GivenConfig(tuple(Path(file).absolute() for file in files), _content(parser), command)
-
-
 def bundle_root(given: GivenConfig | None) -> str:
     """Root folder of the bundle that is run; "." where that is not known, as MONAI's own bundles have it."""
     return "." if given is None else given.bundle_root
+
+
+def require_order(files: Sequence[str | Path]) -> None:
+    """Refuse config files of which one would replace what another one says.
+
+    Args:
+        files: as they are merged: one that stands alone, such as train.yaml or the inference.yaml of a bundle, and
+            then presets.
+
+    Raises:
+        ValueError: a preset stands before the config that it changes, or there are two that stand alone.
+    """
+    paths = [Path(file) for file in files]
+    whole = [file for file in paths if "bundle_root" in read_config(file)]
+    if len(whole) > 1:
+        raise ValueError(
+            f"--config_file: expected one config and its presets; got {len(whole)} that stand alone, "
+            f"{' and '.join(map(str, whole))}. Run one after the other."
+        )
+    if whole and whole[0] != paths[0]:
+        raise ValueError(
+            f"--config_file: {whole[0]} would replace the options of {paths[0]}, which stands before it. Name "
+            f"{whole[0].name} first, and presets behind it."
+        )
 
 
 def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = ()) -> None:
@@ -279,7 +277,8 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _content(parser: ConfigParser) -> dict[str, Any]:
+def content_of(parser: ConfigParser) -> dict[str, Any]:
+    """What a parser has read, with macros resolved, references as people write them, and nothing instantiated."""
     parser.resolve_macro_and_relative_ids()
     content: dict[str, Any] = _as_written(
         deepcopy({k: v for k, v in parser.get().items() if k != ConfigParser.meta_key})

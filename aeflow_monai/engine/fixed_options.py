@@ -7,8 +7,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
-
 from aeflow_monai.engine.config import (
     Difference,
     GivenConfig,
@@ -18,13 +16,13 @@ from aeflow_monai.engine.config import (
     with_file_names,
     with_references,
 )
+from aeflow_monai.engine.config_text import read_config
+from aeflow_monai.engine.option_types import PATHS
 from aeflow_monai.engine.stored_model import StoredModel, model_path, read_model
-from aeflow_monai.files import read_json, sha256_of
+from aeflow_monai.files import sha256_of
 
 __all__ = ["PATHS", "fixed_options", "own_model", "require_own_config"]
 
-# Paths of the training, which say nothing of the model.
-PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
 # What a training fixes: these parts of its config, and all that they refer to.
 _FIXED = ("network_def", "slicer", "preprocessing", "modalities")
 # What a run of the model decides. All else in its config belongs to the bundle.
@@ -72,12 +70,12 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
     trained = stored.config
     if missing := [str(file) for file in (metadata, inference) if not file.is_file()]:
         raise FileNotFoundError(f"The bundle in {folder} is not whole: {missing[0]} is missing. Copy the whole folder.")
-    if read_json(metadata).get("model_sha256") != sha256_of(path):
+    if read_config(metadata).get("model_sha256") != sha256_of(path):
         raise ValueError(
             f"{path} is not the model that the bundle in {folder} was written with. Put the bundle's own model back, "
             "or use the whole folder that this model came with."
         )
-    fixed, written = fixed_options(trained), with_file_names(ConfigParser.load_config_file(inference))
+    fixed, written = fixed_options(trained), with_file_names(read_config(inference))
     if found := [*differences(fixed, {key: written.get(key) for key in fixed})]:
         name, first, second = found[0]
         raise ValueError(
@@ -86,7 +84,7 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
         )
     if given is None:
         return stored
-    own, content = map(with_file_names, (ConfigParser.load_config_file(given.files[0]), given.content))
+    own, content = map(with_file_names, (read_config(given.files[0]), given.content))
     _refuse_other_parts(folder, {key: own[key] for key in own if key not in fixed}, content)
     # options of the training alone, such as those of a preset, may be said again
     said = [key for key in content if key in trained and key not in own and key not in PATHS]

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import require_own_config
+from aeflow_monai.engine.option_types import require_options
+from aeflow_monai.errors import unwrapped
 from aeflow_monai.output.case_score import GatherScoresd, MaskMapd
 from aeflow_monai.output.maps import MAPS
 
@@ -51,10 +53,11 @@ class Model:
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: the bundle's parts do not belong together.
+        ValueError: the bundle's parts do not belong together, or torch has no such device here.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
+        require_options({"device": str(device)})
         self.folder = Path(folder)
         if self.folder.is_file():
             raise ValueError(
@@ -63,10 +66,11 @@ class Model:
         stored = require_own_config(self.folder, None)
         parser = ConfigParser()
         parser.read_config(str(self.folder / "configs" / "inference.yaml"))
-        self.preprocessing: Compose = parser.get_parsed_content("preprocessing")
-        self.inferer: Any = parser.get_parsed_content("inferer")
-        self.viewer_postprocessing: Compose = parser.get_parsed_content("post_transforms")
-        self.detector: Detector = parser.get_parsed_content("network_def")
+        with unwrapped():
+            self.preprocessing: Compose = parser.get_parsed_content("preprocessing")
+            self.inferer: Any = parser.get_parsed_content("inferer")
+            self.viewer_postprocessing: Compose = parser.get_parsed_content("post_transforms")
+            self.detector: Detector = parser.get_parsed_content("network_def")
         self.detector.load_state_dict(dict(stored.state))
         self.detector.to(torch.device(device)).eval()
 
@@ -88,12 +92,14 @@ class Model:
             Maps, mask and scores.
 
         Raises:
+            FileNotFoundError: there is no such file.
             ValueError: the image cannot be used; the message says why.
         """
-        data: Any = self.preprocessing({"image": _loadable(image), "case": "image"})
-        data = GatherScoresd()({**data, **self.infer(data["image"])})
-        back = Invertd(keys=MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
-        data = MaskMapd()(back(data))
+        with unwrapped():
+            data: Any = self.preprocessing({"image": _loadable(image), "case": "image"})
+            data = GatherScoresd()({**data, **self.infer(data["image"])})
+            back = Invertd(keys=MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
+            data = MaskMapd()(back(data))
         return Prediction(
             anomaly_map=data["anomaly_map"],
             anomaly_mask=data["anomaly_mask"],
@@ -127,6 +133,8 @@ def _loadable(image: Any) -> Any:
         raise ValueError(f"Expected a path, an array or a tensor; got {type(image).__name__}.")
     if image.dtype in (np.uint8, torch.uint8) and image.ndim == 3 and image.shape[-1] in (3, 4):
         raise ValueError(f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path.")
+    if 0 in image.shape:
+        raise ValueError(f"Expected an image with voxels; got the shape {tuple(image.shape)}.")
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
     if isinstance(image, MetaTensor) and len(image.meta.get("spatial_shape", image.shape)) == image.ndim - 1:

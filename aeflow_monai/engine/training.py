@@ -27,7 +27,7 @@ from aeflow_monai.engine.stored_model import load_saved, model_path, write_saved
 from aeflow_monai.files import read_json
 from aeflow_monai.score.thresholds import require_specificity
 
-__all__ = ["BundleWriter", "Checkpoints", "DivergenceGuard", "PictureLogger"]
+__all__ = ["BundleWriter", "Checkpoints", "DivergenceGuard", "PictureLogger", "require_same_options"]
 
 
 class BundleWriter:
@@ -119,11 +119,6 @@ class Checkpoints:
         resume: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        if resume is not None and not Path(resume).is_file():
-            raise FileNotFoundError(
-                f"There is no checkpoint at {resume}. Give one of an interrupted training: "
-                "<its folder>/logs/checkpoints/checkpoint_epoch=<n>.pt."
-            )
         self.folder = Path(folder)
         self.state = dict(state)
         self.resume = resume
@@ -178,14 +173,8 @@ class _Record:
 
     def require_equal(self, path: str | Path) -> None:
         """Refuse a checkpoint of a training that was given something else."""
-        expected = "a checkpoint of an interrupted training"
-        try:
-            other = json.loads(load_saved(path, expected)["record"]["text"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"Expected {expected} in {path}; got a file of something else.") from error
-        if found := [*differences(other["options"], self.content["options"])]:
-            described = [str(difference) for difference in found]
-            raise ValueError(f"A training goes on with the options that it began with; these differ: {described}.")
+        other = _recorded(path)
+        _require_equal_options(other["options"], self.content["options"])
         if other["lists"] != self.content["lists"] or (
             self.content["images"] and other["images"] != self.content["images"]
         ):
@@ -193,6 +182,40 @@ class _Record:
                 "A training goes on with the images that it began with: cases, patients, labels or the images "
                 f"themselves in --dataset_dir are others than those of {path}."
             )
+
+
+def require_same_options(given: GivenConfig, resume: str | Path) -> None:
+    """Refuse to go on from a checkpoint of a training with other options, before any image is read.
+
+    Args:
+        given: config of the training.
+        resume: the checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: it is no checkpoint of a training, or options differ; names each with both values.
+    """
+    _require_equal_options(_recorded(resume)["options"], json.loads(json.dumps(options_of(given.content))))
+
+
+def _recorded(path: str | Path) -> dict[str, Any]:
+    """What a training was given, by its checkpoint."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no checkpoint at {path}. Give one of an interrupted training: "
+            "<its folder>/logs/checkpoints/checkpoint_epoch=<n>.pt."
+        )
+    expected = "a checkpoint of an interrupted training"
+    try:
+        return dict(json.loads(load_saved(path, expected)["record"]["text"]))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"Expected {expected} in {path}; got a file of something else.") from error
+
+
+def _require_equal_options(earlier: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    if found := [*differences(earlier, given)]:
+        described = "; ".join(map(str, found))
+        raise ValueError(f"A training goes on with the options that it began with; these differ: {described}.")
 
 
 class DivergenceGuard:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import atexit
 import math
-import sys
+import os
 from pathlib import Path
+from typing import Any
 
-from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from aeflow_monai.about import DISCLAIMER
+from aeflow_monai.data.datalist.layouts import existing
+from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys
+from aeflow_monai.engine.arguments import refuse_unknown_arguments
+from aeflow_monai.engine.command_line import path_of
+from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys, require_order
+from aeflow_monai.engine.config_text import read_config
+from aeflow_monai.engine.detector import Detector
+from aeflow_monai.engine.failure_message import end_with_one_message
 from aeflow_monai.engine.fixed_options import require_own_config
+from aeflow_monai.engine.option_types import require_options
+from aeflow_monai.engine.output_place import require_writable
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, is_first_process
 from aeflow_monai.engine.stored_model import model_path
-from aeflow_monai.errors import root_cause
+from aeflow_monai.engine.training import require_same_options
+from aeflow_monai.files import home
 from aeflow_monai.locks import release_all
-from aeflow_monai.output.maps import OUTPUTS
 
 __all__ = [
     "announce",
@@ -27,9 +35,11 @@ __all__ = [
     "begin_scoring",
     "begin_training",
     "cache_folder",
+    "claim_training",
     "end_training",
     "lesion_copies",
     "number_of_epochs",
+    "require_fitting",
 ]
 
 _NO_DATA = "Say where the images are with --dataset_dir <folder>."
@@ -44,30 +54,51 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
         seed: of all that is random.
 
     Raises:
-        ValueError: an option that nothing reads; no data were named; or the config is not known, since the training was
-            started from Python by MONAI's own `ConfigWorkflow`.
+        OSError: the data are not there or cannot be read, or nothing can be written to a folder.
+        ValueError: an option is unknown, or of another kind than its own; no data were named; a resumed training has
+            other options; or the config is not known, since the training was started from Python by MONAI's own
+            `ConfigWorkflow`.
     """
     if given is None:
         raise ValueError(
             "A training started from Python has to know its config, which it writes into its bundle: use "
             "aeflow_monai.Workflow in place of monai.bundle.ConfigWorkflow."
         )
-    _explain_errors_at_the_end(given)
+    require_order(given.files)
     # a preset may leave an option of train.yaml without use
-    refuse_unknown_keys(given.content, also_known=ids_of(ConfigParser.load_config_file(*config_files("train"))))
+    refuse_unknown_keys(given.content, also_known=ids_of(read_config(*config_files("train"))))
+    refuse_unknown_arguments(given.content)
+    require_options(given.content)
     dataset_dir = given.content.get("dataset_dir")
-    if dataset_dir is None:
-        raise ValueError(_NO_DATA)
-    _require_other_folder(folder, dataset_dir)
-    if is_first_process():
-        begin_bundle(folder, resume=given.content.get("resume") is not None)
-        if cache_dir := given.content.get("cache_dir"):
-            begin_cache(cache_dir)
+    _require_data(dataset_dir, folder)
+    require_writable(folder, "output_dir")
+    if (cache_dir := path_of(given, "cache_dir", given.content.get("cache_dir"))) is not None:
+        require_writable(cache_dir, "cache_dir")
+    if (resume := path_of(given, "resume", given.content.get("resume"))) is not None:
+        require_same_options(given, resume)
+    _end_with_one_message(given, folder)
     keep_freed_memory()
     embedded = str(dataset_dir).startswith("$aeflow_monai.")
     print(f"data: {'the embedded, synthetic volumes' if embedded else dataset_dir}")
     print(f"seed: {seed}\noutput folder: {folder}", flush=True)
     set_determinism(seed=seed)
+
+
+def claim_training(given: GivenConfig, folder: str) -> None:
+    """Make the folders of a training and claim them, when all of its options are known to be right.
+
+    Args:
+        given: config of the run.
+        folder: of the bundle.
+
+    Raises:
+        FolderInUse: another run writes there.
+        ValueError: see `begin_bundle`.
+    """
+    if is_first_process():
+        begin_bundle(folder, resume=given.content.get("resume") is not None)
+        if (cache_dir := path_of(given, "cache_dir", given.content.get("cache_dir"))) is not None:
+            begin_cache(cache_dir)
 
 
 def end_training(folder: str) -> None:
@@ -95,16 +126,13 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
             "A run started from Python has to know its config, to compare it with the training's: use "
             "aeflow_monai.Workflow in place of monai.bundle.ConfigWorkflow, or aeflow_monai.predict."
         )
-    _explain_errors_at_the_end(given)
+    require_order(given.files)
     require_own_config(folder, given)
-    if dataset_dir is None:
-        raise ValueError(_NO_DATA)
-    _require_other_folder(given.content.get("output_dir"), dataset_dir)
-    outputs = given.content.get("outputs", [])
-    if isinstance(outputs, str) or not set(outputs) <= set(OUTPUTS):
-        raise ValueError(
-            f'outputs is a list of some of {list(OUTPUTS)}; got {outputs!r}; write it as "[anomaly_map,anomaly_mask]".'
-        )
+    require_options(given.content)
+    output_dir = path_of(given, "output_dir", given.content.get("output_dir"))
+    _require_data(dataset_dir, output_dir)
+    require_writable(home() if output_dir is None else output_dir, "output_dir")
+    _end_with_one_message(given, output_dir)
     keep_freed_memory()
 
 
@@ -181,25 +209,42 @@ def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:
     return max(1, min(10, math.ceil(least / n_slices))) if copies is None else copies
 
 
-def _require_other_folder(output_dir: str | None, dataset_dir: str) -> None:
-    if (
-        output_dir is not None
-        and Path(output_dir).expanduser().resolve() == Path(str(dataset_dir)).expanduser().resolve()
-    ):
+def require_fitting(detector: Detector, slicer: Slicer) -> None:
+    """Refuse an image size that the network cannot take, before any image is read.
+
+    Args:
+        detector: of the config.
+        slicer: of the config.
+
+    Raises:
+        ValueError: rows or columns are no multiples of the encoder's largest stride.
+    """
+    stride = detector.network.encoder.strides[-1]
+    if any(size % stride for size in slicer.image_size):
+        near = [max(stride, round(size / stride) * stride) for size in slicer.image_size]
+        raise ValueError(
+            f"image_size: expected multiples of {stride}, the largest stride of the encoder's stages; got "
+            f"{list(slicer.image_size)}. The nearest are {near}."
+        )
+
+
+def _require_data(dataset_dir: Any, output_dir: str | None) -> None:
+    """Refuse data that are not named, not there, empty or not readable, or among which the results would lie."""
+    if dataset_dir is None:
+        raise ValueError(_NO_DATA)
+    if str(dataset_dir).startswith(("$", "@", "medmnist:")):
+        return
+    path = existing(str(dataset_dir))
+    with path.open("rb") if path.is_file() else os.scandir(path) as entries:  # the system says if that is not allowed
+        if path.is_dir() and next(entries, None) is None:
+            raise ValueError(f"dataset_dir: expected a folder of images; got an empty one, {path}.")
+    if output_dir is not None and Path(output_dir).expanduser().resolve() == path.resolve():
         raise ValueError(
             f"output_dir is the folder of the images, {dataset_dir}: what is written there would be taken for images "
             "by the next run. Give another folder with --output_dir."
         )
 
 
-def _explain_errors_at_the_end(given: GivenConfig) -> None:
-    """Let a command that fails end with the message of the error that began it, below MONAI's traceback."""
-    if not given.command:  # whoever started the run from Python gets the error itself
-        return
-
-    def explain() -> None:
-        error = getattr(sys, "last_value", None)  # what Python has printed the traceback of
-        if isinstance(error, Exception):  # not what the user or the system stopped
-            print(f"\nThe run failed: {root_cause(error)}", file=sys.stderr)
-
-    atexit.register(explain)
+def _end_with_one_message(given: GivenConfig, output_dir: str | None) -> None:
+    if given.command:  # whoever started the run from Python gets the error itself
+        end_with_one_message(output_dir)

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from aeflow_monai.engine.config import (
     bundle_root,
     config_files,
     differences,
-    given_config,
     ids_of,
     refuse_unknown_keys,
+    require_order,
     template_root,
     with_references,
 )
@@ -73,22 +72,6 @@ def test_a_workflow_knows_what_it_was_given(tmp_path: Path, monkeypatch: pytest.
     assert given.command == ""
 
 
-def test_a_command_line_is_read_as_monai_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    written(tmp_path, {"epochs": 1, "size": [1], "part": {"kind": "x"}, "rate": 0})
-    written(tmp_path, {"rate": 0.5}, "preset.yaml")
-    written(tmp_path, {"size": [2, 2], "epochs": 7}, "args.yaml")
-    files = "['configs/train.yaml','preset.yaml']"
-    options = [f"--config_file={files}", "--args_file", "args.yaml", "--epochs", "3", "--part#kind=y"]
-    program = str(Path("/somewhere/monai/bundle/__main__.py"))
-    monkeypatch.setattr(sys, "argv", [program, "run", "train", *options, "--logging_file=False"])
-    given = given_config()
-    assert given is not None
-    assert given.files == (tmp_path / "configs/train.yaml", tmp_path / "preset.yaml")
-    assert given.content == {"epochs": 3, "size": [2, 2], "part": {"kind": "y"}, "rate": 0.5}
-    assert given.command.startswith("python -m monai.bundle run train --config_file=")
-
-
 def test_what_is_set_before_the_run_begins_is_given_too(trained: Path, volumes: Path) -> None:
     options = {"dataset_dir": str(volumes), "workflow_type": "infer", "logging_file": False}
     workflow = Workflow(str(trained / "configs/inference.yaml"), **options)
@@ -98,35 +81,32 @@ def test_what_is_set_before_the_run_begins_is_given_too(trained: Path, volumes: 
     assert "image_size (trained with [64, 64], given [128, 128])" in said(raised)
 
 
-@pytest.mark.parametrize("command", [["pytest", "run"], ["monai/bundle/__main__.py", "verify_metadata"]])
-def test_another_command_gives_no_config(monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
-    monkeypatch.setattr(sys, "argv", command)
-    assert given_config() is None
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (
-            "--image_size=None",
-            "MONAI ignores the option image_size when it is given as None: set it to null in a second",
-        ),
-        ("--init_id=other", "--init_id would leave out the checks with which a run begins: omit it"),
-    ],
-)
-def test_options_that_would_not_be_seen_are_refused(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, option: str, message: str
-) -> None:
-    command = ["monai/bundle/__main__.py", "run", f"--config_file={trained}/configs/inference.yaml", option]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(ValueError, match=message):
-        given_config()
-
-
 def test_the_root_of_a_bundle_is_above_its_configs(tmp_path: Path) -> None:
     assert bundle_root(None) == "."
     assert bundle_root(GivenConfig((tmp_path / "RUN/configs/train.yaml",), {})) == str(tmp_path / "RUN")
     assert bundle_root(GivenConfig((tmp_path / "mine/train.yaml", tmp_path / "b"), {})) == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["chest_xray", "train"],
+            r"train\.yaml would replace the options of .*chest_xray\.yaml, which stands before it",
+        ),
+        (["train", "train"], r"one config and its presets; got 2 that stand alone, .*train\.yaml and .*train\.yaml"),
+        (["train", "paper", "{trained}/configs/inference.yaml"], r"got 2 that stand alone, .*train.* and .*inference"),
+    ],
+)
+def test_configs_that_replace_each_other_are_refused(trained: Path, names: list[str], message: str) -> None:
+    files = config_files(*(name.format(trained=trained) for name in names))
+    with pytest.raises(ValueError, match=message):
+        require_order([Path(file) for file in files])
+
+
+def test_presets_stand_behind_their_config() -> None:
+    require_order([Path(file) for file in config_files("train", "multi_gpu_train", "chest_xray", "paper")])
+    require_order([])
 
 
 # --- keys that nothing reads ------------------------------------------------------------------------------------------

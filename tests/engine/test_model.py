@@ -72,9 +72,26 @@ def test_an_image_of_monais_loader_is_the_file(trained: Path, volumes: Path) -> 
 
 
 def test_a_missing_image_is_named(tmp_path: Path, trained: Path) -> None:
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(FileNotFoundError, match=r"absent\.nii\.gz; there is no such file"):
         predict(tmp_path / "absent.nii.gz", trained)
-    assert "there is no such file" in str(raised.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((32, 32, 8)), "got the same value, 0, in all voxels"),
+        (np.full((32, 32), np.nan), "Expected finite voxels in 'image'; got 1024 of 1024"),
+        (np.zeros((0, 32)), r"Expected an image with voxels; got the shape \(0, 32\)"),
+    ],
+)
+def test_a_bad_image_ends_with_the_error_itself(trained: Path, image: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predict(image, trained)
+
+
+def test_a_device_that_is_not_there_is_named(trained: Path) -> None:
+    with pytest.raises(ValueError, match="device: expected a device that torch has here, as cpu or cuda:0; got 'gpu'"):
+        predict(np.zeros((8, 8)), trained, device="gpu")
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,3 @@
-import atexit
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +7,6 @@ from monai.bundle import ConfigWorkflow
 from outputs import said
 
 from aeflow_monai import Workflow, config_files
-from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.verbs import (
     announce,
     begin_scoring,
@@ -101,77 +97,3 @@ def test_announce_names_what_exists(
         f"maps and scores: {tmp_path / 'out'}",
         "Research use only. Not a medical device.",
     ]
-
-
-# --- the last line of a command that fails ----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def last_line(
-    volumes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[BaseException | None], str]:
-    """What a training from the command line prints when Python ends, after an error that nothing caught."""
-    at_the_end: list[Callable[[], None]] = []
-    monkeypatch.setattr(atexit, "register", at_the_end.append)
-    given = Workflow(config_files("train"), logging_file=False, dataset_dir=str(volumes)).parser["given"]
-    begin_training(GivenConfig(given.files, given.content, "python -m monai.bundle run"), "somewhere", 0)
-
-    def say(error: BaseException | None) -> str:
-        monkeypatch.setattr(sys, "last_value", error, raising=False)
-        capsys.readouterr()
-        for function in at_the_end:
-            function()
-        return capsys.readouterr().err.strip()
-
-    return say
-
-
-def failure_of(content: dict[str, Any], key: str, folder: Path) -> BaseException:
-    """The error of a part of a config, in what MONAI wraps it in."""
-    file = folder / "config.yaml"
-    file.write_text(json.dumps(content))
-    with pytest.raises(Exception) as raised:  # noqa: PT011  # any that MONAI makes of it
-        Workflow(str(file), workflow_type=None, logging_file=False).parser.get_parsed_content(key)
-    return raised.value
-
-
-def test_it_is_what_began_the_failure_below_the_wrapping_of_monai(
-    tmp_path: Path, last_line: Callable[[BaseException | None], str]
-) -> None:
-    absent = tmp_path / "absent.pt"
-    call = f"$aeflow_monai.engine.stored_model.read_model('{absent}')"
-    error = failure_of({"imports": ["$import aeflow_monai"], "model": call, "run": "$@model"}, "run", tmp_path)
-    assert last_line(error).startswith(f"The run failed: There is no trained model at {absent}. Train one first")
-
-
-def test_it_is_the_remedy_and_not_what_that_was_made_from(
-    tmp_path: Path, last_line: Callable[[BaseException | None], str]
-) -> None:
-    # the encoder's message stands above an IndexError that says nothing to the user
-    encoder = {"_target_": "aeflow_monai.network.Encoder", "stages": [9], "weights": "random"}
-    error = failure_of({"encoder": encoder}, "encoder", tmp_path)
-    assert last_line(error) == "The run failed: tf_efficientnet_lite0 has feature stages 0 to 4; got stages=[9]."
-
-
-def test_it_names_a_misspelt_argument(tmp_path: Path, last_line: Callable[[BaseException | None], str]) -> None:
-    loss = {"_target_": "aeflow_monai.network.AEFlowLoss", "alhpa": 0.5}
-    said_of_it = last_line(failure_of({"loss": loss}, "loss", tmp_path))
-    assert said_of_it.startswith("The run failed: ")
-    assert "'alhpa'" in said_of_it
-
-
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), SystemExit(1)])
-def test_what_did_not_fail_or_was_stopped_says_nothing(
-    last_line: Callable[[BaseException | None], str], error: BaseException | None
-) -> None:
-    assert last_line(error) == ""
-
-
-def test_a_run_that_was_started_from_python_leaves_the_end_alone(
-    volumes: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_the_end: list[Any] = []
-    monkeypatch.setattr(atexit, "register", at_the_end.append)
-    given = Workflow(config_files("train"), logging_file=False, dataset_dir=str(volumes)).parser["given"]
-    begin_training(given, "somewhere", 0)
-    assert at_the_end == []

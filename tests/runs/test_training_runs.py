@@ -341,7 +341,7 @@ def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
 def test_a_command_that_fails_ends_with_what_is_wrong(tmp_path: Path, volumes: Path, run_command: Run) -> None:
     done = run_command("monai.bundle run", "train.yaml", dataset_dir=volumes, output_dir=tmp_path, epohcs=3)
     assert done.returncode != 0
-    assert "Traceback" in done.stderr
+    assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("The run failed: The config has keys that nothing reads: ")
     assert "'epohcs' (did you mean 'epochs'?)" in last

@@ -1,0 +1,75 @@
+"""Arguments of a config's components, compared with what their classes take, before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from pydoc import locate
+from typing import Any
+
+__all__ = ["refuse_unknown_arguments"]
+
+# Where MONAI finds components that are named without their module.
+_SHORT = ("monai.transforms", "monai.data", "monai.engines", "monai.handlers", "monai.inferers", "monai.losses")
+
+
+def refuse_unknown_arguments(content: Mapping[str, Any]) -> None:
+    """Refuse a component with an argument that it does not take, such as a misspelt one.
+
+    Args:
+        content: the merged config.
+
+    Raises:
+        ValueError: names each such argument, and the nearest one that there is.
+
+    Example:
+        >>> refuse_unknown_arguments({"loss": {"_target_": "aeflow_monai.network.AEFlowLoss", "alhpa": 0.5}})
+        Traceback (most recent call last):
+        ValueError: AEFlowLoss takes no loss#alhpa (did you mean 'alpha'?). Check the spelling.
+    """
+    if found := list(_unknown(content, "")):
+        raise ValueError(f"{'; '.join(found)}. Check the spelling.")
+
+
+def _unknown(part: Any, name: str) -> Iterator[str]:
+    below = part.items() if isinstance(part, Mapping) else enumerate(part) if isinstance(part, list) else ()
+    for key, value in below:
+        yield from _unknown(value, f"{name}#{key}" if name else str(key))
+    if isinstance(part, Mapping) and (known := _arguments(part.get("_target_"))):
+        for key in part:
+            if key not in known and not str(key).startswith("_"):
+                close = difflib.get_close_matches(str(key), known, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                yield f"{str(part['_target_']).rpartition('.')[2]} takes no {name}#{key}{hint}"
+
+
+def _arguments(target: Any) -> set[str] | None:
+    """Names of a component's arguments; None if it may take any, or is not known."""
+    found = _located(target) if isinstance(target, str) else None
+    if not callable(found):
+        return None
+    names: set[str] = set()
+    # a class that passes options on takes those of the class above it
+    above = (
+        [vars(one)["__init__"] for one in inspect.getmro(found) if "__init__" in vars(one)]
+        if isinstance(found, type)
+        else []
+    )
+    for function in above or [found]:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # not written in Python
+            return None
+        names |= {each.name for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)}
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters):
+            return names
+    return None
+
+
+def _located(target: str) -> Any:
+    if "." in target:
+        return locate(target)
+    modules = map(importlib.import_module, _SHORT)
+    return next((getattr(module, target) for module in modules if hasattr(module, target)), None)

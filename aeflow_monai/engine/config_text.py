@@ -1,0 +1,112 @@
+"""Reading a config file or metadata.json as text that somebody else may have written: checked before it is expanded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from monai.utils.misc import CheckKeyDuplicatesYamlLoader
+from yaml.events import CollectionEndEvent, CollectionStartEvent
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+__all__ = ["read_config"]
+
+_MAX_BYTES = 2**20  # a hundred times the longest config of this package
+_MAX_DEPTH = 50
+_MAX_VALUES = 100_000
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    r"""Read a YAML or JSON file of a config; nothing in it is run.
+
+    MONAI's reader goes through all that references of YAML (`*name`) stand for, which a few lines can make endless.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than a config can be, nested too deep, has references that expand to too much, a tag
+            that would make an object, one key twice, is no YAML or JSON, or holds something else than keys and values.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "bomb.yaml")
+        >>> _ = path.write_text("a: &a [x, x]\nb: &b [*a, *b]")
+        >>> read_config(path)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: .../bomb.yaml is no config: a reference in it contains itself. Write its values out.
+    """
+    path = Path(path)
+    try:
+        content = _read(path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no config: {' '.join(str(error).split())}. Mend this line.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is no config: it is nested too deep.") from error
+    except OSError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path} is no config: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path} is no config: expected keys with values, as `epochs: 3`.")
+    return content
+
+
+def _read(path: Path) -> Any:
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"it has {path.stat().st_size} bytes, and a config at most {_MAX_BYTES}.")
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".json":
+        return json.loads(text, object_pairs_hook=_unique)
+    _require_shallow(text)
+    loader = CheckKeyDuplicatesYamlLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:  # a preset of comments alone
+            return {}
+        _count(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice.")
+    return content
+
+
+def _require_shallow(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep.")
+
+
+def _count(node: Node, known: dict[int, int | None]) -> int:
+    """Values that a part of a file stands for, with those that it refers to."""
+    if isinstance(node, ScalarNode):
+        return 1
+    if id(node) in known:
+        if (count := known[id(node)]) is None:
+            raise ValueError("a reference in it contains itself. Write its values out.")
+        return count
+    known[id(node)] = None
+    children = node.value
+    if isinstance(node, MappingNode):
+        _unique([(key.value if isinstance(key, ScalarNode) else str(id(key)), None) for key, _ in node.value])
+        children = [child for pair in node.value for child in pair]
+    count = 1 + sum(_count(child, known) for child in children)
+    if count > _MAX_VALUES:
+        raise ValueError(f"its references stand for more than {_MAX_VALUES} values. Write them out.")
+    known[id(node)] = count
+    return count

@@ -1,0 +1,45 @@
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigParser
+
+from aeflow_monai.engine.arguments import refuse_unknown_arguments
+from aeflow_monai.engine.config import config_files, content_of
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        ({"_target_": "aeflow_monai.data.Slicer", "fitt": "pad"}, "Slicer takes no part#fitt (did you mean 'fit'?)"),
+        (
+            {"_target_": "torch.optim.AdamW", "weight_dcay": 0},
+            "AdamW takes no part#weight_dcay (did you mean 'weight_d",
+        ),
+        (
+            {"_target_": "DataLoader", "num_wokers": 2},
+            "DataLoader takes no part#num_wokers (did you mean 'num_workers'?)",
+        ),
+        ({"_target_": "aeflow_monai.engine.GuardedEvaluator", "apm": 1}, "takes no part#apm (did you mean 'amp'?)"),
+        ({"_target_": "aeflow_monai.engine.end_training", "zzz": 1}, "end_training takes no part#zzz."),
+    ],
+)
+def test_a_misspelt_argument_is_named(component: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="takes no") as raised:
+        refuse_unknown_arguments({"part": component})
+    assert message in str(raised.value)
+    with pytest.raises(ValueError, match="takes no parts#0#inner"):
+        refuse_unknown_arguments({"parts": [{"inner": component}]})
+
+
+def test_what_cannot_be_known_is_left_to_python() -> None:
+    refuse_unknown_arguments({"a": {"_target_": "nowhere.Nothing", "x": 1}, "b": {"_target_": "$@c", "x": 1}})
+    refuse_unknown_arguments({"a": {"_target_": "dict", "x": 1, "_disabled_": True}})
+
+
+@pytest.mark.parametrize(
+    "names", [["train", "multi_gpu_train"], ["train", "chest_xray", "paper"], ["inference", "evaluate"], ["calibrate"]]
+)
+def test_the_package_spells_its_own_arguments(names: list[str]) -> None:
+    parser = ConfigParser()
+    parser.read_config(config_files(*names))
+    refuse_unknown_arguments(content_of(parser))
