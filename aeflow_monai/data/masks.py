@@ -15,7 +15,7 @@ from monai.data.utils import to_affine_nd
 from monai.utils import MetaKeys, SpaceKeys
 from PIL import Image, ImageOps
 
-from aeflow_monai.data.pictures import as_channels, is_deep_colour, open_picture, read_picture
+from aeflow_monai.data.pictures import as_channels, open_picture, read_picture
 from aeflow_monai.geometry import TOLERANCE_MM, any_picture, corner_distance, ras_affine
 
 __all__ = ["binary_mask", "on_grid_of", "read_mask"]
@@ -49,9 +49,7 @@ def read_mask(path: Path, read: Callable[[Path], MetaTensor]) -> MetaTensor:
     with open_picture(path) as picture:
         shown = ImageOps.exif_transpose(picture)
         lossy = picture.format in ("JPEG", "MPO")
-        if is_deep_colour(picture):
-            lesion = _binary(image.as_tensor().amax(dim=0).numpy(), str(path), whole=65535)
-        elif len(image) == 1 and not shown.has_transparency_data and shown.mode != "P":
+        if len(image) == 1 and not shown.has_transparency_data and shown.mode != "P":
             lesion = _binary(image.as_tensor().numpy()[0], str(path), whole=_range_of(shown), lossy=lossy)
         else:
             lesion = _coloured(shown, str(path), lossy)
@@ -144,15 +142,15 @@ def _binary(values: Array, name: str, whole: float | None = None, lossy: bool = 
             f"Expected a mask with 0 for background in {name}; got negative values down to {low:g}. Set the lesion "
             "to 1 and all else to 0."
         )
-    if not lossy and len(found) > 2 and np.abs(found - np.round(found)).max() > _ROUNDED:
+    if low == 0 and len(found) <= 2 and not lossy:
+        return np.asarray(values != 0)
+    if not lossy and np.abs(found - np.round(found)).max() > _ROUNDED:
         return _of_fractions(values, found, name)
     if low > 0 and len(found) > 1:
         raise ValueError(
             f"Expected a mask with 0 for background in {name}; got values from {low:g} to {high:g} and no 0. Set the "
             "lesion to 1 and all else to 0."
         )
-    if len(found) <= 2 and not lossy:
-        return np.asarray(values != 0)
     reached = next((full for full in (255.0, 65535.0) if 0.94 * full <= high <= full), None)
     full = whole or reached or 65535.0
     many = len(found) > _MANY or (len(found) > _FEW and (reached or (whole and high > _NUMBERS)))
@@ -183,12 +181,12 @@ def _of_shades(values: Array, full: float, name: str, lossy: bool) -> Bools:
     bright = int((values >= _HIGH * full).sum())
     between = int(((values > _LOW * full) & (values < _HIGH * full)).sum())
     noise = int(((values > 0) & (values <= _LOW * full)).sum())
-    if (lossy and not values.any()) or (bright and between <= bright and (lossy or noise <= bright)):
+    if (lossy and not values.any()) or (bright and between <= 2 * bright and (lossy or noise <= bright)):
         return values >= full / 2
     cause = "JPEG does not keep labels" if lossy else "these are neither labels nor black and white"
     raise ValueError(
         f"Expected a mask in {name}; got a picture with {len(np.unique(values))} shades, of which {between} pixels are "
-        f"between black and white: {cause}. Save the mask as PNG, with 0 for background and 255 for lesion."
+        f"between black and white: {cause}. Save the mask without loss, with 0 for background and 1 or 255 for lesion."
     )
 
 

@@ -6,19 +6,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
-from monai.transforms import EnsureChannelFirst, LoadImage
 from monai.utils import MetaKeys, SpaceKeys
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from aeflow_monai.errors import first_line
 
-__all__ = ["MAX_PIXELS", "as_channels", "is_deep_colour", "open_picture", "read_picture"]
+__all__ = ["MAX_PIXELS", "as_channels", "open_picture", "read_picture"]
 
 Array = npt.NDArray[Any]
 
@@ -30,14 +29,16 @@ _INCH_MM = {1: 25.4, 2: 10.0}  # of JFIF's unit of density
 _TIFF_UNIT_MM = {2: 25.4, 3: 10.0}
 _NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 254, 258, 262, 282, 283, 296
 _WHITE_IS_ZERO = 0
+_ORIENTATION = "orientation"  # as EXIF has it; Pillow forgets that of TIFF
 _REDUCED_OR_MASK = 0b101  # bits of a TIFF page's type
 
 
 def read_picture(path: Path) -> MetaTensor:
     """Read a picture.
 
-    Grey values keep their depth (8, 16 or 32 bits); palettes and CMYK become RGB. Partly transparent pixels are laid on
-    black. A picture has no place in the world; its pixels are as large as its header says in JPEG and TIFF, else 1 mm.
+    Grey values keep their depth (8, 16 or 32 bits); palettes and CMYK become RGB, whose colours have 8 bits. Partly
+    transparent pixels are laid on black. A picture has no place in the world; its pixels are as large as its header
+    says in JPEG and TIFF, else 1 mm.
 
     Args:
         path: of the file.
@@ -46,13 +47,12 @@ def read_picture(path: Path) -> MetaTensor:
         (1, W, H) or, in colour, (3, W, H), as float32: columns first, as ITK has them.
 
     Raises:
-        ValueError: the file is damaged, is larger than `MAX_PIXELS`, holds several pages, or is no picture.
+        ValueError: the file is damaged, is larger than `MAX_PIXELS`, holds several pages or deeper colours, or is no
+            picture.
     """
     with open_picture(path) as picture:
-        if is_deep_colour(picture):
-            return _read_by_itk(path, picture)
         spacing = _spacing(picture)
-        turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        turned = picture.info[_ORIENTATION] >= 5
         shown = ImageOps.exif_transpose(picture)
         values = as_channels(_visible(shown)).astype(np.float32)
         if _is_white_zero(picture) and shown.mode not in ("1", "L"):  # which Pillow inverts
@@ -70,22 +70,18 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     Raises:
         ValueError: as `read_picture`.
     """
-    try:
-        with warnings.catch_warnings():
-            # what Pillow doubts in a header either ends the decoding or does no harm; size is looked at below
-            warnings.simplefilter("ignore")
-            picture = Image.open(path, formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ValueError(_too_large(path, str(error).split("(")[-1].split(" pixels")[0])) from None
-    except UnidentifiedImageError:
-        raise ValueError(_unknown(path)) from None
-    except Exception as error:
-        raise ValueError(_damaged(path, error)) from error
-    with picture:
+    with path.open("rb") as stream:  # of a path Pillow maps the pixels, and then turns those of TIFF wrongly
+        picture = _opened(stream, path)
         if (n_pixels := picture.width * picture.height) > MAX_PIXELS:
             raise ValueError(_too_large(path, str(n_pixels)))
+        if _is_deep_colour(picture, path):
+            raise ValueError(
+                f"Expected 8 bits per colour, or grey, in {path}; got 16 bits for each of several colours, of which "
+                "half would be lost. Save it in grey, or as 8 bits per colour."
+            )
         try:
             pages = _n_pages(picture)
+            picture.info[_ORIENTATION] = picture.getexif().get(ExifTags.Base.Orientation, 1)
             picture.load()
         except Exception as error:
             raise ValueError(_damaged(path, error)) from error
@@ -95,6 +91,20 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
                 "stack as a volume, for example NIfTI."
             )
         yield picture
+
+
+def _opened(stream: BinaryIO, path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # what Pillow doubts in a header either ends the decoding or does no harm; size is looked at afterwards
+            warnings.simplefilter("ignore")
+            return Image.open(stream, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(_too_large(path, str(error).split("(")[-1].split(" pixels")[0])) from None
+    except UnidentifiedImageError:
+        raise ValueError(_unknown(path)) from None
+    except Exception as error:
+        raise ValueError(_damaged(path, error)) from error
 
 
 def as_channels(picture: Image.Image) -> Array:
@@ -144,33 +154,16 @@ def _inverted(values: Array, mode: str) -> Array:
     return inverted
 
 
-def is_deep_colour(picture: Image.Image) -> bool:
-    """Whether Pillow leaves half of the bits of each colour away."""
+def _is_deep_colour(picture: Image.Image, path: Path) -> bool:
+    """Whether Pillow and ITK leave half of the bits of each colour away."""
     if picture.format == "PNG":
-        with Path(str(picture.filename)).open("rb") as stream:  # type: ignore[attr-defined]
+        with path.open("rb") as stream:
             header = stream.read(26)
         return header[24] == 16 and header[25] != 0  # bit depth and colour type of IHDR, which is first
     if picture.format == "TIFF":
         bits = picture.tag_v2.get(_BITS, (1,))  # type: ignore[attr-defined]
         return len(bits) > 1 and max(bits) > 8
     return False
-
-
-def _read_by_itk(path: Path, picture: Image.Image) -> MetaTensor:
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        raise ValueError(
-            f"Expected an upright picture in {path}, as it has 16 bits per colour; got one that EXIF turns. Save it "
-            "upright, or in grey."
-        )
-    try:
-        image = EnsureChannelFirst()(LoadImage(reader="ITKReader", image_only=True)(path))
-    except Exception as error:
-        raise ValueError(_damaged(path, error)) from error
-    if len(image) in (2, 4):  # opacity
-        opacity = image[-1:].as_tensor() / 65535
-        image = image[:-1] * opacity
-    values: Array = image.as_tensor().numpy()
-    return _as_tensor(values, path, (1.0, 1.0))
 
 
 def _spacing(picture: Image.Image) -> tuple[float, float]:
