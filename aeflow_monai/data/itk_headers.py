@@ -29,6 +29,12 @@ _NRRD_BYTES = {
     **dict.fromkeys(("int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int"), 8),
     **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
 }
+# Numbers in a voxel, for the types of which ITK reads several.
+_COMPONENTS = {
+    **dict.fromkeys(("float", "double"), (1, 2, 3, 4)),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), (1, 3, 4)),
+}
+_SPATIAL = ("domain", "space", "time", "none", "???")
 _UNIT_MM = {"": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 0.001}
 _UNIT_MM |= {"\u00b5m": 0.001, "micron": 0.001, "micrometer": 0.001}
 
@@ -41,6 +47,8 @@ class _Header(NamedTuple):
     files: list[str]  # none if the voxels follow the header
     offset: int  # of the voxels in this file
     packed: str  # "", "zlib" or another word for a compression
+    n_components: int
+    kind: str  # of number
     units: set[str]
 
 
@@ -74,6 +82,11 @@ def check_itk_header(path: Path) -> float:
             "image, and whole? Export it again, or convert it to NIfTI."
         ) from None
     files = [_beside(path, name) for name in header.files]
+    if header.n_components not in _COMPONENTS.get(header.kind, (1,)):
+        raise ValueError(
+            f"Expected one number in each voxel of {path}; got {header.n_components} of type {header.kind}, as vectors "
+            "or colours. Save one of them, or their magnitude, as a volume."
+        )
     require_size(header.shape, header.n_bytes, str(path))
     _check_voxels(header, files, path)
     if unknown := header.units - _UNIT_MM.keys():
@@ -110,7 +123,8 @@ def _meta_image(content: bytes) -> _Header:
     packed = "zlib" if fields.get("compresseddata", "false").lower() in ("true", "1") else ""
     ascii_numbers = fields.get("binarydata", "true").lower() in ("false", "0")
     units = {fields["distanceunits"].lower()} if "distanceunits" in fields else set()
-    return _checked(_Header((*shape, channels), n_bytes, files, rest, "text" if ascii_numbers else packed, units))
+    packed = "text" if ascii_numbers else packed
+    return _checked(_Header((*shape, channels), n_bytes, files, rest, packed, channels, kind.lower(), units))
 
 
 def _nrrd(content: bytes) -> _Header:
@@ -136,8 +150,11 @@ def _nrrd(content: bytes) -> _Header:
         files = [data]
     packed = {"raw": "", "gz": "zlib", "gzip": "zlib"}.get(fields["encoding"].lower(), "other")
     shape = tuple(int(size) for size in fields["sizes"].split())
+    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(shape)
+    channels = math.prod(size for size, kind in zip(shape, kinds, strict=True) if kind not in _SPATIAL)
+    number = fields["type"].lower()
     units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))}
-    return _checked(_Header(shape, _NRRD_BYTES[fields["type"].lower()], files, rest, packed, units))
+    return _checked(_Header(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units))
 
 
 def _checked(header: _Header) -> _Header:

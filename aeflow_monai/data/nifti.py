@@ -23,16 +23,17 @@ from aeflow_monai.geometry import check_affine
 
 __all__ = ["is_nifti", "read_nifti"]
 
-_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
+_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".gii")
 _UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # what else there is means mm
 _TIME = ("sec", "msec", "usec")
 # intent codes of points, triangles, indices of nodes and shapes of surfaces
 _SURFACE = (1008, 1009, 2002, 2005)
-_TRAILING = 2**20  # bytes behind the voxels that a writer may leave
+_TRAILING = 15  # bytes behind the voxels that a writer may leave: less than any row, so that no header cuts one off
+_HEADER_BYTES = 2**20  # that hold the header of any file
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether the name is that of NIfTI or of a pair of header and voxels."""
+    """Whether the name is that of NIfTI, of a pair of header and voxels, or of a surface, which is refused."""
     return path.name.lower().endswith(_SUFFIXES)
 
 
@@ -53,9 +54,12 @@ def read_nifti(path: Path) -> MetaTensor:
     _check_kind(image, path)
     _check_size(image, path)
     check_affine(image.affine, str(path), min(3, len(image.shape)))
+    _check_forms(image, path)
     reader = NibabelReader()
     try:
-        values, meta = reader.get_data(reader.read(str(path)))
+        # not by its `read`, which puts another affine in the place of one that disagrees with the voxel sizes
+        reader.filenames = (str(path),)
+        values, meta = reader.get_data(image)
     except Exception as error:
         raise ValueError(_damaged(path, error)) from error
     while values.ndim > 4:  # which `_check_kind` found to be of size 1
@@ -74,15 +78,10 @@ def _open(path: Path) -> Any:
     except FileNotFoundError as error:  # of a pair
         raise FileNotFoundError(_half_a_pair(path, str(error.filename))) from None
     except Exception as error:
-        _check_gzip(path, _TRAILING)
-        with path.open("rb") as stream:
-            head = stream.read(12)
-        known = isinstance(error, HeaderDataError)
-        fault = f"a header that is wrong ({first_line(error)})" if known else "content that no reader knows"
-        raise ValueError(
-            f"Expected an image in {path}; got {fault}, beginning with {head!r}. Is it an image, and whole? Correct "
-            "its extension, or export it again."
-        ) from error
+        _check_gzip(path, _HEADER_BYTES)
+        raise ValueError(_no_nifti(path, error)) from error
+    if isinstance(image, (nib.Cifti2Image, nib.GiftiImage)):
+        raise ValueError(_a_surface(path, type(image).__name__))
     if not isinstance(image, (nib.Nifti1Pair, nib.Nifti2Pair)):
         what = "Analyze 7.5 or SPM" if isinstance(image, nib.AnalyzeImage) else type(image).__name__
         raise ValueError(
@@ -96,9 +95,9 @@ def _check_kind(image: Any, path: Path) -> None:
     dtype, intent, time = header.get_data_dtype(), int(header["intent_code"]), header.get_xyzt_units()[1]
     fault = remedy = ""
     n_volumes = shape[3] if len(shape) > 3 else 1
-    if isinstance(image, nib.Cifti2Image) or 3000 <= intent < 3100 or intent in _SURFACE:
-        fault, remedy = f"data of a surface (intent {intent})", "Give the volume that it was made from."
-    elif dtype.kind == "c":
+    if 3000 <= intent < 3100 or intent in _SURFACE:
+        raise ValueError(_a_surface(path, f"intent {intent}"))
+    if dtype.kind == "c":
         fault, remedy = "complex numbers", "Save their magnitude."
     elif dtype.kind not in "iufb":
         fault, remedy = f"colours ({', '.join(dtype.names or [str(dtype)])})", "Save them as one grey volume."
@@ -114,6 +113,16 @@ def _check_kind(image: Any, path: Path) -> None:
         raise ValueError(f"Expected one image in {path}; got {fault}. {remedy}")
 
 
+def _check_forms(image: Any, path: Path) -> None:
+    """The sform counts, as in nibabel; but a qform that mirrors it leaves open which side is left."""
+    forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+    if len(forms) == 2 and np.linalg.det(forms[0][:3, :3]) * np.linalg.det(forms[1][:3, :3]) < 0:
+        raise ValueError(
+            f"Expected sform and qform of {path} to agree on which side is left; one mirrors the other. Correct the "
+            "header, or export the image again."
+        )
+
+
 def _check_size(image: Any, path: Path) -> None:
     """Compare what the header claims with what there is, before memory is taken for it."""
     dtype = image.header.get_data_dtype()
@@ -122,7 +131,13 @@ def _check_size(image: Any, path: Path) -> None:
     data = Path(image.file_map["image"].filename)
     if not data.is_file():
         raise FileNotFoundError(_half_a_pair(path, str(data)))
-    claimed = int(image.dataobj.offset) + math.prod(image.shape) * dtype.itemsize
+    offset, first = int(image.dataobj.offset), int(image.header["sizeof_hdr"])
+    if isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)) and offset < first:  # no pair
+        raise ValueError(
+            f"Expected voxels behind the header of {path}, from byte {first} on; it claims that they begin at byte "
+            f"{offset}. Correct vox_offset, or export the image again."
+        )
+    claimed = offset + math.prod(image.shape) * dtype.itemsize
     packed = data.suffix.lower() == ".gz"
     found = _check_gzip(data, claimed + _TRAILING) if packed else data.stat().st_size
     if not claimed <= found <= claimed + _TRAILING:
@@ -168,6 +183,23 @@ def _half_a_pair(path: Path, missing: str) -> str:
         f"Expected header and voxels side by side, as of {path}; there is no file {missing}. Put it there, or save the "
         "image as .nii.gz."
     )
+
+
+def _no_nifti(path: Path, error: Exception) -> str:
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    if b"<GIFTI" in head:
+        return _a_surface(path, "GIFTI")
+    remedy = "Is it an image, and whole? Correct its extension, or export it again."
+    if isinstance(error, HeaderDataError):
+        return f"Expected an image in {path}; got a header that is wrong: {first_line(error)}. Export it again."
+    if path.suffix.lower() == ".img" and not path.with_suffix(".hdr").exists():
+        return _half_a_pair(path, str(path.with_suffix(".hdr")))
+    return f"Expected an image in {path}; got content that no reader knows, beginning with {head[:12]!r}. {remedy}"
+
+
+def _a_surface(path: Path, what: str) -> str:
+    return f"Expected an image in {path}; got data of a surface ({what}). Give the volume that it was made from."
 
 
 def _damaged(path: Path, error: Exception) -> str:

@@ -57,7 +57,7 @@ def as_float32(values: Array, name: str) -> npt.NDArray[np.float32]:
     Example:
         >>> as_float32(np.array([0.0, 1e200]), "a.nii")
         Traceback (most recent call last):
-        ValueError: Expected numbers that 32 bits can hold in a.nii; got values from 0 to 1e+200. ...
+        ValueError: Expected numbers that 32 bits can hold in a.nii; got values from 0.0 to 1e+200. ...
     """
     if values.dtype.kind != "b" and values.dtype.itemsize > 2 and values.dtype != np.float32:
         _require_held(values, name)
@@ -79,6 +79,6 @@ def _require_held(values: Array, name: str) -> None:
     step = extent * float(np.finfo(np.float32).eps)
     if extent > _LARGEST or 0 < extent < _SMALLEST or 0 < spread < step * _STEPS:
         raise ValueError(
-            f"Expected numbers that 32 bits can hold in {name}; got values from {low:g} to {high:g}. Subtract their "
+            f"Expected numbers that 32 bits can hold in {name}; got values from {low} to {high}. Subtract their "
             "lowest value, or scale them, and save them again."
         )

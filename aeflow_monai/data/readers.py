@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ class LoadCased(MapTransform):  # type: ignore[misc]
             raise FileNotFoundError(
                 f"Expected an image at {file}; there is no such file. Put it there, or correct the list."
             )
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"Expected an image in {path}; got neither a file nor a folder. Correct the list.")
         if path.is_file() and path.stat().st_size == 0:
             raise ValueError(f"Expected an image in {path}; got an empty file. Copy or export the file again.")
         image = read_mask(path, self._read_image) if is_mask else self._read_image(path)
@@ -145,7 +148,7 @@ def _check_unchanged(file: str, digest: str) -> None:
 def _unreadable(path: Path, error: Exception) -> str:
     # that message is the tracebacks of a dozen readers
     unknown = "cannot find a suitable reader" in str(error)
-    reason = "" if unknown else f" ({first_line(error) or type(error).__name__})"
+    reason = "" if unknown else f" ({_said(error)})"
     if path.is_dir():
         return (
             f"Expected one DICOM series in the folder {path}; got something that no reader can read{reason}. "
@@ -163,6 +166,12 @@ def _unreadable(path: Path, error: Exception) -> str:
         fault = f"a file that cannot be read{reason}"
         remedy = "It is probably truncated or damaged: copy or export it again."
     return f"Expected an image in {path}; got {fault}. {remedy}"
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without the place in ITK's code."""
+    said = re.sub(r"\(0x[0-9a-f]+\)", "", str(error).rpartition("ITK ERROR: ")[2])
+    return first_line(said) or type(error).__name__
 
 
 def _as_channels(files: Sequence[str], images: Sequence[MetaTensor]) -> MetaTensor:
