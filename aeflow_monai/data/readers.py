@@ -170,7 +170,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _said(error: Exception) -> str:
     """What an error says, without the place in ITK's code."""
-    said = re.sub(r"\(0x[0-9a-f]+\)", "", str(error).rpartition("ITK ERROR: ")[2])
+    said = re.sub(r"\(0x[0-9a-f]+\)|^\S+\.[ch]xx:\d+:\s*$|ITK ERROR: ", "", str(error), flags=re.MULTILINE)
     return first_line(said) or type(error).__name__
 
 
