@@ -13,8 +13,9 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 from torch import Tensor
 
+from aeflow_monai.data.masks import binary_mask, on_grid_of
 from aeflow_monai.errors import file_of
-from aeflow_monai.geometry import PLANES, TOLERANCE_MM, any_picture, check_affine, corner_distance, require_planes
+from aeflow_monai.geometry import PLANES, check_affine, require_planes
 
 __all__ = ["CheckImaged"]
 
@@ -24,11 +25,11 @@ _DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")
 class CheckImaged(MapTransform):  # type: ignore[misc]
     """Refuse images that no score should be computed from, and masks that do not belong to their image.
 
-    Has to stand behind `LoadCased`, before anything changes the grid or the intensities. Nothing is changed. An image
-    has to be a 2D image or a volume with finite voxels that are not all the same (in a volume: in no channel), an
-    affine that can be inverted, and more than one row and column in the planes that it is sliced along. A mask has to
-    have the shape of its image and, unless one of them is a picture without a place in the world, its affine: corners
-    within 0.01 mm.
+    Has to stand behind `LoadCased`, before anything changes the grid or the intensities. Images are not changed. An
+    image has to be a 2D image or a volume with finite voxels that are not all the same (in a volume: in no channel), an
+    affine that can be inverted, and more than one row and column in the planes that it is sliced along. A mask is made
+    binary (see `binary_mask`) and has to have the grid of its image, with corners within 0.01 mm; one with the same
+    voxels in another order is reordered. It has to say what the label says: 1 where there is lesion, 0 where none is.
 
     Args:
         keys: of images (C, H, W) or (C, X, Y, Z); the mask belongs to the first.
@@ -36,6 +37,7 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
         axes: planes that volumes are sliced along, of "axial", "coronal", "sagittal". A volume of one axial slice is
             sliced along the axial plane, whatever stands here.
         allow_missing_keys: pass over keys that are not there.
+        label_key: of the label, 0 or 1; cases without one pass.
 
     Raises:
         ValueError: an unknown plane.
@@ -53,18 +55,24 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
         lesion_key: str = "lesion",
         axes: Sequence[str] = ("axial",),
         allow_missing_keys: bool = False,
+        label_key: str = "label",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         require_planes(axes)
+        self.label_key = label_key
         self.lesion_key = lesion_key
         self.axes = tuple(axes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Look at one case.
 
+        Returns:
+            The case, with a binary mask (1, ...) of its image's shape and affine.
+
         Raises:
             ValueError: an image or a mask is not as above.
         """
+        d = dict(data)
         for key in self.key_iterator(data):
             image, name = data[key], file_of(data[key], repr(key))
             if image.ndim not in (3, 4):
@@ -76,10 +84,16 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
             if isinstance(image, MetaTensor):
                 check_affine(image.affine.cpu().numpy(), name, image.ndim - 1)
             _check_planes(image, name, self.axes)
-        first, mask = data.get(self.keys[0]), data.get(self.lesion_key)
+        first, mask = d.get(self.keys[0]), d.get(self.lesion_key)
         if isinstance(first, Tensor) and isinstance(mask, Tensor):
-            _check_mask(mask, file_of(mask, repr(self.lesion_key)), first, file_of(first, repr(self.keys[0])))
-        return dict(data)
+            mask_name, name = file_of(mask, repr(self.lesion_key)), file_of(first, repr(self.keys[0]))
+            image = first if isinstance(first, MetaTensor) else MetaTensor(first)
+            binary = binary_mask(mask, mask_name)
+            if not (isinstance(first, MetaTensor) and isinstance(mask, MetaTensor)):  # nobody knows where they lie
+                binary.affine = image.affine
+            d[self.lesion_key] = on_grid_of(binary, image, mask_name, name)
+            _check_label(d[self.lesion_key], d.get(self.label_key), mask_name, name)
+        return d
 
 
 def _check_values(image: Tensor, name: str) -> None:
@@ -134,18 +148,12 @@ def _check_planes(image: Tensor, name: str, axes: Sequence[str]) -> None:
             )
 
 
-def _check_mask(mask: Tensor, mask_name: str, image: Tensor, image_name: str) -> None:
-    if mask.shape[1:] != image.shape[1:]:
-        raise ValueError(
-            f"Expected a mask of its image's shape, {tuple(image.shape[1:])} as {image_name}; got "
-            f"{tuple(mask.shape[1:])} in {mask_name}. Resample the mask to the image, with nearest neighbours."
-        )
-    if not bool(torch.isfinite(torch.as_tensor(mask).as_subclass(Tensor)).all()):
-        raise ValueError(f"Expected finite values in {mask_name}; got NaN or infinite ones. Correct the mask.")
-    if not (isinstance(mask, MetaTensor) and isinstance(image, MetaTensor)) or any_picture(mask_name, image_name):
+def _check_label(mask: Tensor, label: Any, mask_name: str, image_name: str) -> None:
+    n_lesion = int(mask.sum())
+    if label is None or int(label) == int(n_lesion > 0):
         return
-    if (distance := corner_distance(image, mask)) > TOLERANCE_MM:
-        raise ValueError(
-            f"Expected a mask on the grid of {image_name}; the corners of {mask_name} lie up to {distance:.3g} mm "
-            "away from it. Resample the mask to the image, or correct its affine."
-        )
+    raise ValueError(
+        f"Expected a mask that says what the label of {image_name} says, {int(label)} "
+        f"({'abnormal' if int(label) else 'normal'}); got {n_lesion or 'no'} voxels of lesion in {mask_name}. Correct "
+        f"the label, or {'name the mask of this image' if int(label) else 'take the mask away'}."
+    )

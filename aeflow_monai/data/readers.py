@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import zlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
+import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import ITKReader, MetaTensor
 from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform
 from monai.utils import MetaKeys, ensure_tuple
-from PIL import Image
 from torch import Tensor
 
+from aeflow_monai.data.itk_headers import check_itk_header, is_itk_volume
+from aeflow_monai.data.masks import read_mask
+from aeflow_monai.data.nifti import is_nifti, read_nifti
+from aeflow_monai.data.numbers import as_float32
+from aeflow_monai.data.pictures import read_picture
 from aeflow_monai.errors import first_line
-from aeflow_monai.files import gzip as fast_gzip
 from aeflow_monai.files import sha256_of
-from aeflow_monai.geometry import PICTURES, TOLERANCE_MM, any_picture, check_affine, corner_distance
+from aeflow_monai.geometry import TOLERANCE_MM, any_picture, corner_distance
 
 __all__ = ["LoadCased"]
 
@@ -29,22 +30,25 @@ __all__ = ["LoadCased"]
 class LoadCased(MapTransform):  # type: ignore[misc]
     """Load the images of a case with the channel first, or say what is wrong with the file.
 
-    Does what MONAI's `LoadImaged` and `EnsureChannelFirstd` do, and what they leave to a reader's obscure error or let
-    pass in silence: a compressed file is read to its end, which shows whether it is whole; several files of one key
-    (modalities) become channels if they lie on one grid, to 0.01 mm. Two entries of a datalist are obeyed and taken
-    out: "problem", a text that says what is known to be wrong with this case, and "sha256", a dictionary from path to
-    hexadecimal digest, which the files have to have still.
+    Does what MONAI's `LoadImaged` and `EnsureChannelFirstd` do, and refuses what they let pass in silence: a file that
+    is not whole, or leads to another folder; what is no image; numbers that 32 bits cannot hold. Pictures are read as
+    people see them, and affines are in mm. A mask becomes binary, whatever it was; see `read_mask`. Several files of
+    one key (modalities) become channels if they lie on one grid, to 0.01 mm. Two entries of a datalist are obeyed and
+    taken out: "problem", a text that says what is known to be wrong with this case, and "sha256", a dictionary from
+    path to hexadecimal digest, which the files have to have still.
 
     What is a tensor already, with the channel first, passes as it is.
 
     Args:
         keys: of paths, or lists of paths.
-        reader: names of MONAI's readers; the last that can read a file does.
+        reader: names of MONAI's readers, for what is neither a picture, NIfTI, MetaImage nor NRRD; the last that can
+            read a file does.
         allow_missing_keys: pass over keys that are not there, such as a mask.
+        mask_keys: those of the keys that are masks.
 
     Example:
         >>> import tempfile
-        >>> import numpy as np
+        >>> import nibabel as nib
         >>> file = Path(tempfile.mkdtemp()) / "scan.nii.gz"
         >>> nib.save(nib.Nifti1Image(np.ones((4, 5, 6), dtype=np.float32), np.eye(4)), file)
         >>> tuple(LoadCased("image")({"image": str(file)})["image"].shape)
@@ -56,8 +60,10 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         keys: KeysCollection,
         reader: Sequence[str] | str = ("ITKReader", "NibabelReader"),
         allow_missing_keys: bool = False,
+        mask_keys: Sequence[str] = ("lesion",),
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.mask_keys = tuple(mask_keys)
         self.load = LoadImage(reader=reader, image_only=True)
         self.channel_first = EnsureChannelFirst()
 
@@ -65,8 +71,8 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         """Load one case.
 
         Raises:
-            ValueError: the case has a known problem; a file changed, cannot be read or has an affine that cannot be
-                inverted; files of one key lie on different grids.
+            ValueError: the case has a known problem; a file changed, cannot be read, is no image, is a mask that cannot
+                be understood, or has an affine that cannot be inverted; files of one key lie on different grids.
             FileNotFoundError: there is no such file.
         """
         d = dict(data)
@@ -78,23 +84,50 @@ class LoadCased(MapTransform):  # type: ignore[misc]
             if isinstance(d[key], Tensor):
                 continue
             files = [str(file) for file in ensure_tuple(d[key])]
-            d[key] = _as_channels(files, [self._read(file) for file in files])
+            if key in self.mask_keys and len(files) > 1:
+                raise ValueError(f"Expected one mask for a case; got {', '.join(files)}. Name the one of the lesion.")
+            d[key] = _as_channels(files, [self._read(file, key in self.mask_keys) for file in files])
         return d
 
-    def _read(self, file: str) -> MetaTensor:
+    def _read(self, file: str, is_mask: bool) -> MetaTensor:
         path = Path(file).expanduser()
         if not path.exists():
             raise FileNotFoundError(
                 f"Expected an image at {file}; there is no such file. Put it there, or correct the list."
             )
-        _check_whole(path)
-        _check_nifti_affine(path)
-        try:
-            image = self.channel_first(self.load(file))
-        except Exception as error:
-            raise ValueError(_unreadable(path, error)) from error
+        if not (path.is_file() or path.is_dir()):
+            raise ValueError(f"Expected an image in {path}; got neither a file nor a folder. Correct the list.")
+        if path.is_file() and path.stat().st_size == 0:
+            raise ValueError(f"Expected an image in {path}; got an empty file. Copy or export the file again.")
+        image = read_mask(path, self._read_image) if is_mask else self._read_image(path)
         image.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0  # so that a second EnsureChannelFirst adds no dimension
         return image
+
+    def _read_image(self, path: Path) -> MetaTensor:
+        if path.is_file():
+            if any_picture(path.name):
+                return read_picture(path)
+            if is_nifti(path):
+                return read_nifti(path)
+            if is_itk_volume(path):
+                return _read_itk_volume(path)
+        try:
+            return self.channel_first(self.load(path))
+        except Exception as error:
+            raise ValueError(_unreadable(path, error)) from error
+
+
+def _read_itk_volume(path: Path) -> MetaTensor:
+    mm = check_itk_header(path)
+    reader = ITKReader()
+    try:
+        values, meta = reader.get_data(reader.read(str(path)))
+    except Exception as error:
+        raise ValueError(_unreadable(path, error)) from error
+    for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE):
+        meta[key] = np.diag([*[mm] * (len(meta[key]) - 1), 1.0]) @ meta[key]
+    meta["filename_or_obj"] = str(path)
+    return EnsureChannelFirst()(MetaTensor.ensure_torch_and_prune_meta(as_float32(values, str(path)), meta))
 
 
 def _check_unchanged(file: str, digest: str) -> None:
@@ -112,58 +145,10 @@ def _check_unchanged(file: str, digest: str) -> None:
         )
 
 
-def _check_whole(path: Path) -> None:
-    """Read a compressed file to its end: readers stop at the last voxel, or fill the missing ones in silence."""
-    suffix = path.suffix.lower()
-    fault, remedy = "", "Copy or export the file again."
-    if path.is_file() and path.stat().st_size == 0:
-        fault = "an empty file"
-    elif suffix == ".gz":
-        # in a third of zlib's time; what it objects to, zlib explains below
-        with contextlib.suppress(Exception):
-            _read_to_end(fast_gzip.open, path)
-            return
-        try:
-            _read_to_end(gzip.open, path)
-        except EOFError:
-            fault = "a truncated file: its compressed data end too early"
-        except (gzip.BadGzipFile, zlib.error) as error:
-            if path.read_bytes()[:2] == b"\x1f\x8b":
-                fault = f"a damaged file: {error}"
-            else:
-                fault, remedy = "something that is not compressed with gzip", "Is it an image? Correct its extension."
-    elif suffix in PICTURES:
-        try:
-            with Image.open(path) as picture:
-                picture.load()
-        except Exception as error:  # Pillow knows fewer formats than ITK, so only this word of it counts
-            if "truncated" in str(error).lower():
-                fault = f"a truncated file: {error}"
-    if fault:
-        raise ValueError(f"Expected an image in {path}; got {fault}. {remedy}")
-
-
-def _read_to_end(opener: Callable[[Path], Any], path: Path) -> None:
-    with opener(path) as stream:
-        while stream.read(2**20):
-            pass
-
-
-def _check_nifti_affine(path: Path) -> None:
-    """Look at the affine as the file has it: MONAI's reader puts another in its place if it is degenerate."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return
-    try:
-        image = nib.load(path)
-    except Exception:
-        return  # which the reader explains
-    check_affine(image.affine, str(path), min(3, len(image.shape)))
-
-
 def _unreadable(path: Path, error: Exception) -> str:
     # that message is the tracebacks of a dozen readers
     unknown = "cannot find a suitable reader" in str(error)
-    reason = "" if unknown else f" ({first_line(error) or type(error).__name__})"
+    reason = "" if unknown else f" ({_said(error)})"
     if path.is_dir():
         return (
             f"Expected one DICOM series in the folder {path}; got something that no reader can read{reason}. "
@@ -181,6 +166,12 @@ def _unreadable(path: Path, error: Exception) -> str:
         fault = f"a file that cannot be read{reason}"
         remedy = "It is probably truncated or damaged: copy or export it again."
     return f"Expected an image in {path}; got {fault}. {remedy}"
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without the place in ITK's code."""
+    said = re.sub(r"\(0x[0-9a-f]+\)|^\S+\.[ch]xx:\d+:\s*$|ITK ERROR: ", "", str(error), flags=re.MULTILINE)
+    return first_line(said) or type(error).__name__
 
 
 def _as_channels(files: Sequence[str], images: Sequence[MetaTensor]) -> MetaTensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,18 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 from torch import Tensor
 
+from aeflow_monai.data.itk_headers import is_itk_volume
+from aeflow_monai.data.nifti import is_nifti
 from aeflow_monai.errors import file_of
 
 __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
 
 # From this fraction of its voxels on, a single value at the corners or the low end of an image is its background.
 _BACKGROUND_SHARE = 0.05
+# Numbers beyond this power of 2, or below its inverse, are scaled first; results elsewhere stay as they are.
+_EXTREME_EXPONENT = 64
+# So much of the rest has to be brighter than the background.
+_BRIGHTER_SHARE = 0.05
 
 
 class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
@@ -108,7 +115,7 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
             image = d[key]
             if image.shape[0] == self.channels:
                 continue
-            if self.channels == 1 and image.shape[0] in (2, 3, 4) and image.shape[3:] in ((), (1,)):
+            if self.channels == 1 and image.shape[0] in (2, 3, 4) and _is_picture(image):
                 # a picture; the last of two or four channels is opacity
                 d[key] = image[: 1 if image.shape[0] == 2 else 3].mean(dim=0, keepdim=True)
             elif image.shape[0] == 1:
@@ -117,7 +124,7 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
                 raise ValueError(
                     f"The network takes {self.channels} channels; {key!r} has {image.shape[0]} in "
                     f"{file_of(image, 'a tensor')}. Set in_channels to the number of channels of your "
-                    "images; split a series (4D) into volumes first."
+                    "images when you train; split a series (4D) into volumes first."
                 )
         return d
 
@@ -127,8 +134,9 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
 
     Skull-stripped and padded volumes have a background of one value: 0, the lowest value, or whatever the corners
     hold. In z-scored volumes it lies between the values of tissue. If such a value fills 5 % of the volume, the rest is
-    foreground; else everything is. Percentiles of the foreground do not change with the size of the field of view. A
-    foreground of one value becomes 1.
+    foreground; else everything is. A value that next to nothing exceeds is saturated tissue or air in negative, and
+    stays the brightest, unless it is 0 in all corners. Percentiles of the foreground do not change with the size of the
+    field of view. A foreground of one value becomes 1.
 
     Args:
         keys: of images (C, ...).
@@ -158,6 +166,7 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
             scaled = d[key].to(torch.float32, copy=True)
             for channel in torch.as_tensor(scaled).as_subclass(Tensor):
                 values = channel.cpu().numpy()  # on the CPU these are the channel's own
+                _bring_to_middle(values)
                 background = _background(values)
                 inside = None if background is None else values != background
                 foreground = values if inside is None else values[inside]
@@ -165,7 +174,7 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
                     channel.zero_()
                     continue
                 low, high = np.percentile(foreground, [self.lower, self.upper])
-                if high - low > 1e-12 + 1e-6 * abs(high):
+                if high > low:
                     np.subtract(values, np.float32(low), out=values)
                     np.divide(values, np.float32(high - low), out=values)
                     np.clip(values, 0, 1, out=values)
@@ -178,13 +187,33 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
         return d
 
 
+def _bring_to_middle(values: npt.NDArray[np.float32]) -> None:
+    """Multiply extreme numbers in place by a power of 2, so that 32 bits hold their differences exactly."""
+    largest = max(abs(float(values.min())), abs(float(values.max())))
+    exponent = int(np.frexp(largest)[1])
+    if abs(exponent) > _EXTREME_EXPONENT:
+        np.ldexp(values, -exponent, out=values)
+
+
+def _is_picture(image: Tensor) -> bool:
+    """Whether channels are colours: those of a 2D image in a file of volumes are a series."""
+    file = Path(file_of(image))
+    return image.shape[3:] in ((), (1,)) and not (is_nifti(file) or is_itk_volume(file))
+
+
 def _background(values: npt.NDArray[np.float32]) -> np.float32 | None:
     """The value of the background, or None if there is no single one."""
     corners = values[np.ix_(*([0, -1] for _ in values.shape))].ravel()
     candidates = {np.float32(0), values.min(), *corners}
     counts = {value: int(np.count_nonzero(values == value)) for value in candidates}
-    best = max(counts, key=lambda value: (counts[value], -value))
-    return best if counts[best] >= _BACKGROUND_SHARE * values.size else None
+    for value in sorted(counts, key=lambda value: (-counts[value], value)):
+        if counts[value] < _BACKGROUND_SHARE * values.size:
+            return None
+        # a saturated region, at the corners too, has next to nothing above it; but 0 all around is padding
+        brighter = int(np.count_nonzero(values > value))
+        if brighter >= _BRIGHTER_SHARE * (values.size - counts[value]) or (value == 0 and not corners.any()):
+            return np.float32(value)
+    return None
 
 
 def _axial(affine: Tensor) -> Tensor:

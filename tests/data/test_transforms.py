@@ -264,6 +264,12 @@ class TestMatchChannels:
         with pytest.raises(ValueError, match=r"takes 1 channels; 'image' has 6.*split a series \(4D\)"):
             MatchChannelsd("image", 1)({"image": torch.zeros(6, 8, 9, 5)})
 
+    @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
+    def test_a_series_of_one_slice_is_no_picture(self, name: str) -> None:
+        image = MetaTensor(torch.zeros(3, 8, 9, 1), meta={"filename_or_obj": name})
+        with pytest.raises(ValueError, match=r"takes 1 channels; 'image' has 3.*split a series \(4D\)"):
+            MatchChannelsd("image", 1)({"image": image})
+
     @pytest.mark.parametrize(("given", "wanted"), [(2, 3), (4, 3), (3, 2)])
     def test_other_numbers_are_named(self, given: int, wanted: int) -> None:
         image = MetaTensor(torch.zeros(given, 4, 4), meta={"filename_or_obj": "a.png"})
@@ -362,3 +368,42 @@ class TestScaleForeground:
     def test_percentiles_out_of_range_are_named(self, lower: float, upper: float) -> None:
         with pytest.raises(ValueError, match=rf"0 <= lower < upper <= 100; got {lower} and {upper}"):
             ScaleForegroundd("image", lower, upper)
+
+    @pytest.mark.parametrize("corners", [(1,), (1, 3), (0, 1, 2, 3)])
+    @pytest.mark.parametrize(("bright", "brightest"), [(255, 255), (250, 255)])
+    def test_saturated_corners_stay_bright(self, corners: tuple[int, ...], bright: int, brightest: int) -> None:
+        image = np.random.default_rng(0).integers(20, 170, (256, 256)).astype(np.float32)
+        for corner in corners:
+            image[:: -1 if corner // 2 else 1, :: -1 if corner % 2 else 1][:56, :70] = bright
+        image[100, 100:110] = brightest
+        scaled = scale(image)
+        assert (scaled[image == bright] == 1).all()
+        assert scaled[image < 100].max() < scaled[image > 100].min()
+
+    def test_saturated_corners_beside_black_ones(self) -> None:
+        image = np.random.default_rng(0).integers(20, 170, (256, 256)).astype(np.float32)
+        image[:40], image[200:, :90] = 0, 255
+        scaled = scale(image)
+        assert (scaled[image == 255] == 1).all()
+        assert (scaled[image == 0] == 0).all()
+        assert (scaled[image == 100] > 0).all()
+
+    def test_zeros_around_negative_numbers_are_background(self) -> None:
+        head = ellipsoid()
+        lung = np.random.default_rng(0).uniform(-900, -500, head.shape)
+        scaled = scale(np.where(head, lung, 0))
+        assert (scaled[~head] == 0).all()
+        assert scaled[head].max() == 1
+
+    @pytest.mark.parametrize("factor", [1e-30, 1e-38, 3e-42, 1e30, 3e36])
+    def test_extreme_numbers_scale_as_others_do(self, factor: float) -> None:
+        head = ellipsoid()
+        tissue = np.random.default_rng(0).uniform(-100, 100, head.shape)
+        usual = np.where(head, tissue, 0).astype(np.float32)
+        extreme = (usual.astype(np.float64) * factor).astype(np.float32)
+        # denormal numbers have few digits in the file already
+        np.testing.assert_allclose(scale(extreme), scale(usual), atol=1e-5 if factor > 1e-40 else 0.05)
+
+    def test_a_small_range_on_a_large_offset(self) -> None:
+        values = np.repeat(np.linspace(0, 1, 9, dtype=np.float32), [1] + [100] * 8)  # the lowest is no background
+        np.testing.assert_allclose(scale(2**20 + values, lower=0, upper=100), values, atol=1e-6)

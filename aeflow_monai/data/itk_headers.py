@@ -1,0 +1,233 @@
+"""Headers of MetaImage and NRRD: they may name no file outside of their folder, nor claim what is not there."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from aeflow_monai.data.numbers import require_size
+
+__all__ = ["check_itk_header", "is_itk_volume"]
+
+_META_IMAGE, _NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
+_HEADER_BYTES = 2**20  # a header that is longer is none
+_MAX_FILES = 10**5  # of a list or a pattern
+_META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 8, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
+_NRRD_BYTES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
+    **dict.fromkeys(
+        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
+    ),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int"), 8),
+    **dict.fromkeys(("int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int"), 8),
+    **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
+}
+# Numbers in a voxel, for the types of which ITK reads several.
+_COMPONENTS = {
+    **dict.fromkeys(("float", "double"), (1, 2, 3, 4)),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), (1, 3, 4)),
+}
+_SPATIAL = ("domain", "space", "time", "none", "???")
+_UNIT_MM = {"": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 0.001}
+_UNIT_MM |= {"\u00b5m": 0.001, "micron": 0.001, "micrometer": 0.001}
+
+
+class _Header(NamedTuple):
+    """What a header says of its voxels."""
+
+    shape: tuple[int, ...]
+    n_bytes: int  # of a number
+    files: list[str]  # none if the voxels follow the header
+    offset: int  # of the voxels in this file
+    packed: str  # "", "zlib" or another word for a compression
+    n_components: int
+    kind: str  # of number
+    units: set[str]
+
+
+def is_itk_volume(path: Path) -> bool:
+    """Whether the name is that of a MetaImage or NRRD file, which ITK reads."""
+    return path.name.lower().endswith((*_META_IMAGE, *_NRRD))
+
+
+def check_itk_header(path: Path) -> float:
+    """Refuse a MetaImage or NRRD file that leads elsewhere, or claims more than there is, before it is read.
+
+    Args:
+        path: of the header.
+
+    Returns:
+        Millimetres in the unit of its distances.
+
+    Raises:
+        ValueError: a file outside of its folder is named; the voxels are cut, damaged or larger than memory should
+            hold; the header cannot be understood; its unit is unknown.
+        FileNotFoundError: a file that it names is missing.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(_HEADER_BYTES)
+    try:
+        header = _meta_image(content) if path.suffix.lower() in _META_IMAGE else _nrrd(content)
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        said = f"its line of {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"Expected a header of MetaImage or NRRD in {path}; got one that cannot be understood ({said}). Is it an "
+            "image, and whole? Export it again, or convert it to NIfTI."
+        ) from None
+    files = [_beside(path, name) for name in header.files]
+    if header.n_components not in _COMPONENTS.get(header.kind, (1,)):
+        raise ValueError(
+            f"Expected one number in each voxel of {path}; got {header.n_components} of type {header.kind}, as vectors "
+            "or colours. Save one of them, or their magnitude, as a volume."
+        )
+    require_size(header.shape, header.n_bytes, str(path))
+    _check_voxels(header, files, path)
+    if unknown := header.units - _UNIT_MM.keys():
+        raise ValueError(
+            f"Expected distances in mm, um, cm or m in {path}; got the unit {sorted(unknown)[0]!r}. Correct the header."
+        )
+    factors = {_UNIT_MM[unit] for unit in header.units} or {1.0}
+    if len(factors) > 1:
+        raise ValueError(f"Expected one unit for all axes in {path}; got {sorted(header.units)}. Correct the header.")
+    return factors.pop()
+
+
+def _meta_image(content: bytes) -> _Header:
+    fields: dict[str, str] = {}
+    rest = 0
+    for line, end in _lines(content):
+        key, *values = re.split("[=:]", line, maxsplit=1)  # ITK takes both
+        fields[key.strip().lower()] = "".join(values).strip()
+        if key.strip().lower() == "elementdatafile":
+            rest = end
+            break
+    shape = [int(size) for size in fields["dimsize"].split()]
+    channels = int(fields.get("elementnumberofchannels", "1"))
+    kind = fields["elementtype"].upper().removeprefix("MET_").removesuffix("_ARRAY")
+    n_bytes = _META_BYTES[kind if kind in _META_BYTES else kind.removeprefix("U")]
+    data = fields["elementdatafile"]
+    files: list[str] = []
+    if data.upper().startswith("LIST"):
+        files = [line for line, _ in _lines(content[rest:]) if line]
+    elif "%" in data:
+        files = _of_pattern(data.split())
+    elif data.upper() != "LOCAL":
+        files = [data]
+    packed = "zlib" if fields.get("compresseddata", "false").lower() in ("true", "1") else ""
+    ascii_numbers = fields.get("binarydata", "true").lower() in ("false", "0")
+    units = {fields["distanceunits"].lower()} if "distanceunits" in fields else set()
+    packed = "text" if ascii_numbers else packed
+    return _checked(_Header((*shape, channels), n_bytes, files, rest, packed, channels, kind.lower(), units))
+
+
+def _nrrd(content: bytes) -> _Header:
+    if not content.startswith(b"NRRD"):
+        raise ValueError(f"it begins with {content[:12]!r}")
+    fields: dict[str, str] = {}
+    rest = 0
+    for line, end in _lines(content):
+        rest = end
+        if not line or line.lower().replace(" ", "").startswith("datafile:list"):
+            fields |= {"datafile": line.partition(":")[2].strip()} if line else {}
+            break
+        key, colon, value = line.partition(":")
+        if colon and not line.startswith("#") and not value.startswith("="):
+            fields[key.strip().lower().replace(" ", "")] = value.strip()
+    data = fields.get("datafile", "")
+    files: list[str] = []
+    if data.upper().startswith("LIST"):
+        files = [line for line, _ in _lines(content[rest:]) if line]
+    elif "%" in data:
+        files = _of_pattern(data.split())
+    elif data:
+        files = [data]
+    packed = {"raw": "", "gz": "zlib", "gzip": "zlib"}.get(fields["encoding"].lower(), "other")
+    shape = tuple(int(size) for size in fields["sizes"].split())
+    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(shape)
+    channels = math.prod(size for size, kind in zip(shape, kinds, strict=True) if kind not in _SPATIAL)
+    number = fields["type"].lower()
+    units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))}
+    return _checked(_Header(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units))
+
+
+def _checked(header: _Header) -> _Header:
+    if not header.shape or min(header.shape) < 1:
+        raise ValueError(f"a shape of {header.shape}")
+    return header
+
+
+def _lines(content: bytes) -> Iterator[tuple[str, int]]:
+    """Lines without their ends, and where the next one begins."""
+    start = 0
+    while start < len(content):
+        end = content.find(b"\n", start)
+        end = len(content) if end < 0 else end
+        yield content[start:end].decode("utf-8", "surrogateescape").strip(), end + 1
+        start = end + 1
+
+
+def _of_pattern(words: list[str]) -> list[str]:
+    """Names that a pattern such as `slice%03d.raw 1 20 1` stands for."""
+    pattern, first, last, step = words[0], int(words[1]), int(words[2]), int(words[3]) if len(words) > 3 else 1
+    if not re.fullmatch(r"[^%]*%0?\d{0,2}d[^%]*", pattern) or not step or abs(last - first) / abs(step) > _MAX_FILES:
+        raise ValueError(f"the pattern {' '.join(words)!r} of its files")
+    return [pattern % number for number in range(first, last + (1 if step > 0 else -1), step)]
+
+
+def _beside(header: Path, name: str) -> Path:
+    """The file that a header names, which has to lie in the header's folder or below, links followed."""
+    folder = header.parent.resolve()
+    file = (header.parent / name).resolve()
+    if Path(name).is_absolute() or "\\" in name or ".." in Path(name).parts or not file.is_relative_to(folder):
+        raise ValueError(
+            f"Expected voxels in the folder of the header {header}; it names {name!r}, which lies elsewhere. Put the "
+            "file beside its header, and its bare name into it."
+        )
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"Expected the voxels of {header} in {header.parent / name}, which it names; there is no such file. Put it "
+            "there, or correct the header."
+        )
+    return file
+
+
+def _check_voxels(header: _Header, files: list[Path], path: Path) -> None:
+    claimed = math.prod(header.shape) * header.n_bytes
+    if header.packed not in ("", "zlib"):
+        return  # which the reader notices, in memory that is bounded
+    found = 0
+    for file in files or [path]:
+        offset = 0 if files else header.offset
+        try:
+            found += _unpacked(file, offset, claimed) if header.packed else file.stat().st_size - offset
+        except (zlib.error, EOFError, gzip.BadGzipFile) as error:
+            raise ValueError(
+                f"Expected an image in {path}; got damaged data in {file}: {error}. Copy or export it again."
+            ) from None
+    if found < claimed:
+        raise ValueError(
+            f"Expected {claimed} bytes of voxels for {path}, as its header claims; got {found}. It is probably "
+            "truncated: copy or export it again."
+        )
+
+
+def _unpacked(file: Path, offset: int, limit: int) -> int:
+    """Bytes that a part of a file holds when it is decompressed, counted to a little above the limit."""
+    stream = zlib.decompressobj(wbits=47)  # of zlib or gzip
+    n_bytes = 0
+    with file.open("rb") as packed:
+        packed.seek(offset)
+        block = packed.read(2**16)
+        while block and n_bytes <= limit and not stream.eof:
+            n_bytes += len(stream.decompress(block, 2**20))
+            block = stream.unconsumed_tail or packed.read(2**16)
+    if n_bytes <= limit and not stream.eof:
+        raise EOFError("they end too early")
+    return n_bytes

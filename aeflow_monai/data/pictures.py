@@ -1,0 +1,219 @@
+"""Pictures (PNG, JPEG, TIFF, BMP) as people see them: turned as EXIF says, through their palette, on black."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.data import MetaTensor
+from monai.utils import MetaKeys, SpaceKeys
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from aeflow_monai.errors import first_line
+
+__all__ = ["MAX_PIXELS", "as_channels", "open_picture", "read_picture"]
+
+Array = npt.NDArray[Any]
+
+# Of a picture: 8192 x 8192. What claims more is refused before it is decoded.
+MAX_PIXELS = 2**26
+# By their content, whatever the name says. Others of Pillow's formats run programs, or are no pictures.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP")
+_INCH_MM = {1: 25.4, 2: 10.0}  # of JFIF's unit of density
+_TIFF_UNIT_MM = {2: 25.4, 3: 10.0}
+_NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 254, 258, 262, 282, 283, 296
+_WHITE_IS_ZERO = 0
+_ORIENTATION = "orientation"  # as EXIF has it; Pillow forgets that of TIFF
+_REDUCED_OR_MASK = 0b101  # bits of a TIFF page's type
+
+
+def read_picture(path: Path) -> MetaTensor:
+    """Read a picture.
+
+    Grey values keep their depth (8, 16 or 32 bits); palettes and CMYK become RGB, whose colours have 8 bits. Partly
+    transparent pixels are laid on black. A picture has no place in the world; its pixels are as large as its header
+    says in JPEG and TIFF, else 1 mm.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        (1, W, H) or, in colour, (3, W, H), as float32: columns first, as ITK has them.
+
+    Raises:
+        ValueError: the file is damaged, is larger than `MAX_PIXELS`, holds several pages or deeper colours, or is no
+            picture.
+    """
+    with open_picture(path) as picture:
+        spacing = _spacing(picture)
+        turned = picture.info[_ORIENTATION] >= 5
+        shown = ImageOps.exif_transpose(picture)
+        values = as_channels(_visible(shown)).astype(np.float32)
+        if _is_white_zero(picture) and shown.mode not in ("1", "L"):  # which Pillow inverts
+            values = _inverted(values, shown.mode)
+    return _as_tensor(values, path, spacing[::-1] if turned else spacing)
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture for reading, decoded; see `read_picture`.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: as `read_picture`.
+    """
+    with path.open("rb") as stream:  # of a path Pillow maps the pixels, and then turns those of TIFF wrongly
+        picture = _opened(stream, path)
+        if (n_pixels := picture.width * picture.height) > MAX_PIXELS:
+            raise ValueError(_too_large(path, str(n_pixels)))
+        if _is_deep_colour(picture, path):
+            raise ValueError(
+                f"Expected 8 bits per colour, or grey, in {path}; got 16 bits for each of several colours, of which "
+                "half would be lost. Save it in grey, or as 8 bits per colour."
+            )
+        try:
+            pages = _n_pages(picture)
+            picture.info[_ORIENTATION] = picture.getexif().get(ExifTags.Base.Orientation, 1)
+            picture.load()
+        except Exception as error:
+            raise ValueError(_damaged(path, error)) from error
+        if pages > 1:
+            raise ValueError(
+                f"Expected one picture in {path}; got {pages} pages or frames. Save each as a file of its own, or the "
+                "stack as a volume, for example NIfTI."
+            )
+        yield picture
+
+
+def _opened(stream: BinaryIO, path: Path) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # what Pillow doubts in a header either ends the decoding or does no harm; size is looked at afterwards
+            warnings.simplefilter("ignore")
+            return Image.open(stream, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(_too_large(path, str(error).split("(")[-1].split(" pixels")[0])) from None
+    except UnidentifiedImageError:
+        raise ValueError(_unknown(path)) from None
+    except Exception as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def as_channels(picture: Image.Image) -> Array:
+    """Pixels (C, W, H) of a Pillow image."""
+    pixels = np.asarray(picture)
+    if pixels.dtype == np.bool_:
+        pixels = pixels * np.uint8(255)
+    # in memory column by column, as ITK has them
+    return np.moveaxis(np.ascontiguousarray(pixels.swapaxes(0, 1)), 2, 0) if pixels.ndim == 3 else pixels.T.copy()[None]
+
+
+def _n_pages(picture: Image.Image) -> int:
+    """Pages or frames; neither the other views in a camera's JPEG, nor reduced copies and masks in a TIFF, count."""
+    n_frames = getattr(picture, "n_frames", 1)
+    if n_frames == 1 or picture.format == "MPO":
+        return 1
+    if picture.format != "TIFF":
+        return int(n_frames)
+    whole = 0
+    for frame in range(n_frames):
+        picture.seek(frame)
+        whole += not int(picture.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & _REDUCED_OR_MASK  # type: ignore[attr-defined]
+    picture.seek(0)
+    return max(1, whole)
+
+
+def _visible(picture: Image.Image) -> Image.Image:
+    """Colours as they are seen, without opacity."""
+    grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.has_transparency_data and not picture.mode.startswith("I"):
+        coloured = picture.convert("RGBA")
+        black = Image.new("RGBA", coloured.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, coloured).convert("L" if grey else "RGB")
+    if grey:
+        return picture.convert("L")
+    return picture if picture.mode in ("RGB", "F") or picture.mode.startswith("I") else picture.convert("RGB")
+
+
+def _is_white_zero(picture: Image.Image) -> bool:
+    return bool(picture.format == "TIFF" and picture.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)  # type: ignore[attr-defined]
+
+
+def _inverted(values: Array, mode: str) -> Array:
+    if mode.startswith("I;16"):
+        return np.float32(65535) - values
+    inverted: Array = (values.min() + values.max()) - values
+    return inverted
+
+
+def _is_deep_colour(picture: Image.Image, path: Path) -> bool:
+    """Whether Pillow and ITK leave half of the bits of each colour away."""
+    if picture.format == "PNG":
+        with path.open("rb") as stream:
+            header = stream.read(26)
+        return header[24] == 16 and header[25] != 0  # bit depth and colour type of IHDR, which is first
+    if picture.format == "TIFF":
+        bits = picture.tag_v2.get(_BITS, (1,))  # type: ignore[attr-defined]
+        return len(bits) > 1 and max(bits) > 8
+    return False
+
+
+def _spacing(picture: Image.Image) -> tuple[float, float]:
+    """Width and height of a pixel as it is stored, in mm, as far as ITK reads them."""
+    density: Any = (1, 1)
+    unit = None
+    if picture.format in ("JPEG", "MPO"):
+        density, unit = picture.info.get("jfif_density", (1, 1)), _INCH_MM.get(picture.info.get("jfif_unit", 0))
+    elif picture.format == "TIFF":
+        tags = picture.tag_v2  # type: ignore[attr-defined]
+        density, unit = (tags.get(_X_RESOLUTION, 0), tags.get(_Y_RESOLUTION, 0)), _TIFF_UNIT_MM.get(tags.get(_UNIT, 2))
+    try:
+        across, down = float(density[0]), float(density[1])
+    except (TypeError, ValueError, ZeroDivisionError):
+        return 1.0, 1.0
+    if unit is None or not (0 < across < float("inf") and 0 < down < float("inf")):
+        return 1.0, 1.0
+    return unit / across, unit / down
+
+
+def _as_tensor(values: Array, path: Path, spacing: tuple[float, float]) -> MetaTensor:
+    affine = np.diag([-spacing[0], -spacing[1], 1.0])  # ITK's, with x to the left and y to the back
+    meta = {
+        "spacing": np.asarray(spacing),
+        MetaKeys.ORIGINAL_AFFINE: affine,
+        MetaKeys.SPACE: SpaceKeys.RAS,
+        MetaKeys.SPATIAL_SHAPE: np.asarray(values.shape[1:]),
+        MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
+        "filename_or_obj": str(path),
+    }
+    return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine.copy()), meta=meta)
+
+
+def _too_large(path: Path, n_pixels: str) -> str:
+    return (
+        f"Expected a picture of {MAX_PIXELS} pixels or fewer, as 8192 x 8192, in {path}; got {n_pixels}. Make it "
+        "smaller, or cut it into parts."
+    )
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = first_line(error) or type(error).__name__
+    kind = "a truncated file" if "truncated" in reason.lower() else "a damaged file"
+    return f"Expected an image in {path}; got {kind}: {reason}. Copy or export the file again."
+
+
+def _unknown(path: Path) -> str:
+    with path.open("rb") as stream:
+        head = stream.read(12)
+    return (
+        f"Expected an image in {path}; got content that no reader knows, beginning with {head!r}. Is it an image, and "
+        "whole? Correct its extension, or export it again."
+    )

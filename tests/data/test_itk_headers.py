@@ -1,0 +1,173 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from inputs import VOXELS
+from monai.transforms import EnsureChannelFirst, LoadImage
+
+from aeflow_monai.data.checks import CheckImaged
+from aeflow_monai.data.readers import LoadCased
+
+# SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
+pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
+
+
+@pytest.fixture
+def volume() -> Any:
+    import itk  # takes seconds, and warns
+
+    image = itk.image_from_array(VOXELS)
+    image.SetSpacing([2.0, 3.0, 4.0])
+    return image
+
+
+def write(image: Any, path: Path, **options: Any) -> Path:
+    import itk
+
+    itk.imwrite(image, str(path), **options)
+    return path
+
+
+def load(path: Path) -> Any:
+    return CheckImaged()(LoadCased("image")({"image": str(path)}))["image"]
+
+
+def message(path: Path, error: type[Exception] = ValueError) -> str:
+    with pytest.raises(error, match="Expected") as raised:
+        load(path)
+    assert str(path) in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("extension", ["mha", "mhd", "nrrd", "nhdr"])
+@pytest.mark.parametrize("compression", [False, True])
+def test_what_is_whole_is_read_as_itk_reads_it(volume: Any, tmp_path: Path, extension: str, compression: bool) -> None:
+    path = write(volume, tmp_path / f"a.{extension}", compression=compression)
+    expected = EnsureChannelFirst()(LoadImage(reader="ITKReader", image_only=True)(path))
+    found = load(path)
+    np.testing.assert_array_equal(found.as_tensor(), expected.as_tensor())
+    np.testing.assert_array_equal(found.affine, expected.affine)
+
+
+@pytest.mark.parametrize("extension", ["mha", "nrrd"])
+def test_damaged_and_cut_voxels_are_named(volume: Any, tmp_path: Path, extension: str) -> None:
+    path = write(volume, tmp_path / f"a.{extension}", compression=True)
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[:-50])
+    assert "got damaged data" in message(path)
+    content[-len(content) // 3] ^= 255
+    path.write_bytes(content)
+    assert "got damaged data" in message(path)
+    path.write_bytes(write(volume, tmp_path / f"b.{extension}").read_bytes()[:-50])
+    assert "Expected 11520 bytes of voxels" in message(path)
+    assert "got 11470" in message(path)
+
+
+@pytest.fixture
+def headers(volume: Any, tmp_path: Path) -> dict[str, str]:
+    """Texts of headers; the folder `sub` holds what a.raw and ten slices z00.raw are for them, the folder above too."""
+    (tmp_path / "sub").mkdir()
+    texts = {}
+    for extension in ("mhd", "nhdr"):
+        texts[extension] = write(volume, tmp_path / f"a.{extension}").read_text()
+    (tmp_path / "sub/a.raw").write_bytes((tmp_path / "a.raw").read_bytes())
+    for number, plane in enumerate(VOXELS):
+        (tmp_path / f"sub/z{number:02}.raw").write_bytes(plane.tobytes())
+    (tmp_path / "sub/link.raw").symlink_to("../a.raw")
+    (tmp_path / "sub/folder").symlink_to("..", target_is_directory=True)
+    return texts
+
+
+def names(headers: dict[str, str], extension: str, data: str) -> str:
+    """A header that names other data."""
+    line = "ElementDataFile = a.raw" if extension == "mhd" else "data file: a.raw"
+    assert line in headers[extension]
+    return headers[extension].replace(line, line.replace("a.raw", data))
+
+
+@pytest.mark.parametrize("extension", ["mhd", "nhdr"])
+@pytest.mark.parametrize(
+    "data",
+    ["/dev/zero", "../a.raw", "link.raw", "folder/a.raw", "..\\a.raw", "LIST\n../a.raw", "../z%02d.raw 0 15 1"],
+)
+def test_no_file_elsewhere_is_read(tmp_path: Path, headers: dict[str, str], extension: str, data: str) -> None:
+    path = tmp_path / f"sub/b.{extension}"
+    path.write_text(names(headers, extension, data))
+    assert "which lies elsewhere. Put the file beside its header" in message(path)
+
+
+@pytest.mark.parametrize(
+    ("extension", "old", "new"),
+    [
+        ("mhd", "ElementDataFile = a.raw", "ElementDataFile: ../a.raw"),
+        ("nhdr", "data file: a.raw", "datafile: ../a.raw"),
+        ("nhdr", "data file: a.raw", "Data File: ../a.raw"),
+    ],
+)
+def test_other_spellings(tmp_path: Path, headers: dict[str, str], extension: str, old: str, new: str) -> None:
+    path = tmp_path / f"sub/b.{extension}"
+    path.write_text(headers[extension].replace(old, new))
+    assert "which lies elsewhere" in message(path)
+
+
+@pytest.mark.parametrize("extension", ["mhd", "nhdr"])
+@pytest.mark.parametrize(
+    "data", ["a.raw", "LIST\n" + "\n".join(f"z{number:02}.raw" for number in range(16)), "z%02d.raw 0 15 1"]
+)
+def test_files_beside_the_header_are_read(tmp_path: Path, headers: dict[str, str], extension: str, data: str) -> None:
+    path = tmp_path / f"sub/b.{extension}"
+    path.write_text(names(headers, extension, data))
+    np.testing.assert_array_equal(load(path).as_tensor()[0].numpy().T, VOXELS)
+
+
+@pytest.mark.parametrize("extension", ["mhd", "nhdr"])
+def test_missing_files_are_named(tmp_path: Path, headers: dict[str, str], extension: str) -> None:
+    path = tmp_path / f"sub/b.{extension}"
+    path.write_text(names(headers, extension, "z%02d.raw 0 16 1"))
+    assert f"in {tmp_path / 'sub/z16.raw'}, which it names" in message(path, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("extension", "old", "new", "said"),
+    [
+        ("mhd", "DimSize = 10 18 16", "DimSize = 100000 100000 1000", "Expected an image of at most 3 GiB"),
+        ("mhd", "DimSize = 10 18 16", "DimSize = 10 18 17", "Expected 12240 bytes of voxels"),
+        ("mhd", "DimSize = 10 18 16", "DimSize = -10 18 16", "cannot be understood"),
+        ("mhd", "MET_FLOAT", "MET_WHAT", "cannot be understood"),
+        ("mhd", "MET_FLOAT", "MET_SHORT\nElementNumberOfChannels = 2", "got 2 of type short, as vectors"),
+        ("mhd", "ElementType", "ElementNumberOfChannels = 2\nElementType", "Expected 23040 bytes"),
+        ("nhdr", "sizes: 10 18 16", "sizes: 100000 100000 1000", "Expected an image of at most 3 GiB"),
+        ("nhdr", "type: float", "type: block", "cannot be understood"),
+        ("nhdr", "kinds: domain", "kinds: complex", "got 10 of type float, as vectors or colours"),
+        ("nhdr", "NRRD0004", "nonsense", "it begins with"),
+        ("nhdr", "encoding:", 'space units: "parsec" "parsec" "parsec"\nencoding:', "got the unit 'parsec'"),
+    ],
+)
+def test_claims_that_are_not_true(
+    tmp_path: Path, headers: dict[str, str], extension: str, old: str, new: str, said: str
+) -> None:
+    assert old in headers[extension]
+    path = tmp_path / f"sub/b.{extension}"
+    path.write_text(headers[extension].replace(old, new))
+    assert said in message(path)
+
+
+@pytest.mark.parametrize(
+    ("extension", "old", "new"),
+    [
+        ("mhd", "ElementType", "DistanceUnits = um\nElementType"),
+        ("nhdr", "encoding:", 'space units: "um" "um" "um"\nencoding:'),
+    ],
+)
+def test_distances_are_in_mm(tmp_path: Path, headers: dict[str, str], extension: str, old: str, new: str) -> None:
+    path = tmp_path / f"sub/b.{extension}"
+    path.write_text(headers[extension].replace(old, new))
+    np.testing.assert_allclose(load(path).affine.diagonal().abs(), [0.002, 0.003, 0.004, 1])
+
+
+def test_big_endian(tmp_path: Path) -> None:
+    text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = True\nElementSpacing = 1 1 1\n"
+    text += "DimSize = 10 18 16\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
+    (tmp_path / "a.mha").write_bytes(text.encode() + VOXELS.astype(">f4").tobytes())
+    np.testing.assert_array_equal(load(tmp_path / "a.mha").as_tensor()[0].numpy().T, VOXELS)
