@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import stat
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -38,7 +39,7 @@ def mark_nifti(header: nib.Nifti1Header, what: str) -> None:
 
 
 def has_mark(path: str | Path) -> bool:
-    """Whether this package has written an image file, by its first bytes.
+    r"""Whether this package has written an image file, by its first bytes.
 
     NIfTI bears the mark in descrip and intent_name, NRRD and MetaImage in a field of their header, PNG in its
     text "Software". A file that cannot be read, or of another kind, bears none.
@@ -49,7 +50,7 @@ def has_mark(path: str | Path) -> bool:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "map.nrrd")
-        >>> _ = path.write_text("NRRD0004\\naeflow_monai:=anomaly_map\\n")
+        >>> _ = path.write_text("NRRD0004\naeflow_monai:=anomaly_map\n")
         >>> has_mark(path)
         True
     """
@@ -57,16 +58,18 @@ def has_mark(path: str | Path) -> bool:
     if suffix is None:
         return False
     try:
-        stat = os.stat(path)  # noqa: PTH116
-        return _reads_mark(os.fspath(path), suffix, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            return False
+        return _reads_mark(os.fspath(path), suffix, status.st_ino, status.st_size, status.st_mtime_ns)
     except (OSError, ValueError, zlib.error):  # what cannot be read is named when its turn comes
         return False
 
 
-@functools.lru_cache(maxsize=2**16)
+@functools.lru_cache(maxsize=2**18)
 def _reads_mark(path: str, suffix: str, *_version: int) -> bool:
     """Whether the mark stands where this kind of file has it."""
-    with open(path, "rb") as file:  # noqa: PTH123
+    with Path(path).open("rb") as file:
         start = file.read(_READ)
     mark = MARK.encode()
     if suffix == ".nii.gz":

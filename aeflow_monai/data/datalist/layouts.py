@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from aeflow_monai.data.datalist import class_folders, medmnist, volumes
+from aeflow_monai.data.datalist import bids, class_folders, medmnist, volumes
 from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.entries import Entry, Request
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, some
@@ -49,9 +49,9 @@ LAYOUTS = {
         plural="class folders",
     ),
     "bids": Layout(
-        volumes.read_bids,
-        volumes.BIDS_REMEDY,
-        lambda source, request: volumes.has_bids(source),
+        bids.read_bids,
+        bids.BIDS_REMEDY,
+        lambda source, request: bids.has_bids(source),
         modalities=True,
     ),
     "brats": Layout(

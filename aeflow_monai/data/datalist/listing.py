@@ -11,7 +11,8 @@ from monai.utils import ensure_tuple
 
 from aeflow_monai.data.datalist import medmnist
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, images_below, is_dicom, is_image, stem
+from aeflow_monai.data.datalist.found_images import images_below
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_dicom, is_image, stem
 from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_items
 from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
 from aeflow_monai.data.datalist.tables import free_training
