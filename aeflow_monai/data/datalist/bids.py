@@ -101,7 +101,9 @@ def claims(images: Sequence[Path], masks: Sequence[Path], modalities: Sequence[s
 
 def _claims_of_subject(images: Sequence[Path], masks: Sequence[Path], modalities: Sequence[str]) -> dict[Path, Claim]:
     names = {path: parse(path) for path in (*images, *masks)}
-    owned, unclear, stray = defaultdict(list), defaultdict(list), []
+    owned: dict[Path, list[Path]] = defaultdict(list)
+    unclear: dict[Path, list[Path]] = defaultdict(list)
+    stray = []
     for mask in masks:
         scores = {image: belongs(names[mask], names[image], modalities) for image in images}
         best = max((score for score in scores.values() if score is not None), default=None)
@@ -137,15 +139,15 @@ _REMEDY = "or list the images with their masks in a manifest.csv."
 
 def _unclear(image: Path, masks: Sequence[Path]) -> str:
     return (
-        f"{shown(image)} may have the lesions of {some(masks)}, which fits several images of the subject. Name the mask with "
-        f"the entities of its image (ses, run, acq), {_REMEDY}"
+        f"{shown(image)} may have the lesions of {some(masks)}, which fits several images of the subject. Name "
+        f"the mask with the entities of its image (ses, run, acq), {_REMEDY}"
     )
 
 
 def _without(image: Path, masks: Sequence[Path]) -> str:
     return (
-        f"{shown(image)} has no lesion mask that fits its name, but its subject has lesion masks: {some(masks)}. It is not "
-        f"taken for normal. Name the mask with the entities of its image (ses, run, acq, space), {_REMEDY}"
+        f"{shown(image)} has no lesion mask that fits its name, but its subject has lesion masks: {some(masks)}. "
+        f"It is not taken for normal. Name the mask with the entities of its image (ses, run, acq, space), {_REMEDY}"
     )
 
 

@@ -24,7 +24,17 @@ _COUNTED = ("run", "echo", "inv", "flip", "chunk", "split")
 _IMAGES = re.compile(r"T1w|T2w|FLAIR|PDw|T2starw|T1ce|inplaneT[12]|PDT2|UNIT1|T1map|T2map|angio|SWI|swi|dwi|bold")
 # Of these programs' masks and segmentations, what names no lesion is of tissue.
 _ANATOMICAL = {
-    *("fmriprep", "smriprep", "freesurfer", "fastsurfer", "mriqc", "qsiprep", "aslprep", "nibabies", "infantfreesurfer"),
+    *(
+        "fmriprep",
+        "smriprep",
+        "freesurfer",
+        "fastsurfer",
+        "mriqc",
+        "qsiprep",
+        "aslprep",
+        "nibabies",
+        "infantfreesurfer",
+    ),
     *("synthseg", "synthstrip", "hdbet", "cat12", "xcp_d", "xcpd", "petprep", "micapipe", "samseg", "pydeface"),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.found_images import images_below, masks_below
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, dicom_files, shown, some, stem, subfolders
-from aeflow_monai.data.datalist.mask_names import masks_beside, names_anatomy, several_masks
+from aeflow_monai.data.datalist.mask_names import masks_beside, named_image, names_anatomy, several_masks
 
 REMEDY = (
     "Expected train/<class>/<image> and test/<class>/<image> below it; name the folders of normal images with "
@@ -67,7 +67,7 @@ def _masks_of(images: Sequence[Path], masks: Sequence[Path], class_folder: Path)
     """The masks of each image: of its name in the masks' folder of its class, or beside it."""
     kind = [path for path in masks if path.parent.name == class_folder.name]
     full = {path.name: path for path in kind}
-    short = {stem(path): path for path in kind}
+    short = {named_image(path): path for path in kind} | {stem(path): path for path in kind}
     beside = [path for path in masks_below(class_folder) if not names_anatomy(path)]
     found = defaultdict(list, masks_beside(images, beside, class_folder))
     for image in images:
@@ -79,7 +79,7 @@ def _masks_of(images: Sequence[Path], masks: Sequence[Path], class_folder: Path)
 def _entry(image: Path, split: str, label: int, masks: Sequence[Path]) -> Entry:
     if len(masks) > 1:
         return Entry(split, (image,), label, problem=several_masks(image, masks))
-    return Entry(split, (image,), label, *masks)
+    return Entry(split, (image,), label, next(iter(masks), None))
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -89,7 +89,7 @@ def _images_in(folder: Path) -> list[Path]:
         images = sorted({*images, *dicom_files(folder)} - {folder}, key=Path.as_posix)
     if deeper := [path for path in images if path.parent != folder]:
         raise ValueError(
-            f"The class folder {shown(folder)} has {len(deeper)} images in folders of its own: {some(deeper)}. Move them "
-            "up, or list the images in a manifest.csv, which can also name their cases."
+            f"The class folder {shown(folder)} has {len(deeper)} images in folders of its own: {some(deeper)}. Move "
+            "them up, or list the images in a manifest.csv, which can also name their cases."
         )
     return images

@@ -15,7 +15,8 @@ EXTENSIONS = (*VOLUME_EXTENSIONS, ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tif
 _DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 _FILES_TRIED = 16  # of a folder, before it counts as one without DICOM files
 _MASK_FOLDER = re.compile(
-    r"(?:.*[ _.-])?(?:labels?|labels(?:tr|ts|va)|annotations?|ground[ _-]?truth|(?:masks?|segmentations?)(?:[ _.-].*)?)",
+    r"(?:.*[ _.-])?"
+    r"(?:labels?|labels(?:tr|ts|va)|annotations?|ground[ _-]?truth|(?:masks?|segmentations?)(?:[ _.-].*)?)",
     re.IGNORECASE,
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aeflow_monai.data.datalist.image_files import is_mask_folder, shown, some, stem
 
-__all__ = ["in_mask_folder", "is_mask_name", "masks_beside", "names_anatomy", "several_masks"]
+__all__ = ["in_mask_folder", "is_mask_name", "masks_beside", "named_image", "names_anatomy", "several_masks"]
 
 _WORDS = (
     r"(?:masks?|dseg|probseg|segm?|segmentations?|labels?|labelmap|lesions?|roi|rois|truth|gt|ground[ _-]?truth|gold|"
@@ -21,10 +21,16 @@ _COUNTED = re.compile(r"(?:lesions?|labels?|roi|gold)[ _.-]?\(?\d+\)?", re.IGNOR
 _WORD_ENDS = re.compile(r"[ _.-]")
 # Values of BIDS and last words of other names, that tell of no lesion.
 ANATOMY = frozenset(
-    "brain wholebrain brainmask skull skullstrip skullstripped bet hdbet synthstrip head scalp bone skin tissue tissues "
-    "gm wm csf bg scgm cgm cort cortex ctx ribbon ventricle ventricles vent hippocampus thalamus cerebellum brainstem "
-    "aseg aparc aparcaseg aparcdkt aparca2009s dkt dktatlas synthseg fast fov foreground background body deface defaced "
-    "defacing face lung lungs liver heart prostate wmparc atropos tissueseg carpet hemi hemisphere eyes".split()
+    (
+        *("brain", "wholebrain", "brainmask", "skull", "skullstrip", "skullstripped", "bet", "hdbet"),
+        *("synthstrip", "head", "scalp", "bone", "skin", "tissue", "tissues", "gm"),
+        *("wm", "csf", "bg", "scgm", "cgm", "cort", "cortex", "ctx"),
+        *("ribbon", "ventricle", "ventricles", "vent", "hippocampus", "thalamus", "cerebellum", "brainstem"),
+        *("aseg", "aparc", "aparcaseg", "aparcdkt", "aparca2009s", "dkt", "dktatlas", "synthseg"),
+        *("fast", "fov", "foreground", "background", "body", "deface", "defaced", "defacing"),
+        *("face", "lung", "lungs", "liver", "heart", "prostate", "wmparc", "atropos"),
+        *("tissueseg", "carpet", "hemi", "hemisphere", "eyes"),
+    )
 )
 
 
@@ -42,7 +48,7 @@ def in_mask_folder(path: Path, root: Path) -> bool:
 
 def names_anatomy(path: Path) -> bool:
     """Whether a mask is, by the last word before its ending, one of an organ or tissue: `a_brain_mask`."""
-    words = [word for word in _WORD_ENDS.split(_image_name(path).lower()) if word]
+    words = [word for word in _WORD_ENDS.split(named_image(path).lower()) if word]
     return bool(words and words[-1] in ANATOMY) or stem(path).lower().endswith("brainmask")
 
 
@@ -59,7 +65,7 @@ def masks_beside(images: Iterable[Path], masks: Sequence[Path], root: Path) -> d
             named[name].append(image)
     found = defaultdict(list)
     for mask in masks:
-        name, folder = _image_name(mask), mask.parent
+        name, folder = named_image(mask), mask.parent
         if folder not in in_folder and is_mask_folder(folder.name):
             name, folder = name if is_mask_name(mask) else stem(mask), folder.parent
             fitting = [image for image in named[name] if image.is_relative_to(folder)]
@@ -85,7 +91,7 @@ def _beginnings(name: str) -> list[str]:
     return [name, *(name[: match.start()] for match in _WORD_ENDS.finditer(name) if match.start())]
 
 
-def _image_name(path: Path) -> str:
+def named_image(path: Path) -> str:
     """What a mask's name has before its ending."""
     match = _MASK.fullmatch(stem(path))
     return match["image"] if match else stem(path)

@@ -88,13 +88,13 @@ def missing_in(case: Case, modalities: Sequence[str]) -> str:
     asked = f"asked for {', '.join(modalities)}; found: {files_found(case)}"
     if missing := [name for name in modalities if name not in case.found]:
         return (
-            f"The case {shown(case.name)} in {shown(case.folder)} lacks the modality {', '.join(missing)}; {asked}. Add the file, or "
-            "ask for other modalities with --modalities."
+            f"The case {shown(case.name)} in {shown(case.folder)} lacks the modality {', '.join(missing)}; {asked}. "
+            "Add the file, or ask for other modalities with --modalities."
         )
     if twice := [name for name in modalities if len(case.found[name]) > 1]:
         return (
-            f"The case {shown(case.name)} in {shown(case.folder)} has several files of the modality {', '.join(twice)}; {asked}. "
-            "Keep one of them."
+            f"The case {shown(case.name)} in {shown(case.folder)} has several files of the modality "
+            f"{', '.join(twice)}; {asked}. Keep one of them."
         )
     return ""
 

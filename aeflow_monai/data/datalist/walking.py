@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Tree", "children", "identity", "read_tree"]
+__all__ = ["Tree", "children", "exists", "identity", "read_tree"]
 
 
 @dataclass
@@ -62,6 +62,15 @@ def children(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
         return []
+
+
+def exists(path: Path) -> bool:
+    """Whether there is a file or folder, behind a link too; also for names that no file system takes."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def identity(path: Path) -> tuple[int, int] | str:
