@@ -22,7 +22,7 @@ def mixed(tmp_path: Path) -> Path:
     for name in ("scores.csv", "failures.csv", "a_slices.csv", "metrics.json"):
         (tmp_path / "maps" / name).touch()
     (tmp_path / "up").symlink_to(tmp_path)
-    (tmp_path / "c.mhd").symlink_to("b.mhd")
+    (tmp_path / "d.mhd").symlink_to("b.mhd")
     (tmp_path / "IM1").write_bytes(bytes(128) + b"DICM")
     (tmp_path / "lost").symlink_to("nowhere")
     return tmp_path
