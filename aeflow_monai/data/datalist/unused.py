@@ -86,7 +86,8 @@ def find_unused(root: Path, entries: Iterable[Entry], source: Path, passed_over:
     if not root.is_dir():
         return Unused(root)
     tree = read_tree(root)
-    used = {source, *(path for entry in entries for path in (*entry.images, entry.mask) if path)}
+    used = {path for entry in entries for path in (*entry.images, entry.mask) if path}
+    used |= {source} if source.is_file() else set()
     parts = {path.with_name(stem(path) + tail) for path in used for tail in _DETACHED.get(path.suffix.lower(), ())}
     runs = _Runs(tree)
     known = {identity(path) for path in used}
