@@ -47,19 +47,22 @@ def load_datalist(
     3. "medmnist": a MedMNIST file (.npz), or `medmnist:<flag>`, unpacked once beside the file;
     4. "classes": a folder per class, `<split>/<class>/<image>` or `<class>/<image>`, where an image may also be a
        folder of DICOM slices; found if there is a folder train, test or of a normal class;
-    5. "bids": `sub-*/[ses-*/]anat/*_T1w.nii.gz`, with masks of the subject and session (`*_mask`, `*_roi`, `*_dseg`;
-       not those of brain and tissue);
+    5. "bids": `sub-*/[ses-*/]anat/*_T1w.nii.gz`, in rawdata too, with the lesion masks of the same subject, session,
+       run and space, wherever these lie (`*_mask`, `*_roi`, `*_dseg`, `*_label-*`; not those of brain and tissue);
     6. "brats": `<case>/<case>_flair.nii.gz` with `<case>/<case>_seg.nii.gz`; every case is abnormal;
     7. "dicom": a folder per DICOM series, all normal; found at the first level, read at any;
-    8. "folder": volumes, all normal; found in the folder itself, read at any level.
+    8. "folder": volumes, normal unless a mask beside them holds lesion; found in the folder itself, read at any level.
 
     Paths in a table or JSON are relative to its folder. An item of a JSON's "training" that has neither label nor
     mask is normal, since training sets of this tool are normal by definition; one with a mask but no label is
     abnormal if the mask holds anything but 0. Masks of class folders lie beside the split, in
-    `<split>_masks/<class>/` (without splits: `masks/<class>/`), under the image's name with any image extension.
+    `<split>_masks/<class>/` (without splits: `masks/<class>/`), under the image's name with any image extension, or
+    beside the image as `<image>_mask`. What is named as a mask, or bears the mark of this package's outputs, is no
+    image. What of a folder is not used is logged; see `list_unused`.
 
-    A case is the file name without extension unless the list gives one. Names that would stand for two files get
-    their folder in front, the same in every section. A case given in the list may have several images.
+    A case is the file name without extension unless the list gives one, fit for a file name. Names that would stand
+    for two files get their folder in front, the same in every section. A case given in the list may have several
+    images.
 
     Args:
         dataset_dir: folder in one of the layouts; or the path of a .csv, .json or .npz file; or `medmnist:<flag>`.
@@ -82,9 +85,9 @@ def load_datalist(
         says why and what to do; it is in the list so that it is reported while the others go on.
 
     Raises:
-        FileNotFoundError: the folder, or a file that is listed, does not exist.
+        FileNotFoundError: the folder does not exist, or files that are listed, all of them or of the section "train".
         ValueError: the section or layout is unknown, the section is empty, has nothing normal and no mask to train
-            on or nothing without a problem, or the layout is not as above.
+            on or nothing without a problem, the layout is not as above, or an image is listed twice.
 
     Example:
         >>> import tempfile
