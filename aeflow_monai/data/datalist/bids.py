@@ -45,10 +45,10 @@ def read_bids(root: Path, request: Request) -> list[Entry]:
     """Anatomical images by subject and session; one of a subject without lesion masks is normal."""
     modalities = request.modalities or ("T1w",)
     volumes = volumes_below(root)
-    images = [path for path in volumes if _is_anatomical(path, root) and not is_bids_mask(parse(path))]
+    images = [path for path in volumes if _is_anatomical(path, root) and not is_bids_mask(path, root)]
     cases = cases_of(root, images, modalities, {})
     known = {next(iter(case.found.values()))[0]: case for case in cases if case.found}
-    found = claims(list(known), lesion_masks(volumes), modalities) if request.masks else {}
+    found = claims(list(known), lesion_masks(volumes, root), modalities) if request.masks else {}
     entries = []
     for case in cases:
         claim = found.get(next((paths[0] for paths in case.found.values()), case.folder), Claim())
@@ -61,10 +61,9 @@ def read_bids(root: Path, request: Request) -> list[Entry]:
     return entries
 
 
-def lesion_masks(volumes: Sequence[Path]) -> list[Path]:
-    """Of volumes, those that BIDS names as masks, but not of brain, tissue or parcels."""
-    named = {path: parse(path) for path in volumes}
-    return [path for path, name in named.items() if is_bids_mask(name) and not is_of_anatomy(path, name)]
+def lesion_masks(volumes: Sequence[Path], root: Path) -> list[Path]:
+    """Of volumes below a root, those that BIDS names as masks, but not of brain, tissue or parcels."""
+    return [path for path in volumes if is_bids_mask(path, root) and not is_of_anatomy(path, parse(path))]
 
 
 def claims(images: Sequence[Path], masks: Sequence[Path], modalities: Sequence[str]) -> dict[Path, Claim]:

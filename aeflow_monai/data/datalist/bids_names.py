@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from aeflow_monai.data.datalist.image_files import stem
+from aeflow_monai.data.datalist.image_files import is_mask_folder, stem
 from aeflow_monai.data.datalist.mask_names import ANATOMY
 
 __all__ = ["BidsName", "belongs", "is_bids_mask", "is_of_anatomy", "parse", "says_lesion"]
@@ -20,8 +20,11 @@ _NATIVE = {"orig", "native", "individual", "scanner", "anat", "subject"}  # a sp
 _OF_ITSELF = ("label", "desc", "seg", "atlas", "hemi", "res", "den", "mod", "from", "rater")  # say nothing of the image
 _STRICT = ("ses", "run")  # an image without them is another one
 _COUNTED = ("run", "echo", "inv", "flip", "chunk", "split")
-# Of the suffixes of anatomical images, those that also stand within the names of masks.
-_IMAGES = re.compile(r"T1w|T2w|FLAIR|PDw|T2starw|T1ce|inplaneT[12]|PDT2|UNIT1|T1map|T2map|angio|SWI|swi|dwi|bold")
+# Suffixes of images, some of which also stand within the names of masks.
+_IMAGES = re.compile(
+    r"T1w|T2w|FLAIR|PDw?|T2starw?|T1ce|inplaneT[12]|PDT2|UNIT1|\w*map|angio|SWI|swi|dwi|bold|sbref|epi|asl|m0scan|"
+    r"MP2RAGE|MEGRE|MESE|FLASH|IRT1|pet|ct|phase\w*|magnitude\w*|fieldmap"
+)
 # Of these programs' masks and segmentations, what names no lesion is of tissue.
 _ANATOMICAL = {
     *(
@@ -77,9 +80,20 @@ def parse(path: Path) -> BidsName:
     return BidsName({**entities, **own}, suffix, tuple(words))
 
 
-def is_bids_mask(name: BidsName) -> bool:
-    """Whether a file is a mask or segmentation: by its suffix, or since it has a label."""
-    return bool(_MASK_SUFFIX.fullmatch(name.suffix)) or "label" in name.entities
+def is_bids_mask(path: Path, root: Path) -> bool:
+    """Whether a file is a mask or segmentation.
+
+    By its suffix, or since it has a label; or since its name or a folder speaks of lesions or masks, if its suffix is
+    not one of images.
+    """
+    name = parse(path)
+    if _MASK_SUFFIX.fullmatch(name.suffix) or "label" in name.entities:
+        return True
+    folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    told = any(
+        is_mask_folder(part) or _LESION.search(part) for part in folders if not part.startswith(("sub-", "ses-"))
+    )
+    return not _IMAGES.fullmatch(name.suffix) and (told or says_lesion(name))
 
 
 def is_of_anatomy(path: Path, name: BidsName) -> bool:

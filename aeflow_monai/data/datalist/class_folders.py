@@ -32,8 +32,9 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
     entries: list[Entry] = []
     classes, unused = set(), []
     for name, folder in splits.items():
-        mask_root = root / (f"{folder.name}_masks" if name else "masks")
-        masks = masks_below(mask_root, all_are=True)
+        mask_roots = [root / (f"{folder.name}_masks" if name else "masks")]
+        mask_roots += [root / "ground_truth"] if name == "test" else []  # as MVTec AD has it
+        masks = [path for mask_root in mask_roots for path in masks_below(mask_root, all_are=True)]
         used = set()
         for class_folder in subfolders(folder):
             classes.add(class_folder.name)

@@ -23,16 +23,18 @@ def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
             mask of an image is the image.
     """
     first: dict[object, tuple[Entry, Path]] = {}
+    masks = {identity(entry.mask): entry for entry in entries if entry.mask and not entry.problem}
     kept, repeated = [], []
     for entry in entries:
         if entry.problem:
             kept.append(entry)
             continue
         own = [identity(path) for path in entry.images]
-        if entry.mask and identity(entry.mask) in own:
+        if masked := next((masks[key] for key in own if key in masks), None):
+            which = "the image itself" if masked is entry else f"the image of another case, {shown(entry.images[0])}"
             raise ValueError(
-                f"{shown(source)}: the mask of {shown(entry.images[0])} is the image itself, {shown(entry.mask)}. Name "
-                "the file of the mask, or leave it out."
+                f"{shown(source)}: the mask of {shown(masked.images[0])}, {shown(masked.mask)}, is {which}. Name the "
+                "file of the mask, or leave it out."
             )
         known = next((first[key] for key in own if key in first), None)
         if known is None and len(set(own)) == len(own):

@@ -26,7 +26,7 @@ IMAGES, AGAIN, DICOM = "images that the layout does not read", "images listed by
 HIDDEN, BROKEN, CLOSED = "hidden files and folders", "links to nothing", "folders that cannot be read"
 LINKS, OTHERS = "links to folders that are read already", "files of other kinds"
 _ORDER = (MASKS, ANATOMY, OUTPUTS, IMAGES, AGAIN, DICOM, BROKEN, CLOSED, LINKS, HIDDEN, OTHERS)
-_LOUD = (MASKS, BROKEN, CLOSED)  # an image may count as normal because of them
+_LOUD = (BROKEN, CLOSED)  # something is missing
 # Tables and reports of a run, which bear no mark, and what tells that a folder is a run's.
 _REPORTS = {"scores.csv", "slice_scores.csv", "failures.csv", "metrics.json", "localisation.json", "run.json"}
 _SIGNS = ("scores.csv", "run.json")
@@ -62,9 +62,9 @@ class Unused:
         return f"Not used in {shown(self.root)}: {'; '.join(told)}."
 
     def log(self, *, labels: bool) -> None:
-        """Say it, as a warning if labels are taken from the folder and an image may count as normal because of it."""
+        """Say it, as a warning if something is missing, or if an image whose label is asked for may have a lesion."""
         if self.kinds:
-            loud = labels and any(kind in self.kinds for kind in _LOUD)
+            loud = any(kind in self.kinds for kind in (*_LOUD, *([MASKS] if labels else [])))
             _logger.log(logging.WARNING if loud else logging.INFO, str(self))
 
     def _names(self, paths: Sequence[Path]) -> str:
@@ -124,7 +124,7 @@ def _kind(path: Path, root: Path, runs: _Runs) -> str:
         return OUTPUTS
     if is_image(path):
         name = parse(path)
-        if is_mask_of(path, root) or ("sub" in name.entities and is_bids_mask(name)):
+        if is_mask_of(path, root) or ("sub" in name.entities and is_bids_mask(path, root)):
             return ANATOMY if names_anatomy(path) or is_of_anatomy(path, name) else MASKS
         return IMAGES
     return DICOM if is_dicom(path) else OTHERS

@@ -93,7 +93,7 @@ def _claims(images: Sequence[Path], volumes: Sequence[Path], root: Path, request
         elif lesions:
             found[image] = Claim(problem=several_masks(image, lesions))
     named = [image for image in images if "sub" in parse(image).entities]
-    return found | claims(named, lesion_masks(by_entities), request.modalities)
+    return found | claims(named, lesion_masks(by_entities, root), request.modalities)
 
 
 def _claimed(entry: Entry, found: Mapping[Path, Claim]) -> Entry:

@@ -51,6 +51,9 @@ def anat(name: str, suffix: str = "T1w") -> str:
         "sub-1/anat/sub-1_roi.nii.gz",
         "sub-1/anat/sub-1_T1w_lesionmask.nii.gz",
         "sub-1/lesions/sub-1_space-orig_desc-brainlesion_mask.nii.gz",
+        "lesions/sub-1.nii.gz",
+        "derivatives/masks/tumor_sub-1.nii.gz",
+        "derivatives/x/sub-1_desc-infarct.nii.gz",
         "derivatives/x/sub-1/anat/label-lesion_mask.nii.gz",  # the subject is in the folder
         "elsewhere/sub-1_space-T1w_label-L_desc-T1lesion_mask.nii.gz",
     ],

@@ -86,3 +86,9 @@ def test_masks_named_after_their_images(tmp_path: Path) -> None:
     assert items["b"]["lesion"].endswith("masks/bad/b_mask.png")
     assert "c.png has 2 masks: " in items["c"]["problem"]
     assert {case: item["label"] for case, item in items.items()} == {"n": 0, "a (1)": 1, "b": 1, "c": 1}
+
+
+def test_mvtec(tmp_path: Path) -> None:
+    write_images(tmp_path, ["train/good/1.png", "test/good/1.png", "test/bent/1.png", "ground_truth/bent/1_mask.png"])
+    items = load_datalist(tmp_path, "test", normal_classes=["good"])
+    assert [item.get("lesion") for item in items] == [str(tmp_path / "ground_truth/bent/1_mask.png"), None]

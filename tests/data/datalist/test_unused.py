@@ -61,6 +61,7 @@ def test_each_kind_is_counted_and_named(mixed: Path, caplog: pytest.LogCaptureFi
 def test_inference_says_it_too(mixed: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     (mixed / "IM1").unlink()
+    (mixed / "lost").unlink()
     assert {item["case"] for item in find_images(mixed)} == {"a", "b", "picture"}
     assert "3 cases in" in caplog.text
     assert "2 masks that are not used (a_mask.nii.gz, c_seg.nii.gz)" in caplog.text
