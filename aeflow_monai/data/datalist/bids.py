@@ -11,9 +11,9 @@ from typing import NamedTuple
 from aeflow_monai.data.datalist.bids_names import BidsName, belongs, is_bids_mask, is_of_anatomy, parse, says_lesion
 from aeflow_monai.data.datalist.entries import Entry, Request
 from aeflow_monai.data.datalist.found_images import volumes_below
-from aeflow_monai.data.datalist.image_files import shown, some
 from aeflow_monai.data.datalist.mask_names import several_masks
 from aeflow_monai.data.datalist.modalities import cases_of, entry_of, missing_in
+from aeflow_monai.errors import shown, some
 
 __all__ = ["BIDS_REMEDY", "Claim", "claims", "has_bids", "lesion_masks", "read_bids"]
 

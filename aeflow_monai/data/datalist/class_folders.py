@@ -8,8 +8,9 @@ from pathlib import Path
 
 from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.found_images import images_below, masks_below
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, dicom_files, shown, some, stem, subfolders
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, dicom_files, stem, subfolders
 from aeflow_monai.data.datalist.mask_names import masks_beside, named_image, names_anatomy, several_masks
+from aeflow_monai.errors import shown, some
 
 REMEDY = (
     "Expected train/<class>/<image> and test/<class>/<image> below it; name the folders of normal images with "

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aeflow_monai.data.datalist.entries import Entry
-from aeflow_monai.data.datalist.image_files import shown, some
 from aeflow_monai.data.datalist.naming import case_problem, fitting_name, path_problem
 from aeflow_monai.data.datalist.walking import exists, identity
+from aeflow_monai.errors import shown, some
 from aeflow_monai.marks import has_mark
 
 __all__ = ["checked", "of_each_file_once", "refuse_cases_in_both"]

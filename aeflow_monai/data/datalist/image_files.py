@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from aeflow_monai.data.datalist.walking import children, read_tree
+from aeflow_monai.errors import some as some
 
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 EXTENSIONS = (*VOLUME_EXTENSIONS, ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
@@ -79,24 +78,3 @@ def stem(path: Path) -> str:
         return path.name
     extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), path.suffix)
     return path.name[: len(path.name) - len(extension)]
-
-
-def some(names: Sequence[object], limit: int = 5) -> str:
-    """The first names, and how many more there are; signs that a terminal would obey are written out."""
-    listed = ", ".join(shown(name) for name in names[:limit])
-    return (listed or "none") + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def shown(name: object) -> str:
-    r"""A name as it may be printed: control characters and bytes that are no UTF-8 are written out.
-
-    Example:
-        >>> shown("a\x1b[31m.png")
-        'a\\x1b[31m.png'
-    """
-    return "".join(sign.encode("unicode_escape").decode() if is_unsafe(sign) else sign for sign in str(name))
-
-
-def is_unsafe(sign: str) -> bool:
-    """Whether a character controls a terminal, ends a line or stands for a byte that is no UTF-8."""
-    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")

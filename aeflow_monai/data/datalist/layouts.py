@@ -10,10 +10,11 @@ from typing import NamedTuple
 from aeflow_monai.data.datalist import bids, class_folders, medmnist, volumes
 from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.entries import Entry, Request
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, some
+from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.naming import path_problem
 from aeflow_monai.data.datalist.tables import read_json, read_table
 from aeflow_monai.data.datalist.walking import exists
+from aeflow_monai.errors import some
 
 
 class Layout(NamedTuple):

@@ -14,12 +14,13 @@ from aeflow_monai.data.datalist import medmnist
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.entry_checks import of_each_file_once
 from aeflow_monai.data.datalist.found_images import images_below
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_dicom, is_image, shown, stem
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_dicom, is_image, stem
 from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_items
 from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
 from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
 from aeflow_monai.data.datalist.unused import Unused, find_unused
+from aeflow_monai.errors import shown
 from aeflow_monai.marks import has_mark
 
 __all__ = ["find_images", "list_unused", "load_datalist"]

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from aeflow_monai.data.datalist.image_files import is_mask_folder, shown, some, stem
+from aeflow_monai.data.datalist.image_files import is_mask_folder, stem
+from aeflow_monai.errors import shown, some
 
 __all__ = ["in_mask_folder", "is_mask_name", "masks_beside", "named_image", "names_anatomy", "several_masks"]
 

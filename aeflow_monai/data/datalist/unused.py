@@ -11,9 +11,10 @@ from pathlib import Path
 from aeflow_monai.data.datalist.bids_names import is_bids_mask, is_of_anatomy, parse
 from aeflow_monai.data.datalist.entries import Entry
 from aeflow_monai.data.datalist.found_images import is_mask_of
-from aeflow_monai.data.datalist.image_files import is_dicom, is_image, shown, some, stem
+from aeflow_monai.data.datalist.image_files import is_dicom, is_image, stem
 from aeflow_monai.data.datalist.mask_names import names_anatomy
 from aeflow_monai.data.datalist.walking import Tree, identity, read_tree
+from aeflow_monai.errors import shown, some
 from aeflow_monai.marks import has_mark
 
 __all__ = ["Unused", "find_unused"]
