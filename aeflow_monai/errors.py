@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,10 @@ __all__ = [
     "file_of",
     "first_line",
     "is_disk_error",
+    "is_unsafe",
     "root_cause",
+    "shown",
+    "some",
     "unwrapped",
 ]
 
@@ -98,7 +102,7 @@ class FailureLog:
         if self.path is not None:
             self.table = self.table or Table(self.path, Failure._fields)
             self.table.append({**failure._asdict(), "message": " ".join(failure.message.split())})
-        _logger.warning(f"Case {failure.case} failed, the others go on: {first_line(failure.message)}")
+        _logger.warning(f"Case {shown(failure.case)} failed, the others go on: {shown(first_line(failure.message))}")
 
     @contextmanager
     def catching(self, item: Mapping[Any, Any], stage: str) -> Iterator[None]:
@@ -133,7 +137,7 @@ class FailureLog:
         for failure in self.failures[:_MAX_LISTED]:
             reason = first_line(failure.message)
             where = failure.stage if failure.file in reason else f"{failure.file}, {failure.stage}"
-            lines.append(f"- {failure.case} ({where}): {reason}")
+            lines.append(shown(f"- {failure.case} ({where}): {reason}"))
         if count > _MAX_LISTED:
             lines.append(f"- and {count - _MAX_LISTED} more")
         if self.path is not None:
@@ -242,6 +246,39 @@ def is_disk_error(cause: BaseException) -> bool:
 def first_line(message: object) -> str:
     """The first line of a message that says something; empty if none does."""
     return next((line.strip() for line in str(message).splitlines() if line.strip()), "")
+
+
+def some(names: Sequence[object], limit: int = 5) -> str:
+    """The first names, as they may be printed, and how many more there are.
+
+    Args:
+        names: to show.
+        limit: how many to show.
+
+    Example:
+        >>> some(["a", "b", "c"], limit=2), some([])
+        ('a, b and 1 more', 'none')
+    """
+    listed = ", ".join(shown(name) for name in names[:limit])
+    return (listed or "none") + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def shown(name: object) -> str:
+    r"""A name as it may be printed: what a terminal would obey, and bytes that are no UTF-8, are written out.
+
+    Args:
+        name: of a file or a case.
+
+    Example:
+        >>> shown("red\x1b[31m.png")
+        'red\\x1b[31m.png'
+    """
+    return "".join(sign.encode("unicode_escape").decode() if is_unsafe(sign) else sign for sign in str(name))
+
+
+def is_unsafe(sign: str) -> bool:
+    """Whether a character controls a terminal, ends a line or stands for a byte that is no UTF-8."""
+    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")
 
 
 def _is_raised_by_monai(error: BaseException) -> bool:

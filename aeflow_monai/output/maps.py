@@ -19,6 +19,7 @@ from monai.utils import MetaKeys
 
 from aeflow_monai.files import case_file_name, gzip, replacing
 from aeflow_monai.geometry import ras_affine
+from aeflow_monai.marks import MARK, mark_nifti
 
 __all__ = ["MAPS", "OUTPUTS", "WriteMapsd", "source_header", "write_nifti"]
 
@@ -49,6 +50,8 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
     From NIfTI to NIfTI, both transforms (sform and qform) with their codes, the voxel sizes and the units are
     copied from the header of the input, which is the file that the data's `filename_or_obj` names, of several
     modalities the first. All else goes by the affine, in NIfTI as both transforms with code 1.
+
+    Each file bears the mark of this package in its header, by which `aeflow_monai.marks.has_mark` knows it.
 
     Booleans, `uint8`, and whatever stands under the key `anomaly_mask` are written as `uint8`, everything else as
     `float32`.
@@ -137,11 +140,11 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         affine = _input_affine(value, key, case)
         path = self.output_dir / f"{case}_{key}{self.extension}"
         if self.extension in NIFTI:
-            write_nifti(path, array.astype(dtype, copy=False), affine, source_header(value.meta))
+            write_nifti(path, array.astype(dtype, copy=False), affine, source_header(value.meta), str(key))
             return
         _check_directions(affine, value.ndim - 1, case, self.extension)
         # Not by the setters of MONAI's writer, which squeeze (X, Y, 1) to (X, Y).
-        writer = ITKWriter(output_dtype=dtype)
+        writer = _MarkedWriter(output_dtype=dtype)
         writer.affine = affine
         writer.channel_dim = None if len(array) == 1 else -1
         writer.data_obj = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
@@ -186,7 +189,9 @@ def source_header(meta: Mapping[str, Any]) -> nib.Nifti1Header | None:
     return nib.load(path).header if path.name.lower().endswith(NIFTI) and path.is_file() else None
 
 
-def write_nifti(path: Path, array: Array, affine: Array, source: nib.Nifti1Header | None) -> None:
+def write_nifti(
+    path: Path, array: Array, affine: Array, source: nib.Nifti1Header | None, holds: str = "anomaly_mask"
+) -> None:
     """Write an array (C, X, Y) or (C, X, Y, Z) in the geometry of the source, or of the affine if there is none."""
     if len(array) == 1:
         array = array[0]
@@ -208,6 +213,7 @@ def write_nifti(path: Path, array: Array, affine: Array, source: nib.Nifti1Heade
         for field in GEOMETRY:
             header[field] = source[field]
         image = image_class(array, None, header)
+    mark_nifti(image.header, holds)
     with replacing(path) as unfinished, unfinished.open("wb") as file:
         if path.suffix == ".gz":
             # Neither name nor time, so that the same case is the same file.
@@ -216,6 +222,18 @@ def write_nifti(path: Path, array: Array, affine: Array, source: nib.Nifti1Heade
                 image.to_stream(stream)
         else:
             image.to_stream(file)
+
+
+class _MarkedWriter(ITKWriter):  # type: ignore[misc]
+    """Writes the mark of this package into the header too."""
+
+    @classmethod
+    def create_backend_obj(cls, *args: Any, **kwargs: Any) -> Any:
+        image = super().create_backend_obj(*args, **kwargs)
+        fields = image.GetMetaDataDictionary()
+        fields[MARK] = "output"
+        image.SetMetaDataDictionary(fields)
+        return image
 
 
 def _untailed(shape: Sequence[int]) -> tuple[int, ...]:

@@ -17,10 +17,12 @@ from matplotlib.lines import Line2D
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.files import case_file_name, replacing
 from aeflow_monai.geometry import PLANES, format_position, ras_affine, slice_positions
+from aeflow_monai.marks import MARK
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.maps import to_numpy
 
@@ -262,8 +264,10 @@ def save_picture(figure: Figure, path: Path) -> None:
     canvas: Any = figure.canvas
     canvas.draw()
     picture = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])  # nothing shines through
+    texts = PngInfo()
+    texts.add_text("Software", MARK)
     with replacing(path) as unfinished:
-        Image.fromarray(picture).save(unfinished, compress_level=1, dpi=(figure.dpi, figure.dpi))
+        Image.fromarray(picture).save(unfinished, compress_level=1, dpi=(figure.dpi, figure.dpi), pnginfo=texts)
 
 
 def _outline(axis: Any, values: Array, level: float, **style: Any) -> None:

@@ -141,7 +141,7 @@ def test_both_transforms_of_the_header_round_trip(
         np.testing.assert_array_equal(written.get_best_affine(), given.get_best_affine())
         assert written.get_data_shape() == shape
         assert written.get_data_dtype() == dtype
-        assert (written["cal_max"], written["descrip"]) == (0, b"")
+        assert (written["cal_max"], written["descrip"]) == (0, f"aeflow_monai {key}".encode())
         raw = (gzip.decompress if extension == ".nii.gz" else bytes)(path.read_bytes())
         assert struct.unpack("<2f", raw[112:120]) in ((1, 0), (0, 0))  # scl_slope and scl_inter
         assert len(raw) == 352 + dtype().nbytes * np.prod(shape)

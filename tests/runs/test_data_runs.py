@@ -187,6 +187,72 @@ def test_what_a_set_of_abnormal_cases_needs_is_said(
     assert message in said(raised)
 
 
+# --- folders with more in them than images ----------------------------------------------------------------------------
+
+
+def test_outputs_among_the_images_are_never_images(
+    tmp_path: Path,
+    volumes: Path,
+    trained: Path,
+    run_workflow: Run,
+    tiny_training: Options,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in "abc":
+        shutil.copy(volumes / "images/train_normal_000.nii.gz", data / f"{name}.nii.gz")
+    for extension, name in ((".nii.gz", "maps1"), (".mha", "maps2")):
+        where = {"dataset_dir": str(data), "output_dir": str(data / name)}
+        run_workflow(trained / "configs/inference.yaml", **where, output_ext=extension)
+        assert [row["case"] for row in table(data / name / "scores.csv")] == ["a", "b", "c"]
+    shutil.move(data / "maps1/a_reconstruction.nii.gz", data / "d.nii.gz")
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(trained / "configs/inference.yaml", dataset_dir=str(data / "d.nii.gz"), output_dir=str(tmp_path))
+    assert f"{data / 'd.nii.gz'} is an output of this package" in said(raised)
+    caplog.clear()
+    run = tmp_path / "run"
+    run_workflow("train.yaml", dataset_dir=str(data), output_dir=str(run), **{**tiny_training, "epochs": 1})
+    assert "3 cases of the section 'train'" in caplog.text
+    assert f"Not used in {data}: " in caplog.text
+    assert "outputs of earlier runs (d.nii.gz, maps1/a_anomaly_map.nii.gz, " in caplog.text
+
+
+def test_a_bad_name_or_a_missing_file_fails_its_case_alone(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run
+) -> None:
+    rows = table(volumes / "manifest.csv")
+    normal, abnormal = (rows_of(rows, "test", label)[0] for label in "01")
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a.nii.gz", "red\x1b[31m.nii.gz", "line\nbreak.nii.gz"):
+        shutil.copy(volumes / normal["path"], data / name)
+    where = {"dataset_dir": str(data), "output_dir": str(tmp_path / "maps")}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(trained / "configs/inference.yaml", **where, outputs=["anomaly_map"])
+    assert "2 of 3 cases failed:" in said(raised)
+    assert r"red\x1b[31m.nii.gz has control characters" in said(raised)
+    assert "\x1b" not in said(raised)
+    assert [row["case"] for row in table(tmp_path / "maps/scores.csv")] == ["a"]
+    assert len(table(tmp_path / "maps/failures.csv")) == 2
+
+    test = [
+        {"image": str(volumes / normal["path"]), "label": 0, "case": "x" * 300},
+        {"image": str(volumes / abnormal["path"]), "label": 1, "case": "b"},
+        {"image": f"{'y' * 300}.nii.gz", "label": 0, "case": "long"},
+        {"image": "a.nii.gz", "label": 1, "mask": "lost.nii.gz"},
+    ]
+    (data / "list.json").write_text(json.dumps({"test": test}))
+    where = {"dataset_dir": str(data / "list.json"), "output_dir": str(tmp_path / "results")}
+    with pytest.raises(RuntimeError) as raised:
+        run_workflow(trained / "configs/evaluate.yaml", **where, n_bootstrap=10)
+    assert "2 of 4 cases failed:" in said(raised)
+    assert "lost.nii.gz" in said(raised)
+    assert {len(row["case"]) for row in table(tmp_path / "results/scores.csv")} == {1, 150}
+    assert (tmp_path / "results/metrics.json").is_file()
+
+
 # --- real data --------------------------------------------------------------------------------------------------------
 
 

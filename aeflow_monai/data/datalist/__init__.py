@@ -5,7 +5,17 @@ order they are looked for.
 """
 
 from aeflow_monai.data.datalist.class_labels import require_labels
-from aeflow_monai.data.datalist.listing import find_images, load_datalist
+from aeflow_monai.data.datalist.listing import find_images, list_unused, load_datalist
 from aeflow_monai.data.datalist.splits import choose_abnormal, normals_of, split_normals
+from aeflow_monai.data.datalist.unused import Unused
 
-__all__ = ["choose_abnormal", "find_images", "load_datalist", "normals_of", "require_labels", "split_normals"]
+__all__ = [
+    "Unused",
+    "choose_abnormal",
+    "find_images",
+    "list_unused",
+    "load_datalist",
+    "normals_of",
+    "require_labels",
+    "split_normals",
+]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, dicom_files, images_below, some, stem, subfolders
+from aeflow_monai.data.datalist.found_images import images_below, masks_below
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, dicom_files, stem, subfolders
+from aeflow_monai.data.datalist.mask_names import masks_beside, named_image, names_anatomy, several_masks
+from aeflow_monai.errors import shown, some
 
 REMEDY = (
     "Expected train/<class>/<image> and test/<class>/<image> below it; name the folders of normal images with "
@@ -25,20 +30,21 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
     if not splits.keys() & {"train", "test"}:
         splits = {UNSPLIT: root}
     normal = {name.lower() for name in request.normal_classes}
-    entries, classes, unused = [], set(), []
+    entries: list[Entry] = []
+    classes, unused = set(), []
     for name, folder in splits.items():
-        mask_root = root / (f"{folder.name}_masks" if name else "masks")
-        masks = {path.relative_to(mask_root).as_posix(): path for path in images_below(mask_root)}
-        without_extension = {f"{path.parent.name}/{stem(path)}": path for path in masks.values()}
+        mask_roots = [root / (f"{folder.name}_masks" if name else "masks")]
+        mask_roots += [root / "ground_truth"] if name == "test" else []  # as MVTec AD has it
+        masks = [path for mask_root in mask_roots for path in masks_below(mask_root, all_are=True)]
         used = set()
         for class_folder in subfolders(folder):
-            kind = class_folder.name
-            classes.add(kind)
-            for image in _images_in(class_folder):
-                mask = masks.get(f"{kind}/{image.name}", without_extension.get(f"{kind}/{stem(image)}"))
-                used.add(mask)
-                entries.append(Entry(SPLITS.get(name, UNSPLIT), (image,), int(kind.lower() not in normal), mask))
-        unused += [path for path in masks.values() if path not in used]
+            classes.add(class_folder.name)
+            images = _images_in(class_folder)
+            found = _masks_of(images, masks, class_folder)
+            used |= {mask for own in found.values() for mask in own}
+            label = int(class_folder.name.lower() not in normal)
+            entries += [_entry(image, SPLITS.get(name, UNSPLIT), label, found.get(image, ())) for image in images]
+        unused += [path for path in masks if path not in used]
     if not entries:
         raise ValueError(
             f"No image in the class folders of {root}: expected <class>/<image> or train/<class>/<image>, with one of "
@@ -59,6 +65,25 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
     return entries
 
 
+def _masks_of(images: Sequence[Path], masks: Sequence[Path], class_folder: Path) -> dict[Path, list[Path]]:
+    """The masks of each image: of its name in the masks' folder of its class, or beside it."""
+    kind = [path for path in masks if path.parent.name == class_folder.name]
+    full = {path.name: path for path in kind}
+    short = {named_image(path): path for path in kind} | {stem(path): path for path in kind}
+    beside = [path for path in masks_below(class_folder) if not names_anatomy(path)]
+    found = defaultdict(list, masks_beside(images, beside, class_folder))
+    for image in images:
+        if mask := full.get(image.name, short.get(stem(image))):
+            found[image].append(mask)
+    return found
+
+
+def _entry(image: Path, split: str, label: int, masks: Sequence[Path]) -> Entry:
+    if len(masks) > 1:
+        return Entry(split, (image,), label, problem=several_masks(image, masks))
+    return Entry(split, (image,), label, next(iter(masks), None))
+
+
 def _images_in(folder: Path) -> list[Path]:
     """Images of one class, which lie in its folder and not deeper."""
     images = images_below(folder)
@@ -66,7 +91,7 @@ def _images_in(folder: Path) -> list[Path]:
         images = sorted({*images, *dicom_files(folder)} - {folder}, key=Path.as_posix)
     if deeper := [path for path in images if path.parent != folder]:
         raise ValueError(
-            f"The class folder {folder} has {len(deeper)} images in folders of its own: {some(deeper)}. Move them "
-            "up, or list the images in a manifest.csv, which can also name their cases."
+            f"The class folder {shown(folder)} has {len(deeper)} images in folders of its own: {some(deeper)}. Move "
+            "them up, or list the images in a manifest.csv, which can also name their cases."
         )
     return images

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.transforms import LoadImage
+from aeflow_monai.data.readers import LoadCased
 
 __all__ = ["require_labels"]
 
@@ -48,5 +48,12 @@ def parse_label(value: Any, where: str) -> int:
 
 
 def label_of_mask(mask: Path) -> int:
-    """1 if the mask holds anything but 0."""
-    return int(bool(LoadImage(image_only=True)(mask).any()))
+    """1 if the mask holds lesion.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return int(bool(LoadCased("lesion")({"lesion": str(mask)})["lesion"].any()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The mask {mask} tells the label of its image, but cannot be read: {error}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 UNSPLIT = ""  # the split of an entry whose layout divides nothing
-JSON_KEYS = {"training": "train", "validation": "validation", "test": "test"}
+JSON_KEYS = {"training": "train", "validation": "validation", "test": "test", "testing": "test"}  # the last is MONAI's
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+import re
 from itertools import islice
 from pathlib import Path
+
+from aeflow_monai.data.datalist.walking import children, read_tree
+from aeflow_monai.errors import some as some
 
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 EXTENSIONS = (*VOLUME_EXTENSIONS, ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 _FILES_TRIED = 16  # of a folder, before it counts as one without DICOM files
+_MASK_FOLDER = re.compile(
+    r"(?:.*[ _.-])?"
+    r"(?:labels?|labels(?:tr|ts|va)|annotations?|ground[ _-]?truth|(?:masks?|segmentations?)(?:[ _.-].*)?)",
+    re.IGNORECASE,
+)
 
 
 def is_image(path: Path) -> bool:
@@ -29,43 +36,40 @@ def is_dicom(path: Path) -> bool:
         return False
     if path.name.lower().endswith(_DICOM_EXTENSIONS):
         return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:  # no permission
+        return False
 
 
 def is_series(folder: Path) -> bool:
     """Whether a folder itself holds DICOM files."""
     if not folder.is_dir():
         return False
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not is_image(path))
+    files = (path for path in children(folder) if path.is_file() and not is_image(path))
     return any(is_dicom(path) for path in islice(files, _FILES_TRIED))
 
 
 def dicom_files(folder: Path) -> list[Path]:
     """DICOM files in a folder, not deeper, sorted."""
-    return sorted((path for path in folder.iterdir() if is_dicom(path)), key=Path.as_posix)
-
-
-def images_below(folder: Path) -> list[Path]:
-    """Visible images at any depth, and folders of DICOM slices, sorted; none if there is no such folder."""
-    files = (path for path in _visible(folder) if is_image(path) or path.is_dir())
-    return sorted((path for path in files if path.is_file() or is_series(path)), key=Path.as_posix)
-
-
-def volumes_below(folder: Path) -> list[Path]:
-    """Visible files of volumes at any depth, sorted; links to files that are not there too, so that they are missed."""
-    return sorted((path for path in _visible(folder) if is_volume(path) and not path.is_dir()), key=Path.as_posix)
+    return sorted((path for path in children(folder) if is_dicom(path)), key=Path.as_posix)
 
 
 def series_below(folder: Path) -> list[Path]:
     """Visible folders of DICOM slices, the folder itself among them, sorted."""
-    return sorted((path for path in _visible(folder) if is_series(path)), key=Path.as_posix)
+    return sorted((path for path in read_tree(folder).folders if is_series(path)), key=Path.as_posix)
 
 
 def subfolders(folder: Path) -> list[Path]:
     """Visible folders but those of masks, sorted."""
-    children = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return sorted((path for path in children if not path.name.lower().endswith("masks")), key=Path.as_posix)
+    folders = (path for path in children(folder) if path.is_dir() and not is_mask_folder(path.name))
+    return sorted(folders, key=Path.as_posix)
+
+
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder is named as one of masks, such as `test_masks` or `labelsTr`."""
+    return name.lower().endswith("masks") or bool(_MASK_FOLDER.fullmatch(name))
 
 
 def stem(path: Path) -> str:
@@ -74,16 +78,3 @@ def stem(path: Path) -> str:
         return path.name
     extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), path.suffix)
     return path.name[: len(path.name) - len(extension)]
-
-
-def some(names: Sequence[object], limit: int = 5) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(str(name) for name in names[:limit])
-    return (shown or "none") + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _visible(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield Path(parent)
-        yield from (Path(parent, name) for name in files if not name.startswith("."))

@@ -8,6 +8,8 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
+from aeflow_monai.data.datalist.walking import exists
+
 __all__ = ["files_of", "first_path", "image_files_of", "patient_of"]
 
 
@@ -41,5 +43,6 @@ def files_of(item: Mapping[str, Any]) -> list[Path]:
 
 
 def _files(paths: Any) -> list[Path]:
-    found = (sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)] for path in paths)
+    there = [path for path in map(Path, paths) if exists(path)]  # not so where a name is too long to be asked for
+    found = (sorted(path.iterdir()) if path.is_dir() else [path] for path in there)
     return [file for files in found for file in files if file.is_file()]

@@ -11,10 +11,11 @@ from typing import Any
 from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.class_labels import label_of_mask
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
-from aeflow_monai.data.datalist.image_files import some, stem
+from aeflow_monai.data.datalist.entry_checks import checked, refuse_cases_in_both
+from aeflow_monai.data.datalist.image_files import stem
 from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.data.datalist.layouts import LAYOUTS
-from aeflow_monai.data.datalist.naming import name_cases
+from aeflow_monai.data.datalist.naming import fitting_name, key_of, name_cases, unique_names
 from aeflow_monai.data.datalist.splits import draw_patients
 
 SECTIONS = {
@@ -27,36 +28,25 @@ SECTIONS = {
 def to_items(
     layout: str, source: Path, entries: Sequence[Entry], section: str, test_fraction: float, seed: int
 ) -> list[dict[str, Any]]:
-    """Name the cases, pick the section, check that its files exist and fill in the labels that masks tell."""
+    """Name the cases, pick the section, check its files and fill in the labels that masks tell."""
     remedy = LAYOUTS[layout].remedy
-    counts = Counter(path for entry in entries if not entry.problem for path in entry.images)
-    if repeated := [path for path, count in counts.items() if count > 1]:
-        raise ValueError(
-            f"{source} lists {len(repeated)} images more than once: {some(repeated)}. Keep each in one place, so that "
-            "no image is both trained and tested on."
-        )
     # over all sections, so that a case has the same name in each of them
     root = source if source.is_dir() else source.parent
     entries = _name(entries, root)
     if test_fraction:
         entries = _divide(source, entries, test_fraction, seed)
+    if source.is_file():
+        refuse_cases_in_both(source, entries)
 
     chosen = sorted((entry for entry in entries if entry.split in SECTIONS[section]), key=_sort_key)
     if not chosen:
         plural = f"{LAYOUTS[layout].plural} without a split"
         held = [f"{count} in {split or plural}" for split, count in Counter(entry.split for entry in entries).items()]
-        divide = " Or divide the patients, with --test_fraction 0.2." if any(not e.split for e in entries) else ""
         raise ValueError(
             f"{source} holds no image for the section {section!r}; found {', '.join(held) or 'none at all'}. {remedy}"
-            f"{divide}"
+            f"{_about_dividing(entries)}"
         )
-    listed = [entry for entry in chosen if not entry.problem]
-    files = [path for entry in listed for path in (*entry.images, entry.mask) if path]
-    if missing := [path for path in files if not path.exists()]:
-        raise FileNotFoundError(
-            f"{len(missing)} of the {len(files)} files listed in {source} are missing: {some(missing)}. Its paths are "
-            f"relative to {root}. Correct them, or put the files there."
-        )
+    chosen = checked(source, root, chosen, stop=section == "train")
 
     items = [_to_item(entry) for entry in chosen]
     problems = [item["problem"] for item in items if "problem" in item]
@@ -72,14 +62,16 @@ def to_items(
 
 def one_case_per_image(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The items, where several share a case with the name of their file behind it."""
-    counts = Counter(item["case"] for item in items)
-    shared = [Path(first_path(item)) for item in items if counts[item["case"]] > 1]
+    counts = Counter(key_of(item["case"]) for item in items)
+    shared = [Path(first_path(item)) for item in items if counts[key_of(item["case"])] > 1]
     root = Path(os.path.commonpath([path.parent for path in shared])) if shared else Path()
-    names = name_cases({path: stem(path) for path in shared}, root, set())
-    return [
-        {**item, "case": f"{item['case']}_{names[Path(first_path(item))]}"} if counts[item["case"]] > 1 else item
-        for item in items
-    ]
+    tails = name_cases({path: stem(path) for path in shared}, root, set())
+    names = {}
+    for item in items:
+        case, path = item["case"], first_path(item)
+        names[path] = fitting_name(f"{case}_{tails[Path(path)]}") if counts[key_of(case)] > 1 else case
+    names = unique_names(names, set())
+    return [{**item, "case": names[first_path(item)]} for item in items]
 
 
 def _to_item(entry: Entry) -> dict[str, Any]:
@@ -87,10 +79,14 @@ def _to_item(entry: Entry) -> dict[str, Any]:
     item: dict[str, Any] = {"image": paths[0] if len(paths) == 1 else paths, "case": entry.case}
     item["patient"] = entry.patient
     problem = entry.problem or next(filter(None, map(dicom.series_problem, filter(Path.is_dir, entry.images))), "")
-    if entry.label is not None:
-        item["label"] = entry.label
-    elif entry.mask and not problem:
-        item["label"] = label_of_mask(entry.mask)
+    label = entry.label
+    if label is None and entry.mask and not problem:
+        try:
+            label = label_of_mask(entry.mask)
+        except ValueError as error:
+            problem = str(error)
+    if label is not None:
+        item["label"] = label
     if entry.mask:
         item["lesion"] = str(entry.mask)
     if problem:
@@ -121,6 +117,19 @@ def _divide(source: Path, entries: Sequence[Entry], test_fraction: float, seed: 
         for entry in entries
         if entry.split != "test"  # of a JSON, without label
     ]
+
+
+def _about_dividing(entries: Sequence[Entry]) -> str:
+    """What test_fraction can do for a data set without a split."""
+    unsplit = [entry for entry in entries if entry.split == UNSPLIT]
+    if not unsplit:
+        return ""
+    if all(entry.label == 0 and not entry.mask for entry in unsplit):
+        return f" All {len(unsplit)} are normal; an evaluation needs abnormal images too."
+    return (
+        " Or divide the patients, with --test_fraction 0.2, for the training too: images that were trained on are no "
+        "test."
+    )
 
 
 def _sort_key(entry: Entry) -> str:

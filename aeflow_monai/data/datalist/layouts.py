@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from aeflow_monai.data.datalist import class_folders, medmnist, volumes
+from aeflow_monai.data.datalist import bids, class_folders, medmnist, volumes
 from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.entries import Entry, Request
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, some
+from aeflow_monai.data.datalist.image_files import EXTENSIONS
+from aeflow_monai.data.datalist.naming import path_problem
 from aeflow_monai.data.datalist.tables import read_json, read_table
+from aeflow_monai.data.datalist.walking import exists
+from aeflow_monai.errors import some
 
 
 class Layout(NamedTuple):
@@ -49,9 +52,9 @@ LAYOUTS = {
         plural="class folders",
     ),
     "bids": Layout(
-        volumes.read_bids,
-        volumes.BIDS_REMEDY,
-        lambda source, request: volumes.has_bids(source),
+        bids.read_bids,
+        bids.BIDS_REMEDY,
+        lambda source, request: bids.has_bids(source),
         modalities=True,
     ),
     "brats": Layout(
@@ -102,7 +105,9 @@ def existing(dataset_dir: str | os.PathLike[str]) -> Path:
     if str(dataset_dir).startswith(medmnist.PREFIX):
         return medmnist.fetch_medmnist(str(dataset_dir))
     path = Path(dataset_dir).expanduser().absolute()
-    if not path.exists():
+    if problem := path_problem(path):
+        raise ValueError(problem)
+    if not exists(path):
         raise FileNotFoundError(f"There is no file or folder {path}. Say where the images are with --dataset_dir.")
     return path
 

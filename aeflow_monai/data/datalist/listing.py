@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,20 @@ from monai.utils import ensure_tuple
 
 from aeflow_monai.data.datalist import medmnist
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, images_below, is_dicom, is_image, stem
+from aeflow_monai.data.datalist.entry_checks import of_each_file_once
+from aeflow_monai.data.datalist.found_images import images_below
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_dicom, is_image, stem
 from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_items
 from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
+from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
+from aeflow_monai.data.datalist.unused import Unused, find_unused
+from aeflow_monai.errors import shown
+from aeflow_monai.marks import has_mark
 
-__all__ = ["find_images", "load_datalist"]
+__all__ = ["find_images", "list_unused", "load_datalist"]
+
+_logger = logging.getLogger(__name__)
 
 
 def load_datalist(
@@ -39,19 +48,22 @@ def load_datalist(
     3. "medmnist": a MedMNIST file (.npz), or `medmnist:<flag>`, unpacked once beside the file;
     4. "classes": a folder per class, `<split>/<class>/<image>` or `<class>/<image>`, where an image may also be a
        folder of DICOM slices; found if there is a folder train, test or of a normal class;
-    5. "bids": `sub-*/[ses-*/]anat/*_T1w.nii.gz`, with masks of the subject and session (`*_mask`, `*_roi`, `*_dseg`;
-       not those of brain and tissue);
+    5. "bids": `sub-*/[ses-*/]anat/*_T1w.nii.gz`, in rawdata too, with the lesion masks of the same subject, session,
+       run and space, wherever these lie (`*_mask`, `*_roi`, `*_dseg`, `*_label-*`; not those of brain and tissue);
     6. "brats": `<case>/<case>_flair.nii.gz` with `<case>/<case>_seg.nii.gz`; every case is abnormal;
     7. "dicom": a folder per DICOM series, all normal; found at the first level, read at any;
-    8. "folder": volumes, all normal; found in the folder itself, read at any level.
+    8. "folder": volumes, normal unless a mask beside them holds lesion; found in the folder itself, read at any level.
 
     Paths in a table or JSON are relative to its folder. An item of a JSON's "training" that has neither label nor
     mask is normal, since training sets of this tool are normal by definition; one with a mask but no label is
     abnormal if the mask holds anything but 0. Masks of class folders lie beside the split, in
-    `<split>_masks/<class>/` (without splits: `masks/<class>/`), under the image's name with any image extension.
+    `<split>_masks/<class>/` (without splits: `masks/<class>/`), under the image's name with any image extension, or
+    beside the image as `<image>_mask`. What is named as a mask, or bears the mark of this package's outputs, is no
+    image. What of a folder is not used is logged; see `list_unused`.
 
-    A case is the file name without extension unless the list gives one. Names that would stand for two files get
-    their folder in front, the same in every section. A case given in the list may have several images.
+    A case is the file name without extension unless the list gives one, fit for a file name. Names that would stand
+    for two files get their folder in front, the same in every section. A case given in the list may have several
+    images.
 
     Args:
         dataset_dir: folder in one of the layouts; or the path of a .csv, .json or .npz file; or `medmnist:<flag>`.
@@ -74,9 +86,9 @@ def load_datalist(
         says why and what to do; it is in the list so that it is reported while the others go on.
 
     Raises:
-        FileNotFoundError: the folder, or a file that is listed, does not exist.
+        FileNotFoundError: the folder does not exist, or files that are listed, all of them or of the section "train".
         ValueError: the section or layout is unknown, the section is empty, has nothing normal and no mask to train
-            on or nothing without a problem, or the layout is not as above.
+            on or nothing without a problem, the layout is not as above, or an image is listed twice.
 
     Example:
         >>> import tempfile
@@ -93,7 +105,7 @@ def load_datalist(
         raise ValueError(f"test_fraction has to lie between 0 and 1, 1 excluded; got {test_fraction}.")
     request = Request(_texts(normal_classes), _texts(modalities))
     name, source = recognize(dataset_dir, layout, request)
-    entries = LAYOUTS[name].read(source, request)
+    entries = of_each_file_once(source, LAYOUTS[name].read(source, request))
     if test_fraction:
         entries = free_training(entries) if name == "decathlon" else entries
         if all(entry.split != UNSPLIT for entry in entries):
@@ -101,7 +113,10 @@ def load_datalist(
                 f"test_fraction is {test_fraction}, but the layout {name!r} of {source} says itself what is trained "
                 "and tested on. Leave test_fraction at 0."
             )
-    return to_items(name, source, entries, section, test_fraction, seed)
+    items = to_items(name, source, entries, section, test_fraction, seed)
+    told = f"{len(items)} cases of the section {section!r} in {shown(dataset_dir)}, read as {name}."
+    _say(told, items, find_unused(existing(dataset_dir), entries, source), labels=True)
+    return items
 
 
 def find_images(
@@ -140,25 +155,81 @@ def find_images(
     """
     path = existing(dataset_dir)
     if layout == "auto" and path.is_file() and (is_image(path) or is_dicom(path)):
-        return [{"image": str(path), "case": stem(path), "patient": stem(path)}]
+        return [_one_image(path)]
     request = Request(modalities=_texts(modalities), masks=False)
     name, source = recognize(path, layout, request, inference=True)
     if source.is_file() and name != "medmnist":
-        return one_case_per_image(load_datalist(source, "test", layout=name))
+        return one_case_per_image(load_datalist(path, "test", layout=name))
     if name == "medmnist":
         entries = [Entry("test", (image,)) for image in images_below(medmnist.unpack(source) / "test")]
     elif name == "dicom" or (name in ("bids", "brats", "folder") and (request.modalities or name != "folder")):
         entries = [entry._replace(label=None, mask=None) for entry in LAYOUTS[name].read(source, request)]
     else:
         entries = [Entry(UNSPLIT, (image,)) for image in images_below(source)]
-    if exclude is not None and (outputs := Path(exclude).expanduser().absolute()) != source:
+    entries = of_each_file_once(source, entries)
+    outputs = None if exclude is None else Path(exclude).expanduser().absolute()
+    if outputs is not None and outputs != source:
         entries = [entry for entry in entries if not entry.images[0].is_relative_to(outputs)]
+    unused = find_unused(path, entries, source, outputs if outputs != source else None)
     if not entries:
         raise ValueError(
             f"No image in {source} or below. Expected {', '.join(EXTENSIONS)}, or folders of DICOM files. Give "
-            "another folder with --dataset_dir."
+            f"another folder with --dataset_dir. {unused if unused.kinds else ''}".rstrip()
         )
-    return one_case_per_image(to_items(name, source, entries, "all", 0, 0))
+    items = one_case_per_image(to_items(name, source, entries, "all", 0, 0))
+    _say(f"{len(items)} cases in {shown(path)}, read as {name}.", items, unused, labels=False)
+    return items
+
+
+def list_unused(
+    dataset_dir: str | os.PathLike[str],
+    *,
+    layout: str = "auto",
+    normal_classes: Any = ("NORMAL",),
+    modalities: str | Sequence[str] = (),
+) -> Unused:
+    """Look for what lies in the folder of a data set and is not used by `load_datalist`, which logs the same.
+
+    Args:
+        dataset_dir: as of `load_datalist`; of a list file or a MedMNIST file nothing is unused.
+        layout: as of `load_datalist`.
+        normal_classes: as of `load_datalist`.
+        modalities: as of `load_datalist`.
+
+    Returns:
+        The paths by kind, with counts and a text.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("a.nii.gz", "notes.txt"):
+        ...     (folder / name).touch()
+        >>> list_unused(folder).counts()
+        {'files of other kinds': 1, 'files of other kinds: .txt': 1}
+    """
+    request = Request(_texts(normal_classes), _texts(modalities))
+    name, source = recognize(dataset_dir, layout, request)
+    entries = of_each_file_once(source, LAYOUTS[name].read(source, request))
+    return find_unused(existing(dataset_dir), entries, source)
+
+
+def _one_image(path: Path) -> dict[str, Any]:
+    if has_mark(path):
+        raise ValueError(
+            f"{path} is an output of this package, such as an anomaly map, and no image to be scored. Name the image "
+            "that it was made of with --dataset_dir."
+        )
+    case = fitting_name(stem(path))
+    return {"image": str(path), "case": case, "patient": case}
+
+
+def _say(told: str, items: Sequence[Mapping[str, Any]], unused: Unused, *, labels: bool) -> None:
+    """Log what is used and what is not."""
+    problems = [str(item["problem"]) for item in items if "problem" in item]
+    _logger.info(told)
+    if problems:
+        _logger.warning(f"{len(problems)} of these cases cannot be used. The first: {shown(problems[0])}")
+    unused.log(labels=labels)
 
 
 def _texts(names: Any) -> tuple[str, ...]:

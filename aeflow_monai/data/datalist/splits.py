@@ -71,7 +71,13 @@ def normals_of(items: Iterable[Mapping[str, Any]], *, lesion_free_slices: bool =
         ValueError: nothing is normal and usable.
     """
     items = list(items)
-    kept = [dict(item) for item in items if item.get("label") == 0 or (lesion_free_slices and _has_slices(item))]
+    kept = [
+        dict(item)
+        for item in items
+        if item.get("label") == 0
+        or (lesion_free_slices and _has_slices(item))
+        or ("problem" in item and "label" not in item)  # whether it is normal is not known
+    ]
     if all("problem" in item for item in kept):
         masks = sum("lesion" in item for item in items)
         remedy = f"set lesion_free_slices to train on those of the {masks} items with a mask; or " if masks else ""
@@ -102,7 +108,7 @@ def choose_abnormal(
         The items, in the order of the draw.
 
     Raises:
-        ValueError: count is below 0, or there are fewer abnormal images.
+        ValueError: count is below 0, or there are fewer abnormal images, or none where all are asked for.
 
     Example:
         >>> items = [{"image": f"{i}.png", "case": f"{i}", "label": i % 2} for i in range(20)]
@@ -114,10 +120,15 @@ def choose_abnormal(
     held_out = {patient_of(item) for item in calibration}
     abnormal = [dict(item) for item in items if item.get("label") == 1 and "problem" not in item]
     free = sorted((item for item in abnormal if patient_of(item) not in held_out), key=lambda item: str(item["image"]))
+    of_calibration = len(abnormal) - len(free)
+    also = f" ({of_calibration} more are of patients held out for calibration)" if of_calibration else ""
+    if count is None and not free:
+        raise ValueError(
+            f"labelled_abnormal asks for all abnormal images of the training section, but it lists no usable image "
+            f"with label 1{also}. Add some, or train without the preset semi_supervised, or set labelled_abnormal to 0."
+        )
     count = len(free) if count is None else count
     if not 0 <= count <= len(free):
-        of_calibration = len(abnormal) - len(free)
-        also = f" ({of_calibration} more are of patients held out for calibration)" if of_calibration else ""
         raise ValueError(
             f"labelled_abnormal is {count}, but the training section lists {len(free)} usable images with label "
             f"1{also}. Give a number from 0 to {len(free)}, or null for all of them."

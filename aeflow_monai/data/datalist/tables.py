@@ -5,65 +5,125 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aeflow_monai.data.datalist.class_labels import parse_label
 from aeflow_monai.data.datalist.entries import JSON_KEYS, SPLITS, UNSPLIT, Entry
+from aeflow_monai.errors import shown, some
+
+_logger = logging.getLogger(__name__)
 
 _COLUMNS = ("path", "split", "abnormal")
+_MORE = "cells without a column"
+_FURTHER = ("mask", "case", "patient")
 _PASSED_ON = ("sha256", "slices")
+_NAME = (str, int, float)
+_KEYS = ("image", "label", "abnormal", "mask", "case", "patient", *_PASSED_ON)
+_UNUSED_KEYS = ("fold",)  # MONAI's, of an item; said, not used
+# What the Medical Segmentation Decathlon, MONAI, nnU-Net and `run prepare` write beside the lists.
+_ABOUT = frozenset(
+    (
+        *("name", "description", "reference", "licence", "license", "release"),
+        *("relase", "modality", "labels", "numTraining", "numTest", "numValidation"),
+        *("tensorImageSize", "version", "author", "authors", "citation", "channel_names"),
+        *("file_ending", "regions_class_order", "overwrite_image_reader_writer", "dataset_name"),
+        *("converted_by", "prepared"),
+    )
+)
 
 
 def read_table(file: Path) -> list[Entry]:
     """Rows of a table with the columns path, split, abnormal and, if wanted, mask, case and patient."""
-    rows = csv.DictReader(io.StringIO(_text(file), newline=""))
+    rows = csv.DictReader(io.StringIO(_text(file), newline=""), restkey=_MORE)
     rows.fieldnames = found = [name.strip() for name in rows.fieldnames or ()]
+    _check_columns(file, found)
+    try:
+        return [_row_entry(file, row, f"{file}, row {rows.line_num}") for row in rows]
+    except csv.Error as error:
+        raise ValueError(f"{file}, row {rows.line_num} is no line of a table: {error}. Correct it there.") from error
+
+
+def _row_entry(file: Path, row: Mapping[str, Any], where: str) -> Entry:
+    if _MORE in row:
+        raise ValueError(
+            f"{where} has {len(row) - 1 + len(row[_MORE])} cells, but there are {len(row) - 1} columns. Put a cell "
+            'that holds a comma in quotes: "a,b.png".'
+        )
+    cells = {name: (cell or "").strip() for name, cell in row.items()}
+    images = tuple(file.parent / path.strip() for path in cells["path"].split(";") if path.strip())
+    if not images:
+        raise ValueError(f"{where}: path is empty. Name an image, or take the row out.")
+    if cells["split"].lower() not in SPLITS:
+        raise ValueError(f"{where}: split has to be one of {', '.join(SPLITS)}; got {cells['split']!r}.")
+    return Entry(
+        SPLITS[cells["split"].lower()],
+        images,
+        label=parse_label(cells["abnormal"], f"{where}: abnormal"),
+        mask=file.parent / cells["mask"] if cells.get("mask") else None,
+        case=cells.get("case", ""),
+        patient=cells.get("patient", ""),
+    )
+
+
+def _check_columns(file: Path, found: Sequence[str]) -> None:
     if lacking := [name for name in _COLUMNS if name not in found]:
         raise ValueError(
             f"{file} lacks the column {', '.join(lacking)}; found: {', '.join(found) or 'none'}. "
             f"Expected a first line with {','.join(_COLUMNS)} and, if wanted, mask, case and patient, divided by "
             "commas."
         )
-    entries = []
-    for row in rows:
-        cells = {name: (cell or "").strip() for name, cell in row.items() if name}
-        where = f"{file}, row {rows.line_num}"
-        images = tuple(file.parent / path.strip() for path in cells["path"].split(";") if path.strip())
-        if not images:
-            raise ValueError(f"{where}: path is empty. Name an image, or take the row out.")
-        if cells["split"].lower() not in SPLITS:
-            raise ValueError(f"{where}: split has to be one of {', '.join(SPLITS)}; got {cells['split']!r}.")
-        entries.append(
-            Entry(
-                SPLITS[cells["split"].lower()],
-                images,
-                label=parse_label(cells["abnormal"], f"{where}: abnormal"),
-                mask=file.parent / cells["mask"] if cells.get("mask") else None,
-                case=cells.get("case", ""),
-                patient=cells.get("patient", ""),
-            )
+    if repeated := sorted({name for name in found if found.count(name) > 1 and name}):
+        raise ValueError(f"{file} has the column {', '.join(repeated)} more than once. Keep one of each.")
+    if unknown := [name for name in found if name not in (*_COLUMNS, *_FURTHER)]:
+        _logger.warning(
+            f"{shown(file)}: the columns {some(unknown)} are not used; known are {', '.join((*_COLUMNS, *_FURTHER))}."
         )
-    return entries
 
 
 def read_json(file: Path) -> list[Entry]:
     """Items of a MONAI/Decathlon list; MONAI's own loader would take a class label or a case name for a path."""
     try:
-        content = json.loads(_text(file))
+        content = json.loads(_text(file), object_pairs_hook=_of_pairs)
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not valid JSON: {error}. Correct it there.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}. Correct it there.") from error
     found = list(content) if isinstance(content, dict) else []
     if not any(isinstance(content[key], list) for key in found if key in JSON_KEYS):
         raise ValueError(
             f'{file} has no list "training", and none of "validation" or "test"; its keys are {found}. '
             "Expected the form of the Medical Segmentation Decathlon."
         )
+    _check_keys(file, content)
     return [
         _json_entry(item, split, file.parent, f"{file}, {key}[{i}]")
         for key, split in JSON_KEYS.items()
         for i, item in enumerate(content.get(key) or ())
     ]
+
+
+def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, none of whose keys stands twice."""
+    if repeated := sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
+        raise ValueError(f"the key {', '.join(repeated)} stands twice in one object")
+    return dict(pairs)
+
+
+def _check_keys(file: Path, content: Mapping[str, Any]) -> None:
+    if unknown := [key for key in content if key not in JSON_KEYS and key not in _ABOUT]:
+        raise ValueError(
+            f"{file} has unknown keys: {some(unknown)}. Lists of images are {', '.join(JSON_KEYS)}; known beside them "
+            f"are {', '.join(sorted(_ABOUT))}. Correct the name, or take it out."
+        )
+    if wrong := [key for key in JSON_KEYS if not isinstance(content.get(key) or [], list)]:
+        raise ValueError(f"{file}: {', '.join(wrong)} has to be a list of images.")
+    items = [item for key in JSON_KEYS for item in content.get(key) or () if isinstance(item, dict)]
+    if unused := sorted({key for item in items for key in item if key in _UNUSED_KEYS}):
+        _logger.warning(f"{shown(file)}: {', '.join(unused)} of its items is not used; the lists tell the split.")
 
 
 def free_training(entries: list[Entry]) -> list[Entry]:
@@ -77,13 +137,23 @@ def _json_entry(item: Any, split: str, folder: Path, where: str) -> Entry:
     fields = {"image": item} if isinstance(item, str) else item
     images = fields.get("image") if isinstance(fields, dict) else None
     images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+    if not isinstance(images, list) or not images or not all(isinstance(image, str) and image for image in images):
         raise ValueError(
             f'{where} has to be a path, or a dictionary with one path, or a list of paths, as "image"; got {item!r}.'
+        )
+    if unknown := [key for key in fields if key not in (*_KEYS, *_UNUSED_KEYS)]:
+        raise ValueError(
+            f"{where} has unknown keys: {some(unknown)}. Known are {', '.join(_KEYS)}. Correct the name, "
+            "or take it out."
         )
     label, mask, case, patient = (fields.get(key) for key in ("label", "mask", "case", "patient"))
     if isinstance(label, str) and label not in ("0", "1"):
         label, mask = None, mask or label  # a segmentation
+    for key, value, kinds in (("mask", mask, str), ("case", case, _NAME), ("patient", patient, _NAME)):
+        if value is not None and not isinstance(value, kinds):
+            raise ValueError(f"{where}: {key} has to be text; got {value!r}.")
+    if not isinstance(fields.get("sha256", {}), dict):
+        raise ValueError(f"{where}: sha256 has to be a dictionary from path to digest; got {fields['sha256']!r}.")
     stated = {
         parse_label(value, f"{where}: {key}")
         for key, value in (("label", label), ("abnormal", fields.get("abnormal")))

@@ -66,8 +66,8 @@ def test_normal_classes_are_matched_in_any_case(tmp_path: Path, normal_classes: 
         (["test/NORMAL/b.png"], r"no image for the section 'train'; found 1 in test\. Expected train/<class>"),
         (["NORMAL/p1/a.png"], r"NORMAL has 1 images in folders of its own: .*a\.png.*manifest\.csv"),
         (
-            ["train/NORMAL/a.png", "test/LESION/b.png", "test_masks/LESION/b_mask.png"],
-            r"1 masks below .* have no image: .*b_mask\.png\. Name a mask as its image",
+            ["train/NORMAL/a.png", "test/LESION/b.png", "test_masks/LESION/c.png"],
+            r"1 masks below .* have no image: .*c\.png\. Name a mask as its image",
         ),
     ],
 )
@@ -75,3 +75,20 @@ def test_class_folder_errors(tmp_path: Path, names: Sequence[str], message: str)
     write_images(tmp_path, names)
     with pytest.raises(ValueError, match=message):
         load_datalist(tmp_path, "train")
+
+
+def test_masks_named_after_their_images(tmp_path: Path) -> None:
+    write_images(tmp_path, ["NORMAL/n.png", "benign/a (1).png", "benign/a (1)_mask.png", "bad/b.png", "bad/c.png"])
+    write_images(tmp_path, ["masks/bad/b_mask.png", "bad/c_mask.png", "masks/bad/c.png"])
+    items = {item["case"]: item for item in load_datalist(tmp_path, "all")}
+    assert set(items) == {"n", "a (1)", "b", "c"}
+    assert items["a (1)"]["lesion"].endswith("benign/a (1)_mask.png")
+    assert items["b"]["lesion"].endswith("masks/bad/b_mask.png")
+    assert "c.png has 2 masks: " in items["c"]["problem"]
+    assert {case: item["label"] for case, item in items.items()} == {"n": 0, "a (1)": 1, "b": 1, "c": 1}
+
+
+def test_mvtec(tmp_path: Path) -> None:
+    write_images(tmp_path, ["train/good/1.png", "test/good/1.png", "test/bent/1.png", "ground_truth/bent/1_mask.png"])
+    items = load_datalist(tmp_path, "test", normal_classes=["good"])
+    assert [item.get("lesion") for item in items] == [str(tmp_path / "ground_truth/bent/1_mask.png"), None]

@@ -90,3 +90,18 @@ def test_a_larger_choice_of_abnormal_images_holds_a_smaller_one() -> None:
 def test_abnormal_images_that_are_not_there_cannot_be_chosen(count: int) -> None:
     with pytest.raises(ValueError, match=rf"labelled_abnormal is {count}.* lists 12 usable.* 0 to 12, or null"):
         choose_abnormal(labelled_patients(), count)
+
+
+def test_all_abnormal_images_where_there_are_none() -> None:
+    items = labelled_patients()
+    with pytest.raises(ValueError, match=r"lists no usable image with label 1\. Add some, or train without the preset"):
+        choose_abnormal(patients(6), None)
+    with pytest.raises(ValueError, match=r"no usable image with label 1 \(12 more are of patients held out"):
+        choose_abnormal(items, None, items)
+    assert choose_abnormal(patients(6), 0) == []
+
+
+def test_items_that_may_be_normal_but_cannot_be_read_are_reported() -> None:
+    problem = {"image": "/x.png", "case": "x", "problem": "The mask cannot be read."}
+    fit, calibration = split_normals([problem, *patients(4)], 0.5)
+    assert problem in fit + calibration

@@ -73,13 +73,33 @@ def test_relative_folder_gives_absolute_paths(table: Path, monkeypatch: pytest.M
             [("path", "split", "abnormal"), ("a.png", "train", "0"), ("a.png", "test", "0")],
             r"lists 1 images more than once: .*a\.png\. Keep each in one place",
         ),
+        (
+            [("path", "split", "abnormal"), ("a.png", "train", "0"), ("./../link/a.png", "test", "0")],
+            r"lists 1 images more than once: .*link/a\.png, which is .*a\.png\.",
+        ),
+        (
+            [("path", "split", "abnormal", "mask"), ("a.png", "train", "0", ""), ("b.png", "test", "1", "./b.png")],
+            r"the mask of .*b\.png, .*b\.png, is the image itself",
+        ),
+        (
+            [("path", "split", "abnormal", "case"), ("a.png", "train", "0", "x"), ("b.png", "test", "0", "x")],
+            r"has 1 cases both in train and in test: x\.",
+        ),
+        ([("path", "split", "abnormal", "path")], r"has the column path more than once"),
+        ([("path", "split", "abnormal"), ("a.png", "train", "0", "m.png")], r"row 2 has 4 cells, but there are 3 col"),
     ],
 )
 def test_table_errors(tmp_path: Path, rows: Sequence[Sequence[str]], message: str) -> None:
-    write_images(tmp_path, ["a.png", "b.png"])
-    write_csv(tmp_path, rows)
+    root = write_images(tmp_path / "root", ["a.png", "b.png"])
+    (tmp_path / "link").symlink_to(root)
+    write_csv(root, rows)
     with pytest.raises(ValueError, match=f"manifest.csv.*{message}"):
-        load_datalist(tmp_path, "train")
+        load_datalist(root, "train")
+
+
+def test_columns_that_are_not_used_are_named(table: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_datalist(table, "test")
+    assert "manifest.csv: the columns class are not used; known are path, split, abnormal, mask, case" in caplog.text
 
 
 def test_table_not_utf8(tmp_path: Path) -> None:
@@ -149,6 +169,24 @@ def test_json_case_that_is_also_a_folder_stays_a_name(tmp_path: Path) -> None:
             {"training": [{"image": "a.png", "abnormal": 1, "label": 0}]},
             r"training\[0\]: label and abnormal contradict",
         ),
+        (
+            {"training": ["a.png"], "trainning": ["b.png"]},
+            r"has unknown keys: trainning\. Lists of images are training",
+        ),
+        ({"training": ["a.png"], "test": "b.png"}, r"test has to be a list of images"),
+        ({"training": [{"image": "a.png", "lable": 1}]}, r"training\[0\] has unknown keys: lable\. Known are image"),
+        ({"training": [{"image": "a.png", "mask": ["b.png"]}]}, r"training\[0\]: mask has to be text"),
+        ({"training": [{"image": ""}]}, r"training\[0\] has to be a path"),
+        ({"training": [{"image": "a.png", "sha256": "00"}]}, r"sha256 has to be a dictionary"),
+        (
+            {"training": ["a.png", {"image": "b.png", "mask": "b.png"}]},
+            r"the mask of .*b\.png, .*b\.png, is the image itself",
+        ),
+        ({"training": ["a.png"], "test": ["./a.png"]}, r"lists 1 images more than once"),
+        (
+            {"training": [{"image": "a.png", "case": "x"}], "test": [{"image": "b.png", "case": "x"}]},
+            r"has 1 cases both in train and in test: x\.",
+        ),
         ({"training": [{"image": "a.png", "label": 1}]}, r"holds no normal image among 1, .*\"label\": 0"),
     ],
 )
@@ -163,6 +201,21 @@ def test_json_with_a_typing_error(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text('{"training": [')
     with pytest.raises(ValueError, match=r"dataset.json is not valid JSON: .*line 1 column 15"):
         load_datalist(tmp_path, "train")
+
+
+def test_json_key_that_stands_twice(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text('{"training": ["a.png"], "training": ["b.png"]}')
+    with pytest.raises(ValueError, match=r"dataset.json cannot be read: the key training stands twice"):
+        load_datalist(tmp_path, "train")
+
+
+def test_keys_of_other_tools_pass(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    about = {"name": "x", "modality": {"0": "MRI"}, "labels": {"0": "bg"}, "numTraining": 1, "tensorImageSize": "3D"}
+    about |= {"description": "", "reference": "", "licence": "", "release": "1.0", "channel_names": {"0": "T1"}}
+    write_json(tmp_path, {**about, "training": [{"image": "a.png", "fold": 0}], "testing": ["b.png"]})
+    assert [item["case"] for item in load_datalist(tmp_path, "test")] == ["b"]
+    assert "fold of its items is not used" in caplog.text
 
 
 def test_json_segmentation_that_is_missing(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""BIDS: anatomical images by subject and session, and the lesion masks of each, wherever these lie."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from aeflow_monai.data.datalist.bids_names import BidsName, belongs, is_bids_mask, is_of_anatomy, parse, says_lesion
+from aeflow_monai.data.datalist.entries import Entry, Request
+from aeflow_monai.data.datalist.found_images import volumes_below
+from aeflow_monai.data.datalist.mask_names import several_masks
+from aeflow_monai.data.datalist.modalities import cases_of, entry_of, missing_in
+from aeflow_monai.errors import shown, some
+
+__all__ = ["BIDS_REMEDY", "Claim", "claims", "has_bids", "lesion_masks", "read_bids"]
+
+_logger = logging.getLogger(__name__)
+
+BIDS_REMEDY = "Expected sub-<name>/anat/sub-<name>_T1w.nii.gz or sub-<name>/ses-<name>/anat/ below it."
+_FOLDERS = ("sub-*/anat", "sub-*/ses-*/anat")
+_ROOTS = ("", "rawdata")
+
+
+class Claim(NamedTuple):
+    """The lesion mask of an image; or why its lesions are not known, although there are masks of its subject."""
+
+    mask: Path | None = None
+    problem: str = ""
+
+    @property
+    def label(self) -> int | None:
+        """0 without any mask, 1 with a problem; None if the mask has to be read."""
+        return None if self.mask else int(bool(self.problem))
+
+
+def has_bids(root: Path) -> bool:
+    """Whether subjects have a folder anat."""
+    return any(path.is_dir() for base in _ROOTS for pattern in _FOLDERS for path in (root / base).glob(pattern))
+
+
+def read_bids(root: Path, request: Request) -> list[Entry]:
+    """Anatomical images by subject and session; one of a subject without lesion masks is normal."""
+    modalities = request.modalities or ("T1w",)
+    volumes = volumes_below(root)
+    images = [path for path in volumes if _is_anatomical(path, root) and not is_bids_mask(path, root)]
+    cases = cases_of(root, images, modalities, {})
+    known = {next(iter(case.found.values()))[0]: case for case in cases if case.found}
+    found = claims(list(known), lesion_masks(volumes, root), modalities) if request.masks else {}
+    entries = []
+    for case in cases:
+        claim = found.get(next((paths[0] for paths in case.found.values()), case.folder), Claim())
+        problem = missing_in(case, modalities)
+        subject = parse(case.folder / case.name).entities.get("sub", case.folder.relative_to(root).parts[0])
+        label = int(claim != Claim()) if problem else claim.label
+        mask = None if problem else claim.mask
+        patient = f"sub-{subject.removeprefix('sub-')}"
+        entries.append(entry_of(case, modalities, problem or claim.problem, label, mask, patient))
+    return entries
+
+
+def lesion_masks(volumes: Sequence[Path], root: Path) -> list[Path]:
+    """Of volumes below a root, those that BIDS names as masks, but not of brain, tissue or parcels."""
+    return [path for path in volumes if is_bids_mask(path, root) and not is_of_anatomy(path, parse(path))]
+
+
+def claims(images: Sequence[Path], masks: Sequence[Path], modalities: Sequence[str]) -> dict[Path, Claim]:
+    """The claim of each image whose subject has lesion masks.
+
+    A mask belongs to the image of its subject, session, run and space that shares most of its other entities. An image
+    without a mask of its own is not normal if there is one of its subject and session, or one that fits no image.
+
+    Args:
+        images: one of each case.
+        masks: of lesions.
+        modalities: the suffixes of a case's images; the image's own if there are none.
+    """
+    subjects: Mapping[str, list[Path]] = defaultdict(list)
+    for image in images:
+        subjects[parse(image).entities.get("sub", "")].append(image)
+    masks_of = defaultdict(list)
+    for mask in masks:
+        masks_of[parse(mask).entities.get("sub", "")].append(mask)
+    found: dict[Path, Claim] = {}
+    elsewhere: list[Path] = []
+    for subject, own in subjects.items():
+        if subject and masks_of[subject]:
+            claimed = _claims_of_subject(own, masks_of[subject], modalities)
+            found |= claimed
+            elsewhere += [image for image in own if image not in claimed]
+    if elsewhere:
+        _logger.warning(
+            f"{len(elsewhere)} images count as normal, although other sessions of their subjects have lesion masks: "
+            f"{some(elsewhere)}. If they show lesions too, list the images in a manifest.csv."
+        )
+    return found
+
+
+def _claims_of_subject(images: Sequence[Path], masks: Sequence[Path], modalities: Sequence[str]) -> dict[Path, Claim]:
+    names = {path: parse(path) for path in (*images, *masks)}
+    owned: dict[Path, list[Path]] = defaultdict(list)
+    unclear: dict[Path, list[Path]] = defaultdict(list)
+    stray = []
+    for mask in masks:
+        scores = {image: belongs(names[mask], names[image], modalities) for image in images}
+        best = max((score for score in scores.values() if score is not None), default=None)
+        owners = [image for image, score in scores.items() if score is not None and score == best]
+        # a T1w and a FLAIR of one run share their masks
+        sure = len({names[image].suffix for image in owners}) == len(owners)
+        for image in owners:
+            (owned if sure else unclear)[image].append(mask)
+        if not owners:
+            stray.append(mask)
+    found = {}
+    for image in images:
+        own = [mask for mask in owned[image] if says_lesion(names[mask])] or owned[image]
+        near = [mask for mask in masks if _same_session(names[mask], names[image])]
+        if unclear[image]:
+            found[image] = Claim(problem=_unclear(image, unclear[image]))
+        elif len(own) > 1:
+            found[image] = Claim(problem=several_masks(image, own))
+        elif own:
+            found[image] = Claim(own[0])
+        elif near or stray:
+            found[image] = Claim(problem=_without(image, near or stray))
+    return found
+
+
+def _same_session(mask: BidsName, image: BidsName) -> bool:
+    sessions = {name.entities.get("ses") for name in (mask, image)}
+    return len(sessions - {None}) < 2
+
+
+_REMEDY = "or list the images with their masks in a manifest.csv."
+
+
+def _unclear(image: Path, masks: Sequence[Path]) -> str:
+    return (
+        f"{shown(image)} may have the lesions of {some(masks)}, which fits several images of the subject. Name "
+        f"the mask with the entities of its image (ses, run, acq), {_REMEDY}"
+    )
+
+
+def _without(image: Path, masks: Sequence[Path]) -> str:
+    return (
+        f"{shown(image)} has no lesion mask that fits its name, but its subject has lesion masks: {some(masks)}. "
+        f"It is not taken for normal. Name the mask with the entities of its image (ses, run, acq, space), {_REMEDY}"
+    )
+
+
+def _is_anatomical(path: Path, root: Path) -> bool:
+    """Whether an image lies in `sub-*/[ses-*/]anat`, or deeper."""
+    parts = path.relative_to(root).parts[:-1]
+    parts = parts[1:] if parts and parts[0] in _ROOTS else parts
+    if not parts or not parts[0].startswith("sub-"):
+        return False
+    return parts[1:2] == ("anat",) or (len(parts) > 2 and parts[1].startswith("ses-") and parts[2] == "anat")

@@ -1,0 +1,120 @@
+"""What is checked of a layout's entries: files that are there, once, with names that can be written and printed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from aeflow_monai.data.datalist.entries import Entry
+from aeflow_monai.data.datalist.naming import case_problem, fitting_name, path_problem
+from aeflow_monai.data.datalist.walking import exists, identity
+from aeflow_monai.errors import shown, some
+from aeflow_monai.marks import has_mark
+
+__all__ = ["checked", "of_each_file_once", "refuse_cases_in_both"]
+
+
+def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, of those in a folder that are the same file by another path the first only.
+
+    Raises:
+        ValueError: a list names a file twice, by whatever path, link or case; a file has two splits or labels; or the
+            mask of an image is the image.
+    """
+    first: dict[object, tuple[Entry, Path]] = {}
+    masks = {identity(entry.mask): entry for entry in entries if entry.mask and not entry.problem}
+    kept, repeated = [], []
+    for entry in entries:
+        if entry.problem:
+            kept.append(entry)
+            continue
+        own = [identity(path) for path in entry.images]
+        if masked := next((masks[key] for key in own if key in masks), None):
+            which = "the image itself" if masked is entry else f"the image of another case, {shown(entry.images[0])}"
+            raise ValueError(
+                f"{shown(source)}: the mask of {shown(masked.images[0])}, {shown(masked.mask)}, is {which}. Name the "
+                "file of the mask, or leave it out."
+            )
+        known = next((first[key] for key in own if key in first), None)
+        if known is None and len(set(own)) == len(own):
+            kept.append(entry)
+            first |= {key: (entry, path) for key, path in zip(own, entry.images, strict=True)}
+        elif known is None or source.is_file() or (known[0].split, known[0].label) != (entry.split, entry.label):
+            path = entry.images[0]
+            repeated.append(f"{path}, which is {known[1]}" if known and known[1] != path else str(path))
+    if repeated:
+        raise ValueError(
+            f"{shown(source)} lists {len(repeated)} images more than once: {some(repeated)}. Keep each in one place, "
+            "so that no image is both trained and tested on."
+        )
+    return kept
+
+
+def refuse_cases_in_both(source: Path, entries: Sequence[Entry]) -> None:
+    """Refuse a list in which a case is trained on and tested on.
+
+    Raises:
+        ValueError: names the cases.
+    """
+    splits = defaultdict(set)
+    for entry in entries:
+        splits[entry.case].add(entry.split)
+    if both := sorted(case for case, held in splits.items() if {"train", "test"} <= held):
+        raise ValueError(
+            f"{shown(source)} has {len(both)} cases both in train and in test: {some(both)}. Keep all images of a case "
+            "in one of them, or correct the names."
+        )
+
+
+def checked(source: Path, root: Path, entries: Sequence[Entry], *, stop: bool) -> list[Entry]:
+    """The entries, each that cannot be used with a problem that says why.
+
+    Args:
+        source: folder or list.
+        root: that paths are relative to.
+        entries: of one section.
+        stop: raise an error if a file is missing, instead.
+
+    Raises:
+        FileNotFoundError: files are missing, all of them or with `stop`.
+    """
+    named = [_with_safe_names(entry) for entry in entries]
+    files = {path for entry in named if not entry.problem for path in (*entry.images, entry.mask) if path}
+    missing = sorted(path for path in files if not exists(path))
+    if missing and (stop or len(missing) == len(files)):
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(files)} files listed in {shown(source)} are missing: {some(missing)}. Its "
+            f"paths are relative to {shown(root)}. Correct them, or put the files there."
+        )
+    absent = set(missing)
+    return [_with_files(entry, absent, root) for entry in named]
+
+
+def _with_safe_names(entry: Entry) -> Entry:
+    paths = [*entry.images, *([entry.mask] if entry.mask else [])]
+    problem = entry.problem or next(filter(None, (*map(path_problem, paths), case_problem(entry.case))), "")
+    return entry._replace(
+        images=tuple(Path(shown(path)) for path in entry.images),
+        mask=entry.mask and Path(shown(entry.mask)),
+        case=fitting_name(entry.case),
+        patient=shown(entry.patient),
+        problem=shown(problem),
+    )
+
+
+def _with_files(entry: Entry, absent: set[Path], root: Path) -> Entry:
+    if entry.problem:
+        return entry
+    lost = [path for path in (*entry.images, entry.mask) if path in absent]
+    marked = [path for path in entry.images if has_mark(path)]
+    if lost:
+        problem = f"There is no file {some(lost)}. Paths are relative to {root}. Correct them, or put the files there."
+    elif marked:
+        problem = (
+            f"{some(marked)} is an output of this package, such as an anomaly map, and no image to be scored or "
+            "trained on. Name the image that it was made of."
+        )
+    else:
+        return entry
+    return entry._replace(problem=problem)

@@ -1,0 +1,41 @@
+"""Images in a folder and below it, apart from masks and from what this package has written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aeflow_monai.data.datalist.image_files import is_image, is_series, is_volume
+from aeflow_monai.data.datalist.mask_names import in_mask_folder, is_mask_name
+from aeflow_monai.data.datalist.walking import Tree, read_tree
+from aeflow_monai.marks import has_mark
+
+__all__ = ["images_below", "is_mask_of", "masks_below", "volumes_below"]
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Visible images at any depth, and folders of DICOM slices, sorted; none if there is no such folder."""
+    tree = _tree(folder)
+    files = [path for path in tree.files if is_image(path) and not is_mask_of(path, folder) and not has_mark(path)]
+    return sorted([*files, *(path for path in tree.folders if is_series(path))], key=Path.as_posix)
+
+
+def masks_below(folder: Path, *, all_are: bool = False) -> list[Path]:
+    """Visible files at any depth that are named as masks, or lie in a folder of masks; or all images, sorted."""
+    files = [path for path in _tree(folder).files if is_image(path) and (all_are or is_mask_of(path, folder))]
+    return sorted((path for path in files if all_are or not has_mark(path)), key=Path.as_posix)
+
+
+def volumes_below(folder: Path) -> list[Path]:
+    """Visible files of volumes at any depth, masks among them, sorted; broken links too, so that they are missed."""
+    tree = _tree(folder)
+    files = (path for path in (*tree.files, *tree.broken) if is_volume(path))
+    return sorted((path for path in files if not has_mark(path)), key=Path.as_posix)
+
+
+def is_mask_of(path: Path, root: Path) -> bool:
+    """Whether a file below a root is a mask by its name or by its folder's."""
+    return is_mask_name(path) or in_mask_folder(path, root)
+
+
+def _tree(folder: Path) -> Tree:
+    return read_tree(folder) if folder.is_dir() else Tree(folder)
