@@ -175,7 +175,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             with replacing(file) as unfinished:
                 with unfinished.open("wb") as stream:
                     for planes in self._read(data, transform, slicer, step):
-                        stream.write(memoryview(planes.numpy()).cast("B"))
+                        stream.write(planes.numpy().data.cast("B"))
                 digest = sha256_of(unfinished)
                 record.unlink(missing_ok=True)  # until the new slices are there
             if not self.index:
