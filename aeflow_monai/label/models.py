@@ -13,21 +13,25 @@ from typing import Any
 from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.model import Model
 from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.errors import describe_error
 from aeflow_monai.files import new_folder, read_json, write_json
 
 __all__ = ["ModelStore", "require_bundle"]
 
 _logger = logging.getLogger(__name__)
-_NAME = re.compile(r"v(\d+)")
+# A folder that somebody renames to v3.withdrawn is not used any more, and its number is not given again.
+_NAME = re.compile(r"v(\d+)(\.withdrawn)?")
 # What of a training's folder makes the bundle; its logs stay where they are.
 BUNDLE = ("configs", "models", "docs", "LICENSE")
+_PARTS = ("configs/metadata.json", "configs/inference.yaml", "record.json")
 
 
 class ModelStore:
     """Bundles in a folder, `v<number>` each, with a record.json of where each is from.
 
     A new version is written beside its place and renamed when it is whole, so that a training that fails or is killed
-    leaves the newest version as it was. Opened models are kept, one per device, until another version is asked for.
+    leaves the newest version as it was. A folder that holds no whole bundle is no version, whatever it is called.
+    Opened models are kept, one per device, until another version is asked for.
 
     Args:
         folder: of the models; made if it is missing.
@@ -37,11 +41,36 @@ class ModelStore:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._opened: dict[str, tuple[int, Model]] = {}
+        self._faults: dict[tuple[Any, ...], str] = {}
         self._lock = threading.Lock()
 
     def versions(self) -> list[int]:
         """Numbers of all models, counted from 1, from the oldest to the newest."""
-        return [number for number in self._numbers() if model_path(self.folder_of(number)).is_file()]
+        return [number for number in self._numbers() if not self.fault_of(number)]
+
+    def fault_of(self, version: int) -> str:
+        """Why a version cannot be used; empty if it can. It is looked at once, until its files change.
+
+        Args:
+            version: of a folder, whether it is there or not.
+        """
+        folder = self.folder_of(version)
+        files = [model_path(folder), *(folder / name for name in _PARTS)]
+        if not files[0].is_file():
+            return "it has no model"
+        stats = [file.stat() if file.exists() else None for file in files]
+        key = (version, *((stat.st_mtime_ns, stat.st_size) if stat else None for stat in stats))
+        if key not in self._faults:
+            try:
+                require_own_config(folder, None)
+                dict(read_json(folder / "record.json"))
+            except Exception as error:  # whatever lies there, the older versions go on
+                self._faults[key] = describe_error(error)
+                _logger.warning(f"Model version {version} is damaged and not used ({type(error).__name__}).")
+                _logger.debug(f"Model version {version}: {self._faults[key]}")
+            else:
+                self._faults[key] = ""
+        return self._faults[key]
 
     def folder_of(self, version: int) -> Path:
         """The bundle of a version, whether it is there or not."""
@@ -68,6 +97,17 @@ class ModelStore:
     def trained_on(self, version: int) -> set[str]:
         """Cases of the datastore that a version was trained on; empty for a model that was brought along."""
         return set(read_json(self.folder_of(version) / "record.json").get("trained_on", []))
+
+    def n_normals(self, version: int) -> int:
+        """How many normal cases a version was trained and calibrated on; 0 if it does not say.
+
+        Args:
+            version: of this store.
+        """
+        if trained_on := self.trained_on(version):
+            return len(trained_on)
+        data = read_model(model_path(self.folder_of(version))).card.get("data", {})
+        return sum(int(data.get(f"{name}: cases", 0)) for name in ("trained on", "held out"))
 
     def add(self, folder: str | Path, **record: Any) -> int:
         """Take a bundle in as the newest version, unless it is one of the versions already.
@@ -103,6 +143,19 @@ class ModelStore:
         _logger.info(f"Model version {added} is {place}")
         return added
 
+    def begin_with(self, folder: str | Path) -> None:
+        """Take in the bundle that a server is started with, and say so if a newer one is used all the same.
+
+        Args:
+            folder: see `add`.
+        """
+        added, newest = self.add(folder, imported_from=Path(folder).name), self.newest()
+        if newest != added:
+            _logger.warning(
+                f"The model given is version {added} already, and version {newest}, which is newer, is used. To go "
+                f"back, rename the folders of the newer versions, such as v{newest} to v{newest}.withdrawn."
+            )
+
     def open(self, version: int, device: str) -> Model:
         """The model of a version, in evaluation mode.
 
@@ -124,7 +177,7 @@ class ModelStore:
             return kept[1]
 
     def _numbers(self) -> list[int]:
-        """Those of all versions, also of one whose model was removed, as clients can."""
+        """Those of all folders, also of one whose model was removed or withdrawn, or is damaged."""
         return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
+import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -12,9 +13,19 @@ import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.others.generic import name_to_device
 
+from aeflow_monai.label.names import check_image_id, check_word, shown
 from aeflow_monai.output.viewer import CALIBRATED, parse_threshold
 
-__all__ = ["check_batch_options", "check_image", "check_infer_options", "device_of", "training_options"]
+__all__ = [
+    "CONFIRMATION",
+    "check_batch_options",
+    "check_infer_options",
+    "check_known",
+    "device_of",
+    "image_path",
+    "is_confirmed",
+    "training_options",
+]
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
@@ -27,7 +38,23 @@ TRAINING = {
     "val_split": ("calibration_fraction", float, "a fraction of the normals in (0, 1)"),
     "seed": ("seed", int, "a whole number from 0"),
 }
+# Of a training on fewer normals than the model in use had.
+CONFIRMATION = "allow_fewer_normals"
 _BATCH = ("max_batch_size", "max_workers")
+
+# What requests may have beside these: what viewers send with all of them, and MONAI Label's own of each kind.
+_OF_ALL = ("model", "method", "client_id", "device", "gpus", "multi_gpu", "logging", "description")
+_RESULT = ("threshold", "result_extension", "result_dtype", "result_compress", "restore_label_idx", "label_info")
+_SAVING = ("image", "save_label", "label_tag", "label", "session")
+_KNOWN = {
+    "infer": (*_RESULT, *_SAVING),
+    "train": (*TRAINING, CONFIRMATION, "name", "local_rank"),
+    "scoring": ("force",),
+    "batch_infer": (*_RESULT, *_BATCH, "save_label", "label_tag", "images"),
+    "activelearning": ("strategy", "label_tag", "labels"),
+}
+_CHOICES = ("all", "labeled", "unlabeled")
+_GPUS = re.compile(r"all|\d+(,\d+)*")
 
 
 def device_of(request: Mapping[str, Any]) -> str:
@@ -66,7 +93,7 @@ def check_infer_options(request: Mapping[str, Any]) -> None:
     for name, known in (("result_extension", EXTENSIONS), ("result_dtype", DTYPES)):
         value = request.get(name)
         if value and value not in known:
-            raise ValueError(f"Expected a {name} of {', '.join(known)}; got {value!r}.")
+            raise ValueError(f"Expected a {name} of {', '.join(known)}; got {shown(value)}.")
     device_of(request)
 
 
@@ -81,27 +108,69 @@ def check_batch_options(request: Mapping[str, Any], images: Collection[str]) -> 
         ValueError: one of them has a value that it cannot have.
     """
     check_infer_options(request)
-    chosen = request.get("images")
-    if isinstance(chosen, list) and (unknown := [image for image in chosen if image not in images]):
-        raise ValueError(_no_image(unknown[0]))
+    chosen = request.get("images", "all")
+    if isinstance(chosen, list):
+        if unknown := [image for image in chosen if not isinstance(image, str) or image not in images]:
+            raise ValueError(_no_image(unknown[0]))
+    elif str(getattr(chosen, "value", chosen)) not in _CHOICES:
+        raise ValueError(f"Expected {', '.join(_CHOICES)} or a list of images as images; got {shown(chosen)}.")
     for name in _BATCH:
         value = request.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ValueError(f"Expected a whole number from 0 for the option {name}; got {value!r}.")
 
 
-def check_image(image: Any, datastore: Datastore) -> None:
-    """Refuse an image that is not there.
+def check_known(kind: str, request: Mapping[str, Any], names: Collection[str] = ()) -> None:
+    """Refuse a request with an option that nobody reads, such as a misspelt one, or that is not a client's to set.
 
     Args:
-        image: its name in the datastore, or the path of an upload; anything but text is left to MONAI Label.
+        kind: "infer", "train", "scoring", "batch_infer" or "activelearning".
+        request: options by name.
+        names: of tasks, each of which may have a dictionary of options.
+
+    Raises:
+        ValueError: names the option and those that there are.
+    """
+    known = (*_OF_ALL, *_KNOWN[kind])
+    if unknown := [
+        name for name in request if name not in known and not (name in names and _is_options(request[name]))
+    ]:
+        raise ValueError(f"There is no option {shown(unknown[0])}. Choose among {', '.join(sorted(known))}.")
+    for name in ("model", "method", "strategy", "label_tag"):
+        if request.get(name) is not None:
+            check_word(name, str(request[name]))
+    gpus = request.get("gpus")
+    if gpus and not (isinstance(gpus, str) and _GPUS.fullmatch(gpus)):
+        raise ValueError(f"Expected 'all' or numbers such as '0,1' for the option gpus; got {shown(gpus)}.")
+
+
+def is_confirmed(request: Mapping[str, Any]) -> bool:
+    """Whether a request says that a training on fewer normals is meant."""
+    return str(request.get(CONFIRMATION, False)).lower() in ("true", "1")
+
+
+def image_path(image: Any, datastore: Datastore, folders: Collection[str | Path]) -> str:
+    """The file of a request's image: one of the studies, or an upload.
+
+    Args:
+        image: its name in the datastore, or the path of an upload.
         datastore: with the images; of a DICOMweb server the series is fetched.
+        folders: in which uploads lie.
+
+    Returns:
+        Its path.
 
     Raises:
         ValueError: there is no such image, or it cannot be fetched.
     """
-    if not isinstance(image, str) or os.path.exists(image):  # noqa: PTH110, MONAI Label asks so; no name is too long
-        return
+    if not isinstance(image, str) or not image:
+        raise ValueError("Expected an image of the studies, an upload, or a session that has not expired; got none.")
+    path = Path(image)
+    if path.is_absolute():  # of an upload; a request cannot have one, see `check_image_id`
+        if any(Path(folder) in path.parents for folder in folders) and ".." not in path.parts and path.exists():
+            return image
+        raise ValueError(_no_image(path.name))
+    check_image_id(image)
     try:
         found = datastore.get_image_uri(image)
     except (IndexError, KeyError, requests.RequestException) as error:  # as a DICOMweb server happens to answer
@@ -111,10 +180,15 @@ def check_image(image: Any, datastore: Datastore) -> None:
         ) from error
     if not found:
         raise ValueError(_no_image(image))
+    return str(found)
+
+
+def _is_options(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _no_image(image: Any) -> str:
-    return f"There is no image {image!r} among the studies. Choose another, or put its file there."
+    return f"There is no image {shown(image)} among the studies. Choose another, or put its file there."
 
 
 def training_options(request: Mapping[str, Any]) -> dict[str, Any]:

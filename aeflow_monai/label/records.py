@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException
 
-__all__ = ["failure_record", "score_record", "store"]
+from aeflow_monai.files import read_json
+
+__all__ = ["failure_record", "read_report", "score_record", "store"]
+
+_logger = logging.getLogger(__name__)
 
 
 def score_record(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,3 +65,26 @@ def store(datastore: Datastore, image_id: str, record: Mapping[str, Any]) -> Non
     getattr(datastore, "_init_from_datastore_file", datastore.refresh)()
     with suppress(ImageNotFoundException):
         datastore.update_image_info(image_id, dict(record))
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A report that is made anew when it is missing.
+
+    Args:
+        path: of a JSON file that this app wrote.
+
+    Returns:
+        Its content; empty if there is none, or if it is damaged.
+    """
+    try:
+        content: Any = read_json(path)
+    except (ValueError, OSError):
+        _warn_of(Path(path).name)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@cache
+def _warn_of(name: str) -> None:
+    """Once, since viewers ask for reports with every request."""
+    _logger.warning(f"{name} cannot be read, so it counts as missing until it is made anew.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastapi import HTTPException
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monailabel.interfaces.datastore import Datastore
@@ -22,12 +23,13 @@ from monailabel.tasks.train.handler import prepare_stats
 from monailabel.utils.others.generic import device_list
 
 from aeflow_monai.engine.config import Workflow, config_files
-from aeflow_monai.files import read_json, write_json
+from aeflow_monai.files import write_json
 from aeflow_monai.label.background import is_orphan
 from aeflow_monai.label.final_labels import LabelledImage, labelled_images
 from aeflow_monai.label.models import ModelStore
-from aeflow_monai.label.options import TRAINING, device_of, training_options
+from aeflow_monai.label.options import CONFIRMATION, TRAINING, device_of, is_confirmed, training_options
 from aeflow_monai.label.reader_metrics import VoxelEvaluation
+from aeflow_monai.label.records import read_report
 
 __all__ = ["AnomalyTrainTask"]
 
@@ -65,7 +67,8 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
     def config(self) -> dict[str, Any]:
         """The options that viewers show, with the values of the next training's config."""
         content = _content(*self.files())
-        return {**{name: content[key] for name, (key, _, _) in TRAINING.items()}, "device": device_list()}
+        options = {name: content[key] for name, (key, _, _) in TRAINING.items()}
+        return {**options, CONFIRMATION: False, "device": device_list()}
 
     def stats(self) -> dict[str, Any]:
         """The last training, the newest model and how it does on readers' labels.
@@ -76,7 +79,7 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
             is the Dice score on readers' labels, 0 as long as there is none. "total_time" is 0 if there was no
             training, since viewers take one without it for running.
         """
-        stats = read_json(self.stats_path)
+        stats = read_report(self.stats_path)
         report = self.evaluation.report()
         newest = self.models.newest()
         return {
@@ -85,6 +88,31 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
             "model_version": newest,
             "evaluation": {name: value for name, value in report.items() if name != "labels"},
         }
+
+    def check(self, request: Mapping[str, Any], datastore: Datastore) -> None:
+        """Refuse a training that cannot succeed, or would put a model in place that has seen less than the one in use.
+
+        Args:
+            request: see `__call__`.
+            datastore: with images and final labels.
+
+        Raises:
+            ValueError: an option has a value that it cannot have.
+            HTTPException: there are fewer normals than the model in use was trained on, and the request does not say
+                that this is meant.
+        """
+        training_options(request)
+        newest = self.models.newest()
+        if newest is None or is_confirmed(request):
+            return
+        before, now = self.models.n_normals(newest), len(_normals(datastore))
+        if now < before:
+            raise HTTPException(
+                409,
+                detail=f"The model in use, version {newest}, was trained on {before} normal cases; {now} are marked "
+                f"normal here, and the new model would take its place. Mark more, or send the option "
+                f'"{CONFIRMATION}": true with the request to train all the same.',
+            )
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Train.
@@ -100,7 +128,7 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
             ValueError: an option has a value that it cannot have, or there are fewer than two normal images.
         """
         options = training_options(request)
-        normals = [image for image in labelled_images(datastore) if image.normal]
+        normals = _normals(datastore)
         if len({image.patient for image in normals}) < 2:
             raise ValueError(
                 f"Training needs two or more images of different cases that a reader marked normal, by submitting an "
@@ -159,6 +187,10 @@ def _content(*files: str) -> dict[str, Any]:
     parser = ConfigParser()
     parser.read_config(list(files))
     return dict(parser.get())
+
+
+def _normals(datastore: Datastore) -> list[LabelledImage]:
+    return [image for image in labelled_images(datastore) if image.normal]
 
 
 def _write_datalist(path: Path, normals: list[LabelledImage]) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.strategy import Strategy
 
+from aeflow_monai.label.models import ModelStore
+
 __all__ = ["MostAnomalous", "NearestThreshold", "Worklist"]
 
 _DAY = 24 * 60 * 60
@@ -24,11 +26,13 @@ class Worklist(Strategy):  # type: ignore[misc]
 
     Args:
         description: for the viewer, a sentence.
+        models: of which the newest scores.
         again_after: seconds after which an image that was handed out, and not labelled, is as if it were not.
     """
 
-    def __init__(self, description: str, again_after: float = _DAY) -> None:
+    def __init__(self, description: str, models: ModelStore, again_after: float = _DAY) -> None:
         super().__init__(description)
+        self.models = models
         self.again_after = again_after
 
     @abstractmethod
@@ -51,7 +55,8 @@ class Worklist(Strategy):  # type: ignore[misc]
             datastore: with the images and their info.
 
         Returns:
-            Its "id", and "waiting", how many have no final label; None if all have one.
+            Its "id"; "waiting", how many have no final label; "unscored", how many of these the newest model has not
+            looked at yet; "sorted", whether there are none; if there are, "notice" says so. None if all have a label.
         """
         datastore.refresh()  # scores are written by another process
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
@@ -68,14 +73,29 @@ class Worklist(Strategy):  # type: ignore[misc]
                 return (served, 2 if info.get("anomaly_error") else 1, 0.0, image)
             return (served, 0, -self.urgency(score, threshold), image)
 
-        return {"id": min(images, key=order), "waiting": len(images)}
+        newest = self.models.newest()
+        unscored = [image for image in images if datastore.get_image_info(image).get("anomaly_model") != newest]
+        n_unscored = len(images) if newest is None else len(unscored)
+        answer = {"id": min(images, key=order), "waiting": len(images)}
+        return {**answer, "unscored": n_unscored, "sorted": not n_unscored, **_notice(n_unscored, len(images), newest)}
+
+
+def _notice(n_unscored: int, n_waiting: int, newest: int | None) -> dict[str, str]:
+    if not n_unscored:
+        return {}
+    why = "there is no model yet" if newest is None else f"model version {newest} has not scored them"
+    return {"notice": f"The worklist is not sorted yet: {n_unscored} of {n_waiting} images wait for a score; {why}."}
 
 
 class MostAnomalous(Worklist):
-    """The strategy `most_anomalous`: the highest score first."""
+    """The strategy `most_anomalous`: the highest score first.
 
-    def __init__(self) -> None:
-        super().__init__("The most anomalous image that has no final label")
+    Args:
+        models: of which the newest scores.
+    """
+
+    def __init__(self, models: ModelStore) -> None:
+        super().__init__("The most anomalous image that has no final label", models)
 
     def urgency(self, score: float, threshold: float) -> float:
         """The score itself."""
@@ -83,10 +103,14 @@ class MostAnomalous(Worklist):
 
 
 class NearestThreshold(Worklist):
-    """The strategy `nearest_threshold`: where the model is least sure whether the case is normal."""
+    """The strategy `nearest_threshold`: where the model is least sure whether the case is normal.
 
-    def __init__(self) -> None:
-        super().__init__("The image whose score is nearest to the threshold, of those that have no final label")
+    Args:
+        models: of which the newest scores.
+    """
+
+    def __init__(self, models: ModelStore) -> None:
+        super().__init__("The image whose score is nearest to the threshold, of those that have no final label", models)
 
     def urgency(self, score: float, threshold: float) -> float:
         """How near the score is to the threshold."""
