@@ -9,6 +9,8 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 
 from aeflow_monai.label.final_labels import MARKED_NORMAL, load_label
+from aeflow_monai.label.submissions import check_label
+from aeflow_monai.label.temporary import removing_upload
 
 __all__ = ["AnomalyDicomDatastore"]
 
@@ -27,15 +29,30 @@ class AnomalyDicomDatastore(DICOMWebDatastore):  # type: ignore[misc]
 
         Returns:
             Its id; of an empty final label that of the image.
+
+        Raises:
+            ValueError: see `check_label`; nothing is saved.
         """
-        if label_tag == DefaultLabelTag.FINAL and not label_filename.endswith(".bin"):
-            self.get_image_uri(image_id)  # whose info there is only when it has been fetched
-            empty = not bool(load_label(label_filename).any())
-            self.update_image_info(image_id, {MARKED_NORMAL: empty})
-            if empty:
-                return image_id
-        saved: str = super().save_label(image_id, label_filename, label_tag, label_info, label_id)
-        return saved
+        with removing_upload(label_filename):
+            check_label(label_filename, self.get_image_uri(image_id))  # whose info there is only when it was fetched
+            if label_tag == DefaultLabelTag.FINAL:
+                empty = not bool(load_label(label_filename).any())
+                self.update_image_info(image_id, {MARKED_NORMAL: empty})
+                if empty:
+                    return image_id
+            return self.save_result(image_id, label_filename, label_tag, label_info, label_id)
+
+    def save_result(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+    ) -> str:
+        """Save what an infer task answered."""
+        return str(super().save_label(image_id, label_filename, label_tag, label_info, label_id))
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """What is kept of an image; its path is the server's own business."""
+        info: dict[str, Any] = super().get_image_info(image_id)
+        info.pop("path", None)
+        return info
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Series with a DICOM SEG on the server, or marked normal here."""

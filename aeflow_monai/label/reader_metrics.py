@@ -16,12 +16,13 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from torch import Tensor
 
 from aeflow_monai.engine.model import Model
-from aeflow_monai.files import read_json, write_json
-from aeflow_monai.geometry import corner_distance, voxel_spacing
+from aeflow_monai.files import write_json
 from aeflow_monai.label.answers import message_of
 from aeflow_monai.label.final_labels import LabelledImage, labelled_images, load_label
 from aeflow_monai.label.inference import Pipeline
 from aeflow_monai.label.options import device_of
+from aeflow_monai.label.records import read_report
+from aeflow_monai.label.submissions import check_grid
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 
 __all__ = ["VoxelEvaluation"]
@@ -53,7 +54,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
             image), and under "metrics" what `VoxelMetrics` and `LesionMetrics` report, or under "why_none" why there
             are none.
         """
-        return read_json(self.path)
+        return read_report(self.path)
 
     def is_stale(self, datastore: Datastore) -> bool:
         """Whether there is something to report that the last report does not have.
@@ -97,7 +98,8 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
                 self._add(image, model, voxels, lesions)
             except Exception as error:  # of this image only, and said in the report
                 failed[image.case] = message_of(error)
-                _logger.warning(f"{image.case} is not in the metrics: {failed[image.case]}")
+                _logger.warning("A label is not in the metrics; the report says which, and why.")
+                _logger.debug(f"{image.case} is not in the metrics: {failed[image.case]}")
         report: dict[str, Any] = {
             "model_version": version,
             "labels": labels,
@@ -124,29 +126,11 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         lesion: Tensor = torch.zeros(anomaly_map.shape)
         if image.label:
             label = load_label(image.label)
-            _require_grid(label, anomaly_map, image.label)
+            check_grid(label[None], anomaly_map, image.label)
             lesion = torch.as_tensor(label).as_subclass(Tensor).reshape(anomaly_map.shape)
         spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
         voxels.update(anomaly_map, lesion, foreground)
         lesions.update(anomaly_map, lesion, spacing, foreground)
-
-
-def _require_grid(label: MetaTensor, anomaly_map: MetaTensor, path: str) -> None:
-    """Refuse a label of another shape, or of the same shape that lies elsewhere, such as a mirrored one."""
-    shape = tuple(anomaly_map.shape[1:])
-    if [n for n in label.shape if n > 1] != [n for n in shape if n > 1]:
-        raise ValueError(
-            f"Expected a label of its image's shape, {shape}; got {tuple(label.shape)} in {path}. Submit it again, "
-            "drawn on the image's own grid."
-        )
-    if len(shape) == 2:
-        return  # formats of 2D images know no place
-    apart = corner_distance(anomaly_map, label)
-    if apart > min(voxel_spacing(anomaly_map)):
-        raise ValueError(
-            f"Expected a label that lies where its image does; {path} is up to {apart:.1f} mm off. Submit it again, "
-            "drawn on the image's own grid."
-        )
 
 
 def _fingerprint(datastore: Datastore) -> dict[str, Any]:

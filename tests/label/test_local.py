@@ -18,6 +18,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:The distutils package:DeprecationWarning")  # which MONAI Label imports
 def test_the_watching_thread_survives_labels_that_are_saved_meanwhile(folder: Path) -> None:
     from aeflow_monai.label.folder import AnomalyLocalDatastore
 

@@ -1,0 +1,51 @@
+"""Files that the app does not keep: where they lie, and when they go."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from monailabel.config import settings
+
+__all__ = ["keep_writes_inside", "remove_stale", "removing_upload"]
+
+_STALE_SECONDS = 60 * 60
+
+
+def keep_writes_inside(app_dir: Path) -> None:
+    """Let results on their way, uploads, sessions and DICOM lie in the app's folder, not in the system's or a home.
+
+    Args:
+        app_dir: folder of the app.
+    """
+    temporary = app_dir / "tmp"
+    temporary.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(temporary)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temporary / "inductor"))  # made even if nothing is compiled
+    if not settings.MONAI_LABEL_SESSION_PATH:
+        settings.MONAI_LABEL_SESSION_PATH = str(app_dir / "sessions")
+    if not settings.MONAI_LABEL_DICOMWEB_CACHE_PATH:
+        settings.MONAI_LABEL_DICOMWEB_CACHE_PATH = str(app_dir / "dicom")
+
+
+@contextmanager
+def removing_upload(path: str) -> Iterator[None]:
+    """Remove an upload's temporary file if what is done with it fails; MONAI Label does so only after a success."""
+    try:
+        yield
+    except Exception:
+        if Path(path).parent == Path(tempfile.gettempdir()):
+            Path(path).unlink(missing_ok=True)
+        raise
+
+
+def remove_stale(folder: str) -> None:
+    """Remove temporary files that nobody has used for an hour."""
+    for file in Path(folder).iterdir():
+        with suppress(OSError):  # another process has removed it
+            if file.is_file() and time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                file.unlink()
