@@ -61,6 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     label.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
     label.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    label.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        help="further address by which browsers may reach the server, such as https://reading.example.org; may be "
+        "repeated",
+    )
+    label.add_argument(
+        "--allow-anyone",
+        action="store_true",
+        help="with a --host that other machines reach: serve them without a password",
+    )
+    label.add_argument(
+        "--max-upload-mb", type=float, default=1024, help="largest request, in megabytes (default: %(default)s)"
+    )
     label.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     label.add_argument(
         "--init", action="store_true", help="only make the app's folder, for `monailabel start_server --app`"
@@ -94,6 +109,9 @@ def _label(options: argparse.Namespace) -> int:
         presets=options.preset,
         host=options.host,
         port=options.port,
+        origins=options.origin,
+        allow_anyone=options.allow_anyone,
+        max_upload_mb=options.max_upload_mb,
         log_level=options.log_level,
     )
     return 0

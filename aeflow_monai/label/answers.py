@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Iterator
+import re
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from fastapi import HTTPException
-from monailabel.interfaces.exception import MONAILabelException
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from aeflow_monai.errors import describe_error, root_cause
+from aeflow_monai.label.routes import NotOffered
 
-__all__ = ["message_of", "readable_errors"]
+__all__ = ["log_error", "message_of", "readable_errors", "status_of", "without_paths"]
 
 _logger = logging.getLogger(__name__)
 
 # What is wrong with the request or its image, rather than with the server.
 _OF_THE_REQUEST = (ValueError, TypeError, FileNotFoundError, MONAILabelException)
+_BYTES = re.compile(r"""(, beginning with )?\bb(['"])(\\.|(?!\2).)*\2""", re.DOTALL)
 
 
 @contextmanager
@@ -24,20 +31,44 @@ def readable_errors() -> Iterator[None]:
     """Turn an error inside into an HTTP answer: 400 for what the request or its image is to blame for, else 500.
 
     Raises:
-        HTTPException: with the message of the error that began it; its traceback goes to the server's log.
+        HTTPException: with the message of the error that began it; its traceback goes to the server's log, if that
+            has details.
     """
     try:
         yield
-    except HTTPException:
+    except AnyHTTPException:
         raise
     except Exception as error:
-        _logger.exception("A request failed")
-        status = 400 if isinstance(root_cause(error), _OF_THE_REQUEST) else 500
-        raise HTTPException(status_code=status, detail=message_of(error)) from error
+        log_error(error)
+        raise HTTPException(status_code=status_of(error), detail=message_of(error)) from error
+
+
+def log_error(error: Exception) -> None:
+    """Note an error in one line without its message, which may name files; at the level DEBUG the traceback too."""
+    cause = root_cause(error)
+    frames = traceback.extract_tb(cause.__traceback__)
+    place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    level = logging.INFO if status_of(error) < 500 else logging.ERROR
+    _logger.log(level, f"A request is answered with {status_of(error)}: {type(cause).__name__}{place}.")
+    _logger.debug("The request's traceback:", exc_info=error)
+
+
+def status_of(error: Exception) -> int:
+    """The status of HTTP that an error is answered with."""
+    cause = root_cause(error)
+    if isinstance(cause, AnyHTTPException):
+        return int(cause.status_code)
+    if isinstance(cause, NotOffered):
+        return cause.status
+    if isinstance(cause, (ImageNotFoundException, LabelNotFoundException)):
+        return 404
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 507
+    return 400 if isinstance(cause, _OF_THE_REQUEST) else 500
 
 
 def message_of(error: Exception) -> str:
-    """What an error says, without the wrapping of MONAI, MONAI Label or FastAPI.
+    """What an error says, without the wrapping of MONAI, MONAI Label or FastAPI, and without bytes of a file.
 
     Args:
         error: as it was caught.
@@ -45,9 +76,28 @@ def message_of(error: Exception) -> str:
     Returns:
         Its message, or its type where it has none.
     """
-    if isinstance(error, HTTPException):
-        return str(error.detail)
     cause = root_cause(error)
-    if isinstance(cause, MONAILabelException):
-        return str(cause.msg)
-    return describe_error(error)
+    if isinstance(cause, AnyHTTPException):
+        message = str(cause.detail)
+    elif isinstance(cause, MONAILabelException):
+        message = str(getattr(cause, "msg", cause))
+    else:
+        message = describe_error(error)
+    return _BYTES.sub("", message)
+
+
+def without_paths(text: str, folders: Sequence[str]) -> str:
+    r"""A text without the absolute paths of folders: what lies in one is named from there.
+
+    Args:
+        text: of an answer.
+        folders: absolute paths; of two that lie in each other the inner one counts.
+
+    Example:
+        >>> without_paths("No image in /data/studies/a.png, see /data/studies.", ["/data/studies"])
+        'No image in a.png, see studies.'
+    """
+    for folder in sorted(folders, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+        text = re.sub(rf"{re.escape(folder)}(?![\w-])", Path(folder).name.replace("\\", r"\\"), text)
+    return text

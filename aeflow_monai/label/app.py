@@ -22,22 +22,27 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.async_tasks.utils import tasks
-from monailabel.utils.others.generic import device_map, strtobool
+from monailabel.utils.others.generic import device_map, file_checksum, strtobool
 
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.label.answers import readable_errors
-from aeflow_monai.label.background import check_before_start, note_server
+from aeflow_monai.label.background import check_before_start, is_task, note_server
 from aeflow_monai.label.batch import GuardedBatchInfer
 from aeflow_monai.label.dicomweb import AnomalyDicomDatastore
+from aeflow_monai.label.door import close_door
 from aeflow_monai.label.folder import AnomalyLocalDatastore
 from aeflow_monai.label.inference import MapInferTask, MaskInferTask, Pipeline, load_writer
+from aeflow_monai.label.logs import keep_log_discreet
 from aeflow_monai.label.models import ModelStore
-from aeflow_monai.label.options import check_batch_options, check_image, device_of, training_options
+from aeflow_monai.label.options import check_batch_options, check_known, device_of, image_path
 from aeflow_monai.label.reader_metrics import VoxelEvaluation
 from aeflow_monai.label.retraining import AnomalyTrainTask
+from aeflow_monai.label.rules import rules_of
 from aeflow_monai.label.server import refuse_presets_beside_a_model
+from aeflow_monai.label.sessions import GuardedSessions
 from aeflow_monai.label.strategies import MostAnomalous, NearestThreshold
+from aeflow_monai.label.temporary import keep_writes_inside, remove_stale, removing_upload
 from aeflow_monai.label.worklist_scores import AnomalyScoring
 
 __all__ = ["AnomalyApp"]
@@ -45,12 +50,12 @@ __all__ = ["AnomalyApp"]
 _logger = logging.getLogger(__name__)
 
 _NICE = 10  # of scoring, batch inference and training: whoever waits at a viewer goes first
-_STALE_SECONDS = 60 * 60
 # From the start until images are scored in the background, unless a reader asks for the next sample before: whoever has
 # just started the server most likely waits for a first answer.
 _SCORING_DELAY = 30
 # MONAI Label's strategy where a request names none, and what its OHIF asks for whatever is chosen in the panel.
 _NO_CHOICE = "random"
+_QUEUE = {"scoring": 8}  # tasks that may wait for their turn, with the one that runs; of other kinds one
 
 
 class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
@@ -72,8 +77,10 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
         conf = dict(conf or {})
+        if not is_task():  # whose lines are in its status
+            keep_log_discreet()
         self._is_remote = studies.startswith(("http://", "https://"))
-        _keep_writes_inside(Path(app_dir))
+        keep_writes_inside(Path(app_dir))
         keep_freed_memory()
         self.presets = [preset.strip() for preset in conf.get("presets", "").split(",") if preset.strip()]
         refuse_presets_beside_a_model(conf.get("model"), self.presets)
@@ -118,9 +125,9 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
     def init_strategies(self) -> dict[str, Strategy]:
         """The strategies `most_anomalous` and `nearest_threshold`, and the first for whoever chooses none."""
         return {
-            "most_anomalous": MostAnomalous(),
-            "nearest_threshold": NearestThreshold(),
-            _NO_CHOICE: MostAnomalous(),
+            "most_anomalous": MostAnomalous(self.models),
+            "nearest_threshold": NearestThreshold(self.models),
+            _NO_CHOICE: MostAnomalous(self.models),
         }
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
@@ -147,10 +154,20 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         Raises:
             HTTPException: with what is wrong.
         """
-        with readable_errors():
+        store, start = datastore or self.datastore(), time.monotonic()
+        image = request.get("image")
+        with readable_errors(), removing_upload(str(image)):
+            if self._server_mode:
+                check_known("infer", request)
             self._require("model", request, self._infers)
-            check_image(request.get("image"), datastore or self.datastore())
-            return super().infer(request, datastore)  # type: ignore[no-any-return]
+            path = image_path(image, store, self._upload_folders())
+            # MONAI Label takes a name for a path if there is one in the folder that the server was started in
+            answer: dict[str, Any] = super().infer({**request, "image": path}, store)
+            if request.get("save_label") and path != image and answer["file"]:
+                what = {"model": request["model"], "params": answer["params"]}
+                answer["label"] = store.save_result(image, answer["file"], request.get("label_tag", "original"), what)
+            _logger.info(f"{request['model']} answered in {time.monotonic() - start:.1f} s.")
+            return answer
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Choose the next image for a reader; see `MONAILabelApp.next_sample`.
@@ -159,7 +176,12 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             HTTPException: with what is wrong.
         """
         with readable_errors():
-            return super().next_sample(request)  # type: ignore[no-any-return]
+            check_known("activelearning", request)
+            sample: dict[str, Any] = super().next_sample(request)
+            sample.pop("path", None)  # the server's own business
+            if sample and not self._is_remote:  # Slicer keeps what it downloads by name, and another server's is not it
+                sample["checksum"] = file_checksum(self.datastore().get_image_uri(sample["id"]))
+            return sample
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Look at many images; see `GuardedBatchInfer`.
@@ -202,9 +224,11 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             HTTPException: there is no such task or image, no model yet to look with, or an option is wrong.
         """
         with readable_errors():
+            check_known(method, request, self._trainers if method == "train" else self._scoring_methods)
+            self._refuse_a_queue(method)
             if method == "train":
                 self._require("model", request, self._trainers)
-                training_options(request)
+                self._trainers[request["model"]].check(request, self.datastore())
                 return
             if method == "scoring":
                 self._require("method", request, self._scoring_methods)
@@ -218,8 +242,11 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """Note that this process is the server; see `MONAILabelApp.server_mode`."""
         super().server_mode(mode)
         if mode:
+            from monailabel.app import app  # which imports this one's server settings
+
             note_server()
             check_before_start(self.check_task)
+            close_door(app, rules_of(self.conf, self.studies, self.app_dir, self._has_image))
 
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
         """Start scoring in the background, where there is something to score.
@@ -255,10 +282,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             ValueError: it is no whole bundle.
         """
         if given := self.conf.get("model"):  # by the server alone: tasks begin later, when it may be another
-            self.models.add(given, imported_from=Path(given).name)
-        for file in Path(tempfile.gettempdir()).iterdir():
-            if file.is_file() and time.time() - file.stat().st_mtime > _STALE_SECONDS:
-                file.unlink()
+            self.models.begin_with(given)
         newest = self.models.newest()
         if newest and self.presets:
             _logger.warning("The presets are not used: this app has a model, whose options hold on.")
@@ -274,6 +298,26 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             timer = threading.Timer(_SCORING_DELAY, self.async_scoring, [None])
             timer.daemon = True
             timer.start()
+
+    def cleanup_sessions(self) -> None:
+        """Remove expired sessions, and temporary files that were left behind; MONAI Label calls it every 5 minutes."""
+        if self._sessions is not None:  # of which none may be known yet, and MONAI Label takes that for no sessions
+            self._sessions.remove_expired()
+        remove_stale(tempfile.gettempdir())
+
+    def _load_sessions(self, load: bool = False) -> GuardedSessions | None:
+        return GuardedSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
+
+    def _upload_folders(self) -> tuple[str, ...]:
+        return (tempfile.gettempdir(), settings.MONAI_LABEL_SESSION_PATH)
+
+    def _has_image(self, image: str) -> bool:
+        return image in self.datastore().list_images()
+
+    def _refuse_a_queue(self, method: str) -> None:
+        waiting = [task for task in tasks(method) if task["status"] in ("SUBMITTED", "RUNNING")]
+        if len(waiting) >= _QUEUE.get(method, 1):
+            raise HTTPException(429, detail=f"A task of {method} runs or waits. Wait for its end, or stop it (DELETE).")
 
     def _init_dicomweb_datastore(self) -> Datastore:
         """MONAI Label's datastore, in which an empty final label is possible."""
@@ -292,15 +336,3 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
     def _step_back(self) -> None:
         if not self._server_mode and hasattr(os, "nice"):
             os.nice(_NICE)
-
-
-def _keep_writes_inside(app_dir: Path) -> None:
-    """Let results on their way, uploads, sessions and DICOM lie in the app's folder, not in the system's or a home."""
-    temporary = app_dir / "tmp"
-    temporary.mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = str(temporary)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temporary / "inductor"))  # made even if nothing is compiled
-    if not settings.MONAI_LABEL_SESSION_PATH:
-        settings.MONAI_LABEL_SESSION_PATH = str(app_dir / "sessions")
-    if not settings.MONAI_LABEL_DICOMWEB_CACHE_PATH:
-        settings.MONAI_LABEL_DICOMWEB_CACHE_PATH = str(app_dir / "dicom")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from monailabel.utils.async_tasks.task import AsyncTask
 
-__all__ = ["check_before_start", "is_orphan", "note_server"]
+__all__ = ["check_before_start", "is_orphan", "is_task", "note_server"]
+
+_logger = logging.getLogger(__name__)
 
 _SERVER = "AEFLOW_LABEL_SERVER"
 _run = AsyncTask.run  # before any app has put its check in front of it
@@ -32,6 +35,7 @@ def check_before_start(check: Callable[[str, Mapping[str, Any]], None]) -> None:
         enqueue: bool = False,
     ) -> Any:
         check(method, {**(request or {}), **(params or {})})
+        _logger.info(f"A task of {method} is asked for.")
         return _run(method, request, params, force_sync, enqueue)
 
     AsyncTask.run = staticmethod(checked)
@@ -40,6 +44,11 @@ def check_before_start(check: Callable[[str, Mapping[str, Any]], None]) -> None:
 def note_server() -> None:
     """Tell the processes that this one will start that it is their server."""
     os.environ[_SERVER] = str(os.getpid())
+
+
+def is_task() -> bool:
+    """Whether this is the process of a task that a server began."""
+    return os.environ.get(_SERVER, str(os.getpid())) != str(os.getpid())
 
 
 def is_orphan() -> bool:

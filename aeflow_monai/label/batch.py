@@ -50,7 +50,8 @@ class GuardedBatchInfer(BatchInferTask):  # type: ignore[misc]
                 answer = infer(one, store_of)
             except Exception as error:  # of this image only
                 record = failure_record(message_of(error), version)
-                _logger.warning(f"{image} failed, the others go on: {record['anomaly_error']}")
+                _logger.warning("An image failed, the others go on; its info says which, and why.")
+                _logger.debug(f"{image} failed: {record['anomaly_error']}")
                 answer = {"error": record["anomaly_error"]}
             else:
                 record = score_record(answer["params"])

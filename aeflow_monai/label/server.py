@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["make_app_folder", "refuse_presets_beside_a_model", "serve"]
+from aeflow_monai.label.addresses import is_loopback, parse_origin
+
+__all__ = ["MAX_UPLOAD_MB", "make_app_folder", "refuse_presets_beside_a_model", "serve"]
+
+# 512 x 512 x 1000 voxels of 16 bit have 524 MB.
+MAX_UPLOAD_MB = 1024
 
 # MONAI Label looks for a file of this name in the app's folder, and for a class in it.
 _MAIN = "from aeflow_monai.label.app import AnomalyApp\n\n__all__ = ['AnomalyApp']\n"
@@ -55,6 +61,9 @@ def serve(
     presets: Sequence[str] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
+    origins: Sequence[str] = (),
+    allow_anyone: bool = False,
+    max_upload_mb: float = MAX_UPLOAD_MB,
     log_level: str = "INFO",
 ) -> None:
     """Run the server until it is stopped.
@@ -66,16 +75,24 @@ def serve(
         presets: of the first training, where there is no model; see `config_files`.
         host: address to listen at; "0.0.0.0" accepts other machines.
         port: to listen at.
+        origins: further addresses by which browsers may ask it, see `parse_origin`.
+        allow_anyone: whether whoever reaches the port may use it, where other machines reach it.
+        max_upload_mb: megabytes of a request.
         log_level: DEBUG, INFO, WARNING or ERROR.
 
     Raises:
         FileNotFoundError: there is no such folder of studies, or no such bundle.
-        ValueError: the model is no whole bundle; there is no such preset; or presets are given beside a model.
+        ValueError: the model is no whole bundle; there is no such preset; presets are given beside a model; an origin
+            is no address; or other machines could reach the server without a password.
         ModuleNotFoundError: MONAI Label is not installed.
     """
     if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
         raise FileNotFoundError(f"Expected a folder of images at {studies}; there is none. Correct --studies.")
     refuse_presets_beside_a_model(model, presets)
+    _refuse_an_open_door(host, allow_anyone)
+    if not max_upload_mb > 0:
+        raise ValueError(f"Expected a number of megabytes above 0 for --max-upload-mb; got {max_upload_mb:g}.")
+    known = [*map(parse_origin, origins), *_own_names(host, port)]
     from aeflow_monai.engine.config import config_files  # with torch, which the command's help does without
     from aeflow_monai.label.models import require_bundle
 
@@ -83,6 +100,9 @@ def serve(
     conf = {
         "model": str(require_bundle(model).absolute()) if model else None,
         "presets": ",".join(config_files(*presets)),
+        "origins": ",".join(known),
+        "allow_anyone": str(allow_anyone).lower(),
+        "max_upload_mb": f"{max_upload_mb:g}",
     }
     folder = make_app_folder(app_dir)
     # before MONAI Label is imported: it and the processes that it starts put temporary files there
@@ -105,3 +125,19 @@ def serve(
     ]
     main = Main()
     main.action_start_server(main.args_parser().parse_args(arguments))
+
+
+def _refuse_an_open_door(host: str, allow_anyone: bool) -> None:
+    has_password = os.environ.get("MONAI_LABEL_AUTH_ENABLE", "").lower() in ("1", "true", "yes")
+    if not (is_loopback(host) or allow_anyone or has_password):
+        raise ValueError(
+            f"With --host {host}, other machines reach the server, which has no password: whoever does sees "
+            "the images and changes labels. docs/monai_label.md says in steps how to set a password and TLS. If the "
+            "network itself keeps strangers out, say so with --allow-anyone."
+        )
+
+
+def _own_names(host: str, port: int) -> list[str]:
+    """The address that the server listens at, or the machine's name if it listens at all of them."""
+    name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
+    return [parse_origin(f"http://{name}:{port}")]

@@ -60,10 +60,11 @@ class AnomalyScoring(ScoringMethod):  # type: ignore[misc]
                 record = score_record({**data["result"], "model_version": data["model_version"]})
             except Exception as error:  # one bad image must not keep the others out of the worklist
                 record = failure_record(message_of(error), version)
-                _logger.warning(f"{image} has no score, the others go on: {record['anomaly_error']}")
+                _logger.warning("An image has no score, the others go on; its info says which, and why.")
+                _logger.debug(f"{image} has no score: {record['anomaly_error']}")
             store(datastore, image, record)
             scores[image] = record["anomaly_score"]
-            _logger.info(f"Scored {number} of {len(images)}: {image} {record['anomaly_score']}")
+            _logger.info(f"Scored {number} of {len(images)}.")
         return scores
 
     def _waiting(self, datastore: Datastore) -> list[str]:

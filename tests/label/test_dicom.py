@@ -121,6 +121,8 @@ def server(pacs: tuple[str, dict[str, str]], make_server: Callable[..., Any]) ->
 def test_series_are_scored_marked_normal_and_trained_on(
     pacs: tuple[str, dict[str, str]], server: Any, volumes: Path, tmp_path: Path
 ) -> None:
+    import requests
+
     _, series = pacs
     path, said = server.client.infer("anomaly_mask", series["test_abnormal_000"], {})
     source = volumes / "images/test_abnormal_000.nii.gz"
@@ -130,6 +132,12 @@ def test_series_are_scored_marked_normal_and_trained_on(
     assert answer.shape == original.shape
     np.testing.assert_allclose(answer.affine, original.affine, atol=1e-4)
     assert "cannot be fetched" in server.refusal("infer", "anomaly_mask", "1.2.3", {})
+    # what OHIF asks the DICOMweb server for, and not what else it has
+    address = f"http://127.0.0.1:{server.port}/proxy/dicom/qido/studies"
+    assert len(requests.get(address, timeout=60).json()) == len(CASES)
+    for path in ("wado/../../tools/execute-script", "wado/%2e%2e/%2e%2e/system", "qido/system", "/system"):
+        assert server.ask(f"/proxy/dicom/{path}")[0] == 404
+    assert server.ask("/proxy/dicom/stow/studies", "POST", {})[0] == 403
 
     empty = tmp_path / "empty.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros(answer.shape, np.uint8), answer.affine), empty)
