@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ __all__ = [
     "file_of",
     "first_line",
     "root_cause",
+    "some",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -203,6 +204,21 @@ def describe_error(error: BaseException) -> str:
 def first_line(message: object) -> str:
     """The first line of a message that says something; empty if none does."""
     return next((line.strip() for line in str(message).splitlines() if line.strip()), "")
+
+
+def some(names: Sequence[object], limit: int = 5) -> str:
+    """The first names, and how many more there are.
+
+    Args:
+        names: to show.
+        limit: how many to show.
+
+    Example:
+        >>> some(["a", "b", "c"], limit=2), some([])
+        ('a, b and 1 more', 'none')
+    """
+    shown = ", ".join(str(name) for name in names[:limit])
+    return (shown or "none") + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _is_raised_by_monai(error: BaseException) -> bool:

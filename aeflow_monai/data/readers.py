@@ -18,6 +18,8 @@ from monai.utils import MetaKeys, ensure_tuple
 from PIL import Image
 from torch import Tensor
 
+from aeflow_monai.data.dicom.reading import is_dicom_source, read_dicom_image
+from aeflow_monai.data.dicom.series import split_name
 from aeflow_monai.errors import first_line
 from aeflow_monai.files import gzip as fast_gzip
 from aeflow_monai.files import sha256_of
@@ -83,10 +85,12 @@ class LoadCased(MapTransform):  # type: ignore[misc]
 
     def _read(self, file: str) -> MetaTensor:
         path = Path(file).expanduser()
-        if not path.exists():
+        if not split_name(path)[0].exists():
             raise FileNotFoundError(
                 f"Expected an image at {file}; there is no such file. Put it there, or correct the list."
             )
+        if is_dicom_source(path):
+            return read_dicom_image(path)
         _check_whole(path)
         _check_nifti_affine(path)
         try:
@@ -164,17 +168,9 @@ def _unreadable(path: Path, error: Exception) -> str:
     # that message is the tracebacks of a dozen readers
     unknown = "cannot find a suitable reader" in str(error)
     reason = "" if unknown else f" ({first_line(error) or type(error).__name__})"
-    if path.is_dir():
-        return (
-            f"Expected one DICOM series in the folder {path}; got something that no reader can read{reason}. "
-            "Convert the series to NIfTI first, for example with dcm2niix."
-        )
     with path.open("rb") as stream:
         head = stream.read(132)
-    if head[128:] == b"DICM":
-        fault = f"a DICOM file that cannot be decoded{reason}, perhaps for the way its pixels are compressed"
-        remedy = "Decompress it, for example with gdcmconv --raw, or convert it to NIfTI with dcm2niix."
-    elif unknown:
+    if unknown:
         fault = f"content that no reader knows, beginning with {head[:12]!r}"
         remedy = "Is it an image, and whole? Correct its extension, or export it again."
     else:

@@ -29,7 +29,7 @@ PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
 _FIXED = ("network_def", "slicer", "preprocessing", "modalities")
 # What a run of the model decides. All else in its config belongs to the bundle.
 _FREE = (
-    *("dataset_dir", "layout", "output_dir", "overwrite", "outputs", "output_ext", "device", "imports"),
+    *("dataset_dir", "layout", "series", "output_dir", "overwrite", "outputs", "output_ext", "device", "imports"),
     *("normal_classes", "test_fraction", "seed", "n_bootstrap", "lesion_free_slices", "specificity"),
     *("inferer#batch_size", "inferer#saliency", "dataloader#num_workers"),
 )

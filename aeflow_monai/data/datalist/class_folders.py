@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aeflow_monai.data.datalist.dicom_series import series_entries
 from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, dicom_files, images_below, some, stem, subfolders
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, images_below, some, stem, subfolders
+from aeflow_monai.data.dicom.series import dicom_paths
 
 REMEDY = (
     "Expected train/<class>/<image> and test/<class>/<image> below it; name the folders of normal images with "
@@ -34,10 +36,12 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
         for class_folder in subfolders(folder):
             kind = class_folder.name
             classes.add(kind)
-            for image in _images_in(class_folder):
+            for entry in _entries_in(class_folder, request):
+                image = entry.named or entry.images[0]
                 mask = masks.get(f"{kind}/{image.name}", without_extension.get(f"{kind}/{stem(image)}"))
                 used.add(mask)
-                entries.append(Entry(SPLITS.get(name, UNSPLIT), (image,), int(kind.lower() not in normal), mask))
+                label = int(kind.lower() not in normal)
+                entries.append(entry._replace(split=SPLITS.get(name, UNSPLIT), label=label, mask=mask))
         unused += [path for path in masks.values() if path not in used]
     if not entries:
         raise ValueError(
@@ -59,11 +63,17 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
     return entries
 
 
+def _entries_in(folder: Path, request: Request) -> list[Entry]:
+    images = _images_in(folder)
+    of_dicom = series_entries([path for path in images if path.is_dir()], folder, request)
+    return [*(Entry(UNSPLIT, (path,)) for path in images if not path.is_dir()), *of_dicom]
+
+
 def _images_in(folder: Path) -> list[Path]:
     """Images of one class, which lie in its folder and not deeper."""
     images = images_below(folder)
     if folder in images:  # DICOM files right here are one image each, such as radiographs
-        images = sorted({*images, *dicom_files(folder)} - {folder}, key=Path.as_posix)
+        images = sorted({*images, *dicom_paths(folder)} - {folder}, key=Path.as_posix)
     if deeper := [path for path in images if path.parent != folder]:
         raise ValueError(
             f"The class folder {folder} has {len(deeper)} images in folders of its own: {some(deeper)}. Move them "

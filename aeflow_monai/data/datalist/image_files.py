@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from aeflow_monai.data.dicom.series import is_dicom_file
+from aeflow_monai.errors import some as some
+
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 EXTENSIONS = (*VOLUME_EXTENSIONS, ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 _FILES_TRIED = 16  # of a folder, before it counts as one without DICOM files
 
 
@@ -23,27 +25,12 @@ def is_volume(path: Path) -> bool:
     return path.name.lower().endswith(VOLUME_EXTENSIONS)
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its extension or by its first bytes; the index file DICOMDIR is no image."""
-    if path.name.upper() == "DICOMDIR" or path.name.startswith(".") or is_image(path) or not path.is_file():
-        return False
-    if path.name.lower().endswith(_DICOM_EXTENSIONS):
-        return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def is_series(folder: Path) -> bool:
     """Whether a folder itself holds DICOM files."""
     if not folder.is_dir():
         return False
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not is_image(path))
-    return any(is_dicom(path) for path in islice(files, _FILES_TRIED))
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """DICOM files in a folder, not deeper, sorted."""
-    return sorted((path for path in folder.iterdir() if is_dicom(path)), key=Path.as_posix)
+    return any(is_dicom_file(path) for path in islice(files, _FILES_TRIED))
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -74,12 +61,6 @@ def stem(path: Path) -> str:
         return path.name
     extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), path.suffix)
     return path.name[: len(path.name) - len(extension)]
-
-
-def some(names: Sequence[object], limit: int = 5) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(str(name) for name in names[:limit])
-    return (shown or "none") + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _visible(folder: Path) -> Iterator[Path]:

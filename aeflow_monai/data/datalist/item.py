@@ -8,6 +8,8 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
+from aeflow_monai.data.dicom.series import contents_of, split_name
+
 __all__ = ["files_of", "first_path", "image_files_of", "patient_of"]
 
 
@@ -41,5 +43,13 @@ def files_of(item: Mapping[str, Any]) -> list[Path]:
 
 
 def _files(paths: Any) -> list[Path]:
-    found = (sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)] for path in paths)
-    return [file for files in found for file in files if file.is_file()]
+    return [file for path in paths for file in _files_at(Path(path)) if file.is_file()]
+
+
+def _files_at(path: Path) -> list[Path]:
+    """Files of a folder, or of one series in it."""
+    folder, name = split_name(path)
+    if name:
+        images = (image for image in contents_of(folder).images if image.is_stack and image.name == name)
+        return [file.path for image in images for file in image.files]
+    return sorted(path.iterdir()) if path.is_dir() else [path]

@@ -16,6 +16,7 @@ from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.data.datalist.layouts import LAYOUTS
 from aeflow_monai.data.datalist.naming import name_cases
 from aeflow_monai.data.datalist.splits import draw_patients
+from aeflow_monai.data.dicom.series import split_name
 
 SECTIONS = {
     "train": {"train", UNSPLIT},
@@ -52,7 +53,7 @@ def to_items(
         )
     listed = [entry for entry in chosen if not entry.problem]
     files = [path for entry in listed for path in (*entry.images, entry.mask) if path]
-    if missing := [path for path in files if not path.exists()]:
+    if missing := [path for path in files if not split_name(path)[0].exists()]:
         raise FileNotFoundError(
             f"{len(missing)} of the {len(files)} files listed in {source} are missing: {some(missing)}. Its paths are "
             f"relative to {root}. Correct them, or put the files there."
@@ -86,7 +87,9 @@ def _to_item(entry: Entry) -> dict[str, Any]:
     paths = [str(path) for path in entry.images]
     item: dict[str, Any] = {"image": paths[0] if len(paths) == 1 else paths, "case": entry.case}
     item["patient"] = entry.patient
-    problem = entry.problem or next(filter(None, map(dicom.series_problem, filter(Path.is_dir, entry.images))), "")
+    problem = entry.problem
+    if not problem and not entry.examined:
+        problem = next(filter(None, map(dicom.source_problem, entry.images)), "")
     if entry.label is not None:
         item["label"] = entry.label
     elif entry.mask and not problem:

@@ -10,11 +10,13 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from aeflow_monai.data.datalist import medmnist
+from aeflow_monai.data.datalist.dicom_series import series_entries
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, images_below, is_dicom, is_image, stem
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, images_below, is_image, stem
 from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_items
 from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
 from aeflow_monai.data.datalist.tables import free_training
+from aeflow_monai.data.dicom.series import is_dicom_file, split_name
 
 __all__ = ["find_images", "load_datalist"]
 
@@ -26,6 +28,7 @@ def load_datalist(
     layout: str = "auto",
     normal_classes: Any = ("NORMAL",),
     modalities: str | Sequence[str] = (),
+    series: Any = (),
     test_fraction: float = 0.0,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -91,7 +94,7 @@ def load_datalist(
         raise ValueError(f"section has to be one of {', '.join(SECTIONS)}; got {section!r}.")
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction has to lie between 0 and 1, 1 excluded; got {test_fraction}.")
-    request = Request(_texts(normal_classes), _texts(modalities))
+    request = Request(_texts(normal_classes), _texts(modalities), series=_texts(series))
     name, source = recognize(dataset_dir, layout, request)
     entries = LAYOUTS[name].read(source, request)
     if test_fraction:
@@ -110,6 +113,7 @@ def find_images(
     *,
     layout: str = "auto",
     modalities: str | Sequence[str] = (),
+    series: Any = (),
 ) -> list[dict[str, Any]]:
     """List images for inference; no labels are needed.
 
@@ -139,9 +143,9 @@ def find_images(
         ['a_t1', 'b_t1', 't2']
     """
     path = existing(dataset_dir)
-    if layout == "auto" and path.is_file() and (is_image(path) or is_dicom(path)):
+    if layout == "auto" and path.is_file() and (is_image(path) or is_dicom_file(path)):
         return [{"image": str(path), "case": stem(path), "patient": stem(path)}]
-    request = Request(modalities=_texts(modalities), masks=False)
+    request = Request(modalities=_texts(modalities), masks=False, series=_texts(series))
     name, source = recognize(path, layout, request, inference=True)
     if source.is_file() and name != "medmnist":
         return one_case_per_image(load_datalist(source, "test", layout=name))
@@ -150,7 +154,9 @@ def find_images(
     elif name == "dicom" or (name in ("bids", "brats", "folder") and (request.modalities or name != "folder")):
         entries = [entry._replace(label=None, mask=None) for entry in LAYOUTS[name].read(source, request)]
     else:
-        entries = [Entry(UNSPLIT, (image,)) for image in images_below(source)]
+        images = [path for path in images_below(source) if not path.is_dir()]
+        series_found = series_entries((path for path in images_below(source) if path.is_dir()), source, request)
+        entries = [*(Entry(UNSPLIT, (path,)) for path in images), *series_found]
     if exclude is not None and (outputs := Path(exclude).expanduser().absolute()) != source:
         entries = [entry for entry in entries if not entry.images[0].is_relative_to(outputs)]
     if not entries:
