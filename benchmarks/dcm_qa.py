@@ -49,7 +49,9 @@ def main(clones: list[str]) -> int:
         verdict = row.said or ("other" if row in wrong else "same")
         print(f"| {row.reference} | {row.volume} | {row.corner_mm:.2g} | {row.voxels:.2g} | {verdict} |")
     refused = sum(bool(row.said) for row in rows)
-    print(f"{len(rows) - refused - len(wrong)} the same, {len(wrong)} otherwise, {refused} refused or without reference")
+    print(
+        f"{len(rows) - refused - len(wrong)} the same, {len(wrong)} otherwise, {refused} refused or without reference"
+    )
     return int(bool(wrong))
 
 

@@ -46,7 +46,9 @@ def series_entries(folders: Iterable[Path], root: Path, request: Request) -> lis
             f"The images: {some([image.path for contents in found.values() for image in contents.images])}."
         )
     if left:
-        _logger.warning(f"{root}: {left} DICOM images are not used, since --series chooses {', '.join(request.series)}.")
+        _logger.warning(
+            f"{root}: {left} DICOM images are not used, since --series chooses {', '.join(request.series)}."
+        )
     return entries
 
 
@@ -90,7 +92,7 @@ def _with_spread(found: dict[Path, Contents]) -> dict[Path, Contents]:
     by_series: dict[str, list[Image]] = defaultdict(list)
     for contents in found.values():
         for image in contents.images:
-            if image.is_stack and image.series and not image.problem:
+            if image.is_stack and image.series:
                 by_series[image.series].append(image)
     problems = {}
     for images in by_series.values():

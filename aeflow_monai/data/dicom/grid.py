@@ -105,7 +105,9 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
             f"{frames[0].name}. Export the series again"
         )
     if min(frames[0].spacing) <= 0:  # type: ignore[type-var]
-        raise GridError(f"a PixelSpacing of {list(frames[0].spacing or ())} in {frames[0].name}. Export the series again")
+        raise GridError(
+            f"a PixelSpacing of {list(frames[0].spacing or ())} in {frames[0].name}. Export the series again"
+        )
 
 
 def _require_same(
@@ -149,7 +151,8 @@ def _require_even(frames: Sequence[Frame], positions: npt.NDArray[Any], normal: 
     median = float(np.median(gaps))
     if (uneven := np.abs(gaps - median) > _TOLERANCE * median).any():
         found = [
-            f"{gaps[i]:.4g} mm between {frames[i].name} and {frames[i + 1].name}" for i in np.flatnonzero(uneven)[:_SHOWN]
+            f"{gaps[i]:.4g} mm between {frames[i].name} and {frames[i + 1].name}"
+            for i in np.flatnonzero(uneven)[:_SHOWN]
         ]
         more = int(uneven.sum()) - len(found)
         raise GridError(

@@ -8,13 +8,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pydicom
 from pydicom.uid import UID
 
-__all__ = ["DicomFile", "quiet", "read_dataset", "read_header"]
+__all__ = ["DicomFile", "quiet", "read_dataset", "read_header", "require_libraries"]
 
 # What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
 _TAGS = (
@@ -131,6 +132,26 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def require_libraries() -> None:
+    """Refuse to read DICOM with libraries that are too old.
+
+    Raises:
+        ImportError: says which are needed.
+    """
+    found = {}
+    for package, least in (("pydicom", (3, 0)), ("highdicom", (0, 24))):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+        if tuple(int(part) for part in found[package].split(".")[:2] if part.isdigit()) < least:
+            raise ImportError(
+                f"DICOM is read with pydicom 3.0 and highdicom 0.24 or newer; this environment has {package} "
+                f"{found[package]}, as MONAI Label needs it. Convert the images to NIfTI, or read them in an environment "
+                "without MONAI Label."
+            )
+
+
 def read_header(path: Path) -> DicomFile:
     """Read the header of a file, and look whether its pixels are there to the end.
 
@@ -157,7 +178,7 @@ def read_header(path: Path) -> DicomFile:
         return file
     if pixels:
         return file._replace(damage="its header does not say how many rows and columns it has")
-    if "Image Storage" in file.kind or file.get("Rows"):
+    if "Image Storage" in file.kind or (not file.kind and file.get("Rows")):
         return file._replace(damage="it ends before its pixels")
     if not file.kind and not file.text("SOPClassUID"):
         return file._replace(damage="its header ends too early, or it is no DICOM file")
@@ -175,7 +196,9 @@ def read_dataset(path: Path) -> pydicom.Dataset:
         try:
             return _parse(stream)
         except Exception:
-            raise ValueError(f"Expected a DICOM image in {path}; got a file that cannot be read. Get it again.") from None
+            raise ValueError(
+                f"Expected a DICOM image in {path}; got a file that cannot be read. Get it again."
+            ) from None
 
 
 def _convert(header: pydicom.Dataset) -> None:
@@ -248,4 +271,3 @@ def _encapsulated(stream: io.BufferedReader, size: int, header: pydicom.Dataset)
         fragments += 1
     short = fragments < int(header.get("NumberOfFrames") or 1)
     return "it ends too early, some of its compressed frames are missing" if short else ""
-

@@ -92,11 +92,6 @@ def _open(file: DicomFile) -> Any:
     """The file as highdicom's image, with the elements that old devices leave out."""
     import highdicom
 
-    if not hasattr(highdicom, "Image"):
-        raise ImportError(
-            "DICOM is read with highdicom 0.24 or newer, which needs pydicom 3; this environment has older ones, as "
-            "MONAI Label needs them. Convert the images to NIfTI, or use an environment without MONAI Label."
-        )
     data = read_dataset(file.path)
     with quiet():
         try:
@@ -176,5 +171,3 @@ def _quieten_gdcm() -> None:
     gdcm.Trace.DebugOff()
     gdcm.Trace.WarningOff()
     gdcm.Trace.ErrorOff()
-
-

@@ -11,7 +11,7 @@ import numpy as np
 
 from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import GridError, grid_of
-from aeflow_monai.data.dicom.headers import DicomFile, read_header
+from aeflow_monai.data.dicom.headers import DicomFile, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.errors import some
 
@@ -57,7 +57,9 @@ class Image(NamedTuple):
     @property
     def patient(self) -> tuple[str, str]:
         """What tells its patient from others, which is never written anywhere."""
-        return self.files[0].text("PatientID"), "" if self.files[0].text("PatientID") else self.files[0].text("StudyInstanceUID")
+        return self.files[0].text("PatientID"), "" if self.files[0].text("PatientID") else self.files[0].text(
+            "StudyInstanceUID"
+        )
 
     @property
     def study(self) -> str:
@@ -103,6 +105,7 @@ def contents_of(folder: Path) -> Contents:
     Returns:
         The images that they make up, and the files that are in none.
     """
+    require_libraries()
     files = [read_header(path) for path in dicom_paths(folder)]
     unused = {file.path: file.other for file in files if file.other}
     damaged = [file for file in files if file.damage and not file.other]
@@ -114,9 +117,7 @@ def contents_of(folder: Path) -> Contents:
         uid: [file for file in files if file.text("SeriesInstanceUID") == uid and file.path in unused]
         for uid in by_series
     }
-    images = [
-        image for uid, members in by_series.items() for image in _images_of(folder, members, tuple(others[uid]))
-    ]
+    images = [image for uid, members in by_series.items() for image in _images_of(folder, members, tuple(others[uid]))]
     images = _without_scouts(_with_damaged(folder, images, damaged), unused)
     return Contents(tuple(_named(images)), unused)
 
@@ -130,6 +131,7 @@ def image_in_file(path: Path) -> Image:
     Returns:
         The image. If it is none, its problem says so.
     """
+    require_libraries()
     file = read_header(path)
     if file.other:
         return Image(path.parent, path.stem, (file,), f"Expected an image in {path}; got {file.other}.")
@@ -153,11 +155,11 @@ def is_dicom_file(path: Path) -> bool:
         return True
     with path.open("rb") as stream:
         start = stream.read(132)
-    return start[128:] == b"DICM" or (
-        # without preamble: an element of the groups 2 or 8 with a short value
-        start[:4] in (b"\x02\0\0\0", b"\x02\0\x01\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0", b"\x08\0\x10\0")
-        and len(start) == 132
-    )
+    if start[128:] == b"DICM":
+        return True
+    # without the preamble, as old devices write it: a first element of the groups 2 or 8 with a short value
+    first = start[:2] in (b"\x02\0", b"\x08\0") and start[3:4] == b"\0" and len(start) == 132
+    return first and ((start[4:6].isalpha() and start[4:6].isupper()) or int.from_bytes(start[4:8], "little") <= 256)
 
 
 def split_name(path: Path) -> tuple[Path, str]:
@@ -293,6 +295,7 @@ def _damage(where: Path, files: Sequence[DicomFile]) -> str:
 
 def _named(images: Sequence[Image]) -> list[Image]:
     """The images in the order of their series, each with a name of its own in the folder."""
+
     def number(image: Image) -> int:
         value = image.files[0].whole("SeriesNumber")
         return -1 if value is None else value
