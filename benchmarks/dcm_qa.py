@@ -3,9 +3,9 @@
     python benchmarks/dcm_qa.py CLONE [CLONE ...]
 
 CLONE is a clone of github.com/neurolabusc/dcm_qa, dcm_qa_nih or another of that family, with DICOM in `In` and the
-reference in `Ref`. Each DICOM image is compared with the reference of its series: the affine, to 0.01 mm at the corners,
-and the voxels. A table goes to the terminal; the exit status is 1 if an image is read otherwise than its reference, 2 if
-there is nothing to compare. What is refused is named with the reason, and is no difference.
+reference in `Ref`. Each DICOM image is compared with the reference of its series: the affine, to 0.01 mm at the
+corners, and the voxels. A table goes to the terminal; the exit status is 1 if an image is read otherwise than its
+reference, 2 if there is nothing to compare. What is refused is named with the reason, and is no difference.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from monai.utils import MetaKeys, ensure_tuple
 from PIL import Image
 from torch import Tensor
 
+from aeflow_monai.data.dicom.paths import split_name
 from aeflow_monai.data.dicom.reading import is_dicom_source, read_dicom_image
-from aeflow_monai.data.dicom.series import split_name
 from aeflow_monai.errors import first_line
 from aeflow_monai.files import gzip as fast_gzip
 from aeflow_monai.files import sha256_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from aeflow_monai.data.datalist.dicom_series import series_entries
 from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, images_below, some, stem, subfolders
-from aeflow_monai.data.dicom.series import dicom_paths
+from aeflow_monai.data.dicom.paths import dicom_paths
 
 REMEDY = (
     "Expected train/<class>/<image> and test/<class>/<image> below it; name the folders of normal images with "

@@ -10,7 +10,8 @@ from pathlib import Path
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.image_files import is_series, series_below, subfolders
 from aeflow_monai.data.dicom.frames import frames_of, has_place
-from aeflow_monai.data.dicom.series import Contents, Image, contents_of, no_single_image, split_name
+from aeflow_monai.data.dicom.paths import split_name
+from aeflow_monai.data.dicom.series import Contents, Image, contents_of, no_single_image
 from aeflow_monai.errors import some
 
 REMEDY = "Expected folders of DICOM files in it or below."
@@ -102,8 +103,8 @@ def _with_spread(found: dict[Path, Contents]) -> dict[Path, Contents]:
             folders = some(sorted({str(image.folder) for image in images}))
             for image in images:
                 problems[image.path] = (
-                    f"Expected one series in a folder; got the slices of one spread over {len(images)}: {folders}. Move "
-                    "them into one folder."
+                    f"Expected one series in a folder; got the slices of one spread over {len(images)}: {folders}. "
+                    "Move them into one folder."
                 )
     return {
         folder: contents._replace(

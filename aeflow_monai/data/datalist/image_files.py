@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from aeflow_monai.data.dicom.series import is_dicom_file
+from aeflow_monai.data.dicom.paths import is_dicom_file
 from aeflow_monai.errors import some as some
 
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")

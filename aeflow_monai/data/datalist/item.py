@@ -8,7 +8,8 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from aeflow_monai.data.dicom.series import contents_of, split_name
+from aeflow_monai.data.dicom.paths import split_name
+from aeflow_monai.data.dicom.series import contents_of
 
 __all__ = ["files_of", "first_path", "image_files_of", "patient_of"]
 

@@ -16,7 +16,7 @@ from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.data.datalist.layouts import LAYOUTS
 from aeflow_monai.data.datalist.naming import name_cases
 from aeflow_monai.data.datalist.splits import draw_patients
-from aeflow_monai.data.dicom.series import split_name
+from aeflow_monai.data.dicom.paths import split_name
 
 SECTIONS = {
     "train": {"train", UNSPLIT},

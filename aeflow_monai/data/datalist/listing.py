@@ -16,7 +16,7 @@ from aeflow_monai.data.datalist.image_files import EXTENSIONS, images_below, is_
 from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_items
 from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
 from aeflow_monai.data.datalist.tables import free_training
-from aeflow_monai.data.dicom.series import is_dicom_file, split_name
+from aeflow_monai.data.dicom.paths import is_dicom_file
 
 __all__ = ["find_images", "load_datalist"]
 
@@ -45,7 +45,8 @@ def load_datalist(
     5. "bids": `sub-*/[ses-*/]anat/*_T1w.nii.gz`, with masks of the subject and session (`*_mask`, `*_roi`, `*_dseg`;
        not those of brain and tissue);
     6. "brats": `<case>/<case>_flair.nii.gz` with `<case>/<case>_seg.nii.gz`; every case is abnormal;
-    7. "dicom": a folder per DICOM series, all normal; found at the first level, read at any;
+    7. "dicom": folders of DICOM files, all normal; found at the first level, read at any. A folder may hold several
+       series: the image is then named `<folder>#<number of the series>`;
     8. "folder": volumes, all normal; found in the folder itself, read at any level.
 
     Paths in a table or JSON are relative to its folder. An item of a JSON's "training" that has neither label nor
@@ -65,6 +66,8 @@ def load_datalist(
             MedMNIST file; all others are abnormal. Used for these two only.
         modalities: endings of the file names that make up an item, one channel each, in this order; for brats
             ("flair",) if none are given, for bids ("T1w",), for a folder every file is an item of its own.
+        series: which images of DICOM folders count, where a folder holds several: numbers of series, their
+            SeriesInstanceUID, or modalities such as "MR"; all if none are given.
         test_fraction: fraction of the patients, in [0, 1), that become the section "test" where the layout has no
             split; the training images of a JSON without labels in its "test" count as without a split.
         seed: of that split, whole number from 0.
@@ -120,10 +123,11 @@ def find_images(
     Args:
         dataset_dir: one image file; or what `load_datalist` takes as a list (then its test images, with label and
             mask where given); or a folder in the layout brats or bids (then one item per case); or any folder (then
-            every image in it and below it, and every folder of DICOM slices as one image).
+            every image in it and below it, and every series in folders of DICOM files).
         exclude: a folder that is passed over, such as that of the outputs.
         layout: as of `load_datalist`.
         modalities: as of `load_datalist`; for any folder none means that every file is an item.
+        series: as of `load_datalist`.
 
     Returns:
         Items as from `load_datalist`, but no two with one case: outputs are named after it. Images that share a

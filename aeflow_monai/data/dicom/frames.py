@@ -29,7 +29,7 @@ class Frame(NamedTuple):
     Attributes:
         name: of its file, with the number of the frame where there are several.
         file: where it is.
-        index: of the frame in its file, from 0.
+        offset: of the frame in its file, from 0.
         position: of the centre of its first pixel, (3,), in mm, to left, posterior and superior; None if not said.
         orientation: unit vectors along a row and a column, (6,); None if not said.
         spacing: of rows and of columns, (2,), in mm; None if not said.
@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
     name: str
     file: DicomFile
-    index: int
+    offset: int
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
@@ -75,7 +75,7 @@ def frames_of(file: DicomFile) -> list[Frame]:
     if file.frames == 1:
         return [frame]
     return [
-        frame._replace(name=f"frame {i + 1} of {file.path.name}", index=i, position=None, number=None)
+        frame._replace(name=f"frame {i + 1} of {file.path.name}", offset=i, position=None, number=None)
         for i in range(file.frames)
     ]
 

@@ -52,7 +52,7 @@ def grid_of(frames: Sequence[Frame], others: Iterable[DicomFile] = ()) -> Grid:
         GridError: a slice is missing, doubled, of another size, orientation or resolution, or has no place.
     """
     _require_one_kind(frames)
-    orientation = np.mean([frame.orientation for frame in frames], axis=0)
+    orientation = np.mean([frame.orientation or () for frame in frames], axis=0)
     spacing = frames[0].spacing
     assert spacing is not None
     row, column = (vector / np.linalg.norm(vector) for vector in (orientation[:3], orientation[3:]))
@@ -97,14 +97,14 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
     _require_same(frames, "orientations", lambda frame: frame.orientation, _SAME_DIRECTION)
     _require_same(frames, "sizes of pixels", lambda frame: frame.spacing, _SAME_SPACING, relative=True)
     _require_same(frames, "stacks", lambda frame: frame.stack)
-    row, column = (np.array(part) for part in (frames[0].orientation[:3], frames[0].orientation[3:]))  # type: ignore[index]
+    row, column = np.reshape(frames[0].orientation or (), (2, 3))
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose(lengths, 1, atol=1e-2) or abs(np.dot(row, column)) > 1e-2:
         raise GridError(
             f"an ImageOrientationPatient that is none, {[round(float(x), 4) for x in (*row, *column)]} in "
             f"{frames[0].name}. Export the series again"
         )
-    if min(frames[0].spacing) <= 0:  # type: ignore[type-var]
+    if min(frames[0].spacing or (0,)) <= 0:
         raise GridError(
             f"a PixelSpacing of {list(frames[0].spacing or ())} in {frames[0].name}. Export the series again"
         )
@@ -129,8 +129,8 @@ def _require_same(
     if len(groups) > 1:
         fewest = min(groups.values(), key=len)
         raise GridError(
-            f"slices of {len(groups)} {what}: {_names(fewest)} differ from the other {len(frames) - len(fewest)}, as of "
-            "a localizer or of several series in one. Move them to a folder of their own"
+            f"slices of {len(groups)} {what}: {_names(fewest)} differ from the other {len(frames) - len(fewest)}, as "
+            "of a localizer or of several series in one. Move them to a folder of their own"
         )
 
 
@@ -194,8 +194,8 @@ def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance:
         times = distance / abs(apart[0])
         if round(times) > 1 and abs(times - round(times)) < _TOLERANCE:
             raise GridError(
-                f"slices {distance:.4g} mm apart, where SpacingBetweenSlices says {abs(apart[0]):.4g} mm: those between "
-                f"are missing. Add the missing slices. {whole}"
+                f"slices {distance:.4g} mm apart, where SpacingBetweenSlices says {abs(apart[0]):.4g} mm: those "
+                f"between are missing. Add the missing slices. {whole}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Headers of DICOM files: what a file is, whether it is whole, and where its frames lie. No patient field leaves here."""
+"""Headers of DICOM files: what a file is, and whether it is whole."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ __all__ = ["DicomFile", "quiet", "read_dataset", "read_header", "require_librari
 
 # What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
 _TAGS = (
-    "SOPClassUID SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID SeriesNumber InstanceNumber Modality ImageType "
-    "AcquisitionNumber ImagesInAcquisition NumberOfSlices NumberOfTimeSlices ConcatenationUID InConcatenationTotalNumber "
-    "ImagePositionPatient ImageOrientationPatient PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing "
-    "PixelAspectRatio SequenceOfUltrasoundRegions SliceThickness SpacingBetweenSlices GantryDetectorTilt "
-    "EchoNumbers EchoTime InversionTime TemporalPositionIdentifier TriggerTime DiffusionBValue AcquisitionTime "
-    "Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored NumberOfFrames "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence DimensionOrganizationType"
-).split()
-_MOSAIC_TAGS = [(0x0019, 0x0010), (0x0019, 0x100A)]
+    *(
+        "SOPClassUID",
+        "PatientID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "SeriesNumber",
+        "InstanceNumber",
+        "Modality",
+    ),
+    *("ImageType", "AcquisitionNumber", "ImagesInAcquisition", "NumberOfSlices", "NumberOfTimeSlices"),
+    *("InConcatenationTotalNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio", "SliceThickness", "SpacingBetweenSlices"),
+    *("EchoNumbers", "EchoTime", "InversionTime", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue"),
+    *("AcquisitionTime", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
@@ -147,8 +154,8 @@ def require_libraries() -> None:
         if tuple(int(part) for part in found[package].split(".")[:2] if part.isdigit()) < least:
             raise ImportError(
                 f"DICOM is read with pydicom 3.0 and highdicom 0.24 or newer; this environment has {package} "
-                f"{found[package]}, as MONAI Label needs it. Convert the images to NIfTI, or read them in an environment "
-                "without MONAI Label."
+                f"{found[package]}, as MONAI Label needs it. Convert the images to NIfTI, or read them in an "
+                "environment without MONAI Label."
             )
 
 
@@ -166,7 +173,7 @@ def read_header(path: Path) -> DicomFile:
         return DicomFile(path, pydicom.Dataset(), "the file is empty")
     with path.open("rb") as stream, quiet():
         try:
-            header = _parse(stream, stop_before_pixels=True, specific_tags=[*_TAGS, *_MOSAIC_TAGS])
+            header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             pixels, damage = _pixels(stream, header, size)
             _convert(header)
         except Exception:  # its text may quote a value

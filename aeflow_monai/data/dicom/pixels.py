@@ -78,8 +78,8 @@ def _read_frame(image: Any, frame: Frame, values: Array) -> bool:
     """Read one frame into an array, with NaN where it is padded; whether it is."""
     with quiet():
         try:
-            values[...] = _transformed(image, frame.index)
-            padding = _padding(image, frame.index)
+            values[...] = _transformed(image, frame.offset)
+            padding = _padding(image, frame.offset)
         except Exception:  # its text may quote a value, or be a decoder's
             raise _undecodable(frame.file) from None
     if padding is None or not padding.any() or padding.all():
@@ -125,7 +125,7 @@ def _transformed(image: Any, index: int) -> Array:
     if "PixelData" not in image:  # floating point already
         from pydicom.pixels import pixel_array
 
-        return pixel_array(image, index=index)
+        return np.asarray(pixel_array(image, index=index))
     values: Array = image.get_frame(
         index,
         as_index=True,

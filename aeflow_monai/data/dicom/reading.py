@@ -13,8 +13,9 @@ from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import grid_of
 from aeflow_monai.data.dicom.headers import DicomFile
 from aeflow_monai.data.dicom.mosaic import is_mosaic, read_mosaic
+from aeflow_monai.data.dicom.paths import is_dicom_file, split_name
 from aeflow_monai.data.dicom.pixels import colours, intensities
-from aeflow_monai.data.dicom.series import Image, contents_of, image_in_file, is_dicom_file, no_single_image, split_name
+from aeflow_monai.data.dicom.series import Image, contents_of, image_in_file, no_single_image
 
 __all__ = ["is_dicom_source", "read_dicom_image"]
 

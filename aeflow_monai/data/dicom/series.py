@@ -13,22 +13,17 @@ from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import GridError, grid_of
 from aeflow_monai.data.dicom.headers import DicomFile, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
+from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
 from aeflow_monai.errors import some
 
-__all__ = ["SEPARATOR", "Contents", "Image", "contents_of", "dicom_paths", "image_in_file", "split_name"]
+__all__ = ["Contents", "Image", "contents_of", "image_in_file", "no_single_image"]
 
-# Between a folder and the name of one of the series in it, as in `export#3`.
-SEPARATOR = "#"
-_EXTENSIONS = (".dcm", ".dicom", ".ima")
-# Other formats that lie beside DICOM files and are none.
-_FOREIGN = (
-    ".nii .gz .nrrd .nhdr .mha .mhd .png .jpg .jpeg .bmp .tif .tiff .gif .txt .csv .tsv .json .xml .yaml .yml .html .htm "
-    ".pdf .md .log .zip .tar .exe .dll .inf .ini .bat .sh .py .doc .docx .xls .xlsx .bval .bvec .raw .css .js .jar .ico"
-).split()
+# Words in the names of SOP classes whose images lie nowhere in space and are pictures each.
 _PROJECTIONS = (
-    "computed radiography|digital x-ray|digital mammography|ultrasound|x-ray angiographic|x-ray radiofluoroscopic|"
-    "digital intra-oral|vl |nuclear medicine|rt image|ophthalmic|secondary capture"
-).split("|")
+    *("computed radiography", "digital x-ray", "digital mammography", "digital intra-oral", "x-ray angiographic"),
+    *("x-ray radiofluoroscopic", "ultrasound", "nuclear medicine", "rt image", "vl ", "ophthalmic"),
+    "secondary capture",
+)
 _TO_CHOOSE = "convert it to NIfTI, for example with dcm2niix, and give one of its volumes"
 
 
@@ -141,57 +136,6 @@ def image_in_file(path: Path) -> Image:
     return _image(path.parent, (file,))
 
 
-def dicom_paths(folder: Path) -> list[Path]:
-    """Files of a folder, not deeper, that are DICOM, or were before they were damaged; sorted."""
-    paths = sorted((path for path in folder.iterdir() if _may_be(path)), key=Path.as_posix)
-    return [path for path in paths if is_dicom_file(path) or _is_broken(path, paths)]
-
-
-def is_dicom_file(path: Path) -> bool:
-    """Whether a file is DICOM, by its extension or its first bytes."""
-    if not _may_be(path):
-        return False
-    if path.suffix.lower() in _EXTENSIONS:
-        return True
-    with path.open("rb") as stream:
-        start = stream.read(132)
-    if start[128:] == b"DICM":
-        return True
-    # without the preamble, as old devices write it: a first element of the groups 2 or 8 with a short value
-    first = start[:2] in (b"\x02\0", b"\x08\0") and start[3:4] == b"\0" and len(start) == 132
-    return first and ((start[4:6].isalpha() and start[4:6].isupper()) or int.from_bytes(start[4:8], "little") <= 256)
-
-
-def split_name(path: Path) -> tuple[Path, str]:
-    """The folder and the name of one series in it, of a path such as `export#3`; else the path, and no name."""
-    if SEPARATOR not in path.name or path.exists():
-        return path, ""
-    folder, _, name = path.name.rpartition(SEPARATOR)
-    inner = path.with_name(folder) if folder else path
-    return (inner, name) if inner.is_dir() else (path, "")
-
-
-def _may_be(path: Path) -> bool:
-    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
-        return False
-    return path.suffix.lower() not in _FOREIGN
-
-
-def _is_broken(path: Path, beside: Sequence[Path]) -> bool:
-    """Whether a file without DICOM's first bytes lies among DICOM files, named as they are, and is no text."""
-    with path.open("rb") as stream:
-        start = stream.read(1024)
-    if start and b"\0" not in start:
-        return False
-    kin = [other for other in beside if other != path and _kind_of_name(other) == _kind_of_name(path)]
-    return any(is_dicom_file(other) for other in kin[:3])
-
-
-def _kind_of_name(path: Path) -> str:
-    suffix = path.suffix.lower()
-    return "" if suffix[1:].isdigit() else suffix
-
-
 def _without_helpers(files: Sequence[DicomFile], unused: dict[Path, str]) -> list[DicomFile]:
     """The files without localizers and screenshots, unless their study has nothing else in the folder."""
     helpers = {file.path: kind for file in files if (kind := _helper(file))}
@@ -214,7 +158,7 @@ def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile
     for file in files:
         if is_mosaic(file):
             mosaics.append(file)
-        elif file.frames > 1 or any(name in file.kind.lower() for name in _PROJECTIONS) and not has_place(file):
+        elif file.frames > 1 or (any(name in file.kind.lower() for name in _PROJECTIONS) and not has_place(file)):
             alone.append(file)
         else:
             slices.append(file)
@@ -223,8 +167,8 @@ def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile
         images.append(_image(folder, tuple(mosaics)))
     elif mosaics:
         problem = (
-            f"Expected one volume in {folder}; got a series of {len(mosaics)} mosaics, each a volume of one time point, "
-            f"such as {mosaics[0].path.name}. Name one of the files, or {_TO_CHOOSE}."
+            f"Expected one volume in {folder}; got a series of {len(mosaics)} mosaics, each a volume of one time "
+            f"point, such as {mosaics[0].path.name}. Name one of the files, or {_TO_CHOOSE}."
         )
         images.append(Image(folder, "", tuple(mosaics), problem))
     if slices:
@@ -288,8 +232,8 @@ def _stands_alone(image: Image) -> bool:
 def _damage(where: Path, files: Sequence[DicomFile]) -> str:
     found = some([f"{file.path.name} ({file.damage})" for file in files], 3)
     return (
-        f"Expected whole DICOM files in {where}; got {len(files)} damaged: {found}. Get {'it' if len(files) == 1 else 'them'} "
-        "again; what is left of the series is no whole volume."
+        f"Expected whole DICOM files in {where}; got {len(files)} damaged: {found}. Get "
+        f"{'it' if len(files) == 1 else 'them'} again; what is left of the series is no whole volume."
     )
 
 
