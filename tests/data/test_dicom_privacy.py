@@ -32,7 +32,6 @@ PLANTED = {
                 "AdditionalPatientHistory",
                 "DeviceSerialNumber",
                 "Occupation",
-                "BodyPartExamined",
             ),
         )
     },
@@ -45,7 +44,7 @@ Run = Callable[..., Any]
 
 def patient(k: int, voxels: Any, number: int = 1, **tags: Any) -> Dataset:
     values = {
-        key: value[:16] if key in ("AccessionNumber", "StudyID", "StationName") else value
+        key: value[:16] if key in ("AccessionNumber", "StudyID", "StationName", "Occupation") else value
         for key, value in PLANTED.items()
     }
     image = with_pixels(slice_of(k, **values), voxels)
