@@ -15,6 +15,8 @@ from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform
 from monai.utils import MetaKeys, ensure_tuple
 from torch import Tensor
 
+from aeflow_monai.data.dicom.paths import split_name
+from aeflow_monai.data.dicom.reading import is_dicom_source, read_dicom_image
 from aeflow_monai.data.itk_headers import check_itk_header, is_itk_volume
 from aeflow_monai.data.masks import read_mask
 from aeflow_monai.data.nifti import is_nifti, read_nifti
@@ -91,11 +93,11 @@ class LoadCased(MapTransform):  # type: ignore[misc]
 
     def _read(self, file: str, is_mask: bool) -> MetaTensor:
         path = Path(file).expanduser()
-        if not path.exists():
+        if not split_name(path)[0].exists():
             raise FileNotFoundError(
                 f"Expected an image at {file}; there is no such file. Put it there, or correct the list."
             )
-        if not (path.is_file() or path.is_dir()):
+        if not (path.is_file() or path.is_dir() or split_name(path)[1]):
             raise ValueError(f"Expected an image in {path}; got neither a file nor a folder. Correct the list.")
         if path.is_file() and path.stat().st_size == 0:
             raise ValueError(f"Expected an image in {path}; got an empty file. Copy or export the file again.")
@@ -104,6 +106,8 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         return image
 
     def _read_image(self, path: Path) -> MetaTensor:
+        if is_dicom_source(path):
+            return read_dicom_image(path)
         if path.is_file():
             if any_picture(path.name):
                 return read_picture(path)
@@ -149,17 +153,9 @@ def _unreadable(path: Path, error: Exception) -> str:
     # that message is the tracebacks of a dozen readers
     unknown = "cannot find a suitable reader" in str(error)
     reason = "" if unknown else f" ({_said(error)})"
-    if path.is_dir():
-        return (
-            f"Expected one DICOM series in the folder {path}; got something that no reader can read{reason}. "
-            "Convert the series to NIfTI first, for example with dcm2niix."
-        )
     with path.open("rb") as stream:
         head = stream.read(132)
-    if head[128:] == b"DICM":
-        fault = f"a DICOM file that cannot be decoded{reason}, perhaps for the way its pixels are compressed"
-        remedy = "Decompress it, for example with gdcmconv --raw, or convert it to NIfTI with dcm2niix."
-    elif unknown:
+    if unknown:
         fault = f"content that no reader knows, beginning with {head[:12]!r}"
         remedy = "Is it an image, and whole? Correct its extension, or export it again."
     else:

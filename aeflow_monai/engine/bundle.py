@@ -32,7 +32,7 @@ from aeflow_monai.files import read_json, replacing, sha256_of, unfinished_path,
 __all__ = ["options_of", "write_bundle", "write_training_config"]
 
 # Options of a data set, which evaluation and calibration take over from the training unless they are given.
-_OF_THE_DATA = ("layout", "normal_classes", "test_fraction", "seed", "lesion_free_slices", "specificity")
+_OF_THE_DATA = ("layout", "series", "normal_classes", "test_fraction", "seed", "lesion_free_slices", "specificity")
 # What the model card does not list among the options that differ from the template's.
 _NO_OPTIONS = (*PATHS, "device", "imports", "initialize", "run", "finalize")
 # What inference has and evaluation, which writes no maps, has no use for.

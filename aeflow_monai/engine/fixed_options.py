@@ -27,7 +27,7 @@ __all__ = ["PATHS", "fixed_options", "own_model", "require_own_config"]
 _FIXED = ("network_def", "slicer", "preprocessing", "modalities")
 # What a run of the model decides. All else in its config belongs to the bundle.
 _FREE = (
-    *("dataset_dir", "layout", "output_dir", "overwrite", "outputs", "output_ext", "device", "imports"),
+    *("dataset_dir", "layout", "series", "output_dir", "overwrite", "outputs", "output_ext", "device", "imports"),
     *("normal_classes", "test_fraction", "seed", "n_bootstrap", "lesion_free_slices", "specificity"),
     *("inferer#batch_size", "inferer#saliency", "dataloader#num_workers"),
 )

@@ -69,7 +69,7 @@ def test_what_stands_behind_it_can_be_inverted(tmp_path: Path) -> None:
         (lambda whole: b"not an image", "a.nii.gz", "not compressed with gzip. Is it an image?"),
         (lambda whole: b"not an image", "a.nii", r"no reader knows, beginning with b'not an image'"),
         (lambda whole: b"not an image", "a.png", r"no reader knows, beginning with b'not an image'"),
-        (lambda whole: bytes(128) + b"DICM" + b"junk", "a.dcm", "a DICOM file that cannot be decoded"),
+        (lambda whole: bytes(128) + b"DICM" + b"junk", "a.dcm", "a damaged DICOM file: its header"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_cause(

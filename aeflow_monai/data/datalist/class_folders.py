@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from aeflow_monai.data.datalist.dicom_series import series_entries
 from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.found_images import images_below, masks_below
-from aeflow_monai.data.datalist.image_files import EXTENSIONS, dicom_files, stem, subfolders
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, stem, subfolders
 from aeflow_monai.data.datalist.mask_names import masks_beside, named_image, names_anatomy, several_masks
+from aeflow_monai.data.dicom.paths import dicom_paths
 from aeflow_monai.errors import shown, some
 
 REMEDY = (
@@ -39,11 +41,14 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
         used = set()
         for class_folder in subfolders(folder):
             classes.add(class_folder.name)
-            images = _images_in(class_folder)
-            found = _masks_of(images, masks, class_folder)
+            images = {entry.named or entry.images[0]: entry for entry in _entries_in(class_folder, request)}
+            found = _masks_of(list(images), masks, class_folder)
             used |= {mask for own in found.values() for mask in own}
             label = int(class_folder.name.lower() not in normal)
-            entries += [_entry(image, SPLITS.get(name, UNSPLIT), label, found.get(image, ())) for image in images]
+            entries += [
+                _with_masks(entry._replace(split=SPLITS.get(name, UNSPLIT), label=label), found.get(image, ()))
+                for image, entry in images.items()
+            ]
         unused += [path for path in masks if path not in used]
     if not entries:
         raise ValueError(
@@ -78,17 +83,23 @@ def _masks_of(images: Sequence[Path], masks: Sequence[Path], class_folder: Path)
     return found
 
 
-def _entry(image: Path, split: str, label: int, masks: Sequence[Path]) -> Entry:
-    if len(masks) > 1:
-        return Entry(split, (image,), label, problem=several_masks(image, masks))
-    return Entry(split, (image,), label, next(iter(masks), None))
+def _with_masks(entry: Entry, masks: Sequence[Path]) -> Entry:
+    if len(masks) > 1 and not entry.problem:
+        return entry._replace(problem=several_masks(entry.images[0], masks))
+    return entry._replace(mask=next(iter(masks), None))
+
+
+def _entries_in(folder: Path, request: Request) -> list[Entry]:
+    images = _images_in(folder)
+    of_dicom = series_entries([path for path in images if path.is_dir()], folder, request)
+    return [*(Entry(UNSPLIT, (path,)) for path in images if not path.is_dir()), *of_dicom]
 
 
 def _images_in(folder: Path) -> list[Path]:
     """Images of one class, which lie in its folder and not deeper."""
     images = images_below(folder)
     if folder in images:  # DICOM files right here are one image each, such as radiographs
-        images = sorted({*images, *dicom_files(folder)} - {folder}, key=Path.as_posix)
+        images = sorted({*images, *dicom_paths(folder)} - {folder}, key=Path.as_posix)
     if deeper := [path for path in images if path.parent != folder]:
         raise ValueError(
             f"The class folder {shown(folder)} has {len(deeper)} images in folders of its own: {some(deeper)}. Move "

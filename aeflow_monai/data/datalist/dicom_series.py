@@ -1,18 +1,22 @@
-"""One DICOM series a folder."""
+"""DICOM folders become entries: one for each image that the files of a folder make up."""
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import itk
-import numpy as np
+from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
+from aeflow_monai.data.datalist.image_files import is_series, series_below, subfolders
+from aeflow_monai.data.dicom.frames import frames_of, has_place
+from aeflow_monai.data.dicom.paths import split_name
+from aeflow_monai.data.dicom.series import Contents, Image, contents_of, no_single_image
+from aeflow_monai.errors import some
 
-from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
-from aeflow_monai.data.datalist.image_files import is_series, series_below, some, subfolders
+REMEDY = "Expected folders of DICOM files in it or below."
 
-REMEDY = "Expected one folder of DICOM files for each series in it or below."
-_SAME_PLACE = 1e-3  # mm
-_TOLERANCE = 0.1  # of the median distance of slices: rounded positions pass, a missing slice does not
+_logger = logging.getLogger(__name__)
 
 
 def has_dicom(root: Path) -> bool:
@@ -20,69 +24,110 @@ def has_dicom(root: Path) -> bool:
     return is_series(root) or any(is_series(folder) for folder in subfolders(root))
 
 
-def read_dicom(root: Path) -> list[Entry]:
+def read_dicom(root: Path, request: Request) -> list[Entry]:
     """All series, taken as normal; the first folder below the root tells the patient."""
-    return [
-        Entry(UNSPLIT, (folder,), 0, patient=next(iter(folder.relative_to(root).parts), ""))
-        for folder in series_below(root)
-    ]
+    return [entry._replace(label=0) for entry in series_entries(series_below(root), root, request)]
 
 
-def series_problem(folder: Path) -> str:
-    """What would be read wrongly from a folder of DICOM files; nothing if all is well.
+def series_entries(folders: Iterable[Path], root: Path, request: Request) -> list[Entry]:
+    """One entry for each image in folders of DICOM files, but for those that nobody chose."""
+    found = _without_helpers(_with_spread({folder: contents_of(folder) for folder in folders}))
+    entries, left = [], 0
+    for folder, contents in found.items():
+        if contents.unused:
+            told = some([f"{file.name} is {reason}" for file, reason in contents.unused.items()], 3)
+            _logger.warning(f"{folder}: {len(contents.unused)} DICOM files are in no image: {told}.")
+        chosen = [image for image in contents.images if _is_chosen(image, request.series)]
+        left += len(contents.images) - len(chosen)
+        entries += [_entry(image, contents, _patient(image, contents, root)) for image in chosen]
+    if left and not entries:
+        raise ValueError(
+            f"None of the {left} DICOM images in {root} is of the series {' or '.join(request.series)}. Expected the "
+            "number of a series, its SeriesInstanceUID or a modality such as MR: correct --series, or leave it out. "
+            f"The images: {some([image.path for contents in found.values() for image in contents.images])}."
+        )
+    if left:
+        _logger.warning(
+            f"{root}: {left} DICOM images are not used, since --series chooses {', '.join(request.series)}."
+        )
+    return entries
 
-    MONAI's ITKReader takes the first of several series, and ITK spreads the slices evenly, whatever their positions.
-    """
-    names = itk.GDCMSeriesFileNames.New()  # as ITKReader does it
-    names.SetUseSeriesDetails(True)
-    names.AddSeriesRestriction("0008|0021")
-    names.SetDirectory(str(folder))
-    series = [names.GetFileNames(uid) for uid in names.GetSeriesUIDs()]
+
+def source_problem(path: Path) -> str:
+    """What keeps a folder of DICOM files, or a series in one, from being read; nothing if all is well."""
+    folder, name = split_name(path)
+    if not folder.is_dir():
+        return ""
+    contents = contents_of(folder)
+    images = [image for image in contents.images if not name or (image.is_stack and image.name == name)]
+    return images[0].problem if len(images) == 1 else no_single_image(path, contents)
+
+
+def _entry(image: Image, contents: Contents, patient: str) -> Entry:
+    path, named = image.path, None
+    if len(contents.images) == 1:
+        path = image.folder
+    elif image.is_stack:
+        named = image.folder / f"{image.folder.name}_{image.name}"
+    return Entry(UNSPLIT, (path,), patient=patient, named=named, problem=image.problem, examined=True)
+
+
+def _patient(image: Image, contents: Contents, root: Path) -> str:
+    """The first folder below the root, or that of several series; with a number, if several patients lie in it."""
+    inner = image.folder.relative_to(root).parts
+    name = inner[0] if inner else image.folder.name if len(contents.images) > 1 else ""
+    patients = sorted({other.patient for other in contents.images})
+    return f"{name}_{patients.index(image.patient) + 1}" if len(patients) > 1 else name
+
+
+def _is_chosen(image: Image, series: Sequence[str]) -> bool:
     if not series:
-        return f"{folder} holds no DICOM slices. Put the files of one series there, or name an image file."
-    if len(series) > 1:
-        found = [f"{_description(files[0])} with {len(files)} files" for files in series]
-        return (
-            f"{folder} holds {len(series)} DICOM series, where only the first would be read: {some(found)}. Move each "
-            "into a folder of its own (slices of one series that differ in size, orientation or date count as several)."
+        return True
+    file = image.files[0]
+    known = {image.name, str(file.whole("SeriesNumber")), image.series, file.text("Modality").lower()}
+    return any(name in known or name.lower() in known for name in series)
+
+
+def _with_spread(found: dict[Path, Contents]) -> dict[Path, Contents]:
+    """The images, with a problem where the slices of one series are spread over several folders."""
+    by_series: dict[str, list[Image]] = defaultdict(list)
+    for contents in found.values():
+        for image in contents.images:
+            if image.is_stack and image.series:
+                by_series[image.series].append(image)
+    problems = {}
+    for images in by_series.values():
+        places = [_places(image) for image in images]
+        # copies of a series are none of this
+        if len(images) > 1 and len(set().union(*places)) == sum(map(len, places)):
+            folders = some(sorted({str(image.folder) for image in images}))
+            for image in images:
+                problems[image.path] = (
+                    f"Expected one series in a folder; got the slices of one spread over {len(images)}: {folders}. "
+                    "Move them into one folder."
+                )
+    return {
+        folder: contents._replace(
+            images=tuple(image._replace(problem=problems.get(image.path, image.problem)) for image in contents.images)
         )
-    try:
-        return _position_problem(folder, series[0])
-    except RuntimeError as error:  # ITK's own
-        return f"{folder} holds DICOM files that cannot be read: {error}. Get them again, or take the broken ones out."
+        for folder, contents in found.items()
+    }
 
 
-def _position_problem(folder: Path, files: tuple[str, ...]) -> str:
-    origins = []
-    for file in files:
-        header = _header(file)
-        origins.append([header.GetOrigin(axis) for axis in range(3)])
-    positions = np.sort(np.array(origins) @ np.array(header.GetDirection(2)))
-    gaps = np.diff(positions)
-    if (repeated := gaps < _SAME_PLACE).any():
-        return (
-            f"{folder} holds several slices at one position, as of several times or echoes: {len(files)} files at "
-            f"{len(files) - repeated.sum()} positions. Move each time or echo into a folder of its own, or name the "
-            "files one by one in a manifest.csv."
-        )
-    median = float(np.median(gaps)) if len(gaps) else 0.0
-    if (uneven := np.abs(gaps - median) > _TOLERANCE * median).any():
-        found = [f"{gaps[i]:g} mm after position {positions[i]:g} mm" for i in np.flatnonzero(uneven)]
-        return (
-            f"{folder} has uneven distances of slices: {median:g} mm mostly, but {some(found)}. Add the missing slices "
-            f"to the {len(files)} files, or resample the series to even distances and save it as NIfTI."
-        )
-    return ""
+def _without_helpers(found: dict[Path, Contents]) -> dict[Path, Contents]:
+    """The images without localizers and screenshots in folders of their own, where their study has images in space."""
+    images = [image for contents in found.values() for image in contents.images]
+    studies = {image.study for image in images if not image.helper and has_place(image.files[0])}
+    kept = {}
+    for folder, contents in found.items():
+        helpers = [image for image in contents.images if image.helper and image.study in studies]
+        unused = {file.path: f"{image.helper} of images in other folders" for image in helpers for file in image.files}
+        rest = tuple(image for image in contents.images if image not in helpers)
+        kept[folder] = Contents(rest, {**contents.unused, **unused})
+    return kept
 
 
-def _header(file: str) -> itk.GDCMImageIO:
-    header = itk.GDCMImageIO.New()
-    header.SetFileName(file)
-    header.ReadImageInformation()
-    return header
-
-
-def _description(file: str) -> str:
-    header = _header(file)  # its tags do not outlive it
-    tags = header.GetMetaDataDictionary()
-    return repr(str(tags["0008|103e"]).strip()) if tags.HasKey("0008|103e") else "one without description"
+def _places(image: Image) -> set[object]:
+    """Numbers and positions of the slices, of which no two images of a series have one in common if they divide it."""
+    frames = [frame for file in image.files for frame in frames_of(file)]
+    return {*((frame.number, frame.position) for frame in frames)}

@@ -17,6 +17,7 @@ class Request(NamedTuple):
     normal_classes: tuple[str, ...] = ("NORMAL",)
     modalities: tuple[str, ...] = ()
     masks: bool = True  # whether a layout that comes with masks has to have them
+    series: tuple[str, ...] = ()  # of DICOM folders: numbers, identifiers or modalities; all if empty
 
 
 class Entry(NamedTuple):
@@ -31,3 +32,4 @@ class Entry(NamedTuple):
     named: Path | None = None  # what the case is called after, if not after the image
     problem: str = ""
     extra: Mapping[str, Any] = {}
+    examined: bool = False  # whether a DICOM folder was looked into, and its problem stands here

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aeflow_monai.data.datalist.entries import Entry
+from aeflow_monai.data.datalist.item import source_exists
 from aeflow_monai.data.datalist.naming import case_problem, fitting_name, path_problem
-from aeflow_monai.data.datalist.walking import exists, identity
+from aeflow_monai.data.datalist.walking import identity
 from aeflow_monai.errors import shown, some
 from aeflow_monai.marks import has_mark
 
@@ -81,7 +82,7 @@ def checked(source: Path, root: Path, entries: Sequence[Entry], *, stop: bool) -
     """
     named = [_with_safe_names(entry) for entry in entries]
     files = {path for entry in named if not entry.problem for path in (*entry.images, entry.mask) if path}
-    missing = sorted(path for path in files if not exists(path))
+    missing = sorted(path for path in files if not source_exists(path))
     if missing and (stop or len(missing) == len(files)):
         raise FileNotFoundError(
             f"{len(missing)} of the {len(files)} files listed in {shown(source)} are missing: {some(missing)}. Its "

@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 
 from aeflow_monai.data.datalist.walking import children, read_tree
+from aeflow_monai.data.dicom.paths import is_dicom_file
 from aeflow_monai.errors import some as some
 
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 EXTENSIONS = (*VOLUME_EXTENSIONS, ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_DICOM_EXTENSIONS = (".dcm", ".dicom", ".ima")
 _FILES_TRIED = 16  # of a folder, before it counts as one without DICOM files
 _MASK_FOLDER = re.compile(
     r"(?:.*[ _.-])?"
@@ -31,14 +31,9 @@ def is_volume(path: Path) -> bool:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its extension or by its first bytes; the index file DICOMDIR is no image."""
-    if path.name.upper() == "DICOMDIR" or path.name.startswith(".") or is_image(path) or not path.is_file():
-        return False
-    if path.name.lower().endswith(_DICOM_EXTENSIONS):
-        return True
+    """Whether a file is DICOM, and can be looked into."""
     try:
-        with path.open("rb") as file:
-            return file.read(132)[128:] == b"DICM"
+        return not is_image(path) and is_dicom_file(path)
     except OSError:  # no permission
         return False
 
@@ -49,11 +44,6 @@ def is_series(folder: Path) -> bool:
         return False
     files = (path for path in children(folder) if path.is_file() and not is_image(path))
     return any(is_dicom(path) for path in islice(files, _FILES_TRIED))
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """DICOM files in a folder, not deeper, sorted."""
-    return sorted((path for path in children(folder) if is_dicom(path)), key=Path.as_posix)
 
 
 def series_below(folder: Path) -> list[Path]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from aeflow_monai.data.datalist.walking import exists
+from aeflow_monai.data.dicom.paths import split_name
+from aeflow_monai.data.dicom.series import contents_of
 
-__all__ = ["files_of", "first_path", "image_files_of", "patient_of"]
+__all__ = ["files_of", "first_path", "image_files_of", "patient_of", "source_exists"]
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
@@ -42,7 +43,24 @@ def files_of(item: Mapping[str, Any]) -> list[Path]:
     return _files([*ensure_tuple(item["image"]), *([item["lesion"]] if item.get("lesion") else [])])
 
 
+def source_exists(path: Path) -> bool:
+    """Whether there is a file, a folder, or the folder of a series such as `export#3`; also for impossible names."""
+    try:
+        return split_name(path)[0].exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _files(paths: Any) -> list[Path]:
-    there = [path for path in map(Path, paths) if exists(path)]  # not so where a name is too long to be asked for
-    found = (sorted(path.iterdir()) if path.is_dir() else [path] for path in there)
-    return [file for files in found for file in files if file.is_file()]
+    return [file for path in paths for file in _files_at(Path(path)) if file.is_file()]
+
+
+def _files_at(path: Path) -> list[Path]:
+    """Files of a folder, or of one series in it; none of a name that is too long to be asked for."""
+    if not source_exists(path):
+        return []
+    folder, name = split_name(path)
+    if name:
+        images = (image for image in contents_of(folder).images if image.is_stack and image.name == name)
+        return [file.path for image in images for file in image.files]
+    return sorted(path.iterdir()) if path.is_dir() else [path]

@@ -78,7 +78,9 @@ def _to_item(entry: Entry) -> dict[str, Any]:
     paths = [str(path) for path in entry.images]
     item: dict[str, Any] = {"image": paths[0] if len(paths) == 1 else paths, "case": entry.case}
     item["patient"] = entry.patient
-    problem = entry.problem or next(filter(None, map(dicom.series_problem, filter(Path.is_dir, entry.images))), "")
+    problem = entry.problem
+    if not problem and not entry.examined:
+        problem = next(filter(None, map(dicom.source_problem, entry.images)), "")
     label = entry.label
     if label is None and entry.mask and not problem:
         try:

@@ -64,7 +64,7 @@ LAYOUTS = {
         modalities=True,
     ),
     "dicom": Layout(
-        lambda source, request: dicom.read_dicom(source),
+        dicom.read_dicom,
         dicom.REMEDY,
         lambda source, request: dicom.has_dicom(source),
         plural="DICOM folders",

@@ -11,6 +11,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from aeflow_monai.data.datalist import medmnist
+from aeflow_monai.data.datalist.dicom_series import series_entries
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.entry_checks import of_each_file_once
 from aeflow_monai.data.datalist.found_images import images_below
@@ -35,6 +36,7 @@ def load_datalist(
     layout: str = "auto",
     normal_classes: Any = ("NORMAL",),
     modalities: str | Sequence[str] = (),
+    series: Any = (),
     test_fraction: float = 0.0,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -77,6 +79,7 @@ def load_datalist(
         test_fraction: fraction of the patients, in [0, 1), that become the section "test" where the layout has no
             split; the training images of a JSON without labels in its "test" count as without a split.
         seed: of that split, whole number from 0.
+        series: of DICOM folders: numbers, identifiers or modalities of those that are read; all if empty.
 
     Returns:
         One dictionary per item, sorted by path: "image" (absolute path; a list of them for several modalities or
@@ -103,7 +106,7 @@ def load_datalist(
         raise ValueError(f"section has to be one of {', '.join(SECTIONS)}; got {section!r}.")
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction has to lie between 0 and 1, 1 excluded; got {test_fraction}.")
-    request = Request(_texts(normal_classes), _texts(modalities))
+    request = Request(_texts(normal_classes), _texts(modalities), series=_texts(series))
     name, source = recognize(dataset_dir, layout, request)
     entries = of_each_file_once(source, LAYOUTS[name].read(source, request))
     if test_fraction:
@@ -125,6 +128,7 @@ def find_images(
     *,
     layout: str = "auto",
     modalities: str | Sequence[str] = (),
+    series: Any = (),
 ) -> list[dict[str, Any]]:
     """List images for inference; no labels are needed.
 
@@ -135,6 +139,7 @@ def find_images(
         exclude: a folder that is passed over, such as that of the outputs.
         layout: as of `load_datalist`.
         modalities: as of `load_datalist`; for any folder none means that every file is an item.
+        series: as of `load_datalist`.
 
     Returns:
         Items as from `load_datalist`, but no two with one case: outputs are named after it. Images that share a
@@ -156,7 +161,7 @@ def find_images(
     path = existing(dataset_dir)
     if layout == "auto" and path.is_file() and (is_image(path) or is_dicom(path)):
         return [_one_image(path)]
-    request = Request(modalities=_texts(modalities), masks=False)
+    request = Request(modalities=_texts(modalities), masks=False, series=_texts(series))
     name, source = recognize(path, layout, request, inference=True)
     if source.is_file() and name != "medmnist":
         return one_case_per_image(load_datalist(path, "test", layout=name))
@@ -165,7 +170,9 @@ def find_images(
     elif name == "dicom" or (name in ("bids", "brats", "folder") and (request.modalities or name != "folder")):
         entries = [entry._replace(label=None, mask=None) for entry in LAYOUTS[name].read(source, request)]
     else:
-        entries = [Entry(UNSPLIT, (image,)) for image in images_below(source)]
+        found = images_below(source)
+        series_found = series_entries((path for path in found if path.is_dir()), source, request)
+        entries = [*(Entry(UNSPLIT, (path,)) for path in found if not path.is_dir()), *series_found]
     entries = of_each_file_once(source, entries)
     outputs = None if exclude is None else Path(exclude).expanduser().absolute()
     if outputs is not None and outputs != source:
@@ -187,6 +194,7 @@ def list_unused(
     layout: str = "auto",
     normal_classes: Any = ("NORMAL",),
     modalities: str | Sequence[str] = (),
+    series: Any = (),
 ) -> Unused:
     """Look for what lies in the folder of a data set and is not used by `load_datalist`, which logs the same.
 
@@ -195,6 +203,7 @@ def list_unused(
         layout: as of `load_datalist`.
         normal_classes: as of `load_datalist`.
         modalities: as of `load_datalist`.
+        series: as of `load_datalist`.
 
     Returns:
         The paths by kind, with counts and a text.
@@ -207,7 +216,7 @@ def list_unused(
         >>> list_unused(folder).counts()
         {'files of other kinds': 1, 'files of other kinds: .txt': 1}
     """
-    request = Request(_texts(normal_classes), _texts(modalities))
+    request = Request(_texts(normal_classes), _texts(modalities), series=_texts(series))
     name, source = recognize(dataset_dir, layout, request)
     entries = of_each_file_once(source, LAYOUTS[name].read(source, request))
     return find_unused(existing(dataset_dir), entries, source)

@@ -13,7 +13,8 @@ from aeflow_monai.data.datalist.entries import Entry
 from aeflow_monai.data.datalist.found_images import is_mask_of
 from aeflow_monai.data.datalist.image_files import is_dicom, is_image, stem
 from aeflow_monai.data.datalist.mask_names import names_anatomy
-from aeflow_monai.data.datalist.walking import Tree, identity, read_tree
+from aeflow_monai.data.datalist.walking import Tree, exists, identity, read_tree
+from aeflow_monai.data.dicom.paths import split_name
 from aeflow_monai.errors import shown, some
 from aeflow_monai.marks import has_mark
 
@@ -88,6 +89,7 @@ def find_unused(root: Path, entries: Iterable[Entry], source: Path, passed_over:
         return Unused(root)
     tree = read_tree(root)
     used = {path for entry in entries for path in (*entry.images, entry.mask) if path}
+    used |= {split_name(path)[0] for path in used if not exists(path)}  # the folder of a series
     used |= {source} if source.is_file() else set()
     parts = {path.with_name(stem(path) + tail) for path in used for tail in _DETACHED.get(path.suffix.lower(), ())}
     runs = _Runs(tree)

@@ -1,22 +1,20 @@
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
-from monai.transforms import LoadImaged
+from dicom_writer import SHAPE, pixels, slice_of, write, write_series
+from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate
 
-from aeflow_monai.data.datalist import dicom_series as dicom
-from aeflow_monai.data.datalist import find_images, load_datalist
+from aeflow_monai.data import LoadCased, find_images, load_datalist, prepare_data
+from aeflow_monai.data.datalist.item import files_of
 
-pydicom = pytest.importorskip("pydicom", reason="writes the DICOM files; pip install pydicom")
-from pydicom import uid  # noqa: E402
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.encaps import encapsulate  # noqa: E402
-
-LOAD = LoadImaged("image", reader=["ITKReader", "NibabelReader"], image_only=True)
-SHAPE = (96, 80)  # rows and columns
+LOAD = LoadCased("image")
 # `pixels(0)` as a High-Throughput JPEG 2000 codestream, which no package here writes; encoded by OpenJPH, in base 85
 HTJ2K = (
     rb"|4;u>04YEK0000`0001B000000000000062000620000000000009pH0sl|{2mk^A000dCQUDA90ssL31q1{@0smY86CjY7n4p-LpqQA"
@@ -25,50 +23,6 @@ HTJ2K = (
     rb"02|f7JB!^z`)f^z`)f@^AqH0O0?9m+#;2-|ye=-|W5szyKE900C_P000000093l|9%3Lr722Ml%*+3Qk11BOXUFo00000|9}5i1FpL3u"
     rb"Da{4y6djG>#n+$0sq+m"
 )
-
-
-def slice_of(k: int, series: str = "1.2.3.4", number: int = 1, **tags: Any) -> Dataset:
-    """One slice of 2 mm by 1.5 mm pixels, 3 mm from the next; pixel (row, column) holds 100 k + row + column."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = uid.MRImageStorage
-    meta.MediaStorageSOPInstanceUID = f"{series}.{number}.{k + 1}"
-    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
-    image = Dataset()
-    image.file_meta = meta
-    image.SOPClassUID, image.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-    image.StudyInstanceUID, image.SeriesInstanceUID, image.SeriesNumber = "1.2.3", f"{series}.{number}", number
-    image.SeriesDescription, image.Modality, image.InstanceNumber = f"T{number}", "MR", k + 1
-    image.PatientID, image.PatientName = "17", "nobody"
-    image.Rows, image.Columns = SHAPE
-    image.PixelSpacing, image.SliceThickness = [2, 1.5], 3
-    image.ImageOrientationPatient, image.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [-10, -12, 3 * k]
-    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 12, 11, 0
-    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
-    for tag, value in tags.items():
-        setattr(image, tag, value)
-    image.PixelData = pixels(k).tobytes()
-    return image
-
-
-def pixels(k: int) -> np.ndarray[Any, Any]:
-    return (100 * k + np.add.outer(np.arange(SHAPE[0]), np.arange(SHAPE[1]))).astype(np.uint16)
-
-
-def write_series(folder: Path, slices: Sequence[int] = range(6), extension: str = ".dcm", **tags: Any) -> Path:
-    """Slices in an order of names that is not that of their positions."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, k in enumerate(slices):
-        name = f"{tags.get('number', 1)}{len(slices) - i:03d}{extension}"
-        slice_of(k, **tags).save_as(folder / name, enforce_file_format=True)
-    return folder
-
-
-def problem_of(folder: Path) -> str:
-    """Of the folder in a datalist beside one that is well."""
-    write_series(folder.parent / "well")
-    problems = {item["image"]: item.get("problem", "") for item in load_datalist(folder.parent, "train")}
-    assert problems[str(folder.parent / "well")] == ""
-    return str(problems[str(folder)])
 
 
 @pytest.mark.parametrize("extension", [".dcm", ".IMA", "", ".7"])
@@ -82,8 +36,8 @@ def test_series_is_read_as_a_volume(tmp_path: Path, extension: str) -> None:
     ]
     assert [item["image"] for item in find_images(tmp_path)] == [item["image"] for item in items]
     image = LOAD(items[1])["image"]
-    assert image.shape == (SHAPE[1], SHAPE[0], 6)
-    assert np.array_equal(image[..., 2].numpy(), pixels(2).T)
+    assert image.shape == (1, SHAPE[1], SHAPE[0], 6)
+    assert np.array_equal(image[0, ..., 2].numpy(), pixels(2).T)
     assert np.allclose(np.abs(image.affine.numpy()).diagonal(), [1.5, 2, 3, 1])
 
 
@@ -121,70 +75,115 @@ def test_radiographs_in_class_folders(tmp_path: Path) -> None:
 
 
 def test_two_series_in_a_folder(tmp_path: Path) -> None:
-    write_series(tmp_path / "ill")
-    write_series(tmp_path / "ill", range(4), number=2)
-    problem = problem_of(tmp_path / "ill")
-    assert problem.startswith(f"{tmp_path / 'ill'} holds 2 DICOM series, where only the first would be read: ")
-    assert "'T1' with 6 files" in problem
-    assert "'T2' with 4 files" in problem
-    assert "Move each into a folder of its own" in problem
+    write_series(tmp_path / "export")
+    write_series(tmp_path / "export", range(4), number=2)
+    write_series(tmp_path / "well")
+    items = load_datalist(tmp_path, "train", layout="dicom")
+    assert [(Path(item["image"]).name, item["case"], item["patient"]) for item in items] == [
+        ("export#1", "export_1", "export"),
+        ("export#2", "export_2", "export"),
+        ("well", "well", "well"),
+    ]
+    assert [LOAD(item)["image"].shape[-1] for item in items] == [6, 4, 6]
+    assert [item["case"] for item in find_images(tmp_path)] == ["export_1", "export_2", "well"]
+    with pytest.raises(ValueError, match=r"Expected one DICOM image in .*export; got 2: .*export#1 \(6 slices\), .*#2"):
+        LOAD({"image": str(tmp_path / "export")})
+    with pytest.raises(ValueError, match=r"Expected one DICOM image in .*export#3; got 2: "):
+        LOAD({"image": str(tmp_path / "export#3")})
 
 
-def test_missing_slices(tmp_path: Path) -> None:
-    problem = problem_of(write_series(tmp_path / "ill", [0, 1, 2, 5, 6, 7, 9]))
-    assert problem == (
-        f"{tmp_path / 'ill'} has uneven distances of slices: 3 mm mostly, but 9 mm after position 6 mm, 6 mm after "
-        "position 21 mm. Add the missing slices to the 7 files, or resample the series to even distances and save it "
-        "as NIfTI."
-    )
+def test_the_files_of_one_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "export")
+    write_series(tmp_path / "export", range(4), number=2)
+    assert [file.name for file in files_of(find_images(tmp_path)[1])] == [
+        "2001.dcm",
+        "2002.dcm",
+        "2003.dcm",
+        "2004.dcm",
+    ]
+    (tmp_path / "manifest.csv").write_text("path,split,abnormal\nexport#2,train,0\nexport,test,0\n")
+    (train,) = load_datalist(tmp_path, "train")
+    assert LOAD(train)["image"].shape[-1] == 4
+    with pytest.raises(ValueError, match=r"export; got 2: .*Name one of them"):
+        load_datalist(tmp_path, "test")
 
 
-def test_rounded_positions_are_even(tmp_path: Path) -> None:
-    folder = tmp_path / "scan"
-    folder.mkdir()
-    for k in range(6):
-        position = [-10, -12, round(10 * k / 3, 1)]
-        slice_of(k, ImagePositionPatient=position).save_as(folder / f"{k}", enforce_file_format=True)
-    assert problem_of(folder) == ""
+@pytest.mark.parametrize(
+    ("series", "cases"),
+    [([2], ["export_2"]), ("2", ["export_2"]), (["mr"], ["export_1", "export_2"]), ("1.2.3.4.1", ["export_1", "well"])],
+)
+def test_an_option_chooses_series(tmp_path: Path, series: Any, cases: list[str]) -> None:
+    write_series(tmp_path / "export")
+    write_series(tmp_path / "export", range(4), number=2)
+    write_series(tmp_path / "well")
+    assert [item["case"] for item in find_images(tmp_path, series=series)][: len(cases)] == cases
+    with pytest.raises(ValueError, match=r"None of the 3 DICOM images in .* is of the series CT\. .* --series"):
+        find_images(tmp_path, series="CT")
 
 
-def test_several_times_at_one_position(tmp_path: Path) -> None:
-    folder = write_series(tmp_path / "ill")
-    for k in range(6):
-        slice_of(k, InstanceNumber=k + 7).save_as(folder / f"later{k}.dcm", enforce_file_format=True)
-    problem = problem_of(folder)
-    assert "holds several slices at one position, as of several times or echoes: 12 files at 6 positions." in problem
+def test_patients_of_one_folder(tmp_path: Path) -> None:
+    for number, patient in enumerate(("a", "a", "b"), start=1):
+        write_series(tmp_path / "export", number=number, PatientID=patient)
+    assert [item["patient"] for item in load_datalist(tmp_path, "train")] == ["export_1", "export_1", "export_2"]
 
 
-def test_files_that_are_no_dicom(tmp_path: Path) -> None:
-    (tmp_path / "ill").mkdir()
-    (tmp_path / "ill/a.dcm").write_bytes(b"")
-    assert problem_of(tmp_path / "ill").startswith(f"{tmp_path / 'ill'} holds no DICOM slices. ")
+def test_localizers_and_reports_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_series(tmp_path / "study/scan")
+    write(slice_of(40, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], InstanceNumber=9), folder / "scout.dcm")
+    for k, normal in enumerate(([1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1])):
+        write(slice_of(k, number=7, ImageOrientationPatient=normal), folder / f"planes{k}.dcm")
+    report = slice_of(0, number=8, SOPClassUID=uid.BasicTextSRStorage)
+    del report.PixelData
+    write(report, folder / "report.dcm")
+    write(slice_of(0, number=9, SOPClassUID=uid.SegmentationStorage), folder / "mask.dcm")
+    screenshot = slice_of(0, number=10, SOPClassUID=uid.SecondaryCaptureImageStorage)
+    del screenshot.ImagePositionPatient
+    write(screenshot, tmp_path / "study/other/shot.dcm")
+    (item,) = find_images(tmp_path / "study")
+    assert (item["case"], item.get("problem")) == ("scan", None)
+    assert LOAD(item)["image"].shape[-1] == 6
+    assert "6 DICOM files are in no image" in caplog.text
+    for said in ("is a localizer", "mask.dcm is a segmentation", "basic text sr, not an image"):
+        assert said in caplog.text
+    assert "shot.dcm is a screenshot or the like of images in other folders" in caplog.text
 
 
-def test_file_that_ends_too_early(tmp_path: Path) -> None:
-    file = write_series(tmp_path / "ill") / "1003.dcm"
-    file.write_bytes(file.read_bytes()[:5000])
-    assert "has uneven distances of slices: 3 mm mostly, but 6 mm after position 6 mm" in problem_of(tmp_path / "ill")
+def test_slices_of_a_series_in_two_folders(tmp_path: Path) -> None:
+    write_series(tmp_path / "export/a", range(6))
+    write_series(tmp_path / "export/b", range(6, 12), SOPInstanceUID="1.2")
+    with pytest.raises(ValueError, match=r"the slices of one spread over 2: .*export/a, .*export/b\. Move them"):
+        load_datalist(tmp_path / "export", "all")
 
 
-def test_header_that_itk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(file: str) -> None:
-        if "ill" in file:
-            raise RuntimeError("no rows")
-        return header(file)
-
-    header = dicom._header
-    monkeypatch.setattr(dicom, "_header", refuse)
-    problem = problem_of(write_series(tmp_path / "ill"))
-    assert problem.startswith(f"{tmp_path / 'ill'} holds DICOM files that cannot be read: no rows. Get them again")
+def test_a_bad_file_does_not_end_the_listing(tmp_path: Path) -> None:
+    write_series(tmp_path / "well")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/a.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 50)
+    items = find_images(tmp_path)
+    assert [item["case"] for item in items] == ["bad", "well"]
+    assert items[0]["problem"].startswith(f"Expected whole DICOM files in {tmp_path / 'bad'}; got 1 damaged: a.dcm")
+    assert "problem" not in items[1]
 
 
-def test_folder_of_all_series_mixed(tmp_path: Path) -> None:
-    for number in (1, 2, 3):
-        write_series(tmp_path / "export", number=number)
-    with pytest.raises(ValueError, match=r"None of the 1 cases .* The first: .*export holds 3 DICOM series"):
-        find_images(tmp_path / "export")
+def test_a_prepared_list_names_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "data/export")
+    write_series(tmp_path / "data/export", range(4), number=2)
+
+    class Nothing:
+        def axes_of(self, volume: Any) -> list[str]:
+            return []
+
+        def policy(self) -> dict[str, Any]:
+            return {}
+
+    prepare_data(tmp_path / "data", LOAD, Nothing(), tmp_path / "list/dataset.json", series=["MR"])  # type: ignore[arg-type]
+    items = load_datalist(tmp_path / "list", "train")
+    assert [item["case"] for item in items] == ["export_1", "export_2"]
+    assert [len(item["sha256"]) for item in items] == [6, 4]
+    assert LOAD(items[1])["image"].shape[-1] == 4
+    (tmp_path / "data/export/2001.dcm").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"2001\.dcm changed since"):
+        LOAD(items[1])
 
 
 # Compressed files
@@ -230,7 +229,7 @@ def compress_with_itk(image: Dataset, path: Path, syntax: str) -> None:
     ],
     ids=["deflated", "rle", "jpeg-lossless", "jpeg-ls", "jpeg-2000"],
 )
-def test_itk_reads_compressed_series_by_itself(
+def test_compressed_series_are_read(
     tmp_path: Path, syntax: str, compress: Callable[[Dataset, Path, str], None]
 ) -> None:
     folder = tmp_path / "scan"
@@ -240,11 +239,11 @@ def test_itk_reads_compressed_series_by_itself(
     assert pydicom.dcmread(folder / "0.dcm").file_meta.TransferSyntaxUID == syntax
     (item,) = find_images(folder)
     assert "problem" not in item
-    image = LOAD(item)["image"].numpy()
+    image = LOAD(item)["image"][0].numpy()
     assert np.array_equal(image, np.stack([pixels(k).T for k in range(4)], -1))
 
 
-def test_itk_reads_high_throughput_jpeg_2000(tmp_path: Path) -> None:
+def test_high_throughput_jpeg_2000_is_read(tmp_path: Path) -> None:
     image = slice_of(0, BitsStored=16, HighBit=15)
     image.file_meta.TransferSyntaxUID = uid.HTJ2KLossless
     image.PixelData = encapsulate([base64.b85decode(HTJ2K)])

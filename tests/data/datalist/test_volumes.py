@@ -360,7 +360,7 @@ def test_a_list_comes_before_all_else(brats: Path) -> None:
             r"holds no image for the section 'train'; found none at all\. Expected <case>/<case>_",
         ),
         ("bids", ValueError, r"found none at all\. Expected sub-<name>/anat"),
-        ("dicom", ValueError, r"found none at all\. Expected one folder of DICOM files"),
+        ("dicom", ValueError, r"found none at all\. Expected folders of DICOM files"),
         ("folder", ValueError, r"found none at all\. Expected volumes"),
     ],
 )

@@ -1,0 +1,121 @@
+"""Frames: what the header of a file says of each of its slices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from aeflow_monai.data.dicom.headers import DicomFile, numbers_of, quiet
+
+__all__ = ["Frame", "frames_of", "has_place"]
+
+# What tells two images of one place from each other, by its element in the header and in functional groups.
+_KINDS = (
+    ("EchoNumbers", "", ""),
+    ("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
+    ("InversionTime", "MRModifierSequence", "InversionTimes"),
+    ("TemporalPositionIdentifier", "FrameContentSequence", "TemporalPositionIndex"),
+    ("TriggerTime", "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    ("DiffusionBValue", "MRDiffusionSequence", "DiffusionBValue"),
+    ("AcquisitionNumber", "FrameContentSequence", "FrameAcquisitionNumber"),
+    ("ImageType", "MRImageFrameTypeSequence", "FrameType"),
+    ("AcquisitionTime", "FrameContentSequence", "FrameAcquisitionDateTime"),
+)
+
+
+class Frame(NamedTuple):
+    """A slice.
+
+    Attributes:
+        name: of its file, with the number of the frame where there are several.
+        file: where it is.
+        offset: of the frame in its file, from 0.
+        position: of the centre of its first pixel, (3,), in mm, to left, posterior and superior; None if not said.
+        orientation: unit vectors along a row and a column, (6,); None if not said.
+        spacing: of rows and of columns, (2,), in mm; None if not said.
+        number: in its series or stack, from 1; None if not said.
+        stack: that it belongs to, of several in one file.
+        kinds: by the name of an element, what tells it from others of the same place.
+    """
+
+    name: str
+    file: DicomFile
+    offset: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    spacing: tuple[float, ...] | None
+    number: int | None
+    stack: str
+    kinds: dict[str, str]
+
+
+def has_place(file: DicomFile) -> bool:
+    """Whether the header says where the first slice lies."""
+    if file.get("PerFrameFunctionalGroupsSequence"):
+        return _in_groups(file, 0).position is not None
+    return file.numbers("ImagePositionPatient", 3) is not None
+
+
+def frames_of(file: DicomFile) -> list[Frame]:
+    """All slices of a file, in its order."""
+    if file.get("PerFrameFunctionalGroupsSequence"):
+        return [_in_groups(file, index) for index in range(file.frames)]
+    kinds = {keyword: str(value) for keyword, *_ in _KINDS if (value := file.get(keyword)) is not None}
+    frame = Frame(
+        file.path.name,
+        file,
+        0,
+        file.numbers("ImagePositionPatient", 3),
+        file.numbers("ImageOrientationPatient", 6),
+        file.numbers("PixelSpacing", 2),
+        file.whole("InstanceNumber"),
+        "",
+        kinds,
+    )
+    if file.frames == 1:
+        return [frame]
+    return [
+        frame._replace(name=f"frame {i + 1} of {file.path.name}", offset=i, position=None, number=None)
+        for i in range(file.frames)
+    ]
+
+
+def _in_groups(file: DicomFile, index: int) -> Frame:
+    with quiet():
+        return _from_groups(file, index)
+
+
+def _from_groups(file: DicomFile, index: int) -> Frame:
+    def element(sequence: str, keyword: str) -> Any:
+        for group in _groups(file, index):
+            try:
+                if (items := group.get(sequence)) and (value := items[0].get(keyword)) not in (None, ""):
+                    return value
+            except Exception:  # whatever a value that breaks the standard makes pydicom raise
+                return None
+        return None
+
+    number = element("FrameContentSequence", "InStackPositionNumber")
+    return Frame(
+        f"frame {index + 1} of {file.path.name}",
+        file,
+        index,
+        numbers_of(element("PlanePositionSequence", "ImagePositionPatient"), 3),
+        numbers_of(element("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
+        numbers_of(element("PixelMeasuresSequence", "PixelSpacing"), 2),
+        None if number is None else int(number),
+        str(element("FrameContentSequence", "StackID") or ""),
+        {
+            keyword: str(value)
+            for keyword, sequence, inner in _KINDS
+            if sequence and (value := element(sequence, inner)) is not None
+        },
+    )
+
+
+def _groups(file: DicomFile, index: int) -> Iterator[Any]:
+    """Functional groups of a frame, its own before those of all."""
+    per_frame = file.get("PerFrameFunctionalGroupsSequence") or ()
+    if index < len(per_frame):
+        yield per_frame[index]
+    yield from (file.get("SharedFunctionalGroupsSequence") or ())[:1]

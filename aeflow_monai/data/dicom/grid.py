@@ -1,0 +1,240 @@
+"""The grid of a stack of slices, or what keeps the slices from lying on one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from aeflow_monai.data.dicom.frames import Frame
+from aeflow_monai.data.dicom.headers import DicomFile
+
+__all__ = ["Grid", "GridError", "grid_of"]
+
+_SAME_PLACE = 1e-2  # mm
+_TOLERANCE = 0.1  # of the median distance of slices: rounded positions pass, a missing slice does not
+_SAME_DIRECTION = 2e-3
+_SAME_SPACING = 1e-3  # relative
+_SHOWN = 3
+_AS_NIFTI = "convert it to NIfTI, for example with dcm2niix, and give that"
+
+
+class GridError(ValueError):
+    """The slices do not make a volume; the message says what came and what to do, but not where."""
+
+
+class Grid(NamedTuple):
+    """Where the voxels of a volume lie.
+
+    Attributes:
+        frames: the slices, in the order of their positions along the normal.
+        affine: indices of column, row and slice to mm, RAS, (4, 4); sheared if the gantry was tilted.
+    """
+
+    frames: tuple[Frame, ...]
+    affine: npt.NDArray[np.float64]
+
+
+def grid_of(frames: Sequence[Frame], others: Iterable[DicomFile] = ()) -> Grid:
+    """Sort slices by position, and see that they make one whole, even volume.
+
+    Args:
+        frames: slices of one series, or of one file.
+        others: files of the same series that are no slices of it, such as localizers, whose numbers are not missing.
+
+    Returns:
+        The grid.
+
+    Raises:
+        GridError: a slice is missing, doubled, of another size, orientation or resolution, or has no place.
+    """
+    _require_one_kind(frames)
+    orientation = np.mean([frame.orientation or () for frame in frames], axis=0)
+    spacing = frames[0].spacing
+    assert spacing is not None
+    row, column = (vector / np.linalg.norm(vector) for vector in (orientation[:3], orientation[3:]))
+    normal = np.cross(row, column)
+    positions = np.array([frame.position for frame in frames])
+    order = np.argsort(positions @ normal, kind="stable")
+    frames, positions = [frames[i] for i in order], positions[order]
+    if len(frames) == 1:
+        step = normal * _thickness(frames[0])
+    else:
+        _require_even(frames, positions, normal)
+        step = (positions[-1] - positions[0]) / (len(frames) - 1)
+        _require_line(frames, positions, step)
+        _require_all(frames, list(others), float(np.dot(step, normal)))
+    lps = np.eye(4)
+    lps[:3, :] = np.stack([row * spacing[1], column * spacing[0], step, positions[0]], axis=1)
+    return Grid(tuple(frames), np.diag([-1.0, -1, 1, 1]) @ lps)
+
+
+def _require_one_kind(frames: Sequence[Frame]) -> None:
+    """The same size, orientation and resolution for all, and a place for each."""
+    if any(frame.file.in_colour for frame in frames):
+        raise GridError(
+            f"slices in colour ({_names(frame for frame in frames if frame.file.in_colour)}), as of a map or a "
+            "screenshot. Give the series of intensities that it was made of"
+        )
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
+        values = [
+            {
+                "ImagePositionPatient": frame.position,
+                "ImageOrientationPatient": frame.orientation,
+                "PixelSpacing": frame.spacing,
+            }[keyword]
+            for frame in frames
+        ]
+        if lacking := [frame for frame, value in zip(frames, values, strict=True) if value is None]:
+            raise GridError(
+                f"{len(lacking)} of {len(frames)} slices without {keyword} ({_names(lacking)}), so that nobody knows "
+                f"where they lie. Export the series again, or {_AS_NIFTI}"
+            )
+    _require_same(frames, "sizes", lambda frame: (frame.file.whole("Rows"), frame.file.whole("Columns")))
+    _require_same(frames, "orientations", lambda frame: frame.orientation, _SAME_DIRECTION)
+    _require_same(frames, "sizes of pixels", lambda frame: frame.spacing, _SAME_SPACING, relative=True)
+    _require_same(frames, "stacks", lambda frame: frame.stack)
+    row, column = np.reshape(frames[0].orientation or (), (2, 3))
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if not np.allclose(lengths, 1, atol=1e-2) or abs(np.dot(row, column)) > 1e-2:
+        raise GridError(
+            f"an ImageOrientationPatient that is none, {[round(float(x), 4) for x in (*row, *column)]} in "
+            f"{frames[0].name}. Export the series again"
+        )
+    if min(frames[0].spacing or (0,)) <= 0:
+        raise GridError(
+            f"a PixelSpacing of {list(frames[0].spacing or ())} in {frames[0].name}. Export the series again"
+        )
+
+
+def _require_same(
+    frames: Sequence[Frame],
+    what: str,
+    value_of: Callable[[Frame], Any],
+    tolerance: float = 0.0,
+    relative: bool = False,
+) -> None:
+    groups: dict[Hashable, list[Frame]] = {}
+    for frame in frames:
+        value = value_of(frame)
+        for known, group in groups.items():
+            if known == value or (tolerance and _near(known, value, tolerance, relative)):
+                group.append(frame)
+                break
+        else:
+            groups[value] = [frame]
+    if len(groups) > 1:
+        fewest = min(groups.values(), key=len)
+        raise GridError(
+            f"slices of {len(groups)} {what}: {_names(fewest)} differ from the other {len(frames) - len(fewest)}, as "
+            "of a localizer or of several series in one. Move them to a folder of their own"
+        )
+
+
+def _near(one: Any, other: Any, tolerance: float, relative: bool) -> bool:
+    return bool(np.allclose(one, other, rtol=tolerance if relative else 0, atol=0 if relative else tolerance))
+
+
+def _require_even(frames: Sequence[Frame], positions: npt.NDArray[Any], normal: npt.NDArray[Any]) -> None:
+    gaps = np.diff(positions @ normal)
+    if (repeated := gaps < _SAME_PLACE).any():
+        first = int(np.flatnonzero(repeated)[0])
+        raise GridError(
+            f"several slices at one position: {len(frames)} slices at {len(frames) - int(repeated.sum())} positions, "
+            f"for example {frames[first].name} and {frames[first + 1].name}"
+            f"{_told_apart(frames[first], frames[first + 1])}. Keep one of each position, or move each time, echo or "
+            "phase into a folder of its own"
+        )
+    median = float(np.median(gaps))
+    if (uneven := np.abs(gaps - median) > _TOLERANCE * median).any():
+        found = [
+            f"{gaps[i]:.4g} mm between {frames[i].name} and {frames[i + 1].name}"
+            for i in np.flatnonzero(uneven)[:_SHOWN]
+        ]
+        more = int(uneven.sum()) - len(found)
+        raise GridError(
+            f"uneven distances of its {len(frames)} slices: {median:.4g} mm mostly, but {', '.join(found)}"
+            f"{f' and {more} more' if more else ''}. Slices are missing there: add them, or resample the series to "
+            "even distances and save it as NIfTI"
+        )
+
+
+def _require_line(frames: Sequence[Frame], positions: npt.NDArray[Any], step: npt.NDArray[Any]) -> None:
+    """The slices lie on a line, perhaps not at a right angle to them, as where the gantry was tilted."""
+    away = np.linalg.norm(positions - positions[0] - np.arange(len(frames))[:, None] * step, axis=1)
+    worst = int(away.argmax())
+    if away[worst] > max(2 * _TOLERANCE * float(np.linalg.norm(step)), 0.05):
+        raise GridError(
+            f"slices that do not lie on one line: {frames[worst].name} is {away[worst]:.3g} mm away from where even "
+            "distances put it. Resample the series to even distances and save it as NIfTI"
+        )
+
+
+def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance: float) -> None:
+    """The numbers of the slices are all there, as many as the header declares."""
+    whole = f"If it is whole, {_AS_NIFTI}"
+    if missing := _missing_numbers(frames, others):
+        shown = ", ".join(str(number) for number in missing[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise GridError(
+            f"{len(frames)} slices whose numbers go up to {max(frame.number or 0 for frame in frames)}, without number "
+            f"{shown}{more}. Add what is missing. {whole}"
+        )
+    for keyword, declared, count in _declared(frames):
+        if declared > count:
+            raise GridError(
+                f"{count} slices, where {keyword} says that there are {declared}. Add the missing slices. {whole}"
+            )
+    apart = frames[0].file.numbers("SpacingBetweenSlices", 1)
+    thickness = frames[0].file.numbers("SliceThickness", 1)
+    if apart and thickness and abs(apart[0]) > 0.9 * thickness[0] > 0:
+        times = distance / abs(apart[0])
+        if round(times) > 1 and abs(times - round(times)) < _TOLERANCE:
+            raise GridError(
+                f"slices {distance:.4g} mm apart, where SpacingBetweenSlices says {abs(apart[0]):.4g} mm: those "
+                f"between are missing. Add the missing slices. {whole}"
+            )
+
+
+def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> list[int]:
+    """Numbers from 1 on that no slice has, where each slice has one of its own."""
+    numbers = [frame.number for frame in frames if frame.number is not None]
+    if len(set(numbers)) < len(frames) or min(numbers) < 0:
+        return []
+    elsewhere = {file.whole("InstanceNumber") for file in others}
+    return [number for number in range(1, max(numbers)) if number not in {*numbers, *elsewhere}]
+
+
+def _declared(frames: Sequence[Frame]) -> list[tuple[str, int, int]]:
+    """By the element that declares it, how many slices there should be and are."""
+    declared = []
+    by_acquisition = defaultdict(list)
+    for frame in frames:
+        by_acquisition[frame.file.whole("AcquisitionNumber")].append(frame)
+    for group in by_acquisition.values():
+        if (number := group[0].file.whole("ImagesInAcquisition")) and group[0].file.frames == 1:
+            declared.append(("ImagesInAcquisition", number, len(group)))
+    if (number := frames[0].file.whole("NumberOfSlices")) and (frames[0].file.whole("NumberOfTimeSlices") or 1) == 1:
+        declared.append(("NumberOfSlices", number, len(frames)))
+    return declared
+
+
+def _thickness(frame: Frame) -> float:
+    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
+        if (value := frame.file.numbers(keyword, 1)) and abs(value[0]) > 0:
+            return abs(value[0])
+    return 1.0
+
+
+def _told_apart(one: Frame, other: Frame) -> str:
+    differ = [keyword for keyword, value in one.kinds.items() if other.kinds.get(keyword, value) != value]
+    return f", which differ in {', '.join(differ)}" if differ else ""
+
+
+def _names(frames: Iterable[Frame]) -> str:
+    names = [frame.name for frame in frames]
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

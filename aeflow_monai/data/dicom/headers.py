@@ -1,0 +1,280 @@
+"""Headers of DICOM files: what a file is, and whether it is whole."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pydicom
+from pydicom.uid import UID
+
+__all__ = ["DicomFile", "quiet", "read_dataset", "read_header", "require_libraries"]
+
+# What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
+_TAGS = (
+    *(
+        "SOPClassUID",
+        "PatientID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "SeriesNumber",
+        "InstanceNumber",
+        "Modality",
+    ),
+    *("ImageType", "AcquisitionNumber", "ImagesInAcquisition", "NumberOfSlices", "NumberOfTimeSlices"),
+    *("InConcatenationTotalNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio", "SliceThickness", "SpacingBetweenSlices"),
+    *("EchoNumbers", "EchoTime", "InversionTime", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue"),
+    *("AcquisitionTime", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_UNDEFINED = 0xFFFFFFFF
+_NATIVE = (
+    pydicom.uid.ImplicitVRLittleEndian,
+    pydicom.uid.ExplicitVRLittleEndian,
+    pydicom.uid.ExplicitVRBigEndian,
+)
+_NO_IMAGE = {
+    "Segmentation Storage": "a segmentation, not an image",
+    "Label Map Segmentation Storage": "a segmentation, not an image",
+    "RT Dose Storage": "a radiotherapy dose, not an image",
+    "Media Storage Directory Storage": "an index of files (DICOMDIR), not an image",
+}
+
+
+class DicomFile(NamedTuple):
+    """A file and what its header says.
+
+    Attributes:
+        path: of the file.
+        header: the elements that are needed, empty if the header cannot be read.
+        damage: what is wrong with the file, in words; empty if nothing is.
+        other: what the file is if it is no image, such as a report; empty if it is one.
+    """
+
+    path: Path
+    header: pydicom.Dataset
+    damage: str = ""
+    other: str = ""
+
+    def get(self, keyword: str) -> Any:
+        """The value of an element; None if it is not there, empty or not valid."""
+        try:
+            value = self.header.get(keyword)
+        except Exception:  # whatever a value that breaks the standard makes pydicom raise
+            return None
+        return None if value is None or value == "" else value
+
+    def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
+        """The finite numbers of an element; None if there are not as many."""
+        return numbers_of(self.get(keyword), count)
+
+    def whole(self, keyword: str) -> int | None:
+        """The whole number of an element; None if it is none."""
+        try:
+            return int(self.get(keyword))
+        except (TypeError, ValueError, OverflowError):
+            return None
+
+    def text(self, keyword: str) -> str:
+        """The text of an element; empty if it is not there."""
+        return str(self.get(keyword) or "").strip()
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return self.whole("NumberOfFrames") or 1
+
+    @property
+    def kind(self) -> str:
+        """Name of the SOP class in the standard; empty if it is private or not said."""
+        meta = getattr(self.header, "file_meta", {})
+        uid = self.text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or "")
+        name = UID(uid).name if uid else ""
+        return "" if name == uid else str(name)
+
+    @property
+    def image_type(self) -> tuple[str, ...]:
+        """Values of ImageType, such as ORIGINAL, PRIMARY, LOCALIZER."""
+        value = self.get("ImageType") or ()
+        return tuple(str(part).upper() for part in ([value] if isinstance(value, str) else value))
+
+    @property
+    def in_colour(self) -> bool:
+        """Whether a pixel holds a colour."""
+        return (self.whole("SamplesPerPixel") or 1) > 1 or self.text("PhotometricInterpretation") == "PALETTE COLOR"
+
+
+def numbers_of(value: Any, count: int) -> tuple[float, ...] | None:
+    """Finite numbers of a value of an element; None if there are not as many."""
+    try:
+        parts = tuple(float(part) for part in ([value] if count == 1 and not hasattr(value, "__len__") else value))
+    except (TypeError, ValueError):
+        return None
+    return parts if len(parts) == count and all(abs(part) < 1e9 for part in parts) else None  # not for NaN
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom from quoting values that break the standard, in warnings and its log: they may name the patient."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def require_libraries() -> None:
+    """Refuse to read DICOM with libraries that are too old.
+
+    Raises:
+        ImportError: says which are needed.
+    """
+    found = {}
+    for package, least in (("pydicom", (3, 0)), ("highdicom", (0, 24))):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "none"
+        if tuple(int(part) for part in found[package].split(".")[:2] if part.isdigit()) < least:
+            raise ImportError(
+                f"DICOM is read with pydicom 3.0 and highdicom 0.24 or newer; this environment has {package} "
+                f"{found[package]}, as MONAI Label needs it. Convert the images to NIfTI, or read them in an "
+                "environment without MONAI Label."
+            )
+
+
+def read_header(path: Path) -> DicomFile:
+    """Read the header of a file, and look whether its pixels are there to the end.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        What was found. A file that cannot be read is no error, but has a `damage`.
+    """
+    size = path.stat().st_size
+    if size == 0:
+        return DicomFile(path, pydicom.Dataset(), "the file is empty")
+    with path.open("rb") as stream, quiet():
+        try:
+            header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
+            pixels, damage = _pixels(stream, header, size)
+            _convert(header)
+        except Exception:  # its text may quote a value
+            return DicomFile(path, pydicom.Dataset(), "its header cannot be read")
+    file = DicomFile(path, header, damage)
+    if file.kind in _NO_IMAGE:
+        return file._replace(other=_NO_IMAGE[file.kind])
+    if damage or (pixels and file.whole("Rows") and file.whole("Columns")):
+        return file
+    if pixels:
+        return file._replace(damage="its header does not say how many rows and columns it has")
+    if "Image Storage" in file.kind or (not file.kind and file.get("Rows")):
+        return file._replace(damage="it ends before its pixels")
+    if not file.kind and not file.text("SOPClassUID"):
+        return file._replace(damage="its header ends too early, or it is no DICOM file")
+    name = file.kind.removesuffix(" Storage").lower() or "private data"
+    return file._replace(other=f"{name}, not an image")
+
+
+def read_dataset(path: Path) -> pydicom.Dataset:
+    """Read a whole file, with its pixels.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    with path.open("rb") as stream, quiet():
+        try:
+            return _parse(stream)
+        except Exception:
+            raise ValueError(
+                f"Expected a DICOM image in {path}; got a file that cannot be read. Get it again."
+            ) from None
+
+
+def _convert(header: pydicom.Dataset) -> None:
+    """Let pydicom understand all values now, while it is quiet; what it cannot understand is taken out."""
+    for tag in list(header.keys()):
+        try:
+            _ = header[tag].value
+        except Exception:  # whatever a value that breaks the standard makes it raise
+            del header[tag]
+
+
+def _parse(stream: io.BufferedReader, **options: Any) -> pydicom.Dataset:
+    stream.seek(128)
+    magic = stream.read(4) == b"DICM"
+    stream.seek(0)
+    # without the preamble, as old devices write it, a file has to show what it is by its elements
+    data = pydicom.dcmread(stream, force=not magic, **options)
+    if not magic and not (data.get("SOPClassUID") or data.get("Rows") or data.get("file_meta")):
+        raise ValueError
+    if not getattr(data.file_meta, "TransferSyntaxUID", None):
+        little = data.original_encoding[1]
+        implicit = data.original_encoding[0]
+        data.file_meta.TransferSyntaxUID = UID(
+            pydicom.uid.ImplicitVRLittleEndian
+            if implicit
+            else pydicom.uid.ExplicitVRLittleEndian
+            if little
+            else pydicom.uid.ExplicitVRBigEndian
+        )
+    return data
+
+
+def _pixels(stream: io.BufferedReader, header: pydicom.Dataset, size: int) -> tuple[bool, str]:
+    """Whether there are pixels behind the header, and what is wrong with them."""
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        return "Rows" in header, ""  # it was unpacked to its end
+    order: Any = "little" if header.original_encoding[1] else "big"
+    start = stream.read(4)
+    if len(start) < 4:
+        return False, ""
+    group, element = (int.from_bytes(start[i : i + 2], order) for i in (0, 2))
+    if (group << 16) + element not in _PIXEL_TAGS:
+        return False, ""
+    if (start := stream.read(4))[:2] in (b"OB", b"OW", b"OF", b"OD", b"UN"):  # explicit VR, whatever the header says
+        start = stream.read(4)
+    length = int.from_bytes(start, order)
+    if length == _UNDEFINED:
+        return True, _encapsulated(stream, size, header)
+    missing = stream.tell() + length - size
+    bits = int(header.get("BitsAllocated") or 0) * int(header.get("SamplesPerPixel") or 1)
+    values = int(header.get("Rows") or 0) * int(header.get("Columns") or 0) * int(header.get("NumberOfFrames") or 1)
+    # colours may be stored with every second value of two channels only
+    part = 2 / 3 if "422" in str(header.get("PhotometricInterpretation")) else 1
+    missing = max(missing, int(values * bits * part / 8) - length) if syntax in _NATIVE else missing
+    return True, f"it ends too early, {missing} bytes of its pixels are missing" if missing > 0 else ""
+
+
+def _encapsulated(stream: io.BufferedReader, size: int, header: pydicom.Dataset) -> str:
+    """Walk over the fragments of compressed pixels, without reading them."""
+    fragments = -1  # the first is a table
+    while len(start := stream.read(8)) == 8:
+        tag = (int.from_bytes(start[:2], "little") << 16) + int.from_bytes(start[2:4], "little")
+        length = int.from_bytes(start[4:], "little")
+        if tag == _SEQUENCE_END:
+            break
+        if tag != _ITEM or stream.tell() + length > size:
+            return "it ends too early, within its compressed pixels"
+        stream.seek(length, os.SEEK_CUR)
+        fragments += 1
+    short = fragments < int(header.get("NumberOfFrames") or 1)
+    return "it ends too early, some of its compressed frames are missing" if short else ""

@@ -1,0 +1,173 @@
+"""Pixels of DICOM files as floating point: decoded, rescaled frame by frame, MONOCHROME1 inverted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+
+from aeflow_monai.data.dicom.frames import Frame
+from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_dataset
+
+__all__ = ["colours", "intensities"]
+
+Array = npt.NDArray[Any]
+_BLOCK = 16  # slices
+
+
+def intensities(frames: Sequence[Frame]) -> npt.NDArray[np.float32]:
+    """Intensities of slices of one size, in their order.
+
+    Each slice has its own rescale slope and intercept or table, of its header or functional groups. MONOCHROME1, where
+    low values are bright, is inverted within the range of its bits. Padding, as around the circle of a CT, takes the
+    lowest value that the volume has elsewhere.
+
+    Args:
+        frames: of one file or of several.
+
+    Returns:
+        The values, (columns, rows, n).
+
+    Raises:
+        ValueError: a file cannot be read or decoded; the message names it.
+    """
+    rows, columns = (frames[0].file.whole(keyword) or 0 for keyword in ("Rows", "Columns"))
+    values = np.empty((columns, rows, len(frames)), np.float32)
+    padded = False
+    image, path = None, None
+    for start in range(0, len(frames), _BLOCK):
+        part = frames[start : start + _BLOCK]
+        block = np.empty((len(part), rows, columns), np.float32)  # turned together, which is faster than one by one
+        for k, frame in enumerate(part):
+            if frame.file.path != path:
+                image, path = _open(frame.file), frame.file.path
+            padded |= _read_frame(image, frame, block[k])
+        values[..., start : start + len(part)] = block.transpose(2, 1, 0)
+    if padded:
+        np.nan_to_num(values, copy=False, nan=float(np.nanmin(values)))
+    return values
+
+
+def colours(file: DicomFile) -> npt.NDArray[np.float32]:
+    """Red, green and blue of a picture of one frame, (rows, columns, 3).
+
+    Raises:
+        ValueError: the file cannot be read or decoded; the message names it.
+    """
+    data = read_dataset(file.path)
+    with quiet():
+        try:
+            _quieten_gdcm()
+            from pydicom.pixels import apply_color_lut, pixel_array
+
+            pixels = pixel_array(data)
+            if data.PhotometricInterpretation == "PALETTE COLOR":
+                pixels = apply_color_lut(pixels, data)
+            pixels = pixels.astype(np.float32)
+        except Exception:
+            raise _undecodable(file) from None
+    if pixels.ndim != 3 or pixels.shape[-1] != 3:
+        raise _undecodable(file)
+    return np.asarray(pixels, np.float32)
+
+
+def _read_frame(image: Any, frame: Frame, values: Array) -> bool:
+    """Read one frame into an array, with NaN where it is padded; whether it is."""
+    with quiet():
+        try:
+            values[...] = _transformed(image, frame.offset)
+            padding = _padding(image, frame.offset)
+        except Exception:  # its text may quote a value, or be a decoder's
+            raise _undecodable(frame.file) from None
+    if padding is None or not padding.any() or padding.all():
+        return False
+    values[padding] = np.nan
+    return True
+
+
+def _open(file: DicomFile) -> Any:
+    """The file as highdicom's image, with the elements that old devices leave out."""
+    import highdicom
+
+    data = read_dataset(file.path)
+    with quiet():
+        try:
+            _quieten_gdcm()
+            data.setdefault("SamplesPerPixel", 1)
+            data.setdefault("PhotometricInterpretation", "MONOCHROME2")
+            if "PixelData" in data:
+                data.setdefault("PixelRepresentation", 0)
+                data.setdefault("BitsStored", data.BitsAllocated)
+            data.pop("PresentationLUTShape", None)  # which contradicts the photometric interpretation where it matters
+            if not data.original_encoding[1]:
+                _as_little_endian(data)
+            return highdicom.Image.from_dataset(data, copy=False)
+        except Exception:
+            raise _undecodable(file) from None
+
+
+def _as_little_endian(data: pydicom.Dataset) -> None:
+    """Big endian pixels the other way round, which highdicom takes alone."""
+    from pydicom.pixels import pixel_array
+
+    pixels = pixel_array(data)
+    data.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    data["PixelData"].VR = "OW"
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.set_original_encoding(False, True, data.original_character_set)
+
+
+def _transformed(image: Any, index: int) -> Array:
+    """Values of a frame, in the units of its header."""
+    if "PixelData" not in image:  # floating point already
+        from pydicom.pixels import pixel_array
+
+        return np.asarray(pixel_array(image, index=index))
+    values: Array = image.get_frame(
+        index,
+        as_index=True,
+        apply_real_world_transform=False,
+        apply_modality_transform=None,
+        apply_voi_transform=False,
+        apply_presentation_lut=True,
+    )
+    return values
+
+
+def _padding(image: Any, index: int) -> Array | None:
+    """Where a frame is padded; None if its header speaks of no padding."""
+    value = image.get("PixelPaddingValue")
+    if value is None or "PixelData" not in image:
+        return None
+    stored: Array = image.get_stored_frame(index, as_index=True)
+    ends = [value, image.get("PixelPaddingRangeLimit")]
+    # -2000 is often written as the unsigned number of the same bits
+    low, high = (_same_bits(int(value if end is None else end), stored.dtype) for end in ends)
+    return (stored >= min(low, high)) & (stored <= max(low, high))
+
+
+def _same_bits(value: int, dtype: np.dtype[Any]) -> int:
+    return int(np.array(value % 2 ** (8 * dtype.itemsize), f"u{dtype.itemsize}").astype(dtype))
+
+
+def _undecodable(file: DicomFile) -> ValueError:
+    syntax = getattr(getattr(file.header, "file_meta", None), "TransferSyntaxUID", None)
+    name = syntax.name if syntax is not None and syntax.name != str(syntax) else "an unknown encoding"
+    return ValueError(
+        f"Expected a DICOM image in {file.path}; got pixels that cannot be decoded ({name}). The file is damaged, or "
+        "nothing installed here knows this encoding: get it again, or decompress it, for example with gdcmconv --raw."
+    )
+
+
+def _quieten_gdcm() -> None:
+    """Keep GDCM's decoder, where it is installed, from writing to the terminal."""
+    try:
+        import gdcm
+    except ImportError:
+        return
+    gdcm.Trace.DebugOff()
+    gdcm.Trace.WarningOff()
+    gdcm.Trace.ErrorOff()
