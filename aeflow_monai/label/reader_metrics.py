@@ -22,7 +22,7 @@ from aeflow_monai.label.final_labels import LabelledImage, labelled_images, load
 from aeflow_monai.label.inference import Pipeline
 from aeflow_monai.label.options import device_of
 from aeflow_monai.label.records import read_report
-from aeflow_monai.label.submissions import check_grid
+from aeflow_monai.label.submissions import lay_on_grid
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 
 __all__ = ["VoxelEvaluation"]
@@ -126,7 +126,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         lesion: Tensor = torch.zeros(anomaly_map.shape)
         if image.label:
             label = load_label(image.label)
-            check_grid(label[None], anomaly_map, image.label)
+            label = lay_on_grid(label[None], anomaly_map, image.label, image.image)
             lesion = torch.as_tensor(label).as_subclass(Tensor).reshape(anomaly_map.shape)
         spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
         voxels.update(anomaly_map, lesion, foreground)

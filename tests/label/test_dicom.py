@@ -140,8 +140,9 @@ def test_series_are_scored_marked_normal_and_trained_on(
     assert server.ask("/proxy/dicom/stow/studies", "POST", {})[0] == 403
 
     empty = tmp_path / "empty.nii.gz"
-    nib.save(nib.Nifti1Image(np.zeros(answer.shape, np.uint8), answer.affine), empty)
     for case in CASES[:2]:
+        grid = nib.as_closest_canonical(nib.load(volumes / f"images/{case}.nii.gz"))  # in another order of its axes
+        nib.save(nib.Nifti1Image(np.zeros(grid.shape, np.uint8), grid.affine), empty)
         server.client.save_label(series[case], str(empty), tag="final")
     time.sleep(1.5)
     assert server.client.info()["datastore"]["completed"] == 2

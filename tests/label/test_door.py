@@ -428,6 +428,15 @@ def test_a_label_that_cannot_be_read_or_compared_is_refused(server: Any, studies
     assert contents(studies / "labels") == stored
 
 
+def test_a_label_with_its_axes_in_another_order_is_its_images(server: Any, studies: Path) -> None:
+    source = nib.load(studies / f"{CASE}.nii.gz")
+    label = nib.Nifti1Image(np.zeros(source.shape, np.uint8), source.affine)
+    turned = gzip.compress(label.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]])).to_bytes())
+    answer = ask(server, "PUT", f"/datastore/label?image={CASE}", **form(("label", "a.nii.gz", turned)))
+    assert answer.status == 200, answer.text
+    assert ask(server, "DELETE", f"/datastore/label?id={CASE}&tag=final").status == 200
+
+
 def test_files_of_one_name_and_of_any_case_are_listed(server: Any, studies: Path) -> None:
     names = {name: entry["image"]["info"]["name"] for name, entry in server.client.datastore()["objects"].items()}
     assert not [name for name in names if "forged" in name or "hidden" in name or not name.isprintable()]

@@ -97,9 +97,8 @@ def test_what_is_no_bundle_is_refused(trained: Path, other: Path, tmp_path: Path
     with pytest.raises(FileNotFoundError, match="There is no trained model at"):
         require_bundle(tmp_path)
     torch.save({"model": {"aeflow.weight": torch.zeros(1)}}, tmp_path / "model.pt")
-    for old in (tmp_path / "model.pt", tmp_path):
-        with pytest.raises(ValueError, match=r"of another version of aeflow_monai.*Train again with this version"):
-            require_bundle(old)
+    with pytest.raises(ValueError, match=r"of another version of aeflow_monai.*Train again with this version"):
+        require_bundle(tmp_path / "model.pt")
     mixed = Path(shutil.copytree(trained, tmp_path / "mixed"))
     shutil.copy(other / "models/model.pt", mixed / "models")
     with pytest.raises(ValueError, match="is not the model that the bundle in"):
