@@ -19,6 +19,7 @@ SliceKind = Literal["normal", "abnormal", "unclear"]
 FITS = ("resize", "pad")
 # Slices larger than image_size are padded to multiples of this: the largest stride of common backbones.
 _MULTIPLE = 32
+_ROWS = 16  # of a volume whose foreground is counted in one go
 
 
 class Slicer:
@@ -117,7 +118,9 @@ class Slicer:
         if count == 1:
             return torch.zeros(1, dtype=torch.long)
         others = [d for d in range(4) if d != dimension]
-        kept = (volume > 0).float().mean(dim=others).cpu() >= self.min_foreground
+        parts = [(part > 0).float().sum(dim=others) for part in volume.split(_ROWS, dim=1)]
+        area = torch.cat(parts) if dimension == 1 else torch.stack(parts).sum(dim=0)
+        kept = (area / math.prod(volume.shape[d] for d in others)).cpu() >= self.min_foreground
         if self.slice_range is not None and axis == self.axes[0]:
             numbers = torch.arange(1, count + 1)
             kept &= (numbers >= self.slice_range[0]) & (numbers <= self.slice_range[1])
