@@ -118,7 +118,7 @@ class Slicer:
         if count == 1:
             return torch.zeros(1, dtype=torch.long)
         others = [d for d in range(4) if d != dimension]
-        parts = [(part > 0).float().sum(dim=others) for part in volume.split(_ROWS, dim=1)]
+        parts = [(part > 0).float().sum(dim=others) for part in torch.split(volume, _ROWS, dim=1)]
         area = torch.cat(parts) if dimension == 1 else torch.stack(parts).sum(dim=0)
         kept = (area / math.prod(volume.shape[d] for d in others)).cpu() >= self.min_foreground
         if self.slice_range is not None and axis == self.axes[0]:

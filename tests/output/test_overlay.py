@@ -7,9 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
 from aeflow_monai.output.overlay import WriteOverlayd
+from aeflow_monai.output.panels import Layers, Scales
 
 Array = npt.NDArray[Any]
 
@@ -64,9 +66,14 @@ NAN = float("nan")
 def title_and_picture(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Array]:
     from aeflow_monai.output import overlay
 
-    draw, drawn = overlay._draw, []
+    draw, drawn = overlay.draw_panels, []
+
+    def recorded(layers: Layers, scales: Scales, title: str) -> Figure:
+        drawn.append((title, layers.image))
+        return draw(layers, scales, title)
+
     with monkeypatch.context() as patch:
-        patch.setattr(overlay, "_draw", lambda *args, **kw: drawn.append((kw["title"], args[0])) or draw(*args, **kw))
+        patch.setattr(overlay, "draw_panels", recorded)
         write_overlay(folder, data)
     return drawn[0]
 
