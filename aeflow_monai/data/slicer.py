@@ -171,13 +171,23 @@ class Slicer:
             indices: (n,), along the plane's axis.
         """
         stack = stack_of(volume, axis)
-        own = (stack.shape[2], stack.shape[3])
-        if self.fit == "resize":
-            maps = _resize(maps, own)
-        else:
-            top, _, left, _ = _margins(own, self._network_size(own))
-            maps = maps[..., top : top + own[0], left : left + own[1]]
+        maps = self.own_size(maps, (stack.shape[2], stack.shape[3]))
         stack.index_add_(0, indices.to(volume.device), _upright(maps, axis).to(volume))
+
+    def own_size(self, maps: Tensor, own: tuple[int, int]) -> Tensor:
+        """Bring maps of slices back to the size of the slices.
+
+        Args:
+            maps: (n, C, H, W), as the network gives them.
+            own: rows and columns.
+
+        Returns:
+            (n, C, *own); shares memory with the maps where nothing was resized.
+        """
+        if self.fit == "resize":
+            return _resize(maps, own)
+        top, _, left, _ = _margins(own, self._network_size(own))
+        return maps[..., top : top + own[0], left : left + own[1]]
 
     def kinds(self, case: Mapping[str, Any], axis: str, name: str = "the image") -> list[SliceKind]:
         """Tell normal from abnormal slices of a case, by its lesion mask if there is one, else by its label.

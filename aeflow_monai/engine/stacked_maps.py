@@ -58,6 +58,9 @@ class StackedMap(DeferredMap):
 
     def pasted(self) -> Tensor:
         """The volume (c, X, Y, Z) without the image's place in the world."""
+        if self.shape[-1] == 1:  # a picture, of which a second copy would be large
+            (stack,) = self.stacks.values()
+            return self.slicer.own_size(stack, self.shape[1:3])[0, ..., None].add_(0)  # -0 becomes 0, as in a sum
         volume = self._zeros(*self.shape)
         for plane, stack in self.stacks.items():
             indices = self.indices[plane]
@@ -71,7 +74,7 @@ class StackedMap(DeferredMap):
     def slice(self, axis: int, index: int) -> Tensor:
         """A slice of the volume; of a single plane, across it, without the others."""
         (plane, stack), *others = self.stacks.items()
-        if others or PLANES[plane].axis != axis or len(self.indices) > 1:
+        if others or PLANES[plane].axis != axis or len(self.indices) > 1 or self.shape[-1] == 1:
             return self.pasted().select(1 + axis, index)
         shape = list(self.shape)
         shape[1 + axis] = 1

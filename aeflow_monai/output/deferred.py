@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 from monai.config import KeysCollection
@@ -13,10 +16,11 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-__all__ = ["AssembleMapsd", "DeferredMap", "EachMapd", "assembled"]
+__all__ = ["AssembleMapsd", "DeferredMap", "EachMapd", "alone_if_large", "assembled"]
 
-# Voxels of a map from which on the next is put together only when it is written.
-_LARGE = 2**26
+# Voxels of a map from which on it is alone in memory.
+_LARGE = 2**24
+_ROOM = Lock()
 
 
 class DeferredMap(ABC):
@@ -39,6 +43,20 @@ class DeferredMap(ABC):
 def assembled(value: Any) -> Any:
     """The volume of a deferred map; anything else as it is."""
     return value.volume() if isinstance(value, DeferredMap) else value
+
+
+@contextmanager
+def alone_if_large(shape: Sequence[int]) -> Iterator[None]:
+    """Wait until no other thread has a large map put together, if this one is large too.
+
+    Args:
+        shape: of the map, (C, ...).
+    """
+    if math.prod(shape[1:]) < _LARGE:
+        yield
+        return
+    with _ROOM:
+        yield
 
 
 class AssembleMapsd(MapTransform):  # type: ignore[misc]
@@ -102,17 +120,10 @@ class EachMapd(MapTransform):  # type: ignore[misc]
         with ThreadPoolExecutor(2) as pool:
             begun: deque[Future[Any]] = deque()
             for key, value in maps.items():
-                while len(begun) >= (1 if _is_large(value) else 2):
-                    begun.popleft().result()
-                begun.append(pool.submit(self.write, self.transform({**others, key: assembled(value)})))
+                with alone_if_large(value.shape):
+                    begun.append(pool.submit(self.write, self.transform({**others, key: assembled(value)})))
+                    while len(begun) >= (1 if math.prod(value.shape[1:]) >= _LARGE else 2):
+                        begun.popleft().result()
             while begun:
                 begun.popleft().result()
         return d
-
-
-def _is_large(value: Any) -> bool:
-    shape = value.shape[1:]
-    n_voxels = 1
-    for size in shape:
-        n_voxels *= int(size)
-    return n_voxels >= _LARGE

@@ -9,6 +9,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.colors import Normalize
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
@@ -16,9 +17,9 @@ from monai.transforms import MapTransform
 from aeflow_monai.files import case_file_name
 from aeflow_monai.geometry import PLANES, format_position, ras_affine, slice_positions
 from aeflow_monai.output.case_score import most_anomalous_slice
-from aeflow_monai.output.deferred import DeferredMap, assembled
+from aeflow_monai.output.deferred import DeferredMap, alone_if_large, assembled
 from aeflow_monai.output.maps import to_numpy
-from aeflow_monai.output.panels import Layers, Scales, draw_panels, save_picture
+from aeflow_monai.output.panels import Layers, Scales, draw_panels, reduced, save_picture
 
 __all__ = ["WriteOverlayd"]
 
@@ -117,14 +118,22 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
             title.append(f"slice {index + 1} of {shape[axis]}{_place(image, axis, index)}")
         if "anomaly_score" in d:
             title.append(f"anomaly score {float(d['anomaly_score']):.2f}")
-        optional = (self.reconstruction_key, "lesion")
-        layers = Layers(
-            *(_picture(d[key], axis, index) for key in (self.image_key, self.map_key)),
-            *(_picture(d[key], axis, index) if key in d else None for key in optional),
-        )
+        with alone_if_large(d[self.map_key].shape):
+            layers = self._layers(d, axis, index)
         scales = Scales(grey, threshold, vmax, *_picture_geometry(image, axis))
         save_picture(draw_panels(layers, scales, "   |   ".join(title)), self.output_dir / f"{case}_overlay.png")
         return d
+
+    def _layers(self, data: Mapping[Hashable, Any], axis: int, index: int | None) -> Layers:
+        """What is drawn of the slice: of a large picture the mean of grey levels, the maximum of maps and lesions."""
+        image, anomaly_map = data[self.image_key], data[self.map_key]
+        reconstruction, lesion = data.get(self.reconstruction_key), data.get("lesion")
+        return Layers(
+            reduced(_picture(image, axis, index), np.mean),
+            reduced(_picture(anomaly_map, axis, index), np.max),
+            None if reconstruction is None else reduced(_picture(reconstruction, axis, index), np.mean),
+            None if lesion is None else reduced(_picture(lesion, axis, index), np.max),
+        )
 
     def _common_shape(self, data: Mapping[Hashable, Any], case: str) -> tuple[int, ...]:
         """The spatial shape of all that is drawn."""
@@ -187,12 +196,12 @@ def _sample(image: Array) -> Array:
 
 def _picture(value: Any, axis: int, index: int | None) -> Array:
     """The first channel of a slice across a spatial axis, as it stands upright; a 2D image has none to choose."""
-    if index is None:
-        picture = to_numpy(value)[0]
-    elif isinstance(value, DeferredMap):
-        picture = _upright(to_numpy(value.slice(axis, index))[0], axis)
-    else:
-        picture = _upright(np.moveaxis(to_numpy(value)[0], axis, 0)[index], axis)
+    if isinstance(value, DeferredMap):
+        value = value.slice(axis, index or 0)
+    elif index is not None:
+        value = torch.as_tensor(value).select(1 + axis, index)
+    picture = to_numpy(value)[0]
+    picture = picture if index is None else _upright(picture, axis)
     single: Array = picture.astype(np.float32, copy=False)
     return single
 

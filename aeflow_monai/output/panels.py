@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.files import replacing
 from aeflow_monai.marks import MARK
 
-__all__ = ["OUTLINE", "Layers", "Scales", "add_panel", "draw_panels", "new_figure", "save_picture"]
+__all__ = ["OUTLINE", "Layers", "Scales", "add_panel", "draw_panels", "new_figure", "reduced", "save_picture"]
 
 Array = npt.NDArray[Any]
 
@@ -45,12 +46,6 @@ class Layers(NamedTuple):
     reconstruction: Array | None = None
     lesion: Array | None = None
 
-    def reduced(self) -> Layers:
-        """Those of a large picture at a lower resolution: the mean of grey levels, the maximum of maps and lesions."""
-        factor = -(-max(self.image.shape) // _SIDE)
-        pools = (np.mean, np.max, np.mean, np.max)
-        return Layers(*(_pooled(layer, factor, pool) for layer, pool in zip(self, pools, strict=True)))
-
 
 class Scales(NamedTuple):
     """What the values and the pixels of layers mean.
@@ -72,7 +67,6 @@ class Scales(NamedTuple):
 
 def draw_panels(layers: Layers, scales: Scales, title: str) -> Figure:
     """The panels side by side, and the scale of the colours."""
-    layers = layers.reduced()
     # Coloured before they are enlarged, and once, not once a panel.
     coloured = [
         matplotlib.colormaps["gray"](scales.grey(layer), bytes=True)
@@ -139,13 +133,24 @@ def _colour_bar(figure: Figure, shown: Any, scales: Scales) -> None:
         bar.ax.axhline(scales.threshold, color=OUTLINE, linewidth=1.8)
 
 
-def _pooled(layer: Array | None, factor: int, pool: Any) -> Any:
-    """A layer with blocks of pixels as one; the blocks at the end may be smaller."""
-    if layer is None or factor == 1:
+def reduced(layer: Array, pool: Callable[..., Array]) -> Array:
+    """A layer of a large picture at a lower resolution, each block of pixels as one.
+
+    Args:
+        layer: (rows, columns).
+        pool: of a block, `np.mean` or `np.max`.
+
+    Returns:
+        At most 1024 rows and columns.
+    """
+    factor = -(-max(layer.shape) // _SIDE)
+    if factor == 1:
         return layer
     rows, columns = (-(-size // factor) for size in layer.shape)
     pads = [(0, count * factor - size) for count, size in zip((rows, columns), layer.shape, strict=True)]
-    return pool(np.pad(layer, pads, mode="edge").reshape(rows, factor, columns, factor), axis=(1, 3))
+    if any(end for _, end in pads):
+        layer = np.pad(layer, pads, mode="edge")
+    return pool(layer.reshape(rows, factor, columns, factor), axis=(1, 3))
 
 
 def _colours() -> ListedColormap:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
 from aeflow_monai.output.overlay import WriteOverlayd
-from aeflow_monai.output.panels import Layers, Scales
+from aeflow_monai.output.panels import Layers, Scales, reduced
 
 Array = npt.NDArray[Any]
 
@@ -193,3 +193,14 @@ def test_case_cannot_leave_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="case has to be a file name without path separators"):
         write_overlay(tmp_path / "out", overlay_case(case="../a"))
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_large_picture_is_drawn_smaller_without_losing_a_find() -> None:
+    image, anomaly_map = np.random.default_rng(0).random((2, 2500, 1100), np.float32)
+    anomaly_map[2499, 1098] = 9
+    smaller, found = reduced(image, np.mean), reduced(anomaly_map, np.max)
+    assert smaller.shape == found.shape == (834, 367)
+    np.testing.assert_allclose(smaller[:833, :366], image[:2499, :1098].reshape(833, 3, 366, 3).mean((1, 3)), 1e-5)
+    assert found[833, 366] == 9
+    assert (found > 5).sum() == 1
+    assert np.shares_memory(reduced(image[:1024, :1024], np.mean), image)
