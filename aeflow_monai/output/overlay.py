@@ -19,7 +19,7 @@ from aeflow_monai.geometry import PLANES, format_position, ras_affine, slice_pos
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.deferred import DeferredMap, alone_if_large, assembled
 from aeflow_monai.output.maps import to_numpy
-from aeflow_monai.output.panels import Layers, Scales, draw_panels, reduced, save_picture
+from aeflow_monai.output.panels import Layers, Scales, block_maxima, block_means, draw_panels, save_picture
 
 __all__ = ["WriteOverlayd"]
 
@@ -37,7 +37,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
     anterior to posterior, columns from the patient's right to the left). Coronal and sagittal slices are
     turned upright, superior on top. Letters at the edges tell the sides, if the image has an affine. Pixels
     are shown with their physical proportions. A picture of more than 1024 rows or columns is drawn at a lower
-    resolution, which a panel has anyway: the mean of its grey levels, the largest map value.
+    resolution, 640 at most, as a panel has fewer: the mean of its grey levels, the largest map value.
 
     Colours stand on the fixed scale [0, vmax], in standard deviations of the normals, never on that of one
     image, so that two pictures compare. Of a volume, the slice with the largest score along the first axis of
@@ -120,8 +120,9 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
             title.append(f"anomaly score {float(d['anomaly_score']):.2f}")
         with alone_if_large(d[self.map_key].shape):
             layers = self._layers(d, axis, index)
-        scales = Scales(grey, threshold, vmax, *_picture_geometry(image, axis))
-        save_picture(draw_panels(layers, scales, "   |   ".join(title)), self.output_dir / f"{case}_overlay.png")
+            scales = Scales(grey, threshold, vmax, *_picture_geometry(image, axis))
+            figure = draw_panels(layers, scales, "   |   ".join(title))
+            save_picture(figure, self.output_dir / f"{case}_overlay.png")
         return d
 
     def _layers(self, data: Mapping[Hashable, Any], axis: int, index: int | None) -> Layers:
@@ -129,10 +130,10 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         image, anomaly_map = data[self.image_key], data[self.map_key]
         reconstruction, lesion = data.get(self.reconstruction_key), data.get("lesion")
         return Layers(
-            reduced(_picture(image, axis, index), np.mean),
-            reduced(_picture(anomaly_map, axis, index), np.max),
-            None if reconstruction is None else reduced(_picture(reconstruction, axis, index), np.mean),
-            None if lesion is None else reduced(_picture(lesion, axis, index), np.max),
+            block_means(_picture(image, axis, index)),
+            block_maxima(_picture(anomaly_map, axis, index)),
+            None if reconstruction is None else block_means(_picture(reconstruction, axis, index)),
+            None if lesion is None else block_maxima(_picture(lesion, axis, index)),
         )
 
     def _common_shape(self, data: Mapping[Hashable, Any], case: str) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +20,23 @@ from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.files import replacing
 from aeflow_monai.marks import MARK
 
-__all__ = ["OUTLINE", "Layers", "Scales", "add_panel", "draw_panels", "new_figure", "reduced", "save_picture"]
+__all__ = [
+    "OUTLINE",
+    "Layers",
+    "Scales",
+    "add_panel",
+    "block_maxima",
+    "block_means",
+    "draw_panels",
+    "new_figure",
+    "save_picture",
+]
 
 Array = npt.NDArray[Any]
 
 OUTLINE, LESION = "#ff8c1a", "#33d6ff"  # told apart by colour-blind readers too
-# Sides that are drawn as they are; a panel has half as many pixels.
-_SIDE = 1024
+_SIDE = 1024  # rows or columns that are drawn as they are
+_DRAWN = 640  # of a larger picture: a panel has fewer pixels, and to draw many takes much memory
 # In inches.
 _GAP, _BAR_WIDTH, _TOP, _BOTTOM = 0.08, 0.95, 0.6, 0.32
 
@@ -133,24 +143,35 @@ def _colour_bar(figure: Figure, shown: Any, scales: Scales) -> None:
         bar.ax.axhline(scales.threshold, color=OUTLINE, linewidth=1.8)
 
 
-def reduced(layer: Array, pool: Callable[..., Array]) -> Array:
-    """A layer of a large picture at a lower resolution, each block of pixels as one.
+def block_means(layer: Array) -> Array:
+    """Reduce a layer (rows, columns) of more than 1024 rows or columns to 640 at most: the mean of each block."""
+    factor = _factor(layer)
+    return layer if factor == 1 else _blocks(np.add, layer, factor) / _sizes(layer.shape, factor)
 
-    Args:
-        layer: (rows, columns).
-        pool: of a block, `np.mean` or `np.max`.
 
-    Returns:
-        At most 1024 rows and columns.
-    """
-    factor = -(-max(layer.shape) // _SIDE)
-    if factor == 1:
-        return layer
-    rows, columns = (-(-size // factor) for size in layer.shape)
-    pads = [(0, count * factor - size) for count, size in zip((rows, columns), layer.shape, strict=True)]
-    if any(end for _, end in pads):
-        layer = np.pad(layer, pads, mode="edge")
-    return pool(layer.reshape(rows, factor, columns, factor), axis=(1, 3))
+def block_maxima(layer: Array) -> Array:
+    """Reduce a layer (rows, columns) as `block_means` does: the maximum of each block."""
+    factor = _factor(layer)
+    return layer if factor == 1 else _blocks(np.maximum, layer, factor)
+
+
+def _factor(layer: Array) -> int:
+    """Rows and columns of a block."""
+    side = max(layer.shape)
+    return 1 if side <= _SIDE else -(-side // _DRAWN)
+
+
+def _blocks(function: np.ufunc, layer: Array, factor: int) -> Array:
+    """Each block of a layer as one, without a copy of it; those at the ends may be smaller."""
+    rows, columns = (np.arange(0, size, factor) for size in layer.shape)
+    blocks: Array = function.reduceat(function.reduceat(layer, rows, axis=0), columns, axis=1)
+    return blocks
+
+
+def _sizes(shape: Sequence[int], factor: int) -> Array:
+    """Pixels of each block."""
+    rows, columns = (np.diff([*range(0, size, factor), size]) for size in shape)
+    return np.outer(rows, columns).astype(np.float32)
 
 
 def _colours() -> ListedColormap:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
 from aeflow_monai.output.overlay import WriteOverlayd
-from aeflow_monai.output.panels import Layers, Scales, reduced
+from aeflow_monai.output.panels import Layers, Scales, block_maxima, block_means
 
 Array = npt.NDArray[Any]
 
@@ -196,11 +196,13 @@ def test_case_cannot_leave_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_large_picture_is_drawn_smaller_without_losing_a_find() -> None:
-    image, anomaly_map = np.random.default_rng(0).random((2, 2500, 1100), np.float32)
-    anomaly_map[2499, 1098] = 9
-    smaller, found = reduced(image, np.mean), reduced(anomaly_map, np.max)
-    assert smaller.shape == found.shape == (834, 367)
-    np.testing.assert_allclose(smaller[:833, :366], image[:2499, :1098].reshape(833, 3, 366, 3).mean((1, 3)), 1e-5)
-    assert found[833, 366] == 9
-    assert (found > 5).sum() == 1
-    assert np.shares_memory(reduced(image[:1024, :1024], np.mean), image)
+    image, anomaly_map = np.random.default_rng(0).random((2, 2501, 1100), np.float32)
+    anomaly_map[2500, 1098] = 9
+    means, maxima = block_means(image), block_maxima(anomaly_map)
+    assert means.shape == maxima.shape == (626, 275)
+    np.testing.assert_allclose(means[:625], image[:2500].reshape(625, 4, 275, 4).mean((1, 3)), 1e-5)
+    np.testing.assert_allclose(means[625], image[2500].reshape(275, 4).mean(1), 1e-5)  # a block of one row
+    assert maxima[625, 274] == 9
+    assert (maxima > 5).sum() == 1
+    for reduce in (block_means, block_maxima):
+        assert np.shares_memory(reduce(image[:1024, :1024]), image)
