@@ -45,5 +45,5 @@ def test_voxels_and_metadata_are_those_of_monai(
 
 def test_a_scale_that_32_bits_cannot_tell_apart_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.nii.gz", "int16", (20, 20, 20), 1e-9, 1.0)
-    with pytest.raises(ValueError, match="Expected numbers that 32 bits can hold in .*a.nii.gz"):
+    with pytest.raises(ValueError, match=r"Expected numbers that 32 bits can hold in .*a\.nii\.gz"):
         read_nifti(path)
