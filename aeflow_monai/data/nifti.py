@@ -11,12 +11,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import MetaTensor, NibabelReader
+from monai.data import MetaTensor
 from monai.transforms import EnsureChannelFirst
 from monai.utils import MetaKeys
 from nibabel.spatialimages import HeaderDataError
 
 from aeflow_monai.data.numbers import as_float32, require_size
+from aeflow_monai.data.scaled_reader import ScaledReader
 from aeflow_monai.errors import first_line
 from aeflow_monai.files import gzip as fast_gzip
 from aeflow_monai.geometry import check_affine
@@ -55,13 +56,15 @@ def read_nifti(path: Path) -> MetaTensor:
     _check_size(image, path)
     check_affine(image.affine, str(path), min(3, len(image.shape)))
     _check_forms(image, path)
-    reader = NibabelReader()
+    reader = ScaledReader()
     try:
         # not by its `read`, which puts another affine in the place of one that disagrees with the voxel sizes
         reader.filenames = (str(path),)
         values, meta = reader.get_data(image)
     except Exception as error:
         raise ValueError(_damaged(path, error)) from error
+    if reader.sample is not None:
+        as_float32(reader.sample, str(path))  # which raises what 32 bits cannot hold
     while values.ndim > 4:  # which `_check_kind` found to be of size 1
         values = values[..., 0]
     if (factor := _UNIT_MM.get(image.header.get_xyzt_units()[0])) is not None:

@@ -19,6 +19,7 @@ SliceKind = Literal["normal", "abnormal", "unclear"]
 FITS = ("resize", "pad")
 # Slices larger than image_size are padded to multiples of this: the largest stride of common backbones.
 _MULTIPLE = 32
+_ROWS = 16  # of a volume whose foreground is counted in one go
 
 
 class Slicer:
@@ -117,7 +118,9 @@ class Slicer:
         if count == 1:
             return torch.zeros(1, dtype=torch.long)
         others = [d for d in range(4) if d != dimension]
-        kept = (volume > 0).float().mean(dim=others).cpu() >= self.min_foreground
+        parts = [(part > 0).float().sum(dim=others) for part in torch.split(volume, _ROWS, dim=1)]
+        area = torch.cat(parts) if dimension == 1 else torch.stack(parts).sum(dim=0)
+        kept = (area / math.prod(volume.shape[d] for d in others)).cpu() >= self.min_foreground
         if self.slice_range is not None and axis == self.axes[0]:
             numbers = torch.arange(1, count + 1)
             kept &= (numbers >= self.slice_range[0]) & (numbers <= self.slice_range[1])
@@ -168,13 +171,23 @@ class Slicer:
             indices: (n,), along the plane's axis.
         """
         stack = stack_of(volume, axis)
-        own = (stack.shape[2], stack.shape[3])
-        if self.fit == "resize":
-            maps = _resize(maps, own)
-        else:
-            top, _, left, _ = _margins(own, self._network_size(own))
-            maps = maps[..., top : top + own[0], left : left + own[1]]
+        maps = self.own_size(maps, (stack.shape[2], stack.shape[3]))
         stack.index_add_(0, indices.to(volume.device), _upright(maps, axis).to(volume))
+
+    def own_size(self, maps: Tensor, own: tuple[int, int]) -> Tensor:
+        """Bring maps of slices back to the size of the slices.
+
+        Args:
+            maps: (n, C, H, W), as the network gives them.
+            own: rows and columns.
+
+        Returns:
+            (n, C, *own); shares memory with the maps where nothing was resized.
+        """
+        if self.fit == "resize":
+            return _resize(maps, own)
+        top, _, left, _ = _margins(own, self._network_size(own))
+        return maps[..., top : top + own[0], left : left + own[1]]
 
     def kinds(self, case: Mapping[str, Any], axis: str, name: str = "the image") -> list[SliceKind]:
         """Tell normal from abnormal slices of a case, by its lesion mask if there is one, else by its label.

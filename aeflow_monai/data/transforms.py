@@ -17,6 +17,7 @@ from torch import Tensor
 
 from aeflow_monai.data.itk_headers import is_itk_volume
 from aeflow_monai.data.nifti import is_nifti
+from aeflow_monai.data.percentiles import percentiles
 from aeflow_monai.errors import file_of
 
 __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
@@ -169,11 +170,10 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
                 _bring_to_middle(values)
                 background = _background(values)
                 inside = None if background is None else values != background
-                foreground = values if inside is None else values[inside]
-                if foreground.size == 0:
+                if inside is not None and not inside.any():
                     channel.zero_()
                     continue
-                low, high = np.percentile(foreground, [self.lower, self.upper])
+                low, high = percentiles(values, inside, [self.lower, self.upper])
                 if high > low:
                     np.subtract(values, np.float32(low), out=values)
                     np.divide(values, np.float32(high - low), out=values)

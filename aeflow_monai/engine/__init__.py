@@ -12,6 +12,7 @@ from aeflow_monai.engine.model import Model, Prediction, predict
 from aeflow_monai.engine.recalibration import recalibrate
 from aeflow_monai.engine.run_folders import begin_results, model_folder, run_folder
 from aeflow_monai.engine.run_record import RunRecord
+from aeflow_monai.engine.stacked_maps import StackMapsd
 from aeflow_monai.engine.training import BundleWriter, Checkpoints, DivergenceGuard, PictureLogger
 from aeflow_monai.engine.verbs import (
     announce,
@@ -42,6 +43,7 @@ __all__ = [
     "RunRecord",
     "ScoreWriter",
     "SlicedInferer",
+    "StackMapsd",
     "Workflow",
     "announce",
     "announce_results",

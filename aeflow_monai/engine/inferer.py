@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Lock
+from collections.abc import Callable
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.saliency import require_saliency, saliency
-from aeflow_monai.geometry import Places, stack_of
+from aeflow_monai.engine.side_by_side import side_by_side, sides_of
+from aeflow_monai.engine.stacked_maps import StackedMap
+from aeflow_monai.geometry import Places
 from aeflow_monai.output.case_score import scores_by_plane
 from aeflow_monai.score.stack import SliceStack
 
@@ -24,7 +26,8 @@ __all__ = ["SlicedInferer"]
 
 _UNNAMED = ""  # the map of a network that gives one tensor
 
-Network = Callable[..., "Tensor | dict[str, Tensor]"]
+Output = Tensor | dict[str, Tensor]
+Network = Callable[..., Output]
 
 
 class SlicedInferer(Inferer):  # type: ignore[misc]
@@ -62,9 +65,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         self.batch_size = batch_size
         self.saliency = saliency
 
-    def __call__(
-        self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any
-    ) -> Tensor | dict[str, Tensor]:
+    def __call__(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> Output:
         """Look at a volume.
 
         Args:
@@ -83,68 +84,105 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             ValueError: more than one volume, a volume of other dimensions, no slice to process, or a detector that is
                 not calibrated.
         """
-        if inputs.ndim != 5 or inputs.shape[0] != 1:
-            raise ValueError(
-                f"Expected one volume (1, C, X, Y, Z); got {tuple(inputs.shape)}. Set the loader's batch_size to 1, "
-                "and use EnsureVolumed for 2D images."
-            )
+        output = self.stacks(inputs, network, *args, **kwargs)
+        stacks, indices = output.pop("stacks"), {plane: numbers[0] for plane, numbers in output.pop("indices").items()}
+        maps: dict[str, Tensor] = {}
+        for name in list(stacks):
+            of_planes = {plane: stack[0] for plane, stack in stacks.pop(name).items()}
+            pasted = StackedMap(self.slicer, inputs[0], of_planes, indices).pasted()
+            # where the volume lies goes along with its maps
+            maps[name] = convert_to_dst_type(pasted[None], inputs)[0]
+        return maps[_UNNAMED] if maps.keys() == {_UNNAMED} else {**maps, **output}
+
+    def stacks(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Look at a volume, and keep the maps as slices, which `StackMapsd` takes.
+
+        Args:
+            inputs: see `__call__`, as all that follows.
+            network: a calibrated detector, or another network.
+            args: further arguments of another network.
+            kwargs: further arguments of another network.
+
+        Returns:
+            Numbers as `__call__` gives them; under "stacks" from the name of each map, "" for that of a network that
+            gives one tensor, to the plane to its slices (1, n, c, H, W); under "indices" from each plane to the
+            numbers of its slices along the plane's axis, (1, n).
+
+        Raises:
+            ValueError: see `__call__`.
+        """
         detector = network if isinstance(network, Detector) else None
-        if detector is not None and not detector.score.is_calibrated:
-            raise ValueError(
-                "The model is not calibrated. Finish its training with --resume <its last checkpoint>, or use the "
-                "folder of a finished training."
-            )
+        _check(inputs, detector)
         volume = inputs[0].as_subclass(Tensor)
         axes = self.slicer.axes_of(volume)
-        assembly = _Assembly(self.slicer, volume)
-        seen = torch.zeros(1, *volume.shape[1:], device=volume.device) if len(axes) > 1 else None
+        found = _Found(self.slicer, volume)
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
                 continue
-            positions = self.slicer.places(indices, axis).positions
-            stacks: dict[int, SliceStack] = {}  # by the first slice of each batch
-
-            def run_batch(
-                some: Tensor,
-                axis: str = axis,
-                indices: Tensor = indices,
-                positions: Tensor = positions,
-                stacks: dict[int, SliceStack] = stacks,
-            ) -> None:
-                places = Places([axis] * len(some), positions[some])
-                slices = self.slicer.slices(volume, axis, indices[some])
-                if detector is None:
-                    output = network(slices, places, *args, **kwargs)
-                else:
-                    stacks[int(some[0])], output = detector.infer(slices, places)
-                    if self.saliency is not None:
-                        output["saliency"] = saliency(detector, slices, places, self.saliency)
-                assembly.add(output, axis, indices[some])
-
-            sides = _sides(volume.device)
-            batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
-            _side_by_side(run_batch, batches, min(sides, len(batches)))
-            if detector is not None:
-                together = SliceStack.join([stacks[first] for first in sorted(stacks)])
-                assembly.add(detector.finish(together)._asdict(), axis, indices)
-            if seen is not None:
-                stack_of(seen, axis)[indices] += 1
-        maps = assembly.maps
-        if not maps:
+            found.indices[axis] = indices
+            if detector is None:
+                self._look(volume, axis, found, partial(_maps_of, network, args, kwargs))
+            else:
+                parts: dict[int, SliceStack] = {}  # by the first slice of each batch
+                self._look(volume, axis, found, partial(self._infer, detector, parts))
+                together = SliceStack.join([parts[first] for first in sorted(parts)])
+                found.add(detector.finish(together)._asdict(), axis, torch.arange(len(indices)))
+        if not found.stacks:
             raise ValueError(
                 f"No slice to process: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
                 f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the slice range. Lower min_foreground, "
                 "or check the intensity normalisation."
             )
-        if seen is not None:
-            for value in maps.values():
-                value /= seen.clamp_min(1)
-        # where the volume lies goes along with its maps
-        batched: dict[str, Tensor] = {name: convert_to_dst_type(value[None], inputs)[0] for name, value in maps.items()}
-        if maps.keys() == {_UNNAMED}:
-            return batched[_UNNAMED]
-        return {**batched, **assembly.numbers, **({} if detector is None else _of_case(detector, assembly.numbers))}
+        return {
+            "stacks": {
+                name: {plane: stack[None] for plane, stack in of_planes.items()}
+                for name, of_planes in found.stacks.items()
+            },
+            "indices": {plane: indices[None] for plane, indices in found.indices.items()},
+            **found.numbers,
+            **({} if detector is None else _of_case(detector, found.numbers)),
+        }
+
+    def _look(self, volume: Tensor, axis: str, found: _Found, look: Callable[[Tensor, Places, int], Output]) -> None:
+        """Look at the chosen slices of a plane, batch by batch."""
+        indices = found.indices[axis]
+        positions = self.slicer.places(indices, axis).positions
+
+        def run_batch(some: Tensor) -> None:
+            places = Places([axis] * len(some), positions[some])
+            slices = self.slicer.slices(volume, axis, indices[some])
+            found.add(look(slices, places, int(some[0])), axis, some)
+
+        sides = sides_of(volume.device)
+        batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
+        side_by_side(run_batch, batches, min(sides, len(batches)))
+
+    def _infer(
+        self, detector: Detector, parts: dict[int, SliceStack], slices: Tensor, places: Places, first: int
+    ) -> dict[str, Tensor]:
+        """The maps of a batch that are complete; what the others are made of is kept in `parts`."""
+        parts[first], maps = detector.infer(slices, places)
+        if self.saliency is not None:
+            maps["saliency"] = saliency(detector, slices, places, self.saliency)
+        return maps
+
+
+def _check(inputs: Tensor, detector: Detector | None) -> None:
+    if inputs.ndim != 5 or inputs.shape[0] != 1:
+        raise ValueError(
+            f"Expected one volume (1, C, X, Y, Z); got {tuple(inputs.shape)}. Set the loader's batch_size to 1, "
+            "and use EnsureVolumed for 2D images."
+        )
+    if detector is not None and not detector.score.is_calibrated:
+        raise ValueError(
+            "The model is not calibrated. Finish its training with --resume <its last checkpoint>, or use the "
+            "folder of a finished training."
+        )
+
+
+def _maps_of(network: Network, args: Any, kwargs: Any, slices: Tensor, places: Places, first: int) -> Output:
+    return network(slices, places, *args, **kwargs)
 
 
 def _of_case(detector: Detector, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -154,28 +192,31 @@ def _of_case(detector: Detector, numbers: dict[str, Tensor]) -> dict[str, Tensor
     return {name: torch.tensor([value]) for name, value in of_case.items()}
 
 
-class _Assembly:
-    """What a network says of the slices of a volume (C, X, Y, Z), put together; from several threads too."""
+class _Found:
+    """What a network says of the chosen slices of a volume (C, X, Y, Z); from several threads too."""
 
     def __init__(self, slicer: Slicer, volume: Tensor) -> None:
         self.slicer = slicer
         self.volume = volume
-        self.maps: dict[str, Tensor] = {}
+        self.indices: dict[str, Tensor] = {}  # of the chosen slices along each plane's axis
+        self.stacks: dict[str, dict[str, Tensor]] = {}
         self.numbers: dict[str, Tensor] = {}
         self.lock = Lock()
 
-    def add(self, output: Tensor | dict[str, Tensor], axis: str, indices: Tensor) -> None:
-        """Add maps and numbers of some slices."""
+    def add(self, output: Output, axis: str, some: Tensor) -> None:
+        """Add maps and numbers of some of the chosen slices of a plane."""
         with self.lock:
             for name, value in output.items() if isinstance(output, dict) else [(_UNNAMED, output)]:
                 if value.ndim == 1:
-                    self._add_numbers(name, value, axis, indices)
+                    self._add_numbers(name, value, axis, self.indices[axis][some])
                     continue
-                if name not in self.maps:
-                    # in memory slice by slice, as axial slices are pasted and NIfTI is written
-                    rows, columns, depth = self.volume.shape[1:]
-                    self.maps[name] = value.new_zeros(depth, value.shape[1], rows, columns).permute(1, 2, 3, 0)
-                self.slicer.paste(value, self.maps[name], axis, indices)
+                stacks, count = self.stacks.setdefault(name, {}), len(self.indices[axis])
+                if len(some) == count:
+                    stacks[axis] = value
+                    continue
+                if axis not in stacks:
+                    stacks[axis] = value.new_empty(count, *value.shape[1:])
+                stacks[axis][some.to(value.device)] = value
 
     def _add_numbers(self, name: str, values: Tensor, axis: str, indices: Tensor) -> None:
         if not torch.isfinite(values).all():  # NaN is kept for slices that were skipped
@@ -189,35 +230,3 @@ class _Assembly:
                 count = self.slicer.count(self.volume, each)
                 self.numbers[f"{name}_{each}"] = values.new_full((1, count), math.nan)
         self.numbers[f"{name}_{axis}"][0, indices] = values
-
-
-def _sides(device: torch.device) -> int:
-    """Batches to compute at the same time: on a CPU, two on half of the cores each are faster than one on all."""
-    # a graph of gradients is not put together from several threads
-    return 2 if device.type == "cpu" and torch.get_num_threads() > 1 and not torch.is_grad_enabled() else 1
-
-
-def _side_by_side(function: Callable[[Tensor], None], items: Sequence[Tensor], sides: int) -> None:
-    """Call a function without gradients for each of the items, in so many threads that share the cores."""
-    if sides == 1:
-        for item in items:
-            function(item)
-        return
-    n_threads = torch.get_num_threads()
-    begun = Barrier(sides + 1)
-
-    def begin() -> None:
-        torch.get_num_threads()  # a thread's first question sets it to the number of all
-        torch.set_num_threads(max(1, n_threads // sides))
-        begun.wait()
-
-    def call(item: Tensor) -> None:
-        with torch.no_grad():  # which holds for the thread that says it
-            function(item)
-
-    with ThreadPoolExecutor(sides, initializer=begin) as pool:
-        calls = pool.map(call, items)
-        begun.wait()
-        torch.set_num_threads(n_threads)  # of the threads that begin from now on
-        for _ in calls:  # which raises what was raised
-            pass

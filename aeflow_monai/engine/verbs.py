@@ -133,7 +133,7 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
     _require_data(dataset_dir, output_dir)
     require_writable(home() if output_dir is None else output_dir, "output_dir")
     _end_with_one_message(given, output_dir)
-    keep_freed_memory()
+    keep_freed_memory(up_to=2**26)  # a few slices are in the network at a time, and their images may be large
 
 
 def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str | None, output_dir: str | None) -> None:

@@ -2,9 +2,22 @@
 
 from aeflow_monai.output.alongside import Alongside
 from aeflow_monai.output.case_score import GatherScoresd, MaskMapd
+from aeflow_monai.output.deferred import AssembleMapsd, EachMapd
+from aeflow_monai.output.file_grid import InvertMapd
 from aeflow_monai.output.maps import WriteMapsd
 from aeflow_monai.output.overlay import WriteOverlayd
 from aeflow_monai.output.profile import WriteProfiled
 from aeflow_monai.output.viewer import ViewerResultd
 
-__all__ = ["Alongside", "GatherScoresd", "MaskMapd", "ViewerResultd", "WriteMapsd", "WriteOverlayd", "WriteProfiled"]
+__all__ = [
+    "Alongside",
+    "AssembleMapsd",
+    "EachMapd",
+    "GatherScoresd",
+    "InvertMapd",
+    "MaskMapd",
+    "ViewerResultd",
+    "WriteMapsd",
+    "WriteOverlayd",
+    "WriteProfiled",
+]

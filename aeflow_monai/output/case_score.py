@@ -60,14 +60,18 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
 
     Args:
         map_key: anomaly map, of any size; its threshold is "map_threshold", see `GatherScoresd`.
+        allow_missing_keys: add nothing where there is no map.
     """
 
-    def __init__(self, map_key: str = "anomaly_map") -> None:
-        super().__init__(map_key)
+    def __init__(self, map_key: str = "anomaly_map", allow_missing_keys: bool = False) -> None:
+        super().__init__(map_key, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the mask of one case."""
-        return {**data, "anomaly_mask": (data[self.keys[0]] > data["map_threshold"]).to(torch.uint8)}
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d["anomaly_mask"] = (d[key] > d["map_threshold"]).view(torch.uint8)  # without a copy
+        return d
 
 
 def most_anomalous_slice(slice_scores: Mapping[str, Tensor]) -> tuple[str, int] | None:

@@ -15,11 +15,10 @@ import torch
 from monai.data import ITKWriter, MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
-from monai.utils import MetaKeys
 
 from aeflow_monai.files import case_file_name, gzip, replacing
-from aeflow_monai.geometry import ras_affine
 from aeflow_monai.marks import MARK, mark_nifti
+from aeflow_monai.output.file_grid import input_affine
 
 __all__ = ["MAPS", "OUTPUTS", "WriteMapsd", "source_header", "write_nifti"]
 
@@ -45,7 +44,8 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
 
     A file `<output_dir>/<case>_<key><extension>` is written for each key. Its shape and affine are those of
     the input file, including a trailing singleton dimension, so that both overlay in any viewer. The data has
-    to be back on that grid already, see `monai.transforms.Invertd`; nothing is resampled here.
+    to be back on that grid already, see `InvertMapd`; nothing is resampled here. Only the order and the direction of
+    the axes may differ, as after `Orientationd`: they are turned without a copy.
 
     From NIfTI to NIfTI, both transforms (sform and qform) with their codes, the voxel sizes and the units are
     copied from the header of the input, which is the file that the data's `filename_or_obj` names, of several
@@ -127,60 +127,57 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
                 f"'{key}' of case '{case}' has to be of shape (C, X, Y) or (C, X, Y, Z), got "
                 f"{tuple(value.shape)}: remove the batch dimension with Decollated."
             )
-        array = to_numpy(value)
-        dtype: type[np.generic] = np.float32
-        whole = value.dtype in (torch.bool, torch.uint8)
-        if key == "anomaly_mask" or whole:
-            dtype = np.uint8
-            if not whole and not ((array >= 0) & (array <= 255) & (array == np.floor(array))).all():
-                raise ValueError(
-                    f"'{key}' of case '{case}' has to hold whole numbers from 0 to 255: invert it with "
-                    "nearest_interp=True, or threshold the inverted map."
-                )
-        affine = _input_affine(value, key, case)
+        array, dtype = to_numpy(value), _dtype_of(value, key, case)
+        affine, turn = input_affine(value, key, case)
+        if turn is not None:
+            array = np.moveaxis(nib.apply_orientation(np.moveaxis(array, 0, -1), turn), -1, 0)
         path = self.output_dir / f"{case}_{key}{self.extension}"
         if self.extension in NIFTI:
             write_nifti(path, array.astype(dtype, copy=False), affine, source_header(value.meta), str(key))
-            return
-        _check_directions(affine, value.ndim - 1, case, self.extension)
-        # Not by the setters of MONAI's writer, which squeeze (X, Y, 1) to (X, Y).
-        writer = _MarkedWriter(output_dtype=dtype)
-        writer.affine = affine
-        writer.channel_dim = None if len(array) == 1 else -1
-        writer.data_obj = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-        if self.extension == ".mhd":  # names the file of its voxels, so neither can be renamed
-            path.parent.mkdir(parents=True, exist_ok=True)
-            writer.write(path)
-            return
-        with replacing(path) as unfinished:
-            writer.write(unfinished)
+        else:
+            _check_directions(affine, value.ndim - 1, case, self.extension)
+            _write_itk(path, array, dtype, affine)
+
+
+def _dtype_of(value: MetaTensor, key: Hashable, case: str) -> type[np.generic]:
+    """What a map or mask is written as; raises if a mask holds fractions."""
+    if value.dtype in (torch.bool, torch.uint8):
+        return np.uint8
+    if key != "anomaly_mask":
+        return np.float32
+    array = to_numpy(value)
+    if not ((array >= 0) & (array <= 255) & (array == np.floor(array))).all():
+        raise ValueError(
+            f"'{key}' of case '{case}' has to hold whole numbers from 0 to 255: invert it with "
+            "nearest_interp=True, or threshold the inverted map."
+        )
+    return np.uint8
+
+
+def _write_itk(path: Path, array: Array, dtype: type[np.generic], affine: Array) -> None:
+    # Not by the setters of MONAI's writer, which squeeze (X, Y, 1) to (X, Y).
+    writer = _MarkedWriter(output_dtype=dtype)
+    writer.affine = affine
+    writer.channel_dim = None if len(array) == 1 else -1
+    writer.data_obj = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
+    if path.suffix == ".mhd":  # names the file of its voxels, so neither can be renamed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer.write(path)
+        return
+    with replacing(path) as unfinished:
+        writer.write(unfinished)
 
 
 def to_numpy(value: Any) -> Array:
-    """A tensor as a float32 array."""
+    """A tensor as an array: float32, or uint8 if it is boolean or uint8."""
     tensor = torch.as_tensor(value)
     if isinstance(tensor, MetaTensor):
         tensor = tensor.as_tensor()
-    array: Array = tensor.detach().cpu().to(torch.float32).numpy()
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bool:
+        tensor = tensor.view(torch.uint8)
+    array: Array = (tensor if tensor.dtype == torch.uint8 else tensor.to(torch.float32)).numpy()
     return array
-
-
-def _input_affine(value: Any, key: Hashable, case: str) -> Array:
-    """The affine of the file that the case was loaded from; raises if the data is not on that file's grid."""
-    spatial, meta = tuple(value.shape[1:]), value.meta
-    affine = original = ras_affine(value.affine, meta)
-    if meta.get(MetaKeys.ORIGINAL_AFFINE) is not None:
-        # Written in place of the data's own, which went through every inverse and back.
-        original = ras_affine(meta[MetaKeys.ORIGINAL_AFFINE], meta)
-    expected = tuple(int(n) for n in meta.get(MetaKeys.SPATIAL_SHAPE, spatial))[: len(spatial)]
-    near = np.allclose(to_affine_nd(len(spatial), affine), to_affine_nd(len(spatial), original), atol=1e-3)
-    if spatial != expected or not near:
-        raise ValueError(
-            f"'{key}' of case '{case}' has to be on the grid of its input, shape {expected} and affine "
-            f"{original.round(3).tolist()}, got shape {spatial} and affine {affine.round(3).tolist()}: "
-            "apply Invertd first."
-        )
-    return original
 
 
 def source_header(meta: Mapping[str, Any]) -> nib.Nifti1Header | None:

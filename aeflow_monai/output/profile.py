@@ -16,7 +16,8 @@ from monai.transforms import MapTransform
 from aeflow_monai.files import Table, case_file_name
 from aeflow_monai.geometry import PLANES, format_position, ras_affine, slice_positions
 from aeflow_monai.output.maps import to_numpy
-from aeflow_monai.output.overlay import OUTLINE, add_panel, finite_threshold, new_figure, save_picture
+from aeflow_monai.output.overlay import finite_threshold
+from aeflow_monai.output.panels import OUTLINE, add_panel, new_figure, save_picture
 
 __all__ = ["WriteProfiled"]
 

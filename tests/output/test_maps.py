@@ -411,6 +411,22 @@ def test_data_off_its_grid_is_refused(tmp_path: Path) -> None:
     image = LoadImaged("image")({"image": path})["image"][None]
     case = {"case": "a", "image": image}
     WriteMapsd(["image"], tmp_path)(case)
-    for change in (Resized("image", [64, 64, -1]), Orientationd("image", axcodes="RAS", labels=None)):
-        with pytest.raises(ValueError, match=r"on the grid of its input, shape \(20, 30, 6\) .* apply Invertd first"):
-            WriteMapsd(["image"], tmp_path)(change(case))
+    resized = Resized("image", [64, 64, -1])(case)
+    with pytest.raises(ValueError, match=r"on the grid of its input, shape \(20, 30, 6\) .* apply Invertd first"):
+        WriteMapsd(["image"], tmp_path)(resized)
+    moved = {**case, "image": image.clone()}
+    moved["image"].affine = image.affine + torch.eye(4)[[3, 0, 0, 0]].T * 1.5  # along the first axis
+    with pytest.raises(ValueError, match="on the grid of its input"):
+        WriteMapsd(["image"], tmp_path)(moved)
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "PLS", "SRA", "IPR"])
+@pytest.mark.parametrize("extension", [".nii.gz", ".nrrd"])
+def test_axes_in_another_order_or_direction_are_turned(tmp_path: Path, axcodes: str, extension: str) -> None:
+    path = save_nifti(tmp_path / "input.nii.gz", (20, 30, 6), AFFINES["flipped"])
+    case = {"case": "a", "image": LoadImaged("image")({"image": path})["image"][None]}
+    WriteMapsd(["image"], tmp_path / "as it is", extension)(case)
+    turned = Orientationd("image", axcodes=axcodes, labels=None)(case)
+    WriteMapsd(["image"], tmp_path / "turned", extension)(turned)
+    as_it_is, found = (tmp_path / folder / f"a_image{extension}" for folder in ("as it is", "turned"))
+    assert found.read_bytes() == as_it_is.read_bytes()

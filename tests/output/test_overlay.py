@@ -7,9 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from matplotlib.figure import Figure
 from monai.data import MetaTensor
 
 from aeflow_monai.output.overlay import WriteOverlayd
+from aeflow_monai.output.panels import Layers, Scales, block_maxima, block_means
 
 Array = npt.NDArray[Any]
 
@@ -64,9 +66,14 @@ NAN = float("nan")
 def title_and_picture(folder: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[str, Array]:
     from aeflow_monai.output import overlay
 
-    draw, drawn = overlay._draw, []
+    draw, drawn = overlay.draw_panels, []
+
+    def recorded(layers: Layers, scales: Scales, title: str) -> Figure:
+        drawn.append((title, layers.image))
+        return draw(layers, scales, title)
+
     with monkeypatch.context() as patch:
-        patch.setattr(overlay, "_draw", lambda *args, **kw: drawn.append((kw["title"], args[0])) or draw(*args, **kw))
+        patch.setattr(overlay, "draw_panels", recorded)
         write_overlay(folder, data)
     return drawn[0]
 
@@ -186,3 +193,16 @@ def test_case_cannot_leave_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="case has to be a file name without path separators"):
         write_overlay(tmp_path / "out", overlay_case(case="../a"))
     assert not list(tmp_path.rglob("*.*"))
+
+
+def test_a_large_picture_is_drawn_smaller_without_losing_a_find() -> None:
+    image, anomaly_map = np.random.default_rng(0).random((2, 2501, 1100), np.float32)
+    anomaly_map[2500, 1098] = 9
+    means, maxima = block_means(image), block_maxima(anomaly_map)
+    assert means.shape == maxima.shape == (626, 275)
+    np.testing.assert_allclose(means[:625], image[:2500].reshape(625, 4, 275, 4).mean((1, 3)), 1e-5)
+    np.testing.assert_allclose(means[625], image[2500].reshape(275, 4).mean(1), 1e-5)  # a block of one row
+    assert maxima[625, 274] == 9
+    assert (maxima > 5).sum() == 1
+    for reduce in (block_means, block_maxima):
+        assert np.shares_memory(reduce(image[:1024, :1024]), image)

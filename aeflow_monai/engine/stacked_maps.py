@@ -1,0 +1,118 @@
+"""Maps of a volume as the slices that the network gave, which are smaller than the volume where it was shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.geometry import PLANES
+from aeflow_monai.output.deferred import DeferredMap
+
+__all__ = ["StackMapsd", "StackedMap"]
+
+_BATCH = 8  # slices that are brought to their size in the volume at a time
+
+
+class StackedMap(DeferredMap):
+    """A map of a volume, kept as slices.
+
+    Skipped slices are 0. With several planes each voxel is the mean over the planes that saw it.
+
+    Args:
+        slicer: the slicing policy.
+        image: (C, X, Y, Z), the preprocessed volume that the slices are of.
+        stacks: from plane to the map's slices as the network gives them, (n, c, H, W).
+        indices: of the slices along each plane that was looked at, (n,).
+
+    Example:
+        >>> slicer = Slicer(image_size=[4, 4])
+        >>> stack, index = torch.ones(1, 1, 4, 4), torch.tensor([2])
+        >>> stacked = StackedMap(slicer, torch.zeros(1, 8, 8, 3), {"axial": stack}, {"axial": index})
+        >>> stacked.volume().sum(dim=(0, 1, 2)).tolist()
+        [0.0, 0.0, 64.0]
+    """
+
+    def __init__(
+        self, slicer: Slicer, image: Tensor, stacks: Mapping[str, Tensor], indices: Mapping[str, Tensor]
+    ) -> None:
+        self.slicer = slicer
+        self.image = image
+        self.stacks = dict(stacks)
+        self.indices = dict(indices)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Channels of the map, and the spatial shape of the volume."""
+        rows, columns, depth = self.image.shape[1:]
+        return (next(iter(self.stacks.values())).shape[1], rows, columns, depth)
+
+    def volume(self) -> Any:
+        """Put the slices together."""
+        return convert_to_dst_type(self.pasted(), self.image)[0]
+
+    def pasted(self) -> Tensor:
+        """The volume (c, X, Y, Z) without the image's place in the world."""
+        if self.shape[-1] == 1:  # a picture, of which a second copy would be large
+            (stack,) = self.stacks.values()
+            return self.slicer.own_size(stack, self.shape[1:3])[0, ..., None].add_(0)  # -0 becomes 0, as in a sum
+        volume = self._zeros(*self.shape)
+        for plane, stack in self.stacks.items():
+            indices = self.indices[plane]
+            for start in range(0, len(stack), _BATCH):
+                some = slice(start, start + _BATCH)
+                self.slicer.paste(stack[some], volume, plane, indices[some])
+        if len(self.indices) > 1:
+            self._divide_by_seen(volume)
+        return volume
+
+    def slice(self, axis: int, index: int) -> Tensor:
+        """A slice of the volume; of a single plane, across it, without the others."""
+        (plane, stack), *others = self.stacks.items()
+        if others or PLANES[plane].axis != axis or len(self.indices) > 1 or self.shape[-1] == 1:
+            return self.pasted().select(1 + axis, index)
+        shape = list(self.shape)
+        shape[1 + axis] = 1
+        thin = self._zeros(*shape)
+        for at in (self.indices[plane] == index).nonzero().flatten().tolist():
+            self.slicer.paste(stack[at : at + 1], thin, plane, torch.zeros(1, dtype=torch.long))
+        return thin.select(1 + axis, 0)
+
+    def _zeros(self, channels: int, rows: int, columns: int, depth: int) -> Tensor:
+        # in memory slice by slice, as axial slices are pasted and NIfTI is written
+        of_dtype = next(iter(self.stacks.values()))
+        return of_dtype.new_zeros(depth, channels, rows, columns).permute(1, 2, 3, 0)
+
+    def _divide_by_seen(self, volume: Tensor) -> None:
+        """Make the sum over planes the mean over those that saw a voxel."""
+        seen = [torch.zeros(size, device=volume.device) for size in volume.shape[1:]]
+        for plane, indices in self.indices.items():
+            seen[PLANES[plane].axis][indices.to(volume.device)] += 1
+        in_slice = seen[0][:, None] + seen[1][None]
+        for index, of_slice in enumerate(seen[2]):
+            volume[..., index] /= (in_slice + of_slice).clamp_min(1)
+
+
+class StackMapsd(MapTransform):  # type: ignore[misc]
+    """Make of what `SlicedInferer.stacks` gives for a case a `StackedMap` for each name.
+
+    Args:
+        slicer: the slicing policy.
+        image_key: of the preprocessed image (C, X, Y, Z).
+    """
+
+    def __init__(self, slicer: Slicer, image_key: str = "image") -> None:
+        super().__init__(image_key)
+        self.slicer = slicer
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Name the maps of one case."""
+        d = dict(data)
+        stacks, indices = d.pop("stacks"), d.pop("indices")
+        image = d[self.keys[0]]
+        return {**d, **{name: StackedMap(self.slicer, image, of_planes, indices) for name, of_planes in stacks.items()}}

@@ -1,0 +1,94 @@
+"""The grid of the file that a map's image came from, and how a map comes back to it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from monai.transforms import Invertd
+from monai.utils import MetaKeys
+
+from aeflow_monai.geometry import ras_affine
+
+__all__ = ["InvertMapd", "input_affine", "turn_to_file"]
+
+Array = npt.NDArray[Any]
+
+
+def input_affine(value: Any, key: Hashable, case: str) -> tuple[Array, Array | None]:
+    """Find the affine of the file that a case was loaded from, and how its data are turned to that file's grid.
+
+    Args:
+        value: `MetaTensor` (C, X, Y) or (C, X, Y, Z).
+        key: of the data, for the error.
+        case: for the error.
+
+    Returns:
+        The affine, and what `turn_to_file` gives; None if the data lie as in the file.
+
+    Raises:
+        ValueError: the data are not on that grid, in whatever order and direction of axes.
+    """
+    spatial, meta = tuple(value.shape[1:]), value.meta
+    affine, (original, expected) = ras_affine(value.affine, meta), _file_grid(value)
+    near = np.allclose(to_affine_nd(len(spatial), affine), to_affine_nd(len(spatial), original), atol=1e-3)
+    if spatial == expected[: len(spatial)] and near:
+        return original, None
+    if (turn := turn_to_file(value)) is not None:
+        return original, turn
+    raise ValueError(
+        f"'{key}' of case '{case}' has to be on the grid of its input, shape {expected[: len(spatial)]} and affine "
+        f"{original.round(3).tolist()}, got shape {spatial} and affine {affine.round(3).tolist()}: "
+        "apply Invertd first."
+    )
+
+
+def _file_grid(value: MetaTensor) -> tuple[Array, tuple[int, ...]]:
+    """Affine and spatial shape of the file that the data came from; its own if it came from none."""
+    meta = value.meta
+    # Written in place of the data's own, which went through every inverse and back.
+    original = meta.get(MetaKeys.ORIGINAL_AFFINE)
+    affine = ras_affine(value.affine if original is None else original, meta)
+    return affine, tuple(int(n) for n in meta.get(MetaKeys.SPATIAL_SHAPE, value.shape[1:]))
+
+
+def turn_to_file(value: MetaTensor) -> Array | None:
+    """How to turn data to the grid of its file, if nothing but the order and the direction of axes differs.
+
+    Args:
+        value: (C, X, Y, Z).
+
+    Returns:
+        What `nibabel.apply_orientation` takes for (X, Y, Z); None if that is not enough.
+    """
+    original, expected = _file_grid(value)
+    if value.ndim != 4 or len(expected) != 3:
+        return None
+    affine, shape = ras_affine(value.affine, value.meta), tuple(value.shape[1:])
+    turn: Array = nib.io_orientation(np.linalg.solve(to_affine_nd(3, original), to_affine_nd(3, affine)))
+    if np.isnan(turn).any():
+        return None
+    turned = affine @ nib.orientations.inv_ornt_aff(turn, shape)
+    same_shape = tuple(shape[axis] for axis in np.argsort(turn[:, 0])) == expected
+    return turn if same_shape and np.allclose(turned, original, rtol=0, atol=1e-6) else None
+
+
+class InvertMapd(Invertd):  # type: ignore[misc]
+    """MONAI's `Invertd`, which leaves alone what `WriteMapsd` turns by itself without a copy.
+
+    Args:
+        keys: of maps (C, X, Y, Z); the arguments are those of `monai.transforms.Invertd`.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Bring the maps of one case back to the grid of their file, but for the order and direction of axes."""
+        d = dict(data)
+        values = [d[key] for key in self.key_iterator(d)]
+        if all(isinstance(value, MetaTensor) and turn_to_file(value) is not None for value in values):
+            return d
+        return super().__call__(d)  # type: ignore[no-any-return]

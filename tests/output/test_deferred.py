@@ -1,0 +1,78 @@
+import threading
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from aeflow_monai.output import deferred
+from aeflow_monai.output.deferred import AssembleMapsd, DeferredMap, EachMapd
+
+
+class Filled(DeferredMap):
+    """A map of one value, which remembers the volumes that it gave."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+        self.given: list[weakref.ref[Any]] = []
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (1, 4, 5, 6)
+
+    def volume(self) -> MetaTensor:
+        volume = MetaTensor(torch.full(self.shape, self.value))
+        self.given.append(weakref.ref(volume))
+        return volume
+
+    def slice(self, axis: int, index: int) -> Tensor:
+        return self.volume().as_tensor().select(1 + axis, index)
+
+
+def test_of_maps_that_are_put_together_the_others_are_dropped() -> None:
+    data = AssembleMapsd("a")({"a": Filled(1.0), "b": Filled(2.0), "case": "x"})
+    assert data.keys() == {"a", "case"}
+    assert (data["a"] == 1).all()
+    assert AssembleMapsd("c", allow_missing_keys=True)({"case": "x"}) == {"case": "x"}
+
+
+def test_each_map_is_written_by_itself_with_all_else() -> None:
+    written: list[dict[Any, Any]] = []
+    each = EachMapd(["a", "b", "c"], lambda d: {**d, "n": len(d)}, written.append, allow_missing_keys=True)
+    plain = torch.zeros(1, 2, 2, 2)
+    data = {"a": Filled(1.0), "b": plain, "case": "x"}
+    assert each(data) == data
+    assert [sorted(map(str, d)) for d in written] == [["a", "case", "n"], ["b", "case", "n"]]
+    assert (written[0]["a"] == 1).all()
+    assert written[1]["b"] is plain
+
+
+@pytest.mark.parametrize("large", [1, 10**6])
+def test_only_one_large_map_is_there_at_a_time(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    monkeypatch.setattr(deferred, "_LARGE", large)
+    maps = {name: Filled(float(n)) for n, name in enumerate("abcde")}
+    alive: list[int] = []
+    both = threading.Event()
+
+    def count(data: dict[Any, Any]) -> dict[Any, Any]:
+        alive.append(sum(given() is not None for each in maps.values() for given in each.given))
+        if alive[-1] == 2:
+            both.set()
+        return data
+
+    def write(data: dict[Any, Any]) -> None:
+        both.wait(0.3)  # which gives the next the time to be made ready
+
+    EachMapd(list(maps), count, write)(maps)
+    assert max(alive) == 1 if large == 1 else 2 <= max(alive) <= 3
+
+
+def test_an_error_of_either_side_is_raised() -> None:
+    def fail(data: Any) -> Any:
+        raise ValueError("no space")
+
+    for pair in ((fail, dict), (dict, fail)):
+        with pytest.raises(ValueError, match="no space"):
+            EachMapd("a", *pair)({"a": Filled(1.0)})
