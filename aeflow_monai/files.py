@@ -285,9 +285,10 @@ class Table:
     def _write_line(self, mode: str, values: Sequence[Any]) -> None:
         cells = (value.item() if hasattr(value, "item") else value for value in values)
         try:
-            with self.unfinished.open(mode, newline="", encoding="utf-8") as file:
+            # a name of a file that is no UTF-8 is written out
+            with self.unfinished.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
                 csv.writer(file, lineterminator="\n").writerow(
-                    repr(cell) if isinstance(cell, float) else cell for cell in cells
+                    repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells
                 )
         except OSError as error:  # of a full disk it names no file
             raise OSError(error.errno, error.strerror, str(self.unfinished)) from error

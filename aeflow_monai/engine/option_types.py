@@ -70,6 +70,11 @@ def _list(what: str, example: str, accepts: Callable[[Any], bool], least: int = 
     return _Type(f'a list of {what}, as "{example}"', accepts_all)
 
 
+def _one_or(kind: _Type, accepts: Callable[[Any], bool]) -> _Type:
+    """A single thing may stand for a list of one."""
+    return _Type(kind.expected, lambda value: kind.accepts(value) or accepts(value))
+
+
 def _or_null(kind: _Type) -> _Type:
     return _Type(f"{kind.expected}, or null", lambda value: value is None or kind.accepts(value))
 
@@ -118,8 +123,9 @@ _TYPES = {
     "cache_dir": _or_null(_PATH),
     "resume": _or_null(_PATH),
     "layout": _choice(("auto", *LAYOUTS)),
-    "normal_classes": _list("names", "[NORMAL]", _is_label, least=1),
-    "modalities": _list("names", "[t1,t2]", _is_text),
+    "normal_classes": _one_or(_list("names", "[NORMAL]", _is_label, least=1), _is_label),
+    "modalities": _one_or(_list("names", "[t1,t2]", _is_text), _is_text),
+    "series": _one_or(_list("numbers of series, identifiers or modalities", "[3,MR]", _is_label), _is_label),
     "test_fraction": _number(0, 1, below=True),
     "lesion_free_slices": _FLAG,
     "device": _Type("a device that torch has here, as cpu or cuda:0", _is_device),
