@@ -109,9 +109,12 @@ def main() -> None:
         report(f"volume {size}, inference", cost_of(config, volume, folder / "volume"))
         if given.evaluate:
             write_large_volume(folder / "mask.nii.gz", given.shape, given.axcodes, mask=True)
-            rows = [("large", volume.name, "mask.nii.gz", 1)]
-            write_rows(folder / "manifest.csv", ["case", "image", "lesion", "label"], rows)
-            report(f"volume {size}, evaluation", cost_of(run / "configs/evaluate.yaml", folder, folder / "evaluation"))
+            rows = [("large", volume.name, "test", 1, "mask.nii.gz")]
+            write_rows(folder / "manifest.csv", ["case", "path", "split", "abnormal", "mask"], rows)
+            report(
+                f"volume {size}, evaluation",
+                cost_of(run / "configs/evaluate.yaml", folder / "manifest.csv", folder / "evaluation"),
+            )
 
 
 if __name__ == "__main__":

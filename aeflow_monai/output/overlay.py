@@ -36,7 +36,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
     (C, rows, columns, slices), before any inversion: `data[..., k]` is an upright picture already (rows from
     anterior to posterior, columns from the patient's right to the left). Coronal and sagittal slices are
     turned upright, superior on top. Letters at the edges tell the sides, if the image has an affine. Pixels
-    are shown with their physical proportions. A picture of more than 1024 rows or columns is drawn at a lower
+    are shown with their physical proportions. A picture of more than 2048 rows or columns is drawn at a lower
     resolution, 640 at most, as a panel has fewer: the mean of its grey levels, the largest map value.
 
     Colours stand on the fixed scale [0, vmax], in standard deviations of the normals, never on that of one

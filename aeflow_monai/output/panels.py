@@ -35,7 +35,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 OUTLINE, LESION = "#ff8c1a", "#33d6ff"  # told apart by colour-blind readers too
-_SIDE = 1024  # rows or columns that are drawn as they are
+_SIDE = 2048  # rows or columns that are drawn as they are
 _DRAWN = 640  # of a larger picture: a panel has fewer pixels, and to draw many takes much memory
 # In inches.
 _GAP, _BAR_WIDTH, _TOP, _BOTTOM = 0.08, 0.95, 0.6, 0.32
@@ -144,7 +144,7 @@ def _colour_bar(figure: Figure, shown: Any, scales: Scales) -> None:
 
 
 def block_means(layer: Array) -> Array:
-    """Reduce a layer (rows, columns) of more than 1024 rows or columns to 640 at most: the mean of each block."""
+    """Reduce a layer (rows, columns) of more than 2048 rows or columns to 640 at most: the mean of each block."""
     factor = _factor(layer)
     return layer if factor == 1 else _blocks(np.add, layer, factor) / _sizes(layer.shape, factor)
 
