@@ -76,15 +76,11 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
             "or use the whole folder that this model came with."
         )
     fixed, written = fixed_options(trained), with_file_names(read_config(inference))
-    if found := [*differences(fixed, {key: written.get(key) for key in fixed})]:
-        name, first, second = found[0]
-        raise ValueError(
-            f"{inference} is not the config that {path} was trained with: {name} is {second!r} there, and was "
-            f"{first!r}. Use the whole folder that the training wrote, unchanged."
-        )
+    _require_trained(inference, written, path, fixed)
     if given is None:
         return stored
     own, content = map(with_file_names, (read_config(given.files[0]), given.content))
+    _require_trained(given.files[0], own, path, fixed)
     _refuse_other_parts(folder, {key: own[key] for key in own if key not in fixed}, content)
     # options of the training alone, such as those of a preset, may be said again
     said = [key for key in content if key in trained and key not in own and key not in PATHS]
@@ -97,6 +93,16 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
         )
     refuse_unknown_keys(content, also_known=[*own, *ids_of(trained)])
     return stored
+
+
+def _require_trained(file: Path, content: Mapping[str, Any], model: Path, fixed: Mapping[str, Any]) -> None:
+    """Refuse a config file of a bundle that says something else of its model than the model does."""
+    if found := [*differences(fixed, {key: content.get(key) for key in fixed})]:
+        name, first, second = found[0]
+        raise ValueError(
+            f"{file} is not the config that {model} was trained with: {name} is {second!r} there, and was {first!r}. "
+            "Use the whole folder that the training wrote, unchanged."
+        )
 
 
 def _refuse_other_parts(folder: str | Path, own: Mapping[str, Any], content: Mapping[str, Any]) -> None:
