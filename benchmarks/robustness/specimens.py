@@ -33,6 +33,7 @@ from aeflow_monai.data import find_images
 from aeflow_monai.engine import Checkpoints
 from aeflow_monai.engine.stored_model import read_model
 from aeflow_monai.files import write_json
+from aeflow_monai.locks import release_all
 
 SHAPE = (24, 20, 10)
 # the smallest network that has two stages
@@ -240,10 +241,13 @@ def run_of(name: str) -> Callable[[Path], Any]:
         options = {"dataset_dir": str(folder / "images"), "output_dir": str(folder / "out")}
         (folder / "images").mkdir()
         write_list(folder / "images", "manifest.csv")
-        started = start([folder / f"configs/{name}.yaml"], **options)
-        if name in ("inference", "evaluate"):
-            started.parser.get_parsed_content("evaluator")
-        return config_of(started, folder)
+        try:
+            started = start([folder / f"configs/{name}.yaml"], **options)
+            if name in ("inference", "evaluate"):
+                started.parser.get_parsed_content("evaluator")
+            return config_of(started, folder)
+        finally:
+            release_all()  # as the end of a process does
 
     return read
 
@@ -255,10 +259,13 @@ def read_bundle(folder: Path) -> Any:
 
 def read_preset(folder: Path) -> Any:
     options = {"dataset_dir": str(folder), "output_dir": str(folder / "out")}
-    started = start([*config_files("train"), folder / "preset.yaml"], **options)
-    for part in ("network_def", "preprocessing", "slicer"):
-        started.parser.get_parsed_content(part)
-    return config_of(started, folder)
+    try:
+        started = start([*config_files("train"), folder / "preset.yaml"], **options)
+        for part in ("network_def", "preprocessing", "slicer"):
+            started.parser.get_parsed_content(part)
+        return config_of(started, folder)
+    finally:
+        release_all()
 
 
 def start(files: list[Any], **options: Any) -> ConfigWorkflow:
