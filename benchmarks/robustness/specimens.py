@@ -72,6 +72,7 @@ class Specimen(NamedTuple):
         read: what the package makes of the folder: anything that `digest` takes; an error that names the file.
         is_checked: the format carries a checksum over its content: damaged, it is refused or reads as before.
         shows_cut: whether a file that is cut can be told from a shorter one.
+        names_option: an error may name a key that stands in the file in place of the file, which was read well.
         opinion: another reader of the file, which raises if it finds it damaged.
     """
 
@@ -80,6 +81,7 @@ class Specimen(NamedTuple):
     read: Callable[[Path], Any]
     is_checked: bool = False
     shows_cut: bool = True
+    names_option: bool = False
     opinion: Callable[[Path], Any] | None = None
 
 
@@ -377,7 +379,7 @@ def specimens() -> dict[str, Specimen]:
         "YAML of evaluation": Specimen("configs/evaluate.yaml", m.TEXT, run_of("evaluate")),
         "YAML of calibration": Specimen("configs/calibrate.yaml", m.TEXT, run_of("calibrate")),
         "YAML, opened by Model": Specimen("configs/inference.yaml", m.TEXT, read_bundle),
-        "YAML preset": Specimen("preset.yaml", m.TEXT, read_preset),
+        "YAML preset": Specimen("preset.yaml", m.TEXT, read_preset, shows_cut=False, names_option=True),
         "metadata.json": Specimen("configs/metadata.json", m.TEXT, read_bundle),
         "model.pt": Specimen("model.pt", own, read_stored, is_checked=True),
         "model.pt in its bundle": Specimen("models/model.pt", own, read_bundle, is_checked=True),
