@@ -25,6 +25,7 @@ from aeflow_monai.engine.card import write_card
 from aeflow_monai.engine.config import GivenConfig, differences, template_root, with_file_names
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import PATHS, fixed_options
+from aeflow_monai.engine.own_configs import digests_of_configs
 from aeflow_monai.engine.run_record import RUN_RECORD, describe_run
 from aeflow_monai.engine.stored_model import model_path, write_saved
 from aeflow_monai.files import read_json, replacing, sha256_of, unfinished_path, write_json
@@ -98,7 +99,8 @@ def _write_files(folder: Path, detector: Detector, config: Mapping[str, Any], ca
     text = json.dumps({"aeflow_monai": __version__, "config": trained, "card": card})
     path = model_path(folder)
     write_saved(path, {"model": detector.state_dict(), "config": text})
-    write_json(folder / "configs" / "metadata.json", {**_metadata(detector, card), "model_sha256": sha256_of(path)})
+    hashes = {"model_sha256": sha256_of(path), **digests_of_configs(folder / "configs")}
+    write_json(folder / "configs" / "metadata.json", {**_metadata(detector, card), **hashes})
     write_card(folder, detector.score, {**card, "options": _options_unlike_the_template(trained)})
 
 

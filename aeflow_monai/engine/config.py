@@ -18,6 +18,7 @@ from monai.utils import ensure_tuple
 
 from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.engine.option_types import PATHS
+from aeflow_monai.engine.own_configs import require_unchanged
 from aeflow_monai.locks import release_all
 
 __all__ = [
@@ -88,7 +89,9 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
         for file in ensure_tuple(config_file):
             if Path(file).is_file():  # MONAI says what is missing
-                read_config(file)
+                if not read_config(file):
+                    raise ValueError(f"{file} is no config: it is empty. Omit it, or take the file again.")
+                require_unchanged(file)
         super().__init__(config_file, **options)
         self._files = tuple(Path(file).absolute() for file in ensure_tuple(config_file))
         self._paths = {name: str(options[name]) for name in PATHS if options.get(name) is not None}

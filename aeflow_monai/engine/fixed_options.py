@@ -18,6 +18,7 @@ from aeflow_monai.engine.config import (
 )
 from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.engine.option_types import PATHS
+from aeflow_monai.engine.own_configs import FREE, require_unchanged
 from aeflow_monai.engine.stored_model import StoredModel, model_path, read_model
 from aeflow_monai.files import sha256_of
 
@@ -25,12 +26,6 @@ __all__ = ["PATHS", "fixed_options", "own_model", "require_own_config"]
 
 # What a training fixes: these parts of its config, and all that they refer to.
 _FIXED = ("network_def", "slicer", "preprocessing", "modalities")
-# What a run of the model decides. All else in its config belongs to the bundle.
-_FREE = (
-    *("dataset_dir", "layout", "series", "output_dir", "overwrite", "outputs", "output_ext", "device", "imports"),
-    *("normal_classes", "test_fraction", "seed", "n_bootstrap", "lesion_free_slices", "specificity"),
-    *("inferer#batch_size", "inferer#saliency", "dataloader#num_workers"),
-)
 _METADATA, _INFERENCE = "configs/metadata.json", "configs/inference.yaml"
 
 
@@ -76,15 +71,13 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
             "or use the whole folder that this model came with."
         )
     fixed, written = fixed_options(trained), with_file_names(read_config(inference))
-    if found := [*differences(fixed, {key: written.get(key) for key in fixed})]:
-        name, first, second = found[0]
-        raise ValueError(
-            f"{inference} is not the config that {path} was trained with: {name} is {second!r} there, and was "
-            f"{first!r}. Use the whole folder that the training wrote, unchanged."
-        )
+    _require_trained(inference, written, path, fixed)
+    require_unchanged(inference)
     if given is None:
         return stored
     own, content = map(with_file_names, (read_config(given.files[0]), given.content))
+    _require_trained(given.files[0], own, path, fixed)
+    require_unchanged(given.files[0])
     _refuse_other_parts(folder, {key: own[key] for key in own if key not in fixed}, content)
     # options of the training alone, such as those of a preset, may be said again
     said = [key for key in content if key in trained and key not in own and key not in PATHS]
@@ -99,11 +92,21 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
     return stored
 
 
+def _require_trained(file: Path, content: Mapping[str, Any], model: Path, fixed: Mapping[str, Any]) -> None:
+    """Refuse a config file of a bundle that says something else of its model than the model does."""
+    if found := [*differences(fixed, {key: content.get(key) for key in fixed})]:
+        name, first, second = found[0]
+        raise ValueError(
+            f"{file} is not the config that {model} was trained with: {name} is {second!r} there, and was {first!r}. "
+            "Use the whole folder that the training wrote, unchanged."
+        )
+
+
 def _refuse_other_parts(folder: str | Path, own: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     """Refuse a run that replaces a part of the bundle's config which is no option of a run."""
     found = [name for name, _, _ in differences(own, {key: content.get(key) for key in own})]
-    if replaced := [name for name in found if not any(f"{name}#".startswith(f"{free}#") for free in _FREE)]:
-        free = [name for name in _FREE if name.partition("#")[0] in own]
+    if replaced := [name for name in found if not any(f"{name}#".startswith(f"{free}#") for free in FREE)]:
+        free = [name for name in FREE if name.partition("#")[0] in own]
         raise ValueError(
             f"{', '.join(replaced)} of the bundle in {folder} cannot be replaced. Omit this, or train again. "
             f"Options of a run are {', '.join(free)}."

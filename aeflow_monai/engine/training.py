@@ -206,9 +206,11 @@ def _recorded(path: str | Path) -> dict[str, Any]:
             "<its folder>/logs/checkpoints/checkpoint_epoch=<n>.pt."
         )
     expected = "a checkpoint of an interrupted training"
+    saved = load_saved(path, expected)
     try:
-        return dict(json.loads(load_saved(path, expected)["record"]["text"]))
-    except (KeyError, TypeError) as error:
+        found = json.loads(saved["record"]["text"])
+        return {name: found[name] for name in ("options", "lists", "images")}
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"Expected {expected} in {path}; got a file of something else.") from error
 
 

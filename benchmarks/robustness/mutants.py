@@ -13,7 +13,7 @@ What counts as right:
 - the file reads as before it was changed;
 - it reads as another content, if nothing shows the damage: the format has no checksum, no other reader finds the file
   damaged, and it was not cut (a table may have been: any line of it can be the last);
-- the error is a ValueError or an OSError, and names the file.
+- the error is a ValueError or an OSError, and names the file, or of a preset, which was read well, the option.
 
 All else is a fault.
 """
@@ -27,6 +27,7 @@ import faulthandler
 import io
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -103,7 +104,7 @@ class Bench:
                 warnings.simplefilter("ignore")
                 after = json.dumps(self.specimens[name].read(folder), default=str)
         except Exception as error:
-            return self.judged(error, folder / self.specimens[name].file, said.getvalue())
+            return self.judged(error, folder / self.specimens[name].file, said.getvalue(), self.specimens[name])
         if fault := fault_in(None):
             return "quiet", fault
         if after == before:
@@ -118,7 +119,7 @@ class Bench:
             return "quiet", f"another reader finds it damaged: {error!r}"
         return "another content", ""
 
-    def judged(self, error: Exception, file: Path, said: str) -> tuple[str, str]:
+    def judged(self, error: Exception, file: Path, said: str, specimen: Any) -> tuple[str, str]:
         """What an error is worth, and its words."""
         from hostile import fault_in
 
@@ -133,6 +134,8 @@ class Bench:
             return ("named error" if file.name in said else "quiet"), detail
         if not isinstance(cause, (ValueError, OSError)):
             return "other exception", detail
+        if specimen.names_option:
+            names |= {key.decode() for key in re.findall(rb"\w{4,40}(?=:)", file.read_bytes())}
         return ("named error" if any(name in str(cause) for name in names) else "file not named"), detail
 
 

@@ -33,6 +33,7 @@ from aeflow_monai.data import find_images
 from aeflow_monai.engine import Checkpoints
 from aeflow_monai.engine.stored_model import read_model
 from aeflow_monai.files import write_json
+from aeflow_monai.locks import release_all
 
 SHAPE = (24, 20, 10)
 # the smallest network that has two stages
@@ -71,6 +72,7 @@ class Specimen(NamedTuple):
         read: what the package makes of the folder: anything that `digest` takes; an error that names the file.
         is_checked: the format carries a checksum over its content: damaged, it is refused or reads as before.
         shows_cut: whether a file that is cut can be told from a shorter one.
+        names_option: an error may name a key that stands in the file in place of the file, which was read well.
         opinion: another reader of the file, which raises if it finds it damaged.
     """
 
@@ -79,6 +81,7 @@ class Specimen(NamedTuple):
     read: Callable[[Path], Any]
     is_checked: bool = False
     shows_cut: bool = True
+    names_option: bool = False
     opinion: Callable[[Path], Any] | None = None
 
 
@@ -240,10 +243,13 @@ def run_of(name: str) -> Callable[[Path], Any]:
         options = {"dataset_dir": str(folder / "images"), "output_dir": str(folder / "out")}
         (folder / "images").mkdir()
         write_list(folder / "images", "manifest.csv")
-        started = start([folder / f"configs/{name}.yaml"], **options)
-        if name in ("inference", "evaluate"):
-            started.parser.get_parsed_content("evaluator")
-        return config_of(started, folder)
+        try:
+            started = start([folder / f"configs/{name}.yaml"], **options)
+            if name in ("inference", "evaluate"):
+                started.parser.get_parsed_content("evaluator")
+            return config_of(started, folder)
+        finally:
+            release_all()  # as the end of a process does
 
     return read
 
@@ -255,10 +261,13 @@ def read_bundle(folder: Path) -> Any:
 
 def read_preset(folder: Path) -> Any:
     options = {"dataset_dir": str(folder), "output_dir": str(folder / "out")}
-    started = start([*config_files("train"), folder / "preset.yaml"], **options)
-    for part in ("network_def", "preprocessing", "slicer"):
-        started.parser.get_parsed_content(part)
-    return config_of(started, folder)
+    try:
+        started = start([*config_files("train"), folder / "preset.yaml"], **options)
+        for part in ("network_def", "preprocessing", "slicer"):
+            started.parser.get_parsed_content(part)
+        return config_of(started, folder)
+    finally:
+        release_all()
 
 
 def start(files: list[Any], **options: Any) -> ConfigWorkflow:
@@ -370,7 +379,7 @@ def specimens() -> dict[str, Specimen]:
         "YAML of evaluation": Specimen("configs/evaluate.yaml", m.TEXT, run_of("evaluate")),
         "YAML of calibration": Specimen("configs/calibrate.yaml", m.TEXT, run_of("calibrate")),
         "YAML, opened by Model": Specimen("configs/inference.yaml", m.TEXT, read_bundle),
-        "YAML preset": Specimen("preset.yaml", m.TEXT, read_preset),
+        "YAML preset": Specimen("preset.yaml", m.TEXT, read_preset, shows_cut=False, names_option=True),
         "metadata.json": Specimen("configs/metadata.json", m.TEXT, read_bundle),
         "model.pt": Specimen("model.pt", own, read_stored, is_checked=True),
         "model.pt in its bundle": Specimen("models/model.pt", own, read_bundle, is_checked=True),

@@ -20,7 +20,7 @@ HOSTILE = {
     "deep.yaml": ("a: " + "[" * 100_000, "it is nested more than 50 levels deep"),
     "deep_blocks.yaml": ("\n".join(" " * n + "a:" for n in range(300)), "it is nested more than 50 levels deep"),
     "deep.json": ("[" * 100_000, "it is nested too deep"),
-    "large.yaml": ("a: " + "x" * 2**20, "it has 1048579 bytes, and a config at most 1048576"),
+    "large.yaml": ("a: " + "x" * 2**20, "it has 1048579 bytes, and a config at most 131072"),
     "object.yaml": ("a: !!python/object/apply:os.system [touch hacked]", "python/object/apply:os.system"),
     "name.yaml": ("a: !!python/name:os.system", "python/name:os.system"),
     "twice.yaml": ("epochs: 3\nepochs: 4", "the key 'epochs' stands twice"),

@@ -10,6 +10,8 @@ from outputs import config, given_of, said
 
 from aeflow_monai import Detector, Model
 from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.stored_model import StoredModel
 
@@ -38,8 +40,10 @@ def test_a_config_that_was_edited_is_noticed(bundle: Path, verb: str) -> None:
     file = bundle / f"configs/{verb}.yaml"
     file.write_text(file.read_text().replace("upper: 99.5", "upper: 99.0"))
     named = r"intensity#upper is 99\.0 there, and was 99\.5|intensity#upper \(trained with 99\.5, given 99\.0\)"
-    with pytest.raises(ValueError, match=named):
-        require_own_config(bundle, given_of(file))
+    with pytest.raises(ValueError, match=r"is not as the training wrote it"):
+        given_of(file)
+    with pytest.raises(ValueError, match=named):  # as from the command line
+        require_own_config(bundle, GivenConfig((file,), read_config(file)))
     if verb == "inference":  # which is all that a model is opened with from Python
         with pytest.raises(ValueError, match=r"is not the config that .* was trained with"):
             Model(bundle)
