@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -58,30 +59,35 @@ def colours(file: DicomFile) -> npt.NDArray[np.float32]:
         ValueError: the file cannot be read or decoded; the message names it.
     """
     data = read_dataset(file.path)
-    with quiet():
-        try:
-            _quieten_gdcm()
-            from pydicom.pixels import apply_color_lut, pixel_array
+    with _decoding(file):
+        from pydicom.pixels import apply_color_lut, pixel_array
 
-            pixels = pixel_array(data)
-            if data.PhotometricInterpretation == "PALETTE COLOR":
-                pixels = apply_color_lut(pixels, data)
-            pixels = pixels.astype(np.float32)
-        except Exception:
-            raise _undecodable(file) from None
+        pixels = pixel_array(data)
+        if data.PhotometricInterpretation == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, data)
     if pixels.ndim != 3 or pixels.shape[-1] != 3:
         raise _undecodable(file)
     return np.asarray(pixels, np.float32)
 
 
-def _read_frame(image: Any, frame: Frame, values: Array) -> bool:
-    """Read one frame into an array, with NaN where it is padded; whether it is."""
+@contextmanager
+def _decoding(file: DicomFile) -> Iterator[None]:
+    """Turn whatever a library or a decoder raises, whose text may quote a value, into an error that names the file."""
     with quiet():
         try:
-            values[...] = _transformed(image, frame.offset)
-            padding = _padding(image, frame.offset)
-        except Exception:  # its text may quote a value, or be a decoder's
-            raise _undecodable(frame.file) from None
+            _quieten_gdcm()
+            yield
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException:  # a decoder in Rust panics with one that is no Exception
+            raise _undecodable(file) from None
+
+
+def _read_frame(image: Any, frame: Frame, values: Array) -> bool:
+    """Read one frame into an array, with NaN where it is padded; whether it is."""
+    with _decoding(frame.file):
+        values[...] = _transformed(image, frame.offset)
+        padding = _padding(image, frame.offset)
     if padding is None or not padding.any() or padding.all():
         return False
     values[padding] = np.nan
@@ -93,20 +99,16 @@ def _open(file: DicomFile) -> Any:
     import highdicom
 
     data = read_dataset(file.path)
-    with quiet():
-        try:
-            _quieten_gdcm()
-            data.setdefault("SamplesPerPixel", 1)
-            data.setdefault("PhotometricInterpretation", "MONOCHROME2")
-            if "PixelData" in data:
-                data.setdefault("PixelRepresentation", 0)
-                data.setdefault("BitsStored", data.BitsAllocated)
-            data.pop("PresentationLUTShape", None)  # which contradicts the photometric interpretation where it matters
-            if not data.original_encoding[1]:
-                _as_little_endian(data)
-            return highdicom.Image.from_dataset(data, copy=False)
-        except Exception:
-            raise _undecodable(file) from None
+    with _decoding(file):
+        data.setdefault("SamplesPerPixel", 1)
+        data.setdefault("PhotometricInterpretation", "MONOCHROME2")
+        if "PixelData" in data:
+            data.setdefault("PixelRepresentation", 0)
+            data.setdefault("BitsStored", data.BitsAllocated)
+        data.pop("PresentationLUTShape", None)  # which contradicts the photometric interpretation where it matters
+        if not data.original_encoding[1]:
+            _as_little_endian(data)
+        return highdicom.Image.from_dataset(data, copy=False)
 
 
 def _as_little_endian(data: pydicom.Dataset) -> None:
