@@ -12,7 +12,7 @@ from PIL import Image
 
 from aeflow_monai.marks import has_mark
 from aeflow_monai.output.maps import EXTENSIONS, WriteMapsd, write_nifti
-from aeflow_monai.output.overlay import new_figure, save_picture
+from aeflow_monai.output.panels import new_figure, save_picture
 
 
 @pytest.mark.parametrize("extension", EXTENSIONS)
