@@ -133,7 +133,7 @@ def test_an_unknown_output_is_refused(
     where = {"dataset_dir": str(volumes), "output_dir": str(tmp_path)}
     with pytest.raises(RuntimeError) as raised:
         start_workflow(trained / "configs/inference.yaml", **where, outputs=outputs)
-    assert said(raised).startswith("outputs is a list of some of ['anomaly_map', ")
+    assert said(raised).startswith("outputs: expected a list of some of anomaly_map, ")
     assert said(raised).endswith(f'got {outputs!r}; write it as "[anomaly_map,anomaly_mask]".')
 
 

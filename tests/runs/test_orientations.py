@@ -112,8 +112,7 @@ class Pipeline:
         self.network.score.case_threshold.zero_()  # maps do not depend on it, but only a calibrated model is run
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.inferer = parser.get_parsed_content("inferer")
-        self.inverse = parser.get_parsed_content("postprocessing#transforms#1#transforms#0")
-        assert isinstance(self.inverse, Invertd)
+        self.inverse = Invertd(MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
 
     def __call__(self, path: Path, network: Callable[[Tensor, Places], dict[str, Tensor]] | None = None) -> Maps:
         """Maps on the grid of the file, with its affine."""
