@@ -12,7 +12,7 @@ import numpy.typing as npt
 from aeflow_monai.data.dicom.frames import Frame
 from aeflow_monai.data.dicom.headers import DicomFile
 
-__all__ = ["Grid", "GridError", "grid_of"]
+__all__ = ["Grid", "GridError", "grid_of", "require_declared"]
 
 _SAME_PLACE = 1e-2  # mm
 _TOLERANCE = 0.1  # of the median distance of slices: rounded positions pass, a missing slice does not
@@ -183,11 +183,7 @@ def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance:
             f"{len(frames)} slices whose numbers go up to {max(frame.number or 0 for frame in frames)}, without number "
             f"{shown}{more}. Add what is missing. {whole}"
         )
-    for keyword, declared, count in _declared(frames):
-        if declared > count:
-            raise GridError(
-                f"{count} slices, where {keyword} says that there are {declared}. Add the missing slices. {whole}"
-            )
+    require_declared(frames)
     apart = frames[0].file.numbers("SpacingBetweenSlices", 1)
     thickness = frames[0].file.numbers("SliceThickness", 1)
     if apart and thickness and abs(apart[0]) > 0.9 * thickness[0] > 0:
@@ -206,6 +202,23 @@ def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> li
         return []
     elsewhere = {file.whole("InstanceNumber") for file in others}
     return [number for number in range(1, max(numbers)) if number not in {*numbers, *elsewhere}]
+
+
+def require_declared(frames: Sequence[Frame]) -> None:
+    """Refuse fewer slices than their headers declare.
+
+    Args:
+        frames: slices of one series.
+
+    Raises:
+        GridError: says which element declares how many.
+    """
+    for keyword, declared, count in _declared(frames):
+        if declared > count:
+            raise GridError(
+                f"{count} slice{'s' if count > 1 else ''}, where {keyword} says that there are {declared}. Add the "
+                f"missing slices. If it is whole, {_AS_NIFTI}"
+            )
 
 
 def _declared(frames: Sequence[Frame]) -> list[tuple[str, int, int]]:

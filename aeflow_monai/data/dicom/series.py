@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aeflow_monai.data.dicom.frames import frames_of, has_place
-from aeflow_monai.data.dicom.grid import GridError, grid_of
+from aeflow_monai.data.dicom.grid import GridError, grid_of, require_declared
 from aeflow_monai.data.dicom.headers import DicomFile, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
@@ -172,18 +172,22 @@ def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile
         )
         images.append(Image(folder, "", tuple(mosaics), problem))
     if slices:
-        images.append(_image(folder, tuple(slices), others))
+        images.append(_image(folder, tuple(slices), others, all_there=True))
     return images
 
 
-def _image(folder: Path, files: tuple[DicomFile, ...], others: tuple[DicomFile, ...] = ()) -> Image:
-    """An image, with what is wrong with it."""
+def _image(
+    folder: Path, files: tuple[DicomFile, ...], others: tuple[DicomFile, ...] = (), all_there: bool = False
+) -> Image:
+    """An image, with what is wrong with it; `all_there` if the folder has to have all slices, not one that was named."""
     image = Image(folder, "", files, "", others)
     where = files[0].path if len(files) == 1 else folder
     problem = _single_problem(files[0]) if len(files) == 1 else ""
     if not problem and (len(files) > 1 or (has_place(files[0]) and not is_mosaic(files[0]))):
         try:
-            grid_of([frame for file in files for frame in frames_of(file)], others)
+            frames = grid_of([frame for file in files for frame in frames_of(file)], others).frames
+            if all_there:
+                require_declared(frames)
         except GridError as error:
             problem = f"Expected one volume in {where}; got {error}."
     return image._replace(problem=problem)
