@@ -260,7 +260,9 @@ def read_bundle(folder: Path) -> Any:
 
 
 def read_preset(folder: Path) -> Any:
-    options = {"dataset_dir": str(folder), "output_dir": str(folder / "out")}
+    options = {"dataset_dir": str(folder / "images"), "output_dir": str(folder / "out")}
+    (folder / "images").mkdir()
+    write_list(folder / "images", "manifest.csv")
     try:
         started = start([*config_files("train"), folder / "preset.yaml"], **options)
         for part in ("network_def", "preprocessing", "slicer"):
