@@ -16,6 +16,7 @@ __all__ = ["check_itk_header", "is_itk_volume"]
 
 _META_IMAGE, _NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
 _HEADER_BYTES = 2**20  # a header that is longer is none
+_LINE_CHARACTERS = 2000  # of a field
 _MAX_FILES = 10**5  # of a list or a pattern
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 8, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 _NRRD_BYTES = {
@@ -137,6 +138,8 @@ def _nrrd(content: bytes) -> _Header:
         if not line or line.lower().replace(" ", "").startswith("datafile:list"):
             fields |= {"datafile": line.partition(":")[2].strip()} if line else {}
             break
+        if len(line) > _LINE_CHARACTERS and ":=" not in line and not line.startswith("#"):
+            raise ValueError(f"a line of {len(line)} characters, {line[:20]!r}...")  # ITK's reader dies of it
         key, colon, value = line.partition(":")
         if colon and not line.startswith("#") and not value.startswith("="):
             fields[key.strip().lower().replace(" ", "")] = value.strip()

@@ -95,7 +95,12 @@ def _open(path: Path) -> Any:
 
 def _check_kind(image: Any, path: Path) -> None:
     header, shape = image.header, tuple(image.shape)
-    dtype, intent, time = header.get_data_dtype(), int(header["intent_code"]), header.get_xyzt_units()[1]
+    try:
+        dtype, intent, time = header.get_data_dtype(), int(header["intent_code"]), header.get_xyzt_units()[1]
+    except KeyError as error:
+        raise ValueError(
+            f"Expected units of length and time that NIfTI knows in {path}; got {error.args[0]}. Correct xyzt_units."
+        ) from None
     fault = remedy = ""
     n_volumes = shape[3] if len(shape) > 3 else 1
     if 3000 <= intent < 3100 or intent in _SURFACE:

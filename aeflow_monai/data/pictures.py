@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,8 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
             pages = _n_pages(picture)
             picture.info[_ORIENTATION] = picture.getexif().get(ExifTags.Base.Orientation, 1)
             picture.load()
+            if picture.format == "PNG":
+                _check_png(stream)
         except Exception as error:
             raise ValueError(_damaged(path, error)) from error
         if pages > 1:
@@ -91,6 +94,19 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
                 "stack as a volume, for example NIfTI."
             )
         yield picture
+
+
+def _check_png(stream: BinaryIO) -> None:
+    """Compare the checksums of the pixels, which Pillow passes over."""
+    stream.seek(8)
+    while len(head := stream.read(8)) == 8:
+        kind, content = head[4:], stream.read(int.from_bytes(head[:4], "big"))
+        if kind == b"IDAT" and stream.read(4) != zlib.crc32(kind + content).to_bytes(4, "big"):
+            raise ValueError("the checksum of its pixels is another one")
+        if kind == b"IEND":
+            return
+        if kind != b"IDAT":
+            stream.read(4)
 
 
 def _opened(stream: BinaryIO, path: Path) -> Image.Image:

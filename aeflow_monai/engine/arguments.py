@@ -16,20 +16,20 @@ _SHORT = ("monai.transforms", "monai.data", "monai.engines", "monai.handlers", "
 
 
 def refuse_unknown_arguments(content: Mapping[str, Any]) -> None:
-    """Refuse a component with an argument that it does not take, such as a misspelt one.
+    """Refuse a component that has no name, lacks an argument, or has one that it does not take.
 
     Args:
         content: the merged config.
 
     Raises:
-        ValueError: names each such argument, and the nearest one that there is.
+        ValueError: names each such component or argument, and the nearest argument that there is.
 
     Example:
         >>> refuse_unknown_arguments({"loss": {"_target_": "aeflow_monai.network.AEFlowLoss", "alhpa": 0.5}})
         Traceback (most recent call last):
         ValueError: AEFlowLoss takes no loss#alhpa (did you mean 'alpha'?). Check the spelling.
     """
-    if found := list(_unknown(content, "")):
+    if found := [*_unknown(content, ""), *_lacking(content, "")]:
         raise ValueError(f"{'; '.join(found)}. Check the spelling.")
 
 
@@ -43,6 +43,26 @@ def _unknown(part: Any, name: str) -> Iterator[str]:
                 close = difflib.get_close_matches(str(key), known, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 yield f"{str(part['_target_']).rpartition('.')[2]} takes no {name}#{key}{hint}"
+
+
+def _lacking(part: Any, name: str) -> Iterator[str]:
+    below = part.items() if isinstance(part, Mapping) else enumerate(part) if isinstance(part, list) else ()
+    for key, value in below:
+        yield from _lacking(value, f"{name}#{key}" if name else str(key))
+    if not isinstance(part, Mapping) or "_target_" not in part or {"_mode_", "_disabled_"} & part.keys():
+        return
+    target = part["_target_"]
+    found = _located(target) if isinstance(target, str) else None
+    if not isinstance(target, str):
+        yield f"{name} names no component, but {target!r}"
+    elif isinstance(found, type):
+        try:
+            parameters = inspect.signature(found).parameters.values()
+        except (TypeError, ValueError):  # not written in Python
+            return
+        named = [each for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
+        needed = [each.name for each in named if each.default is each.empty]
+        yield from (f"{target.rpartition('.')[2]} lacks {name}#{each}" for each in needed if each not in part)
 
 
 def _arguments(target: Any) -> set[str] | None:

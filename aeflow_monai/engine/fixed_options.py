@@ -67,8 +67,8 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
         raise FileNotFoundError(f"The bundle in {folder} is not whole: {missing[0]} is missing. Copy the whole folder.")
     if read_config(metadata).get("model_sha256") != sha256_of(path):
         raise ValueError(
-            f"{path} is not the model that the bundle in {folder} was written with. Put the bundle's own model back, "
-            "or use the whole folder that this model came with."
+            f"{path} is not the model that the bundle in {folder} was written with, by the hash in {_METADATA}. Put "
+            "the bundle's own model back, or use the whole folder that this model came with."
         )
     fixed, written = fixed_options(trained), with_file_names(read_config(inference))
     _require_trained(inference, written, path, fixed)

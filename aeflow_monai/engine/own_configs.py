@@ -45,8 +45,8 @@ def require_unchanged(file: str | Path) -> None:
     written = read_json(file.parent / "metadata.json").get(_DIGESTS, {}) if file.name in _VERBS else {}
     if isinstance(written, Mapping) and written.get(file.name, known := _digest(read_config(file))) != known:
         raise ValueError(
-            f"{file} is not as the training wrote it. Take the file of the bundle again, and give options on the "
-            "command line, or in a second config file."
+            f"{file} is not as the training wrote it, by the hash in metadata.json. Take both files of the bundle "
+            "again, and give options on the command line, or in a second config file."
         )
 
 

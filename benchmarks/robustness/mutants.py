@@ -129,7 +129,7 @@ class Bench:
             return "other exception", fault
         cause = root_cause(error)
         detail = f"{type(cause).__name__}: {cause}"
-        names = {str(file), file.name, *([file.parent.name] if file.parent.name == "series" else [])}
+        names = {str(file), file.name, *([str(file.parent)] if file.suffix == ".dcm" else [])}
         if type(cause).__name__ == "LeftOutError":
             return ("named error" if file.name in said else "quiet"), detail
         if not isinstance(cause, (ValueError, OSError)):

@@ -260,7 +260,9 @@ def read_bundle(folder: Path) -> Any:
 
 
 def read_preset(folder: Path) -> Any:
-    options = {"dataset_dir": str(folder), "output_dir": str(folder / "out")}
+    options = {"dataset_dir": str(folder / "images"), "output_dir": str(folder / "out")}
+    (folder / "images").mkdir()
+    write_list(folder / "images", "manifest.csv")
     try:
         started = start([*config_files("train"), folder / "preset.yaml"], **options)
         for part in ("network_def", "preprocessing", "slicer"):
@@ -375,9 +377,9 @@ def specimens() -> dict[str, Specimen]:
         "MedMNIST": Specimen("tiny.npz", m.BINARY, read_npz, is_checked=True),
         "CSV list": Specimen("manifest.csv", m.TEXT, read_list, shows_cut=False),
         "JSON list": Specimen("dataset.json", m.TEXT, read_list),
-        "YAML of inference": Specimen("configs/inference.yaml", m.TEXT, run_of("inference")),
-        "YAML of evaluation": Specimen("configs/evaluate.yaml", m.TEXT, run_of("evaluate")),
-        "YAML of calibration": Specimen("configs/calibrate.yaml", m.TEXT, run_of("calibrate")),
+        "YAML of inference": Specimen("configs/inference.yaml", m.TEXT, run_of("inference"), names_option=True),
+        "YAML of evaluation": Specimen("configs/evaluate.yaml", m.TEXT, run_of("evaluate"), names_option=True),
+        "YAML of calibration": Specimen("configs/calibrate.yaml", m.TEXT, run_of("calibrate"), names_option=True),
         "YAML, opened by Model": Specimen("configs/inference.yaml", m.TEXT, read_bundle),
         "YAML preset": Specimen("preset.yaml", m.TEXT, read_preset, shows_cut=False, names_option=True),
         "metadata.json": Specimen("configs/metadata.json", m.TEXT, read_bundle),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dicom_writer import SHAPE, pixels, slice_of, with_pixels, write, write_series
-from pydicom import uid
+from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -51,6 +51,17 @@ def test_a_missing_slice(tmp_path: Path, missing: int) -> None:
     said = problem_of(write_series(tmp_path / "ill", [k for k in range(6) if k != missing]))
     assert "missing" in said
     assert str(tmp_path / "ill") in said
+
+
+def test_a_number_that_is_damaged_ends_at_once(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ill")
+    file = sorted(folder.iterdir())[3]
+    slice_ = dcmread(file)
+    slice_.InstanceNumber = 2**31 - 1
+    slice_.save_as(file)
+    said = problem_of(folder)
+    assert "slices whose numbers go up to 2147483647, without number 3, 7, 8" in said
+    assert f" and {2**31 - 7 - 3} more" in said
 
 
 @pytest.mark.parametrize("missing", [0, 5], ids=["first", "last"])

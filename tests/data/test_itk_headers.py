@@ -171,3 +171,10 @@ def test_big_endian(tmp_path: Path) -> None:
     text += "DimSize = 10 18 16\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
     (tmp_path / "a.mha").write_bytes(text.encode() + VOXELS.astype(">f4").tobytes())
     np.testing.assert_array_equal(load(tmp_path / "a.mha").as_tensor()[0].numpy().T, VOXELS)
+
+
+def test_a_line_that_is_too_long(tmp_path: Path, headers: dict[str, str]) -> None:
+    path = tmp_path / "sub/b.nhdr"
+    path.write_text(headers["nhdr"].replace("encoding:", f"space: {'a' * 5000}\nencoding:"))
+    with pytest.raises(ValueError, match=r"b\.nhdr; got one that cannot be understood \(a line of 5007 characters"):
+        load(path)

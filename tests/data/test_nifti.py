@@ -192,3 +192,9 @@ def test_names_in_capitals(tmp_path: Path) -> None:
     save_volume(tmp_path / "a.nii.gz")
     (tmp_path / "a.nii.gz").rename(tmp_path / "A.NII.GZ")
     np.testing.assert_array_equal(read_nifti(tmp_path / "A.NII.GZ").as_tensor()[0], VOXELS)
+
+
+def test_units_that_there_are_not(tmp_path: Path) -> None:
+    said = message(patched(tmp_path / "a.nii", 123, "B", 128))
+    assert "Expected units of length and time that NIfTI knows in" in said
+    assert "a.nii; got 128" in said

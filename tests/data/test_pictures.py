@@ -181,3 +181,10 @@ def test_damage_is_named(tmp_path: Path) -> None:
     content[len(content) // 2] ^= 255
     (tmp_path / "a.png").write_bytes(content)
     assert "got a damaged file: " in message(tmp_path / "a.png")
+
+
+def test_a_changed_checksum_of_the_pixels_is_damage(tmp_path: Path) -> None:
+    content = bytearray(save(tmp_path / "a.png", GREY).read_bytes())
+    content[content.index(b"IEND") - 8] ^= 1  # of the checksum, which Pillow passes over
+    (tmp_path / "a.png").write_bytes(content)
+    assert "got a damaged file: the checksum of its pixels is another one" in message(tmp_path / "a.png")

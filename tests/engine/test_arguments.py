@@ -31,6 +31,18 @@ def test_a_misspelt_argument_is_named(component: dict[str, Any], message: str) -
         refuse_unknown_arguments({"parts": [{"inner": component}]})
 
 
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        ({"_target_": "Spacingd", "keys": "image"}, "Spacingd lacks part#pixdim. Check the spelling"),
+        ({"_target_": None, "keys": "image"}, "part names no component, but None"),
+    ],
+)
+def test_what_is_missing_is_named(component: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        refuse_unknown_arguments({"part": component})
+
+
 def test_what_cannot_be_known_is_left_to_python() -> None:
     refuse_unknown_arguments({"a": {"_target_": "nowhere.Nothing", "x": 1}, "b": {"_target_": "$@c", "x": 1}})
     refuse_unknown_arguments({"a": {"_target_": "dict", "x": 1, "_disabled_": True}})

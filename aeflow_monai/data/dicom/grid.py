@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,9 +177,10 @@ def _require_line(frames: Sequence[Frame], positions: npt.NDArray[Any], step: np
 def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance: float) -> None:
     """The numbers of the slices are all there, as many as the header declares."""
     whole = f"If it is whole, {_AS_NIFTI}"
-    if missing := _missing_numbers(frames, others):
-        shown = ", ".join(str(number) for number in missing[:_SHOWN])
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    missing, n_missing = _missing_numbers(frames, others)
+    if missing:
+        shown = ", ".join(str(number) for number in missing)
+        more = f" and {n_missing - _SHOWN} more" if n_missing > _SHOWN else ""
         raise GridError(
             f"{len(frames)} slices whose numbers go up to {max(frame.number or 0 for frame in frames)}, without number "
             f"{shown}{more}. Add what is missing. {whole}"
@@ -195,13 +197,15 @@ def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance:
             )
 
 
-def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> list[int]:
-    """Numbers from 1 on that no slice has, where each slice has one of its own."""
+def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> tuple[list[int], int]:
+    """The first numbers from 1 on that no slice has, where each slice has one of its own; and how many there are."""
     numbers = [frame.number for frame in frames if frame.number is not None]
     if len(set(numbers)) < len(frames) or min(numbers) < 0:
-        return []
-    elsewhere = {file.whole("InstanceNumber") for file in others}
-    return [number for number in range(1, max(numbers)) if number not in {*numbers, *elsewhere}]
+        return [], 0
+    known = {*numbers, *(file.whole("InstanceNumber") for file in others)}
+    wanted = range(1, max(numbers))  # which a damaged number makes endless
+    missing = islice((number for number in wanted if number not in known), _SHOWN)
+    return list(missing), len(wanted) - sum(number in wanted for number in known)
 
 
 def require_declared(frames: Sequence[Frame]) -> None:
