@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,11 +178,9 @@ def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance:
     """The numbers of the slices are all there, as many as the header declares."""
     whole = f"If it is whole, {_AS_NIFTI}"
     if missing := _missing_numbers(frames, others):
-        shown = ", ".join(str(number) for number in missing[:_SHOWN])
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise GridError(
             f"{len(frames)} slices whose numbers go up to {max(frame.number or 0 for frame in frames)}, without number "
-            f"{shown}{more}. Add what is missing. {whole}"
+            f"{', '.join(missing)}. Add what is missing. {whole}"
         )
     for keyword, declared, count in _declared(frames):
         if declared > count:
@@ -199,13 +198,17 @@ def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance:
             )
 
 
-def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> list[int]:
-    """Numbers from 1 on that no slice has, where each slice has one of its own."""
-    numbers = [frame.number for frame in frames if frame.number is not None]
-    if len(set(numbers)) < len(frames) or min(numbers) < 0:
+def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> list[str]:
+    """The first numbers from 1 on that no slice has, and how many more, where each slice has one of its own."""
+    numbers = {frame.number for frame in frames if frame.number is not None}
+    if len(numbers) < len(frames) or min(numbers) < 0:
         return []
-    elsewhere = {file.whole("InstanceNumber") for file in others}
-    return [number for number in range(1, max(numbers)) if number not in {*numbers, *elsewhere}]
+    last = max(numbers)
+    numbers |= {number for file in others if 0 < (number := file.whole("InstanceNumber") or 0) < last}
+    known = sorted({0, *numbers})
+    missing = [n for before, after in pairwise(known) for n in range(before + 1, after)[:_SHOWN]]
+    more = last - len(known) + 1 - len(missing[:_SHOWN])
+    return [*(str(number) for number in missing[:_SHOWN]), *([f"and {more} more"] if more else [])]
 
 
 def _declared(frames: Sequence[Frame]) -> list[tuple[str, int, int]]:

@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pydicom
 from pydicom.uid import UID
 
-__all__ = ["DicomFile", "quiet", "read_dataset", "read_header", "require_libraries"]
+__all__ = ["DicomFile", "numbers_of", "quiet", "read_dataset", "read_header", "require_libraries", "whole_of"]
 
 # What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
 _TAGS = (
@@ -80,10 +80,12 @@ class DicomFile(NamedTuple):
 
     def whole(self, keyword: str) -> int | None:
         """The whole number of an element; None if it is none."""
-        try:
-            return int(self.get(keyword))
-        except (TypeError, ValueError, OverflowError):
-            return None
+        return whole_of(self.get(keyword))
+
+    def items(self, keyword: str) -> Sequence[pydicom.Dataset]:
+        """The items of a sequence; none if it is not there or no sequence."""
+        value = self.get(keyword)
+        return value if isinstance(value, pydicom.Sequence) else ()
 
     def text(self, keyword: str) -> str:
         """The text of an element; empty if it is not there."""
@@ -99,7 +101,8 @@ class DicomFile(NamedTuple):
         """Name of the SOP class in the standard; empty if it is private or not said."""
         meta = getattr(self.header, "file_meta", {})
         uid = self.text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or "")
-        name = UID(uid).name if uid else ""
+        with quiet():  # a header with a damaged length may have all of its values in this one
+            name = UID(uid).name if uid else ""
         return "" if name == uid else str(name)
 
     @property
@@ -121,6 +124,14 @@ def numbers_of(value: Any, count: int) -> tuple[float, ...] | None:
     except (TypeError, ValueError):
         return None
     return parts if len(parts) == count and all(abs(part) < 1e9 for part in parts) else None  # not for NaN
+
+
+def whole_of(value: Any) -> int | None:
+    """The whole number of a value of an element; None if it is none."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 @contextmanager
@@ -176,6 +187,7 @@ def read_header(path: Path) -> DicomFile:
             header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             pixels, damage = _pixels(stream, header, size)
             _convert(header)
+            _convert(header.file_meta)
         except Exception:  # its text may quote a value
             return DicomFile(path, pydicom.Dataset(), "its header cannot be read")
     file = DicomFile(path, header, damage)

@@ -198,7 +198,7 @@ def _single_problem(file: DicomFile) -> str:
         got = f"one of {file.whole('InConcatenationTotalNumber')} parts of an image that is divided among files"
     elif file.frames > 1 and not has_place(file):
         got = f"{file.frames} frames that lie nowhere in space, as of a film"
-    elif (groups := file.get("PerFrameFunctionalGroupsSequence")) and len(groups) != file.frames:
+    elif (groups := file.items("PerFrameFunctionalGroupsSequence")) and len(groups) != file.frames:
         got = f"{file.frames} frames, where the header describes {len(groups)}"
     return f"Expected one image or volume in {file.path}; got {got}. Take it out, or {_TO_CHOOSE}." if got else ""
 
