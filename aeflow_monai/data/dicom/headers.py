@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,9 +102,7 @@ class DicomFile(NamedTuple):
         """Name of the SOP class in the standard; empty if it is private or not said."""
         meta = getattr(self.header, "file_meta", {})
         uid = self.text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or "")
-        with quiet():  # a header with a damaged length may have all of its values in this one
-            name = UID(uid).name if uid else ""
-        return "" if name == uid else str(name)
+        return _class_name(uid)
 
     @property
     def image_type(self) -> tuple[str, ...]:
@@ -115,6 +114,13 @@ class DicomFile(NamedTuple):
     def in_colour(self) -> bool:
         """Whether a pixel holds a colour."""
         return (self.whole("SamplesPerPixel") or 1) > 1 or self.text("PhotometricInterpretation") == "PALETTE COLOR"
+
+
+@lru_cache(maxsize=256)
+def _class_name(uid: str) -> str:
+    with quiet():  # a header with a damaged length may have all of its values in this one
+        name = UID(uid).name if uid else ""
+    return "" if name == uid else str(name)
 
 
 def numbers_of(value: Any, count: int) -> tuple[float, ...] | None:
@@ -138,6 +144,9 @@ def whole_of(value: Any) -> int | None:
 def quiet() -> Iterator[None]:
     """Keep pydicom from quoting values that break the standard, in warnings and its log: they may name the patient."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    if all(logger.level > logging.CRITICAL for logger in loggers):  # within another one
+        yield
+        return
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)

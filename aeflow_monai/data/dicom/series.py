@@ -11,7 +11,7 @@ import numpy as np
 
 from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import GridError, grid_of
-from aeflow_monai.data.dicom.headers import DicomFile, read_header, require_libraries
+from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
 from aeflow_monai.errors import some
@@ -101,7 +101,8 @@ def contents_of(folder: Path) -> Contents:
         The images that they make up, and the files that are in none.
     """
     require_libraries()
-    files = [read_header(path) for path in dicom_paths(folder)]
+    with quiet():
+        files = [read_header(path) for path in dicom_paths(folder)]
     unused = {file.path: file.other for file in files if file.other}
     damaged = [file for file in files if file.damage and not file.other]
     whole = _without_helpers([file for file in files if not file.damage and not file.other], unused)
