@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from aeflow_monai.data.dicom.headers import DicomFile, numbers_of, quiet
+from aeflow_monai.data.dicom.headers import DicomFile, numbers_of, quiet, whole_of
 
 __all__ = ["Frame", "frames_of", "has_place"]
 
@@ -51,14 +51,14 @@ class Frame(NamedTuple):
 
 def has_place(file: DicomFile) -> bool:
     """Whether the header says where the first slice lies."""
-    if file.get("PerFrameFunctionalGroupsSequence"):
+    if file.items("PerFrameFunctionalGroupsSequence"):
         return _in_groups(file, 0).position is not None
     return file.numbers("ImagePositionPatient", 3) is not None
 
 
 def frames_of(file: DicomFile) -> list[Frame]:
     """All slices of a file, in its order."""
-    if file.get("PerFrameFunctionalGroupsSequence"):
+    if file.items("PerFrameFunctionalGroupsSequence"):
         return [_in_groups(file, index) for index in range(file.frames)]
     kinds = {keyword: str(value) for keyword, *_ in _KINDS if (value := file.get(keyword)) is not None}
     frame = Frame(
@@ -103,7 +103,7 @@ def _from_groups(file: DicomFile, index: int) -> Frame:
         numbers_of(element("PlanePositionSequence", "ImagePositionPatient"), 3),
         numbers_of(element("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
         numbers_of(element("PixelMeasuresSequence", "PixelSpacing"), 2),
-        None if number is None else int(number),
+        whole_of(number),
         str(element("FrameContentSequence", "StackID") or ""),
         {
             keyword: str(value)
@@ -115,7 +115,7 @@ def _from_groups(file: DicomFile, index: int) -> Frame:
 
 def _groups(file: DicomFile, index: int) -> Iterator[Any]:
     """Functional groups of a frame, its own before those of all."""
-    per_frame = file.get("PerFrameFunctionalGroupsSequence") or ()
+    per_frame = file.items("PerFrameFunctionalGroupsSequence")
     if index < len(per_frame):
         yield per_frame[index]
-    yield from (file.get("SharedFunctionalGroupsSequence") or ())[:1]
+    yield from file.items("SharedFunctionalGroupsSequence")[:1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import islice
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,13 +177,10 @@ def _require_line(frames: Sequence[Frame], positions: npt.NDArray[Any], step: np
 def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance: float) -> None:
     """The numbers of the slices are all there, as many as the header declares."""
     whole = f"If it is whole, {_AS_NIFTI}"
-    missing, n_missing = _missing_numbers(frames, others)
-    if missing:
-        shown = ", ".join(str(number) for number in missing)
-        more = f" and {n_missing - _SHOWN} more" if n_missing > _SHOWN else ""
+    if missing := _missing_numbers(frames, others):
         raise GridError(
             f"{len(frames)} slices whose numbers go up to {max(frame.number or 0 for frame in frames)}, without number "
-            f"{shown}{more}. Add what is missing. {whole}"
+            f"{', '.join(missing)}. Add what is missing. {whole}"
         )
     require_declared(frames)
     apart = frames[0].file.numbers("SpacingBetweenSlices", 1)
@@ -197,15 +194,17 @@ def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance:
             )
 
 
-def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> tuple[list[int], int]:
-    """The first numbers from 1 on that no slice has, where each slice has one of its own; and how many there are."""
-    numbers = [frame.number for frame in frames if frame.number is not None]
-    if len(set(numbers)) < len(frames) or min(numbers) < 0:
-        return [], 0
-    known = {*numbers, *(file.whole("InstanceNumber") for file in others)}
-    wanted = range(1, max(numbers))  # which a damaged number makes endless
-    missing = islice((number for number in wanted if number not in known), _SHOWN)
-    return list(missing), len(wanted) - sum(number in wanted for number in known)
+def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> list[str]:
+    """The first numbers from 1 on that no slice has, and how many more, where each slice has one of its own."""
+    numbers = {frame.number for frame in frames if frame.number is not None}
+    if len(numbers) < len(frames) or min(numbers) < 0:
+        return []
+    last = max(numbers)
+    numbers |= {number for file in others if 0 < (number := file.whole("InstanceNumber") or 0) < last}
+    known = sorted({0, *numbers})
+    missing = [n for before, after in pairwise(known) for n in range(before + 1, after)[:_SHOWN]]
+    more = last - len(known) + 1 - len(missing[:_SHOWN])
+    return [*(str(number) for number in missing[:_SHOWN]), *([f"and {more} more"] if more else [])]
 
 
 def require_declared(frames: Sequence[Frame]) -> None:

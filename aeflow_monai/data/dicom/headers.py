@@ -6,8 +6,9 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import pydicom
 from pydicom.uid import UID
 
-__all__ = ["DicomFile", "quiet", "read_dataset", "read_header", "require_libraries"]
+__all__ = ["DicomFile", "numbers_of", "quiet", "read_dataset", "read_header", "require_libraries", "whole_of"]
 
 # What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
 _TAGS = (
@@ -80,10 +81,12 @@ class DicomFile(NamedTuple):
 
     def whole(self, keyword: str) -> int | None:
         """The whole number of an element; None if it is none."""
-        try:
-            return int(self.get(keyword))
-        except (TypeError, ValueError, OverflowError):
-            return None
+        return whole_of(self.get(keyword))
+
+    def items(self, keyword: str) -> Sequence[pydicom.Dataset]:
+        """The items of a sequence; none if it is not there or no sequence."""
+        value = self.get(keyword)
+        return value if isinstance(value, pydicom.Sequence) else ()
 
     def text(self, keyword: str) -> str:
         """The text of an element; empty if it is not there."""
@@ -99,8 +102,7 @@ class DicomFile(NamedTuple):
         """Name of the SOP class in the standard; empty if it is private or not said."""
         meta = getattr(self.header, "file_meta", {})
         uid = self.text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or "")
-        name = UID(uid).name if uid else ""
-        return "" if name == uid else str(name)
+        return _class_name(uid)
 
     @property
     def image_type(self) -> tuple[str, ...]:
@@ -114,6 +116,13 @@ class DicomFile(NamedTuple):
         return (self.whole("SamplesPerPixel") or 1) > 1 or self.text("PhotometricInterpretation") == "PALETTE COLOR"
 
 
+@lru_cache(maxsize=256)
+def _class_name(uid: str) -> str:
+    with quiet():  # a header with a damaged length may have all of its values in this one
+        name = UID(uid).name if uid else ""
+    return "" if name == uid else str(name)
+
+
 def numbers_of(value: Any, count: int) -> tuple[float, ...] | None:
     """Finite numbers of a value of an element; None if there are not as many."""
     try:
@@ -123,10 +132,21 @@ def numbers_of(value: Any, count: int) -> tuple[float, ...] | None:
     return parts if len(parts) == count and all(abs(part) < 1e9 for part in parts) else None  # not for NaN
 
 
+def whole_of(value: Any) -> int | None:
+    """The whole number of a value of an element; None if it is none."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep pydicom from quoting values that break the standard, in warnings and its log: they may name the patient."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    if all(logger.level > logging.CRITICAL for logger in loggers):  # within another one
+        yield
+        return
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
@@ -176,6 +196,7 @@ def read_header(path: Path) -> DicomFile:
             header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             pixels, damage = _pixels(stream, header, size)
             _convert(header)
+            _convert(header.file_meta)
         except Exception:  # its text may quote a value
             return DicomFile(path, pydicom.Dataset(), "its header cannot be read")
     file = DicomFile(path, header, damage)

@@ -36,7 +36,13 @@ def intensities(frames: Sequence[Frame]) -> npt.NDArray[np.float32]:
         ValueError: a file cannot be read or decoded; the message names it.
     """
     rows, columns = (frames[0].file.whole(keyword) or 0 for keyword in ("Rows", "Columns"))
-    values = np.empty((columns, rows, len(frames)), np.float32)
+    try:
+        values = np.empty((columns, rows, len(frames)), np.float32)
+    except MemoryError:
+        raise ValueError(
+            f"Expected an image that fits into the memory in {frames[0].file.path}; got {len(frames)} slices of {rows} "
+            f"x {columns} pixels. Is its header damaged?"
+        ) from None
     padded = False
     image, path = None, None
     for start in range(0, len(frames), _BLOCK):
@@ -156,7 +162,8 @@ def _same_bits(value: int, dtype: np.dtype[Any]) -> int:
 
 
 def _undecodable(file: DicomFile) -> ValueError:
-    syntax = getattr(getattr(file.header, "file_meta", None), "TransferSyntaxUID", None)
+    with quiet():
+        syntax = getattr(getattr(file.header, "file_meta", None), "TransferSyntaxUID", None)
     name = syntax.name if syntax is not None and syntax.name != str(syntax) else "an unknown encoding"
     return ValueError(
         f"Expected a DICOM image in {file.path}; got pixels that cannot be decoded ({name}). The file is damaged, or "

@@ -11,7 +11,7 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 
 from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import grid_of
-from aeflow_monai.data.dicom.headers import DicomFile
+from aeflow_monai.data.dicom.headers import DicomFile, quiet
 from aeflow_monai.data.dicom.mosaic import is_mosaic, read_mosaic
 from aeflow_monai.data.dicom.paths import is_dicom_file, split_name
 from aeflow_monai.data.dicom.pixels import colours, intensities
@@ -46,7 +46,8 @@ def read_dicom_image(path: Path) -> MetaTensor:
         values, affine = read_mosaic(first)
     elif has_place(first):
         grid = grid_of([frame for file in image.files for frame in frames_of(file)], image.others)
-        values, affine = intensities(grid.frames), grid.affine
+        with quiet():
+            values, affine = intensities(grid.frames), grid.affine
     elif first.in_colour:
         return _tensor(colours(first).transpose(2, 1, 0), _picture_affine(first), path)
     else:

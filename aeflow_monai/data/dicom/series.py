@@ -11,7 +11,7 @@ import numpy as np
 
 from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import GridError, grid_of, require_declared
-from aeflow_monai.data.dicom.headers import DicomFile, read_header, require_libraries
+from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
 from aeflow_monai.errors import some
@@ -101,7 +101,8 @@ def contents_of(folder: Path) -> Contents:
         The images that they make up, and the files that are in none.
     """
     require_libraries()
-    files = [read_header(path) for path in dicom_paths(folder)]
+    with quiet():
+        files = [read_header(path) for path in dicom_paths(folder)]
     unused = {file.path: file.other for file in files if file.other}
     damaged = [file for file in files if file.damage and not file.other]
     whole = _without_helpers([file for file in files if not file.damage and not file.other], unused)
@@ -202,7 +203,7 @@ def _single_problem(file: DicomFile) -> str:
         got = f"one of {file.whole('InConcatenationTotalNumber')} parts of an image that is divided among files"
     elif file.frames > 1 and not has_place(file):
         got = f"{file.frames} frames that lie nowhere in space, as of a film"
-    elif (groups := file.get("PerFrameFunctionalGroupsSequence")) and len(groups) != file.frames:
+    elif (groups := file.items("PerFrameFunctionalGroupsSequence")) and len(groups) != file.frames:
         got = f"{file.frames} frames, where the header describes {len(groups)}"
     return f"Expected one image or volume in {file.path}; got {got}. Take it out, or {_TO_CHOOSE}." if got else ""
 
