@@ -181,7 +181,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             if not self.index:
                 file.unlink()
                 return
-            write_json(record, {"made_of": made_of, "sha256": digest, "shape": self.shape, "index": self.index})
+            told = {"made_of": made_of, "sha256": digest, "shape": self.shape, "index": self.index}
+            write_json(record, {**told, "record": _hash_of_record(told)})
         self._stored = np.memmap(file, dtype=np.float32, mode="r", shape=(len(self.index), *self._stored_shape))
 
     def _kinds(self, slicer: Slicer, case: Mapping[str, Any], axis: str, file: str) -> list[SliceKind]:
@@ -228,13 +229,19 @@ def _kept(record: Path, file: Path, made_of: str) -> dict[str, Any]:
     """The record of kept slices; nothing if they were made of something else, or are not as they were written."""
     try:
         found = read_json(record)
-        whole = found.get("made_of") == made_of and file.is_file() and sha256_of(file) == found["sha256"]
+        same = found.get("made_of") == made_of and found.get("record") == _hash_of_record(found)
+        whole = same and file.is_file() and sha256_of(file) == found["sha256"]
     except (ValueError, KeyError) as error:
         _logger.warning(f"The slices in {record.parent} are made again, since their record is damaged: {error}")
         return {}
     if found.get("made_of") == made_of and not whole:
         _logger.warning(f"The slices in {record.parent} are made again, since their file is damaged or gone.")
     return found if whole else {}
+
+
+def _hash_of_record(found: Mapping[str, Any]) -> str:
+    """Hash of what a record says of its slices."""
+    return hashlib.sha256(json.dumps([found["shape"], found["index"]]).encode()).hexdigest()
 
 
 def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int, kind: str) -> str:

@@ -213,7 +213,10 @@ def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     found = []
     for item in items:
-        digests = [digest_of(file) for file in image_files_of(item)]
+        try:
+            digests = [digest_of(file) for file in image_files_of(item)]
+        except OSError:  # the case failed for it
+            digests = []
         found.append(hashlib.sha256("".join(digests).encode()).hexdigest()[:16] if digests else "")
     return found
 

@@ -60,12 +60,12 @@ def model_folder(output_dir: str | None) -> str:
     return folder
 
 
-def begin_bundle(folder: str | Path, resume: bool) -> None:
+def begin_bundle(folder: str | Path, resume: str | Path | None = None) -> None:
     """Claim the folder of a new bundle.
 
     Args:
         folder: of the bundle.
-        resume: whether an interrupted training goes on.
+        resume: checkpoint that a training goes on from, if any.
 
     Raises:
         FolderInUse: another run writes there.
@@ -75,7 +75,7 @@ def begin_bundle(folder: str | Path, resume: bool) -> None:
     claim_folder(folder, "output_dir")
     for part in (".", "configs", "models", "docs", "logs", "logs/checkpoints"):
         sweep(folder / part)
-    if resume:
+    if resume is not None and Path(resume).resolve().parent == (folder / "logs/checkpoints").resolve():
         return
     if problem := _not_new(folder):
         release_folder(folder)
@@ -111,7 +111,7 @@ def begin_cache(folder: str | Path) -> None:
     """
     folder = Path(folder).expanduser()
     claim_folder(folder, "cache_dir")
-    for part in (folder, folder / "train", folder / "calibration"):
+    for part in (folder, *(path for path in folder.iterdir() if path.is_dir())):
         sweep(part)
 
 

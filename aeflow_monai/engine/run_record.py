@@ -61,7 +61,12 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
         "command": given.command,
         "started": _now(),
         "process": os.getpid(),
-        "machine": {"system": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "machine": {
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
         "versions": versions(),
         "commit": _commit(),
         "options": {name: content[name] for name in on_top if _is_plain(content[name])},
@@ -125,7 +130,11 @@ def hashes_of(item: Mapping[str, Any]) -> dict[str, str]:
     found = {"case": str(item["case"])}
     for name in ("image", "lesion"):
         if item.get(name):
-            digests = [digest_of(file) for file in files_of({"image": item[name]})]
+            try:
+                digests = [digest_of(file) for file in files_of({"image": item[name]})]
+            except OSError as error:  # the case failed for it
+                found[f"{name}_error"] = str(error)
+                continue
             found[f"{name}_sha256"] = (
                 digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
             )

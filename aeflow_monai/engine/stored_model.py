@@ -64,10 +64,10 @@ def read_model(path: str | Path) -> StoredModel:
             f"{path} is a checkpoint from the middle of a training, which is not calibrated yet. Finish the training "
             "with --resume."
         )
-    if wrong := [name for name, value in state.items() if value.isnan().any()]:
+    if wrong := [name for name, value in state.items() if not value.isfinite().all()]:
         others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ValueError(
-            f"{path} holds NaN in {wrong[0]}{others}: no image can be scored with this model. Train again, with a "
+            f"{path} holds NaN or infinite values in {wrong[0]}{others}: no image can be scored with this model. Train again, with a "
             "lower learning_rate."
         )
     try:

@@ -96,7 +96,7 @@ def claim_training(given: GivenConfig, folder: str) -> None:
         ValueError: see `begin_bundle`.
     """
     if is_first_process():
-        begin_bundle(folder, resume=given.content.get("resume") is not None)
+        begin_bundle(folder, given.content.get("resume"))
         if (cache_dir := path_of(given, "cache_dir", given.content.get("cache_dir"))) is not None:
             begin_cache(cache_dir)
 
@@ -151,7 +151,7 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
     begin_scoring(given, folder, dataset_dir)
     if output_dir is None:
         raise ValueError("Name a folder for the calibrated model with --output_dir.")
-    begin_bundle(output_dir, resume=False)
+    begin_bundle(output_dir)
 
 
 def announce_results(folder: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from monai.data import ITKWriter, MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 
-from aeflow_monai.files import case_file_name, gzip, replacing
+from aeflow_monai.files import case_file_name, gzip, replacing, unfinished_path
 from aeflow_monai.marks import MARK, mark_nifti
 from aeflow_monai.output.file_grid import input_affine
 
@@ -160,9 +161,15 @@ def _write_itk(path: Path, array: Array, dtype: type[np.generic], affine: Array)
     writer.affine = affine
     writer.channel_dim = None if len(array) == 1 else -1
     writer.data_obj = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-    if path.suffix == ".mhd":  # names the file of its voxels, so neither can be renamed
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer.write(path)
+    if path.suffix == ".mhd":  # the header names the file of its voxels: both are written under their own names
+        pair = unfinished_path(path.with_name("pair"))
+        pair.mkdir(parents=True)
+        try:
+            writer.write(pair / path.name)
+            for part in sorted(pair.iterdir(), key=lambda part: part.suffix == ".mhd"):  # the header last
+                part.replace(path.with_name(part.name))
+        finally:
+            shutil.rmtree(pair, ignore_errors=True)
         return
     with replacing(path) as unfinished:
         writer.write(unfinished)

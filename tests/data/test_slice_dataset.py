@@ -406,7 +406,7 @@ class TestDisk:
         assert reads.count() - before == (0 if earlier else 3)
         assert torch.equal(found[11]["image"], SliceDataset(data, reads, slicer)[11]["image"])
 
-    @pytest.mark.parametrize("damage", ["cut", "no file", "no record", "a bit", "half a record", "another record"])
+    @pytest.mark.parametrize("damage", ["cut", "no file", "no record", "a bit", "half a record", "no list", "a digit"])
     def test_what_is_not_whole_is_read_again(self, data: list[dict[str, Any]], tmp_path: Path, damage: str) -> None:
         folder, slicer, reads = tmp_path / "kept", Slicer(image_size=[8, 8]), Reads(tmp_path / "log")
         SliceDataset(data, reads, slicer, folder=folder)
@@ -417,9 +417,11 @@ class TestDisk:
             content = bytearray((folder / "slices.float32").read_bytes())
             content[500] ^= 1
             (folder / "slices.float32").write_bytes(content)
-        elif damage.endswith("a record") or damage == "another record":
+        elif damage in ("half a record", "no list", "a digit"):
             text = (folder / "slices.json").read_text()
-            (folder / "slices.json").write_text(text[:300] if damage == "half a record" else "[]")
+            texts = {"half a record": text[:300], "no list": "[]", "a digit": text.replace('"slice": 1', '"slice": 2', 1)}
+            assert texts[damage] != text
+            (folder / "slices.json").write_text(texts[damage])
         else:
             (folder / {"no file": "slices.float32", "no record": "slices.json"}[damage]).unlink()
         found = SliceDataset(data, reads, slicer, folder=folder)

@@ -94,7 +94,7 @@ def test_a_new_bundle_sweeps_what_a_killed_training_was_writing(tmp_path: Path) 
         path = path.with_name(path.name.replace(path.name.split("-")[2], "999999999"))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    begin_bundle(tmp_path, resume=False)
+    begin_bundle(tmp_path)
     assert files_below(tmp_path) == LOCK
     release_folder(tmp_path)
 
@@ -105,10 +105,12 @@ def test_an_interrupted_training_is_not_begun_anew_without_a_word(tmp_path: Path
     checkpoint.touch()
     (tmp_path / "logs/run.json").write_text('{"commands": [{"started": "2026-01-02T03:04:05+00:00"}]}')
     with pytest.raises(ValueError, match=rf"that began at 2026-01-02T03.*Go on with it with --resume {checkpoint},"):
-        begin_bundle(tmp_path, resume=False)
-    begin_bundle(tmp_path, resume=True)
+        begin_bundle(tmp_path)
+    begin_bundle(tmp_path, checkpoint)
+    with pytest.raises(ValueError, match="holds an interrupted training"):  # which is another one's
+        begin_bundle(tmp_path, tmp_path.parent / "logs/checkpoints/checkpoint_epoch=3.pt")
     checkpoint.unlink()  # killed before its first epoch ended
-    begin_bundle(tmp_path, resume=False)
+    begin_bundle(tmp_path)
     release_folder(tmp_path)
 
 
@@ -117,7 +119,7 @@ def test_what_no_training_wrote_is_not_replaced(tmp_path: Path, name: str) -> No
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match=f"holds {name}, which no training wrote"):
-        begin_bundle(tmp_path, resume=False)
+        begin_bundle(tmp_path)
     assert (tmp_path / name).read_text() == "mine"
     release_folder(tmp_path)
 

@@ -180,7 +180,7 @@ def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile
 def _image(
     folder: Path, files: tuple[DicomFile, ...], others: tuple[DicomFile, ...] = (), all_there: bool = False
 ) -> Image:
-    """An image, with what is wrong with it; `all_there` if the folder has to have all slices, not one that was named."""
+    """An image, with what is wrong with it; `all_there` if a folder has to have all slices, not one that was named."""
     image = Image(folder, "", files, "", others)
     where = files[0].path if len(files) == 1 else folder
     problem = _single_problem(files[0]) if len(files) == 1 else ""
