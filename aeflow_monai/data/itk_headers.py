@@ -233,13 +233,20 @@ def _of_pattern(words: list[str]) -> list[str]:
 def _beside(header: Path, name: str) -> Path:
     """The file that a header names, which has to lie in the header's folder or below, links followed."""
     folder = header.parent.resolve()
-    file = (header.parent / name).resolve()
+    try:
+        file = (header.parent / name).resolve()
+        is_there = file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, links in a circle
+        raise ValueError(
+            f"Expected voxels in the folder of the header {header}; it names {name[:80]!r}, which no file can be "
+            f"({type(error).__name__}). Correct the header."
+        ) from None
     if Path(name).is_absolute() or "\\" in name or ".." in Path(name).parts or not file.is_relative_to(folder):
         raise ValueError(
             f"Expected voxels in the folder of the header {header}; it names {name!r}, which lies elsewhere. Put the "
             "file beside its header, and its bare name into it."
         )
-    if not file.is_file():
+    if not is_there:
         raise FileNotFoundError(
             f"Expected the voxels of {header} in {header.parent / name}, which it names; there is no such file. Put it "
             "there, or correct the header."
