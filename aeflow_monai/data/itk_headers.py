@@ -12,12 +12,15 @@ from typing import NamedTuple
 
 from aeflow_monai.data.numbers import require_size
 
-__all__ = ["check_itk_header", "is_itk_volume"]
+__all__ = ["check_itk_header", "is_itk_volume", "voxel_files"]
 
 _META_IMAGE, _NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
 _HEADER_BYTES = 2**20  # a header that is longer is none
 _LINE_CHARACTERS = 2000  # of a field
 _MAX_FILES = 10**5  # of a list or a pattern
+_META_KEYS = ("DimSize", "ElementNumberOfChannels", "ElementType", "CompressedData", "BinaryData", "DistanceUnits")
+_AS_ITK_WRITES = {key.lower(): key for key in (*_META_KEYS, "ElementDataFile")}
+_LOCAL = ("LOCAL", "Local", "local")  # and in no other way
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 8, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 _NRRD_BYTES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -72,16 +75,7 @@ def check_itk_header(path: Path) -> float:
             hold; the header cannot be understood; its unit is unknown.
         FileNotFoundError: a file that it names is missing.
     """
-    with path.open("rb") as stream:
-        content = stream.read(_HEADER_BYTES)
-    try:
-        header = _meta_image(content) if path.suffix.lower() in _META_IMAGE else _nrrd(content)
-    except (ValueError, KeyError, IndexError, OverflowError) as error:
-        said = f"its line of {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"Expected a header of MetaImage or NRRD in {path}; got one that cannot be understood ({said}). Is it an "
-            "image, and whole? Export it again, or convert it to NIfTI."
-        ) from None
+    header = _read(path)
     files = [_beside(path, name) for name in header.files]
     if header.n_components not in _COMPONENTS.get(header.kind, (1,)):
         raise ValueError(
@@ -100,30 +94,77 @@ def check_itk_header(path: Path) -> float:
     return factors.pop()
 
 
+def voxel_files(path: Path) -> list[Path]:
+    r"""Files in which a MetaImage or NRRD header says that the voxels are; none if they follow it.
+
+    Args:
+        path: of the header.
+
+    Returns:
+        Each beside the header or below.
+
+    Raises:
+        ValueError: the header cannot be understood, or names a file elsewhere.
+        FileNotFoundError: a file that it names is missing.
+
+    Example:
+        >>> import tempfile
+        >>> header = Path(tempfile.mkdtemp()) / "a.mhd"
+        >>> _ = header.with_suffix(".raw").write_bytes(bytes(6))
+        >>> _ = header.write_text("DimSize = 1 2 3\nElementType = MET_UCHAR\nElementDataFile = a.raw\n")
+        >>> [file.name for file in voxel_files(header)]
+        ['a.raw']
+    """
+    names = _read(path).files
+    for name in names:
+        _beside(path, name)
+    return [path.parent / name for name in names]
+
+
+def _read(path: Path) -> _Header:
+    with path.open("rb") as stream:
+        content = stream.read(_HEADER_BYTES)
+    try:
+        return _meta_image(content) if path.suffix.lower() in _META_IMAGE else _nrrd(content)
+    except (ValueError, KeyError, IndexError, OverflowError) as error:
+        said = f"its line of {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"Expected a header of MetaImage or NRRD in {path}; got one that cannot be understood ({said}). Is it an "
+            "image, and whole? Export it again, or convert it to NIfTI."
+        ) from None
+
+
 def _meta_image(content: bytes) -> _Header:
     fields: dict[str, str] = {}
     rest = 0
     for line, end in _lines(content):
-        key, *values = re.split("[=:]", line, maxsplit=1)  # ITK takes both
-        fields[key.strip().lower()] = "".join(values).strip()
-        if key.strip().lower() == "elementdatafile":
+        written, *values = re.split("[=:]", line, maxsplit=1)  # ITK takes both
+        key = _AS_ITK_WRITES.get(re.sub("[^a-z]", "", written.lower()), "")
+        if key and (key in fields or key != written.strip(" \t")):
+            raise ValueError(f"{written!r}, where ITK reads one line of {key!r}, written so")
+        fields[key] = "".join(values).strip()
+        if key == "ElementDataFile":
             rest = end
             break
-    shape = [int(size) for size in fields["dimsize"].split()]
-    channels = int(fields.get("elementnumberofchannels", "1"))
-    kind = fields["elementtype"].upper().removeprefix("MET_").removesuffix("_ARRAY")
+    data = fields["ElementDataFile"]
+    # the words in a comment count, since ITK goes on behind a certain length of it as on a new line
+    read = content[:rest] if data in _LOCAL else content
+    if len(re.findall(b"elementdatafile", read, re.IGNORECASE)) > 1:
+        raise ValueError("several places with 'ElementDataFile'")
+    shape = [int(size) for size in fields["DimSize"].split()]
+    channels = int(fields.get("ElementNumberOfChannels", "1"))
+    kind = fields["ElementType"].upper().removeprefix("MET_").removesuffix("_ARRAY")
     n_bytes = _META_BYTES[kind if kind in _META_BYTES else kind.removeprefix("U")]
-    data = fields["elementdatafile"]
     files: list[str] = []
-    if data.upper().startswith("LIST"):
+    if data.startswith("LIST"):
         files = [line for line, _ in _lines(content[rest:]) if line]
     elif "%" in data:
         files = _of_pattern(data.split())
-    elif data.upper() != "LOCAL":
+    elif data not in _LOCAL:
         files = [data]
-    packed = "zlib" if fields.get("compresseddata", "false").lower() in ("true", "1") else ""
-    ascii_numbers = fields.get("binarydata", "true").lower() in ("false", "0")
-    units = {fields["distanceunits"].lower()} if "distanceunits" in fields else set()
+    packed = "zlib" if fields.get("CompressedData", "false").lower() in ("true", "1") else ""
+    ascii_numbers = fields.get("BinaryData", "true").lower() in ("false", "0")
+    units = {fields["DistanceUnits"].lower()} if "DistanceUnits" in fields else set()
     packed = "text" if ascii_numbers else packed
     return _checked(_Header((*shape, channels), n_bytes, files, rest, packed, channels, kind.lower(), units))
 
@@ -135,14 +176,25 @@ def _nrrd(content: bytes) -> _Header:
     rest = 0
     for line, end in _lines(content):
         rest = end
-        if not line or line.lower().replace(" ", "").startswith("datafile:list"):
-            fields |= {"datafile": line.partition(":")[2].strip()} if line else {}
+        if not line:
             break
+        key, colon, value = line.partition(": ")
+        if not colon or line.startswith("#") or ":=" in key:
+            continue  # no field
+        key = key.lower().replace(" ", "")
+        if key in fields:
+            raise ValueError(f"two lines of {key!r}")
+        fields[key] = value.strip()
+        if key == "datafile" and value.strip().upper().startswith("LIST"):
+            break
+<<<<<<< HEAD
         if len(line) > _LINE_CHARACTERS and ":=" not in line and not line.startswith("#"):
             raise ValueError(f"a line of {len(line)} characters, {line[:20]!r}...")  # ITK's reader dies of it
         key, colon, value = line.partition(":")
         if colon and not line.startswith("#") and not value.startswith("="):
             fields[key.strip().lower().replace(" ", "")] = value.strip()
+=======
+>>>>>>> 1167a12347f12475baa69c15579c22bce8683b8e
     data = fields.get("datafile", "")
     files: list[str] = []
     if data.upper().startswith("LIST"):
@@ -172,7 +224,10 @@ def _lines(content: bytes) -> Iterator[tuple[str, int]]:
     while start < len(content):
         end = content.find(b"\n", start)
         end = len(content) if end < 0 else end
-        yield content[start:end].decode("utf-8", "surrogateescape").strip(), end + 1
+        line = content[start:end].removesuffix(b"\r")
+        if b"\r" in line:  # at which some readers begin a new line
+            raise ValueError(f"a line with a carriage return, {line[:80]!r}")
+        yield line.decode("utf-8", "surrogateescape").strip(), end + 1
         start = end + 1
 
 
@@ -187,13 +242,20 @@ def _of_pattern(words: list[str]) -> list[str]:
 def _beside(header: Path, name: str) -> Path:
     """The file that a header names, which has to lie in the header's folder or below, links followed."""
     folder = header.parent.resolve()
-    file = (header.parent / name).resolve()
+    try:
+        file = (header.parent / name).resolve()
+        is_there = file.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, links in a circle
+        raise ValueError(
+            f"Expected voxels in the folder of the header {header}; it names {name[:80]!r}, which no file can be "
+            f"({type(error).__name__}). Correct the header."
+        ) from None
     if Path(name).is_absolute() or "\\" in name or ".." in Path(name).parts or not file.is_relative_to(folder):
         raise ValueError(
             f"Expected voxels in the folder of the header {header}; it names {name!r}, which lies elsewhere. Put the "
             "file beside its header, and its bare name into it."
         )
-    if not file.is_file():
+    if not is_there:
         raise FileNotFoundError(
             f"Expected the voxels of {header} in {header.parent / name}, which it names; there is no such file. Put it "
             "there, or correct the header."

@@ -103,12 +103,61 @@ def test_no_file_elsewhere_is_read(tmp_path: Path, headers: dict[str, str], exte
         ("mhd", "ElementDataFile = a.raw", "ElementDataFile: ../a.raw"),
         ("nhdr", "data file: a.raw", "datafile: ../a.raw"),
         ("nhdr", "data file: a.raw", "Data File: ../a.raw"),
+        ("nhdr", "data file: a.raw", "datafile:list:= 1\ndata file: ../a.raw"),
     ],
 )
 def test_other_spellings(tmp_path: Path, headers: dict[str, str], extension: str, old: str, new: str) -> None:
     path = tmp_path / f"sub/b.{extension}"
     path.write_text(headers[extension].replace(old, new))
     assert "which lies elsewhere" in message(path)
+
+
+DATA = "ElementDataFile = a.raw"
+
+
+@pytest.mark.parametrize(
+    ("extension", "old", "new", "said"),
+    [
+        # ITK passes over what is not written as it writes it, and obeys the other line
+        ("mhd", DATA, "elementdatafile = a.raw\nElementDataFile = ../a.raw", "'elementdatafile '"),
+        ("mhd", DATA, "ELEMENTDATAFILE = a.raw\nElementDataFile = /dev/zero", "'ELEMENTDATAFILE '"),
+        ("mhd", DATA, "ElementDataFile\u00a0= a.raw\nElementDataFile = ../a.raw", "where ITK reads one line of"),
+        ("mhd", DATA, "Element DataFile = a.raw\nElementDataFile = ../a.raw", "where ITK reads one line of"),
+        ("mhd", DATA, f"ElementDataFile\n= ../a.raw\n{DATA}", "several places with 'ElementDataFile'"),
+        ("mhd", DATA, f"{DATA}\nElementDataFile = ../a.raw", "several places with 'ElementDataFile'"),
+        ("mhd", DATA, f"Comment = {'x' * 499}ElementDataFile = ../a.raw\n{DATA}", "several places with"),
+        ("mhd", DATA, f"Comment = x\rElementDataFile = ../a.raw\n{DATA}", "a carriage return"),
+        ("mhd", "DimSize", "dimsize = 10 18 1\nDimSize", "where ITK reads one line of 'DimSize'"),
+        ("mhd", "DimSize", "DimSize = 10 18 1\nDimSize", "where ITK reads one line of 'DimSize'"),
+        ("nhdr", "data file: a.raw", "data file: a.raw\ndatafile: ../a.raw", "two lines of 'datafile'"),
+        ("nhdr", "data file: a.raw", "data file: a.raw\nDATA FILE: ../a.raw", "two lines of 'datafile'"),
+        ("nhdr", "data file: a.raw", "# a\rdata file: ../a.raw", "a carriage return"),
+        ("nhdr", "sizes:", "sizes: 10 18 1\nsizes:", "two lines of 'sizes'"),
+    ],
+)
+def test_a_header_that_readers_could_take_otherwise(
+    tmp_path: Path, headers: dict[str, str], extension: str, old: str, new: str, said: str
+) -> None:
+    assert old in headers[extension]
+    path = tmp_path / f"sub/b.{extension}"
+    path.write_bytes(headers[extension].replace(old, new).encode())
+    assert said in message(path)
+    assert "cannot be understood" in message(path)
+
+
+@pytest.mark.parametrize("data", ["list\n../a.raw", "LoCaL"])
+def test_words_that_itk_takes_for_names(tmp_path: Path, headers: dict[str, str], data: str) -> None:
+    path = tmp_path / "sub/b.mhd"
+    path.write_text(names(headers, "mhd", data) + "\0" * VOXELS.nbytes)
+    assert f"in {tmp_path / 'sub' / data.split()[0]}, which it names" in message(path, FileNotFoundError)
+
+
+@pytest.mark.parametrize("extension", ["mhd", "nhdr"])
+def test_lines_may_be_empty_or_end_as_on_windows(tmp_path: Path, headers: dict[str, str], extension: str) -> None:
+    path = tmp_path / f"sub/b.{extension}"
+    text = headers[extension].replace("ElementType", "Comment = a\n\n\nComment = b\nElementType")
+    path.write_bytes(text.replace("\n", "\r\n").encode())
+    np.testing.assert_array_equal(load(path).as_tensor()[0].numpy().T, VOXELS)
 
 
 @pytest.mark.parametrize("extension", ["mhd", "nhdr"])

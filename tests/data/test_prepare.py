@@ -89,6 +89,28 @@ def test_a_file_that_changed_since_is_named(data: Path, preprocessing: Any, tmp_
     assert "changed since the data set was prepared" in str(raised.value.__cause__)
 
 
+def test_voxels_beside_their_header_that_changed_since_are_named(
+    data: Path, preprocessing: Any, tmp_path: Path
+) -> None:
+    header = "NDims = 3\nDimSize = 20 20 10\nElementType = MET_SHORT\nElementSpacing = 1 1 4\n"
+    header += (
+        "TransformMatrix = -1 0 0 0 -1 0 0 0 1\nElementDataFile = flair.raw\n"  # to the left and back, as ITK has it
+    )
+    for file in sorted(data.rglob("*_flair.nii.gz")):
+        (file.parent / "flair.raw").write_bytes(np.asarray(nib.load(file).dataobj, np.int16).tobytes("F"))
+        file.with_name(file.name.replace("nii.gz", "mhd")).write_text(f"ObjectType = Image\n{header}")
+        file.unlink()
+    path = tmp_path / "out/dataset.json"
+    prepare(data, preprocessing, path)
+    item = load_datalist(path, "test")[0]
+    assert tuple(preprocessing(item)["image"].shape) == (1, 20, 20, 10)
+    voxels = Path(item["image"]).with_name("flair.raw")
+    voxels.write_bytes(bytes(len(voxels.read_bytes())))
+    with pytest.raises(RuntimeError) as raised:
+        preprocessing(item)
+    assert f"{voxels} changed since the data set was prepared" in str(raised.value.__cause__)
+
+
 def test_unreadable_cases_are_listed_and_the_others_written(data: Path, preprocessing: Any, tmp_path: Path) -> None:
     broken = data / "BraTS_00002/BraTS_00002_flair.nii.gz"
     broken.write_bytes(broken.read_bytes()[:500])

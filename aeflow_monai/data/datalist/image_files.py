@@ -8,7 +8,6 @@ from pathlib import Path
 
 from aeflow_monai.data.datalist.walking import children, read_tree
 from aeflow_monai.data.dicom.paths import is_dicom_file
-from aeflow_monai.errors import some as some
 
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 EXTENSIONS = (*VOLUME_EXTENSIONS, ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 from monai.utils import ensure_tuple
 
 from aeflow_monai.data.dicom.paths import split_name
 from aeflow_monai.data.dicom.series import contents_of
+from aeflow_monai.data.itk_headers import is_itk_volume, voxel_files
 
 __all__ = ["files_of", "first_path", "image_files_of", "patient_of", "source_exists"]
+
+_HALVES = (".hdr", ".img", ".hdr.gz", ".img.gz")
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
@@ -25,7 +30,9 @@ def first_path(item: Mapping[str, Any]) -> str:
 
 
 def image_files_of(item: Mapping[str, Any]) -> list[Path]:
-    """All files of the image: of every modality, and in a folder of DICOM files. Those that are missing are left out.
+    """All files of the image: of every modality, in a folder of DICOM files, and with voxels beside their header.
+
+    Those that are missing are left out, and what a broken header names.
 
     Example:
         >>> import tempfile
@@ -63,4 +70,15 @@ def _files_at(path: Path) -> list[Path]:
     if name:
         images = (image for image in contents_of(folder).images if image.is_stack and image.name == name)
         return [file.path for image in images for file in image.files]
-    return sorted(path.iterdir()) if path.is_dir() else [path]
+    return sorted(path.iterdir()) if path.is_dir() else [path, *_beside(path)]
+
+
+def _beside(path: Path) -> list[Path]:
+    """Files with the voxels of a header, or the other half of a pair."""
+    if is_itk_volume(path):
+        with suppress(OSError, ValueError):  # which reading the image tells
+            return voxel_files(path)
+    if path.name.lower().endswith(_HALVES):
+        halves = [Path(half.filename) for half in nib.Nifti1Pair.filespec_to_file_map(path).values()]
+        return [half for half in halves if half != path]
+    return []
