@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_writer import pixels, slice_of, with_pixels, write, write_series
+from dicom_writer import enhanced, pixels, slice_of, write, write_series
 
 from aeflow_monai.data import LoadCased, find_images
 
@@ -34,3 +34,40 @@ def test_one_slice_of_many_that_are_declared(tmp_path: Path) -> None:
 def test_one_slice_that_is_named_is_one_image(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "a", ImagesInAcquisition=6)
     np.testing.assert_array_equal(load(folder / "1001.dcm")[0, ..., 0].numpy(), pixels(5).T)
+
+
+@pytest.mark.parametrize(("axial", "coronal", "refused"), [(30, 15, True), (11, 10, True), (5, 3, False)])
+def test_only_a_few_slices_in_planes_that_cross_are_a_localizer(
+    tmp_path: Path, axial: int, coronal: int, refused: bool
+) -> None:
+    write_series(tmp_path / "scan")
+    series = "1.2.3.9"
+    write_series(tmp_path / "scan", range(axial), number=2, series=series)
+    for k in range(coronal):
+        image = slice_of(axial + k, series, 2, ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+        write(image, tmp_path / f"scan/coronal{k}.dcm")
+    said = problems_in(tmp_path)
+    assert list(said) == (["scan_1", "scan_2"] if refused else ["scan"])
+    assert ("slices of 2 orientations" in "".join(said.values())) == refused
+
+
+@pytest.mark.parametrize("count", [-3, 0])
+@pytest.mark.parametrize("in_groups", [True, False])
+def test_a_count_of_frames_below_one(tmp_path: Path, count: int, in_groups: bool) -> None:
+    write_series(tmp_path / "well")
+    image = enhanced([0, 1, 2]) if in_groups else slice_of(0)
+    image.NumberOfFrames = count
+    file = write(image, tmp_path / "ill/a.dcm")
+    said = problems_in(tmp_path)
+    assert said["well"] == ""
+    assert f"1 damaged: a.dcm (its header claims {count} frames)" in said["ill"]
+    with pytest.raises(ValueError, match=rf"Expected an image in {file}; got a damaged DICOM file: its header claims"):
+        load(file)
+
+
+def test_a_malformed_number_of_a_frame_leaves_the_others(tmp_path: Path) -> None:
+    write_series(tmp_path / "well")
+    image = enhanced([0, 1, 2])
+    image.PerFrameFunctionalGroupsSequence[1].FrameContentSequence[0].InStackPositionNumber = [1, 2]
+    write(image, tmp_path / "odd/a.dcm")
+    assert problems_in(tmp_path)["well"] == ""
