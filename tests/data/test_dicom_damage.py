@@ -71,3 +71,30 @@ def test_a_malformed_number_of_a_frame_leaves_the_others(tmp_path: Path) -> None
     image.PerFrameFunctionalGroupsSequence[1].FrameContentSequence[0].InStackPositionNumber = [1, 2]
     write(image, tmp_path / "odd/a.dcm")
     assert problems_in(tmp_path)["well"] == ""
+
+
+@pytest.mark.parametrize("extension", [".dcm", ""])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_file_that_may_not_be_read(tmp_path: Path, extension: str, alone: bool) -> None:
+    write_series(tmp_path / "well")
+    folder = write_series(tmp_path / "ill", range(1 if alone else 6), extension=extension)
+    file = folder / f"1001{extension}"
+    file.unlink()
+    if alone:
+        write_series(folder, [0], extension, number=2, series="1.2.3.9")
+    file.symlink_to("/proc/sys/vm/compact_memory")  # which root may not read either
+    if not file.is_file() or not _is_refused(file):
+        pytest.skip("this system has no file that cannot be read")
+    said = problems_in(tmp_path)
+    assert said.pop("well") == ""
+    assert f"{file.name} (it cannot be opened: Permission denied)" in "".join(said.values())
+    with pytest.raises(ValueError, match=r"1001"):
+        load(folder)
+
+
+def _is_refused(file: Path) -> bool:
+    try:
+        file.open("rb").close()
+    except PermissionError:
+        return True
+    return False

@@ -168,10 +168,13 @@ def read_header(path: Path) -> DicomFile:
     Returns:
         What was found. A file that cannot be read is no error, but has a `damage`.
     """
-    size = path.stat().st_size
-    if size == 0:
-        return DicomFile(path, pydicom.Dataset(), "the file is empty")
-    with path.open("rb") as stream, quiet():
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        return DicomFile(path, pydicom.Dataset(), f"it cannot be opened: {error.strerror}")
+    with stream, quiet():
+        if (size := os.fstat(stream.fileno()).st_size) == 0:
+            return DicomFile(path, pydicom.Dataset(), "the file is empty")
         try:
             header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             pixels, damage = _pixels(stream, header, size)
@@ -199,13 +202,11 @@ def read_dataset(path: Path) -> pydicom.Dataset:
     Raises:
         ValueError: it cannot be read.
     """
-    with path.open("rb") as stream, quiet():
-        try:
+    try:
+        with path.open("rb") as stream, quiet():
             return _parse(stream)
-        except Exception:
-            raise ValueError(
-                f"Expected a DICOM image in {path}; got a file that cannot be read. Get it again."
-            ) from None
+    except Exception:
+        raise ValueError(f"Expected a DICOM image in {path}; got a file that cannot be read. Get it again.") from None
 
 
 def _convert(header: pydicom.Dataset) -> None:
