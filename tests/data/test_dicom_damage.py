@@ -1,11 +1,14 @@
 """DICOM files that are no whole image, or claim too much: named, while all others are read."""
 
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from dicom_writer import enhanced, pixels, slice_of, write, write_series
+from dicom_writer import enhanced, pixels, slice_of, with_pixels, write, write_series
+from pydicom import dcmread, uid
 
 from aeflow_monai.data import LoadCased, find_images
 
@@ -98,3 +101,67 @@ def _is_refused(file: Path) -> bool:
     except PermissionError:
         return True
     return False
+
+
+def test_more_than_memory_should_hold(tmp_path: Path) -> None:
+    write_series(tmp_path / "well")
+    image = slice_of(0)
+    image.compress(uid.RLELossless)
+    image.Rows = image.Columns = 60000  # 36 times 10^8 pixels, as a compressed file can claim of few bytes
+    file = write(image, tmp_path / "ill/a.dcm")
+    said = problems_in(tmp_path)
+    assert said["well"] == ""
+    assert f"at most 3 GiB in {file}; its header claims (60000, 60000, 1, 1) voxels, 20.1 GiB" in said["ill"]
+    with pytest.raises(ValueError, match=r"at most 3 GiB"):
+        load(file)
+
+
+def test_a_deflated_file_is_read(tmp_path: Path) -> None:
+    image = slice_of(0)
+    image.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    np.testing.assert_array_equal(load(write(image, tmp_path / "a.dcm"))[0, ..., 0].numpy(), pixels(0).T)
+
+
+def test_a_deflated_file_that_fills_the_memory(tmp_path: Path) -> None:
+    write_series(tmp_path / "well")
+    image = slice_of(0)
+    image.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    file = write(image, tmp_path / "ill/a.dcm")
+    meta = file.read_bytes()[: 144 + dcmread(file).file_meta.FileMetaInformationGroupLength]
+    del image.PixelData
+    header = zlib.decompress(write(image, tmp_path / "header").read_bytes()[len(meta) :], -15)
+    (tmp_path / "header").unlink()
+    content = header + b"\xe0\x7f\x10\x00OW\0\0" + (2**31 + 2**28).to_bytes(4, "little")
+    zeros = zlib.compressobj(1, wbits=-15)
+    block = zeros.compress(bytes(2**24)) + zeros.flush(zlib.Z_FULL_FLUSH)
+    start = zlib.compressobj(1, wbits=-15)
+    file.write_bytes(meta + start.compress(content) + start.flush(zlib.Z_FULL_FLUSH) + 144 * block)
+    tracemalloc.start()
+    said = problems_in(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert said["well"] == ""
+    assert "a.dcm (its deflated content takes too much memory)" in said["ill"]
+    assert peak < 200 * 2**20
+
+
+@pytest.mark.parametrize("where", [0, 2, 5])
+def test_a_slice_that_is_padding_throughout(tmp_path: Path, where: int) -> None:
+    for k in range(6):
+        values = (pixels(k) % 500).astype(np.int16)
+        values[:5] = -2000
+        values = np.full_like(values, -2000) if k == where else values
+        image = with_pixels(slice_of(k, RescaleSlope=1, RescaleIntercept=-1024), values)
+        image.add_new(0x00280120, "SS", -2000)
+        write(image, tmp_path / f"a/{k}.dcm")
+    volume = load(tmp_path / "a")[0].numpy()
+    assert (volume[..., where] == volume.min()).all()
+    assert -1024 <= volume.min() < -1000
+
+
+def test_a_volume_that_is_all_padding_keeps_its_values(tmp_path: Path) -> None:
+    for k in range(3):
+        image = with_pixels(slice_of(k), np.full((40, 30), 7, np.uint16))
+        image.add_new(0x00280120, "US", 7)
+        write(image, tmp_path / f"a/{k}.dcm")
+    assert (load(tmp_path / "a").numpy() == 7).all()

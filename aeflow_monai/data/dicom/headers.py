@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import pydicom
 from pydicom.uid import UID
 
+from aeflow_monai.data.dicom.deflated import require_bounded
+
 __all__ = ["DicomFile", "quiet", "read_dataset", "read_header", "require_libraries"]
 
 # What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
@@ -179,6 +181,8 @@ def read_header(path: Path) -> DicomFile:
             header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             pixels, damage = _pixels(stream, header, size)
             _convert(header)
+        except MemoryError:
+            return DicomFile(path, pydicom.Dataset(), "its deflated content takes too much memory")
         except Exception:  # its text may quote a value
             return DicomFile(path, pydicom.Dataset(), "its header cannot be read")
     file = DicomFile(path, header, damage)
@@ -221,7 +225,7 @@ def _convert(header: pydicom.Dataset) -> None:
 def _parse(stream: io.BufferedReader, **options: Any) -> pydicom.Dataset:
     stream.seek(128)
     magic = stream.read(4) == b"DICM"
-    stream.seek(0)
+    require_bounded(stream)
     # without the preamble, as old devices write it, a file has to show what it is by its elements
     data = pydicom.dcmread(stream, force=not magic, **options)
     if not magic and not (data.get("SOPClassUID") or data.get("Rows") or data.get("file_meta")):

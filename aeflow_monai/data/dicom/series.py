@@ -14,6 +14,7 @@ from aeflow_monai.data.dicom.grid import GridError, grid_of, require_declared
 from aeflow_monai.data.dicom.headers import DicomFile, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
+from aeflow_monai.data.numbers import require_size
 from aeflow_monai.errors import some
 
 __all__ = ["Contents", "Image", "contents_of", "image_in_file", "no_single_image"]
@@ -102,8 +103,9 @@ def contents_of(folder: Path) -> Contents:
         The images that they make up, and the files that are in none.
     """
     require_libraries()
-    files = [_understood(read_header(path)) for path in dicom_paths(folder)]
+    files = [read_header(path) for path in dicom_paths(folder)]
     unused = {file.path: file.other for file in files if file.other}
+    files = [_understood(file) for file in files]
     damaged = [file for file in files if file.damage and not file.other]
     whole = _without_helpers([file for file in files if not file.damage and not file.other], unused)
     by_series: dict[str, list[DicomFile]] = defaultdict(list)
@@ -196,7 +198,7 @@ def _image(
     """An image, with what is wrong with it; `all_there` if no slice may be missing, as of one that was named."""
     image = Image(folder, "", files, "", others)
     where = files[0].path if len(files) == 1 else folder
-    problem = _single_problem(files[0]) if len(files) == 1 else ""
+    problem = (_single_problem(files[0]) if len(files) == 1 else "") or _size_problem(files, where)
     if not problem and (len(files) > 1 or (has_place(files[0]) and not is_mosaic(files[0]))):
         try:
             frames = grid_of([frame for file in files for frame in frames_of(file)], others).frames
@@ -224,6 +226,19 @@ def _single_problem(file: DicomFile) -> str:
     elif (groups := file.get("PerFrameFunctionalGroupsSequence")) and len(groups) != file.frames:
         got = f"{file.frames} frames, where the header describes {len(groups)}"
     return f"Expected one image or volume in {file.path}; got {got}. Take it out, or {_TO_CHOOSE}." if got else ""
+
+
+def _size_problem(files: Sequence[DicomFile], where: Path) -> str:
+    """What is said of an image that takes too much memory."""
+    rows, columns, channels, bits = (
+        max(max(file.whole(keyword) or 1 for file in files), 1)
+        for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
+    )
+    try:
+        require_size((columns, rows, sum(file.frames for file in files), channels), -(-bits // 8), str(where))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _with_damaged(folder: Path, images: Sequence[Image], damaged: Iterable[DicomFile]) -> list[Image]:
