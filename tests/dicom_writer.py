@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence as Items
 
 SHAPE = (96, 80)  # rows and columns
 
@@ -59,4 +60,31 @@ def with_pixels(image: Dataset, values: Any) -> Dataset:
     image.Rows, image.Columns = values.shape[-2:]
     image.PixelRepresentation, image.BitsStored, image.HighBit = int(values.dtype.kind == "i"), 16, 15
     image.PixelData = values.tobytes()
+    return image
+
+
+def enhanced(frames: list[int], **changes: Any) -> Dataset:
+    """An enhanced MR image of some slices, each with a rescale of its own."""
+    image = with_pixels(slice_of(0, SOPClassUID=uid.EnhancedMRImageStorage), np.stack([pixels(k) for k in frames]))
+    for element in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        delattr(image, element)
+    image.NumberOfFrames = len(frames)
+    shared = Dataset()
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Items([Dataset()]), Items([Dataset()])
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence[0].PixelSpacing = [2, 1.5]
+    image.SharedFunctionalGroupsSequence = Items([shared])
+    groups = []
+    for i, k in enumerate(frames):
+        group = Dataset()
+        group.PlanePositionSequence, group.FrameContentSequence = Items([Dataset()]), Items([Dataset()])
+        group.PixelValueTransformationSequence = Items([Dataset()])
+        group.PlanePositionSequence[0].ImagePositionPatient = [-10, -12, 3 * k]
+        group.FrameContentSequence[0].StackID = changes.get("stacks", "1" * len(frames))[i]
+        group.FrameContentSequence[0].InStackPositionNumber = k + 1
+        group.FrameContentSequence[0].TemporalPositionIndex = i // 6 + 1
+        group.PixelValueTransformationSequence[0].RescaleSlope = k + 1
+        group.PixelValueTransformationSequence[0].RescaleIntercept = -k
+        groups.append(group)
+    image.PerFrameFunctionalGroupsSequence = Items(groups)
     return image

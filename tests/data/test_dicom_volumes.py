@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_writer import SHAPE, pixels, slice_of, with_pixels, write, write_series
+from dicom_writer import SHAPE, enhanced, pixels, slice_of, with_pixels, write, write_series
 from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -333,33 +333,6 @@ def test_a_film_is_refused(tmp_path: Path) -> None:
 
 
 # Several frames in one file
-
-
-def enhanced(frames: list[int], **changes: Any) -> Dataset:
-    """An enhanced MR image of some slices, each with a rescale of its own."""
-    image = with_pixels(slice_of(0, SOPClassUID=uid.EnhancedMRImageStorage), np.stack([pixels(k) for k in frames]))
-    for element in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
-        delattr(image, element)
-    image.NumberOfFrames = len(frames)
-    shared = Dataset()
-    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Sequence([Dataset()]), Sequence([Dataset()])
-    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    shared.PixelMeasuresSequence[0].PixelSpacing = [2, 1.5]
-    image.SharedFunctionalGroupsSequence = Sequence([shared])
-    groups = []
-    for i, k in enumerate(frames):
-        group = Dataset()
-        group.PlanePositionSequence, group.FrameContentSequence = Sequence([Dataset()]), Sequence([Dataset()])
-        group.PixelValueTransformationSequence = Sequence([Dataset()])
-        group.PlanePositionSequence[0].ImagePositionPatient = [-10, -12, 3 * k]
-        group.FrameContentSequence[0].StackID = changes.get("stacks", "1" * len(frames))[i]
-        group.FrameContentSequence[0].InStackPositionNumber = k + 1
-        group.FrameContentSequence[0].TemporalPositionIndex = i // 6 + 1
-        group.PixelValueTransformationSequence[0].RescaleSlope = k + 1
-        group.PixelValueTransformationSequence[0].RescaleIntercept = -k
-        groups.append(group)
-    image.PerFrameFunctionalGroupsSequence = Sequence(groups)
-    return image
 
 
 @pytest.mark.parametrize("frames", [[0, 1, 2, 3, 4, 5], [3, 0, 5, 1, 4, 2]], ids=["sorted", "shuffled"])

@@ -419,7 +419,11 @@ class TestDisk:
             (folder / "slices.float32").write_bytes(content)
         elif damage in ("half a record", "no list", "a digit"):
             text = (folder / "slices.json").read_text()
-            texts = {"half a record": text[:300], "no list": "[]", "a digit": text.replace('"slice": 1', '"slice": 2', 1)}
+            texts = {
+                "half a record": text[:300],
+                "no list": "[]",
+                "a digit": text.replace('"slice": 1', '"slice": 2', 1),
+            }
             assert texts[damage] != text
             (folder / "slices.json").write_text(texts[damage])
         else:

@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 import pydicom
 from pydicom.uid import UID
 
+<<<<<<< HEAD
 __all__ = ["DicomFile", "numbers_of", "quiet", "read_dataset", "read_header", "require_libraries", "whole_of"]
+=======
+from aeflow_monai.data.dicom.deflated import require_bounded
+
+__all__ = ["DicomFile", "quiet", "read_dataset", "read_header", "require_libraries"]
+>>>>>>> a48059276ddad0224ff9322b1cf94671681deccc
 
 # What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
 _TAGS = (
@@ -188,15 +194,23 @@ def read_header(path: Path) -> DicomFile:
     Returns:
         What was found. A file that cannot be read is no error, but has a `damage`.
     """
-    size = path.stat().st_size
-    if size == 0:
-        return DicomFile(path, pydicom.Dataset(), "the file is empty")
-    with path.open("rb") as stream, quiet():
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        return DicomFile(path, pydicom.Dataset(), f"it cannot be opened: {error.strerror}")
+    with stream, quiet():
+        if (size := os.fstat(stream.fileno()).st_size) == 0:
+            return DicomFile(path, pydicom.Dataset(), "the file is empty")
         try:
             header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             pixels, damage = _pixels(stream, header, size)
             _convert(header)
+<<<<<<< HEAD
             _convert(header.file_meta)
+=======
+        except MemoryError:
+            return DicomFile(path, pydicom.Dataset(), "its deflated content takes too much memory")
+>>>>>>> a48059276ddad0224ff9322b1cf94671681deccc
         except Exception:  # its text may quote a value
             return DicomFile(path, pydicom.Dataset(), "its header cannot be read")
     file = DicomFile(path, header, damage)
@@ -220,13 +234,11 @@ def read_dataset(path: Path) -> pydicom.Dataset:
     Raises:
         ValueError: it cannot be read.
     """
-    with path.open("rb") as stream, quiet():
-        try:
+    try:
+        with path.open("rb") as stream, quiet():
             return _parse(stream)
-        except Exception:
-            raise ValueError(
-                f"Expected a DICOM image in {path}; got a file that cannot be read. Get it again."
-            ) from None
+    except Exception:
+        raise ValueError(f"Expected a DICOM image in {path}; got a file that cannot be read. Get it again.") from None
 
 
 def _convert(header: pydicom.Dataset) -> None:
@@ -241,7 +253,7 @@ def _convert(header: pydicom.Dataset) -> None:
 def _parse(stream: io.BufferedReader, **options: Any) -> pydicom.Dataset:
     stream.seek(128)
     magic = stream.read(4) == b"DICM"
-    stream.seek(0)
+    require_bounded(stream)
     # without the preamble, as old devices write it, a file has to show what it is by its elements
     data = pydicom.dcmread(stream, force=not magic, **options)
     if not magic and not (data.get("SOPClassUID") or data.get("Rows") or data.get("file_meta")):

@@ -31,8 +31,7 @@ def is_dicom_file(path: Path) -> bool:
         return False
     if path.suffix.lower() in _EXTENSIONS:
         return True
-    with path.open("rb") as stream:
-        start = stream.read(132)
+    start = _start(path, 132) or b""
     if start[128:] == b"DICM":
         return True
     # without the preamble, as old devices write it: a first element of the groups 2 or 8 with a short value
@@ -55,10 +54,18 @@ def _may_be(path: Path) -> bool:
     return path.suffix.lower() not in _FOREIGN
 
 
+def _start(path: Path, count: int) -> bytes | None:
+    """The first bytes of a file; None if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(count)
+    except OSError:
+        return None
+
+
 def _is_broken(path: Path, beside: Sequence[Path]) -> bool:
     """Whether a file without DICOM's first bytes lies among DICOM files, named as they are, and is no text."""
-    with path.open("rb") as stream:
-        start = stream.read(1024)
+    start = _start(path, 1024)  # without permission, a file counts by its name
     if start and b"\0" not in start:
         return False
     kin = [other for other in beside if other != path and _kind_of_name(other) == _kind_of_name(path)]

@@ -45,15 +45,19 @@ def intensities(frames: Sequence[Frame]) -> npt.NDArray[np.float32]:
         ) from None
     padded = False
     image, path = None, None
+    blank = []  # slices that are padding throughout
     for start in range(0, len(frames), _BLOCK):
         part = frames[start : start + _BLOCK]
         block = np.empty((len(part), rows, columns), np.float32)  # turned together, which is faster than one by one
         for k, frame in enumerate(part):
             if frame.file.path != path:
                 image, path = _open(frame.file), frame.file.path
-            padded |= _read_frame(image, frame, block[k])
+            share = _read_frame(image, frame, block[k])
+            padded |= share > 0
+            blank += [start + k] if share == 1 else []
         values[..., start : start + len(part)] = block.transpose(2, 1, 0)
-    if padded:
+    if padded and len(blank) < len(frames):  # where all is padding, its value is not for that
+        values[..., blank] = np.nan
         np.nan_to_num(values, copy=False, nan=float(np.nanmin(values)))
     return values
 
@@ -89,15 +93,16 @@ def _decoding(file: DicomFile) -> Iterator[None]:
             raise _undecodable(file) from None
 
 
-def _read_frame(image: Any, frame: Frame, values: Array) -> bool:
-    """Read one frame into an array, with NaN where it is padded; whether it is."""
+def _read_frame(image: Any, frame: Frame, values: Array) -> float:
+    """Read one frame into an array, with NaN where it is padded unless it is throughout; the padded share."""
     with _decoding(frame.file):
         values[...] = _transformed(image, frame.offset)
         padding = _padding(image, frame.offset)
-    if padding is None or not padding.any() or padding.all():
-        return False
-    values[padding] = np.nan
-    return True
+    if padding is None:
+        return 0.0
+    if not padding.all():
+        values[padding] = np.nan
+    return float(padding.mean())
 
 
 def _open(file: DicomFile) -> Any:

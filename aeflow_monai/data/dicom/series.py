@@ -14,6 +14,7 @@ from aeflow_monai.data.dicom.grid import GridError, grid_of, require_declared
 from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
+from aeflow_monai.data.numbers import require_size
 from aeflow_monai.errors import some
 
 __all__ = ["Contents", "Image", "contents_of", "image_in_file", "no_single_image"]
@@ -24,6 +25,7 @@ _PROJECTIONS = (
     *("x-ray radiofluoroscopic", "ultrasound", "nuclear medicine", "rt image", "vl ", "ophthalmic"),
     "secondary capture",
 )
+_SCOUT_SLICES = 10  # of a localizer in one plane, at most
 _TO_CHOOSE = "convert it to NIfTI, for example with dcm2niix, and give one of its volumes"
 
 
@@ -104,6 +106,7 @@ def contents_of(folder: Path) -> Contents:
     with quiet():
         files = [read_header(path) for path in dicom_paths(folder)]
     unused = {file.path: file.other for file in files if file.other}
+    files = [_understood(file) for file in files]
     damaged = [file for file in files if file.damage and not file.other]
     whole = _without_helpers([file for file in files if not file.damage and not file.other], unused)
     by_series: dict[str, list[DicomFile]] = defaultdict(list)
@@ -128,13 +131,26 @@ def image_in_file(path: Path) -> Image:
         The image. If it is none, its problem says so.
     """
     require_libraries()
-    file = read_header(path)
+    file = _understood(read_header(path))
     if file.other:
         return Image(path.parent, path.stem, (file,), f"Expected an image in {path}; got {file.other}.")
     if file.damage:
         problem = f"Expected an image in {path}; got a damaged DICOM file: {file.damage}. Get it again."
         return Image(path.parent, path.stem, (file,), problem)
     return _image(path.parent, (file,))
+
+
+def _understood(file: DicomFile) -> DicomFile:
+    """The file, with a damage if what its header says of its slices breaks the standard."""
+    if file.damage or file.other:
+        return file
+    if (count := file.whole("NumberOfFrames")) is not None and count < 1:
+        return file._replace(damage=f"its header claims {count} frames")
+    try:
+        frames_of(file)
+    except Exception:  # whatever a malformed value raises; its text may quote it
+        return file._replace(damage="what its header says of its slices cannot be understood")
+    return file
 
 
 def _without_helpers(files: Sequence[DicomFile], unused: dict[Path, str]) -> list[DicomFile]:
@@ -180,10 +196,14 @@ def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile
 def _image(
     folder: Path, files: tuple[DicomFile, ...], others: tuple[DicomFile, ...] = (), all_there: bool = False
 ) -> Image:
+<<<<<<< HEAD
     """An image, with what is wrong with it; `all_there` if a folder has to have all slices, not one that was named."""
+=======
+    """An image, with what is wrong with it; `all_there` if no slice may be missing, as of one that was named."""
+>>>>>>> a48059276ddad0224ff9322b1cf94671681deccc
     image = Image(folder, "", files, "", others)
     where = files[0].path if len(files) == 1 else folder
-    problem = _single_problem(files[0]) if len(files) == 1 else ""
+    problem = (_single_problem(files[0]) if len(files) == 1 else "") or _size_problem(files, where)
     if not problem and (len(files) > 1 or (has_place(files[0]) and not is_mosaic(files[0]))):
         try:
             frames = grid_of([frame for file in files for frame in frames_of(file)], others).frames
@@ -191,6 +211,11 @@ def _image(
                 require_declared(frames)
         except GridError as error:
             problem = f"Expected one volume in {where}; got {error}."
+        except Exception:  # one malformed image ends nothing for the others; the text may quote a value
+            problem = (
+                f"Expected one volume in {where}; got headers that cannot be understood, such as that of "
+                f"{files[0].path.name}. Export the series again."
+            )
     return image._replace(problem=problem)
 
 
@@ -206,6 +231,19 @@ def _single_problem(file: DicomFile) -> str:
     elif (groups := file.items("PerFrameFunctionalGroupsSequence")) and len(groups) != file.frames:
         got = f"{file.frames} frames, where the header describes {len(groups)}"
     return f"Expected one image or volume in {file.path}; got {got}. Take it out, or {_TO_CHOOSE}." if got else ""
+
+
+def _size_problem(files: Sequence[DicomFile], where: Path) -> str:
+    """What is said of an image that takes too much memory."""
+    rows, columns, channels, bits = (
+        max(max(file.whole(keyword) or 1 for file in files), 1)
+        for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
+    )
+    try:
+        require_size((columns, rows, sum(file.frames for file in files), channels), -(-bits // 8), str(where))
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _with_damaged(folder: Path, images: Sequence[Image], damaged: Iterable[DicomFile]) -> list[Image]:
@@ -279,7 +317,8 @@ def _is_scout(image: Image) -> bool:
     normals = np.array([np.cross(frame.orientation[:3], frame.orientation[3:]) for frame in frames])  # type: ignore[index]
     planes = Counter(np.abs(normals).argmax(axis=1).tolist())
     # one slice of a volume that lies otherwise is no localizer, but a fault
-    return len(planes) > 1 and 3 * min(planes.values()) >= max(planes.values())
+    few = max(planes.values()) <= _SCOUT_SLICES
+    return few and len(planes) > 1 and 3 * min(planes.values()) >= max(planes.values())
 
 
 def no_single_image(path: Path, contents: Contents) -> str:

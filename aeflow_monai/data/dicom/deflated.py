@@ -1,0 +1,46 @@
+"""Deflated DICOM files: pydicom unpacks them at once, however large they become."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Any
+
+import pydicom
+from pydicom.filereader import read_dataset, read_preamble
+
+from aeflow_monai.data.numbers import MAX_BYTES
+
+__all__ = ["require_bounded"]
+
+_READ = 2**20
+_UNPACKED = 2**24
+
+
+def require_bounded(stream: io.BufferedReader) -> None:
+    """Refuse what a deflated file unpacks to if no image may be as large; nothing of it is kept in memory.
+
+    Args:
+        stream: of a DICOM file, deflated or not. It is at its beginning afterwards.
+
+    Raises:
+        MemoryError: it is more than two thirds of `MAX_BYTES`, as of an image of 64 bits.
+        zlib.error: it is damaged.
+    """
+    stream.seek(0)
+    read_preamble(stream, force=True)
+    meta = read_dataset(stream, is_implicit_VR=False, is_little_endian=True, stop_when=_behind_meta)
+    if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+        left = 2 * MAX_BYTES // 3
+        inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+        while packed := inflate.unconsumed_tail or stream.read(_READ):
+            left -= len(inflate.decompress(packed, _UNPACKED))
+            if left < 0:
+                raise MemoryError
+            if inflate.eof:
+                break
+    stream.seek(0)
+
+
+def _behind_meta(tag: Any, *_: Any) -> bool:
+    return bool(tag.group != 2)
