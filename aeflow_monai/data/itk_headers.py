@@ -178,6 +178,8 @@ def _nrrd(content: bytes) -> _Header:
         rest = end
         if not line:
             break
+        if len(line) > _LINE_CHARACTERS and ":=" not in line and not line.startswith("#"):
+            raise ValueError(f"a line of {len(line)} characters, {line[:20]!r}...")  # ITK's reader dies of it
         key, colon, value = line.partition(": ")
         if not colon or line.startswith("#") or ":=" in key:
             continue  # no field
@@ -187,14 +189,6 @@ def _nrrd(content: bytes) -> _Header:
         fields[key] = value.strip()
         if key == "datafile" and value.strip().upper().startswith("LIST"):
             break
-<<<<<<< HEAD
-        if len(line) > _LINE_CHARACTERS and ":=" not in line and not line.startswith("#"):
-            raise ValueError(f"a line of {len(line)} characters, {line[:20]!r}...")  # ITK's reader dies of it
-        key, colon, value = line.partition(":")
-        if colon and not line.startswith("#") and not value.startswith("="):
-            fields[key.strip().lower().replace(" ", "")] = value.strip()
-=======
->>>>>>> 1167a12347f12475baa69c15579c22bce8683b8e
     data = fields.get("datafile", "")
     files: list[str] = []
     if data.upper().startswith("LIST"):

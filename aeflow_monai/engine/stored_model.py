@@ -67,8 +67,8 @@ def read_model(path: str | Path) -> StoredModel:
     if wrong := [name for name, value in state.items() if not value.isfinite().all()]:
         others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise ValueError(
-            f"{path} holds NaN or infinite values in {wrong[0]}{others}: no image can be scored with this model. Train again, with a "
-            "lower learning_rate."
+            f"{path} holds NaN or infinite values in {wrong[0]}{others}: no image can be scored with this model. Train "
+            "again, with a lower learning_rate."
         )
     try:
         text = json.loads(content["config"])

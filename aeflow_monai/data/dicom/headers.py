@@ -16,13 +16,9 @@ from typing import Any, NamedTuple
 import pydicom
 from pydicom.uid import UID
 
-<<<<<<< HEAD
-__all__ = ["DicomFile", "numbers_of", "quiet", "read_dataset", "read_header", "require_libraries", "whole_of"]
-=======
 from aeflow_monai.data.dicom.deflated import require_bounded
 
-__all__ = ["DicomFile", "quiet", "read_dataset", "read_header", "require_libraries"]
->>>>>>> a48059276ddad0224ff9322b1cf94671681deccc
+__all__ = ["DicomFile", "numbers_of", "quiet", "read_dataset", "read_header", "require_libraries", "whole_of"]
 
 # What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
 _TAGS = (
@@ -205,12 +201,9 @@ def read_header(path: Path) -> DicomFile:
             header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
             pixels, damage = _pixels(stream, header, size)
             _convert(header)
-<<<<<<< HEAD
             _convert(header.file_meta)
-=======
         except MemoryError:
             return DicomFile(path, pydicom.Dataset(), "its deflated content takes too much memory")
->>>>>>> a48059276ddad0224ff9322b1cf94671681deccc
         except Exception:  # its text may quote a value
             return DicomFile(path, pydicom.Dataset(), "its header cannot be read")
     file = DicomFile(path, header, damage)

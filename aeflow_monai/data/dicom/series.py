@@ -196,11 +196,7 @@ def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile
 def _image(
     folder: Path, files: tuple[DicomFile, ...], others: tuple[DicomFile, ...] = (), all_there: bool = False
 ) -> Image:
-<<<<<<< HEAD
-    """An image, with what is wrong with it; `all_there` if a folder has to have all slices, not one that was named."""
-=======
     """An image, with what is wrong with it; `all_there` if no slice may be missing, as of one that was named."""
->>>>>>> a48059276ddad0224ff9322b1cf94671681deccc
     image = Image(folder, "", files, "", others)
     where = files[0].path if len(files) == 1 else folder
     problem = (_single_problem(files[0]) if len(files) == 1 else "") or _size_problem(files, where)
