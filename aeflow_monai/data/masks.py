@@ -13,9 +13,9 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.utils import MetaKeys, SpaceKeys
-from PIL import Image, ImageOps
+from PIL import Image
 
-from aeflow_monai.data.pictures import as_channels, open_picture, read_picture
+from aeflow_monai.data.pictures import as_channels, open_picture, read_picture, upright
 from aeflow_monai.geometry import TOLERANCE_MM, any_picture, corner_distance, ras_affine
 
 __all__ = ["binary_mask", "on_grid_of", "read_mask"]
@@ -47,7 +47,7 @@ def read_mask(path: Path, read: Callable[[Path], MetaTensor]) -> MetaTensor:
         return binary_mask(read(path), str(path))
     image = read_picture(path)  # for its size and place, and what is wrong with it as an image
     with open_picture(path) as picture:
-        shown = ImageOps.exif_transpose(picture)
+        shown = upright(picture, path)
         lossy = picture.format in ("JPEG", "MPO")
         if len(image) == 1 and not shown.has_transparency_data and shown.mode != "P":
             lesion = _binary(image.as_tensor().numpy()[0], str(path), whole=_range_of(shown), lossy=lossy)

@@ -123,7 +123,13 @@ def _check_kind(image: Any, path: Path) -> None:
 
 def _check_forms(image: Any, path: Path) -> None:
     """The sform counts, as in nibabel; but a qform that mirrors it leaves open which side is left."""
-    forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+    try:
+        forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+    except Exception as error:
+        raise ValueError(
+            f"Expected an image in {path}; got a header whose sform or qform cannot be understood "
+            f"({first_line(error)}). Correct the header, or export the image again."
+        ) from error
     if len(forms) == 2 and np.linalg.det(forms[0][:3, :3]) * np.linalg.det(forms[1][:3, :3]) < 0:
         raise ValueError(
             f"Expected sform and qform of {path} to agree on which side is left; one mirrors the other. Correct the "

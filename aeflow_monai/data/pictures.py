@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from aeflow_monai.errors import first_line
 
-__all__ = ["MAX_PIXELS", "as_channels", "open_picture", "read_picture"]
+__all__ = ["MAX_PIXELS", "as_channels", "open_picture", "read_picture", "upright"]
 
 Array = npt.NDArray[Any]
 
@@ -53,8 +53,8 @@ def read_picture(path: Path) -> MetaTensor:
     """
     with open_picture(path) as picture:
         spacing = _spacing(picture)
-        turned = picture.info[_ORIENTATION] >= 5
-        shown = ImageOps.exif_transpose(picture)
+        turned = picture.info[_ORIENTATION] in (5, 6, 7, 8)
+        shown = upright(picture, path)
         values = as_channels(_visible(shown)).astype(np.float32)
         if _is_white_zero(picture) and shown.mode not in ("1", "L"):  # which Pillow inverts
             values = _inverted(values, shown.mode)
@@ -119,6 +119,31 @@ def _opened(stream: BinaryIO, path: Path) -> Image.Image:
         raise ValueError(_too_large(path, str(error).split("(")[-1].split(" pixels")[0])) from None
     except UnidentifiedImageError:
         raise ValueError(_unknown(path)) from None
+    except Exception as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def upright(picture: Image.Image, path: Path) -> Image.Image:
+    """Turn a picture as its EXIF data say.
+
+    Args:
+        picture: as it is stored.
+        path: of its file, for errors.
+
+    Returns:
+        The picture as people see it.
+
+    Raises:
+        ValueError: the EXIF data are damaged.
+
+    Example:
+        >>> picture = Image.new("L", (2, 3))
+        >>> picture.getexif()[ExifTags.Base.Orientation] = 6
+        >>> upright(picture, Path("photo.jpg")).size
+        (3, 2)
+    """
+    try:
+        return ImageOps.exif_transpose(picture)
     except Exception as error:
         raise ValueError(_damaged(path, error)) from error
 

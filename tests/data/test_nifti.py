@@ -126,6 +126,8 @@ def test_garbage_behind_compressed_data(tmp_path: Path) -> None:
         (70, "h", [777], "got a header that is wrong: data code 777"),
         (112, "2f", [2, np.nan], "got a header that is wrong: Valid slope but invalid intercept"),
         (280, "f", [np.nan], "Expected an affine that can be inverted"),
+        (123, "B", [2 + 56], "Expected units of length and time that NIfTI knows"),
+        (252, "2h3f", [1, 1, 2, 2, 2], "got a header whose sform or qform cannot be understood ("),  # no quaternion
     ],
 )
 def test_a_header_that_is_wrong(tmp_path: Path, offset: int, layout: str, values: list[float], said: str) -> None:

@@ -1,5 +1,6 @@
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from monai.transforms import EnsureChannelFirst, LoadImage
 from PIL import Image, ImageOps
 
+from aeflow_monai.data.masks import read_mask
 from aeflow_monai.data.pictures import MAX_PIXELS, read_picture
 
 Array = npt.NDArray[Any]
@@ -188,3 +190,35 @@ def test_a_changed_checksum_of_the_pixels_is_damage(tmp_path: Path) -> None:
     content[content.index(b"IEND") - 8] ^= 1  # of the checksum, which Pillow passes over
     (tmp_path / "a.png").write_bytes(content)
     assert "got a damaged file: the checksum of its pixels is another one" in message(tmp_path / "a.png")
+
+
+def with_exif(path: Path, *tags: tuple[int, int, int, int]) -> Path:
+    """A JPEG with EXIF fields of tag, type, count and value, written byte by byte."""
+    fields = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    exif = b"II*\0" + struct.pack("<IH", 8, len(tags)) + fields + bytes(4)
+    Image.fromarray(GREY).save(path, exif=b"Exif\0\0" + exif)
+    return path
+
+
+TURN = (0x112, 3, 1, 6)
+
+
+@pytest.mark.parametrize("read", [read_picture, lambda path: read_mask(path, read_picture)])
+@pytest.mark.parametrize(
+    "tag",
+    [(0x100, 1, 1, 0), (0x10E, 5, 1, 0), (0x11A, 1, 1, 0), (0x2BC, 3, 1, 0xFFFFFFFF)],
+    ids=["struct.error", "AttributeError", "TypeError", "ValueError"],
+)
+def test_exif_data_that_cannot_be_understood_are_named(
+    tmp_path: Path, tag: tuple[int, int, int, int], read: Callable[[Path], Any]
+) -> None:
+    path = with_exif(tmp_path / "a.jpg", *sorted([TURN, tag]))
+    with pytest.raises(ValueError, match="got a damaged file") as raised:
+        read(path)
+    assert str(path) in str(raised.value)
+
+
+def test_an_orientation_that_is_no_number_turns_nothing(tmp_path: Path) -> None:
+    path = with_exif(tmp_path / "a.jpg", (0x112, 2, 2, ord("6")))
+    assert seen(path).shape == GREY.shape
+    assert seen(with_exif(tmp_path / "b.jpg", TURN)).shape == GREY.T.shape
