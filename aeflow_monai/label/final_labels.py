@@ -6,8 +6,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 from monailabel.interfaces.datastore import Datastore
+
+from aeflow_monai.data.readers import LoadCased
+from aeflow_monai.errors import describe_error
 
 __all__ = ["MARKED_NORMAL", "LabelledImage", "labelled_images", "load_label"]
 
@@ -37,9 +39,9 @@ class LabelledImage(NamedTuple):
 
 
 @lru_cache(maxsize=1)
-def _loader() -> LoadImage:
+def _loader() -> LoadCased:
     # MONAI says of each new one again which of its readers are missing
-    return LoadImage(image_only=True, reader=["ITKReader", "NibabelReader"])
+    return LoadCased("lesion")
 
 
 def labelled_images(datastore: Datastore) -> list[LabelledImage]:
@@ -64,21 +66,22 @@ def labelled_images(datastore: Datastore) -> list[LabelledImage]:
 
 
 def load_label(path: str) -> MetaTensor:
-    """A label as it is in its file.
+    """A label, as a mask is read everywhere: binary, whatever its values are.
 
     Args:
         path: of the file.
 
     Returns:
-        (X, Y[, Z]).
+        (1, X, Y[, Z]), 1 where the reader drew and 0 elsewhere.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: it cannot be read, or not be understood as a mask.
     """
     try:
-        label: Any = _loader()(path)
+        label: Any = _loader()({"lesion": path})["lesion"]
     except Exception as error:  # a reader's, whichever was tried last
         raise ValueError(
-            f"Expected a label in {path}; it cannot be read. Submit the label again, or remove it."
+            f"Expected a label in {path}; it cannot be read: {describe_error(error)} Submit the label again, or remove "
+            "it."
         ) from error
     return label

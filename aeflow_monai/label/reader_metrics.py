@@ -126,7 +126,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         lesion: Tensor = torch.zeros(anomaly_map.shape)
         if image.label:
             label = load_label(image.label)
-            label = lay_on_grid(label[None], anomaly_map, image.label, image.image)
+            label = lay_on_grid(label, anomaly_map, image.label, image.image)
             lesion = torch.as_tensor(label).as_subclass(Tensor).reshape(anomaly_map.shape)
         spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
         voxels.update(anomaly_map, lesion, foreground)

@@ -27,8 +27,8 @@ def check_label(label: str, image: str) -> None:
         image: path of the image.
 
     Raises:
-        ValueError: one of them cannot be read; the label has another grid, or values that are no numbers of structures
-            from 0 to 255.
+        ValueError: one of them cannot be read; the label has another grid, values that are no numbers of structures
+            from 0 to 255, or is no mask as evaluations read it.
     """
     values = lay_on_grid(_read(label, "label"), _read(image, "image"), label, image)
     of_label = torch.as_tensor(values).as_subclass(Tensor)
@@ -38,6 +38,7 @@ def check_label(label: str, image: str) -> None:
             f"Expected a label of whole numbers from 0, the background, to {_MAX_VALUE}; got "
             f"{of_label[~is_number][0].item():g}. Submit the label itself, and not a map."
         )
+    _read(label, "label", "lesion")
 
 
 def lay_on_grid(label: MetaTensor, image: MetaTensor, label_name: str, image_name: str) -> MetaTensor:
@@ -76,9 +77,9 @@ def lay_on_grid(label: MetaTensor, image: MetaTensor, label_name: str, image_nam
     return label
 
 
-def _read(path: str, what: str) -> MetaTensor:
+def _read(path: str, what: str, key: str = "image") -> MetaTensor:
     try:
-        image: MetaTensor = LoadCased("image")({"image": path})["image"]
+        image: MetaTensor = LoadCased(key)({key: path})[key]
     except Exception as error:  # a reader's, whichever was tried last
         said = describe_error(error).replace(path, f"the {what}")
         raise ValueError(
