@@ -142,7 +142,7 @@ def image_in_file(path: Path) -> Image:
 
 def _understood(file: DicomFile) -> DicomFile:
     """The file, with a damage if what its header says of its slices breaks the standard."""
-    if file.damage or file.other:
+    if file.damage or file.other or _size_problem((file,), file.path):  # too many frames to look at each
         return file
     if (count := file.whole("NumberOfFrames")) is not None and count < 1:
         return file._replace(damage=f"its header claims {count} frames")
@@ -324,8 +324,8 @@ def no_single_image(path: Path, contents: Contents) -> str:
         reasons = some([f"{file.name} is {reason}" for file, reason in contents.unused.items()], 3)
         return f"Expected a DICOM image in {path}; got none ({reasons}). Put the files of one series there."
     return (
-        f"Expected one DICOM image in {path}; got {len(contents.images)}: {found}. Name one of them, or choose it with "
-        "--series and the number of a series, or a modality such as MR."
+        f"Expected one DICOM image in {path}; got {len(contents.images)}: {found}. Name one of them in place of "
+        "the folder."
     )
 
 

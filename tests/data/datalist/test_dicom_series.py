@@ -252,3 +252,22 @@ def test_high_throughput_jpeg_2000_is_read(tmp_path: Path) -> None:
     image.save_as(tmp_path / "0.dcm", enforce_file_format=True)
     (item,) = find_images(tmp_path)
     assert np.array_equal(LOAD(item)["image"].numpy().squeeze(), pixels(0).T)
+
+
+def test_a_class_without_the_chosen_series_leaves_the_others(tmp_path: Path) -> None:
+    for name, number in (("NORMAL/a", 1), ("NORMAL/b", 2), ("LESION/c", 1), ("OTHER/d", 2)):
+        write_series(tmp_path / name, number=number)
+    assert [item["case"] for item in load_datalist(tmp_path, "all", series=[1])] == ["c", "a"]
+    with pytest.raises(ValueError, match=r"None of the 4 DICOM images in .* is of the series 9\. .*LESION/c.*NORMAL/a"):
+        load_datalist(tmp_path, "all", series=[9])
+
+
+def test_a_listed_folder_with_several_series_is_not_told_of_an_option_without_effect(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_series(tmp_path / "export", number=number)
+    (tmp_path / "manifest.csv").write_text("path,split,abnormal\nexport,test,0\nexport#2,test,0\n")
+    said = {item["case"]: item.get("problem", "") for item in load_datalist(tmp_path, "test", series=[2])}
+    (problem,) = filter(None, said.values())
+    assert "export#1 (6 slices)" in problem
+    assert "Name one of them" in problem
+    assert "--series" not in problem
