@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ class Contents(NamedTuple):
 
 
 def contents_of(folder: Path) -> Contents:
-    """Look at all DICOM files of a folder, not deeper.
+    """Look at all DICOM files of a folder, not deeper; again only if one of them has changed.
 
     Args:
         folder: that holds them.
@@ -102,6 +103,20 @@ def contents_of(folder: Path) -> Contents:
     Returns:
         The images that they make up, and the files that are in none.
     """
+    return _contents(folder, tuple(sorted(_state(path) for path in folder.iterdir())))
+
+
+def _state(path: Path) -> tuple[str, int, int, int]:
+    """What changes with the content of a file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return path.name, -1, -1, -1
+    return path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache(maxsize=16)
+def _contents(folder: Path, _files: tuple[tuple[str, int, int, int], ...]) -> Contents:
     require_libraries()
     with quiet():
         files = [read_header(path) for path in dicom_paths(folder)]

@@ -1,4 +1,5 @@
 import base64
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydicom.encaps import encapsulate
 
 from aeflow_monai.data import LoadCased, find_images, load_datalist, prepare_data
 from aeflow_monai.data.datalist.item import files_of
+from aeflow_monai.data.dicom.series import contents_of
 
 LOAD = LoadCased("image")
 # `pixels(0)` as a High-Throughput JPEG 2000 codestream, which no package here writes; encoded by OpenJPH, in base 85
@@ -271,3 +273,18 @@ def test_a_listed_folder_with_several_series_is_not_told_of_an_option_without_ef
     assert "export#1 (6 slices)" in problem
     assert "Name one of them" in problem
     assert "--series" not in problem
+
+
+def test_a_folder_is_looked_at_again_only_if_it_has_changed(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "export")
+    before = contents_of(folder)
+    assert contents_of(folder) is before
+    file = folder / "1003.dcm"
+    content, times = file.read_bytes(), file.stat()
+    file.write_bytes(content[:-1000] + bytes(1000))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times, of the same size
+    assert contents_of(folder) is not before
+    file.write_bytes(content[:1000])
+    assert "1 damaged: 1003.dcm" in contents_of(folder).images[0].problem
+    file.unlink()
+    assert "Slices are missing" in contents_of(folder).images[0].problem
