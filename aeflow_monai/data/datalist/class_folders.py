@@ -51,6 +51,9 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
             ]
         unused += [path for path in masks if path not in used]
     if not entries:
+        if request.series:  # which may have left out all: an error that lists them
+            folders = [class_folder for folder in splits.values() for class_folder in subfolders(folder)]
+            series_entries((p for folder in folders for p in _images_in(folder) if p.is_dir()), root, request)
         raise ValueError(
             f"No image in the class folders of {root}: expected <class>/<image> or train/<class>/<image>, with one of "
             f"{', '.join(EXTENSIONS)}; class folders found: {some(sorted(classes))}. Move the images there, list "
@@ -91,7 +94,7 @@ def _with_masks(entry: Entry, masks: Sequence[Path]) -> Entry:
 
 def _entries_in(folder: Path, request: Request) -> list[Entry]:
     images = _images_in(folder)
-    of_dicom = series_entries([path for path in images if path.is_dir()], folder, request)
+    of_dicom = series_entries([path for path in images if path.is_dir()], folder, request, required=False)
     return [*(Entry(UNSPLIT, (path,)) for path in images if not path.is_dir()), *of_dicom]
 
 

@@ -29,8 +29,8 @@ def read_dicom(root: Path, request: Request) -> list[Entry]:
     return [entry._replace(label=0) for entry in series_entries(series_below(root), root, request)]
 
 
-def series_entries(folders: Iterable[Path], root: Path, request: Request) -> list[Entry]:
-    """One entry for each image in folders of DICOM files, but for those that nobody chose."""
+def series_entries(folders: Iterable[Path], root: Path, request: Request, required: bool = True) -> list[Entry]:
+    """One entry for each image in folders of DICOM files, but for those not chosen; `required` if one has to be."""
     found = _without_helpers(_with_spread({folder: contents_of(folder) for folder in folders}))
     entries, left = [], 0
     for folder, contents in found.items():
@@ -40,7 +40,7 @@ def series_entries(folders: Iterable[Path], root: Path, request: Request) -> lis
         chosen = [image for image in contents.images if _is_chosen(image, request.series)]
         left += len(contents.images) - len(chosen)
         entries += [_entry(image, contents, _patient(image, contents, root)) for image in chosen]
-    if left and not entries:
+    if left and not entries and required:
         raise ValueError(
             f"None of the {left} DICOM images in {root} is of the series {' or '.join(request.series)}. Expected the "
             "number of a series, its SeriesInstanceUID or a modality such as MR: correct --series, or leave it out. "

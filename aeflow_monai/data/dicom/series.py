@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from aeflow_monai.data.dicom.claims import size_problem, understood
 from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import GridError, grid_of, require_declared
 from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
-from aeflow_monai.data.numbers import require_size
 from aeflow_monai.errors import some
 
 __all__ = ["Contents", "Image", "contents_of", "image_in_file", "no_single_image"]
@@ -94,7 +95,7 @@ class Contents(NamedTuple):
 
 
 def contents_of(folder: Path) -> Contents:
-    """Look at all DICOM files of a folder, not deeper.
+    """Look at all DICOM files of a folder, not deeper; again only if one of them has changed.
 
     Args:
         folder: that holds them.
@@ -102,11 +103,25 @@ def contents_of(folder: Path) -> Contents:
     Returns:
         The images that they make up, and the files that are in none.
     """
+    return _contents(folder, tuple(sorted(_state(path) for path in folder.iterdir())))
+
+
+def _state(path: Path) -> tuple[str, int, int, int]:
+    """What changes with the content of a file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return path.name, -1, -1, -1
+    return path.name, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache(maxsize=16)
+def _contents(folder: Path, _files: tuple[tuple[str, int, int, int], ...]) -> Contents:
     require_libraries()
     with quiet():
         files = [read_header(path) for path in dicom_paths(folder)]
     unused = {file.path: file.other for file in files if file.other}
-    files = [_understood(file) for file in files]
+    files = [understood(file) for file in files]
     damaged = [file for file in files if file.damage and not file.other]
     whole = _without_helpers([file for file in files if not file.damage and not file.other], unused)
     by_series: dict[str, list[DicomFile]] = defaultdict(list)
@@ -131,26 +146,13 @@ def image_in_file(path: Path) -> Image:
         The image. If it is none, its problem says so.
     """
     require_libraries()
-    file = _understood(read_header(path))
+    file = understood(read_header(path))
     if file.other:
         return Image(path.parent, path.stem, (file,), f"Expected an image in {path}; got {file.other}.")
     if file.damage:
         problem = f"Expected an image in {path}; got a damaged DICOM file: {file.damage}. Get it again."
         return Image(path.parent, path.stem, (file,), problem)
     return _image(path.parent, (file,))
-
-
-def _understood(file: DicomFile) -> DicomFile:
-    """The file, with a damage if what its header says of its slices breaks the standard."""
-    if file.damage or file.other:
-        return file
-    if (count := file.whole("NumberOfFrames")) is not None and count < 1:
-        return file._replace(damage=f"its header claims {count} frames")
-    try:
-        frames_of(file)
-    except Exception:  # whatever a malformed value raises; its text may quote it
-        return file._replace(damage="what its header says of its slices cannot be understood")
-    return file
 
 
 def _without_helpers(files: Sequence[DicomFile], unused: dict[Path, str]) -> list[DicomFile]:
@@ -199,7 +201,7 @@ def _image(
     """An image, with what is wrong with it; `all_there` if no slice may be missing, as of one that was named."""
     image = Image(folder, "", files, "", others)
     where = files[0].path if len(files) == 1 else folder
-    problem = (_single_problem(files[0]) if len(files) == 1 else "") or _size_problem(files, where)
+    problem = (_single_problem(files[0]) if len(files) == 1 else "") or size_problem(files, where)
     if not problem and (len(files) > 1 or (has_place(files[0]) and not is_mosaic(files[0]))):
         try:
             frames = grid_of([frame for file in files for frame in frames_of(file)], others).frames
@@ -227,19 +229,6 @@ def _single_problem(file: DicomFile) -> str:
     elif (groups := file.items("PerFrameFunctionalGroupsSequence")) and len(groups) != file.frames:
         got = f"{file.frames} frames, where the header describes {len(groups)}"
     return f"Expected one image or volume in {file.path}; got {got}. Take it out, or {_TO_CHOOSE}." if got else ""
-
-
-def _size_problem(files: Sequence[DicomFile], where: Path) -> str:
-    """What is said of an image that takes too much memory."""
-    rows, columns, channels, bits = (
-        max(max(file.whole(keyword) or 1 for file in files), 1)
-        for keyword in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")
-    )
-    try:
-        require_size((columns, rows, sum(file.frames for file in files), channels), -(-bits // 8), str(where))
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 def _with_damaged(folder: Path, images: Sequence[Image], damaged: Iterable[DicomFile]) -> list[Image]:
@@ -324,8 +313,8 @@ def no_single_image(path: Path, contents: Contents) -> str:
         reasons = some([f"{file.name} is {reason}" for file, reason in contents.unused.items()], 3)
         return f"Expected a DICOM image in {path}; got none ({reasons}). Put the files of one series there."
     return (
-        f"Expected one DICOM image in {path}; got {len(contents.images)}: {found}. Name one of them, or choose it with "
-        "--series and the number of a series, or a modality such as MR."
+        f"Expected one DICOM image in {path}; got {len(contents.images)}: {found}. Name one of them in place of "
+        "the folder."
     )
 
 

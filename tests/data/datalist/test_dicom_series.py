@@ -1,4 +1,5 @@
 import base64
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydicom.encaps import encapsulate
 
 from aeflow_monai.data import LoadCased, find_images, load_datalist, prepare_data
 from aeflow_monai.data.datalist.item import files_of
+from aeflow_monai.data.dicom.series import contents_of
 
 LOAD = LoadCased("image")
 # `pixels(0)` as a High-Throughput JPEG 2000 codestream, which no package here writes; encoded by OpenJPH, in base 85
@@ -252,3 +254,37 @@ def test_high_throughput_jpeg_2000_is_read(tmp_path: Path) -> None:
     image.save_as(tmp_path / "0.dcm", enforce_file_format=True)
     (item,) = find_images(tmp_path)
     assert np.array_equal(LOAD(item)["image"].numpy().squeeze(), pixels(0).T)
+
+
+def test_a_class_without_the_chosen_series_leaves_the_others(tmp_path: Path) -> None:
+    for name, number in (("NORMAL/a", 1), ("NORMAL/b", 2), ("LESION/c", 1), ("OTHER/d", 2)):
+        write_series(tmp_path / name, number=number)
+    assert [item["case"] for item in load_datalist(tmp_path, "all", series=[1])] == ["c", "a"]
+    with pytest.raises(ValueError, match=r"None of the 4 DICOM images in .* is of the series 9\. .*LESION/c.*NORMAL/a"):
+        load_datalist(tmp_path, "all", series=[9])
+
+
+def test_a_listed_folder_with_several_series_is_not_told_of_an_option_without_effect(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_series(tmp_path / "export", number=number)
+    (tmp_path / "manifest.csv").write_text("path,split,abnormal\nexport,test,0\nexport#2,test,0\n")
+    said = {item["case"]: item.get("problem", "") for item in load_datalist(tmp_path, "test", series=[2])}
+    (problem,) = filter(None, said.values())
+    assert "export#1 (6 slices)" in problem
+    assert "Name one of them" in problem
+    assert "--series" not in problem
+
+
+def test_a_folder_is_looked_at_again_only_if_it_has_changed(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "export")
+    before = contents_of(folder)
+    assert contents_of(folder) is before
+    file = folder / "1003.dcm"
+    content, times = file.read_bytes(), file.stat()
+    file.write_bytes(content[:-1000] + bytes(1000))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times, of the same size
+    assert contents_of(folder) is not before
+    file.write_bytes(content[:1000])
+    assert "1 damaged: 1003.dcm" in contents_of(folder).images[0].problem
+    file.unlink()
+    assert "Slices are missing" in contents_of(folder).images[0].problem
