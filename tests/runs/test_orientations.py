@@ -11,14 +11,15 @@ import numpy.typing as npt
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor, decollate_batch, list_data_collate
-from monai.transforms import Invertd
+from monai.data import decollate_batch, list_data_collate
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from aeflow_monai.geometry import Places
+from aeflow_monai.output.file_grid import InvertMapd
+from aeflow_monai.output.maps import WriteMapsd
 
 Array = npt.NDArray[Any]
 Maps = dict[str, tuple[Array, Array]]
@@ -112,18 +113,19 @@ class Pipeline:
         self.network.score.case_threshold.zero_()  # maps do not depend on it, but only a calibrated model is run
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.inferer = parser.get_parsed_content("inferer")
-        self.inverse = Invertd(MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
+        self.inverse = parser.get_parsed_content("postprocessing#transforms#2#transforms#0#transform#transforms#0")
+        assert isinstance(self.inverse, InvertMapd)
 
     def __call__(self, path: Path, network: Callable[[Tensor, Places], dict[str, Tensor]] | None = None) -> Maps:
-        """Maps on the grid of the file, with its affine."""
+        """Maps as they are written: on the grid of the file, with its affine."""
         batch = list_data_collate([self.preprocessing({"image": path})])
         with torch.no_grad():
             batch.update(self.inferer(batch["image"], network or self.network))
         (case,) = decollate_batch(batch)
-        found = {name: value for name, value in self.inverse(case).items() if name in MAPS}
-        assert found.keys() == set(MAPS)
-        assert all(isinstance(value, MetaTensor) for value in found.values())
-        return {name: (value[0].numpy(), value.affine.numpy()) for name, value in found.items()}
+        folder = path.parent / "maps"
+        WriteMapsd(MAPS, folder, ".nii")({**self.inverse(case), "case": "scan"})
+        written = {name: nib.load(folder / f"scan_{name}.nii") for name in MAPS}
+        return {name: (np.asarray(image.dataobj), image.affine) for name, image in written.items()}
 
 
 def the_image_itself(slices: Tensor, places: Places) -> dict[str, Tensor]:
