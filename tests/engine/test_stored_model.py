@@ -94,9 +94,7 @@ def test_nan_is_said_of_the_model(tmp_path: Path, trained: Path) -> None:
     content = torch.load(trained / "models/model.pt", weights_only=True)
     content["model"]["score.map_threshold"].fill_(torch.nan)
     write_saved(tmp_path / "model.pt", content)
-    with pytest.raises(
-        ValueError, match=r"model\.pt holds NaN or infinite values in score\.map_threshold: no "
-    ):
+    with pytest.raises(ValueError, match=r"model\.pt holds NaN or infinite values in score\.map_threshold: no "):
         read_model(tmp_path / "model.pt")
 
 
