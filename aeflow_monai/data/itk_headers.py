@@ -278,7 +278,7 @@ def _check_voxels(header: _Header, files: list[Path], path: Path) -> None:
 
 
 def _unpacked(file: Path, offset: int, limit: int) -> int:
-    """Bytes that a part of a file holds when it is decompressed, counted to a little above the limit."""
+    """Bytes that a part of a file holds when it is decompressed, which may not be more than the limit."""
     stream = zlib.decompressobj(wbits=47)  # of zlib or gzip
     n_bytes = 0
     with file.open("rb") as packed:
@@ -287,6 +287,8 @@ def _unpacked(file: Path, offset: int, limit: int) -> int:
         while block and n_bytes <= limit and not stream.eof:
             n_bytes += len(stream.decompress(block, 2**20))
             block = stream.unconsumed_tail or packed.read(2**16)
-    if n_bytes <= limit and not stream.eof:
+    if n_bytes > limit:
+        raise EOFError("they go on behind what the header claims")
+    if not stream.eof:
         raise EOFError("they end too early")
     return n_bytes

@@ -135,7 +135,7 @@ class Bench:
         if not isinstance(cause, (ValueError, OSError)):
             return "other exception", detail
         if specimen.names_option:
-            names |= {key.decode() for key in re.findall(rb"\w{4,40}(?=:)", file.read_bytes())}
+            names |= {key.decode() for key in re.findall(rb"\w{4,40}(?=[:#])", file.read_bytes())}
         return ("named error" if any(name in str(cause) for name in names) else "file not named"), detail
 
 
@@ -164,7 +164,7 @@ def work(folder: Path, seed: int) -> None:
         if outcome in RIGHT and megabytes * 2**20 > BYTES:
             outcome = "memory"
         megabytes -= held
-        detail = " ".join(detail.split())[:300]
+        detail = " ".join(detail.split())[:300].encode(errors="backslashreplace").decode()
         answer = {"outcome": outcome, "seconds": round(taken, 2), "MiB": round(megabytes), "detail": detail}
         print(json.dumps(answer), file=answers)
 

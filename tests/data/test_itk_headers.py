@@ -1,3 +1,4 @@
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -226,4 +227,18 @@ def test_a_line_that_is_too_long(tmp_path: Path, headers: dict[str, str]) -> Non
     path = tmp_path / "sub/b.nhdr"
     path.write_text(headers["nhdr"].replace("encoding:", f"space: {'a' * 5000}\nencoding:"))
     with pytest.raises(ValueError, match=r"b\.nhdr; got one that cannot be understood \(a line of 5007 characters"):
+        load(path)
+
+
+def test_compressed_voxels_that_go_on(tmp_path: Path) -> None:
+    text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nCompressedData = True\nElementSpacing = 1 1 1\n"
+    text += "DimSize = 10 18 16\nElementType = MET_FLOAT\n"
+    path = tmp_path / "a.mha"
+    for more in (0, 100):
+        packed = zlib.compress(VOXELS.tobytes() + bytes(more))
+        end = f"CompressedDataSize = {len(packed)}\nElementDataFile = LOCAL\n"
+        path.write_bytes((text + end).encode() + packed)
+        if not more:
+            np.testing.assert_array_equal(load(path).as_tensor()[0].numpy().T, VOXELS)
+    with pytest.raises(ValueError, match=r"a\.mha: they go on behind what the header claims"):
         load(path)

@@ -39,9 +39,9 @@ _ABOUT = frozenset(
 def read_table(file: Path) -> list[Entry]:
     """Rows of a table with the columns path, split, abnormal and, if wanted, mask, case and patient."""
     rows = csv.DictReader(io.StringIO(_text(file), newline=""), restkey=_MORE)
-    rows.fieldnames = found = [name.strip() for name in rows.fieldnames or ()]
-    _check_columns(file, found)
     try:
+        rows.fieldnames = found = [name.strip() for name in rows.fieldnames or ()]
+        _check_columns(file, found)
         return [_row_entry(file, row, f"{file}, row {rows.line_num}") for row in rows]
     except csv.Error as error:
         raise ValueError(f"{file}, row {rows.line_num} is no line of a table: {error}. Correct it there.") from error

@@ -223,3 +223,9 @@ def test_json_segmentation_that_is_missing(tmp_path: Path) -> None:
     write_json(tmp_path, {"training": [{"image": "a.png", "label": "labels/a.png"}]})
     with pytest.raises(FileNotFoundError, match=r"1 of the 2 files .*labels/a\.png"):
         load_datalist(tmp_path, "train")
+
+
+def test_a_first_line_without_end_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_text("path,split,abnormal" + "9" * 200000 + "\n")
+    with pytest.raises(ValueError, match=r"manifest\.csv, row \d is no line of a table: field larger than"):
+        load_datalist(tmp_path, "train")
