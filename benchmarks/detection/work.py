@@ -41,7 +41,7 @@ from aeflow_monai.engine import calibrate, number_of_epochs
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.engine.bundle import write_bundle
 from aeflow_monai.engine.stored_model import model_path, read_model
-from aeflow_monai.files import read_json, write_json
+from aeflow_monai.files import read_json, replacing, write_json
 from aeflow_monai.score import calibrate_score
 
 sys.path.append(str(Path(__file__).parent.parent))
@@ -137,7 +137,9 @@ def features(given: argparse.Namespace) -> dict[str, Any]:
     parser = config_of_data(given)
     encoder, slices = encoder_of(parser), all_slices(given, parser)
     spent = Spent()
-    FeatureDataset(slices, encoder, given.features)
+    for index, stage in enumerate(FeatureDataset(slices, encoder, given.features).stages):
+        with replacing(given.features / f"features_{index}.npy") as unfinished:  # the fits are other processes
+            np.save(unfinished, stage)
     return {"n_slices": len(slices), **spent.report()}
 
 
