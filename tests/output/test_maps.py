@@ -420,6 +420,13 @@ def test_data_off_its_grid_is_refused(tmp_path: Path) -> None:
         WriteMapsd(["image"], tmp_path)(moved)
 
 
+def test_axes_of_voxels_of_half_a_micrometre_are_turned_too(tmp_path: Path) -> None:
+    path = save_nifti(tmp_path / "input.nii.gz", (8, 8, 8), np.diag([0.0005, 0.0005, 0.0005, 1]))
+    case = {"case": "a", "image": LoadImaged("image")({"image": path})["image"][None]}
+    WriteMapsd(["image"], tmp_path)(Orientationd("image", axcodes="PRS", labels=None)(case))
+    assert np.array_equal(nib.load(tmp_path / "a_image.nii.gz").get_fdata(), nib.load(path).get_fdata())
+
+
 @pytest.mark.parametrize("axcodes", ["RAS", "PLS", "SRA", "IPR"])
 @pytest.mark.parametrize("extension", [".nii.gz", ".nrrd"])
 def test_axes_in_another_order_or_direction_are_turned(tmp_path: Path, axcodes: str, extension: str) -> None:
