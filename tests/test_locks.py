@@ -27,7 +27,7 @@ def claim_elsewhere(folder: Path) -> subprocess.Popen[str]:
 
 def test_the_second_is_refused_until_the_first_is_gone_however_it_ends(tmp_path: Path) -> None:
     folder = tmp_path / "new/RUN"
-    for end in (signal.SIGKILL, signal.SIGINT):
+    for end in (signal.SIGKILL, signal.SIGTERM):
         first = claim_elsewhere(folder)
         year = time.strftime("%Y")
         with pytest.raises(FolderInUse, match=rf"RUN: process {first.pid} on .*, since {year}-.*--cache_dir\.$"):

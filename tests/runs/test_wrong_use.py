@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from outputs import files_below, said
@@ -77,9 +79,10 @@ def test_ctrl_c_ends_with_a_line(tmp_path: Path, volumes: Path) -> None:
         f"--output_dir={tmp_path / 'RUN'}",
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command(*where, "--epochs=200"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # of tests in the background of a shell, whose processes ignore the signal
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command(*where, "--epochs=200"), **pipes, env=environment, preexec_fn=heed) as process:
         assert process.stdout is not None
         assert any(line.startswith("output folder: ") for line in process.stdout)
         process.send_signal(signal.SIGINT)
