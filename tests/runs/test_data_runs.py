@@ -244,9 +244,10 @@ def test_a_bad_name_or_a_missing_file_fails_its_case_alone(
         {"image": "a.nii.gz", "label": 1, "mask": "lost.nii.gz"},
     ]
     (data / "list.json").write_text(json.dumps({"test": test}))
+    run = shutil.copytree(trained, tmp_path / "RUN")  # whose model card gets the table
     where = {"dataset_dir": str(data / "list.json"), "output_dir": str(tmp_path / "results")}
     with pytest.raises(RuntimeError) as raised:
-        run_workflow(trained / "configs/evaluate.yaml", **where, n_bootstrap=10)
+        run_workflow(run / "configs/evaluate.yaml", **where, n_bootstrap=10)
     assert "2 of 4 cases failed:" in said(raised)
     assert "lost.nii.gz" in said(raised)
     assert {len(row["case"]) for row in table(tmp_path / "results/scores.csv")} == {1, 150}

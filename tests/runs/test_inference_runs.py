@@ -134,7 +134,7 @@ def test_an_unknown_output_is_refused(
     with pytest.raises(RuntimeError) as raised:
         start_workflow(trained / "configs/inference.yaml", **where, outputs=outputs)
     assert said(raised).startswith("outputs: expected a list of some of anomaly_map, ")
-    assert said(raised).endswith(f'got {outputs!r}; write it as "[anomaly_map,anomaly_mask]".')
+    assert said(raised).endswith(f'as "[anomaly_map,anomaly_mask]"; got {outputs!r}.')
 
 
 @pytest.mark.parametrize("extension", [".nrrd", ".mha", ".nii"])
