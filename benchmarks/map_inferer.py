@@ -81,16 +81,24 @@ class MapInferer(Inferer):
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: MapMethod, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The map of one volume (1, C, X, Y, Z), 0 where slices are skipped, its scores and the thresholds."""
+        found = self.stacks(inputs, network)
+        maps, chosen = found.pop("stacks")["anomaly_map"]["axial"][0], found.pop("indices")["axial"][0]
+        anomaly_map = torch.zeros(1, *inputs.shape[2:])
+        self.slicer.paste(maps, anomaly_map, "axial", chosen)
+        return {"anomaly_map": convert_to_dst_type(anomaly_map[None], inputs)[0], **found}
+
+    @torch.no_grad()
+    def stacks(self, inputs: Tensor, network: MapMethod, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The same with the map as slices, see `SlicedInferer.stacks`."""
         volume = inputs[0]
         stack, chosen = axial_stack(self.slicer, volume)
         scores, maps = network.infer(stack, chosen)
-        anomaly_map = torch.zeros(1, *volume.shape[1:])
-        self.slicer.paste(maps, anomaly_map, "axial", chosen)
         of_slices = torch.full((1, volume.shape[-1]), math.nan)
         of_slices[0, chosen] = scores
         of_case = {"anomaly_score": float(network.score.case_score({"axial": scores})), **network.score.thresholds}
         return {
-            "anomaly_map": convert_to_dst_type(anomaly_map[None], inputs)[0],
+            "stacks": {"anomaly_map": {"axial": maps[None]}},
+            "indices": {"axial": chosen[None]},
             "slice_scores_axial": of_slices,
             **{name: torch.tensor([value]) for name, value in of_case.items()},
         }
@@ -98,7 +106,8 @@ class MapInferer(Inferer):
 
 def evaluator_of(config: ConfigParser, method: MapMethod) -> GuardedEvaluator:
     """The evaluator of a config of the bundle, with a method in place of its detector."""
-    config["handlers"] = config["handlers"][1:-1]  # without those that load the detector, and complete its card
+    # without those that load the detector, complete its card, and record its run
+    config["handlers"] = config["handlers"][1:-2]
     inferer = MapInferer(config.get_parsed_content("slicer"))
     config.update({"network": method.eval(), "inferer": inferer})
     evaluator: GuardedEvaluator = config.get_parsed_content("evaluator")
