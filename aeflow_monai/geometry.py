@@ -31,6 +31,7 @@ __all__ = [
     "require_planes",
     "slice_positions",
     "stack_of",
+    "untailed",
     "voxel_spacing",
 ]
 
@@ -111,6 +112,16 @@ def stack_of(volume: Tensor, plane: str) -> Tensor:
     """View of a volume (C, X, Y, Z) as slices (n, C, rows, columns); coronal and sagittal ones upside down."""
     axis = PLANES[plane].axis
     return volume.permute(3, 0, 1, 2) if axis == 2 else volume.permute(1 + axis, 0, 3, 2 - axis)
+
+
+def untailed(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape without trailing dimensions of one voxel.
+
+    Example:
+        >>> untailed((4, 5, 1, 1)), untailed((4, 1, 5))
+        ((4, 5), (4, 1, 5))
+    """
+    return tuple(shape[: max((k + 1 for k, n in enumerate(shape) if n > 1), default=0)])
 
 
 def voxel_spacing(volume: Tensor) -> list[float]:

@@ -16,7 +16,7 @@ from monai.utils import MetaKeys, SpaceKeys
 from PIL import Image
 
 from aeflow_monai.data.pictures import as_channels, open_picture, read_picture, upright
-from aeflow_monai.geometry import TOLERANCE_MM, any_picture, corner_distance, ras_affine
+from aeflow_monai.geometry import TOLERANCE_MM, any_picture, corner_distance, ras_affine, untailed
 
 __all__ = ["binary_mask", "on_grid_of", "read_mask"]
 
@@ -107,9 +107,9 @@ def on_grid_of(mask: MetaTensor, image: MetaTensor, mask_name: str, image_name: 
     same = tuple(mask.shape[1:]) == wanted
     if not any(pictures) and not (same and corner_distance(image, mask) <= TOLERANCE_MM):
         turned = _reordered(mask, image)
-        if _untailed(turned.shape[1:]) == _untailed(wanted) and corner_distance(turned, image) <= TOLERANCE_MM:
+        if untailed(turned.shape[1:]) == untailed(wanted) and corner_distance(turned, image) <= TOLERANCE_MM:
             mask = turned
-    if _untailed(mask.shape[1:]) == _untailed(wanted):
+    if untailed(mask.shape[1:]) == untailed(wanted):
         mask = MetaTensor(mask.as_tensor().reshape(1, *wanted), meta=mask.meta)
     if tuple(mask.shape[1:]) != wanted:
         raise ValueError(
@@ -277,10 +277,3 @@ def _reordered(mask: MetaTensor, image: MetaTensor) -> MetaTensor:
     affine = to_affine_nd(3, ras_affine(mask.affine, mask.meta)) @ nib.orientations.inv_ornt_aff(order, values.shape)
     meta = {**mask.meta, MetaKeys.SPACE: SpaceKeys.RAS, MetaKeys.AFFINE: torch.from_numpy(affine)}
     return MetaTensor(torch.from_numpy(turned[None]), meta=meta)
-
-
-def _untailed(shape: Any) -> tuple[int, ...]:
-    sizes = tuple(shape)
-    while len(sizes) > 2 and sizes[-1] == 1:
-        sizes = sizes[:-1]
-    return sizes

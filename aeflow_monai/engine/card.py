@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
+from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import digest_of, read_json, replacing
 from aeflow_monai.score.score import Score
@@ -36,7 +37,7 @@ _EVALUATIONS = "## Evaluations"
 _VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
 
 
-class CardWriter:
+class CardWriter(CaseHandler):
     """Add the table of an evaluation to the model card at its end, also if some cases failed.
 
     It takes what the reports have written, so that it stands behind them in the list of handlers.
@@ -51,12 +52,6 @@ class CardWriter:
         self.folder = Path(folder)
         self.results_dir = Path(results_dir)
         self.datalist = datalist
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from monai.data.utils import affine_to_spacing
 
 from aeflow_monai.data.datalist.item import patient_of
 from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.errors import file_of
 from aeflow_monai.files import Table, write_json
 from aeflow_monai.metrics import (
@@ -34,7 +35,7 @@ __all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
 _COLUMNS = ("anomaly_score", "prediction", "plane", "most_anomalous_slice", "ease")
 
 
-class ScoreWriter:
+class ScoreWriter(CaseHandler):
     """Append a line to scores.csv for each case, as soon as it is scored; scores.unfinished.csv until all are.
 
     Columns: case, file, label (if known), anomaly score, prediction, plane and number of the most anomalous slice
@@ -49,12 +50,6 @@ class ScoreWriter:
     def __init__(self, path: str | Path, labelled: bool = False) -> None:
         self.path = Path(path)
         self.labelled = labelled
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
         """Begin the table."""
@@ -84,18 +79,8 @@ class ScoreWriter:
         self.table.finish()
 
 
-class _Report(ABC):
+class _Report(CaseHandler):
     """What is collected of each case of a run, and written at its end."""
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
-
-    @abstractmethod
-    def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
 
     def __call__(self, engine: Engine) -> None:
         """Take the cases of this batch."""
@@ -105,10 +90,6 @@ class _Report(ABC):
     @abstractmethod
     def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         """Take one case: what went in, and what came out."""
-
-    @abstractmethod
-    def finish(self, engine: Engine) -> None:
-        """Write and print the report, if there can be one."""
 
 
 class DetectionReport(_Report):

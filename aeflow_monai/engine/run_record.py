@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 
 from aeflow_monai.about import __version__
 from aeflow_monai.data.datalist.item import files_of
+from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.files import digest_of, read_json, write_json
 from aeflow_monai.locks import release_folder
@@ -74,8 +75,10 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
     }
 
 
-class RunRecord:
+class RunRecord(CaseHandler):
     """Complete run.json when all cases have been seen: times, number of cases, hashes of what was read.
+
+    It stands behind what writes results.
 
     Args:
         folder: of the results.
@@ -85,12 +88,6 @@ class RunRecord:
     def __init__(self, folder: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
         self.folder = Path(folder)
         self.datalist = datalist
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to an evaluator, behind what writes results."""
-        engine.add_event_handler(Events.STARTED, self.start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self.finish)
 
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""

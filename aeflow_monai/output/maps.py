@@ -18,6 +18,7 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 
 from aeflow_monai.files import case_file_name, gzip, replacing, unfinished_path
+from aeflow_monai.geometry import untailed
 from aeflow_monai.marks import MARK, mark_nifti
 from aeflow_monai.output.file_grid import input_affine
 
@@ -199,7 +200,7 @@ def write_nifti(
     """Write an array (C, X, Y) or (C, X, Y, Z) in the geometry of the source, or of the affine if there is none."""
     if len(array) == 1:
         array = array[0]
-        if source is not None and _untailed(source.get_data_shape()) == _untailed(array.shape):
+        if source is not None and untailed(source.get_data_shape()) == untailed(array.shape):
             array = array.reshape(source.get_data_shape())  # (X, Y, Z) to (X, Y, Z, 1), where the source is so
     else:
         array = np.moveaxis(array, 0, -1)
@@ -238,11 +239,6 @@ class _MarkedWriter(ITKWriter):  # type: ignore[misc]
         fields[MARK] = "output"
         image.SetMetaDataDictionary(fields)
         return image
-
-
-def _untailed(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape without trailing singleton dimensions."""
-    return tuple(shape[: max((k + 1 for k, n in enumerate(shape) if n > 1), default=0)])
 
 
 def _check_directions(affine: Array, ndim: int, case: str, extension: str) -> None:
