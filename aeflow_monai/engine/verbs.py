@@ -96,7 +96,7 @@ def claim_training(given: GivenConfig, folder: str) -> None:
         ValueError: see `begin_bundle`.
     """
     if is_first_process():
-        begin_bundle(folder, given.content.get("resume"))
+        begin_bundle(folder, path_of(given, "resume", given.content.get("resume")))
         if (cache_dir := path_of(given, "cache_dir", given.content.get("cache_dir"))) is not None:
             begin_cache(cache_dir)
 
