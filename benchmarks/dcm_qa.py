@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,14 +37,13 @@ class Row(NamedTuple):
     said: str
 
 
-def main(clones: list[str]) -> int:
-    """Compare the images of some clones, and print a table."""
-    rows = [row for clone in clones for row in compare(Path(clone))]
+def report(rows: Sequence[Row], wanted: str) -> int:
+    """Print a table of how images compare; gives the exit status."""
     if not rows:
-        print(f"Nothing to compare in {clones or 'no clone'}: give the paths of clones with the folders In and Ref.")
+        print(f"Nothing to compare: give the paths of {wanted}.")
         return 2
     wrong = [row for row in rows if not row.said and (row.corner_mm > TOLERANCE_MM or row.voxels > 1e-5)]
-    print("| reference | volume | corners, mm | voxels | |\n|---|---|---|---|---|")
+    print("| image | volume | corners, mm | voxels | |\n|---|---|---|---|---|")
     for row in rows:
         verdict = row.said or ("other" if row in wrong else "same")
         print(f"| {row.reference} | {row.volume} | {row.corner_mm:.2g} | {row.voxels:.2g} | {verdict} |")
@@ -71,7 +70,7 @@ def compare(clone: Path) -> Iterator[Row]:
                 except ValueError as error:
                     yield Row(reference.name, volume, np.nan, np.nan, str(error))
                     continue
-                yield _row(read, reference, volume)
+                yield compare_volume(read, reference, volume)
 
 
 def _sources(image: Image) -> list[tuple[int, str]]:
@@ -81,7 +80,8 @@ def _sources(image: Image) -> list[tuple[int, str]]:
     return [(0, str(image.path))]
 
 
-def _row(read: Any, reference: Path, volume: int) -> Row:
+def compare_volume(read: Any, reference: Path, volume: int = 0) -> Row:
+    """An image as it was read with one volume of a file that nibabel reads."""
     wanted = nib.as_closest_canonical(nib.load(reference))
     got = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(read[0]), read.affine.numpy()))
     voxels = wanted.get_fdata()
@@ -115,4 +115,4 @@ def _plain(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(report([row for clone in sys.argv[1:] for row in compare(Path(clone))], "clones with folders In and Ref"))
