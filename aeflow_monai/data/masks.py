@@ -27,6 +27,7 @@ _FEW = 16  # values or colours: with more a picture is no drawing of labels, unl
 _NUMBERS = 64
 _MANY = 128  # values: with more a volume is an image
 _LOW, _HIGH = 0.15, 0.85  # of the range: below and above it a value is 0 or 1 with noise
+_NEAR = 0.04  # of the range: a value so close to an end may be the end itself, with noise
 _ROUNDED = 1e-3  # an integer that a scale factor in the header moved
 
 
@@ -154,8 +155,13 @@ def _binary(values: Array, name: str, whole: float | None = None, lossy: bool = 
     reached = next((full for full in (255.0, 65535.0) if 0.94 * full <= high <= full), None)
     full = whole or reached or 65535.0
     many = len(found) > _MANY or (len(found) > _FEW and (reached or (whole and high > _NUMBERS)))
-    if lossy or many or (reached and _has_noise(found / full)):
+    if lossy or many:
         return _of_shades(values, full, name, lossy)
+    if reached and _beside_the_ends(found / full):
+        raise ValueError(
+            f"Expected a mask in {name}; got the values {', '.join(f'{value:g}' for value in found)}, which may be "
+            f"labels, or 0 and {full:g} with noise of a compression. Save the mask with 0 for background and 1 for lesion."
+        )
     return np.asarray(np.round(values) != 0)
 
 
@@ -190,9 +196,9 @@ def _of_shades(values: Array, full: float, name: str, lossy: bool) -> Bools:
     )
 
 
-def _has_noise(shares: Array) -> bool:
-    """Whether few values lie beside both ends of their range, as compression leaves them."""
-    return bool(((shares > 0) & (shares <= _LOW)).any() and ((shares >= _HIGH) & (shares < 1)).any())
+def _beside_the_ends(shares: Array) -> bool:
+    """Whether values lie close to both ends of their range, as compression leaves them."""
+    return bool(((shares > 0) & (shares <= _NEAR)).any() and ((shares >= 1 - _NEAR) & (shares < 1)).any())
 
 
 def _coloured(picture: Image.Image, name: str, lossy: bool) -> Bools:

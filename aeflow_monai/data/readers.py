@@ -26,7 +26,9 @@ from aeflow_monai.errors import first_line
 from aeflow_monai.files import sha256_of
 from aeflow_monai.geometry import TOLERANCE_MM, any_picture, corner_distance
 
-__all__ = ["LoadCased"]
+__all__ = ["N_FILES", "LoadCased"]
+
+N_FILES = "n_files"  # of an image's metadata: its modalities lie in so many
 
 
 class LoadCased(MapTransform):  # type: ignore[misc]
@@ -186,4 +188,4 @@ def _as_channels(files: Sequence[str], images: Sequence[MetaTensor]) -> MetaTens
                 f"Expected modalities on one grid, that of {files[0]}; the corners of {file} lie up to "
                 f"{distance:.3g} mm away from it. Register them and resample them to one grid first."
             )
-    return MetaTensor(torch.cat([image.as_tensor() for image in images]), meta=first.meta)
+    return MetaTensor(torch.cat([image.as_tensor() for image in images]), meta={**first.meta, N_FILES: len(files)})

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
@@ -18,6 +19,7 @@ from torch import Tensor
 from aeflow_monai.data.itk_headers import is_itk_volume
 from aeflow_monai.data.nifti import is_nifti
 from aeflow_monai.data.percentiles import percentiles
+from aeflow_monai.data.readers import N_FILES
 from aeflow_monai.errors import file_of
 
 __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
@@ -90,7 +92,7 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
     """Bring images to the number of channels that the network was built for.
 
     Grey pictures are often stored with three equal channels: their mean over the channels gives one. One channel is
-    replicated where several are asked for. The channels of a volume are never merged.
+    replicated where several are asked for. The channels of a volume are never merged, nor those of several files.
 
     Args:
         keys: of images (C, ...).
@@ -116,9 +118,8 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
             image = d[key]
             if image.shape[0] == self.channels:
                 continue
-            if self.channels == 1 and image.shape[0] in (2, 3, 4) and _is_picture(image):
-                # a picture; the last of two or four channels is opacity
-                d[key] = image[: 1 if image.shape[0] == 2 else 3].mean(dim=0, keepdim=True)
+            if self.channels == 1 and image.shape[0] == 3 and _is_picture(image):
+                d[key] = image.mean(dim=0, keepdim=True)
             elif image.shape[0] == 1:
                 d[key] = image.repeat(self.channels, *[1] * (image.ndim - 1))
             else:
@@ -196,9 +197,10 @@ def _bring_to_middle(values: npt.NDArray[np.float32]) -> None:
 
 
 def _is_picture(image: Tensor) -> bool:
-    """Whether channels are colours: those of a 2D image in a file of volumes are a series."""
+    """Whether channels are colours: those of several files are modalities, those of a file of volumes a series."""
     file = Path(file_of(image))
-    return image.shape[3:] in ((), (1,)) and not (is_nifti(file) or is_itk_volume(file))
+    of_files = isinstance(image, MetaTensor) and int(image.meta.get(N_FILES, 1)) > 1
+    return image.shape[3:] in ((), (1,)) and not (of_files or is_nifti(file) or is_itk_volume(file))
 
 
 def _background(values: npt.NDArray[np.float32]) -> np.float32 | None:

@@ -218,7 +218,8 @@ def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:
     """How many images are among those that are known, by the fingerprints of both."""
-    return sum(fingerprint in {*known} - {""} for fingerprint in fingerprints)
+    of_files = {*known} - {""}
+    return sum(fingerprint in of_files for fingerprint in fingerprints)
 
 
 _SHOWN = (

@@ -42,9 +42,9 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
     - `map_threshold`: the one that "pred" was made with; `slice_threshold`: the model's.
     - `profile`: of each plane the `scores` of its slices, None where one was skipped, their `positions_mm`, and their
       `ease`, see `Score.ease`.
-    - `most_anomalous_slice`: its `plane`, `number` (counted from 1 as on the command line: axial from inferior to
-      superior), `score`, `ease`, `position_mm` (of its centre along S, A or R), `center_ras_mm` (three numbers), and
-      its `axis` and `index` in the file's own array, counted from 0.
+    - `most_anomalous_slice`: its `plane`, `slice` (counted from 1 as on the command line: axial from inferior to
+      superior), `anomaly_score`, `ease`, `position_mm` (of its centre along S, A or R), `center_ras_mm` (three
+      numbers), and its `array_axis` and `index` in the file's own array, counted from 0.
     - `anomalous_voxels`, `anomalous_ml`: how much exceeds the threshold.
     - `scale`: of a scaled map, the `low` and `high` that 0 and 255 stand for.
     - `unit` and `notice`, in words.

@@ -72,6 +72,7 @@ UNDERSTOOD = {
     "grey of 1": of(ONE),
     "two labels": of(half(ONE, 7)),
     "two bright labels": of(half(SQUARE, 64)),
+    "labels of FreeSurfer": of(half(ONE * 251, 25)),
     "one bit": of(ONE > 0),
     "16 bits": of(SQUARE.astype(np.uint16) * 257),
     "16 bits of 1": of(ONE.astype(np.uint16)),
@@ -101,6 +102,7 @@ def test_pictures_of_masks(tmp_path: Path, kind: str) -> None:
 REFUSED = {
     "index and colour disagree": (palette((255, 255, 255), (0, 0, 0)), "the numbers of its palette and their colours"),
     "opacity and colour disagree": (of(np.dstack([SQUARE, NONE, NONE, NONE])), "its opacity and its colours"),
+    "labels or noise": (of(half(ONE * 254, 3)), "got the values 0, 3, 254, which may be labels"),
     "no 0": (of(ONE + 1), "got values from 1 to 2 and no 0"),
     "a white background": (of(np.dstack([FULL, 255 - SQUARE, 255 - SQUARE])), "none of them is black"),
     "an image": (of(np.arange(96 * 80).reshape(96, 80).astype(np.uint8)), "neither labels nor black and white"),
@@ -151,6 +153,7 @@ VOLUMES = {
     "1": CUBE,
     "255": CUBE * 255,
     "7": CUBE * 7,
+    "labels of FreeSurfer": np.where(VOXELS > 0.5, 251, 25).astype(np.uint8) * CUBE,
     "real": CUBE.astype(np.float32),
     "real, 255": CUBE * 255.0,
     "probabilities": CUBE * 0.8 + 0.05 * VOXELS,

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from aeflow_monai.data.readers import LoadCased
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.data.transforms import EnsureVolumed, MatchChannelsd, ScaleForegroundd
 from aeflow_monai.engine.inferer import SlicedInferer
@@ -240,8 +241,6 @@ class TestMatchChannels:
             ([5.0], 1, [5.0]),
             ([1.0, 2.0, 6.0], 3, [1.0, 2.0, 6.0]),
             ([1.0, 2.0, 6.0], 1, [3.0]),
-            ([1.0, 2.0, 6.0, 255.0], 1, [3.0]),  # the fourth is opacity
-            ([5.0, 255.0], 1, [5.0]),  # so is the second of two
             ([5.0], 3, [5.0, 5.0, 5.0]),
             ([5.0], 4, [5.0, 5.0, 5.0, 5.0]),
         ],
@@ -264,13 +263,23 @@ class TestMatchChannels:
         with pytest.raises(ValueError, match=r"takes 1 channels; 'image' has 6.*split a series \(4D\)"):
             MatchChannelsd("image", 1)({"image": torch.zeros(6, 8, 9, 5)})
 
+    @pytest.mark.parametrize("n_files", [2, 3])
+    def test_modalities_in_pictures_are_not_merged(self, tmp_path: Path, n_files: int) -> None:
+        files = [str(tmp_path / f"{number}.png") for number in range(n_files)]
+        for number, file in enumerate(files):
+            Image.fromarray(np.full((8, 8), 40 * number, np.uint8)).save(file)
+        image = LoadCased("image")({"image": files})
+        with pytest.raises(ValueError, match=rf"takes 1 channels; 'image' has {n_files}"):
+            MatchChannelsd("image", 1)(image)
+        MatchChannelsd("image", n_files)(image)
+
     @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd"])
     def test_a_series_of_one_slice_is_no_picture(self, name: str) -> None:
         image = MetaTensor(torch.zeros(3, 8, 9, 1), meta={"filename_or_obj": name})
         with pytest.raises(ValueError, match=r"takes 1 channels; 'image' has 3.*split a series \(4D\)"):
             MatchChannelsd("image", 1)({"image": image})
 
-    @pytest.mark.parametrize(("given", "wanted"), [(2, 3), (4, 3), (3, 2)])
+    @pytest.mark.parametrize(("given", "wanted"), [(2, 3), (4, 3), (3, 2), (2, 1), (4, 1)])
     def test_other_numbers_are_named(self, given: int, wanted: int) -> None:
         image = MetaTensor(torch.zeros(given, 4, 4), meta={"filename_or_obj": "a.png"})
         message = rf"takes {wanted} channels; 'image' has {given} in a\.png\. Set in_channels"

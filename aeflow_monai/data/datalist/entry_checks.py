@@ -13,7 +13,7 @@ from aeflow_monai.data.datalist.walking import identity
 from aeflow_monai.errors import shown, some
 from aeflow_monai.marks import has_mark
 
-__all__ = ["checked", "of_each_file_once", "refuse_cases_in_both"]
+__all__ = ["checked", "of_each_file_once", "refuse_trained_and_tested_on"]
 
 
 def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
@@ -52,20 +52,22 @@ def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
     return kept
 
 
-def refuse_cases_in_both(source: Path, entries: Sequence[Entry]) -> None:
-    """Refuse a list in which a case is trained on and tested on.
+def refuse_trained_and_tested_on(source: Path, entries: Sequence[Entry]) -> None:
+    """Refuse a data set in which a case, or a patient that it names, is both trained and tested on.
 
     Raises:
-        ValueError: names the cases.
+        ValueError: names the cases or patients.
     """
-    splits = defaultdict(set)
-    for entry in entries:
-        splits[entry.case].add(entry.split)
-    if both := sorted(case for case, held in splits.items() if {"train", "test"} <= held):
-        raise ValueError(
-            f"{shown(source)} has {len(both)} cases both in train and in test: {some(both)}. Keep all images of a case "
-            "in one of them, or correct the names."
-        )
+    for kind in ("case", "patient"):
+        splits = defaultdict(set)
+        for entry in entries:
+            splits[getattr(entry, kind)].add(entry.split)
+        both = sorted(name for name, held in splits.items() if name and {"train", "test"} <= held)
+        if both:
+            raise ValueError(
+                f"{shown(source)} has {len(both)} {kind}s both in train and in test: {some(both)}. Keep all images of "
+                f"a {kind} in one of them, or correct the names."
+            )
 
 
 def checked(source: Path, root: Path, entries: Sequence[Entry], *, stop: bool) -> list[Entry]:

@@ -11,7 +11,7 @@ from typing import Any
 from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.class_labels import label_of_mask
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
-from aeflow_monai.data.datalist.entry_checks import checked, refuse_cases_in_both
+from aeflow_monai.data.datalist.entry_checks import checked, refuse_trained_and_tested_on
 from aeflow_monai.data.datalist.image_files import stem
 from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.data.datalist.layouts import LAYOUTS
@@ -36,7 +36,7 @@ def to_items(
     if test_fraction:
         entries = _divide(source, entries, test_fraction, seed)
     if source.is_file():
-        refuse_cases_in_both(source, entries)
+        refuse_trained_and_tested_on(source, entries)
 
     chosen = sorted((entry for entry in entries if entry.split in SECTIONS[section]), key=_sort_key)
     if not chosen:

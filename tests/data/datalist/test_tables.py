@@ -229,3 +229,11 @@ def test_a_first_line_without_end_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,split,abnormal" + "9" * 200000 + "\n")
     with pytest.raises(ValueError, match=r"manifest\.csv, row \d is no line of a table: field larger than"):
         load_datalist(tmp_path, "train")
+
+
+def test_a_patient_in_both_splits_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "b.png", "c.png"])
+    rows = ["path,split,abnormal,patient", "a.png,train,0,p1", "b.png,test,1,p1", "c.png,test,0,p2"]
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"has 1 patients both in train and in test: p1\. Keep all"):
+        load_datalist(tmp_path, "train")

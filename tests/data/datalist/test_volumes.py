@@ -291,11 +291,11 @@ def test_one_modality_in_two_files(tmp_path: Path) -> None:
 def test_several_paths_in_a_table_and_a_json(tmp_path: Path) -> None:
     write_images(tmp_path, ["a.nii", "b.nii", "c.nii", "d.nii"])
     (tmp_path / "manifest.csv").write_text(
-        "path,split,abnormal,case,patient\na.nii;b.nii,train,0,one,p\nc.nii; d.nii,test,0,two,p\n"
+        "path,split,abnormal,case,patient\na.nii;b.nii,train,0,one,p\nc.nii; d.nii,test,0,two,q\n"
     )
     paths = [[str(tmp_path / f"{name}.nii") for name in pair] for pair in ("ab", "cd")]
     assert [item["image"] for item in load_datalist(tmp_path, "all")] == paths
-    assert short(load_datalist(tmp_path, "all"), "case", "patient") == [("one", "p"), ("two", "p")]
+    assert short(load_datalist(tmp_path, "all"), "case", "patient") == [("one", "p"), ("two", "q")]
     assert [item["image"] for item in find_images(tmp_path)] == paths[1:]
     extra = {"sha256": {"a.nii": "00"}, "slices": [1, 2], "patient": 3}
     content = {"training": [{"image": ["./a.nii", "b.nii"], **extra}], "test": [{"image": ["c.nii", "d.nii"]}]}
