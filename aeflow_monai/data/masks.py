@@ -160,7 +160,8 @@ def _binary(values: Array, name: str, whole: float | None = None, lossy: bool = 
     if reached and _beside_the_ends(found / full):
         raise ValueError(
             f"Expected a mask in {name}; got the values {', '.join(f'{value:g}' for value in found)}, which may be "
-            f"labels, or 0 and {full:g} with noise of a compression. Save the mask with 0 for background and 1 for lesion."
+            f"labels, or 0 and {full:g} with noise of a compression. Save the mask with 0 for background and 1 for "
+            "lesion."
         )
     return np.asarray(np.round(values) != 0)
 
