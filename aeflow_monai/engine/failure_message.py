@@ -9,7 +9,7 @@ from types import TracebackType
 
 from aeflow_monai.errors import describe_error, is_disk_error, root_cause
 
-__all__ = ["end_with_one_message", "message_of"]
+__all__ = ["end_with_one_message", "is_foreseen", "message_of"]
 
 _STOPPED = 130  # exit code of a shell for what Ctrl-C stopped
 
@@ -28,7 +28,7 @@ def end_with_one_message(output_dir: str | None = None) -> None:
         if isinstance(error, KeyboardInterrupt):
             print("\nThe run was stopped.", file=sys.stderr)
             raise SystemExit(_STOPPED)
-        if not _is_foreseen(root_cause(error)):
+        if not is_foreseen(root_cause(error)):
             sys.__excepthook__(kind, error, trace)
         print(f"\nThe run failed: {message_of(error, output_dir)}", file=sys.stderr)
 
@@ -56,7 +56,7 @@ def message_of(error: BaseException, output_dir: str | None = None) -> str:
     return f"{what}{f': {where}' if where else ''}. Free space there, or give another folder with --output_dir."
 
 
-def _is_foreseen(cause: BaseException) -> bool:
+def is_foreseen(cause: BaseException) -> bool:
     """Whether this package raised an error for a user to read, or the system did."""
     frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
     raised_here = bool(frames) and Path(frames[-1].f_code.co_filename).is_relative_to(Path(__file__).parent.parent)

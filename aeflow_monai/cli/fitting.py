@@ -1,0 +1,111 @@
+"""`aeflow train`, `demo`, `calibrate` and `prepare`: what makes models, or gets data ready for it."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from aeflow_monai.cli.bundle_run import options_of, run_bundle
+from aeflow_monai.cli.scoring import evaluate_folder, predict_images
+from aeflow_monai.cli.terminal import Terminal
+
+__all__ = ["calibrate", "demo", "prepare", "train"]
+
+
+def train(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Train a model.
+
+    Raises:
+        ValueError: something that was given is wrong.
+    """
+    if given.dry_run:
+        from aeflow_monai.cli.dry_run import say_sections
+
+        say_sections(given, terminal)
+        return
+    terminal.say(f"Training on {given.data}. The model goes to {given.output}.")
+    folder = Path(given.output).expanduser().absolute()
+    again = shlex.join(["aeflow", "train", given.data, "-o", given.output, "--resume"])
+    configs = _train_configs(given.preset)
+    options = options_of(given, dataset_dir=given.data, output_dir=folder, epochs=given.epochs)
+    if given.resume:
+        configs, checkpoint = _resumed(folder, given.preset)
+        options = options_of(given, dataset_dir=given.data, epochs=given.epochs, resume=checkpoint)
+    terminal.next_command = lambda: again if _checkpoints(folder) else ""
+    run_bundle("train", configs, options, folder, terminal)
+    terminal.next_command = None
+    terminal.result(f"model: {folder}")
+    terminal.result(f"model card: {folder / 'docs' / 'README.md'}")
+    terminal.say(f"Next: aeflow evaluate DATA -m {shlex.quote(given.output)}")
+
+
+def demo(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Train, evaluate and predict on the embedded volumes.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    from aeflow_monai.data import write_phantom
+    from aeflow_monai.engine.run_folders import run_folder
+    from aeflow_monai.files import home
+
+    folder = Path(run_folder(given.output, "demos"))
+    data, model = write_phantom(home("phantom")), folder / "model"
+    terminal.say(f"Training on synthetic volumes with and without lesions, {data}.")
+    options = options_of(given, dataset_dir=data, output_dir=model, epochs=given.epochs)
+    run_bundle("train", _train_configs([]), options, model, terminal)
+    evaluate_folder(model, data, folder / "evaluation", {}, terminal)
+    predict_images(model, [str(data)], folder / "maps", {}, terminal)
+
+
+def calibrate(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Set a model's thresholds on normals of another site.
+
+    Raises:
+        ValueError: something that was given is wrong.
+    """
+    terminal.say(f"Calibrating {given.model} on {given.data}.")
+    folder = Path(given.output).expanduser().absolute()
+    options = options_of(given, dataset_dir=given.data, output_dir=folder, specificity=given.specificity)
+    run_bundle("run", [Path(given.model, "configs", "calibrate.yaml")], options, folder, terminal)
+    terminal.result(f"model: {folder}")
+    terminal.say(f"Next: aeflow predict SCANS -m {shlex.quote(given.output)} -o MAPS")
+
+
+def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Read a data set once, and write a list of it.
+
+    Raises:
+        ValueError: something that was given is wrong.
+    """
+    terminal.say(f"Reading {given.data}.")
+    folder = Path(given.output).expanduser().absolute()
+    options = options_of(given, dataset_dir=given.data, output_dir=folder)
+    run_bundle("prepare", _train_configs(given.preset), options, folder, terminal)
+    terminal.result(f"list: {folder / 'dataset.json'}")
+    terminal.say(f"Next: aeflow train {shlex.quote(str(folder / 'dataset.json'))} -o RUN")
+
+
+def _train_configs(presets: list[str]) -> list[str]:
+    from aeflow_monai.engine.config import config_files
+
+    return config_files("train", *presets)
+
+
+def _resumed(folder: Path, presets: list[str]) -> tuple[list[str], Path]:
+    """Config and newest checkpoint of an interrupted training."""
+    if presets:
+        raise ValueError(f"--resume takes the presets of the interrupted training; leave --preset {presets[0]} away.")
+    found = _checkpoints(folder)
+    if not found:
+        raise ValueError(
+            f"There is no checkpoint in {folder / 'logs' / 'checkpoints'} to go on from. Leave --resume away to begin "
+            "a training, or give the folder of the interrupted one with -o."
+        )
+    return [str(folder / "configs" / "train.yaml")], found[-1]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Of a training, the newest last."""
+    return sorted((folder / "logs" / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)

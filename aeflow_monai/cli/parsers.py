@@ -1,0 +1,273 @@
+"""What the command `aeflow` takes; nothing here imports torch or MONAI, so that help is there at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.files import home
+
+__all__ = ["parser"]
+
+_EXIT_CODES = "exit codes: 0; 1 some cases failed, or the run broke off; 2 wrong use; 130 interrupted"
+_Parser = argparse.ArgumentParser
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; what it gives has `run`, "module:function" in this folder."""
+    top = _Parser(
+        prog="aeflow",
+        description=f"Find what is abnormal in medical images after seeing only normal ones. {DISCLAIMER}",
+        epilog=f"aeflow VERB --help shows examples. {_EXIT_CODES}.",
+    )
+    top.add_argument("--version", action="version", version=__version__)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(name: str, run: str, says: str, *examples: str) -> _Parser:
+        lines = "".join(f"  {example}\n" for example in examples)
+        verb = verbs.add_parser(
+            name,
+            help=says,
+            description=f"{says[:1].upper()}{says[1:]}. {DISCLAIMER}",
+            epilog=f"examples:\n{lines}\n{_EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.set_defaults(run=run)
+        shown = verb.add_mutually_exclusive_group()
+        shown.add_argument("-q", "--quiet", action="store_true", help="print results and errors only")
+        shown.add_argument("-v", "--verbose", action="store_true", help="print the log too, and tracebacks")
+        return verb
+
+    for describe in (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _compare, _doctor, _label, _bundle):
+        describe(add)
+    return top
+
+
+_Add = Callable[..., _Parser]
+
+
+def _demo(add: _Add) -> None:
+    verb = add(
+        "demo",
+        "fitting:demo",
+        "train, evaluate and predict on the embedded, synthetic volumes; a few minutes without GPU",
+        "aeflow demo -o demo",
+        "aeflow demo -o demo --epochs 2      # faster and worse",
+    )
+    _output(verb, "folder of all that is written", required=False)
+    verb.add_argument("--epochs", type=int, metavar="N", help="of the training")
+    _config_options(verb)
+
+
+def _train(add: _Add) -> None:
+    verb = add(
+        "train",
+        "fitting:train",
+        "train a model on normal images; its folder is a complete bundle",
+        "aeflow train DATA -o RUN",
+        "aeflow train DATA -o RUN --preset healthy_t1 --epochs 20 --set network_def#network#clamp=1.9",
+        "aeflow train DATA -o RUN --resume    # go on with an interrupted training",
+    )
+    verb.add_argument("data", metavar="DATA", help="folder or list of images, see docs/data.md")
+    _output(verb, "folder of the new model")
+    verb.add_argument(
+        "--preset", action="append", default=[], metavar="NAME", help="by name or path; may be repeated"
+    )
+    verb.add_argument("--epochs", type=int, metavar="N", help="default: 6, or more where slices are few")
+    verb.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    _config_options(verb)
+    _dry_run(verb)
+
+
+def _predict(add: _Add) -> None:
+    verb = add(
+        "predict",
+        "scoring:predict",
+        "score images, and write anomaly maps and masks in their own geometry",
+        "aeflow predict scan.nii.gz -m RUN -o maps",
+        "find SCANS -name '*_T1w.nii.gz' | aeflow predict - -m RUN -o maps --json",
+    )
+    verb.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="a file, several, a folder, a folder of DICOM, or - for paths by line"
+    )
+    _model(verb)
+    _output(verb, "folder of maps, masks and scores.csv")
+    verb.add_argument(
+        "--outputs",
+        metavar="NAMES",
+        help="what is written, as anomaly_map,anomaly_mask; of anomaly_map, anomaly_mask, reconstruction, residual, "
+        "log_likelihood, overlay, profile (default: all)",
+    )
+    _scoring(verb)
+
+
+def _evaluate(add: _Add) -> None:
+    verb = add(
+        "evaluate",
+        "scoring:evaluate",
+        "compare a model's scores and maps with labels and masks; completes its model card",
+        "aeflow evaluate DATA -m RUN",
+        "aeflow evaluate DATA -m RUN -o results --set 'normal_classes=[HEALTHY]'",
+    )
+    verb.add_argument("data", metavar="DATA", help="folder or list of labelled images")
+    _model(verb)
+    _output(verb, "folder of the results (default: a new one in the home folder of aeflow)", required=False)
+    _scoring(verb)
+
+
+def _calibrate(add: _Add) -> None:
+    verb = add(
+        "calibrate",
+        "fitting:calibrate",
+        "set a model's thresholds on normal images of another site; writes a new bundle",
+        "aeflow calibrate NORMALS -m RUN -o SITE",
+        "aeflow calibrate NORMALS -m RUN -o SITE --specificity 0.9",
+    )
+    verb.add_argument("data", metavar="NORMALS", help="folder or list of normal images")
+    _model(verb)
+    _output(verb, "folder of the new model")
+    verb.add_argument("--specificity", type=float, metavar="P", help="that the thresholds aim at (default: 0.95)")
+    _config_options(verb)
+
+
+def _prepare(add: _Add) -> None:
+    verb = add(
+        "prepare",
+        "fitting:prepare",
+        "read a data set once, tell what is made of it, and write a list of it",
+        "aeflow prepare DATA -o LISTED",
+        "aeflow prepare DATA -o LISTED --preset healthy_t1",
+    )
+    verb.add_argument("data", metavar="DATA", help="folder or list of images")
+    _output(verb, "folder of dataset.json")
+    verb.add_argument("--preset", action="append", default=[], metavar="NAME", help="by name or path")
+    _config_options(verb)
+
+
+def _compare(add: _Add) -> None:
+    verb = add(
+        "compare",
+        "comparison:compare",
+        "evaluate models on the same labelled images, and compare them case by case",
+        "aeflow compare DATA -m RUN_A RUN_B",
+        "aeflow compare DATA -m RUN_A RUN_B -o comparison",
+    )
+    verb.add_argument("data", metavar="DATA", help="folder or list of labelled images")
+    verb.add_argument("-m", "--model", nargs=2, required=True, metavar="RUN", help="folders of two trainings")
+    _output(verb, "folder of the evaluations and comparison.json", required=False)
+    _scoring(verb)
+
+
+def _doctor(add: _Add) -> None:
+    verb = add(
+        "doctor",
+        "doctor:doctor",
+        "look whether all that is needed is here and works, with remedies",
+        "aeflow doctor",
+        "aeflow doctor -m RUN",
+    )
+    verb.add_argument("-m", "--model", metavar="RUN", help="folder of a training, whose model is tried too")
+
+
+def _bundle(add: _Add) -> None:
+    verb = add(
+        "bundle",
+        "bundles:bundle",
+        "check the bundle that a training wrote, and print the commands of MONAI for it; or print paths of configs",
+        "aeflow bundle RUN",
+        'python -m monai.bundle run train --config_file "$(aeflow bundle --config train chest_xray)" ...',
+    )
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("folder", nargs="?", metavar="RUN", help="folder of a training")
+    what.add_argument(
+        "--config",
+        nargs="+",
+        metavar="NAME",
+        help="print the paths of the package's own configs, as --config_file takes them: train, then presets",
+    )
+
+
+def _label(add: _Add) -> None:
+    verb = add(
+        "label",
+        "serving:label",
+        "serve anomaly maps and a sorted worklist to 3D Slicer and OHIF, by MONAI Label",
+        "aeflow label --studies SCANS --model RUN",
+        "aeflow label --studies http://pacs:8042/dicom-web --model RUN --port 8010",
+    )
+    verb.add_argument("--studies", help="folder of images, or the address of a DICOMweb server")
+    verb.add_argument("-m", "--model", metavar="RUN", help="folder of a training, to begin with its model")
+    verb.add_argument(
+        "--preset",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="without a model: preset of the first training, by name or path; may be repeated",
+    )
+    verb.add_argument(
+        "--app", default=home("label"), help="folder for models, logs and temporary files (default: %(default)s)"
+    )
+    verb.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to serve other machines (default: %(default)s)")
+    verb.add_argument("--port", type=int, default=8000, help="default: %(default)s")
+    verb.add_argument(
+        "--origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="further address by which browsers may reach the server, such as https://reading.example.org; may be "
+        "repeated",
+    )
+    verb.add_argument(
+        "--allow-anyone",
+        action="store_true",
+        help="with a --host that other machines reach: serve them without a password",
+    )
+    verb.add_argument(
+        "--max-upload-mb",
+        type=float,
+        default=1024,
+        metavar="MB",
+        help="largest request, in megabytes (default: %(default)s)",
+    )
+    verb.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    verb.add_argument("--init", action="store_true", help="only make the app's folder, for MONAI Label's own command")
+
+
+def _model(verb: _Parser) -> None:
+    verb.add_argument("-m", "--model", required=True, metavar="RUN", help="folder of a training")
+
+
+def _output(verb: _Parser, says: str, required: bool = True) -> None:
+    verb.add_argument("-o", "--output", required=required, metavar="FOLDER", help=says)
+
+
+def _config_options(verb: _Parser) -> None:
+    verb.add_argument("--device", metavar="NAME", help="of torch, as cpu or cuda:1 (default: a GPU if there is one)")
+    verb.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="any other option of the config, see docs/options.md; may be repeated",
+    )
+
+
+def _scoring(verb: _Parser) -> None:
+    _config_options(verb)
+    verb.add_argument("--overwrite", action="store_true", help="take away the results of an earlier run")
+    verb.add_argument("--json", action="store_true", help="print a JSON object for each case, and nothing else")
+    _dry_run(verb)
+
+
+def _dry_run(verb: _Parser) -> None:
+    verb.add_argument("--dry-run", action="store_true", help="say what would be read, skipped and written")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE; got {text!r}")
+    return name, value

@@ -1,0 +1,162 @@
+"""`aeflow predict` and `evaluate`: a trained model's scores and maps."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from aeflow_monai.cli.bundle_run import options_of, run_bundle
+from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.files import home, read_json, write_json
+
+__all__ = ["evaluate", "evaluate_folder", "predict", "predict_images"]
+
+_SHOWN = 3  # most anomalous cases of a summary
+
+
+def predict(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Score images, and write their maps.
+
+    Raises:
+        ValueError: something that was given is wrong.
+        CaseFailures: some cases failed.
+    """
+    images = _paths(given.images)
+    if given.dry_run:
+        from aeflow_monai.cli.dry_run import say_images
+
+        say_images(given, images, terminal)
+        return
+    outputs = f"[{given.outputs}]" if given.outputs else None
+    options = options_of(given, outputs=outputs, overwrite=True if given.overwrite else None)
+    predict_images(Path(given.model), images, Path(given.output), options, terminal)
+
+
+def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Compare a model's scores with labels.
+
+    Raises:
+        ValueError: something that was given is wrong.
+        CaseFailures: some cases failed.
+    """
+    from aeflow_monai.engine.run_folders import run_folder
+
+    if given.dry_run:
+        from aeflow_monai.cli.dry_run import say_test
+
+        say_test(given, terminal)
+        return
+    folder = Path(run_folder(given.output, "evaluations"))
+    options = options_of(given, overwrite=True if given.overwrite else None)
+    evaluate_folder(Path(given.model), given.data, folder, options, terminal)
+
+
+def predict_images(
+    model: Path, images: Sequence[str], folder: Path, options: Mapping[str, str], terminal: Terminal
+) -> None:
+    """Score images, and sum up what came of it.
+
+    Args:
+        model: folder of a training.
+        images: paths of files, or of one folder.
+        folder: of the maps and tables.
+        options: of the config, beside these.
+        terminal: shows the summary.
+
+    Raises:
+        CaseFailures: some cases failed.
+    """
+    terminal.say(f"Scoring {images[0] if len(images) == 1 else f'{len(images)} images'} with {model}.")
+    folder = folder.expanduser().absolute()
+    data = images[0] if len(images) == 1 else _written_list(images)
+    _run(model, "inference", data, folder, options, terminal)
+
+
+def evaluate_folder(
+    model: Path, data: str | Path, folder: Path, options: Mapping[str, str], terminal: Terminal
+) -> None:
+    """Evaluate a model, and sum up what came of it; as `predict_images`."""
+    terminal.say(f"Evaluating {model} on {data}.")
+    _run(model, "evaluate", str(data), folder.expanduser().absolute(), options, terminal)
+
+
+def _run(
+    model: Path, config: str, data: str, folder: Path, options: Mapping[str, str], terminal: Terminal
+) -> None:
+    everything = {"dataset_dir": data, "output_dir": str(folder), **options}
+    try:
+        run_bundle("run", [model / "configs" / f"{config}.yaml"], everything, folder, terminal)
+    except Exception as error:
+        from aeflow_monai.errors import CaseFailures, root_cause
+
+        if isinstance(root_cause(error), CaseFailures):
+            _sum_up(folder, terminal)
+        raise
+    _sum_up(folder, terminal)
+
+
+def _sum_up(folder: Path, terminal: Terminal) -> None:
+    """Show what matters of the tables of a run."""
+    scores, failures = _rows(folder / "scores.csv"), _rows(folder / "failures.csv")
+    for row in scores:
+        terminal.line({"state": "scored", **row})
+    for row in failures:
+        terminal.line({"state": "failed", **row})
+    abnormal = [row for row in scores if row["prediction"] == "1"]
+    terminal.result(f"{len(scores)} cases, {len(abnormal)} above the threshold, {len(failures)} failed")
+    highest = sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN]
+    if highest:
+        terminal.table(
+            ["most anomalous", "score", "prediction", "plane", "slice"],
+            [
+                [
+                    row["case"],
+                    f"{float(row['anomaly_score']):.3g}",
+                    "abnormal" if row["prediction"] == "1" else "normal",
+                    row["plane"],
+                    row["most_anomalous_slice"],
+                ]
+                for row in highest
+            ],
+        )
+    for row in failures[:_SHOWN]:
+        terminal.result(f"failed: {row['case']}: {row['message']}")
+    if metrics := read_json(folder / "metrics.json"):
+        low, high = metrics["auroc_ci"] if "auroc_ci" in metrics else (None, None)
+        interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
+        terminal.result(
+            f"AUROC {metrics['auroc']:.3f}{interval}, sensitivity {metrics['sensitivity']:.2f}, "
+            f"specificity {metrics['specificity']:.2f}"
+        )
+    terminal.result(f"results: {folder}")
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    if not table.is_file():
+        return []
+    with table.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _paths(given: Sequence[str]) -> list[str]:
+    """Paths of a command line; `-` stands for those of the standard input, one a line."""
+    found: list[str] = []
+    for path in given:
+        found += [line for line in sys.stdin.read().splitlines() if line] if path == "-" else [path]
+    if not found:
+        raise ValueError("Expected paths of images, one a line, from the standard input; got none.")
+    return found
+
+
+def _written_list(images: Sequence[str]) -> str:
+    """Path of a list of these images, which is kept, so that the run can be repeated."""
+    content = {"test": [{"image": str(Path(path).expanduser().absolute())} for path in images]}
+    name = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    path = Path(home("lists", f"{name[:16]}.json"))
+    write_json(path, content)
+    return str(path)
