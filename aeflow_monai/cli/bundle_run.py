@@ -6,7 +6,6 @@ import io
 import logging
 import shlex
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from aeflow_monai.cli.terminal import Terminal
 
-__all__ = ["options_of", "run_bundle"]
+__all__ = ["options_of", "quiet_log", "run_bundle"]
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -59,6 +58,7 @@ def run_bundle(
     from monai.bundle.scripts import run
 
     files = [str(path) for path in configs]
+    name = Path(files[0]).stem if verb == "run" else verb
     arguments = ["run", *([] if verb == "run" else [verb]), "--config_file", files[0] if len(files) == 1 else str(files)]
     arguments += [text for name, value in options.items() for text in (f"--{name}", value)]
     terminal.detail(shlex.join(["python", "-m", "monai.bundle", *arguments]))
@@ -66,30 +66,51 @@ def run_bundle(
     # what the run records as its command, and reads as it was typed
     sys.argv = [str(Path(monai.bundle.__file__).with_name("__main__.py")), *arguments]
     try:
-        with _logged(Path(folder, "logs", f"{'inference' if verb == 'run' else verb}.log"), terminal), terminal.progress():
+        # imports of MONAI have made loggers that write to the terminal
+        with quiet_log(terminal), _logged(Path(folder, "logs", f"{name}.log")), terminal.progress():
             fire.Fire({"run": run}, command=[*arguments, "--logging_file", "False"])
     finally:
         sys.argv, sys.excepthook = own_arguments, own_hook
 
 
 @contextmanager
-def _logged(path: Path, terminal: Terminal) -> Iterator[None]:
-    """Send the log and what is printed to a file, and warnings to the terminal too."""
+def quiet_log(terminal: Terminal) -> Iterator[None]:
+    """Keep the log of all packages from the terminal, but warnings of this one; with --verbose show all.
+
+    Args:
+        terminal: shows what is shown.
+    """
     root = logging.getLogger()
-    handlers = [_LogFile(path), _Warnings(terminal)]
-    level, before = root.level, root.handlers[:]
-    root.handlers[:] = handlers
+    known = [logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    before = {logger: (logger.handlers[:], logger.propagate) for logger in (root, *known) if logger.handlers}
+    level = root.level
+    for logger in before:  # such as MONAI's, which write to the terminal by themselves
+        logger.handlers.clear()
+        logger.propagate = True
+    root.handlers[:] = [_Shown(terminal)]
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
-    warnings.simplefilter("default")
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.handlers.clear()
+        root.setLevel(level)
+        for logger, (handlers, propagate) in before.items():
+            logger.handlers[:], logger.propagate = handlers, propagate
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send the log, and what is printed, to a file."""
+    handler = _LogFile(path)
+    logging.getLogger().addHandler(handler)
     try:
         with redirect_stdout(_ToLog()):
             yield
     finally:
-        logging.captureWarnings(False)
-        root.handlers[:] = before
-        root.setLevel(level)
-        handlers[0].close()
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 class _LogFile(logging.Handler):
@@ -103,7 +124,7 @@ class _LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
-        if self.stream is None and (self.path.parent.parent / "run.json").exists():
+        if self.stream is None and any((place / "run.json").exists() for place in self.path.parents[:2]):
             self.path.parent.mkdir(exist_ok=True)
             self.stream = self.path.open("a", encoding="utf-8", errors="backslashreplace")
             self.stream.write(self.kept.getvalue())
@@ -118,7 +139,7 @@ class _LogFile(logging.Handler):
         super().close()
 
 
-class _Warnings(logging.Handler):
+class _Shown(logging.Handler):
     """Warnings of this package for the terminal; with --verbose all lines of everyone."""
 
     def __init__(self, terminal: Terminal) -> None:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 
+from aeflow_monai.cli.bundle_run import quiet_log
 from aeflow_monai.cli.parsers import parser
 from aeflow_monai.cli.terminal import Terminal
 
 __all__ = ["main"]
 
+# Options of the configs, as they are called here.
+_OWN_WORDS = (
+    (r" with --dataset_dir( <\w+>)?", " behind the verb"),
+    (r"--dataset_dir", "the images behind the verb"),
+    (r"--output_dir", "-o"),
+    (r"--overwrite True", "--overwrite"),
+    (r"--resume \S+\.pt", "--resume"),
+)
 SOME_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 
@@ -28,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     terminal = Terminal(quiet=given.quiet, verbose=given.verbose, as_json=getattr(given, "json", False))
     try:
         module, function = given.run.split(":")
-        getattr(importlib.import_module(f"aeflow_monai.cli.{module}"), function)(given, terminal)
+        with quiet_log(terminal):
+            getattr(importlib.import_module(f"aeflow_monai.cli.{module}"), function)(given, terminal)
     except KeyboardInterrupt:
         terminal.stopped()
         return INTERRUPTED
@@ -45,9 +56,16 @@ def _failed(error: Exception, terminal: Terminal) -> int:
     cause = root_cause(error)
     if terminal.verbose or not is_foreseen(cause):
         terminal.traceback()
-    terminal.error(message_of(error))
+    terminal.error(_in_own_words(message_of(error)))
     wrong_use = isinstance(cause, (ValueError, FileNotFoundError, ModuleNotFoundError))
     return SOME_FAILED if isinstance(cause, CaseFailures) or not wrong_use else WRONG_USE
+
+
+def _in_own_words(message: str) -> str:
+    """A message about options of the configs, with those of this command."""
+    for pattern, own in _OWN_WORDS:
+        message = re.sub(pattern, own, message)
+    return message
 
 
 if __name__ == "__main__":

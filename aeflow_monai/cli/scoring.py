@@ -14,7 +14,7 @@ from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import home, read_json, write_json
 
-__all__ = ["evaluate", "evaluate_folder", "predict", "predict_images"]
+__all__ = ["data_of", "evaluate", "evaluate_folder", "predict", "predict_images", "rows_of"]
 
 _SHOWN = 3  # most anomalous cases of a summary
 
@@ -73,8 +73,7 @@ def predict_images(
     """
     terminal.say(f"Scoring {images[0] if len(images) == 1 else f'{len(images)} images'} with {model}.")
     folder = folder.expanduser().absolute()
-    data = images[0] if len(images) == 1 else _written_list(images)
-    _run(model, "inference", data, folder, options, terminal)
+    _run(model, "inference", data_of(images), folder, options, terminal)
 
 
 def evaluate_folder(
@@ -102,7 +101,7 @@ def _run(
 
 def _sum_up(folder: Path, terminal: Terminal) -> None:
     """Show what matters of the tables of a run."""
-    scores, failures = _rows(folder / "scores.csv"), _rows(folder / "failures.csv")
+    scores, failures = rows_of(folder / "scores.csv"), rows_of(folder / "failures.csv")
     for row in scores:
         terminal.line({"state": "scored", **row})
     for row in failures:
@@ -136,7 +135,12 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     terminal.result(f"results: {folder}")
 
 
-def _rows(table: Path) -> list[dict[str, str]]:
+def rows_of(table: Path) -> list[dict[str, str]]:
+    """Rows of a table of results; none if it is not there.
+
+    Args:
+        table: path of the .csv file.
+    """
     if not table.is_file():
         return []
     with table.open(newline="", encoding="utf-8") as stream:
@@ -153,8 +157,17 @@ def _paths(given: Sequence[str]) -> list[str]:
     return found
 
 
-def _written_list(images: Sequence[str]) -> str:
-    """Path of a list of these images, which is kept, so that the run can be repeated."""
+def data_of(images: Sequence[str]) -> str:
+    """What a config takes for these images: the only path, or a list of them, which is kept to repeat the run.
+
+    Args:
+        images: paths.
+
+    Returns:
+        A path.
+    """
+    if len(images) == 1:
+        return images[0]
     content = {"test": [{"image": str(Path(path).expanduser().absolute())} for path in images]}
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     path = Path(home("lists", f"{name[:16]}.json"))

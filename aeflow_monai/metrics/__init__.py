@@ -2,6 +2,7 @@
 
 from aeflow_monai.metrics.detection import detection_report, format_report, intensity_statistics
 from aeflow_monai.metrics.lesions import LesionMetrics
+from aeflow_monai.metrics.paired import paired_report
 from aeflow_monai.metrics.slices import slice_report
 from aeflow_monai.metrics.text import format_localisation
 from aeflow_monai.metrics.voxels import VoxelMetrics
@@ -13,5 +14,6 @@ __all__ = [
     "format_localisation",
     "format_report",
     "intensity_statistics",
+    "paired_report",
     "slice_report",
 ]
