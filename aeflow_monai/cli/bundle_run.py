@@ -59,7 +59,8 @@ def run_bundle(
 
     files = [str(path) for path in configs]
     name = Path(files[0]).stem if verb == "run" else verb
-    arguments = ["run", *([] if verb == "run" else [verb]), "--config_file", files[0] if len(files) == 1 else str(files)]
+    arguments = ["run"] if verb == "run" else ["run", verb]
+    arguments += ["--config_file", files[0] if len(files) == 1 else str(files)]
     arguments += [text for name, value in options.items() for text in (f"--{name}", value)]
     terminal.detail(shlex.join(["python", "-m", "monai.bundle", *arguments]))
     own_arguments, own_hook = sys.argv, sys.excepthook

@@ -34,7 +34,8 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
     both = [file for file in first if file in second]
     labels = [int(first[file]["label"]) for file in both]
     scores = [[float(of_model[file]["anomaly_score"]) for file in both] for of_model in scored]
-    report = {"models": [str(Path(model).absolute()) for model in given.model], **paired_report(labels, *scores)}
+    paired = paired_report(labels, scores[0], scores[1])
+    report = {"models": [str(Path(model).absolute()) for model in given.model], **paired}
     write_json(folder / "comparison.json", report)
     terminal.line(report)
     low, high = report["difference_ci95"]

@@ -101,7 +101,7 @@ def _threads() -> Iterator[_Finding]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     found = f"{threads} for {cores} cores, of which others use {load:.1f}"
     if threads > cores or (threads > 1 and load > 0.5 * cores):
-        yield _Finding("threads", None, found, "Competing threads slow a run down several times: set OMP_NUM_THREADS=1.")
+        yield _Finding("threads", None, found, "Competing threads slow runs down several times: set OMP_NUM_THREADS=1.")
     else:
         yield _Finding("threads", True, found)
 

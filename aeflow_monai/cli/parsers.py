@@ -72,9 +72,7 @@ def _train(add: _Add) -> None:
     )
     verb.add_argument("data", metavar="DATA", help="folder or list of images, see docs/data.md")
     _output(verb, "folder of the new model")
-    verb.add_argument(
-        "--preset", action="append", default=[], metavar="NAME", help="by name or path; may be repeated"
-    )
+    verb.add_argument("--preset", action="append", default=[], metavar="NAME", help="by name or path; may be repeated")
     verb.add_argument("--epochs", type=int, metavar="N", help="default: 6, or more where slices are few")
     verb.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
     _config_options(verb)
@@ -90,7 +88,10 @@ def _predict(add: _Add) -> None:
         "find SCANS -name '*_T1w.nii.gz' | aeflow predict - -m RUN -o maps --json",
     )
     verb.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="a file, several, a folder, a folder of DICOM, or - for paths by line"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="a file, several, a folder, a folder of DICOM, or - for paths by line",
     )
     _model(verb)
     _output(verb, "folder of maps, masks and scores.csv")

@@ -84,9 +84,7 @@ def evaluate_folder(
     _run(model, "evaluate", str(data), folder.expanduser().absolute(), options, terminal)
 
 
-def _run(
-    model: Path, config: str, data: str, folder: Path, options: Mapping[str, str], terminal: Terminal
-) -> None:
+def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str, str], terminal: Terminal) -> None:
     everything = {"dataset_dir": data, "output_dir": str(folder), **options}
     try:
         run_bundle("run", [model / "configs" / f"{config}.yaml"], everything, folder, terminal)
@@ -126,10 +124,9 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     for row in failures[:_SHOWN]:
         terminal.result(f"failed: {row['case']}: {row['message']}")
     if metrics := read_json(folder / "metrics.json"):
-        low, high = metrics["auroc_ci"] if "auroc_ci" in metrics else (None, None)
-        interval = f" ({low:.3f} to {high:.3f})" if low is not None else ""
+        low, high = metrics["auroc_ci95"]
         terminal.result(
-            f"AUROC {metrics['auroc']:.3f}{interval}, sensitivity {metrics['sensitivity']:.2f}, "
+            f"AUROC {metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), sensitivity {metrics['sensitivity']:.2f}, "
             f"specificity {metrics['specificity']:.2f}"
         )
     terminal.result(f"results: {folder}")

@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from aeflow_monai.progress import listening
+
 __all__ = ["Terminal"]
 
 _EVERY = 10.0  # seconds between lines about one thing, where there are no bars
@@ -88,14 +90,18 @@ class Terminal:
     @contextmanager
     def progress(self) -> Iterator[None]:
         """While it is open, `advance` is shown: as bars in a terminal, else as a line now and then."""
-        if self.quiet or not self.err.is_terminal:
-            yield
-            return
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.err, transient=True) as self._bars:
-            yield
-        self._bars = None
-        self._tasks.clear()
+        with listening(self):
+            if self.quiet or not self.err.is_terminal:
+                yield
+                return
+            columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            try:
+                shown = {"console": self.err, "transient": True, "redirect_stdout": False, "redirect_stderr": False}
+                with Progress(*columns, **shown) as self._bars:
+                    yield
+            finally:
+                self._bars = None
+                self._tasks.clear()
 
     def advance(self, what: str, n: int, total: int | None) -> None:
         """Show that n of the total of something are done.
@@ -114,6 +120,6 @@ class Terminal:
             return
         now = time.monotonic()
         last = self._done.setdefault(what, now)
-        if n == total or now - last > _EVERY:
+        if now - last > _EVERY:
             self._done[what] = now
             self.say(f"{what} {n}{f'/{total}' if total else ''}")

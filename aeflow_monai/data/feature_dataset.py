@@ -16,6 +16,8 @@ from monai.data import DataLoader
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from aeflow_monai.progress import tracked
+
 __all__ = ["FeatureDataset", "prepare_slice_batch"]
 
 _logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         device = next(encoder.parameters()).device if device is None else device
         n_slices = len(slices)  # type: ignore[arg-type]
         start = 0
-        for batch in DataLoader(slices, batch_size=batch_size):
+        for batch in tracked(DataLoader(slices, batch_size=batch_size), "features"):
             with torch.no_grad():
                 features = encoder(batch["image"].to(device))
             if not self.stages:

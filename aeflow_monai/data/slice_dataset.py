@@ -23,6 +23,7 @@ from aeflow_monai.about import __version__
 from aeflow_monai.data.datalist.item import files_of, patient_of
 from aeflow_monai.data.slicer import SliceKind, Slicer
 from aeflow_monai.files import digest_of, read_json, replacing, sha256_of, write_json
+from aeflow_monai.progress import tracked
 
 __all__ = ["SliceDataset", "SomeCases"]
 
@@ -119,7 +120,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         slicer: Slicer,
         step: int,
     ) -> Iterator[Tensor]:
-        for item in data:
+        for item in tracked(data, "reading"):
             read = transform(item)
             # without metadata, which differs between file formats and then cannot be batched
             volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)

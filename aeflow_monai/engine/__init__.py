@@ -14,6 +14,7 @@ from aeflow_monai.engine.run_folders import begin_results, model_folder, run_fol
 from aeflow_monai.engine.run_record import RunRecord
 from aeflow_monai.engine.stacked_maps import StackMapsd
 from aeflow_monai.engine.training import BundleWriter, Checkpoints, DivergenceGuard, PictureLogger
+from aeflow_monai.engine.training_progress import TrainingProgress
 from aeflow_monai.engine.verbs import (
     announce,
     announce_results,
@@ -44,6 +45,7 @@ __all__ = [
     "ScoreWriter",
     "SlicedInferer",
     "StackMapsd",
+    "TrainingProgress",
     "Workflow",
     "announce",
     "announce_results",

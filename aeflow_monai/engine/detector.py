@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from aeflow_monai.geometry import Places
 from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.network.flow import standard_normal_log_density
+from aeflow_monai.progress import tracked
 from aeflow_monai.score.calibration import NormalSlices, calibrate_score
 from aeflow_monai.score.score import Score, SliceScores
 from aeflow_monai.score.ssim import ssim_map
@@ -173,7 +174,7 @@ class _Normals:
 
     def __iter__(self) -> Iterator[NormalSlices]:
         device = self.detector.device
-        for batch in self.batches:
+        for batch in tracked(self.batches, "calibration"):
             image = torch.as_tensor(batch["image"]).to(device)
             is_finite = torch.isfinite(image).flatten(1).all(dim=1)
             if not is_finite.all():

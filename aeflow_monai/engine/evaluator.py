@@ -10,6 +10,7 @@ from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from torch.utils.data import DataLoader
 
+from aeflow_monai import progress
 from aeflow_monai.data.guarded_dataset import recorded_failure
 from aeflow_monai.errors import FailureLog
 
@@ -44,6 +45,7 @@ class GuardedEvaluator(SupervisedEvaluator):  # type: ignore[misc]
         self.n_cases = 0
         super().__init__(**options)
         self.add_event_handler(Events.GET_BATCH_STARTED, _forget)
+        self.add_event_handler(Events.ITERATION_COMPLETED, _tell)
 
     def run(self, global_epoch: int = 1) -> None:
         """Evaluate all cases.
@@ -72,6 +74,10 @@ class GuardedEvaluator(SupervisedEvaluator):  # type: ignore[misc]
                 return super()._iteration(engine, batchdata)
         engine.state.batch = []
         return []
+
+
+def _tell(engine: GuardedEvaluator) -> None:
+    progress.advance("cases", engine.n_cases, engine.state.epoch_length)
 
 
 def _forget(engine: GuardedEvaluator) -> None:

@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor
 
+from aeflow_monai import progress
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.saliency import require_saliency, saliency
@@ -147,12 +148,15 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
     def _look(self, volume: Tensor, axis: str, found: _Found, look: Callable[[Tensor, Places, int], Output]) -> None:
         """Look at the chosen slices of a plane, batch by batch."""
         indices = found.indices[axis]
+        found.n_done = 0
         positions = self.slicer.places(indices, axis).positions
 
         def run_batch(some: Tensor) -> None:
             places = Places([axis] * len(some), positions[some])
             slices = self.slicer.slices(volume, axis, indices[some])
             found.add(look(slices, places, int(some[0])), axis, some)
+            if len(indices) > self.batch_size:
+                progress.advance("slices", found.count(len(some)), len(indices))
 
         sides = sides_of(volume.device)
         batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
@@ -202,6 +206,7 @@ class _Found:
         self.stacks: dict[str, dict[str, Tensor]] = {}
         self.numbers: dict[str, Tensor] = {}
         self.lock = Lock()
+        self.n_done = 0
 
     def add(self, output: Output, axis: str, some: Tensor) -> None:
         """Add maps and numbers of some of the chosen slices of a plane."""
@@ -217,6 +222,12 @@ class _Found:
                 if axis not in stacks:
                     stacks[axis] = value.new_empty(count, *value.shape[1:])
                 stacks[axis][some.to(value.device)] = value
+
+    def count(self, n: int) -> int:
+        """Slices of a plane that have been looked at, with n more."""
+        with self.lock:
+            self.n_done += n
+            return self.n_done
 
     def _add_numbers(self, name: str, values: Tensor, axis: str, indices: Tensor) -> None:
         if not torch.isfinite(values).all():  # NaN is kept for slices that were skipped
