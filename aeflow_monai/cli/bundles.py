@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from aeflow_monai.cli.terminal import Terminal
 
-__all__ = ["bundle"]
+__all__ = ["bundle", "config"]
 
 
 def bundle(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Check a bundle and print the commands for it; or print paths of configs.
+    """Check a bundle, and print the commands for it.
 
     Raises:
-        ValueError: the bundle's parts do not belong together, or there is no config of a name.
+        ValueError: the bundle's parts do not belong together.
         FileNotFoundError: there is no model.
     """
-    from aeflow_monai.engine.config import config_files, require_order
     from aeflow_monai.engine.fixed_options import require_own_config
 
-    if given.config:
-        files = config_files(*given.config)
-        require_order(files)
-        terminal.result(str(files))
-        return
     folder = Path(given.folder).absolute()
     require_own_config(folder, None)
-    terminal.result(f"{folder} is a whole bundle: model and configs belong together.")
+    terminal.result(f"{folder} is whole: model and configs belong together.")
     for name, what in (("inference", "SCANS"), ("evaluate", "DATA"), ("calibrate", "NORMALS")):
-        config = folder / "configs" / f"{name}.yaml"
-        terminal.result(
-            f"python -m monai.bundle run --config_file {config} --dataset_dir {what} --output_dir {name.upper()}"
-        )
+        options = ["--config_file", str(folder / "configs" / f"{name}.yaml"), "--dataset_dir", what]
+        terminal.result(shlex.join(["python", "-m", "monai.bundle", "run", *options, "--output_dir", name.upper()]))
+
+
+def config(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Print paths of configs.
+
+    Raises:
+        ValueError: there is no config of a name, or their order is wrong.
+    """
+    from aeflow_monai.engine.config import config_files, require_order
+
+    files = config_files(*given.names)
+    require_order(files)
+    terminal.result(str(files))

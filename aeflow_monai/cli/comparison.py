@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of
-from aeflow_monai.cli.scoring import evaluate_folder, rows_of
+from aeflow_monai.cli.result_tables import rows_of
+from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import write_json
 

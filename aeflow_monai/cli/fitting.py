@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
+from aeflow_monai.cli.dry_run import say_sections
 from aeflow_monai.cli.scoring import evaluate_folder, predict_images
 from aeflow_monai.cli.terminal import Terminal
 
@@ -20,8 +21,6 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: something that was given is wrong.
     """
     if given.dry_run:
-        from aeflow_monai.cli.dry_run import say_sections
-
         say_sections(given, terminal)
         return
     terminal.say(f"Training on {given.data}. The model goes to {given.output}.")

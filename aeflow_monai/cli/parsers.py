@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
         shown.add_argument("-v", "--verbose", action="store_true", help="print the log too, and tracebacks")
         return verb
 
-    for describe in (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _compare, _doctor, _label, _bundle):
+    models = (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _compare)
+    for describe in (*models, _doctor, _label, _bundle, _config):
         describe(add)
     return top
 
@@ -176,18 +177,22 @@ def _bundle(add: _Add) -> None:
     verb = add(
         "bundle",
         "bundles:bundle",
-        "check the bundle that a training wrote, and print the commands of MONAI for it; or print paths of configs",
+        "check the bundle that a training wrote, and print the commands of MONAI for it",
         "aeflow bundle RUN",
-        'python -m monai.bundle run train --config_file "$(aeflow bundle --config train chest_xray)" ...',
+        "aeflow bundle /models/site_b",
     )
-    what = verb.add_mutually_exclusive_group(required=True)
-    what.add_argument("folder", nargs="?", metavar="RUN", help="folder of a training")
-    what.add_argument(
-        "--config",
-        nargs="+",
-        metavar="NAME",
-        help="print the paths of the package's own configs, as --config_file takes them: train, then presets",
+    verb.add_argument("folder", metavar="RUN", help="folder of a training")
+
+
+def _config(add: _Add) -> None:
+    verb = add(
+        "config",
+        "bundles:config",
+        "print the paths of the package's own configs and presets, as --config_file of MONAI takes them",
+        "aeflow config train chest_xray",
+        'python -m monai.bundle run train --config_file "$(aeflow config train)" --dataset_dir DATA --output_dir RUN',
     )
+    verb.add_argument("names", nargs="+", metavar="NAME", help="train, then presets, by name or path")
 
 
 def _label(add: _Add) -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
+from aeflow_monai.cli.dry_run import say_images, say_test
+from aeflow_monai.cli.result_tables import data_of, rows_of
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import home, read_json, write_json
+from aeflow_monai.files import read_json
 
-__all__ = ["data_of", "evaluate", "evaluate_folder", "predict", "predict_images", "rows_of"]
+__all__ = ["evaluate", "evaluate_folder", "predict", "predict_images"]
 
 _SHOWN = 3  # most anomalous cases of a summary
 
@@ -28,8 +27,6 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
     """
     images = _paths(given.images)
     if given.dry_run:
-        from aeflow_monai.cli.dry_run import say_images
-
         say_images(given, images, terminal)
         return
     outputs = f"[{given.outputs}]" if given.outputs else None
@@ -47,8 +44,6 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
     from aeflow_monai.engine.run_folders import run_folder
 
     if given.dry_run:
-        from aeflow_monai.cli.dry_run import say_test
-
         say_test(given, terminal)
         return
     folder = Path(run_folder(given.output, "evaluations"))
@@ -132,18 +127,6 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     terminal.result(f"results: {folder}")
 
 
-def rows_of(table: Path) -> list[dict[str, str]]:
-    """Rows of a table of results; none if it is not there.
-
-    Args:
-        table: path of the .csv file.
-    """
-    if not table.is_file():
-        return []
-    with table.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
-
-
 def _paths(given: Sequence[str]) -> list[str]:
     """Paths of a command line; `-` stands for those of the standard input, one a line."""
     found: list[str] = []
@@ -152,21 +135,3 @@ def _paths(given: Sequence[str]) -> list[str]:
     if not found:
         raise ValueError("Expected paths of images, one a line, from the standard input; got none.")
     return found
-
-
-def data_of(images: Sequence[str]) -> str:
-    """What a config takes for these images: the only path, or a list of them, which is kept to repeat the run.
-
-    Args:
-        images: paths.
-
-    Returns:
-        A path.
-    """
-    if len(images) == 1:
-        return images[0]
-    content = {"test": [{"image": str(Path(path).expanduser().absolute())} for path in images]}
-    name = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    path = Path(home("lists", f"{name[:16]}.json"))
-    write_json(path, content)
-    return str(path)

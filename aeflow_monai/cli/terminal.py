@@ -96,8 +96,9 @@ class Terminal:
                 return
             columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             try:
-                shown = {"console": self.err, "transient": True, "redirect_stdout": False, "redirect_stderr": False}
-                with Progress(*columns, **shown) as self._bars:
+                with Progress(
+                    *columns, console=self.err, transient=True, redirect_stdout=False, redirect_stderr=False
+                ) as self._bars:
                     yield
             finally:
                 self._bars = None

@@ -14,17 +14,17 @@ def test_the_app_folder_can_be_made_alone(tmp_path: Path, capsys: pytest.Capture
 
 def test_studies_that_are_not_there_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     app = tmp_path / "app"
-    assert main(["label", "--studies", str(tmp_path / "absent"), "--app", str(app)]) == 1
+    assert main(["label", "--studies", str(tmp_path / "absent"), "--app", str(app)]) == 2
     assert "Expected a folder of images at" in capsys.readouterr().err
     assert not (tmp_path / "absent").exists()  # MONAI Label would make it
     assert not app.exists()
-    assert main(["label", "--app", str(app)]) == 1
+    assert main(["label", "--app", str(app)]) == 2
     assert "--studies" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("monailabel") is not None, reason="MONAI Label is installed")
 def test_without_monai_label_it_says_what_to_install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["label", "--studies", str(tmp_path), "--app", str(tmp_path / "app")]) == 1
+    assert main(["label", "--studies", str(tmp_path), "--app", str(tmp_path / "app")]) == 2
     assert "pip install 'aeflow_monai[label]'" in capsys.readouterr().err
 
 
@@ -48,6 +48,6 @@ def test_a_wrong_start_is_refused_with_the_reason(
     tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     given = [option.format(trained=trained) for option in options]
-    assert main(["label", "--studies", str(tmp_path), "--app", str(tmp_path / "app"), *given]) == 1
+    assert main(["label", "--studies", str(tmp_path), "--app", str(tmp_path / "app"), *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "app").exists()

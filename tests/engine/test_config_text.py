@@ -54,7 +54,7 @@ def test_a_hostile_config_ends_at_once_with_its_name(
         config_files("train", name)
     with pytest.raises(ValueError, match="is no config: "):
         Workflow([*config_files("train"), str(file)], logging_file=False)
-    assert main(["config", "train", name]) == 1
+    assert main(["config", "train", name]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert f"{name} is no config: " in said.err

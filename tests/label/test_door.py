@@ -511,7 +511,7 @@ def test_a_server_that_others_reach_needs_a_password_or_a_word(
         (("--origin", "reading"), ("'reading'", "Correct --origin")),
         (("--max-upload-mb", "0"), ("--max-upload-mb",)),
     ):
-        assert main([*command, *options]) == 1
+        assert main([*command, *options]) == 2
         said = capsys.readouterr().err
         for word in words:
             assert word in said

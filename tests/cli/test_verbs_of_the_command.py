@@ -1,0 +1,179 @@
+"""The verbs of `aeflow`, in this process: the same results as by MONAI's command, exit codes, and what is said."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from aeflow_monai.cli.main import main
+from aeflow_monai.engine.stored_model import read_model
+from aeflow_monai.files import read_json, sha256_of
+
+# what `monai.bundle run` says of every config
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
+
+Capture = pytest.CaptureFixture[str]
+
+
+def sets(options: dict[str, Any]) -> list[str]:
+    return [text for name, value in options.items() for text in ("--set", f"{name}={value}")]
+
+
+def hashes(folder: Path, pattern: str) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in sorted(folder.rglob(pattern))}
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\n"
+        "from aeflow_monai.cli.main import main\n"
+        "try: main(['predict', '--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'monai', 'numpy', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "examples:\n  aeflow predict scan.nii.gz -m RUN -o maps\n" in done.stdout
+    assert done.stdout.endswith("\n[]\n")
+
+
+def test_every_verb_shows_two_examples(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    verbs = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
+    known = {"demo", "train", "predict", "evaluate", "calibrate", "prepare", "compare", "doctor", "label", "bundle"}
+    assert known <= set(verbs)
+    for verb in known:
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--help"])
+        assert ended.value.code == 0
+        examples = capsys.readouterr().out.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
+        assert len(examples) >= 2
+        assert all("aeflow " in line for line in examples)
+
+
+def test_a_training_is_that_of_monais_command(
+    tmp_path: Path, volumes: Path, trained: Path, tiny_training: dict[str, Any], capsys: Capture
+) -> None:
+    run = tmp_path / "RUN"
+    epochs = str(tiny_training["epochs"])
+    options = {name: value for name, value in tiny_training.items() if name != "epochs"}
+    assert main(["train", str(volumes), "-o", str(run), "--epochs", epochs, "--device", "cpu", *sets(options)]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [f"model: {run}", f"model card: {run / 'docs/README.md'}"]
+    assert [line.partition(":")[0] for line in said.err.splitlines() if line.startswith("epoch ")] == [
+        f"epoch {number}/{epochs}" for number in range(1, int(epochs) + 1)
+    ]
+    assert said.err.endswith(f"Next: aeflow evaluate DATA -m {run}\n")
+    ours, theirs = (read_model(folder / "models/model.pt").state for folder in (run, trained))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert "Engine run" in (run / "logs/train.log").read_text()
+
+
+def test_a_prediction_is_that_of_monais_command(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Callable[..., ConfigWorkflow], capsys: Capture
+) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert main(["predict", str(volumes), "-m", str(trained), "-o", str(ours)]) == 0
+    run_workflow([trained / "configs/inference.yaml"], dataset_dir=str(volumes), output_dir=str(theirs))
+    for pattern in ("*.nii.gz", "*.csv", "*.png"):
+        assert hashes(ours, pattern) == hashes(theirs, pattern) != {}
+    said = capsys.readouterr().out
+    assert "cases, " in said
+    assert f"results: {ours}" in said
+    assert read_json(ours / "run.json")["command"].startswith("python -m monai.bundle run --config_file ")
+
+
+def test_several_images_and_lines_for_programs(
+    tmp_path: Path, volumes: Path, trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = sorted(volumes.rglob("test_*.nii.gz"))[:2]
+    damaged = tmp_path / "damaged.nii.gz"
+    damaged.write_bytes(images[0].read_bytes()[:100])
+    command = ["predict", *map(str, images), str(damaged), "-m", str(trained), "-o", str(tmp_path / "MAPS"), "--json"]
+    assert main([*command, "--outputs", "anomaly_mask"]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["state"], Path(line["file"]).name) for line in lines] == [
+        *(("scored", image.name) for image in images),
+        ("failed", "damaged.nii.gz"),
+    ]
+    assert {path.name for path in (tmp_path / "MAPS").glob("*.nii.gz")} == {
+        f"{image.name.removesuffix('.nii.gz')}_anomaly_mask.nii.gz" for image in images
+    }
+
+
+def test_an_evaluation_says_what_matters(tmp_path: Path, volumes: Path, trained: Path, capsys: Capture) -> None:
+    command = ["evaluate", str(volumes), "-m", str(trained), "-o", str(tmp_path / "RESULTS")]
+    assert main(command) == 0
+    metrics = read_json(tmp_path / "RESULTS/metrics.json")
+    assert f"AUROC {metrics['auroc']:.3f} (" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "Give another folder with -o, or replace them with --overwrite." in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, volumes: Path, trained: Path, capsys: Capture) -> None:
+    model, out = ["-m", str(trained)], ["-o", str(tmp_path / "OUT"), "--dry-run"]
+    assert main(["train", str(volumes), *out]) == 0
+    assert "would train on 6 normal images of 6 patients" in capsys.readouterr().out
+    assert main(["predict", str(volumes), *model, *out]) == 0
+    assert "would score 6 images" in capsys.readouterr().out
+    assert main(["evaluate", str(volumes), *model, *out]) == 0
+    assert "would evaluate on 6 images, 3 abnormal, 3 with a mask" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, trained: Path, capsys: Capture) -> None:
+    folder = tmp_path / "COMPARED"
+    assert main(["compare", str(volumes), "-m", str(trained), str(trained), "-o", str(folder)]) == 0
+    report = read_json(folder / "comparison.json")
+    assert report["n"] == 6
+    assert report["difference"] == 0
+    assert report["p_value"] == 1
+    assert "difference +0.000 (+0.000 to +0.000), p = 1, on 6 cases" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "nowhere", "-o", "RUN"], "There is no file or folder"),
+        (["train", "{data}", "-o", "RUN", "--set", "epochs=abc"], "epochs: expected a whole number of 1 or more"),
+        (["train", "{data}", "-o", "RUN", "--resume"], "There is no checkpoint in"),
+        (["train", "{data}", "-o", "RUN", "--epochs", "2", "--set", "epochs=3"], "epochs is given already, as '2'"),
+        (["predict", "{data}", "-m", "nowhere", "-o", "MAPS"], "nowhere"),
+        (["predict", "{data}", "-m", "{model}", "-o", "MAPS", "--set", "image_size=[32,32]"], "image_size"),
+        (["bundle", "nowhere"], "There is no trained model at"),
+        (["config", "chest"], "There is no config 'chest'"),
+    ],
+)
+def test_wrong_use_ends_with_one_message(
+    tmp_path: Path,
+    volumes: Path,
+    trained: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.format(data=volumes, model=trained) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    _, error, text = said.rpartition("error: ")
+    assert error
+    assert message in text
+    assert len(text.splitlines()) <= 5
+    assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_doctor_says_that_all_is_well(capsys: Capture) -> None:
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "FAIL" not in said
+    assert said.splitlines()[-1] == "Everything that is needed is here and works."
