@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aeflow_monai.data.dicom.frames import frames_of
-from aeflow_monai.data.dicom.headers import DicomFile
+from aeflow_monai.data.dicom.headers import ALL_BITS, DicomFile
 from aeflow_monai.data.numbers import require_size
 
 __all__ = ["size_problem", "understood"]
@@ -25,11 +25,21 @@ def understood(file: DicomFile) -> DicomFile:
         return file
     if (count := file.whole("NumberOfFrames")) is not None and count < 1:
         return file._replace(damage=f"its header claims {count} frames")
+    if damage := _shifted(file):
+        return file._replace(damage=damage)
     try:
         frames_of(file)
     except Exception:  # whatever a malformed value raises; its text may quote it
         return file._replace(damage="what its header says of its slices cannot be understood")
     return file
+
+
+def _shifted(file: DicomFile) -> str:
+    """What is said of numbers that do not begin at the lowest bit, which decoders pass over."""
+    stored, high = file.whole("BitsStored"), file.whole("HighBit")
+    if stored is None or high is None or high < stored or file.syntax not in ALL_BITS:
+        return ""
+    return f"its header claims {stored} bits up to bit {high}, so that nobody knows where its numbers begin"
 
 
 def size_problem(files: Sequence[DicomFile], where: Path) -> str:

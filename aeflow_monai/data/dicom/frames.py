@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from aeflow_monai.data.dicom.headers import DicomFile, numbers_of, quiet, whole_of
@@ -33,6 +34,7 @@ class Frame(NamedTuple):
         position: of the centre of its first pixel, (3,), in mm, to left, posterior and superior; None if not said.
         orientation: unit vectors along a row and a column, (6,); None if not said.
         spacing: of rows and of columns, (2,), in mm; None if not said.
+        thickness: from it to the next slice, or of itself, in mm; None if not said.
         number: in its series or stack, from 1; None if not said.
         stack: that it belongs to, of several in one file.
         kinds: by the name of an element, what tells it from others of the same place.
@@ -44,6 +46,7 @@ class Frame(NamedTuple):
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
+    thickness: float | None
     number: int | None
     stack: str
     kinds: dict[str, str]
@@ -68,6 +71,7 @@ def frames_of(file: DicomFile) -> list[Frame]:
         file.numbers("ImagePositionPatient", 3),
         file.numbers("ImageOrientationPatient", 6),
         file.numbers("PixelSpacing", 2),
+        _thickness(file.get),
         file.whole("InstanceNumber"),
         "",
         kinds,
@@ -95,7 +99,8 @@ def _from_groups(file: DicomFile, index: int) -> Frame:
                 return None
         return None
 
-    number = element("FrameContentSequence", "InStackPositionNumber")
+    # a file of one frame is a slice, with its number in the series
+    number = element("FrameContentSequence", "InStackPositionNumber") if file.frames > 1 else file.get("InstanceNumber")
     return Frame(
         f"frame {index + 1} of {file.path.name}",
         file,
@@ -103,6 +108,7 @@ def _from_groups(file: DicomFile, index: int) -> Frame:
         numbers_of(element("PlanePositionSequence", "ImagePositionPatient"), 3),
         numbers_of(element("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
         numbers_of(element("PixelMeasuresSequence", "PixelSpacing"), 2),
+        _thickness(partial(element, "PixelMeasuresSequence")),
         whole_of(number),
         str(element("FrameContentSequence", "StackID") or ""),
         {
@@ -111,6 +117,11 @@ def _from_groups(file: DicomFile, index: int) -> Frame:
             if sequence and (value := element(sequence, inner)) is not None
         },
     )
+
+
+def _thickness(element: Callable[[str], Any]) -> float | None:
+    values = (numbers_of(element(keyword), 1) for keyword in ("SpacingBetweenSlices", "SliceThickness"))
+    return next((abs(value[0]) for value in values if value and value[0]), None)
 
 
 def _groups(file: DicomFile, index: int) -> Iterator[Any]:

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import pairwise
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from aeflow_monai.data.dicom.complete import AS_NIFTI, GridError, require_all
 from aeflow_monai.data.dicom.frames import Frame
 from aeflow_monai.data.dicom.headers import DicomFile
 
-__all__ = ["Grid", "GridError", "grid_of", "require_declared"]
+__all__ = ["Grid", "grid_of"]
 
 _SAME_PLACE = 1e-2  # mm
 _TOLERANCE = 0.1  # of the median distance of slices: rounded positions pass, a missing slice does not
 _SAME_DIRECTION = 2e-3
 _SAME_SPACING = 1e-3  # relative
 _SHOWN = 3
-_AS_NIFTI = "convert it to NIfTI, for example with dcm2niix, and give that"
-
-
-class GridError(ValueError):
-    """The slices do not make a volume; the message says what came and what to do, but not where."""
+# What a volume has one of, whatever the identifiers of its files say: these may be missing or doubled.
+_ONE_OF_EACH = {
+    "patients": "PatientID",
+    "studies": "StudyInstanceUID",
+    "series": "SeriesNumber",
+    "modalities": "Modality",
+    "frames of reference": "FrameOfReferenceUID",
+}
 
 
 class Grid(NamedTuple):
@@ -62,12 +65,12 @@ def grid_of(frames: Sequence[Frame], others: Iterable[DicomFile] = ()) -> Grid:
     order = np.argsort(positions @ normal, kind="stable")
     frames, positions = [frames[i] for i in order], positions[order]
     if len(frames) == 1:
-        step = normal * _thickness(frames[0])
+        step = normal * (frames[0].thickness or 1.0)
     else:
         _require_even(frames, positions, normal)
         step = (positions[-1] - positions[0]) / (len(frames) - 1)
         _require_line(frames, positions, step)
-        _require_all(frames, list(others), float(np.dot(step, normal)))
+        require_all(frames, list(others), float(np.dot(step, normal)))
     lps = np.eye(4)
     lps[:3, :] = np.stack([row * spacing[1], column * spacing[0], step, positions[0]], axis=1)
     return Grid(tuple(frames), np.diag([-1.0, -1, 1, 1]) @ lps)
@@ -92,12 +95,14 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
         if lacking := [frame for frame, value in zip(frames, values, strict=True) if value is None]:
             raise GridError(
                 f"{len(lacking)} of {len(frames)} slices without {keyword} ({_names(lacking)}), so that nobody knows "
-                f"where they lie. Export the series again, or {_AS_NIFTI}"
+                f"where they lie. Export the series again, or {AS_NIFTI}"
             )
     _require_same(frames, "sizes", lambda frame: (frame.file.whole("Rows"), frame.file.whole("Columns")))
     _require_same(frames, "orientations", lambda frame: frame.orientation, _SAME_DIRECTION)
     _require_same(frames, "sizes of pixels", lambda frame: frame.spacing, _SAME_SPACING, relative=True)
     _require_same(frames, "stacks", lambda frame: frame.stack)
+    for what, keyword in _ONE_OF_EACH.items():
+        _require_same(frames, what, partial(_text_of, keyword))
     row, column = np.reshape(frames[0].orientation or (), (2, 3))
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose(lengths, 1, atol=1e-2) or abs(np.dot(row, column)) > 1e-2:
@@ -109,6 +114,10 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
         raise GridError(
             f"a PixelSpacing of {list(frames[0].spacing or ())} in {frames[0].name}. Export the series again"
         )
+
+
+def _text_of(keyword: str, frame: Frame) -> str:
+    return frame.file.text(keyword)
 
 
 def _require_same(
@@ -172,77 +181,6 @@ def _require_line(frames: Sequence[Frame], positions: npt.NDArray[Any], step: np
             f"slices that do not lie on one line: {frames[worst].name} is {away[worst]:.3g} mm away from where even "
             "distances put it. Resample the series to even distances and save it as NIfTI"
         )
-
-
-def _require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance: float) -> None:
-    """The numbers of the slices are all there, as many as the header declares."""
-    whole = f"If it is whole, {_AS_NIFTI}"
-    if missing := _missing_numbers(frames, others):
-        raise GridError(
-            f"{len(frames)} slices whose numbers go up to {max(frame.number or 0 for frame in frames)}, without number "
-            f"{', '.join(missing)}. Add what is missing. {whole}"
-        )
-    require_declared(frames)
-    apart = frames[0].file.numbers("SpacingBetweenSlices", 1)
-    thickness = frames[0].file.numbers("SliceThickness", 1)
-    if apart and thickness and abs(apart[0]) > 0.9 * thickness[0] > 0:
-        times = distance / abs(apart[0])
-        if round(times) > 1 and abs(times - round(times)) < _TOLERANCE:
-            raise GridError(
-                f"slices {distance:.4g} mm apart, where SpacingBetweenSlices says {abs(apart[0]):.4g} mm: those "
-                f"between are missing. Add the missing slices. {whole}"
-            )
-
-
-def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile]) -> list[str]:
-    """The first numbers from 1 on that no slice has, and how many more, where each slice has one of its own."""
-    numbers = {frame.number for frame in frames if frame.number is not None}
-    if len(numbers) < len(frames) or min(numbers) < 0:
-        return []
-    last = max(numbers)
-    numbers |= {number for file in others if 0 < (number := file.whole("InstanceNumber") or 0) < last}
-    known = sorted({0, *numbers})
-    missing = [n for before, after in pairwise(known) for n in range(before + 1, after)[:_SHOWN]]
-    more = last - len(known) + 1 - len(missing[:_SHOWN])
-    return [*(str(number) for number in missing[:_SHOWN]), *([f"and {more} more"] if more else [])]
-
-
-def require_declared(frames: Sequence[Frame]) -> None:
-    """Refuse fewer slices than their headers declare.
-
-    Args:
-        frames: slices of one series.
-
-    Raises:
-        GridError: says which element declares how many.
-    """
-    for keyword, declared, count in _declared(frames):
-        if declared > count:
-            raise GridError(
-                f"{count} slice{'s' if count > 1 else ''}, where {keyword} says that there are {declared}. Add the "
-                f"missing slices. If it is whole, {_AS_NIFTI}"
-            )
-
-
-def _declared(frames: Sequence[Frame]) -> list[tuple[str, int, int]]:
-    """By the element that declares it, how many slices there should be and are."""
-    declared = []
-    by_acquisition = defaultdict(list)
-    for frame in frames:
-        by_acquisition[frame.file.whole("AcquisitionNumber")].append(frame)
-    for group in by_acquisition.values():
-        if (number := group[0].file.whole("ImagesInAcquisition")) and group[0].file.frames == 1:
-            declared.append(("ImagesInAcquisition", number, len(group)))
-    if (number := frames[0].file.whole("NumberOfSlices")) and (frames[0].file.whole("NumberOfTimeSlices") or 1) == 1:
-        declared.append(("NumberOfSlices", number, len(frames)))
-    return declared
-
-
-def _thickness(frame: Frame) -> float:
-    for keyword in ("SpacingBetweenSlices", "SliceThickness"):
-        if (value := frame.file.numbers(keyword, 1)) and abs(value[0]) > 0:
-            return abs(value[0])
-    return 1.0
 
 
 def _told_apart(one: Frame, other: Frame) -> str:

@@ -17,8 +17,18 @@ import pydicom
 from pydicom.uid import UID
 
 from aeflow_monai.data.dicom.deflated import require_bounded
+from aeflow_monai.data.dicom.extent import NATIVE, pixels_of
 
-__all__ = ["DicomFile", "numbers_of", "quiet", "read_dataset", "read_header", "require_libraries", "whole_of"]
+__all__ = [
+    "ALL_BITS",
+    "DicomFile",
+    "numbers_of",
+    "quiet",
+    "read_dataset",
+    "read_header",
+    "require_libraries",
+    "whole_of",
+]
 
 # What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
 _TAGS = (
@@ -32,20 +42,22 @@ _TAGS = (
         "Modality",
     ),
     *("ImageType", "AcquisitionNumber", "ImagesInAcquisition", "NumberOfSlices", "NumberOfTimeSlices"),
-    *("InConcatenationTotalNumber", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *(
+        "ConcatenationUID",
+        "InConcatenationTotalNumber",
+        "FrameOfReferenceUID",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+    ),
     *("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio", "SliceThickness", "SpacingBetweenSlices"),
     *("EchoNumbers", "EchoTime", "InversionTime", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue"),
-    *("AcquisitionTime", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("AcquisitionTime", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit"),
     *("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
-_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
-_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
-_UNDEFINED = 0xFFFFFFFF
-_NATIVE = (
-    pydicom.uid.ImplicitVRLittleEndian,
-    pydicom.uid.ExplicitVRLittleEndian,
-    pydicom.uid.ExplicitVRBigEndian,
-)
+# Encodings that leave bits beside those of a number as they are.
+ALL_BITS = (*NATIVE, pydicom.uid.DeflatedExplicitVRLittleEndian, pydicom.uid.RLELossless)
 _NO_IMAGE = {
     "Segmentation Storage": "a segmentation, not an image",
     "Label Map Segmentation Storage": "a segmentation, not an image",
@@ -111,6 +123,11 @@ class DicomFile(NamedTuple):
         """Values of ImageType, such as ORIGINAL, PRIMARY, LOCALIZER."""
         value = self.get("ImageType") or ()
         return tuple(str(part).upper() for part in ([value] if isinstance(value, str) else value))
+
+    @property
+    def syntax(self) -> str:
+        """Identifier of the encoding of its pixels; empty if it is not said."""
+        return str(getattr(self.header, "file_meta", {}).get("TransferSyntaxUID") or "")
 
     @property
     def in_colour(self) -> bool:
@@ -199,7 +216,7 @@ def read_header(path: Path) -> DicomFile:
             return DicomFile(path, pydicom.Dataset(), "the file is empty")
         try:
             header = _parse(stream, stop_before_pixels=True, specific_tags=list(_TAGS))
-            pixels, damage = _pixels(stream, header, size)
+            pixels, damage = pixels_of(stream, header, size)
             _convert(header)
             _convert(header.file_meta)
         except MemoryError:
@@ -262,45 +279,3 @@ def _parse(stream: io.BufferedReader, **options: Any) -> pydicom.Dataset:
             else pydicom.uid.ExplicitVRBigEndian
         )
     return data
-
-
-def _pixels(stream: io.BufferedReader, header: pydicom.Dataset, size: int) -> tuple[bool, str]:
-    """Whether there are pixels behind the header, and what is wrong with them."""
-    syntax = header.file_meta.TransferSyntaxUID
-    if syntax == pydicom.uid.DeflatedExplicitVRLittleEndian:
-        return "Rows" in header, ""  # it was unpacked to its end
-    order: Any = "little" if header.original_encoding[1] else "big"
-    start = stream.read(4)
-    if len(start) < 4:
-        return False, ""
-    group, element = (int.from_bytes(start[i : i + 2], order) for i in (0, 2))
-    if (group << 16) + element not in _PIXEL_TAGS:
-        return False, ""
-    if (start := stream.read(4))[:2] in (b"OB", b"OW", b"OF", b"OD", b"UN"):  # explicit VR, whatever the header says
-        start = stream.read(4)
-    length = int.from_bytes(start, order)
-    if length == _UNDEFINED:
-        return True, _encapsulated(stream, size, header)
-    missing = stream.tell() + length - size
-    bits = int(header.get("BitsAllocated") or 0) * int(header.get("SamplesPerPixel") or 1)
-    values = int(header.get("Rows") or 0) * int(header.get("Columns") or 0) * int(header.get("NumberOfFrames") or 1)
-    # colours may be stored with every second value of two channels only
-    part = 2 / 3 if "422" in str(header.get("PhotometricInterpretation")) else 1
-    missing = max(missing, int(values * bits * part / 8) - length) if syntax in _NATIVE else missing
-    return True, f"it ends too early, {missing} bytes of its pixels are missing" if missing > 0 else ""
-
-
-def _encapsulated(stream: io.BufferedReader, size: int, header: pydicom.Dataset) -> str:
-    """Walk over the fragments of compressed pixels, without reading them."""
-    fragments = -1  # the first is a table
-    while len(start := stream.read(8)) == 8:
-        tag = (int.from_bytes(start[:2], "little") << 16) + int.from_bytes(start[2:4], "little")
-        length = int.from_bytes(start[4:], "little")
-        if tag == _SEQUENCE_END:
-            break
-        if tag != _ITEM or stream.tell() + length > size:
-            return "it ends too early, within its compressed pixels"
-        stream.seek(length, os.SEEK_CUR)
-        fragments += 1
-    short = fragments < int(header.get("NumberOfFrames") or 1)
-    return "it ends too early, some of its compressed frames are missing" if short else ""

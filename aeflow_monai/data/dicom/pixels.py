@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pydicom
 
 from aeflow_monai.data.dicom.frames import Frame
-from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_dataset
+from aeflow_monai.data.dicom.headers import ALL_BITS, DicomFile, quiet, read_dataset
 
 __all__ = ["colours", "intensities"]
 
@@ -117,13 +117,19 @@ def _open(file: DicomFile) -> Any:
             data.setdefault("PixelRepresentation", 0)
             data.setdefault("BitsStored", data.BitsAllocated)
         data.pop("PresentationLUTShape", None)  # which contradicts the photometric interpretation where it matters
-        if not data.original_encoding[1]:
-            _as_little_endian(data)
+        if not data.original_encoding[1] or _has_spare_bits(data):
+            _as_plain(data)
         return highdicom.Image.from_dataset(data, copy=False)
 
 
-def _as_little_endian(data: pydicom.Dataset) -> None:
-    """Big endian pixels the other way round, which highdicom takes alone."""
+def _has_spare_bits(data: pydicom.Dataset) -> bool:
+    """Whether a number has bits that are not its own, such as an overlay's, and a decoder that leaves them there."""
+    kept = data.file_meta.TransferSyntaxUID in ALL_BITS and "PixelData" in data
+    return bool(kept and data.BitsStored < data.BitsAllocated)
+
+
+def _as_plain(data: pydicom.Dataset) -> None:
+    """Pixels as highdicom takes them: little endian, each number by the bits that are its own."""
     from pydicom.pixels import pixel_array
 
     pixels = pixel_array(data)

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from aeflow_monai.data.dicom.claims import size_problem, understood
+from aeflow_monai.data.dicom.complete import GridError, require_declared
 from aeflow_monai.data.dicom.frames import frames_of, has_place
-from aeflow_monai.data.dicom.grid import GridError, grid_of, require_declared
+from aeflow_monai.data.dicom.grid import grid_of
 from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
@@ -222,8 +223,8 @@ def _single_problem(file: DicomFile) -> str:
     got = ""
     if "Whole Slide" in file.kind:
         got = "the tiles of a microscope's slide"
-    elif (file.whole("InConcatenationTotalNumber") or 1) > 1:
-        got = f"one of {file.whole('InConcatenationTotalNumber')} parts of an image that is divided among files"
+    elif (file.whole("InConcatenationTotalNumber") or (2 if file.text("ConcatenationUID") else 1)) > 1:
+        got = "one of the parts of an image that is divided among files"
     elif file.frames > 1 and not has_place(file):
         got = f"{file.frames} frames that lie nowhere in space, as of a film"
     elif (groups := file.items("PerFrameFunctionalGroupsSequence")) and len(groups) != file.frames:

@@ -1,0 +1,107 @@
+"""Whether a stack of slices is whole: by the numbers of the slices, and by what their headers declare."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from aeflow_monai.data.dicom.frames import Frame
+from aeflow_monai.data.dicom.headers import DicomFile
+
+__all__ = ["AS_NIFTI", "GridError", "require_all", "require_declared"]
+
+AS_NIFTI = "convert it to NIfTI, for example with dcm2niix, and give that"
+_TOLERANCE = 0.1  # of a multiple of the declared distance
+_SHOWN = 3
+_PARTS = ("EchoNumbers", "TemporalPositionIdentifier", "AcquisitionNumber")  # that a series may have several of
+
+
+class GridError(ValueError):
+    """The slices do not make a volume; the message says what came and what to do, but not where."""
+
+
+def require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance: float) -> None:
+    """Refuse slices some of which are missing.
+
+    Args:
+        frames: slices at even distances, in their order.
+        others: files of the same series that are no slices of it, such as localizers, whose numbers are not missing.
+        distance: of the slices, in mm.
+
+    Raises:
+        GridError: says which numbers are missing, or what declares more slices.
+    """
+    whole = f"If it is whole, {AS_NIFTI}"
+    if missing := _missing_numbers(frames, others, distance):
+        raise GridError(
+            f"{len(frames)} slices whose numbers go up to {max(frame.number or 0 for frame in frames)}, without number "
+            f"{', '.join(missing)}. Add what is missing. {whole}"
+        )
+    require_declared(frames)
+    apart = frames[0].file.numbers("SpacingBetweenSlices", 1)
+    thickness = frames[0].file.numbers("SliceThickness", 1)
+    if apart and thickness and abs(apart[0]) > 0.9 * thickness[0] > 0:
+        times = distance / abs(apart[0])
+        if round(times) > 1 and abs(times - round(times)) < _TOLERANCE:
+            raise GridError(
+                f"slices {distance:.4g} mm apart, where SpacingBetweenSlices says {abs(apart[0]):.4g} mm: those "
+                f"between are missing. Add the missing slices. {whole}"
+            )
+
+
+def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile], distance: float) -> list[str]:
+    """The first numbers from 1 on that no slice has, and how many more, where each slice has one of its own."""
+    numbers = {frame.number for frame in frames if frame.number is not None}
+    if len(numbers) < len(frames) or min(numbers) < 0 or _is_part(sorted(numbers), frames[0].file, distance):
+        return []
+    last = max(numbers)
+    numbers |= {number for file in others if 0 < (number := file.whole("InstanceNumber") or 0) < last}
+    known = sorted({0, *numbers})
+    missing = [n for before, after in pairwise(known) for n in range(before + 1, after)[:_SHOWN]]
+    more = last - len(known) + 1 - len(missing[:_SHOWN])
+    return [*(str(number) for number in missing[:_SHOWN]), *([f"and {more} more"] if more else [])]
+
+
+def _is_part(numbers: Sequence[int], file: DicomFile, distance: float) -> bool:
+    """Whether they are all numbers of an echo, time or acquisition, counted in blocks or in turn with the others."""
+    first, step = numbers[0], numbers[-1] - numbers[-2]
+    parts = {part for keyword in _PARTS if (part := file.whole(keyword))}
+    if len(numbers) < 3 or any(after - before != step for before, after in pairwise(numbers)):
+        return False
+    if step == 1:
+        return any(part > 1 and first == (part - 1) * len(numbers) + 1 for part in parts)
+    thickness = file.numbers("SliceThickness", 1)
+    # of slices that touch each other none is missing between
+    return first in parts and first <= step and thickness is not None and distance < 1.5 * thickness[0]
+
+
+def require_declared(frames: Sequence[Frame]) -> None:
+    """Refuse fewer slices than their headers declare.
+
+    Args:
+        frames: slices of one series.
+
+    Raises:
+        GridError: says which element declares how many.
+    """
+    for keyword, declared, count in _declared(frames):
+        if declared > count:
+            raise GridError(
+                f"{count} slice{'s' if count > 1 else ''}, where {keyword} says that there are {declared}. Add the "
+                f"missing slices. If it is whole, {AS_NIFTI}"
+            )
+
+
+def _declared(frames: Sequence[Frame]) -> list[tuple[str, int, int]]:
+    """By the element that declares it, how many slices there should be and are."""
+    declared = []
+    by_acquisition = defaultdict(list)
+    for frame in frames:
+        by_acquisition[frame.file.whole("AcquisitionNumber")].append(frame)
+    for group in by_acquisition.values():
+        if (number := group[0].file.whole("ImagesInAcquisition")) and group[0].file.frames == 1:
+            declared.append(("ImagesInAcquisition", number, len(group)))
+    if (number := frames[0].file.whole("NumberOfSlices")) and (frames[0].file.whole("NumberOfTimeSlices") or 1) == 1:
+        declared.append(("NumberOfSlices", number, len(frames)))
+    return declared
