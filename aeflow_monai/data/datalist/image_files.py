@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from itertools import islice
 from pathlib import Path
 
 from aeflow_monai.data.datalist.walking import children, read_tree
@@ -11,7 +10,6 @@ from aeflow_monai.data.dicom.paths import is_dicom_file
 
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 EXTENSIONS = (*VOLUME_EXTENSIONS, ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_FILES_TRIED = 16  # of a folder, before it counts as one without DICOM files
 _MASK_FOLDER = re.compile(
     r"(?:.*[ _.-])?"
     r"(?:labels?|labels(?:tr|ts|va)|annotations?|ground[ _-]?truth|(?:masks?|segmentations?)(?:[ _.-].*)?)",
@@ -41,8 +39,7 @@ def is_series(folder: Path) -> bool:
     """Whether a folder itself holds DICOM files."""
     if not folder.is_dir():
         return False
-    files = (path for path in children(folder) if path.is_file() and not is_image(path))
-    return any(is_dicom(path) for path in islice(files, _FILES_TRIED))
+    return any(is_dicom(path) for path in children(folder))
 
 
 def series_below(folder: Path) -> list[Path]:
