@@ -38,7 +38,7 @@ __all__ = [
 # Two grids are the same if their corners are no further apart than this, in mm; headers hold single precision.
 TOLERANCE_MM = 1e-2
 # Formats without a place in the world.
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 
 
 class Plane(NamedTuple):

@@ -29,6 +29,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP")
 _INCH_MM = {1: 25.4, 2: 10.0}  # of JFIF's unit of density
 _TIFF_UNIT_MM = {2: 25.4, 3: 10.0}
 _NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 254, 258, 262, 282, 283, 296
+_SAMPLE_FORMAT, _SIGNED = 339, 2
 _WHITE_IS_ZERO = 0
 _ORIENTATION = "orientation"  # as EXIF has it; Pillow forgets that of TIFF
 _REDUCED_OR_MASK = 0b101  # bits of a TIFF page's type
@@ -55,7 +56,7 @@ def read_picture(path: Path) -> MetaTensor:
         spacing = _spacing(picture)
         turned = picture.info[_ORIENTATION] in (5, 6, 7, 8)
         shown = upright(picture, path)
-        values = as_channels(_visible(shown)).astype(np.float32)
+        values = _of_signs(as_channels(_visible(shown)), picture).astype(np.float32)
         if _is_white_zero(picture) and shown.mode not in ("1", "L"):  # which Pillow inverts
             values = _inverted(values, shown.mode)
     return _as_tensor(values, path, spacing[::-1] if turned else spacing)
@@ -182,6 +183,19 @@ def _visible(picture: Image.Image) -> Image.Image:
     if grey:
         return picture.convert("L")
     return picture if picture.mode in ("RGB", "F") or picture.mode.startswith("I") else picture.convert("RGB")
+
+
+def _of_signs(values: Array, picture: Image.Image) -> Array:
+    """The values of a grey TIFF with the signs that it says, where Pillow has others."""
+    if picture.format == "TIFF" and len(values) == 1:
+        signed = picture.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED  # type: ignore[attr-defined]
+        if (values.dtype == np.uint8 and signed) or (values.dtype == np.int32 and not signed and _bits(picture) == 32):
+            return values.view(np.int8 if signed else np.uint32)
+    return values
+
+
+def _bits(picture: Image.Image) -> int:
+    return int(max(picture.tag_v2.get(_BITS, (1,))))  # type: ignore[attr-defined]
 
 
 def _is_white_zero(picture: Image.Image) -> bool:

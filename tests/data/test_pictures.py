@@ -10,6 +10,7 @@ import pytest
 from monai.transforms import EnsureChannelFirst, LoadImage
 from PIL import Image, ImageOps
 
+from aeflow_monai.data import LoadCased
 from aeflow_monai.data.masks import read_mask
 from aeflow_monai.data.pictures import MAX_PIXELS, read_picture
 
@@ -222,3 +223,26 @@ def test_an_orientation_that_is_no_number_turns_nothing(tmp_path: Path) -> None:
     path = with_exif(tmp_path / "a.jpg", (0x112, 2, 2, ord("6")))
     assert seen(path).shape == GREY.shape
     assert seen(with_exif(tmp_path / "b.jpg", TURN)).shape == GREY.T.shape
+
+
+def test_signed_tiff_of_eight_bits(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", GREY, tiffinfo={339: 2})  # SampleFormat
+    np.testing.assert_array_equal(seen(path), GREY.astype(np.int8))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_signs_of_tiff_of_32_bits(tmp_path: Path, signed: bool) -> None:
+    values = GREY.astype(np.int32) - 100
+    path = save(tmp_path / "a.tif", values)
+    form = struct.pack("<HHIHH", 339, 3, 1, 2, 0)
+    assert path.read_bytes().count(form) == 1
+    path.write_bytes(path.read_bytes().replace(form, struct.pack("<HHIHH", 339, 3, 1, 2 if signed else 1, 0)))
+    np.testing.assert_array_equal(seen(path), (values if signed else values.view(np.uint32)).astype(np.float32))
+
+
+def test_palette_of_gif(tmp_path: Path) -> None:
+    image = Image.fromarray(GREY % 4).convert("P")
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.save(tmp_path / "a.gif")
+    read = LoadCased("image")({"image": str(tmp_path / "a.gif")})["image"].as_tensor().numpy()
+    np.testing.assert_array_equal(read, np.asarray(image.convert("RGB"), np.float32).transpose(2, 1, 0))
