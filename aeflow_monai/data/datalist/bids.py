@@ -48,6 +48,8 @@ def read_bids(root: Path, request: Request) -> list[Entry]:
     images = [path for path in volumes if _is_anatomical(path, root) and not is_bids_mask(path, root)]
     cases = cases_of(root, images, modalities, {})
     known = {next(iter(case.found.values()))[0]: case for case in cases if case.found}
+    if request.masks:
+        _refuse_masks_beside(root, images)
     found = claims(list(known), lesion_masks(volumes, root), modalities) if request.masks else {}
     entries = []
     for case in cases:
@@ -59,6 +61,21 @@ def read_bids(root: Path, request: Request) -> list[Entry]:
         patient = f"sub-{subject.removeprefix('sub-')}"
         entries.append(entry_of(case, modalities, problem or claim.problem, label, mask, patient))
     return entries
+
+
+def _refuse_masks_beside(root: Path, images: Sequence[Path]) -> None:
+    """Lesions of these subjects in a folder beside the given one, as where rawdata was given, would not be seen."""
+    beside = root.parent / "derivatives"
+    if root.name == beside.name or not beside.is_dir():
+        return
+    subjects = {parse(path).entities.get("sub", "") for path in images}
+    masks = lesion_masks(volumes_below(beside), beside)
+    if outside := [path for path in masks if parse(path).entities.get("sub", "") in subjects]:
+        raise ValueError(
+            f"Expected the lesion masks of {shown(root)} below it; got {len(outside)} of its subjects beside it: "
+            f"{some(outside)}. Give {shown(root.parent)}, which holds both, with --dataset_dir, or list the images "
+            "in a manifest.csv."
+        )
 
 
 def lesion_masks(volumes: Sequence[Path], root: Path) -> list[Path]:

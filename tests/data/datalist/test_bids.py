@@ -199,3 +199,13 @@ def test_folders_without_permission_are_named(tmp_path: Path, caplog: pytest.Log
     load_datalist(tmp_path, "all")
     (tmp_path / "derivatives").chmod(0o700)
     assert "1 folders that cannot be read (derivatives)" in caplog.text
+
+
+def test_masks_beside_a_given_rawdata(tmp_path: Path) -> None:
+    write_images(tmp_path / "rawdata", [anat("sub-1"), NORMAL])
+    mask = "derivatives/lesions/sub-1/anat/sub-1_label-lesion_mask.nii.gz"
+    write_images(tmp_path, [mask, "derivatives/lesions/sub-7/anat/sub-7_label-lesion_mask.nii.gz"])
+    with pytest.raises(ValueError, match=rf"got 1 of its subjects beside it: .*{mask}\. Give {tmp_path}, which holds"):
+        load_datalist(tmp_path / "rawdata", "all")
+    assert len(find_images(tmp_path / "rawdata")) == 2
+    assert {item["label"] for item in load_datalist(tmp_path, "all")} == {0, 1}
