@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aeflow_monai.data.datalist.image_files import is_image, is_series, is_volume
-from aeflow_monai.data.datalist.mask_names import in_mask_folder, is_mask_name
+from aeflow_monai.data.datalist.mask_names import in_mask_folder, is_mask_beside, is_mask_name
 from aeflow_monai.data.datalist.walking import Tree, read_tree
 from aeflow_monai.marks import has_mark
 
@@ -34,7 +34,7 @@ def volumes_below(folder: Path) -> list[Path]:
 
 def is_mask_of(path: Path, root: Path) -> bool:
     """Whether a file below a root is a mask by its name or by its folder's."""
-    return is_mask_name(path) or in_mask_folder(path, root)
+    return is_mask_name(path) or in_mask_folder(path, root) or is_mask_beside(path)
 
 
 def _tree(folder: Path) -> Tree:

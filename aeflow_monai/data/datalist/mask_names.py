@@ -7,10 +7,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from aeflow_monai.data.datalist.image_files import is_mask_folder, stem
+from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_mask_folder, stem
 from aeflow_monai.errors import shown, some
 
-__all__ = ["in_mask_folder", "is_mask_name", "masks_beside", "named_image", "names_anatomy", "several_masks"]
+__all__ = [
+    "in_mask_folder",
+    "is_mask_beside",
+    "is_mask_name",
+    "masks_beside",
+    "named_image",
+    "names_anatomy",
+    "several_masks",
+]
 
 _WORDS = (
     r"(?:masks?|dseg|probseg|segm?|segmentations?|labels?|labelmap|lesions?|roi|rois|truth|gt|ground[ _-]?truth|gold|"
@@ -18,6 +26,12 @@ _WORDS = (
 )
 # At the end of a name, as a word of its own; several masks of an image are counted.
 _MASK = re.compile(rf"(?P<image>.*?)(?:(?:^|[ _.-]){_WORDS}|[a-z]mask)(?:[ _.-]?\(?\d{{1,2}}\)?)?", re.IGNORECASE)
+# Names that are a mask's only beside the image that they name: images may be called so too.
+_BESIDE = re.compile(
+    rf"(?P<image>.+?)[ _.-](?:tumou?rs?|wmhs?|strokes?|infarcts?|ha?emorrhages?|bleeds?|manual|{_WORDS}[ _.-][a-z]+)"
+    rf"(?:[ _.-]?\(?\d{{1,2}}\)?)?|{_WORDS}[ _.-](?P<behind>.+)",
+    re.IGNORECASE,
+)
 _COUNTED = re.compile(r"(?:lesions?|labels?|roi|gold)[ _.-]?\(?\d+\)?", re.IGNORECASE)  # may be images
 _WORD_ENDS = re.compile(r"[ _.-]")
 # Values of BIDS and last words of other names, that tell of no lesion.
@@ -39,6 +53,12 @@ def is_mask_name(path: Path) -> bool:
     """Whether a file is named as a mask: `a_mask`, `a-seg`, `a.label`, `a_mask_1`, `mask`."""
     name = stem(path)
     return bool(_MASK.fullmatch(name)) and not _COUNTED.fullmatch(name)
+
+
+def is_mask_beside(path: Path) -> bool:
+    """Whether a file is named as a mask of an image beside it: `a_tumor`, `a_seg_final`, `mask_a`."""
+    name = _named_beside(path)
+    return bool(name) and any((path.parent / f"{name}{extension}").is_file() for extension in EXTENSIONS)
 
 
 def in_mask_folder(path: Path, root: Path) -> bool:
@@ -95,4 +115,9 @@ def _beginnings(name: str) -> list[str]:
 def named_image(path: Path) -> str:
     """What a mask's name has before its ending."""
     match = _MASK.fullmatch(stem(path))
-    return match["image"] if match else stem(path)
+    return match["image"] if match else _named_beside(path) or stem(path)
+
+
+def _named_beside(path: Path) -> str:
+    match = _BESIDE.fullmatch(stem(path))
+    return (match["image"] or match["behind"]) if match else ""

@@ -412,3 +412,11 @@ def test_tumour_patients() -> None:
     assert len({item["patient"] for item in items}) == 6
     one = load_datalist(root, "all", layout="brats", modalities="t1ce")
     assert short([item for item in one if "problem" not in item], "case", "label") == [("Brats17_CBICA_ARF_1", 1)]
+
+
+@pytest.mark.parametrize("mask", ["a_tumor", "a_WMH", "a_segmentation_manual", "a-seg-final", "mask_a", "seg-a"])
+def test_masks_by_further_names_beside_their_image(tmp_path: Path, mask: str) -> None:
+    write_images(tmp_path, ["a.nii.gz", f"{mask}.nii.gz", "c.nii.gz", "b_tumor.nii.gz", "seg_b.nii.gz"])
+    found = {item["case"]: item.get("lesion") for item in load_datalist(tmp_path, "all", layout="folder")}
+    assert found == {"a": str(tmp_path / f"{mask}.nii.gz"), "c": None, "b_tumor": None, "seg_b": None}
+    assert {item["case"] for item in find_images(tmp_path)} == set(found)
