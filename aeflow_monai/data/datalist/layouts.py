@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.naming import path_problem
 from aeflow_monai.data.datalist.tables import read_json, read_table
 from aeflow_monai.data.datalist.walking import exists
-from aeflow_monai.errors import some
+from aeflow_monai.errors import shown, some
+
+_logger = logging.getLogger(__name__)
 
 
 class Layout(NamedTuple):
@@ -96,6 +99,11 @@ def recognize(
         raise ValueError(
             f"modalities are {', '.join(request.modalities)}, but the layout {name!r} of {source} says itself which "
             f"files make up an item. Leave them out, or give --layout {' or '.join(able)}."
+        )
+    if request.series and source.is_file():
+        _logger.warning(
+            f"--series {', '.join(request.series)} chooses nothing in {shown(source)}: a list names its series itself, "
+            "as export#2."
         )
     return name, source
 

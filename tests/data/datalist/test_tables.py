@@ -237,3 +237,8 @@ def test_a_patient_in_both_splits_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
     with pytest.raises(ValueError, match=r"has 1 patients both in train and in test: p1\. Keep all"):
         load_datalist(tmp_path, "train")
+
+
+def test_series_are_not_chosen_among_what_a_list_names(table: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_datalist(table, "test", series=["7"])
+    assert "--series 7 chooses nothing in" in caplog.text
