@@ -92,7 +92,8 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
     """Bring images to the number of channels that the network was built for.
 
     Grey pictures are often stored with three equal channels: their mean over the channels gives one. One channel is
-    replicated where several are asked for. The channels of a volume are never merged, nor those of several files.
+    replicated where several are asked for; of a volume only where three are, as of colours, since two or four are
+    modalities. The channels of a volume are never merged, nor those of several files.
 
     Args:
         keys: of images (C, ...).
@@ -120,7 +121,7 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
                 continue
             if self.channels == 1 and image.shape[0] == 3 and _is_picture(image):
                 d[key] = image.mean(dim=0, keepdim=True)
-            elif image.shape[0] == 1:
+            elif image.shape[0] == 1 and (self.channels == 3 or _is_picture(image)):
                 d[key] = image.repeat(self.channels, *[1] * (image.ndim - 1))
             else:
                 raise ValueError(

@@ -279,6 +279,12 @@ class TestMatchChannels:
         with pytest.raises(ValueError, match=r"takes 1 channels; 'image' has 3.*split a series \(4D\)"):
             MatchChannelsd("image", 1)({"image": image})
 
+    @pytest.mark.parametrize("wanted", [2, 4])
+    def test_a_volume_is_not_several_modalities(self, wanted: int) -> None:
+        assert MatchChannelsd("image", 3)({"image": torch.zeros(1, 8, 9, 5)})["image"].shape[0] == 3
+        with pytest.raises(ValueError, match=f"takes {wanted} channels; 'image' has 1"):
+            MatchChannelsd("image", wanted)({"image": torch.zeros(1, 8, 9, 5)})
+
     @pytest.mark.parametrize(("given", "wanted"), [(2, 3), (4, 3), (3, 2), (2, 1), (4, 1)])
     def test_other_numbers_are_named(self, given: int, wanted: int) -> None:
         image = MetaTensor(torch.zeros(given, 4, 4), meta={"filename_or_obj": "a.png"})

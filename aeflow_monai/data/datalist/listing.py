@@ -160,7 +160,7 @@ def find_images(
     """
     path = existing(dataset_dir)
     if layout == "auto" and path.is_file() and (is_image(path) or is_dicom(path)):
-        return [_one_image(path)]
+        return [_one_image(path, _texts(modalities))]
     request = Request(modalities=_texts(modalities), masks=False, series=_texts(series))
     name, source = recognize(path, layout, request, inference=True)
     if source.is_file() and name != "medmnist":
@@ -222,7 +222,12 @@ def list_unused(
     return find_unused(existing(dataset_dir), entries, source)
 
 
-def _one_image(path: Path) -> dict[str, Any]:
+def _one_image(path: Path, modalities: Sequence[str]) -> dict[str, Any]:
+    if len(modalities) > 1:
+        raise ValueError(
+            f"Expected a file for each of the modalities {', '.join(modalities)}, which become channels; got one file, "
+            f"{path}. Name its folder with --dataset_dir, and --layout folder."
+        )
     if has_mark(path):
         raise ValueError(
             f"{path} is an output of this package, such as an anomaly map, and no image to be scored. Name the image "

@@ -342,3 +342,10 @@ def test_chest_xray() -> None:
         assert (labels.count(0), labels.count(1)) == (normal, abnormal)
         assert len({item["case"] for item in items}) == len(items)
     assert find_images(Path(root, "chest_xray")) == items
+
+
+def test_one_file_is_not_all_modalities(tmp_path: Path) -> None:
+    file = write_image(tmp_path / "a_flair.nii.gz")
+    assert len(find_images(file, modalities=["flair"])) == 1
+    with pytest.raises(ValueError, match=r"each of the modalities flair, t1, .*; got one file, .*a_flair\.nii\.gz"):
+        find_images(file, modalities=["flair", "t1"])
