@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.picture_warning import warn_of_pictures
 from aeflow_monai.engine.run_record import RUN_RECORD, describe_run
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import digest_of, home, read_json, sweep, write_json
@@ -118,7 +119,7 @@ def begin_cache(folder: str | Path) -> None:
 def begin_results(
     folder: str | Path, given: GivenConfig, bundle: str | Path, datalist: Sequence[Any], overwrite: bool = False
 ) -> None:
-    """Claim the folder of an inference or evaluation, and begin its run.json.
+    """Claim the folder of an inference or evaluation, begin its run.json, and warn of pictures for a model of volumes.
 
     Results of a finished run are not replaced unattended. Of a run that was interrupted they are, if this run is the
     same one again.
@@ -150,6 +151,7 @@ def begin_results(
     for path in results:
         path.unlink()
     write_json(folder / RUN_RECORD, record)
+    warn_of_pictures(bundle, datalist)
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from aeflow_monai.engine.picture_warning import saw_volumes, warn_of_pictures
+from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.geometry import Places
+from aeflow_monai.score.position import PositionMoments, PositionNorm
+
+
+def test_pictures_for_a_model_of_volumes_are_named(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_pictures(trained, [{"image": "a.nii.gz"}, {"image": ["b.nrrd", "c.nrrd"]}])
+    assert not caplog.text
+    warn_of_pictures(trained, [{"image": "a.nii.gz"}, {"image": "photos/b.PNG"}])
+    assert "1 of 2 images are 2D pictures, but the model was trained on volumes: photos/b.PNG" in caplog.text
+
+
+@pytest.mark.parametrize("of_volumes", [True, False])
+def test_what_a_model_was_calibrated_on(trained: Path, of_volumes: bool) -> None:
+    moments, generator = PositionMoments(grid=1), torch.Generator().manual_seed(0)
+    for case in range(5):
+        maps = torch.rand(4, 1, 8, 8, generator=generator) + torch.arange(4).view(4, 1, 1, 1)
+        places = Places(["axial"] * 4, torch.linspace(0, 1, 4)) if of_volumes else None
+        moments.add(maps, torch.ones_like(maps), places, f"patient {case}")
+    norm = PositionNorm(grid=1)
+    norm.fit([moments])
+    name = "score.dissimilarity_norm.mean"
+    assert saw_volumes({name: norm.mean}) == of_volumes
+    assert saw_volumes(read_model(model_path(trained)).state)
+    assert not saw_volumes({name: torch.zeros_like(norm.mean)})
