@@ -49,5 +49,6 @@ def warn_of_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) 
     if pictures and saw_volumes(read_model(model_path(bundle)).state):
         _logger.warning(
             f"{len(pictures)} of {len(paths)} images are 2D pictures, but the model was trained on volumes: "
-            f"{some(pictures)}. Each is scored as the middle slice of a volume, by thresholds of volumes. Train on pictures to score pictures."
+            f"{some(pictures)}. Each is scored as the middle slice of a volume, by thresholds of "
+            "volumes. Train on pictures to score pictures."
         )
