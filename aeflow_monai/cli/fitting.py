@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from functools import partial
 from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
@@ -31,9 +32,9 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
     if given.resume:
         configs, checkpoint = _resumed(folder, given.preset)
         options = options_of(given, dataset_dir=given.data, epochs=given.epochs, resume=checkpoint)
-    terminal.next_command = lambda: again if _checkpoints(folder) else ""
+    terminal.when_stopped = partial(_how_to_go_on, folder, again)
     run_bundle("train", configs, options, folder, terminal)
-    terminal.next_command = None
+    terminal.when_stopped = None
     terminal.result(f"model: {folder}")
     terminal.result(f"model card: {folder / 'docs' / 'README.md'}")
     terminal.say(f"Next: aeflow evaluate DATA -m {shlex.quote(given.output)}")
@@ -103,6 +104,14 @@ def _resumed(folder: Path, presets: list[str]) -> tuple[list[str], Path]:
             "a training, or give the folder of the interrupted one with -o."
         )
     return [str(folder / "configs" / "train.yaml")], found[-1]
+
+
+def _how_to_go_on(folder: Path, again: str) -> str:
+    """What is kept of an interrupted training."""
+    found = _checkpoints(folder)
+    if not found:
+        return "No epoch was finished, and nothing is kept."
+    return f"{found[-1]} is kept. Go on with:\n  {again}"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
@@ -81,6 +82,7 @@ def evaluate_folder(
 
 def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str, str], terminal: Terminal) -> None:
     everything = {"dataset_dir": data, "output_dir": str(folder), **options}
+    terminal.when_stopped = partial(_what_is_kept, folder)
     try:
         run_bundle("run", [model / "configs" / f"{config}.yaml"], everything, folder, terminal)
     except Exception as error:
@@ -90,6 +92,14 @@ def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str
             _sum_up(folder, terminal)
         raise
     _sum_up(folder, terminal)
+
+
+def _what_is_kept(folder: Path) -> str:
+    """What is kept of an interrupted run."""
+    n_scored = len(rows_of(folder / "scores.unfinished.csv"))
+    if not n_scored:
+        return "No case was finished."
+    return f"{n_scored} cases are finished, in {folder}. The same command scores all of them again."
 
 
 def _sum_up(folder: Path, terminal: Terminal) -> None:

@@ -34,7 +34,7 @@ class Terminal:
         self.quiet, self.verbose, self.json = quiet, verbose, as_json
         self.out = Console(highlight=False, soft_wrap=True)
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.next_command: Callable[[], str] | None = None  # that goes on after an interruption
+        self.when_stopped: Callable[[], str] | None = None  # says what is kept, and how to go on
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._done: dict[str, float] = {}
@@ -83,9 +83,7 @@ class Terminal:
 
     def stopped(self) -> None:
         """Say that the run was interrupted, and how to go on."""
-        self.err.print("Interrupted.")
-        if self.next_command is not None and (command := self.next_command()):
-            self.err.print(f"Go on with: {escape(command)}")
+        self.err.print(f"Interrupted. {escape(self.when_stopped() if self.when_stopped else '')}")
 
     @contextmanager
     def progress(self) -> Iterator[None]:

@@ -182,7 +182,7 @@ class Slicer:
             own: rows and columns.
 
         Returns:
-            (n, C, *own); shares memory with the maps where nothing was resized.
+            (n, C, rows, columns); shares memory with the maps where nothing was resized.
         """
         if self.fit == "resize":
             return _resize(maps, own)
