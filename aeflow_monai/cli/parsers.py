@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+import shtab
+
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.files import home
 
@@ -23,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"aeflow VERB --help shows examples. {_EXIT_CODES}.",
     )
     top.add_argument("--version", action="version", version=__version__)
+    shtab.add_argument_to(top, "--print-completion", help="print the completion of bash, zsh or tcsh")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     def add(name: str, run: str, says: str, *examples: str) -> _Parser:

@@ -56,6 +56,15 @@ def test_every_verb_shows_two_examples(capsys: Capture) -> None:
         assert all("aeflow " in line for line in examples)
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_knows_the_verbs(capsys: Capture, shell: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--print-completion", shell])
+    said = capsys.readouterr().out
+    assert "calibrate" in said
+    assert "specificity" in said
+
+
 def test_a_training_is_that_of_monais_command(
     tmp_path: Path, volumes: Path, trained: Path, tiny_training: dict[str, Any], capsys: Capture
 ) -> None:
