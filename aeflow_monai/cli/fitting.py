@@ -27,12 +27,12 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"Training on {given.data}. The model goes to {given.output}.")
     folder = Path(given.output).expanduser().absolute()
     again = shlex.join(["aeflow", "train", given.data, "-o", given.output, "--resume"])
+    terminal.when_stopped = partial(_how_to_go_on, folder, again)
     configs = _train_configs(given.preset)
     options = options_of(given, dataset_dir=given.data, output_dir=folder, epochs=given.epochs)
     if given.resume:
         configs, checkpoint = _resumed(folder, given.preset)
         options = options_of(given, dataset_dir=given.data, epochs=given.epochs, resume=checkpoint)
-    terminal.when_stopped = partial(_how_to_go_on, folder, again)
     run_bundle("train", configs, options, folder, terminal)
     terminal.when_stopped = None
     terminal.result(f"model: {folder}")

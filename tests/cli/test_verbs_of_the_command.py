@@ -1,9 +1,12 @@
 """The verbs of `aeflow`, in this process: the same results as by MONAI's command, exit codes, and what is said."""
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +149,33 @@ def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, trained
     assert report["difference"] == 0
     assert report["p_value"] == 1
     assert "difference +0.000 (+0.000 to +0.000), p = 1, on 6 cases" in capsys.readouterr().out
+
+
+@pytest.mark.end_to_end
+def test_an_interrupted_training_says_how_to_go_on_and_does(
+    tmp_path: Path, volumes: Path, tiny_training: dict[str, Any], capsys: Capture
+) -> None:
+    run = tmp_path / "RUN"
+    command = ["train", str(volumes), "-o", str(run), *sets({**tiny_training, "epochs": 40})]
+    with subprocess.Popen(
+        [Path(sys.executable).with_name("aeflow"), *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        # of tests in the background of a shell, whose processes ignore the signal
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert process.stderr is not None
+        assert any(line.startswith("epoch 2/40: ") for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        last = process.stderr.read()
+    assert process.returncode == 130
+    assert "Traceback" not in last
+    said, _, again = last.rpartition("Go on with:\n  ")
+    assert "Interrupted. " in said
+    assert " is kept. " in said
+    assert shlex.split(again) == ["aeflow", "train", str(volumes), "-o", str(run), "--resume"]
+    assert main(shlex.split(again)[1:]) == 0
+    assert (run / "models/model.pt").is_file()
 
 
 @pytest.mark.parametrize(
