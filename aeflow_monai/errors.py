@@ -38,6 +38,8 @@ _logger = logging.getLogger(__name__)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # torch writes files by itself, and has no number for what failed.
 _TORCH_WRITES = ("PytorchStreamWriter", "inline_container.cc")
+# Classes of the characters that begin or end text of the other direction, so that "\u202egnp.exe" looks like "exe.png".
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 # Lines of a summary; the table has them all.
 _MAX_LISTED = 20
 
@@ -277,8 +279,8 @@ def shown(name: object) -> str:
 
 
 def is_unsafe(sign: str) -> bool:
-    """Whether a character controls a terminal, ends a line or stands for a byte that is no UTF-8."""
-    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")
+    """Whether a character controls a terminal, ends a line, turns text around or stands for a byte that is no UTF-8."""
+    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(sign) in _TURNS
 
 
 def _is_raised_by_monai(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from aeflow_monai.label.names import not_printed
+from aeflow_monai.errors import shown
 
 __all__ = ["keep_log_discreet"]
 
@@ -19,22 +19,28 @@ def keep_log_discreet() -> None:
         logging.captureWarnings(True)  # which else are printed, whatever they name
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
-        handler.addFilter(_on_one_line)
         if not has_details:
             handler.addFilter(_is_discreet)
+        handler.addFilter(_on_one_line)
 
 
 def _is_discreet(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or record.name.partition(".")[0] in _DISCREET
+    """Leave out lines that may name files; of an error what it is and where, without its message and traceback."""
+    is_foreign = record.name.partition(".")[0] not in _DISCREET
+    if is_foreign and record.levelno < logging.ERROR:
+        return False
+    kind = record.exc_info[0] if record.exc_info else None
+    if (is_foreign or kind) and "is_cut" not in record.__dict__:  # by the filter of another handler
+        what = f"{kind.__name__} in" if kind else "An error of"
+        record.msg = f"{what} {record.module}, line {record.lineno}. Start with --log-level DEBUG to see more."
+        record.args, record.exc_info, record.exc_text, record.stack_info = (), None, None, None
+        record.__dict__["is_cut"] = True
+    return True
 
 
 def _on_one_line(record: logging.LogRecord) -> bool:
     """Escape what would begin a new line, or is not printed."""
     message = record.getMessage()
-    if not_printed(message):
-        record.msg, record.args = "".join(_escaped(char) for char in message), ()
+    if (escaped := shown(message)) != message:
+        record.msg, record.args = escaped, ()
     return True
-
-
-def _escaped(char: str) -> str:
-    return ascii(char)[1:-1] if not_printed(char) else char

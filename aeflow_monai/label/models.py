@@ -140,7 +140,8 @@ class ModelStore:
                 "thresholds": Model(unfinished).detector.score.thresholds,  # which opens it as it was copied
             }
             write_json(unfinished / "record.json", {"version": added, **of_model, **record})
-        _logger.info(f"Model version {added} is {place}")
+        _logger.info(f"Model version {added} is ready, and used from now on.")
+        _logger.debug(f"Model version {added} is {place}.")
         return added
 
     def begin_with(self, folder: str | Path) -> None:
