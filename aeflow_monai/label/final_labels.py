@@ -15,6 +15,7 @@ __all__ = ["MARKED_NORMAL", "LabelledImage", "labelled_images", "load_label"]
 
 # In an image's info: true where a datastore cannot keep the empty label that a reader submitted.
 MARKED_NORMAL = "marked_normal"
+_UNKNOWN = "UNK"  # as MONAI Label notes a DICOM element that is not there
 
 
 class LabelledImage(NamedTuple):
@@ -22,7 +23,8 @@ class LabelledImage(NamedTuple):
 
     Args:
         case: the image's name in the datastore.
-        patient: who is on it, where the datastore knows (DICOM), else the case.
+        patient: tells images of one patient from others, where the datastore knows (DICOM), by a number, since a
+            PatientID is written nowhere; else the case.
         image: path of the image.
         label: path of the label; empty if the image is marked normal without one.
     """
@@ -55,13 +57,15 @@ def labelled_images(datastore: Datastore) -> list[LabelledImage]:
     """
     pairs = datastore.datalist()
     labels = {pair["image"]: pair["label"] for pair in pairs}
-    found = []
+    found, patients = [], dict[str, str]()
     for case in datastore.get_labeled_images():
         image, info = datastore.get_image_uri(case), datastore.get_image_info(case)
         label = "" if info.get(MARKED_NORMAL) else labels.get(image)
         if label is None:
             continue  # it was removed since
-        found.append(LabelledImage(case, str(info.get("PatientID") or case), image, label))
+        known = str(info.get("PatientID") or _UNKNOWN)
+        patient = case if known == _UNKNOWN else patients.setdefault(known, f"patient {len(patients) + 1}")
+        found.append(LabelledImage(case, patient, image, label))
     return sorted(found)
 
 

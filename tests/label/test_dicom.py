@@ -151,6 +151,10 @@ def test_series_are_scored_marked_normal_and_trained_on(
     status = server.wait_for("/train/")
     assert status["status"] == "DONE", status["details"]
     record = json.loads((server.folder / "app/model/v2/record.json").read_text())
+    # whose patients are told apart by numbers
+    listed = next((server.folder / "app/model/runs").glob("*/dataset.json")).read_text()
+    assert "patient 2" in listed
+    assert not [case for case in CASES if case in listed]
     assert record["trained_on"] == sorted(series[case] for case in CASES[:2])
     server.get("/scoring/anomaly_score", "POST", {})
     assert server.wait_for("/scoring/")["status"] == "DONE"
