@@ -107,7 +107,6 @@ def serve(
     folder = make_app_folder(app_dir)
     # before MONAI Label is imported: it and the processes that it starts put temporary files there
     os.environ["TMPDIR"] = str(folder / "tmp")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "tmp/inductor"))
     try:
         from monailabel.main import Main
     except ModuleNotFoundError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ def keep_writes_inside(app_dir: Path) -> None:
     temporary = app_dir / "tmp"
     temporary.mkdir(parents=True, exist_ok=True)
     tempfile.tempdir = str(temporary)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(temporary / "inductor"))  # made even if nothing is compiled
     if not settings.MONAI_LABEL_SESSION_PATH:
         settings.MONAI_LABEL_SESSION_PATH = str(app_dir / "sessions")
     if not settings.MONAI_LABEL_DICOMWEB_CACHE_PATH:

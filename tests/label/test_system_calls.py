@@ -64,7 +64,8 @@ def test_the_trace_sees_what_other_programs_write(tmp_path: Path) -> None:
 def test_nothing_is_written_elsewhere_and_no_network_is_used(
     make_server: Callable[..., Any], studies: Path, audit: dict[str, str]
 ) -> None:
-    server = make_server(studies, **{name: audit[name] for name in ("HOME", "PYTHONDONTWRITEBYTECODE")})
+    of_traced = ("HOME", "PYTHONDONTWRITEBYTECODE", "TORCHINDUCTOR_CACHE_DIR")
+    server = make_server(studies, **{name: audit[name] for name in of_traced})
     log = server.folder / "trace"
     server.command = [*TRACE, str(log), *server.command]
     server.start()
