@@ -171,7 +171,7 @@ def _meta_image(content: bytes) -> _Header:
 
 def _nrrd(content: bytes) -> _Header:
     if not content.startswith(b"NRRD"):
-        raise ValueError(f"it begins with {content[:12]!r}")
+        raise ValueError("it does not begin with NRRD")
     fields: dict[str, str] = {}
     rest = 0
     for line, end in _lines(content):

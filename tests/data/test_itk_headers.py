@@ -190,7 +190,7 @@ def test_missing_files_are_named(tmp_path: Path, headers: dict[str, str], extens
         ("nhdr", "sizes: 10 18 16", "sizes: 100000 100000 1000", "Expected an image of at most 3 GiB"),
         ("nhdr", "type: float", "type: block", "cannot be understood"),
         ("nhdr", "kinds: domain", "kinds: complex", "got 10 of type float, as vectors or colours"),
-        ("nhdr", "NRRD0004", "nonsense", "it begins with"),
+        ("nhdr", "NRRD0004", "nonsense", "it does not begin with"),
         ("nhdr", "encoding:", 'space units: "parsec" "parsec" "parsec"\nencoding:', "got the unit 'parsec'"),
     ],
 )
