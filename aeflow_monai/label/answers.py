@@ -27,8 +27,12 @@ _BYTES = re.compile(r"""(, beginning with )?\bb(['"])(\\.|(?!\2).)*\2""", re.DOT
 
 
 @contextmanager
-def readable_errors() -> Iterator[None]:
+def readable_errors(path: str = "", name: str = "") -> Iterator[None]:
     """Turn an error inside into an HTTP answer: 400 for what the request or its image is to blame for, else 500.
+
+    Args:
+        path: of the request's image, if there is one.
+        name: that the answer gives it.
 
     Raises:
         HTTPException: with the message of the error that began it; its traceback goes to the server's log, if that
@@ -40,7 +44,9 @@ def readable_errors() -> Iterator[None]:
         raise
     except Exception as error:
         log_error(error)
-        raise HTTPException(status_code=status_of(error), detail=message_of(error)) from error
+        said = message_of(error)
+        detail = said.replace(path, name) if path else said
+        raise HTTPException(status_code=status_of(error), detail=detail) from error
 
 
 def log_error(error: Exception) -> None:

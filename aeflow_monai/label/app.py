@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import requests
-from fastapi import HTTPException
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
@@ -21,27 +19,27 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 from monailabel.interfaces.tasks.train import TrainTask
-from monailabel.utils.async_tasks.utils import tasks
-from monailabel.utils.others.generic import device_map, file_checksum, strtobool
+from monailabel.utils.others.generic import file_checksum, strtobool
 
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.label.answers import readable_errors
-from aeflow_monai.label.background import check_before_start, is_task, note_server
+from aeflow_monai.label.background import call_later, check_before_start, is_task, note_server
 from aeflow_monai.label.batch import GuardedBatchInfer
 from aeflow_monai.label.dicomweb import AnomalyDicomDatastore
 from aeflow_monai.label.door import close_door
 from aeflow_monai.label.folder import AnomalyLocalDatastore
-from aeflow_monai.label.inference import MapInferTask, MaskInferTask, Pipeline, load_writer
+from aeflow_monai.label.inference import MapInferTask, MaskInferTask, Pipeline
 from aeflow_monai.label.logs import keep_log_discreet
 from aeflow_monai.label.models import ModelStore
-from aeflow_monai.label.options import check_batch_options, check_known, device_of, image_path
+from aeflow_monai.label.options import check_known, image_path
 from aeflow_monai.label.reader_metrics import VoxelEvaluation
 from aeflow_monai.label.retraining import AnomalyTrainTask
 from aeflow_monai.label.rules import rules_of
 from aeflow_monai.label.server import refuse_presets_beside_a_model
 from aeflow_monai.label.sessions import GuardedSessions
 from aeflow_monai.label.strategies import MostAnomalous, NearestThreshold
+from aeflow_monai.label.tasks import TaskCheck, require_known, waiting_tasks
 from aeflow_monai.label.temporary import keep_writes_inside, remove_stale, removing_upload
 from aeflow_monai.label.worklist_scores import AnomalyScoring
 
@@ -55,7 +53,6 @@ _NICE = 10  # of scoring, batch inference and training: whoever waits at a viewe
 _SCORING_DELAY = 30
 # MONAI Label's strategy where a request names none, and what its OHIF asks for whatever is chosen in the panel.
 _NO_CHOICE = "random"
-_QUEUE = {"scoring": 8}  # tasks that may wait for their turn, with the one that runs; of other kinds one
 
 
 class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
@@ -159,10 +156,11 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         with readable_errors(), removing_upload(str(image)):
             if self._server_mode:
                 check_known("infer", request)
-            self._require("model", request, self._infers)
+            require_known("model", request, self._infers)
             path = image_path(image, store, self._upload_folders())
             # MONAI Label takes a name for a path if there is one in the folder that the server was started in
-            answer: dict[str, Any] = super().infer({**request, "image": path}, store)
+            with readable_errors(path, "the upload" if path == image else Path(path).name):
+                answer: dict[str, Any] = super().infer({**request, "image": path}, store)
             if request.get("save_label") and path != image and answer["file"]:
                 what = {"model": request["model"], "params": answer["params"]}
                 answer["label"] = store.save_result(image, answer["file"], request.get("label_tag", "original"), what)
@@ -213,31 +211,6 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         with readable_errors():
             return super().train(request)  # type: ignore[no-any-return]
 
-    def check_task(self, method: str, request: Mapping[str, Any]) -> None:
-        """Refuse a background task that cannot succeed.
-
-        Args:
-            method: "train", "scoring" or "batch_infer".
-            request: of the task.
-
-        Raises:
-            HTTPException: there is no such task or image, no model yet to look with, or an option is wrong.
-        """
-        with readable_errors():
-            check_known(method, request, self._trainers if method == "train" else self._scoring_methods)
-            self._refuse_a_queue(method)
-            if method == "train":
-                self._require("model", request, self._trainers)
-                self._trainers[request["model"]].check(request, self.datastore())
-                return
-            if method == "scoring":
-                self._require("method", request, self._scoring_methods)
-                device_of(request)
-            else:
-                self._require("model", request, self._infers)
-                check_batch_options(request, self.datastore().list_images())
-            self.models.require()
-
     def server_mode(self, mode: bool) -> None:
         """Note that this process is the server; see `MONAILabelApp.server_mode`."""
         super().server_mode(mode)
@@ -245,7 +218,9 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             from monailabel.app import app  # which imports this one's server settings
 
             note_server()
-            check_before_start(self.check_task)
+            check_before_start(
+                TaskCheck(self._infers, self._trainers, self._scoring_methods, self.models, self.datastore)
+            )
             close_door(app, rules_of(self.conf, self.studies, self.app_dir, self._has_image))
 
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
@@ -271,7 +246,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             except requests.RequestException as error:
                 _logger.warning(f"The server cannot be asked for scores, they are made at its next start: {error}")
                 return {}
-        waiting = {t["request"].get("method") for t in tasks("scoring") if t["status"] in ("SUBMITTED", "RUNNING")}
+        waiting = {request.get("method") for request in waiting_tasks("scoring")}
         return {name: super(AnomalyApp, self).async_scoring(name, params) for name in stale if name not in waiting}
 
     def on_init_complete(self) -> None:
@@ -287,17 +262,15 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         if newest and self.presets:
             _logger.warning("The presets are not used: this app has a model, whose options hold on.")
         if newest and strtobool(self.conf.get("preload", "true")):
-            for device in device_map().values():
-                self.models.open(newest, device)
-            load_writer()
+            self.pipeline.load(newest)
         scores = self._auto_update_scoring and not self._is_remote
         self._auto_update_scoring = False
         super().on_init_complete()
         self._auto_update_scoring = scores
         if scores:
-            timer = threading.Timer(_SCORING_DELAY, self.async_scoring, [None])
-            timer.daemon = True
-            timer.start()
+            call_later(_SCORING_DELAY, lambda: self.async_scoring(None))
+        if not is_task():  # of what was made since too
+            keep_log_discreet()
 
     def cleanup_sessions(self) -> None:
         """Remove expired sessions, and temporary files that were left behind; MONAI Label calls it every 5 minutes."""
@@ -314,11 +287,6 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
     def _has_image(self, image: str) -> bool:
         return image in self.datastore().list_images()
 
-    def _refuse_a_queue(self, method: str) -> None:
-        waiting = [task for task in tasks(method) if task["status"] in ("SUBMITTED", "RUNNING")]
-        if len(waiting) >= _QUEUE.get(method, 1):
-            raise HTTPException(429, detail=f"A task of {method} runs or waits. Wait for its end, or stop it (DELETE).")
-
     def _init_dicomweb_datastore(self) -> Datastore:
         """MONAI Label's datastore, in which an empty final label is possible."""
         made = super()._init_dicomweb_datastore()
@@ -327,11 +295,6 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
 
     def _download_dcmqi_tools(self) -> None:
         """Nothing is downloaded: the tools of the package dcmqi are used if it is installed."""
-
-    def _require(self, kind: str, request: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-        name = request.get(kind)
-        if name not in known:
-            raise HTTPException(404, detail=f"There is no {kind} {name!r}. Choose one of {', '.join(known)}.")
 
     def _step_back(self) -> None:
         if not self._server_mode and hasattr(os, "nice"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from monailabel.utils.async_tasks.task import AsyncTask
 
-__all__ = ["check_before_start", "is_orphan", "is_task", "note_server"]
+__all__ = ["call_later", "check_before_start", "is_orphan", "is_task", "note_server"]
 
 _logger = logging.getLogger(__name__)
 
@@ -39,6 +40,18 @@ def check_before_start(check: Callable[[str, Mapping[str, Any]], None]) -> None:
         return _run(method, request, params, force_sync, enqueue)
 
     AsyncTask.run = staticmethod(checked)
+
+
+def call_later(seconds: float, function: Callable[[], object]) -> None:
+    """Call a function in a thread that does not keep the process alive.
+
+    Args:
+        seconds: from now.
+        function: to call.
+    """
+    timer = threading.Timer(seconds, function)
+    timer.daemon = True
+    timer.start()
 
 
 def note_server() -> None:

@@ -15,7 +15,7 @@ from fastapi import HTTPException
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import LabelNotFoundException
 
-from aeflow_monai.label.names import check_image_id, shown
+from aeflow_monai.label.names import check_image_id, quoted
 from aeflow_monai.label.submissions import check_label
 from aeflow_monai.label.temporary import removing_upload
 
@@ -118,7 +118,7 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
         with self._turn, removing_upload(image_filename):
             file = Path(self._datastore.image_path(), image_id + self._to_id(image_filename)[1])
             if image_id in self._datastore.objects or file.exists():
-                raise HTTPException(409, detail=f"There is an image {shown(image_id)} already. Choose another name.")
+                raise HTTPException(409, detail=f"There is an image {quoted(image_id)} already. Choose another name.")
             return str(super().add_image(image_id, image_filename, image_info))
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -149,7 +149,7 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
         """
         with self._turn:
             if not Path(self.get_label_uri(label_id, label_tag)).is_file():
-                raise LabelNotFoundException(f"There is no label {shown(label_tag)} of the image {shown(label_id)}.")
+                raise LabelNotFoundException(f"There is no label {quoted(label_tag)} of the image {quoted(label_id)}.")
             super().remove_label(label_id, label_tag)
             self.refresh()
 

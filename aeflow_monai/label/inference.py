@@ -16,6 +16,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferType
 from monailabel.tasks.infer.basic_infer import BasicInferTask
 from monailabel.transform.post import Restored
 from monailabel.transform.writer import Writer, write_itk
+from monailabel.utils.others.generic import device_map
 
 from aeflow_monai.engine.model import Model
 from aeflow_monai.engine.stored_model import model_path
@@ -41,6 +42,16 @@ class Pipeline:
     def __init__(self, models: ModelStore) -> None:
         self.models = models
         self.lock = threading.RLock()
+
+    def load(self, version: int) -> None:
+        """Load what the first answer would wait for.
+
+        Args:
+            version: of the model.
+        """
+        for device in device_map().values():
+            self.models.open(version, device)
+        load_writer()
 
 
 class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]

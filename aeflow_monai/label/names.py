@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-import unicodedata
 from typing import Any
+
+from aeflow_monai.errors import is_unsafe, shown
 
 __all__ = [
     "check_image_id",
@@ -15,6 +16,7 @@ __all__ = [
     "check_values",
     "check_word",
     "parse_object",
+    "quoted",
 ]
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -42,7 +44,7 @@ def check_image_id(name: str) -> None:
         ValueError: There is no image '../../etc/passwd': a name has no '/'. Choose an image of the studies.
     """
     if fault := _fault(name):
-        raise ValueError(f"There is no image {shown(name)}: a name {fault}. Choose an image of the studies.")
+        raise ValueError(f"There is no image {quoted(name)}: a name {fault}. Choose an image of the studies.")
 
 
 def check_word(kind: str, name: str) -> None:
@@ -57,7 +59,7 @@ def check_word(kind: str, name: str) -> None:
     """
     if not _WORD.fullmatch(name) or ".." in name:
         raise ValueError(
-            f"Expected a {kind} of 1 to 64 letters, digits, '.', '-' and '_'; got {shown(name)}. Correct the request."
+            f"Expected a {kind} of 1 to 64 letters, digits, '.', '-' and '_'; got {quoted(name)}. Correct the request."
         )
 
 
@@ -69,7 +71,7 @@ def check_session_id(name: str) -> None:
     """
     if not is_session_id(name):
         raise ValueError(
-            f"Expected the id of a session, as `PUT /session/` answers it; got {shown(name)}. Begin a new session."
+            f"Expected the id of a session, as `PUT /session/` answers it; got {quoted(name)}. Begin a new session."
         )
 
 
@@ -86,7 +88,7 @@ def check_upload_name(name: str, suffixes: tuple[str, ...]) -> str:
 
     Args:
         name: as the request has it.
-        suffixes: one of which it ends with, in any case; "" for none.
+        suffixes: one of which it ends with, in any case.
 
     Returns:
         What follows the last separator.
@@ -101,10 +103,9 @@ def check_upload_name(name: str, suffixes: tuple[str, ...]) -> str:
     parts = re.split(r"[/\\]", name)
     fault = "has no '..'" if ".." in parts else _fault(parts[-1])
     if fault:
-        raise ValueError(f"Expected a file to upload; got one named {shown(name)}: a name {fault}. Rename the file.")
-    known = [suffix for suffix in suffixes if suffix]
-    if not parts[-1].lower().endswith(tuple(known)) and not ("" in suffixes and "." not in parts[-1]):
-        raise ValueError(f"Expected a file of {', '.join(known)}; got {shown(parts[-1])}. Convert the file.")
+        raise ValueError(f"Expected a file to upload; got one named {quoted(name)}: a name {fault}. Rename the file.")
+    if not parts[-1].lower().endswith(suffixes):
+        raise ValueError(f"Expected a file of {', '.join(suffixes)}; got {quoted(parts[-1])}. Convert the file.")
     return parts[-1]
 
 
@@ -113,7 +114,7 @@ def parse_object(name: str, text: str | bytes) -> dict[str, Any]:
 
     Args:
         name: of the field, for the message.
-        text: empty or "null" for none.
+        text: empty for none.
 
     Raises:
         ValueError: it is no JSON, no object, or has a value that is refused.
@@ -121,13 +122,11 @@ def parse_object(name: str, text: str | bytes) -> dict[str, Any]:
     if not text.strip():
         return {}
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"Expected a JSON object as {name}; got what is no JSON. Correct the request.") from error
-    if content is None:
-        return {}
     if not isinstance(content, dict):
-        raise ValueError(f"Expected a JSON object as {name}; got {type(content).__name__}. Correct the request.")
+        raise ValueError(f"Expected a JSON object as {name}; got {quoted(json.dumps(content))}. Correct the request.")
     check_values(content)
     return content
 
@@ -140,17 +139,17 @@ def check_values(value: Any, depth: int = 0) -> None:
         depth: how deep it lies.
 
     Raises:
-        ValueError: a text has characters that are not printed or more than 4096 of them; or lists and objects lie
-            more than 8 deep.
+        ValueError: a text has characters that are not printed or more than 4096 of them; a number is not finite or has
+            more than 18 digits; or lists and objects lie more than 8 deep.
     """
     if depth > _MAX_DEPTH:
         raise ValueError(f"Expected options that lie at most {_MAX_DEPTH} deep; got more. Correct the request.")
     if isinstance(value, str):
         if len(value) > _MAX_TEXT:
             raise ValueError(f"Expected a text of at most {_MAX_TEXT} characters; got {len(value)}.")
-        if not_printed(value):
+        if _is_unsafe(value):
             raise ValueError(
-                f"Expected a text of characters that are printed; got {shown(value)}. Correct the request."
+                f"Expected a text of characters that are printed; got {quoted(value)}. Correct the request."
             )
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -159,30 +158,40 @@ def check_values(value: Any, depth: int = 0) -> None:
     elif isinstance(value, list):
         for item in value:
             check_values(item, depth + 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("Expected finite numbers; got one that is larger than any. Correct the request.")
     elif isinstance(value, int) and math.log10(abs(value) + 1) > 18:
         raise ValueError("Expected numbers of at most 18 digits. Correct the request.")
 
 
-def shown(value: object) -> str:
-    """A value as a message repeats it: quoted, escaped and not endless."""
+def quoted(value: object) -> str:
+    r"""A value of a request as a message repeats it: in quotes, as `aeflow_monai.errors.shown`, and not endless.
+
+    Args:
+        value: of a request.
+
+    Example:
+        >>> print(quoted("a\nb"))
+        'a\nb'
+    """
     text = str(value)
-    return ascii(text if len(text) <= _SHOWN else text[:_SHOWN] + "...") if not_printed(text) else _quoted(text)
+    return f"'{shown(text[:_SHOWN])}{'...' if len(text) > _SHOWN else ''}'"
 
 
-def not_printed(text: str) -> bool:
-    """Whether there are control characters, separators of lines, marks of direction or halves of surrogates."""
-    return any(unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") for char in text)
+def _refuse_constant(name: str) -> None:
+    """NaN and infinities, which Python reads and writes, but no JSON has, and answers with them fail."""
+    raise ValueError(name)
 
 
-def _quoted(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+def _is_unsafe(text: str) -> bool:
+    return any(map(is_unsafe, text))
 
 
 def _fault(name: str) -> str:
     """What a name would have to be like that this one is not; empty if nothing is wrong."""
     if not name.strip():
         return "is not empty"
-    if not_printed(name):
+    if _is_unsafe(name):
         return "has characters that are printed, and no others"
     if separators := [char for char in "/\\" if char in name]:
         return f"has no '{separators[0]}'"

@@ -13,7 +13,7 @@ import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.others.generic import name_to_device
 
-from aeflow_monai.label.names import check_image_id, check_word, shown
+from aeflow_monai.label.names import check_image_id, check_word, quoted
 from aeflow_monai.output.viewer import CALIBRATED, parse_threshold
 
 __all__ = [
@@ -54,6 +54,7 @@ _KNOWN = {
     "activelearning": ("strategy", "label_tag", "labels"),
 }
 _CHOICES = ("all", "labeled", "unlabeled")
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 _GPUS = re.compile(r"all|\d+(,\d+)*")
 
 
@@ -93,7 +94,7 @@ def check_infer_options(request: Mapping[str, Any]) -> None:
     for name, known in (("result_extension", EXTENSIONS), ("result_dtype", DTYPES)):
         value = request.get(name)
         if value and value not in known:
-            raise ValueError(f"Expected a {name} of {', '.join(known)}; got {shown(value)}.")
+            raise ValueError(f"Expected a {name} of {', '.join(known)}; got {quoted(value)}.")
     device_of(request)
 
 
@@ -113,7 +114,7 @@ def check_batch_options(request: Mapping[str, Any], images: Collection[str]) -> 
         if unknown := [image for image in chosen if not isinstance(image, str) or image not in images]:
             raise ValueError(_no_image(unknown[0]))
     elif str(getattr(chosen, "value", chosen)) not in _CHOICES:
-        raise ValueError(f"Expected {', '.join(_CHOICES)} or a list of images as images; got {shown(chosen)}.")
+        raise ValueError(f"Expected {', '.join(_CHOICES)} or a list of images as images; got {quoted(chosen)}.")
     for name in _BATCH:
         value = request.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
@@ -132,16 +133,18 @@ def check_known(kind: str, request: Mapping[str, Any], names: Collection[str] = 
         ValueError: names the option and those that there are.
     """
     known = (*_OF_ALL, *_KNOWN[kind])
+    if request.get("logging") is not None and str(request["logging"]).upper() not in _LEVELS:
+        raise ValueError(f"Expected a logging of {', '.join(_LEVELS)}; got {quoted(request['logging'])}.")
     if unknown := [
         name for name in request if name not in known and not (name in names and _is_options(request[name]))
     ]:
-        raise ValueError(f"There is no option {shown(unknown[0])}. Choose among {', '.join(sorted(known))}.")
+        raise ValueError(f"There is no option {quoted(unknown[0])}. Choose among {', '.join(sorted(known))}.")
     for name in ("model", "method", "strategy", "label_tag"):
         if request.get(name) is not None:
             check_word(name, str(request[name]))
     gpus = request.get("gpus")
     if gpus and not (isinstance(gpus, str) and _GPUS.fullmatch(gpus)):
-        raise ValueError(f"Expected 'all' or numbers such as '0,1' for the option gpus; got {shown(gpus)}.")
+        raise ValueError(f"Expected 'all' or numbers such as '0,1' for the option gpus; got {quoted(gpus)}.")
 
 
 def is_confirmed(request: Mapping[str, Any]) -> bool:
@@ -178,7 +181,7 @@ def image_path(image: Any, datastore: Datastore, folders: Collection[str | Path]
             f"The series {image!r} cannot be fetched ({type(error).__name__}). Is it there, and does the DICOMweb "
             "server answer?"
         ) from error
-    if not found:
+    if not found or not Path(found).is_file():  # it was there when the folder was listed
         raise ValueError(_no_image(image))
     return str(found)
 
@@ -188,7 +191,7 @@ def _is_options(value: Any) -> bool:
 
 
 def _no_image(image: Any) -> str:
-    return f"There is no image {shown(image)} among the studies. Choose another, or put its file there."
+    return f"There is no image {quoted(image)} among the studies. Choose another, or put its file there."
 
 
 def training_options(request: Mapping[str, Any]) -> dict[str, Any]:

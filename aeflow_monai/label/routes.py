@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from aeflow_monai.label.names import check_image_id, check_session_id, check_word, shown
+from aeflow_monai.label.names import check_image_id, check_session_id, check_word, quoted
 
 __all__ = ["NotOffered", "Route", "check_query", "find_route"]
 
 
-class NotOffered(Exception):
+class NotOffered(ValueError):
     """A request that this server does not answer.
 
     Attributes:
-        status: of HTTP: 403, 404, 405, 413, 414 or 415.
+        status: of HTTP: 400, 403, 404, 405, 413, 414 or 415.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -42,7 +42,7 @@ class Route(NamedTuple):
 
 
 _OFFERED = (
-    Route(("GET",), r"|/docs|/openapi\.json|/favicon\.ico|/info|/auth|/auth/token/valid"),
+    Route(("GET",), r"/openapi\.json|/favicon\.ico|/info|/auth|/auth/token/valid"),
     Route(("GET",), r"/static(/[\w-][\w.-]*)+|/ohif(/[\w-][\w.-]*)*"),
     # DICOMweb: listing and reading, as OHIF asks
     Route(("GET",), r"/proxy/dicom/(qido|wado)/(studies|series|instances)(/[\w-][\w.,-]*)*"),
@@ -75,6 +75,13 @@ class _Refusal(NamedTuple):
 
 # What MONAI Label has beside these, and what to do in its place. The first that fits is said.
 _REFUSED = (
+    _Refusal(
+        "GET",
+        r"|/docs",
+        403,
+        "This page would run scripts of another site in the place of the server's own. Open /ohif/, or see "
+        "docs/monai_label.md and GET /openapi.json.",
+    ),
     _Refusal(
         "PUT",
         r"/model/.*",
@@ -137,8 +144,8 @@ def find_route(method: str, path: str) -> Route:
                 _check(kind, name)
         return route
     if allowed:
-        raise NotOffered(405, f"Expected {' or '.join(allowed)} at this address; got {shown(method)}.")
-    raise NotOffered(404, f"There is nothing at {shown(path)}.")
+        raise NotOffered(405, f"Expected {' or '.join(allowed)} at this address; got {quoted(method)}.")
+    raise NotOffered(404, f"There is nothing at {quoted(path)}.")
 
 
 def check_query(pairs: Iterable[tuple[str, str]]) -> None:

@@ -56,7 +56,8 @@ def rules_of(conf: Mapping[str, str], studies: str, app_dir: str, has_image: Cal
     told = [*conf.get("origins", "").split(","), *map(str, settings.MONAI_LABEL_CORS_ORIGINS)]
     # with those of Python, its libraries and the user, which no answer needs to name
     places = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), str(Path.home()), tempfile.gettempdir()]
-    folders = [Path(place) for place in [*places, app_dir, *([] if is_remote else [studies])]]
+    given = [conf[name] for name in ("model",) if conf.get(name)]
+    folders = [Path(place) for place in [*places, app_dir, *given, *([] if is_remote else [studies])]]
     listed = [pattern.removeprefix("*") for pattern in settings.MONAI_LABEL_DATASTORE_FILE_EXT]
     return Rules(
         origins=tuple(parse_origin(origin.strip()) for origin in told if origin.strip()),

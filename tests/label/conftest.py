@@ -17,6 +17,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from asking import CASE, MEGABYTES, ORIGIN, OUTSIDE
+from outputs import contents
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -235,5 +237,47 @@ def audit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
         "AUDIT_LOG": str(folder / "log"),
         "HOME": str(folder / "home"),
+        # which the import of torch makes, before anything of this package runs
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "home/.cache/torchinductor"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+
+
+@pytest.fixture(scope="session")
+def guarded_studies(make_studies: Callable[[], Path]) -> Path:
+    """The studies of `guarded`, with names that no request can have, and a file outside."""
+    folder = make_studies()
+    (folder.parent / "outside").mkdir(exist_ok=True)
+    (folder.parent / "outside/secret.nii.gz").write_text(OUTSIDE)
+    shutil.copy(folder / f"{CASE}.nii.gz", folder / "UPPER.NII.GZ")
+    for name in ("a\nINFO forged.png", os.fsdecode(b"\xff.png"), ".hidden.png"):
+        shutil.copy(folder / "picture.png", folder / name)
+    shutil.copy(folder / f"{CASE}.nii.gz", folder / "twin.nii.gz")
+    nib.save(nib.load(folder / "test_normal_000.nii.gz"), folder / "twin.nii")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def guarded(guarded_studies: Path, make_server: Callable[..., Any]) -> Iterator[Any]:
+    """A server that whoever may ask, shared by all who attack it; garbage lies where its models and sessions are."""
+    options = ("--origin", ORIGIN, "--max-upload-mb", str(MEGABYTES))
+    server = make_server(guarded_studies, *options, MONAI_LABEL_AUTO_UPDATE_SCORING="false")
+    server.folder.joinpath("app/model/v7").mkdir(parents=True)  # garbage that is there before the start
+    for garbage in ("app/model/v7/models", "app/model/v8/models", "app/sessions/garbage"):
+        server.folder.joinpath(garbage).mkdir(parents=True)
+    for file in ("v7/models/model.pt", "model.pt", "v9", "train_stats.json", "evaluation.json"):
+        server.folder.joinpath("app/model", file).write_bytes(b"garbage")
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def nothing_is_written(guarded: Any, guarded_studies: Path) -> Iterator[None]:
+    """Whatever a test asks for, all that lies outside of the studies and the app stays as it is."""
+    outside = guarded_studies.parent / "outside"
+    before = contents(outside)
+    yield
+    assert contents(outside) == before
+    assert (guarded.folder / "app/main.py").is_file()
+    assert guarded.ask("/info/")[0] == 200  # it lives on

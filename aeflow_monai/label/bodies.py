@@ -1,0 +1,170 @@
+"""Bodies of requests: read up to a limit, checked by what they are, and given to MONAI Label once more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import IO, Any
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope
+
+from aeflow_monai.label.names import check_upload_name, check_values, parse_object, quoted
+from aeflow_monai.label.routes import NotOffered, Route, check_query
+from aeflow_monai.label.rules import Rules
+
+__all__ = ["MAX_JSON", "check_body", "check_info", "is_ambiguous", "read_body", "replay"]
+
+MAX_JSON = 2**20
+_CHUNK = 2**16
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+# What an image's or label's info has from the app or MONAI Label, and no client sets.
+_OWN_INFO = ("name", "ts", "path", "checksum", "strategy", "marked_normal", "user")
+# What an infer request says in its address or by its upload.
+_OWN_OPTIONS = ("image", "label", "session")
+
+
+def is_ambiguous(scope: Scope) -> bool:
+    """Whether a request says its length twice, so that a proxy may take its end for the beginning of another one.
+
+    Args:
+        scope: of the request, see ASGI.
+    """
+    headers = Headers(scope=scope)
+    return "content-length" in headers and "transfer-encoding" in headers
+
+
+async def read_body(scope: Scope, receive: Receive, body: IO[bytes], limit: int) -> None:
+    """Read a request's body.
+
+    Args:
+        scope: of the request, see ASGI.
+        receive: gives its parts.
+        body: is written to.
+        limit: bytes that it may have.
+
+    Raises:
+        NotOffered: it is larger.
+        ValueError: it is cut.
+    """
+    length = Headers(scope=scope).get("content-length", "0")
+    if not length.isdecimal() or int(length) > limit:
+        raise _too_large(limit)
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ValueError("The request ended before its body did.")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        body.write(chunk)
+        if not message.get("more_body", False):
+            return
+
+
+async def check_body(scope: Scope, route: Route, path: str, body: IO[bytes], rules: Rules) -> bool:
+    """Refuse a body that is not what its route takes.
+
+    Args:
+        scope: of the request, see ASGI.
+        route: of the request.
+        path: of the request.
+        body: as it was read.
+        rules: what the server was told.
+
+    Returns:
+        Whether it has an upload.
+
+    Raises:
+        NotOffered: it is of another type.
+        ValueError: with what is wrong in it.
+    """
+    kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
+    if not body.seek(0, os.SEEK_END):
+        return False
+    if route.body == "json":
+        if kind != "application/json":
+            raise NotOffered(415, f"Expected a body of application/json; got {quoted(kind)}.")
+        body.seek(0)
+        parse_object("the body", body.read())
+        return False
+    if kind not in _FORMS:
+        raise NotOffered(415, f"Expected a body of {' or '.join(_FORMS)}; got {quoted(kind)}.")
+    request = Request(scope, replay(body, _nothing))
+    async with request.form(max_files=50, max_fields=50) as form:
+        return _check_form(route, path, form.multi_items(), rules)
+
+
+def check_info(path: str, content: Mapping[str, Any]) -> None:
+    """Refuse entries of a form's JSON that are the server's own: what it knows of an image, and which one is meant.
+
+    Args:
+        path: of the request.
+        content: of the field "params" or "info".
+
+    Raises:
+        ValueError: names the entry.
+    """
+    if path.startswith("/datastore"):
+        own = [key for key in content if key in _OWN_INFO or key.startswith("anomaly_")]
+    else:
+        own = [key for key in content if key in _OWN_OPTIONS]
+    if own:
+        raise ValueError(f"The entry {quoted(own[0])} is the server's own. Leave it out.")
+
+
+def replay(body: IO[bytes], receive: Receive) -> Receive:
+    """Give a body that was read once more, then what comes.
+
+    Args:
+        body: as it was read.
+        receive: gives what comes behind it.
+    """
+    size, sent, is_over = body.seek(0, os.SEEK_END), 0, False
+
+    async def again() -> Message:
+        nonlocal sent, is_over
+        if is_over:
+            return await receive()
+        body.seek(sent)
+        chunk = body.read(_CHUNK)
+        sent += len(chunk)
+        is_over = sent >= size
+        return {"type": "http.request", "body": chunk, "more_body": not is_over}
+
+    return again
+
+
+def _check_form(route: Route, path: str, items: list[tuple[str, UploadFile | str]], rules: Rules) -> bool:
+    uploads = 0
+    for field, value in items:
+        if isinstance(value, UploadFile):
+            if field not in route.uploads:
+                raise ValueError(f"Expected no file {quoted(field)} in this request. Leave it out.")
+            _check_upload(path, value.filename or "", rules)
+            uploads += 1
+        elif field in ("params", "info"):
+            check_info(path, parse_object(field, value))
+        else:
+            check_query([(field, value)])
+            check_values({field: value})
+    if uploads > 1:
+        raise ValueError(f"Expected one file; got {uploads}. Convert a series of slices to one volume, as NIfTI.")
+    return uploads > 0
+
+
+def _check_upload(path: str, filename: str, rules: Rules) -> None:
+    name = check_upload_name(filename, rules.suffixes)
+    if path.startswith("/session") and name != filename:
+        raise ValueError(f"Expected the name of a file without its folder; got {quoted(filename)}.")
+
+
+def _too_large(limit: int) -> NotOffered:
+    return NotOffered(413, f"Expected a request of at most {limit} bytes. Send less, or start with --max-upload-mb.")
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}

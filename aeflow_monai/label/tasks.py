@@ -1,0 +1,93 @@
+"""Background tasks that requests begin: refused before they start, if they cannot succeed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import HTTPException
+from monailabel.interfaces.datastore import Datastore
+from monailabel.utils.async_tasks.utils import tasks
+
+from aeflow_monai.label.answers import readable_errors
+from aeflow_monai.label.models import ModelStore
+from aeflow_monai.label.names import quoted
+from aeflow_monai.label.options import check_batch_options, check_known, device_of
+
+__all__ = ["TaskCheck", "require_known", "waiting_tasks"]
+
+_QUEUE = {"scoring": 8}  # tasks that may wait for their turn, with the one that runs; of other kinds one
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """Refuses a background task that cannot succeed.
+
+    Args:
+        infers: tasks by name.
+        trainers: train tasks by name.
+        scoring_methods: by name.
+        models: of which the newest is used.
+        datastore: gives the images.
+    """
+
+    infers: Mapping[str, Any]
+    trainers: Mapping[str, Any]
+    scoring_methods: Mapping[str, Any]
+    models: ModelStore
+    datastore: Callable[[], Datastore]
+
+    def __call__(self, method: str, request: Mapping[str, Any]) -> None:
+        """Check one request.
+
+        Args:
+            method: "train", "scoring" or "batch_infer".
+            request: of the task.
+
+        Raises:
+            HTTPException: there is no such task or image, no model yet to look with, or an option is wrong; or as
+                many tasks wait as may.
+        """
+        with readable_errors():
+            check_known(method, request, self.trainers if method == "train" else self.scoring_methods)
+            if len(waiting_tasks(method)) >= _QUEUE.get(method, 1):
+                raise HTTPException(
+                    429, detail=f"A task of {method} runs or waits. Wait for its end, or stop it (DELETE)."
+                )
+            if method == "train":
+                require_known("model", request, self.trainers)
+                self.trainers[request["model"]].check(request, self.datastore())
+                return
+            if method == "scoring":
+                require_known("method", request, self.scoring_methods)
+                device_of(request)
+            else:
+                require_known("model", request, self.infers)
+                check_batch_options(request, self.datastore().list_images())
+            self.models.require()
+
+
+def waiting_tasks(method: str) -> list[dict[str, Any]]:
+    """Requests of the tasks that run or wait for their turn.
+
+    Args:
+        method: "train", "scoring" or "batch_infer".
+    """
+    return [dict(task["request"]) for task in tasks(method) if task["status"] in ("SUBMITTED", "RUNNING")]
+
+
+def require_known(kind: str, request: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Refuse a request for what there is not.
+
+    Args:
+        kind: "model" or "method".
+        request: that names one.
+        known: by name.
+
+    Raises:
+        HTTPException: with the names that there are.
+    """
+    name = request.get(kind)
+    if name not in known:
+        raise HTTPException(404, detail=f"There is no {kind} {quoted(name)}. Choose one of {', '.join(known)}.")
