@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import requests
 from fastapi import HTTPException
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from starlette.exceptions import HTTPException as AnyHTTPException
@@ -70,6 +71,8 @@ def status_of(error: Exception) -> int:
         return 404
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         return 507
+    if isinstance(cause, requests.RequestException):
+        return 502
     return 400 if isinstance(cause, _OF_THE_REQUEST) else 500
 
 
@@ -87,6 +90,9 @@ def message_of(error: Exception) -> str:
         message = str(cause.detail)
     elif isinstance(cause, MONAILabelException):
         message = str(getattr(cause, "msg", cause))
+    elif isinstance(cause, requests.RequestException):
+        kind = type(cause).__name__
+        message = f"The DICOMweb server does not answer as one should ({kind}). Is it there, and is its address right?"
     else:
         message = describe_error(error)
     return _BYTES.sub("", message)

@@ -24,7 +24,7 @@ from monailabel.utils.others.generic import file_checksum, strtobool
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.label.answers import readable_errors
-from aeflow_monai.label.background import call_later, check_before_start, is_task, note_server
+from aeflow_monai.label.background import call_later, check_before_start, note_server
 from aeflow_monai.label.batch import GuardedBatchInfer
 from aeflow_monai.label.dicomweb import AnomalyDicomDatastore
 from aeflow_monai.label.door import close_door
@@ -74,8 +74,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str] | None) -> None:
         conf = dict(conf or {})
-        if not is_task():  # whose lines are in its status
-            keep_log_discreet()
+        keep_log_discreet()
         self._is_remote = studies.startswith(("http://", "https://"))
         keep_writes_inside(Path(app_dir))
         keep_freed_memory()
@@ -269,8 +268,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         self._auto_update_scoring = scores
         if scores:
             call_later(_SCORING_DELAY, lambda: self.async_scoring(None))
-        if not is_task():  # of what was made since too
-            keep_log_discreet()
+        keep_log_discreet()  # of what was made since too
 
     def cleanup_sessions(self) -> None:
         """Remove expired sessions, and temporary files that were left behind; MONAI Label calls it every 5 minutes."""
@@ -291,6 +289,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """MONAI Label's datastore, in which an empty final label is possible."""
         made = super()._init_dicomweb_datastore()
         made.__class__ = AnomalyDicomDatastore  # which adds no state; MONAI Label has no other way to choose a class
+        made.answer_at_once()
         return made
 
     def _download_dcmqi_tools(self) -> None:

@@ -99,19 +99,24 @@ async def check_body(scope: Scope, route: Route, path: str, body: IO[bytes], rul
 
 
 def check_info(path: str, content: Mapping[str, Any]) -> None:
-    """Refuse entries of a form's JSON that are the server's own: what it knows of an image, and which one is meant.
+    """Refuse entries of a form's JSON that are the server's own, or that MONAI Label could not read.
+
+    Its own is what it knows of an image, and which one is meant.
 
     Args:
         path: of the request.
         content: of the field "params" or "info".
 
     Raises:
-        ValueError: names the entry.
+        ValueError: names the entry; or the labels are not described by objects.
     """
     if path.startswith("/datastore"):
         own = [key for key in content if key in _OWN_INFO or key.startswith("anomaly_")]
     else:
         own = [key for key in content if key in _OWN_OPTIONS]
+    labels = content.get("label_info") or []
+    if not isinstance(labels, list) or not all(isinstance(label, dict) for label in labels):
+        raise ValueError(f"Expected a list of objects as label_info; got {quoted(labels)}. Correct the request.")
     if own:
         raise ValueError(f"The entry {quoted(own[0])} is the server's own. Leave it out.")
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from aeflow_monai.label.answers import log_error, message_of, status_of
 from aeflow_monai.label.bodies import MAX_JSON, check_body, is_ambiguous, read_body, replay
 from aeflow_monai.label.callers import check_caller
+from aeflow_monai.label.dicomweb import require_converter
 from aeflow_monai.label.exits import Exit, path_of
 from aeflow_monai.label.names import check_values, quoted
 from aeflow_monai.label.routes import NotOffered, Route, check_query, find_route
@@ -84,7 +85,13 @@ class Door:
                 await read_body(scope, receive, body, limit)
                 has_upload = await check_body(scope, route, path, body, self.rules)
             check_infer(path, query, has_upload, self.rules.is_remote)
-            await self.app(scope, replay(body, receive), exit_.send)
+            try:
+                await self.app(scope, replay(body, receive), exit_.send)
+            except RuntimeError as error:
+                if ("output", "dicom_seg") not in query or "does not exist" not in str(error):
+                    raise
+                # MONAI Label makes no file then, and sends it all the same
+                raise ValueError("The mask is empty, and a DICOM SEG cannot be. Ask for output=image.") from None
 
     def _check_names(self, route: Route, method: str, path: str, query: list[tuple[str, str]]) -> None:
         check_query(query)
@@ -112,7 +119,7 @@ def check_infer(path: str, query: list[tuple[str, str]], has_upload: bool, is_re
         is_remote: whether the studies are a DICOMweb server's.
 
     Raises:
-        ValueError: with what is missing.
+        ValueError: with what is missing, such as the converter.
     """
     if not path.startswith("/infer/"):
         return
@@ -120,6 +127,8 @@ def check_infer(path: str, query: list[tuple[str, str]], has_upload: bool, is_re
         raise ValueError("Expected an image: name one of the studies, or a session, or upload a file.")
     if ("output", "dicom_seg") in query and (has_upload or not is_remote):
         raise ValueError("DICOM SEG is for series of a DICOMweb server. Leave the output away.")
+    if ("output", "dicom_seg") in query:
+        require_converter()
 
 
 def _is_folder_of_ohif(path: str) -> bool:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 
 from aeflow_monai.errors import shown
+from aeflow_monai.label.background import is_task
 
 __all__ = ["keep_log_discreet"]
 
-# Whose lines name no files. Those of MONAI Label and of readers do; those of a task's process are in its status.
+# Whose lines name no files. Those of MONAI Label and of readers do.
 _DISCREET = ("aeflow_monai", "uvicorn")
 
 
 def keep_log_discreet() -> None:
-    """Have each message on one line, and leave file names out unless the level is DEBUG."""
+    """Have each message on one line, and leave file names out unless the level is DEBUG; not in a task's process."""
+    if is_task():  # whose lines are in its status
+        return
     has_details = logging.getLogger().level <= logging.DEBUG
     if not has_details:
         logging.captureWarnings(True)  # which else are printed, whatever they name

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import requests
 import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.others.generic import name_to_device
@@ -164,7 +163,7 @@ def image_path(image: Any, datastore: Datastore, folders: Collection[str | Path]
         Its path.
 
     Raises:
-        ValueError: there is no such image, or it cannot be fetched.
+        ValueError: there is no such image.
     """
     if not isinstance(image, str) or not image:
         raise ValueError("Expected an image of the studies, an upload, or a session that has not expired; got none.")
@@ -174,13 +173,7 @@ def image_path(image: Any, datastore: Datastore, folders: Collection[str | Path]
             return image
         raise ValueError(_no_image(path.name))
     check_image_id(image)
-    try:
-        found = datastore.get_image_uri(image)
-    except (IndexError, KeyError, requests.RequestException) as error:  # as a DICOMweb server happens to answer
-        raise ValueError(
-            f"The series {image!r} cannot be fetched ({type(error).__name__}). Is it there, and does the DICOMweb "
-            "server answer?"
-        ) from error
+    found = datastore.get_image_uri(image)
     if not found or not Path(found).is_file():  # it was there when the folder was listed
         raise ValueError(_no_image(image))
     return str(found)

@@ -17,6 +17,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from asking import ask, form, params, refused
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 
@@ -131,7 +132,19 @@ def test_series_are_scored_marked_normal_and_trained_on(
     answer, original = (nib.as_closest_canonical(nib.load(file)) for file in (path, source))
     assert answer.shape == original.shape
     np.testing.assert_allclose(answer.affine, original.affine, atol=1e-4)
-    assert "cannot be fetched" in server.refusal("infer", "anomaly_mask", "1.2.3", {})
+    assert "There is no series '1.2.3'" in server.refusal("infer", "anomaly_mask", "1.2.3", {})
+    for method, path in (
+        *(("GET", "image?image"), ("GET", "label?tag=final&label"), ("DELETE", "label?tag=final&id")),
+        *(("PUT", "label?image"), ("PUT", "image/info?image")),
+    ):
+        files = [("label", "label.nii.gz", b"no label")] if path == "label?image" else [("info", None, b"{}")]
+        answer = ask(server, method, f"/datastore/{path}=1.2.3", **(form(*files) if method == "PUT" else {}))
+        assert "1.2.3" in refused(answer, 404)
+    seg = f"/infer/anomaly_mask?image={series['test_abnormal_000']}&output=dicom_seg"
+    wrong = params(label_info="anomaly")
+    assert "list of objects" in refused(ask(server, "POST", seg, **wrong), 400)
+    if shutil.which("itkimage2segimage") is None:
+        assert "pip install dcmqi" in refused(ask(server, "POST", seg, **params(label_info=[{"name": "a"}])), 400)
     # what OHIF asks the DICOMweb server for, and not what else it has
     address = f"http://127.0.0.1:{server.port}/proxy/dicom/qido/studies"
     assert len(requests.get(address, timeout=60).json()) == len(CASES)

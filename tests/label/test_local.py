@@ -1,11 +1,13 @@
-"""The datastore of a folder under the server's threads."""
+"""What the app does without a server: its datastore of a folder under threads, and its words for errors."""
 
+import socket
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 N_IMAGES = 6
@@ -55,3 +57,16 @@ def test_the_watching_thread_survives_labels_that_are_saved_meanwhile(folder: Pa
         thread.join()
     assert not errors, errors
     assert len(store.list_images()) == N_IMAGES
+
+
+def test_a_dicomweb_server_that_does_not_answer_is_no_fault_of_this_one() -> None:
+    from fastapi import HTTPException
+
+    from aeflow_monai.label.answers import readable_errors
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))  # and does not listen
+        with pytest.raises(HTTPException) as raised, readable_errors():
+            requests.get(f"http://127.0.0.1:{probe.getsockname()[1]}/dicom-web/series", timeout=5)
+    assert raised.value.status_code == 502
+    assert "does not answer as one should (ConnectionError)" in raised.value.detail
