@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -194,3 +195,15 @@ def test_what_is_not_http_is_refused_and_the_server_lives_on(server: Any) -> Non
         with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
             connection.sendall(words)
             assert connection.recv(100).startswith(b"HTTP/1.1 4")
+
+
+def test_a_status_of_a_task_does_not_say_where_the_model_lay(server: Any, trained: Path) -> None:
+    """The process of a task prints at its start what the server was told."""
+    server.get("/scoring/anomaly_score", "POST", {})
+    end = time.monotonic() + 120
+    while "Initializing App" not in str(status := server.get("/scoring/")):
+        assert time.monotonic() < end
+        assert status["status"] in ("SUBMITTED", "RUNNING")
+        time.sleep(0.05)
+    server.get("/scoring/", "DELETE")
+    assert str(trained.parent) not in str(status)

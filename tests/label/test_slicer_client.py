@@ -6,7 +6,6 @@ The package slicer-core has these libraries without the application, so the plug
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,6 @@ pytestmark = [
 ]
 
 CASE = "test_abnormal_000"
-
-
-@pytest.fixture(scope="module")
-def server(studies: Path, make_server: Callable[..., Any]) -> Iterator[Any]:
-    server = make_server(studies, MONAI_LABEL_AUTO_UPDATE_SCORING="false")
-    server.start()
-    yield server
-    server.close()
 
 
 class Scene:
@@ -77,7 +68,10 @@ class Scene:
 
 
 @pytest.mark.parametrize("shown", [True, False], ids=["the mask", "an empty label"])
-def test_what_slicer_submits_lies_where_the_image_does(server: Any, studies: Path, tmp_path: Path, shown: bool) -> None:
+def test_what_slicer_submits_lies_where_the_image_does(
+    guarded: Any, guarded_studies: Path, tmp_path: Path, shown: bool
+) -> None:
+    server, studies = guarded, guarded_studies
     source = nib.load(studies / f"{CASE}.nii.gz")
     scene, expected = Scene(studies / f"{CASE}.nii.gz"), np.zeros(source.shape)
     if shown:
@@ -95,3 +89,4 @@ def test_what_slicer_submits_lies_where_the_image_does(server: Any, studies: Pat
     report = server.evaluation()
     assert report["failed"] == {}
     assert ("metrics" in report) == shown  # a report needs a lesion
+    assert server.ask(f"/datastore/label?id={CASE}&tag=final", "DELETE")[0] == 200
