@@ -73,7 +73,7 @@ def device_of(request: Mapping[str, Any]) -> str:
     try:
         device = str(name_to_device(wanted))
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError, KeyError) as error:
+    except (RuntimeError, AssertionError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"Expected a device that torch has here, such as 'cpu'; got {wanted!r}. Choose another in the options."
         ) from error
@@ -132,8 +132,9 @@ def check_known(kind: str, request: Mapping[str, Any], names: Collection[str] = 
         ValueError: names the option and those that there are.
     """
     known = (*_OF_ALL, *_KNOWN[kind])
-    if request.get("logging") is not None and str(request["logging"]).upper() not in _LEVELS:
-        raise ValueError(f"Expected a logging of {', '.join(_LEVELS)}; got {quoted(request['logging'])}.")
+    level = request.get("logging", "INFO")
+    if str(level).upper() not in _LEVELS:
+        raise ValueError(f"Expected a logging of {', '.join(_LEVELS)}; got {quoted(level)}.")
     if unknown := [
         name for name in request if name not in known and not (name in names and _is_options(request[name]))
     ]:

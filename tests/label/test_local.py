@@ -59,6 +59,7 @@ def test_the_watching_thread_survives_labels_that_are_saved_meanwhile(folder: Pa
     assert len(store.list_images()) == N_IMAGES
 
 
+@pytest.mark.filterwarnings("ignore:The distutils package:DeprecationWarning")  # which MONAI Label imports
 def test_a_dicomweb_server_that_does_not_answer_is_no_fault_of_this_one() -> None:
     from fastapi import HTTPException
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# which MONAI Label imports
+pytestmark = pytest.mark.filterwarnings("ignore:The distutils package:DeprecationWarning")
+
 NAME = "/data/DOE^JANE_19700101.nii.gz"
 
 
