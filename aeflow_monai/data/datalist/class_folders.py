@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from aeflow_monai.data.datalist.dicom_patients import patient_in_header
 from aeflow_monai.data.datalist.dicom_series import series_entries
 from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.found_images import images_below, masks_below
@@ -95,7 +96,8 @@ def _with_masks(entry: Entry, masks: Sequence[Path]) -> Entry:
 def _entries_in(folder: Path, request: Request) -> list[Entry]:
     images = _images_in(folder)
     of_dicom = series_entries([path for path in images if path.is_dir()], folder, request, required=False)
-    return [*(Entry(UNSPLIT, (path,)) for path in images if not path.is_dir()), *of_dicom]
+    files = (path for path in images if not path.is_dir())
+    return [*(Entry(UNSPLIT, (path,), patient_id=patient_in_header(path)) for path in files), *of_dicom]
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -69,7 +69,15 @@ def _entry(image: Image, contents: Contents, patient: str) -> Entry:
         path = image.folder
     elif image.is_stack:
         named = image.folder / f"{image.folder.name}_{image.name}"
-    return Entry(UNSPLIT, (path,), patient=patient, named=named, problem=image.problem, examined=True)
+    return Entry(
+        UNSPLIT,
+        (path,),
+        patient=patient,
+        named=named,
+        problem=image.problem,
+        patient_id=image.patient[0],
+        examined=True,
+    )
 
 
 def _patient(image: Image, contents: Contents, root: Path) -> str:

@@ -32,4 +32,5 @@ class Entry(NamedTuple):
     named: Path | None = None  # what the case is called after, if not after the image
     problem: str = ""
     extra: Mapping[str, Any] = {}
+    patient_id: str = ""  # in the header of a DICOM image, which is never written anywhere
     examined: bool = False  # whether a DICOM folder was looked into, and its problem stands here

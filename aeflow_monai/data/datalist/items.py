@@ -10,6 +10,7 @@ from typing import Any
 
 from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.class_labels import label_of_mask
+from aeflow_monai.data.datalist.dicom_patients import with_one_name_each
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
 from aeflow_monai.data.datalist.entry_checks import checked, refuse_trained_and_tested_on
 from aeflow_monai.data.datalist.image_files import stem
@@ -102,7 +103,7 @@ def _name(entries: Sequence[Entry], root: Path) -> list[Entry]:
     short = {path: path.name if entry.named else stem(path) for path, entry in named.items()}
     cases = name_cases(short, root, {entry.case for entry in entries if entry.case})
     full = [entry._replace(case=entry.case or cases[entry.named or entry.images[0]]) for entry in entries]
-    return [entry._replace(patient=entry.patient or entry.case) for entry in full]
+    return with_one_name_each([entry._replace(patient=entry.patient or entry.case) for entry in full])
 
 
 def _divide(source: Path, entries: Sequence[Entry], test_fraction: float, seed: int) -> list[Entry]:

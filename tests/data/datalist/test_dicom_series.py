@@ -123,6 +123,29 @@ def test_an_option_chooses_series(tmp_path: Path, series: Any, cases: list[str])
         find_images(tmp_path, series="CT")
 
 
+def test_a_patient_in_several_folders_is_one(tmp_path: Path) -> None:
+    for number, patient in enumerate(("a", "b", "a"), start=1):
+        write_series(tmp_path / f"study{number}", PatientID=patient)
+    items = load_datalist(tmp_path, "train")
+    assert [item["patient"] for item in items] == ["study1", "study2", "study1"]
+    assert "PatientID" not in str(items)
+
+
+def test_folders_tell_patients_where_all_have_one_number(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_series(tmp_path / f"study{number}", PatientID="ANON")
+    assert [item["patient"] for item in load_datalist(tmp_path, "train")] == ["study1", "study2"]
+
+
+def test_radiographs_of_a_patient_in_class_folders(tmp_path: Path) -> None:
+    for name, patient in (("NORMAL/x1", "a"), ("NORMAL/x2", "b"), ("NORMAL/x3", "a"), ("ILL/x4", "b")):
+        path = tmp_path / f"train/{name}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        slice_of(0, PatientID=patient).save_as(path, enforce_file_format=True)
+    items = load_datalist(tmp_path, "train")
+    assert {item["case"]: item["patient"] for item in items} == {"x1": "x1", "x2": "x2", "x3": "x1", "x4": "x2"}
+
+
 def test_patients_of_one_folder(tmp_path: Path) -> None:
     for number, patient in enumerate(("a", "a", "b"), start=1):
         write_series(tmp_path / "export", number=number, PatientID=patient)
