@@ -86,17 +86,17 @@ class FailureLog:
         return len(self.failures)
 
     def start(self) -> None:
-        """Forget the failures of an earlier run, and remove its table."""
+        """Forget the failures of an earlier run; its table stays until this one ends."""
         self.failures = []
         self.table = None
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Give the table its name: all cases have been seen."""
+        """Give the table its name, or take away an earlier one: all cases have been seen."""
         if self.table is not None:
             self.table.finish()
             self.table = None
+        elif self.path is not None and not self.failures:
+            self.path.unlink(missing_ok=True)
 
     def add(self, failure: Failure) -> None:
         """Write one failure to the table and to the log."""

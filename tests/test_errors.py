@@ -56,6 +56,8 @@ def test_each_failure_is_written_and_logged_at_once(tmp_path: Path, caplog: pyte
     }
     assert caplog.messages == [f"Case {name} failed, the others go on: Two" for name in "ab"]
     failures.start()
+    assert failures.path.exists()  # until this run ends
+    failures.finish()
     assert not failures.path.exists()
     assert len(failures) == 0
 

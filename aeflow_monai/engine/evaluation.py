@@ -117,7 +117,6 @@ class DetectionReport(_Report):
         self.labels: list[int] = []
         self.scores: list[float] = []
         self.statistics: dict[str, list[float]] = {}
-        self.path.unlink(missing_ok=True)  # it would contradict the scores of this run if no report comes of it
 
     def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         """Take the label and score of one case."""
@@ -133,6 +132,7 @@ class DetectionReport(_Report):
             kind = "abnormal" if any(self.labels) else "normal"
             found = f"all {len(self.labels)} that were read are {kind}" if self.labels else "none was read"
             engine.logger.warning(f"No metrics of cases: they need normal and abnormal cases, but {found}.")
+            self.path.unlink(missing_ok=True)  # of an earlier run, whose scores were others
             return
         rank, n = self.score.case_rank.tolist()
         report = detection_report(
@@ -161,7 +161,7 @@ class LocalisationReport(_Report):
     abnormal slices of two patients or more it leaves out the slices.
 
     Args:
-        folder: of the two files; those of an earlier run are removed.
+        folder: of the two files; those of an earlier run are replaced, or removed.
         score: holds the stored map threshold.
         slicer: the slicing policy.
         n_bootstrap: resamples of cases, for the intervals of slice metrics.
@@ -180,8 +180,6 @@ class LocalisationReport(_Report):
 
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""
-        for path in (self.path, self.table_path):
-            path.unlink(missing_ok=True)
         self.voxels, self.lesions = VoxelMetrics(), LesionMetrics()
         self.slices: list[tuple[int, float, str]] = []
         self.table: Table | None = None
@@ -222,7 +220,8 @@ class LocalisationReport(_Report):
         if self.table is not None:
             self.table.finish()
         if not self.n_with_lesion:
-            self.table_path.unlink(missing_ok=True)
+            for path in (self.path, self.table_path):
+                path.unlink(missing_ok=True)
             engine.logger.info("No lesion in the masks of the cases that were read: no report on slices and voxels.")
             return
         labels, scores = [label for label, _, _ in self.slices], [score for _, score, _ in self.slices]

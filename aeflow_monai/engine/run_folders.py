@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.earlier_results import find_in_the_way, find_results, is_unfinished_table
 from aeflow_monai.engine.picture_warning import warn_of_pictures
-from aeflow_monai.engine.run_record import RUN_RECORD, describe_run
+from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, describe_run
 from aeflow_monai.engine.stored_model import model_path
-from aeflow_monai.files import digest_of, home, read_json, sweep, write_json
+from aeflow_monai.errors import some
+from aeflow_monai.files import digest_of, home, read_json, sweep
 from aeflow_monai.locks import claim_folder, release_folder
-from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
 
 __all__ = ["begin_bundle", "begin_cache", "begin_results", "is_first_process", "model_folder", "run_folder"]
 
-# Tables and reports of an inference or evaluation.
-_REPORTS = ("scores.csv", "failures.csv", "slice_scores.csv", "metrics.json", "localisation.json")
 # What a training writes, beside its models and logs.
 _OF_A_BUNDLE = ("LICENSE", "docs/README.md", "configs/train.yaml", "configs/inference.yaml", "configs/metadata.json")
 
@@ -116,42 +115,49 @@ def begin_cache(folder: str | Path) -> None:
         sweep(part)
 
 
-def begin_results(
-    folder: str | Path, given: GivenConfig, bundle: str | Path, datalist: Sequence[Any], overwrite: bool = False
-) -> None:
+def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, overwrite: bool = False) -> None:
     """Claim the folder of an inference or evaluation, begin its run.json, and warn of pictures for a model of volumes.
 
     Results of a finished run are not replaced unattended. Of a run that was interrupted they are, if this run is the
-    same one again.
+    same one again. Either way they stay until the first case of this run has come through the network, and what no run
+    of this package has written stays for ever.
 
     Args:
-        folder: of the results.
+        record: of the run, which knows the folder of the results.
         given: config of the run.
         bundle: folder of the model.
-        datalist: of the run.
         overwrite: take away the results of an earlier run.
 
     Raises:
         FolderInUse: another run writes there.
-        ValueError: there are results of another run, which were not to be replaced.
+        ValueError: there are results of another run, which were not to be replaced; or files of others, which this run
+            would write over.
     """
-    folder, model = Path(folder), model_path(bundle)
+    folder, model = record.folder, model_path(bundle)
     claim_folder(folder, "output_dir")
     sweep(folder)
     of_model = {"file": str(model), "sha256": digest_of(model)}
-    record = {**describe_run(given), "model": of_model, "n_cases": len(datalist)}
+    begun = {**describe_run(given), "model": of_model, "n_cases": len(record.datalist)}
     earlier = _read(folder / RUN_RECORD)
-    results = _results_in(folder)
-    if results and not overwrite and not _is_same_again(earlier, record):
-        release_folder(folder)
-        raise ValueError(
+    results = find_results(folder)
+    problem = ""
+    if foreign := find_in_the_way(folder, {str(item["case"]) for item in record.datalist}):
+        problem = (
+            f"{folder} holds {some([path.name for path in foreign])}, which no run of this package wrote, and which "
+            "this one would replace. Give another folder with --output_dir, or move what is yours."
+        )
+    elif results and not overwrite and not _is_same_again(earlier, begun):
+        problem = (
             f"{folder} holds the results of {_described(earlier)}. Give another folder with --output_dir, or replace "
             "them with --overwrite True."
         )
-    for path in results:
+    if problem:
+        release_folder(folder)
+        raise ValueError(problem)
+    for path in filter(is_unfinished_table, results):
         path.unlink()
-    write_json(folder / RUN_RECORD, record)
-    warn_of_pictures(bundle, datalist)
+    record.begin(begun, [path for path in results if not is_unfinished_table(path)])
+    warn_of_pictures(bundle, record.datalist)
 
 
 def _read(record: Path) -> dict[str, Any]:
@@ -159,16 +165,6 @@ def _read(record: Path) -> dict[str, Any]:
         return read_json(record)
     except ValueError:  # which is as good as none
         return {}
-
-
-def _results_in(folder: Path) -> list[Path]:
-    """Files of earlier runs: reports, tables, and what bears the name of an output."""
-    tables = {name.replace(".csv", ".unfinished.csv") for name in _REPORTS}
-    endings = tuple(
-        [f"_{name}{extension}" for name in (*OUTPUTS, "saliency") for extension in (*EXTENSIONS, ".raw", ".png")]
-        + ["_slices.csv", "_slices.png", "_slices.unfinished.csv"]
-    )
-    return [path for path in folder.iterdir() if path.name in {*_REPORTS, *tables} or path.name.endswith(endings)]
 
 
 def _is_same_again(earlier: Mapping[str, Any], record: Mapping[str, Any]) -> bool:

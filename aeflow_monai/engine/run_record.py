@@ -14,18 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
 
 from aeflow_monai.about import __version__
 from aeflow_monai.data.datalist.item import files_of
 from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.earlier_results import RUN_RECORD
 from aeflow_monai.files import digest_of, read_json, write_json
 from aeflow_monai.locks import release_folder
 
 __all__ = ["RUN_RECORD", "RunRecord", "describe_run", "finish_record", "hashes_of", "versions"]
 
-RUN_RECORD = "run.json"
 # Packages that decide what comes of a run.
 _PACKAGES = (
     *("torch", "monai", "numpy", "timm", "scipy", "scikit-learn", "pytorch-ignite", "nibabel", "itk", "pillow"),
@@ -76,9 +77,10 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
 
 
 class RunRecord(CaseHandler):
-    """Complete run.json when all cases have been seen: times, number of cases, hashes of what was read.
+    """Write run.json: at the beginning what a run was given, and when all cases have been seen what came of it.
 
-    It stands behind what writes results.
+    It stands behind what writes results. Those of an earlier run, which are to be replaced, stay with their run.json
+    until the first case has come through the network, or all have failed.
 
     Args:
         folder: of the results.
@@ -88,6 +90,32 @@ class RunRecord(CaseHandler):
     def __init__(self, folder: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
         self.folder = Path(folder)
         self.datalist = datalist
+        self.begun: Mapping[str, Any] | None = None
+        self.replaced: Sequence[Path] = ()
+
+    def begin(self, begun: Mapping[str, Any], replaced: Sequence[Path] = ()) -> None:
+        """Write run.json: now, or later if there are results of an earlier run.
+
+        Args:
+            begun: what it says at the beginning.
+            replaced: files of an earlier run.
+        """
+        self.begun, self.replaced = begun, replaced
+        if not replaced:
+            self._begin()
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        super().attach(engine)
+        for event in (IterationEvents.FORWARD_COMPLETED, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(event, self._begin)
+
+    def _begin(self) -> None:
+        if self.begun is not None:
+            write_json(self.folder / RUN_RECORD, self.begun)  # first, so that no finished one speaks of half a run
+            self.begun = None
+            for path in self.replaced:
+                path.unlink(missing_ok=True)
 
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""

@@ -3,14 +3,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
+from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
 from outputs import given_of
 
+from aeflow_monai.engine.evaluation import ScoreWriter
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, begin_results
-from aeflow_monai.engine.run_record import RUN_RECORD, finish_record
+from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, finish_record
 from aeflow_monai.engine.stored_model import model_path
-from aeflow_monai.files import unfinished_path
+from aeflow_monai.files import Table, unfinished_path
 from aeflow_monai.locks import release_folder
+from aeflow_monai.marks import mark_nifti
 
 LOCK = {".lock", ".lock.json"}
 
@@ -21,20 +27,37 @@ def files_below(folder: Path) -> set[str]:
 
 @pytest.fixture
 def begin(tmp_path: Path, trained: Path) -> Callable[..., Path]:
-    """Begins the results of an inference in one folder."""
+    """Begins the results of an inference in one folder, and lets it have its first case."""
 
-    def begin(overwrite: bool = False, **options: Any) -> Path:
+    def begin(overwrite: bool = False, n_cases: int = 1, **options: Any) -> Path:
         folder = tmp_path / "maps"
         given = given_of(trained / "configs/inference.yaml", output_dir=str(folder), **options)
-        begin_results(folder, given, trained, [{"case": "a"}], overwrite)
+        record = RunRecord(folder, [{"case": "a", "image": "a.nii.gz"}])
+        begin_results(record, given, trained, overwrite)
+        engine = Engine(lambda engine, batch: None)
+        engine.register_events(*IterationEvents)
+        record.attach(engine)
+        for _ in range(n_cases):
+            engine.fire_event(IterationEvents.FORWARD_COMPLETED)
         return folder
 
     return begin
 
 
+def write_map(path: Path, marked: bool = True) -> None:
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4))
+    if marked:
+        mark_nifti(image.header, "anomaly_map")
+    nib.save(image, path)
+
+
 def write_results(folder: Path) -> None:
-    for name in ("scores.unfinished.csv", "a_anomaly_map.nii.gz", "a_slices.csv", "a_overlay.png", "notes.txt"):
-        (folder / name).write_text("of an earlier run")
+    write_map(folder / "a_anomaly_map.nii.gz")
+    writer = ScoreWriter(folder / "scores.csv")
+    writer.start(Engine(lambda engine, batch: None))
+    Table(folder / "slice_scores.csv", ["case", "plane", "slice", "kind", "anomaly_score"]).finish()
+    (folder / "metrics.json").write_text('{"auroc": 0.5}')
+    (folder / "notes.txt").write_text("mine")
 
 
 def test_results_begin_with_a_record_and_end_with_a_finished_one(begin: Callable[..., Path], trained: Path) -> None:
@@ -79,13 +102,51 @@ def test_results_without_a_record_or_with_a_broken_one_are_named_too(
 ) -> None:
     folder = tmp_path / "maps"
     folder.mkdir()
-    (folder / "a_anomaly_map.nii.gz").touch()
+    write_map(folder / "a_anomaly_map.nii.gz")
     with pytest.raises(ValueError, match=r"holds the results of a run that has left no run\.json"):
         begin()
     (folder / RUN_RECORD).write_text('{"state": "fin')
-    with pytest.raises(ValueError, match=r"holds the results of a run that has left no run\.json"):
-        begin()
+    with pytest.raises(ValueError, match=r"holds run\.json, which no run of this package wrote"):
+        begin(overwrite=True)
+    (folder / RUN_RECORD).unlink()
     begin(overwrite=True)
+
+
+def test_results_stay_until_the_first_case_of_the_next_run(begin: Callable[..., Path]) -> None:
+    folder = begin(dataset_dir="scans")
+    write_results(folder)
+    finish_record(folder / RUN_RECORD)
+    before = files_below(folder) - {"scores.unfinished.csv"}
+    begin(overwrite=True, n_cases=0, dataset_dir="others")
+    assert files_below(folder) == before
+    assert json.loads((folder / RUN_RECORD).read_text())["options"]["dataset_dir"] == "scans"
+    begin(overwrite=True, n_cases=2, dataset_dir="others")
+    assert files_below(folder) == LOCK | {RUN_RECORD, "notes.txt"}
+    assert json.loads((folder / RUN_RECORD).read_text())["options"]["dataset_dir"] == "others"
+
+
+def test_what_bears_the_name_of_a_result_alone_is_not_taken_away(begin: Callable[..., Path]) -> None:
+    folder = begin(dataset_dir="scans")
+    write_results(folder)
+    write_map(folder / "b_residual.nii.gz", marked=False)
+    own = {"expert_overlay.png", "study_slices.csv", "c_log_likelihood.raw"}
+    for name in own:
+        (folder / name).write_text("mine")
+    (folder / "d_overlay.png").mkdir()
+    begin(overwrite=True, dataset_dir="scans")
+    assert files_below(folder) == LOCK | own | {RUN_RECORD, "notes.txt", "b_residual.nii.gz"}
+
+
+@pytest.mark.parametrize("name", ["a_anomaly_map.nii.gz", "a_slices.csv", "scores.csv", "metrics.json", "run.json"])
+def test_what_a_run_would_write_over_and_did_not_write_is_named(
+    begin: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {name}, which no run of this package wrote"):
+        begin(overwrite=True)
+    assert (folder / name).read_text() == "mine"
 
 
 def test_a_new_bundle_sweeps_what_a_killed_training_was_writing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy
 import torch
 from ignite.engine import Engine
+from monai.engines.utils import IterationEvents
 from outputs import given_of
 
 from aeflow_monai.about import __version__
@@ -58,6 +59,7 @@ def test_the_record_is_completed_when_all_cases_are_seen(tmp_path: Path) -> None
         (tmp_path / name).write_text(name)
     data = [{"case": name, "image": str(tmp_path / name)} for name in "ab"]
     engine = Engine(lambda engine, batch: None)
+    engine.register_events(*IterationEvents)
     RunRecord(tmp_path, data).attach(engine)
     engine.run(data)
     record = json.loads((tmp_path / RUN_RECORD).read_text())

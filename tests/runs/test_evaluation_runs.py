@@ -15,6 +15,7 @@ import torch
 from outputs import REPORTS, contents, files_below, model_state, said, table
 
 from aeflow_monai.data.transforms import ScaleForegroundd
+from aeflow_monai.engine.earlier_results import find_results
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 
 Run = Callable[..., Any]
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.end_to_end
 
 
 def test_an_evaluation_writes_its_reports_and_scores(trained: Path, evaluated: Any) -> None:
-    assert files_below(evaluated.results) == REPORTS
+    assert files_below(evaluated.results) == REPORTS == {path.name for path in find_results(evaluated.results)}
     metrics = json.loads((evaluated.results / "metrics.json").read_text())
     assert metrics["threshold"] == pytest.approx(float(model_state(trained)["score.case_threshold"]))
     named = {"auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity"}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from aeflow_monai import Model, predict
 from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.engine.earlier_results import find_results
 from aeflow_monai.engine.stored_model import model_path, read_model
 
 Run = Callable[..., Any]
@@ -97,6 +98,8 @@ def test_of_a_data_set_with_a_list_the_test_images_are_scored(inferred: Path) ->
     cases = [f"test_{kind}_00{number}" for kind in ("abnormal", "normal") for number in range(3)]
     assert files_below(inferred) == {"scores.csv", *(f"{case}_{name}" for case in cases for name in names)}
     assert sorted(row["case"] for row in table(inferred / "scores.csv")) == cases
+    # a later run knows all of them for its own
+    assert {path.name for path in find_results(inferred)} == files_below(inferred)
 
 
 @pytest.mark.parametrize("output", [*OUTPUTS, None])

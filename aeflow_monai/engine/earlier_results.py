@@ -1,0 +1,86 @@
+"""What earlier runs have left in an output folder, by its content: a file is not taken for theirs by its name alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from aeflow_monai.files import read_json
+from aeflow_monai.marks import has_mark
+from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
+
+__all__ = ["RUN_RECORD", "find_in_the_way", "find_results", "is_unfinished_table"]
+
+RUN_RECORD = "run.json"
+# First lines of the tables, and a key of each JSON file, that runs write.
+_TABLES = re.compile(
+    r"case,file,(label,)?anomaly_score,prediction,plane,most_anomalous_slice,ease"
+    r"|case,file,stage,message|case,plane,slice,kind,anomaly_score"
+    r"|plane,slice,position_mm,anomaly_score,prediction,skipped"
+)
+_KEYS = {RUN_RECORD: "config_sha256", "metrics.json": "auroc", "localisation.json": "n_abnormal_without_mask"}
+_NAMES = (*_KEYS, "scores.csv", "failures.csv", "slice_scores.csv")
+_UNFINISHED = ".unfinished.csv"
+_ENDINGS = tuple(
+    [f"_{name}{extension}" for name in (*OUTPUTS, "saliency") for extension in (*EXTENSIONS, ".raw", ".zraw", ".png")]
+    + ["_slices.csv", "_slices.png"]
+)
+
+
+def find_results(folder: str | Path) -> list[Path]:
+    """Files in a folder that earlier inferences and evaluations have written, by name and content.
+
+    Args:
+        folder: of results; not looked into deeper.
+
+    Returns:
+        The paths, without run.json.
+    """
+    files = [path for path in sorted(Path(folder).iterdir()) if path.is_file() and not path.is_symlink()]
+    return [path for path in files if path.name != RUN_RECORD and _has_name(path) and _is_ours(path)]
+
+
+def find_in_the_way(folder: str | Path, cases: Collection[str]) -> list[Path]:
+    """What a run would write over, and no run of this package has written.
+
+    Args:
+        folder: of the results.
+        cases: of the run.
+    """
+    found = [path for path in sorted(Path(folder).iterdir()) if _has_name(path) and not _is_ours(path)]
+    return [path for path in found if _usual(path.name) in _NAMES or _case_of(path) in cases]
+
+
+def is_unfinished_table(path: Path) -> bool:
+    """Whether a table is one of a run that was interrupted."""
+    return path.name.endswith(_UNFINISHED)
+
+
+def _usual(name: str) -> str:
+    return name.replace(_UNFINISHED, ".csv")
+
+
+def _case_of(path: Path) -> str:
+    name = _usual(path.name)
+    return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), "")
+
+
+def _has_name(path: Path) -> bool:
+    return _usual(path.name) in _NAMES or bool(_case_of(path))
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file() or path.is_symlink():
+        return False
+    if path.suffix in (".raw", ".zraw"):  # voxels beside their header
+        return has_mark(path.with_suffix(".mhd"))
+    if path.suffix == ".csv":
+        with path.open("rb") as file:
+            return bool(_TABLES.fullmatch(file.readline(1000).decode("utf-8", "replace").rstrip("\r\n")))
+    if path.name in _KEYS:
+        try:
+            return _KEYS[path.name] in read_json(path)
+        except ValueError:  # damaged, or not ours
+            return False
+    return has_mark(path)
