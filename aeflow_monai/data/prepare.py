@@ -53,16 +53,20 @@ def prepare_data(
 
     Raises:
         CaseFailures: at the end, if a case cannot be read.
-        ValueError: the datalist would replace the one that it is made of.
+        ValueError: there is a file of its name, or a failures.csv.
     """
     path = Path(path).absolute()
-    if Path(dataset_dir).absolute() in (path, path.parent) and path.exists():
-        raise ValueError(f"{path} is the datalist that is read. Give another folder with --output_dir.")
+    table = path.with_name("failures.csv")
+    if there := [file.name for file in (path, table) if file.exists()]:
+        raise ValueError(
+            f"{path.parent} holds {' and '.join(there)}, which would be lost. Give another folder with --output_dir, or "
+            "move what is there."
+        )
     train = load_datalist(dataset_dir, "train", **listing)
     known = {str(item["image"]) for item in train}
     rest = [item for item in load_datalist(dataset_dir, "all", **listing) if str(item["image"]) not in known]
     sections = {"training": train, "test": rest}
-    failures = FailureLog(path.parent / "failures.csv")
+    failures = FailureLog(table)
     failures.start()
     written: dict[str, list[dict[str, Any]]] = {}
     for section, items in sections.items():

@@ -27,7 +27,7 @@ from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import PATHS, fixed_options
 from aeflow_monai.engine.own_configs import digests_of_configs
 from aeflow_monai.engine.run_record import RUN_RECORD, describe_run
-from aeflow_monai.engine.stored_model import model_path, write_saved
+from aeflow_monai.engine.stored_model import model_path, not_finite, write_saved
 from aeflow_monai.files import read_json, replacing, sha256_of, unfinished_path, write_json
 
 __all__ = ["options_of", "write_bundle", "write_training_config"]
@@ -75,7 +75,15 @@ def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, An
         detector: calibrated.
         config: the training's merged config.
         card: what the model card says of data, seed and versions, see `write_card`.
+
+    Raises:
+        ValueError: the detector holds NaN or infinite values, as after a calibration with extreme options.
     """
+    if wrong := not_finite(detector.state_dict()):
+        raise ValueError(
+            f"The calibration gave NaN or infinite values in {wrong}: no image could be scored with this model, and "
+            "none is written. Bring the options network_def#score nearer to their defaults, or lower learning_rate."
+        )
     place = Path(folder)
     folder = unfinished_path(place / "bundle")
     (folder / "configs").mkdir(parents=True)

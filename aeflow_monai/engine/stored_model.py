@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from aeflow_monai.errors import some
 from aeflow_monai.files import replacing
 
-__all__ = ["StoredModel", "load_saved", "model_path", "read_model", "write_saved"]
+__all__ = ["StoredModel", "load_saved", "model_path", "not_finite", "read_model", "write_saved"]
 
 # Begins the comment of the zip archive that torch writes, behind which stands the SHA-256 of all before the comment.
 _HASH = b"aeflow_monai sha256 "
@@ -64,17 +65,27 @@ def read_model(path: str | Path) -> StoredModel:
             f"{path} is a checkpoint from the middle of a training, which is not calibrated yet. Finish the training "
             "with --resume."
         )
-    if wrong := [name for name, value in state.items() if not value.isfinite().all()]:
-        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    if wrong := not_finite(state):
         raise ValueError(
-            f"{path} holds NaN or infinite values in {wrong[0]}{others}: no image can be scored with this model. Train "
-            "again, with a lower learning_rate."
+            f"{path} holds NaN or infinite values in {wrong}: no image can be scored with this model. Train again, "
+            "with a lower learning_rate."
         )
     try:
         text = json.loads(content["config"])
         return StoredModel(state, dict(text["config"]), dict(text["card"]))
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path} is no model: what it says of its training is not as a training writes it.") from None
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str:
+    """Names of the first tensors that hold NaN or infinite values, and how many more; empty if there are none.
+
+    Example:
+        >>> not_finite({"mean": torch.zeros(2), "std": torch.tensor([1.0, torch.inf])})
+        'std'
+    """
+    wrong = [name for name, value in state.items() if not value.isfinite().all()]
+    return some(wrong, limit=1) if wrong else ""
 
 
 def write_saved(path: str | Path, content: Mapping[str, Any]) -> None:

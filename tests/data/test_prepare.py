@@ -123,8 +123,12 @@ def test_unreadable_cases_are_listed_and_the_others_written(data: Path, preproce
         assert [row["case"] for row in csv.DictReader(file)] == ["BraTS_00002"]
 
 
-def test_it_does_not_replace_the_datalist_that_it_reads(data: Path, preprocessing: Any, tmp_path: Path) -> None:
+def test_it_replaces_no_datalist_and_no_table(data: Path, preprocessing: Any, tmp_path: Path) -> None:
     path = tmp_path / "out/dataset.json"
     prepare(data, preprocessing, path)
-    with pytest.raises(ValueError, match=r"dataset\.json is the datalist that is read\. Give another folder"):
+    with pytest.raises(ValueError, match=r"out holds dataset\.json, which would be lost\. Give another folder"):
         prepare(path, preprocessing, path, layout="auto", test_fraction=0.0)
+    (tmp_path / "failures.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds failures\.csv, which would be lost"):
+        prepare(data, preprocessing, tmp_path / "dataset.json")
+    assert (tmp_path / "failures.csv").read_text() == "mine"

@@ -142,6 +142,16 @@ def test_metadata_say_what_the_network_takes(tmp_path: Path, trained: Path, stor
     assert (image["num_channels"], image["channel_def"]) == (2, {"0": "channel 0", "1": "channel 1"})
 
 
+def test_a_calibration_that_gives_no_finite_threshold_gives_no_model(
+    tmp_path: Path, trained: Path, stored: StoredModel
+) -> None:
+    detector = Model(trained).detector
+    detector.score.slice_threshold.fill_(torch.inf)
+    with pytest.raises(ValueError, match=r"gave NaN or infinite values in score\.slice_threshold: .* none is written"):
+        write_bundle(tmp_path / "RUN", detector, stored.config, stored.card)
+    assert not (tmp_path / "RUN").exists()
+
+
 def test_a_bundle_in_place_of_another_keeps_nothing_of_it(
     bundle: Path, stored: StoredModel, detector: Detector
 ) -> None:
