@@ -121,11 +121,12 @@ class FailureLog:
                 raise
             self.add(failure_of(item, stage, error))
 
-    def raise_if_any(self, n_cases: int) -> None:
+    def raise_if_any(self, n_cases: int, remedy: str = "") -> None:
         """End a run in which cases failed with an error, when all that could be written is.
 
         Args:
             n_cases: how many there were, with those that failed.
+            remedy: what the user can do, in a line.
 
         Raises:
             CaseFailures: names each case with its file and what is wrong.
@@ -145,7 +146,7 @@ class FailureLog:
         if self.path is not None:
             others = f"The outputs of the other {n_cases - count} are in {self.path.parent.absolute()}. "
             lines.append(f"{others if count < n_cases else ''}{self.path.absolute()} lists all that failed.")
-        raise CaseFailures("\n".join(lines))
+        raise CaseFailures("\n".join([*lines, remedy] if remedy else lines))
 
 
 def failure_of(item: Mapping[Any, Any], stage: str, error: Exception) -> Failure:

@@ -76,7 +76,7 @@ def _python() -> Iterator[_Finding]:
 
 
 def _packages() -> Iterator[_Finding]:
-    from aeflow_monai.engine.run_record import versions
+    from aeflow_monai.about import versions
 
     found = {name: version for name, version in versions().items() if name != "python"}
     yield _Finding("packages", True, ", ".join(f"{name} {version}" for name, version in found.items()))

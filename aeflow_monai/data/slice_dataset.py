@@ -19,9 +19,10 @@ from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from aeflow_monai.about import __version__
+from aeflow_monai.about import versions
 from aeflow_monai.data.datalist.item import files_of, patient_of
 from aeflow_monai.data.slicer import SliceKind, Slicer
+from aeflow_monai.errors import FailureLog
 from aeflow_monai.files import digest_of, read_json, replacing, sha256_of, write_json
 from aeflow_monai.progress import tracked
 
@@ -29,6 +30,7 @@ __all__ = ["SliceDataset", "SomeCases"]
 
 _logger = logging.getLogger(__name__)
 
+_REMEDY = "Mend or remove them. `run prepare` of train.yaml writes a list of all that can be read, to train on."
 _FORMAT = 6  # of slices in files: another number when what is kept changes
 
 
@@ -56,8 +58,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         kind: "normal" or "abnormal", of the slices.
 
     Raises:
-        ValueError: unknown kind; no slice is left; slices come out in different sizes; NaN or infinite values; an
-            abnormal item without mask.
+        CaseFailures: items cannot be read, or hold NaN or infinite values; names all of them.
+        ValueError: unknown kind; no slice is left; slices come out in different sizes; an abnormal item without mask.
     """
 
     def __init__(
@@ -120,13 +122,17 @@ class SliceDataset(Dataset[dict[str, Any]]):
         slicer: Slicer,
         step: int,
     ) -> Iterator[Tensor]:
+        failures = FailureLog(None)
         for item in tracked(data, "reading"):
-            read = transform(item)
-            # without metadata, which differs between file formats and then cannot be batched
-            volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
-            file = str(item["image"])
-            if not torch.isfinite(volume).all():
-                raise ValueError(f"{file} holds NaN or infinite values after the preprocessing: replace them.")
+            file, read = str(item["image"]), None
+            with failures.catching(item, "read"):
+                read = transform(item)
+                # without metadata, which differs between file formats and then cannot be batched
+                volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
+                if not torch.isfinite(volume).all():
+                    raise ValueError(f"{file} holds NaN or infinite values after the preprocessing: replace them.")
+            if read is None or failures:  # once one cannot be read, the others are read to name all that cannot
+                continue
             if volume.ndim != 4:
                 raise ValueError(
                     f"Expected a volume of shape (C, X, Y, Z) from the preprocessing; got {tuple(volume.shape)} for "
@@ -155,6 +161,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 if self.kind == "abnormal":
                     planes = torch.cat([planes, _lesions(slicer, read, planes, axis, indices)], dim=1)
                 yield planes
+        failures.raise_if_any(len(data), _REMEDY)
 
     def _keep(
         self,
@@ -246,10 +253,10 @@ def _hash_of_record(found: Mapping[str, Any]) -> str:
 
 
 def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int, kind: str) -> str:
-    """Hash of all that decides the slices: the package's version, the bytes of the files, and the preprocessing."""
+    """Hash of all that decides the slices: versions of the packages, the bytes of the files, and the preprocessing."""
     files = [[str(file), digest_of(file)] for item in data for file in files_of(item)]
     named = [[str(item["case"]), str(item.get("patient")), item.get("label")] for item in data]
-    digest = hashlib.sha256(json.dumps([_FORMAT, __version__, files, named, slicer.policy(), step, kind]).encode())
+    digest = hashlib.sha256(json.dumps([_FORMAT, versions(), files, named, slicer.policy(), step, kind]).encode())
     stream = io.BytesIO()
     try:
         _Options(stream).dump(transform)

@@ -8,41 +8,26 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
 
-from aeflow_monai.about import __version__
+from aeflow_monai.about import versions
 from aeflow_monai.data.datalist.item import files_of
 from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.earlier_results import RUN_RECORD
+from aeflow_monai.engine.own_configs import FREE
 from aeflow_monai.files import digest_of, read_json, write_json
 from aeflow_monai.locks import release_folder
 
-__all__ = ["RUN_RECORD", "RunRecord", "describe_run", "finish_record", "hashes_of", "versions"]
-
-# Packages that decide what comes of a run.
-_PACKAGES = (
-    *("torch", "monai", "numpy", "timm", "scipy", "scikit-learn", "pytorch-ignite", "nibabel", "itk", "pillow"),
-    *("pydicom", "highdicom"),
-)
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what comes of a run."""
-    found = {"aeflow_monai": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # of what is not needed everywhere
-            continue
-    return found
+__all__ = ["RUN_RECORD", "RunRecord", "describe_run", "finish_record", "hashes_of"]
 
 
 def describe_run(given: GivenConfig) -> dict[str, Any]:
@@ -52,15 +37,17 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
         given: config of the run.
 
     Returns:
-        "state", "command", "started", "process", "machine" (what it computes on), "versions", "commit" of a checkout,
-        "options" (those on top of the config, as they were given), and "config_sha256", of all of the config.
+        "state", "command", "working_folder" (of relative paths), "config_files", "started", "process", "machine" (what
+        it computes on), "versions", "commit" of a checkout, "options" (those on top of the config and those of a run,
+        expressions with their values), and "config_sha256", of all of the config.
     """
     content = {name: value for name, value in given.content.items() if name != "imports"}
-    on_top = list(content)[: list(content).index("bundle_root")] if "bundle_root" in content else content
     text = json.dumps(content, sort_keys=True, default=str)
     return {
         "state": "unfinished",
         "command": given.command,
+        "working_folder": str(Path.cwd()),
+        "config_files": [str(file) for file in given.files],
         "started": _now(),
         "process": os.getpid(),
         "machine": {
@@ -71,7 +58,7 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
         },
         "versions": versions(),
         "commit": _commit(),
-        "options": {name: content[name] for name in on_top if _is_plain(content[name])},
+        "options": _options(given.content),
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
 
@@ -163,6 +150,18 @@ def hashes_of(item: Mapping[str, Any]) -> dict[str, str]:
             found[f"{name}_sha256"] = (
                 digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
             )
+    return found
+
+
+def _options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Options on top of a config, and those that lie deeper, with the values of expressions."""
+    parser = ConfigParser(deepcopy(dict(content)))
+    names = list(content)
+    on_top = names[: names.index("bundle_root")] if "bundle_root" in content else names
+    found = {name: content[name] for name in on_top if name != "imports" and _is_plain(content[name])}
+    found |= {name: parser[name] for name in FREE if "#" in name and name in parser}
+    if str(found.get("device")).startswith("$"):
+        found["device"] = str(parser.get_parsed_content("device"))
     return found
 
 

@@ -17,6 +17,7 @@ from aeflow_monai import files
 from aeflow_monai.data.slice_dataset import SliceDataset, SomeCases
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.data.transforms import EnsureVolumed, ScaleForegroundd
+from aeflow_monai.errors import CaseFailures
 
 # SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
 pytestmark = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__:DeprecationWarning")
@@ -98,8 +99,23 @@ class TestSliceDataset:
     def test_values_that_are_not_finite_are_named(self, value: float) -> None:
         volume = volume_of((1, 8, 8, 2))
         volume[0, 3, 3, 1] = value
-        with pytest.raises(ValueError, match=r"b\.nii\.gz holds NaN or infinite values after the preprocessing"):
+        with pytest.raises(CaseFailures, match=r"b\.nii\.gz holds NaN or infinite values after the preprocessing"):
             data_set({"a": volume_of((1, 8, 8, 2)), "b": volume})
+
+    def test_all_that_cannot_be_read_are_named_at_once(self, tmp_path: Path) -> None:
+        image = nib.Nifti1Image(np.random.default_rng(0).random((8, 8, 2), np.float32), np.eye(4))
+        nib.save(image, tmp_path / "good.nii.gz")
+        (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "good.nii.gz").read_bytes()[:200])
+        data = [{"image": str(tmp_path / f"{name}.nii.gz"), "case": name, "label": 0} for name in ("cut", "good", "no")]
+        transform = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])
+        with pytest.raises(CaseFailures) as raised:
+            SliceDataset(data, transform, Slicer(image_size=(8, 8)), folder=tmp_path / "cache")
+        first, cut, gone, remedy = str(raised.value).splitlines()
+        assert first == "2 of 3 cases failed:"
+        assert cut.startswith("- cut (") and "cut.nii.gz" in cut
+        assert gone.startswith("- no (") and "no.nii.gz" in gone
+        assert "run prepare" in remedy
+        assert not list((tmp_path / "cache").iterdir())
 
     def test_2d_image_asks_for_the_transform(self) -> None:
         with pytest.raises(ValueError, match=r"got \(1, 8, 8\) for a\.nii\.gz\. A 2D image needs .*EnsureVolumed"):

@@ -9,8 +9,8 @@ from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from outputs import given_of
 
-from aeflow_monai.about import __version__
-from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, describe_run, hashes_of, versions
+from aeflow_monai.about import __version__, versions
+from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, describe_run, hashes_of
 from aeflow_monai.files import sha256_of
 
 
@@ -27,6 +27,9 @@ def test_a_run_is_described_by_its_options_and_a_hash_of_all_of_its_config(train
     assert first["config_sha256"] == same["config_sha256"] != other["config_sha256"]
     assert first["options"]["image_size"] == [64, 64]
     assert "network_def" not in first["options"]
+    assert (first["options"]["inferer#batch_size"], other["options"]["inferer#batch_size"]) == (4, 5)
+    assert first["options"]["device"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
+    assert (first["config_files"], first["working_folder"]) == ([str(config)], str(Path.cwd()))
     assert json.loads(json.dumps(first)) == first
 
 
