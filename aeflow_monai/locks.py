@@ -6,6 +6,8 @@ import atexit
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import filelock
 
 from aeflow_monai.files import read_json, write_json
 
-__all__ = ["FolderInUse", "claim_folder", "release_all", "release_folder"]
+__all__ = ["FolderInUse", "claim_folder", "release_all", "release_folder", "turn_in"]
 
 # The lock goes with its process, however that ends; the note tells others who has it.
 _LOCK, _NOTE = ".lock", ".lock.json"
@@ -96,6 +98,30 @@ def release_all() -> None:
             release_folder(folder)
         except OSError:  # the folder may be gone; the lock goes with the process
             continue
+
+
+@contextmanager
+def turn_in(folder: str | Path, timeout: float = 60.0) -> Iterator[None]:
+    """Wait until no other process or thread is at work in a folder, to read a file there and write it again.
+
+    Args:
+        folder: that exists.
+        timeout: seconds to wait at most.
+
+    Raises:
+        OSError: nothing can be written there, or the time is over.
+
+    Example:
+        >>> import tempfile
+        >>> with turn_in(tempfile.mkdtemp()):
+        ...     pass
+    """
+    path = Path(folder, _LOCK)
+    with filelock.FileLock(path, timeout=timeout):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _holder(folder: Path) -> str:

@@ -14,7 +14,8 @@ from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
 from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.engine.stored_model import model_path, read_model
-from aeflow_monai.files import digest_of, read_json, replacing
+from aeflow_monai.files import digest_of, read_json, replacing, sweep
+from aeflow_monai.locks import turn_in
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed
 
@@ -167,11 +168,13 @@ def add_evaluation(folder: str | Path, title: str, report: Mapping[str, Any]) ->
             shown[name.replace("_", " ")] = value + (
                 f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval is not None else ""
             )
-    card, *tables = path.read_text(encoding="utf-8").rstrip("\n").split("\n### ")
-    tables = [table.rstrip("\n") for table in tables if table.partition("\n")[0] != title]
-    tables.append("\n".join([title, *_table(shown)]))
-    with replacing(path) as unfinished:
-        unfinished.write_text("\n\n### ".join([card.rstrip("\n"), *tables]) + "\n", encoding="utf-8")
+    with turn_in(path.parent):  # other evaluations may add theirs at the same time
+        sweep(path.parent)
+        card, *tables = path.read_text(encoding="utf-8").rstrip("\n").split("\n### ")
+        tables = [table.rstrip("\n") for table in tables if table.partition("\n")[0] != title]
+        tables.append("\n".join([title, *_table(shown)]))
+        with replacing(path) as unfinished:
+            unfinished.write_text("\n\n### ".join([card.rstrip("\n"), *tables]) + "\n", encoding="utf-8")
 
 
 def facts_of_data(**lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,18 @@ def test_each_evaluation_adds_its_table(tmp_path: Path) -> None:
     first, *others = again[len(before) :].strip().split("\n\n")
     assert first == second
     assert [table.splitlines() for table in others] == [["### 7 cases", *header, "| auroc | 0.500 |"]]
+
+
+def test_evaluations_that_end_at_the_same_time_lose_no_table(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    card = tmp_path / "docs/README.md"
+    card.write_text("# Model card\n")
+    titles = [f"{number} cases" for number in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(add_evaluation, tmp_path, title, {"auroc": 0.5}) for title in titles]:
+            done.result()
+    assert {line for line in card.read_text().splitlines() if line.startswith("### ")} == {f"### {t}" for t in titles}
+    assert [path.name for path in card.parent.iterdir()] == ["README.md"]
 
 
 def test_the_hash_of_a_list_knows_cases_patients_and_labels_but_no_path_or_order() -> None:
