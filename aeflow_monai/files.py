@@ -35,6 +35,7 @@ __all__ = [
     "spreadsheet_safe",
     "sweep",
     "unfinished_path",
+    "user_path",
     "write_json",
 ]
 
@@ -56,6 +57,19 @@ def home(*parts: str) -> str:
     """
     root = os.environ.get("AEFLOW_HOME") or Path.home() / ".aeflow_monai"
     return str(Path(root, *parts).absolute())
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path as a shell takes it: `~` is the home folder, and `~name` that of a user, or a plain name if there is none.
+
+    Example:
+        >>> user_path("~/data") == Path.home() / "data", user_path("~nobody's")
+        (True, PosixPath("~nobody's"))
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no such user
+        return Path(path)
 
 
 def unfinished_path(path: str | Path) -> Path:

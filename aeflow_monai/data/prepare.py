@@ -59,8 +59,8 @@ def prepare_data(
     table = path.with_name("failures.csv")
     if there := [file.name for file in (path, table) if file.exists()]:
         raise ValueError(
-            f"{path.parent} holds {' and '.join(there)}, which would be lost. Give another folder with --output_dir, or "
-            "move what is there."
+            f"{path.parent} holds {' and '.join(there)}, which would be lost. Give another folder with --output_dir, "
+            "or move what is there."
         )
     train = load_datalist(dataset_dir, "train", **listing)
     known = {str(item["image"]) for item in train}

@@ -23,7 +23,7 @@ from aeflow_monai.data.nifti import is_nifti, read_nifti
 from aeflow_monai.data.numbers import as_float32
 from aeflow_monai.data.pictures import read_picture
 from aeflow_monai.errors import first_line
-from aeflow_monai.files import sha256_of
+from aeflow_monai.files import sha256_of, user_path
 from aeflow_monai.geometry import TOLERANCE_MM, any_picture, corner_distance
 
 __all__ = ["N_FILES", "LoadCased"]
@@ -94,7 +94,7 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         return d
 
     def _read(self, file: str, is_mask: bool) -> MetaTensor:
-        path = Path(file).expanduser()
+        path = user_path(file)
         if not split_name(path)[0].exists():
             raise FileNotFoundError(
                 f"Expected an image at {file}; there is no such file. Put it there, or correct the list."
@@ -137,7 +137,7 @@ def _read_itk_volume(path: Path) -> MetaTensor:
 
 
 def _check_unchanged(file: str, digest: str) -> None:
-    path = Path(file).expanduser()
+    path = user_path(file)
     if not path.is_file():
         raise FileNotFoundError(
             f"Expected the file {file}, which the prepared data set lists; there is no such file. Put it back, or "

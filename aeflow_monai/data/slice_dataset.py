@@ -89,9 +89,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
         else:
             self._keep(Path(folder), data, transform, slicer, step)
         if not self.index:
+            inside = f", lies in slice_range {list(slicer.slice_range)}" if slicer.slice_range else ""
             raise ValueError(
-                f"No slice is left of {len(data)} cases: none is {kind} and has {slicer.min_foreground:.0%} of its "
-                "pixels above 0. Lower min_foreground or normal_margin_mm, or check the intensity normalisation."
+                f"No slice is left of {len(data)} cases: none is {kind}{inside} and has {slicer.min_foreground:.0%} of "
+                f"its pixels above 0. {'Widen slice_range, lower' if inside else 'Lower'} min_foreground or "
+                "normal_margin_mm, or check the intensity normalisation."
             )
         size = 4 * math.prod(self._stored_shape) * len(self.index) / 2**20
         _logger.info(f"{len(self.index)} slices of {len(data)} cases in {folder or 'memory'} ({size:.0f} MB)")

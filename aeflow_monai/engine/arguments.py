@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pydoc import locate
 from typing import Any
 
-__all__ = ["refuse_unknown_arguments"]
+__all__ = ["refuse_other_kinds", "refuse_unknown_arguments"]
 
 # Where MONAI finds components that are named without their module.
 _SHORT = ("monai.transforms", "monai.data", "monai.engines", "monai.handlers", "monai.inferers", "monai.losses")
@@ -31,6 +31,42 @@ def refuse_unknown_arguments(content: Mapping[str, Any]) -> None:
     """
     if found := [*_unknown(content, ""), *_lacking(content, "")]:
         raise ValueError(f"{'; '.join(found)}. Check the spelling.")
+
+
+def refuse_other_kinds(content: Mapping[str, Any], template: Mapping[str, Any]) -> None:
+    """Refuse a value in place of a component, a section, a list, or what is made of the options.
+
+    Args:
+        content: the merged config.
+        template: the config that it stands on; what lies above `bundle_root` are plain options, see `require_options`.
+
+    Raises:
+        ValueError: names each such part, what was expected and what came.
+
+    Example:
+        >>> refuse_other_kinds({"split": []}, {"bundle_root": "$here()", "split": "$split(@normals)"})
+        Traceback (most recent call last):
+        ValueError: split: expected an expression, as '$split(@normals)'; got []. Omit it.
+    """
+    names = list(template)
+    own = {name: template[name] for name in names[names.index("bundle_root") :]}
+    if found := [*_of_other_kind(content, own, "")]:
+        raise ValueError("\n".join(found))
+
+
+def _of_other_kind(given: Mapping[str, Any], template: Mapping[str, Any], above: str) -> Iterator[str]:
+    for key, own in template.items():
+        name, value = f"{above}{key}", given.get(key, own)
+        if isinstance(value, str) and value.startswith(("$", "@")):
+            continue
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            yield from _of_other_kind(value, own, f"{name}#")
+        elif isinstance(own, Mapping):
+            yield f"{name}: expected a section of the config; got {value!r}. Omit it, or give options below it."
+        elif isinstance(own, list) and own and isinstance(own[0], Mapping) and not isinstance(value, list):
+            yield f"{name}: expected a list of components; got {value!r}. Omit it."
+        elif isinstance(own, str) and own.startswith("$") and not above and not isinstance(value, Mapping):
+            yield f"{name}: expected an expression, as {own!r}; got {value!r}. Omit it."
 
 
 def _unknown(part: Any, name: str) -> Iterator[str]:

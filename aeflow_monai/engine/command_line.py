@@ -20,6 +20,7 @@ from monai.utils import ensure_tuple
 from aeflow_monai.engine.config import GivenConfig, content_of
 from aeflow_monai.engine.failure_message import end_with_one_message
 from aeflow_monai.engine.option_types import PATHS, expected_of
+from aeflow_monai.files import user_path
 
 __all__ = ["given_config", "path_of"]
 
@@ -97,7 +98,7 @@ def path_of(given: GivenConfig | None, name: str, value: Any) -> Any:
     if text is None or str(text).startswith(_IS_CODE):
         text = value
     known_otherwise = text is None or str(text).startswith("medmnist:")
-    return text if known_otherwise else str(Path(str(text)).expanduser())
+    return text if known_otherwise else str(user_path(str(text)))
 
 
 def _typed_options(arguments: Sequence[str]) -> Iterator[_Typed]:

@@ -53,7 +53,9 @@ def message_of(error: BaseException, output_dir: str | None = None) -> str:
     # torch does not say which of both it is
     what = (cause.strerror if isinstance(cause, OSError) else None) or "No space left, or a limit on the size of files"
     where = getattr(cause, "filename", None) or output_dir
-    return f"{what}{f': {where}' if where else ''}. Free space there, or give another folder with --output_dir."
+    there = where and output_dir and not Path(where).absolute().is_relative_to(Path(output_dir).absolute())
+    with_option = "" if there else " with --output_dir"  # it may be that of the cache
+    return f"{what}{f': {where}' if where else ''}. Free space there, or give another folder{with_option}."
 
 
 def is_foreseen(cause: BaseException) -> bool:

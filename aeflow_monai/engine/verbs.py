@@ -13,7 +13,7 @@ from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.data.datalist.layouts import existing
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.engine.arguments import refuse_unknown_arguments
+from aeflow_monai.engine.arguments import refuse_other_kinds, refuse_unknown_arguments
 from aeflow_monai.engine.command_line import path_of
 from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys, require_order
 from aeflow_monai.engine.config_text import read_config
@@ -25,7 +25,7 @@ from aeflow_monai.engine.output_place import require_writable
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, is_first_process
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.engine.training import require_same_options
-from aeflow_monai.files import home
+from aeflow_monai.files import home, user_path
 from aeflow_monai.locks import release_all
 
 __all__ = [
@@ -66,7 +66,9 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
         )
     require_order(given.files)
     # a preset may leave an option of train.yaml without use
-    refuse_unknown_keys(given.content, also_known=ids_of(read_config(*config_files("train"))))
+    template = read_config(*config_files("train"))
+    refuse_unknown_keys(given.content, also_known=ids_of(template))
+    refuse_other_kinds(given.content, template)
     refuse_unknown_arguments(given.content)
     require_options(given.content)
     dataset_dir = given.content.get("dataset_dir")
@@ -238,7 +240,7 @@ def _require_data(dataset_dir: Any, output_dir: str | None) -> None:
     with path.open("rb") if path.is_file() else os.scandir(path) as entries:  # the system says if that is not allowed
         if path.is_dir() and next(entries, None) is None:
             raise ValueError(f"dataset_dir: expected a folder of images; got an empty one, {path}.")
-    if output_dir is not None and Path(output_dir).expanduser().resolve() == path.resolve():
+    if output_dir is not None and user_path(output_dir).resolve() == path.resolve():
         raise ValueError(
             f"output_dir is the folder of the images, {dataset_dir}: what is written there would be taken for images "
             "by the next run. Give another folder with --output_dir."

@@ -112,8 +112,10 @@ class TestSliceDataset:
             SliceDataset(data, transform, Slicer(image_size=(8, 8)), folder=tmp_path / "cache")
         first, cut, gone, remedy = str(raised.value).splitlines()
         assert first == "2 of 3 cases failed:"
-        assert cut.startswith("- cut (") and "cut.nii.gz" in cut
-        assert gone.startswith("- no (") and "no.nii.gz" in gone
+        assert cut.startswith("- cut (")
+        assert "cut.nii.gz" in cut
+        assert gone.startswith("- no (")
+        assert "no.nii.gz" in gone
         assert "run prepare" in remedy
         assert not list((tmp_path / "cache").iterdir())
 

@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 from monai.bundle import ConfigParser
 
-from aeflow_monai.engine.arguments import refuse_unknown_arguments
+from aeflow_monai.engine.arguments import refuse_other_kinds, refuse_unknown_arguments
 from aeflow_monai.engine.config import config_files, content_of
+from aeflow_monai.engine.config_text import read_config
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,32 @@ def test_the_package_spells_its_own_arguments(names: list[str]) -> None:
     parser = ConfigParser()
     parser.read_config(config_files(*names))
     refuse_unknown_arguments(content_of(parser))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("train", 1, "train: expected a section of the config; got 1. Omit it"),
+        ("preprocessing", [], r"preprocessing: expected a section of the config; got \[\]"),
+        ("validate#evaluator", 1, "validate#evaluator: expected a section"),
+        ("train#handlers", 1, "train#handlers: expected a list of components; got 1"),
+        ("run_dir", "/data", r"run_dir: expected an expression, as '\$aeflow.*; got '/data'"),
+        ("split", [], r"split: expected an expression, as .*; got \[\]"),
+    ],
+)
+def test_parts_of_a_training_are_replaced_by_parts_of_their_kind(name: str, value: Any, message: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(config_files("train"))
+    parser[name] = value
+    with pytest.raises(ValueError, match=message):
+        refuse_other_kinds(content_of(parser), read_config(*config_files("train")))
+
+
+@pytest.mark.parametrize(
+    "preset", ["chest_xray", "healthy_t1", "brats2021", "paper", "semi_supervised", "multi_gpu_train"]
+)
+def test_presets_and_options_below_keep_the_kinds(preset: str) -> None:
+    parser = ConfigParser()
+    parser.read_config(config_files("train", preset))
+    parser["optimizer#lr"] = 0.01
+    refuse_other_kinds(content_of(parser), read_config(*config_files("train")))

@@ -16,6 +16,7 @@ from aeflow_monai.data.datalist.naming import path_problem
 from aeflow_monai.data.datalist.tables import read_json, read_table
 from aeflow_monai.data.datalist.walking import exists
 from aeflow_monai.errors import shown, some
+from aeflow_monai.files import user_path
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def existing(dataset_dir: str | os.PathLike[str]) -> Path:
     """The file or folder, absolute, links kept."""
     if str(dataset_dir).startswith(medmnist.PREFIX):
         return medmnist.fetch_medmnist(str(dataset_dir))
-    path = Path(dataset_dir).expanduser().absolute()
+    path = user_path(dataset_dir).absolute()
     if problem := path_problem(path):
         raise ValueError(problem)
     if not exists(path):

@@ -22,6 +22,7 @@ from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
 from aeflow_monai.data.datalist.unused import Unused, find_unused
 from aeflow_monai.errors import shown
+from aeflow_monai.files import user_path
 from aeflow_monai.marks import has_mark
 
 __all__ = ["find_images", "list_unused", "load_datalist"]
@@ -174,7 +175,7 @@ def find_images(
         series_found = series_entries((path for path in found if path.is_dir()), source, request)
         entries = [*(Entry(UNSPLIT, (path,)) for path in found if not path.is_dir()), *series_found]
     entries = of_each_file_once(source, entries)
-    outputs = None if exclude is None else Path(exclude).expanduser().absolute()
+    outputs = None if exclude is None else user_path(exclude).absolute()
     if outputs is not None and outputs != source:
         entries = [entry for entry in entries if not entry.images[0].is_relative_to(outputs)]
     unused = find_unused(path, entries, source, outputs if outputs != source else None)
