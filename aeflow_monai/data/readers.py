@@ -45,8 +45,6 @@ class LoadCased(MapTransform):  # type: ignore[misc]
 
     Args:
         keys: of paths, or lists of paths.
-        reader: names of MONAI's readers, for what is neither a picture, NIfTI, MetaImage nor NRRD; the last that can
-            read a file does.
         allow_missing_keys: pass over keys that are not there, such as a mask.
         mask_keys: those of the keys that are masks.
 
@@ -62,13 +60,13 @@ class LoadCased(MapTransform):  # type: ignore[misc]
     def __init__(
         self,
         keys: KeysCollection,
-        reader: Sequence[str] | str = ("ITKReader", "NibabelReader"),
         allow_missing_keys: bool = False,
         mask_keys: Sequence[str] = ("lesion",),
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mask_keys = tuple(mask_keys)
-        self.load = LoadImage(reader=reader, image_only=True)
+        # for what has a way of its own in none of the formats below; the last that knows a file reads it
+        self.load = LoadImage(reader=("ITKReader", "NibabelReader"), image_only=True)
         self.channel_first = EnsureChannelFirst()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from aeflow_monai.data.datalist.unused import Datalist
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.earlier_results import find_in_the_way, find_results, is_unfinished_table
 from aeflow_monai.engine.picture_warning import warn_of_pictures
@@ -138,6 +139,8 @@ def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, ove
     sweep(folder)
     of_model = {"file": str(model), "sha256": digest_of(model)}
     begun = {**describe_run(given), "model": of_model, "n_cases": len(record.datalist)}
+    if isinstance(record.datalist, Datalist):
+        begun["unused"] = record.datalist.unused.counts() | {"paths": record.datalist.unused.named()}
     earlier = _read(folder / RUN_RECORD)
     results = find_results(folder)
     problem = ""

@@ -10,6 +10,7 @@ from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from outputs import given_of
 
+from aeflow_monai.data import find_images
 from aeflow_monai.engine.evaluation import ScoreWriter
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, begin_results
 from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, finish_record
@@ -42,6 +43,21 @@ def begin(tmp_path: Path, trained: Path) -> Callable[..., Path]:
         return folder
 
     return begin
+
+
+def test_the_record_says_what_lies_among_the_images_and_is_not_used(tmp_path: Path, trained: Path) -> None:
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    write_map(scans / "a.nii.gz", marked=False)
+    write_map(scans / "a_anomaly_map.nii.gz")
+    (scans / "notes.txt").touch()
+    record = RunRecord(tmp_path / "maps", find_images(scans))
+    begin_results(record, given_of(trained / "configs/inference.yaml", dataset_dir=str(scans)), trained)
+    unused = json.loads((tmp_path / "maps" / RUN_RECORD).read_text())["unused"]
+    assert (unused["outputs of earlier runs"], unused["files of other kinds"]) == (1, 1)
+    paths = {"outputs of earlier runs": ["a_anomaly_map.nii.gz"], "files of other kinds": ["notes.txt"]}
+    assert unused["paths"] == paths
+    release_folder(tmp_path / "maps")
 
 
 def write_map(path: Path, marked: bool = True) -> None:

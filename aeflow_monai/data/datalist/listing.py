@@ -20,7 +20,7 @@ from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_it
 from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
 from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
-from aeflow_monai.data.datalist.unused import Unused, find_unused
+from aeflow_monai.data.datalist.unused import Datalist, Unused, find_unused
 from aeflow_monai.errors import shown
 from aeflow_monai.files import user_path
 from aeflow_monai.marks import has_mark
@@ -119,8 +119,9 @@ def load_datalist(
             )
     items = to_items(name, source, entries, section, test_fraction, seed)
     told = f"{len(items)} cases of the section {section!r} in {shown(dataset_dir)}, read as {name}."
-    _say(told, items, find_unused(existing(dataset_dir), entries, source), labels=True)
-    return items
+    unused = find_unused(existing(dataset_dir), entries, source)
+    _say(told, items, unused, labels=True)
+    return Datalist(items, unused)
 
 
 def find_images(
@@ -186,7 +187,7 @@ def find_images(
         )
     items = one_case_per_image(to_items(name, source, entries, "all", 0, 0))
     _say(f"{len(items)} cases in {shown(path)}, read as {name}.", items, unused, labels=False)
-    return items
+    return Datalist(items, unused)
 
 
 def list_unused(

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from aeflow_monai.data.datalist.bids_names import is_bids_mask, is_of_anatomy, parse
 from aeflow_monai.data.datalist.entries import Entry
@@ -18,7 +19,7 @@ from aeflow_monai.data.dicom.paths import split_name
 from aeflow_monai.errors import shown, some
 from aeflow_monai.marks import has_mark
 
-__all__ = ["Unused", "find_unused"]
+__all__ = ["Datalist", "Unused", "find_unused"]
 
 _logger = logging.getLogger(__name__)
 
@@ -57,6 +58,17 @@ class Unused:
         suffixes = Counter(path.suffix.lower() or path.name for path in self.kinds.get(OTHERS, ()))
         return counts | {f"{OTHERS}: {shown(suffix)}": count for suffix, count in sorted(suffixes.items())}
 
+    def named(self, limit: int = 1000) -> dict[str, list[str]]:
+        """The first paths of each kind, below the folder.
+
+        Args:
+            limit: how many of each kind.
+        """
+        return {
+            kind: [shown(path.relative_to(self.root) if path != self.root else path) for path in paths[:limit]]
+            for kind, paths in self.kinds.items()
+        }
+
     def __str__(self) -> str:
         if not self.kinds:
             return f"Everything in {shown(self.root)} is used."
@@ -71,6 +83,19 @@ class Unused:
 
     def _names(self, paths: Sequence[Path]) -> str:
         return some([path.relative_to(self.root) if path != self.root else path for path in paths], _SHOWN)
+
+
+class Datalist(list[dict[str, Any]]):
+    """A datalist that knows what lies in its folder and is not used.
+
+    Args:
+        items: of the list.
+        unused: what is not.
+    """
+
+    def __init__(self, items: Iterable[dict[str, Any]], unused: Unused) -> None:
+        super().__init__(items)
+        self.unused = unused
 
 
 def find_unused(root: Path, entries: Iterable[Entry], source: Path, passed_over: Path | None = None) -> Unused:
