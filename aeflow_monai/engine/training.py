@@ -24,6 +24,7 @@ from aeflow_monai.engine.detector import Detector, calibrate, places_of
 from aeflow_monai.engine.run_folders import is_first_process
 from aeflow_monai.engine.run_record import RUN_RECORD, finish_record, hashes_of
 from aeflow_monai.engine.stored_model import load_saved, model_path, write_saved
+from aeflow_monai.errors import first_line
 from aeflow_monai.files import read_json
 from aeflow_monai.score.thresholds import require_specificity
 
@@ -134,7 +135,7 @@ class Checkpoints:
         """Attach to a trainer."""
         state = {**self.state, "trainer": engine}
         if self.resume is not None:
-            CheckpointLoader(str(self.resume), state, map_location=self.device).attach(engine)
+            engine.add_event_handler(Events.STARTED, self._load, state)
         if self.is_first:  # all processes go on from a checkpoint, the first one saves
             saved = Checkpoint(
                 {**state, "record": self.record},
@@ -144,6 +145,15 @@ class Checkpoints:
                 global_step_transform=lambda engine, _: engine.state.epoch,
             )
             engine.add_event_handler(Events.EPOCH_COMPLETED, saved)
+
+    def _load(self, engine: Engine, state: dict[str, Any]) -> None:
+        try:
+            CheckpointLoader(str(self.resume), state, map_location=self.device)(engine)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.resume} does not fit this training ({first_line(error)}). Is it of another version of "
+                "aeflow_monai, or of timm? Go on with the version that wrote it, or train anew."
+            ) from error
 
 
 class _Files(BaseSaveHandler):  # type: ignore[misc]

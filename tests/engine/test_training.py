@@ -152,6 +152,18 @@ def test_a_training_goes_on_with_its_own_options_and_images_only(tmp_path: Path,
         Checkpoints(tmp_path, {}, given, SPLIT, checkpoint)
 
 
+def test_a_checkpoint_of_another_network_is_named(tmp_path: Path, given: GivenConfig) -> None:
+    engine = trainer_of([1.0])
+    Checkpoints(tmp_path, {"model": torch.nn.Linear(1, 1)}, given, SPLIT).attach(engine)
+    engine.run([1.0], max_epochs=1)
+    checkpoint = tmp_path / "checkpoint_epoch=1.pt"
+    for state in ({"model": torch.nn.Linear(2, 1)}, {"model": torch.nn.Linear(1, 1), "more": torch.nn.Linear(1, 1)}):
+        engine = trainer_of([1.0])
+        Checkpoints(tmp_path, state, given, SPLIT, checkpoint).attach(engine)
+        with pytest.raises(ValueError, match=r"checkpoint_epoch=1\.pt does not fit this training"):
+            engine.run([1.0], max_epochs=2)
+
+
 def test_a_training_goes_on_with_the_same_bytes_only(tmp_path: Path, given: GivenConfig) -> None:
     image = tmp_path / "scan.nii"
     image.write_bytes(b"one")
