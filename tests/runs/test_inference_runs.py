@@ -203,8 +203,7 @@ def test_the_readmes_python_example_runs(
 ) -> None:
     readme = Path(__file__).parent.parent.parent / "README.md"
     (code,) = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs/mine").symlink_to(trained)
+    (tmp_path / "RUN").symlink_to(trained)
     shutil.copy(volumes / "images/test_normal_000.nii.gz", tmp_path / "scan.nii.gz")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
