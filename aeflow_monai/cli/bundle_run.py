@@ -39,7 +39,12 @@ def options_of(given: Any, **more: Any) -> dict[str, str]:
 
 
 def run_bundle(
-    verb: str, configs: Sequence[str | Path], options: Mapping[str, str], folder: str | Path, terminal: Terminal
+    verb: str,
+    configs: Sequence[str | Path],
+    options: Mapping[str, str],
+    folder: str | Path,
+    terminal: Terminal,
+    show_printed: bool = False,
 ) -> None:
     """Run a config; its own lines go to a log in the folder of the results.
 
@@ -49,6 +54,7 @@ def run_bundle(
         options: of the config, by name, as they would be typed.
         folder: of the results; the log goes to `logs` in it when the run has made it.
         terminal: shows warnings and progress.
+        show_printed: also show, as results, what the run prints.
 
     Raises:
         Exception: whatever ends the run.
@@ -57,7 +63,13 @@ def run_bundle(
     import monai.bundle
     from monai.bundle.scripts import run
 
+    from aeflow_monai.engine.config_text import read_config
+
     files = [str(path) for path in configs]
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"Expected the folder of a training, with {file}; there is no such file.")
+        read_config(file)  # which refuses what would hang MONAI, such as a YAML bomb
     name = Path(files[0]).stem if verb == "run" else verb
     arguments = ["run"] if verb == "run" else ["run", verb]
     arguments += ["--config_file", files[0] if len(files) == 1 else str(files)]
@@ -67,8 +79,9 @@ def run_bundle(
     # what the run records as its command, and reads as it was typed
     sys.argv = [str(Path(monai.bundle.__file__).with_name("__main__.py")), *arguments]
     try:
+        printed = _Printed(terminal if show_printed else None)
         # imports of MONAI have made loggers that write to the terminal
-        with quiet_log(terminal), _logged(Path(folder, "logs", f"{name}.log")), terminal.progress():
+        with quiet_log(terminal), _logged(Path(folder, "logs", f"{name}.log"), printed), terminal.progress():
             fire.Fire({"run": run}, command=[*arguments, "--logging_file", "False"])
     finally:
         sys.argv, sys.excepthook = own_arguments, own_hook
@@ -102,12 +115,12 @@ def quiet_log(terminal: Terminal) -> Iterator[None]:
 
 
 @contextmanager
-def _logged(path: Path) -> Iterator[None]:
+def _logged(path: Path, printed: _Printed) -> Iterator[None]:
     """Send the log, and what is printed, to a file."""
     handler = _LogFile(path)
     logging.getLogger().addHandler(handler)
     try:
-        with redirect_stdout(_ToLog()):
+        with redirect_stdout(printed):
             yield
     finally:
         logging.getLogger().removeHandler(handler)
@@ -155,12 +168,16 @@ class _Shown(logging.Handler):
             self.terminal.warn(record.getMessage())
 
 
-class _ToLog(io.TextIOBase):
-    """What is printed, as lines of the log."""
+class _Printed(io.TextIOBase):
+    """What is printed, as lines of the log, and as results if there is a terminal for them."""
+
+    def __init__(self, terminal: Terminal | None) -> None:
+        self.terminal = terminal
 
     def write(self, text: str) -> int:
         """Log the lines of a text."""
-        for line in text.splitlines():
-            if line.strip():
-                logging.getLogger("aeflow_monai.run").info(line)
+        for line in filter(str.strip, text.splitlines()):
+            logging.getLogger("aeflow_monai.run").info(line)
+            if self.terminal is not None:
+                self.terminal.result(line)
         return len(text)

@@ -82,8 +82,7 @@ def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"Reading {given.data}.")
     folder = Path(given.output).expanduser().absolute()
     options = options_of(given, dataset_dir=given.data, output_dir=folder)
-    run_bundle("prepare", _train_configs(given.preset), options, folder, terminal)
-    terminal.result(f"list: {folder / 'dataset.json'}")
+    run_bundle("prepare", _train_configs(given.preset), options, folder, terminal, show_printed=True)
     terminal.say(f"Next: aeflow train {shlex.quote(str(folder / 'dataset.json'))} -o RUN")
 
 

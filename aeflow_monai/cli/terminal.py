@@ -32,7 +32,7 @@ class Terminal:
 
     def __init__(self, quiet: bool = False, verbose: bool = False, as_json: bool = False) -> None:
         self.quiet, self.verbose, self.json = quiet, verbose, as_json
-        self.out = Console(highlight=False, soft_wrap=True)
+        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # also where prints go elsewhere
         self.err = Console(stderr=True, highlight=False, soft_wrap=True)
         self.when_stopped: Callable[[], str] | None = None  # says what is kept, and how to go on
         self._bars: Progress | None = None

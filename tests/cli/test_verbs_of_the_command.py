@@ -185,7 +185,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(
         (["train", "{data}", "-o", "RUN", "--set", "epochs=abc"], "epochs: expected a whole number of 1 or more"),
         (["train", "{data}", "-o", "RUN", "--resume"], "There is no checkpoint in"),
         (["train", "{data}", "-o", "RUN", "--epochs", "2", "--set", "epochs=3"], "epochs is given already, as '2'"),
-        (["predict", "{data}", "-m", "nowhere", "-o", "MAPS"], "nowhere"),
+        (["predict", "{data}", "-m", "nowhere", "-o", "MAPS"], "Expected the folder of a training, with nowhere"),
         (["predict", "{data}", "-m", "{model}", "-o", "MAPS", "--set", "image_size=[32,32]"], "image_size"),
         (["bundle", "nowhere"], "There is no trained model at"),
         (["config", "chest"], "There is no config 'chest'"),
