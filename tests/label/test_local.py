@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import requests
 from PIL import Image
 
 N_IMAGES = 6
@@ -61,6 +60,7 @@ def test_the_watching_thread_survives_labels_that_are_saved_meanwhile(folder: Pa
 
 @pytest.mark.filterwarnings("ignore:The distutils package:DeprecationWarning")  # which MONAI Label imports
 def test_a_dicomweb_server_that_does_not_answer_is_no_fault_of_this_one() -> None:
+    import requests
     from fastapi import HTTPException
 
     from aeflow_monai.label.answers import readable_errors
