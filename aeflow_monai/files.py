@@ -30,6 +30,7 @@ __all__ = [
     "home",
     "new_folder",
     "read_json",
+    "read_rows",
     "replacing",
     "sha256_of",
     "spreadsheet_safe",
@@ -322,6 +323,25 @@ def spreadsheet_safe(cell: Any) -> Any:
         ("'=1+1", 'sub-01', -1.5)
     """
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a table that `Table` wrote, by column; the apostrophes of `spreadsheet_safe` are taken away.
+
+    Example:
+        >>> import tempfile
+        >>> table = Table(f"{tempfile.mkdtemp()}/scores.csv", ["case"])
+        >>> table.append({"case": "=1+1"})
+        >>> table.finish()
+        >>> read_rows(table.path)
+        [{'case': '=1+1'}]
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return [{name: _plain(cell or "") for name, cell in row.items() if name} for row in csv.DictReader(file)]
+
+
+def _plain(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def sha256_of(file: str | Path) -> str:

@@ -10,6 +10,8 @@ from aeflow_monai.engine.fixed_options import own_model
 from aeflow_monai.engine.inferer import SlicedInferer
 from aeflow_monai.engine.model import Model, Prediction, predict
 from aeflow_monai.engine.recalibration import recalibrate
+from aeflow_monai.engine.report_pictures import ReportPicturesd
+from aeflow_monai.engine.report_writer import ReportWriter
 from aeflow_monai.engine.run_folders import begin_results, model_folder, run_folder
 from aeflow_monai.engine.run_record import RunRecord
 from aeflow_monai.engine.stacked_maps import StackMapsd
@@ -41,6 +43,8 @@ __all__ = [
     "Model",
     "PictureLogger",
     "Prediction",
+    "ReportPicturesd",
+    "ReportWriter",
     "RunRecord",
     "ScoreWriter",
     "SlicedInferer",

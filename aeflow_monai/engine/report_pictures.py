@@ -1,0 +1,142 @@
+"""Small pictures of a case for the report, from maps that are still slices."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from torch import Tensor
+from torch.nn import functional as F
+
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.stacked_maps import StackedMap
+from aeflow_monai.geometry import PLANES, ras_affine, slice_positions, voxel_spacing
+from aeflow_monai.output.case_score import most_anomalous_slice
+from aeflow_monai.output.report.picture_block import MAX_SLICES, PictureBlock
+
+__all__ = ["ReportPicturesd"]
+
+_SIDE = {True: 320, False: 128}  # of a picture of a 2D image, and of a slice of a volume
+_BATCH = 8  # slices that are reduced at a time
+
+
+class ReportPicturesd(MapTransform):  # type: ignore[misc]
+    """Add "report_pictures", a `PictureBlock` of at most 64 slices of a case, from the maps of `StackMapsd`.
+
+    Along the plane of the most anomalous slice, which is among them, every n-th slice is taken, in the network's size
+    or smaller: maps by their largest values, images by their means. Nothing is added for maps that are no `StackedMap`.
+
+    Args:
+        slicer: the slicing policy.
+        image_key: preprocessed image (C, X, Y, Z), whose first channel is shown.
+    """
+
+    def __init__(self, slicer: Slicer, image_key: str = "image") -> None:
+        super().__init__(image_key)
+        self.slicer = slicer
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the pictures of one case."""
+        d = dict(data)
+        if isinstance(d.get("anomaly_map"), StackedMap):
+            d["report_pictures"] = self._block(d, d["anomaly_map"])
+        return d
+
+    def _block(self, data: Mapping[Hashable, Any], anomaly_map: StackedMap) -> PictureBlock:
+        image = data[self.keys[0]]
+        plane, peak = most_anomalous_slice(data["slice_scores"]) or (next(iter(anomaly_map.stacks)), 0)
+        seen = anomaly_map.indices[plane].cpu()
+        chosen = _every_nth(int(seen[0]), int(seen[-1]), peak)
+        top = 2 * max(float(data["map_threshold"]), 3.0)
+        volume = image.as_subclass(Tensor)
+        pictures = self._reduced(volume[:1], plane, chosen)
+        layers = {"image": pictures, "anomaly_map": _of_stack(anomaly_map, plane, chosen, 1 / top, pictures, True)}
+        if isinstance(reconstruction := data.get("reconstruction"), StackedMap):
+            layers["reconstruction"] = _of_stack(reconstruction, plane, chosen, 1.0, pictures, False)
+        if isinstance(lesion := data.get("lesion"), Tensor):
+            # 255 where a quarter of a pixel or more is lesion
+            layers["lesion"] = (self._reduced(lesion.as_subclass(Tensor)[:1], plane, chosen, True) > 64).byte() * 255
+        scores = data["slice_scores"][plane]
+        positions = _positions(image, plane)
+        step = int(chosen[1] - chosen[0]) if len(chosen) > 1 else 1
+        return PictureBlock(
+            plane,
+            tuple(int(index) + 1 for index in chosen),
+            tuple(positions[int(index)] for index in chosen) if positions else (),
+            int((chosen == peak).nonzero()[0]),
+            self._extent(image, plane, step),
+            _window(pictures),
+            top,
+            {name: layer.numpy() for name, layer in layers.items()},
+            {"scores": [None if np.isnan(s) else round(s, 3) for s in scores.tolist()], "positions_mm": positions},
+        )
+
+    def _reduced(self, volume: Tensor, plane: str, chosen: Tensor, is_mask: bool = False) -> Tensor:
+        """Slices of a volume (1, X, Y, Z) in [0, 1], or of a mask, as grey levels (n, rows, columns)."""
+        parts = []
+        for some in torch.split(chosen, _BATCH):
+            thin = volume.index_select(1 + PLANES[plane].axis, some.to(volume.device))
+            thin = (thin != 0).float() if is_mask else thin.float()
+            slices = self.slicer.slices(thin, plane, torch.arange(len(some)))
+            parts.append(_grey(slices, volume.shape[-1] == 1, is_mask))
+        return torch.cat(parts)
+
+    def _extent(self, image: Tensor, plane: str, step: int) -> tuple[float, float, float]:
+        """Height and width of a slice as the network takes it, and distance of `step` slices, in mm."""
+        axis = PLANES[plane].axis
+        down, right = {0: (2, 1), 1: (2, 0), 2: (0, 1)}[axis]
+        spacing, shape = voxel_spacing(image), image.shape[1:]
+        padded = self.slicer.slices(image.as_subclass(Tensor)[:1], plane, torch.zeros(1, dtype=torch.long)).shape[-2:]
+        rows, columns = (shape[down], shape[right]) if self.slicer.fit == "resize" else padded
+        return rows * spacing[down], columns * spacing[right], step * spacing[axis]
+
+
+def _every_nth(first: int, last: int, peak: int) -> Tensor:
+    """Numbers of slices from the first to the last, at most 64 at equal distances, with the peak among them."""
+    step = max(1, -(-(last - first + 1) // (MAX_SLICES - 1)))
+    return torch.arange(first + (peak - first) % step, last + 1, step)
+
+
+def _of_stack(
+    stacked: StackedMap, plane: str, chosen: Tensor, scale: float, like: Tensor, by_maximum: bool
+) -> Tensor:
+    """Slices of a map as grey levels, black where the network did not look."""
+    place_of = {int(index): place for place, index in enumerate(stacked.indices[plane])}
+    stack, is_picture = stacked.stacks[plane], stacked.shape[-1] == 1
+    levels = torch.zeros_like(like)
+    for number, index in enumerate(chosen.tolist()):
+        if (place := place_of.get(index)) is not None:
+            levels[number] = _grey(stack[place : place + 1, :1].float() * scale, is_picture, by_maximum)[0]
+    return levels
+
+
+def _grey(slices: Tensor, is_picture: bool, by_maximum: bool) -> Tensor:
+    """Slices (n, 1, H, W) in [0, 1], reduced to the size of a page, as grey levels (n, rows, columns)."""
+    rows, columns = slices.shape[-2:]
+    shrink = min(1.0, _SIDE[is_picture] / max(rows, columns))
+    if shrink < 1:
+        pool = F.adaptive_max_pool2d if by_maximum else F.adaptive_avg_pool2d
+        slices = pool(slices, (max(1, round(rows * shrink)), max(1, round(columns * shrink))))
+    return (slices[:, 0].nan_to_num(0.0) * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def _window(pictures: Tensor) -> tuple[int, int]:
+    """Grey levels to be shown black and white, as on an overlay."""
+    counts = torch.bincount(pictures.flatten().to(torch.int64), minlength=256).cumsum(0).double()
+    low, high = (int((counts >= share * counts[-1]).nonzero()[0]) for share in (0.005, 0.995))
+    return (low, high) if high > low else (0, 255)
+
+
+def _positions(image: Tensor, plane: str) -> list[float | None]:
+    """Of all slices, in mm; none of a picture, whose place is unknown."""
+    if not isinstance(image, MetaTensor) or image.shape[-1] == 1:
+        return []
+    affine = ras_affine(image.affine, image.meta)
+    if np.array_equal(affine, np.eye(4)):  # which stands for none
+        return []
+    found = slice_positions(affine, tuple(image.shape[1:]), PLANES[plane].axis, PLANES[plane].world_axis)
+    return [round(float(position), 1) + 0.0 for position in found]

@@ -1,0 +1,53 @@
+"""The Ignite handler that writes the report of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ignite.engine import Engine
+
+from aeflow_monai.engine.case_handler import CaseHandler
+from aeflow_monai.output.report import PictureBudget, write_report
+from aeflow_monai.output.report.page import REPORT
+from aeflow_monai.score.score import Score
+
+__all__ = ["ReportWriter"]
+
+
+class ReportWriter(CaseHandler):
+    """Keep small pictures of the most interesting cases while a run goes on, and write report.html at its end.
+
+    It reads what the other handlers have written, so that it stands behind them, and before `RunRecord`.
+
+    Args:
+        folder: of the results.
+        score: holds the thresholds.
+    """
+
+    def __init__(self, folder: str | Path, score: Score) -> None:
+        self.folder = Path(folder)
+        self.score = score
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.budget = PictureBudget()
+        (self.folder / REPORT).unlink(missing_ok=True)
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the pictures of the cases of this batch; a case that failed has none."""
+        for source, scored in zip(engine.state.batch, engine.state.output, strict=True):
+            if (block := scored.get("report_pictures")) is not None:
+                label = source.get("label")
+                self.budget.add(
+                    str(source["case"]),
+                    float(scored["anomaly_score"]),
+                    float(scored["case_threshold"]),
+                    block,
+                    None if label is None else int(label),
+                )
+
+    def finish(self, engine: Engine) -> None:
+        """Write the report."""
+        rank, n_held_out = self.score.case_rank.tolist()
+        model = {"thresholds": self.score.thresholds, "rank": rank, "n_held_out": n_held_out, "held_out_scores": []}
+        write_report(self.folder, self.budget.pictures(), model)

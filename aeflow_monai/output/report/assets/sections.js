@@ -1,0 +1,195 @@
+// The parts of the page, from the verdict down.
+
+function section(id, name, ...children) {
+  return { id, name, node: el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, name), children) };
+}
+
+const interval = (pair) => `${fixed(pair[0])} to ${fixed(pair[1])}`;
+
+function tile(what, value, more, pair, at, mark) {
+  const x = linear(0, 1, 3, 197);
+  const bar = pair && svg("svg", { class: "interval", viewBox: "0 0 200 14", preserveAspectRatio: "none", role: "img", "aria-label": `95 % interval ${interval(pair)}` },
+    svg("line", { class: "track", x1: 3, x2: 197, y1: 7, y2: 7 }),
+    svg("line", { class: "range", x1: x(pair[0]), x2: Math.max(x(pair[1]), x(pair[0]) + 1), y1: 7, y2: 7 }),
+    mark === undefined ? null : svg("line", { class: "mark", x1: x(mark), x2: x(mark), y1: 1, y2: 13 }),
+    svg("rect", { class: "point", x: x(at) - 2, y: 2, width: 4, height: 10, rx: 1.5 }));
+  return el("div", { class: "card tile" }, el("div", { class: "what" }, what), el("div", { class: "value" }, value), bar, el("div", { class: "more" }, more));
+}
+
+function summaryOfEvaluation(report) {
+  const { metrics, cases, failures } = report;
+  const counts = rates(cases, report.threshold);
+  const { positive, negative } = counts;
+  if (metrics.auroc === undefined) {
+    return [el("h1", {}, `No verdict: ${cases.length ? `all ${plural(cases.length, "case")} are ${positive ? "abnormal" : "normal"}` : "no case was scored"}`),
+      el("p", { class: "lead" }, "AUROC, sensitivity and specificity need normal and abnormal cases."), failureLine(failures)];
+  }
+  const passed = negative - counts.alarms;
+  const notes = [];
+  if (metrics.expected_specificity !== undefined) {
+    notes.push(metrics.expected_specificity_holds
+      ? el("p", { class: "fine" }, el("b", {}, "The expected specificity holds. "), `${percent(metrics.expected_specificity)} of new normal cases were expected to pass; ${percent(metrics.specificity)} did, which is within chance.`)
+      : el("p", { class: "warn" }, el("b", {}, "The expected specificity does not hold. "), `${percent(metrics.expected_specificity)} of new normal cases were expected to pass; only ${percent(metrics.specificity)} did. `
+        + "These normal cases most likely differ from those that the threshold was set on (site, scanner, patients, preparation). Calibrate the model on normals like these."));
+  }
+  if (metrics.auroc_ci95[0] <= 0.5) notes.push(el("p", { class: "warn" }, "The interval of the AUROC includes 0.5: these cases do not show that the score does better than chance."));
+  const [best] = Object.entries(metrics.baselines || {}).sort((a, b) => b[1] - a[1]);
+  if (best && best[1] >= metrics.auroc) notes.push(el("p", { class: "warn" }, `A trivial baseline does as well: ${best[0].replaceAll("_", " ")} alone has an AUROC of ${fixed(best[1])}.`));
+  return [
+    el("h1", {}, `${counts.hits} of ${plural(positive, "abnormal case")} found, ${passed} of ${plural(negative, "normal case")} passed`),
+    el("p", { class: "lead" }, `At the stored threshold of ${fixed(report.threshold)}. Of two cases, one normal and one abnormal, the abnormal one has the higher score in ${percent(metrics.auroc)} of all pairs (the AUROC).`),
+    notes,
+    el("div", { class: "tiles" },
+      tile("Cases", String(cases.length), `${negative} normal, ${positive} abnormal${failures.length ? `; ${failures.length} more failed` : ""}`),
+      tile("AUROC", fixed(metrics.auroc), `95 % interval ${interval(metrics.auroc_ci95)}; chance 0.5`, metrics.auroc_ci95, metrics.auroc, 0.5),
+      tile("Sensitivity", fixed(metrics.sensitivity), `${share(counts.hits, positive)} abnormal; ${interval(metrics.sensitivity_ci95)}`, metrics.sensitivity_ci95, metrics.sensitivity),
+      tile("Specificity", fixed(metrics.specificity), `${share(passed, negative)} normal; ${interval(metrics.specificity_ci95)}${metrics.expected_specificity === undefined ? "" : `; expected ${fixed(metrics.expected_specificity)}`}`,
+        metrics.specificity_ci95, metrics.specificity, metrics.expected_specificity)),
+    failureLine(failures),
+  ];
+}
+
+function summaryOfInference(report) {
+  const { cases, failures } = report;
+  const above = cases.filter((one) => one.above);
+  const top = [...cases].sort((a, b) => b.anomaly_score - a.anomaly_score).slice(0, 3);
+  const { rank, n_held_out: held } = report.model;
+  const expected = held ? rank / (held + 1) : null;
+  return [
+    el("h1", {}, cases.length ? `${above.length} of ${plural(cases.length, "case")} above the threshold` : "No case was scored"),
+    top.length ? el("p", { class: "lead" }, "Most anomalous: ", top.map((one, k) => [k ? ", " : "",
+      el("button", { class: "link", type: "button", onclick: () => report.open(one) }, one.case), ` (${fixed(one.anomaly_score)})`]), ".") : null,
+    expected ? el("p", {}, `The threshold was set on ${plural(held, "held-out patient")}: about ${percent(1 - expected)} of new normal cases of the same kind exceed it too. A score says how much an image differs from the normal images of the training, not what it shows.`) : null,
+    el("div", { class: "tiles" }, tile("Cases", String(cases.length), "scored"),
+      tile("Above the threshold", String(above.length), report.threshold === undefined ? "" : `of ${fixed(report.threshold)}`),
+      tile("Highest score", top.length ? fixed(top[0].anomaly_score) : "\u2013", "standard deviations of normals"),
+      tile("Failed", String(failures.length), failures.length ? "not scored; see below" : "all were read and scored")),
+    failureLine(failures),
+  ];
+}
+
+function failureLine(failures) {
+  return failures.length ? el("p", { class: "warn" }, `${plural(failures.length, "case")} failed and ${failures.length === 1 ? "is" : "are"} in none of these numbers: `,
+    el("a", { href: "#failures" }, "which, and why"), ".") : null;
+}
+
+function scoreSection(report) {
+  const { cases, labelled, threshold } = report;
+  const held = (report.model.held_out_scores || []).map((score) => ({ anomaly_score: score }));
+  const groups = [{ name: "held-out normals of the training", kind: "held", cases: held }];
+  if (labelled) {
+    for (const [kind, label] of [["normal", 0], ["abnormal", 1]]) groups.push({ name: `${kind} cases`, kind, cases: cases.filter((one) => one.label === label) });
+  } else groups.push({ name: "cases", kind: "plain", cases });
+  const chart = strips(groups.filter((group) => group.cases.length), threshold, report.open);
+  const curves = labelled && report.metrics.auroc !== undefined ? curveCards(report) : null;
+  const box = section("scores", "Scores", el("div", { class: "card" },
+    el("p", { class: "dim" }, "Each mark is a case, in standard deviations of normals; a click opens it. The line is the stored threshold: larger scores are called abnormal."),
+    chart.box, explorer(report, [chart, ...(curves ? curves.charts : [])])));
+  return { box, curves };
+}
+
+function explorer(report, charts) {
+  const { cases, labelled, threshold } = report;
+  const scores = cases.map((one) => one.anomaly_score);
+  const [low, high] = [Math.min(...scores, threshold), Math.max(...scores, threshold)];
+  const text = el("output", { for: "explore" });
+  const input = el("input", { id: "explore", type: "range", min: 0, max: 1000, step: 1, "aria-describedby": "explore-note" });
+  const sorted = [...scores, threshold].sort((a, b) => a - b);
+  const fromPlace = (place) => { // in steps of equal numbers of cases, since scores lie unevenly
+    const exact = (place / 1000) * (sorted.length - 1);
+    const below = Math.floor(exact);
+    return sorted[below] + (exact - below) * ((sorted[below + 1] ?? sorted[below]) - sorted[below]);
+  };
+  const home = Math.round((sorted.indexOf(threshold) / Math.max(1, sorted.length - 1)) * 1000);
+  const stored = labelled ? rates(cases, threshold) : null;
+  const set = (value) => {
+    const tried = rates(cases, value);
+    const called = cases.filter((one) => one.anomaly_score > value).length;
+    text.textContent = labelled && tried.positive && tried.negative
+      ? `${fixed(value)}: sensitivity ${fixed(tried.sensitivity)} (${share(tried.hits, tried.positive)}), specificity ${fixed(tried.specificity)} (${share(tried.negative - tried.alarms, tried.negative)})`
+      : `${fixed(value)}: ${share(called, cases.length)} above`;
+    input.setAttribute("aria-valuetext", text.textContent);
+    charts.forEach((chart) => chart.move(chart.box ? value : stored, value === threshold ? null : tried));
+  };
+  const reset = () => { input.value = home; set(threshold); };
+  input.addEventListener("input", () => set(fromPlace(Number(input.value))));
+  reset();
+  if (!(high > low)) return null;
+  return el("div", { class: "explorer" },
+    el("label", { for: "explore" }, el("b", {}, "Exploratory threshold "), text),
+    el("button", { class: "button", type: "button", onclick: reset }, "Back to the stored one"),
+    el("div", {}, input),
+    el("span", { class: "dim", id: "explore-note" }, labelled ? "Chosen on these labels, so no estimate for new cases." : "The prediction goes by the stored one."));
+}
+
+function curveCards(report) {
+  const { cases, metrics } = report;
+  const { roc, recall, prevalence } = curvePoints(cases);
+  const one = squareChart(`ROC curve, area ${fixed(metrics.auroc)}`, ["1 \u2212 specificity", "sensitivity"], roc, [0, 1], (c) => [1 - c.specificity, c.sensitivity]);
+  const two = squareChart(`Precision-recall curve, average precision ${fixed(metrics.average_precision)}`, ["recall (sensitivity)", "precision"], recall, [prevalence, prevalence], (c) => [c.sensitivity, c.precision]);
+  const legend = el("div", { class: "legend" }, el("span", {}, sign("stored"), "stored threshold"), el("span", {}, sign("tried"), "exploratory"), el("span", {}, "dotted: chance"));
+  const rows = [["Average precision", "average_precision"], ["F1 at the threshold", "f1"], ["Accuracy at the threshold", "accuracy"]];
+  const node = el("div", { class: "charts" },
+    el("div", { class: "card" }, el("h3", {}, `ROC curve \u2013 area ${fixed(metrics.auroc)}`), one.chart, legend),
+    el("div", { class: "card" }, el("h3", {}, `Precision and recall \u2013 average ${fixed(metrics.average_precision)}`), two.chart, legend.cloneNode(true)),
+    el("div", { class: "card last" }, el("h3", {}, "Against trivial baselines"), baselines(metrics),
+      el("h3", {}, "More numbers"), el("dl", { class: "facts" }, rows.map(([name, key]) => [el("dt", {}, name), el("dd", {}, `${fixed(metrics[key])} [${interval(metrics[`${key}_ci95`])}]`)]),
+        el("dt", {}, "F1 if all were called abnormal"), el("dd", {}, fixed(metrics.all_abnormal_f1)),
+        el("dt", {}, "Best F1 of any threshold"), el("dd", {}, `${fixed(metrics.oracle_best_f1)} (oracle: chosen on test labels)`)),
+      el("p", { class: "dim" }, `Intervals are 95 % bootstraps over cases, ${metrics.n_bootstrap} resamples.`)));
+  return { node, charts: [{ move: (stored, tried) => { one.move(stored, tried); two.move(stored, tried); } }] };
+}
+
+function baselines(metrics) {
+  const rows = [["this model", metrics.auroc], ...Object.entries(metrics.baselines || {}).map(([name, value]) => [name.replaceAll("_", " "), value])];
+  return el("div", { class: "bars" }, el("p", { class: "dim" }, "AUROC; of baselines in their better direction."),
+    el("table", { class: "plain" }, el("tbody", {}, rows.map(([name, value], k) => el("tr", {}, el("th", { scope: "row" }, name),
+      el("td", {}, svg("svg", { class: "bar-of", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+        svg("rect", { class: k ? "fill other" : "fill", width: Math.max(1, (value - 0.5) * 200), height: 10, rx: 2 }))), el("td", { class: "right" }, fixed(value)))))));
+}
+
+function lesionSection(report) {
+  const found = report.localisation;
+  if (found.n_volumes === undefined) return null;
+  const list = (rows) => el("dl", { class: "facts" }, rows.filter((row) => row[1] !== undefined).map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  const with95 = (key) => found[key] === undefined ? undefined : `${fixed(found[key])} [${interval(found[`${key}_ci95`])}]`;
+  const cards = [];
+  if (found.lesion_sensitivity) {
+    cards.push(el("div", { class: "card" }, el("h3", {}, "Lesions, one by one"),
+      el("p", { class: "dim" }, `${plural(found.n_lesions, "lesion")}; a lesion is found if one of the map's largest values lies within ${found.hit_tolerance_mm} mm of it.`),
+      el("table", { class: "plain" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "False positives per volume"), el("th", { scope: "col", class: "right" }, "Lesions found"))),
+        el("tbody", {}, Object.entries(found.lesion_sensitivity).map(([rate, value]) => el("tr", {}, el("td", {}, rate), el("td", { class: "right" }, `${fixed(value)} (${share(Math.round(value * found.n_lesions), found.n_lesions)})`))),
+          el("tr", {}, el("td", {}, el("b", {}, "FROC score (mean)")), el("td", { class: "right" }, el("b", {}, fixed(found.froc_score))))))));
+  }
+  cards.push(el("div", { class: "card" }, el("h3", {}, "Voxels"), list([
+    ["Volumes", `${found.n_volumes}, ${found.n_abnormal_volumes} with lesions`], ["AUROC", fixed(found.voxel_auroc)],
+    ["Average precision", `${fixed(found.voxel_average_precision)} (chance ${fixed(found.lesion_fraction, 3)})`], ["AUPRO", fixed(found.aupro)],
+    ["Dice at the map threshold", fixed(found.dice)], ["Mean Dice of a volume", fixed(found.mean_volume_dice)],
+    ["Best Dice of any threshold", `${fixed(found.oracle_best_dice)} (oracle: chosen on test labels)`]])));
+  if (found.slice_auroc !== undefined) {
+    cards.push(el("div", { class: "card" }, el("h3", {}, "Slices"), list([["Slices", `${found.n_slices}, ${found.n_abnormal_slices} abnormal`],
+      ["AUROC", with95("slice_auroc")], ["Average precision", with95("slice_average_precision")]])));
+  }
+  const left = found.n_abnormal_without_mask;
+  return section("lesions", "Lesions and voxels", el("p", { class: "dim" }, "Compared with the lesion masks, on the grid of the files."),
+    el("div", { class: "two" }, cards), left ? el("p", { class: "warn" }, `${plural(left, "abnormal case")} without a mask ${left === 1 ? "is" : "are"} left out here.`) : null);
+}
+
+function failureSection(report) {
+  if (!report.failures.length) return null;
+  return section("failures", "Failed cases", el("p", { class: "dim" }, "These were not scored; the others went on."),
+    el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["Case", "File", "When", "What is wrong"].map((name) => el("th", { scope: "col" }, name)))),
+      el("tbody", {}, report.failures.map((one) => el("tr", {}, el("td", { class: "name" }, one.case), el("td", { class: "name" }, one.file), el("td", {}, one.stage), el("td", { class: "wrap" }, one.message)))))));
+}
+
+function aboutSection(report) {
+  const { versions, started, model } = report.run;
+  const { thresholds = {}, rank, n_held_out: held } = report.model;
+  const rows = [["Run", started], ["Model", model && `SHA-256 ${model}\u2026`],
+    ["Thresholds", thresholds.case_threshold === undefined ? "" : `case ${fixed(thresholds.case_threshold)}, slice ${fixed(thresholds.slice_threshold)}, map ${fixed(thresholds.map_threshold)} standard deviations of normals`],
+    ["Case threshold set on", held ? `${plural(held, "held-out patient")}; ${percent(rank / (held + 1))} of new normal cases are expected below it` : ""],
+    ["Pictures kept", `${Object.keys(report.pictures).length} of ${plural(report.cases.length, "case")}, ${Object.values(report.pictures).filter((one) => one.block).length} with all slices`],
+    ["Versions", Object.entries(versions).map(([name, value]) => `${name} ${value}`).join(", ")]];
+  return section("about", "About this report", el("div", { class: "card" }, el("dl", { class: "facts" },
+    rows.filter((row) => row[1]).map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]))));
+}

@@ -1,0 +1,102 @@
+"""The page: data, pictures, style and script in one file that asks no network for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.files import replacing
+from aeflow_monai.output.report.run_tables import read_run
+
+__all__ = ["REPORT", "write_report"]
+
+REPORT = "report.html"
+_SCRIPTS = ("elements", "scales", "charts", "table", "pictures", "gallery", "viewer", "sections", "start")
+_BEGIN, _END = '<script type="application/json" id="data">', "</script>"
+
+
+def write_report(
+    folder: str | Path,
+    pictures: Mapping[str, Mapping[str, Any]] | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write report.html of an inference or evaluation from its tables.
+
+    Args:
+        folder: of the results.
+        pictures: from case to its pictures, see `PictureBudget.pictures`. Without them those of the report that
+            already lies in the folder are kept, and its `model`.
+        model: "thresholds" by name, "rank" and "n_held_out" of the case threshold, and "held_out_scores" if they are
+            known.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FileNotFoundError: there is no scores.csv.
+    """
+    path = Path(folder, REPORT)
+    data = read_run(folder)
+    earlier = _read(path) if pictures is None else {}
+    data["pictures"] = dict(earlier.get("pictures", {}) if pictures is None else pictures)
+    data["model"] = dict(model or earlier.get("model") or {})
+    cases = {case["case"] for case in data["cases"]}
+    data["pictures"] = {case: kept for case, kept in data["pictures"].items() if case in cases}
+    data |= {"notice": DISCLAIMER, "version": __version__, "colours": _colours()}
+    with replacing(path) as unfinished:
+        unfinished.write_text(_page(data), encoding="utf-8")
+    return path
+
+
+def _page(data: Mapping[str, Any]) -> str:
+    style, script = _part("report.css"), "\n".join(_part(f"{name}.js") for name in _SCRIPTS)
+    # Nothing but this script and this style is run, whatever a case is called, and nothing is fetched.
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    head, body = _part("report.html").split("<!--DATA-->")
+    head = head.replace("<!--POLICY-->", policy).replace("/*STYLE*/", style)
+    return "".join([head, _BEGIN, _json(data), _END, f"\n<script>{script}</script>", body])
+
+
+def _json(data: Any) -> str:
+    """JSON that stands in HTML: no name of a case can end the element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The data of a report; nothing if there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text.partition(_BEGIN)[2].partition(_END)[0])
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+@cache
+def _part(name: str) -> str:
+    return files("aeflow_monai.output.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@cache
+def _colours() -> str:
+    """Colours of the anomaly map as on an overlay: 256 times red, green and blue, in hexadecimal."""
+    colours = matplotlib.colormaps["inferno"](np.linspace(0.25, 1, 256), bytes=True)[:, :3]
+    return bytes(np.ascontiguousarray(colours)).hex()

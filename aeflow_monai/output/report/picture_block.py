@@ -1,0 +1,95 @@
+"""Small pictures of some slices of a case, as a page holds them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, features
+
+__all__ = ["MAX_SLICES", "PictureBlock"]
+
+Bytes = npt.NDArray[np.uint8]
+
+MAX_SLICES = 64  # of a case
+_ACROSS = 8  # slices beside each other in one picture
+# Quality of each layer. Pixels of a mask are all or nothing, and the outline of a map depends on its values.
+_QUALITY = {"image": 72, "reconstruction": 65, "anomaly_map": 85}
+
+
+class PictureBlock(NamedTuple):
+    """Slices of a case, reduced, as grey levels.
+
+    Attributes:
+        plane: that they are slices of.
+        numbers: of the slices, from 1 in the network's orientation, ascending, (n,).
+        positions_mm: of these slices, (n,); empty if their place in the world is unknown.
+        peak: which of the n is the most anomalous.
+        extent_mm: of a slice, height and width, and distance from one slice of the block to the next.
+        window: grey levels, 0 to 255, that are shown black and white.
+        map_top: map value of grey level 255; 0 is 0 or less. In standard deviations of normals.
+        layers: "image", and possibly "reconstruction", both with 255 for 1; "anomaly_map"; "lesion", 0 or 255. Each
+            (n, rows, columns).
+        profile: "scores" of all slices of the plane, None where one was skipped, and their "positions_mm".
+    """
+
+    plane: str
+    numbers: tuple[int, ...]
+    positions_mm: tuple[float, ...]
+    peak: int
+    extent_mm: tuple[float, float, float]
+    window: tuple[int, int]
+    map_top: float
+    layers: Mapping[str, Bytes]
+    profile: Mapping[str, list[float | None]]
+
+    def single(self) -> PictureBlock:
+        """The most anomalous slice alone, without profile."""
+        at = slice(self.peak, self.peak + 1)
+        layers = {name: layer[at] for name, layer in self.layers.items()}
+        return self._replace(
+            numbers=self.numbers[at], positions_mm=self.positions_mm[at], peak=0, layers=layers, profile={}
+        )
+
+    def encoded(self) -> dict[str, Any]:
+        """The block as JSON holds it: each layer is one picture of all slices, row by row, as a data URL.
+
+        Example:
+            >>> layers = {"image": np.zeros((3, 8, 8), dtype=np.uint8)}
+            >>> block = PictureBlock("axial", (1, 2, 3), (), 1, (8.0, 8.0, 2.0), (0, 255), 6.0, layers, {})
+            >>> encoded = block.encoded()
+            >>> encoded["rows"], encoded["across"], encoded["layers"]["image"][:11]
+            (8, 3, 'data:image/')
+        """
+        count, rows, columns = self.layers["image"].shape
+        across = min(count, _ACROSS)
+        content = self._asdict() | {"rows": rows, "columns": columns, "across": across, "profile": dict(self.profile)}
+        content["layers"] = {name: _data_url(name, _sheet(layer, across)) for name, layer in self.layers.items()}
+        return content
+
+
+def _sheet(layer: Bytes, across: int) -> Bytes:
+    """Slices (n, rows, columns) in rows of some beside each other."""
+    count, rows, columns = layer.shape
+    down = math.ceil(count / across)
+    sheet = np.zeros((down, across, rows, columns), dtype=np.uint8)
+    sheet.reshape(-1, rows, columns)[:count] = layer
+    return sheet.swapaxes(1, 2).reshape(down * rows, across * columns)
+
+
+def _data_url(name: str, picture: Bytes) -> str:
+    stream = io.BytesIO()
+    if name in _QUALITY and features.check("webp"):
+        kind = "webp"
+        Image.fromarray(picture).save(stream, kind, quality=_QUALITY[name], method=0)
+    else:
+        kind = "png"
+        Image.fromarray(picture).convert("1").save(stream, kind) if name == "lesion" else Image.fromarray(picture).save(
+            stream, kind
+        )
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -1,0 +1,111 @@
+"""Which pictures a page keeps: those of the most interesting cases, as far as its size allows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from aeflow_monai.output.report.picture_block import PictureBlock
+
+__all__ = ["PictureBudget"]
+
+_LIMIT = 11_500_000  # characters of all pictures, which leaves room for tables below 15 MB
+_VOLUMES = 12  # cases whose slices are kept before the single pictures of others
+_FREED = 0.95  # of the limit, so that not every further case sorts all
+
+
+class _Seen(NamedTuple):
+    case: str
+    score: float
+    threshold: float
+    label: int | None
+
+
+class PictureBudget:
+    """Pictures of cases, of which the least interesting go when there are too many.
+
+    Missed cases, false alarms, borderline and the most anomalous ones are the most interesting: of these four lists
+    the place in the best one counts. Of each case there is a picture of one slice; of volumes there are several slices
+    too, which go first.
+
+    Args:
+        limit: of all pictures, characters.
+
+    Example:
+        >>> import numpy as np
+        >>> layers = {"image": np.zeros((1, 8, 8), dtype=np.uint8)}
+        >>> block = PictureBlock("axial", (1,), (), 0, (8.0, 8.0, 1.0), (0, 255), 6.0, layers, {})
+        >>> budget = PictureBudget(limit=500)
+        >>> for case, score in (("a", 1.0), ("b", 9.0), ("c", 8.5)):
+        ...     budget.add(case, score, 2.0, block)
+        >>> list(budget.pictures())
+        ['b']
+    """
+
+    def __init__(self, limit: int = _LIMIT) -> None:
+        self.limit = limit
+        self._seen: list[_Seen] = []
+        self._singles: dict[str, str] = {}
+        self._blocks: dict[str, str] = {}
+        self._size = 0
+
+    def add(self, case: str, score: float, threshold: float, block: PictureBlock, label: int | None = None) -> None:
+        """Take the pictures of a case.
+
+        Args:
+            case: its name.
+            score: its anomaly score.
+            threshold: of the score.
+            block: its slices.
+            label: 0 for normal, 1 for abnormal, None if unknown.
+        """
+        self._seen.append(_Seen(case, score, threshold, label))
+        self._keep(self._singles, case, block.single().encoded())
+        if len(block.numbers) > 1:
+            self._keep(self._blocks, case, block.encoded())
+        if self._size > self.limit:
+            self._drop()
+
+    def pictures(self) -> dict[str, dict[str, Any]]:
+        """From case to its "single" and possibly its "block", as `PictureBlock.encoded` gives them."""
+        kept: dict[str, dict[str, Any]] = {case: {"single": json.loads(text)} for case, text in self._singles.items()}
+        for case, text in self._blocks.items():
+            kept[case]["block"] = json.loads(text)
+        return kept
+
+    def _keep(self, pool: dict[str, str], case: str, encoded: dict[str, Any]) -> None:
+        pool[case] = json.dumps(encoded, separators=(",", ":"))
+        self._size += len(pool[case])
+
+    def _drop(self) -> None:
+        order = _by_interest(self._seen)
+        blocks = [case for case in order if case in self._blocks]
+        singles = [case for case in order if case in self._singles]
+        going = [(self._blocks, case) for case in reversed(blocks[_VOLUMES:])]
+        going += [(self._singles, case) for case in reversed(singles) if case not in blocks[:_VOLUMES]]
+        going += [(self._blocks, case) for case in reversed(blocks[:_VOLUMES])]
+        going += [(self._singles, case) for case in reversed(blocks[:_VOLUMES])]
+        for pool, case in going:
+            if self._size <= _FREED * self.limit:
+                break
+            self._size -= len(pool.pop(case))
+        for case in [case for case in self._blocks if case not in self._singles]:
+            self._size -= len(self._blocks.pop(case))
+
+
+def _by_interest(seen: Sequence[_Seen]) -> list[str]:
+    """Cases, the most interesting first."""
+    missed = [one for one in seen if one.label == 1 and one.score <= one.threshold]
+    false = [one for one in seen if one.label == 0 and one.score > one.threshold]
+    places: dict[str, int] = {}
+    lists: Iterable[list[_Seen]] = (
+        sorted(missed, key=lambda one: one.score),
+        sorted(false, key=lambda one: -one.score),
+        sorted(seen, key=lambda one: abs(one.score - one.threshold)),
+        sorted(seen, key=lambda one: -one.score),
+    )
+    for cases in lists:
+        for place, one in enumerate(cases):
+            places[one.case] = min(place, places.get(one.case, place))
+    return sorted(places, key=lambda case: places[case])
