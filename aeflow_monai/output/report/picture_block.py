@@ -18,8 +18,9 @@ Bytes = npt.NDArray[np.uint8]
 
 MAX_SLICES = 64  # of a case
 _ACROSS = 8  # slices beside each other in one picture
-# Quality of each layer. Pixels of a mask are all or nothing, and the outline of a map depends on its values.
-_QUALITY = {"image": 72, "reconstruction": 65, "anomaly_map": 85}
+# Quality of each layer, of one slice and of several. Pixels of a mask are all or nothing, and the outline of a map
+# depends on its values.
+_QUALITY = {"image": (86, 72), "reconstruction": (76, 65), "anomaly_map": (88, 85)}
 
 
 class PictureBlock(NamedTuple):
@@ -69,7 +70,9 @@ class PictureBlock(NamedTuple):
         count, rows, columns = self.layers["image"].shape
         across = min(count, _ACROSS)
         content = self._asdict() | {"rows": rows, "columns": columns, "across": across, "profile": dict(self.profile)}
-        content["layers"] = {name: _data_url(name, _sheet(layer, across)) for name, layer in self.layers.items()}
+        content["layers"] = {
+            name: _data_url(name, _sheet(layer, across), count == 1) for name, layer in self.layers.items()
+        }
         return content
 
 
@@ -82,14 +85,11 @@ def _sheet(layer: Bytes, across: int) -> Bytes:
     return sheet.swapaxes(1, 2).reshape(down * rows, across * columns)
 
 
-def _data_url(name: str, picture: Bytes) -> str:
-    stream = io.BytesIO()
-    if name in _QUALITY and features.check("webp"):
-        kind = "webp"
-        Image.fromarray(picture).save(stream, kind, quality=_QUALITY[name], method=0)
+def _data_url(name: str, picture: Bytes, is_single: bool) -> str:
+    stream, image = io.BytesIO(), Image.fromarray(picture)
+    kind = "webp" if name in _QUALITY and features.check("webp") else "png"
+    if kind == "webp":
+        image.save(stream, kind, quality=_QUALITY[name][0 if is_single else 1], method=0)
     else:
-        kind = "png"
-        Image.fromarray(picture).convert("1").save(stream, kind) if name == "lesion" else Image.fromarray(picture).save(
-            stream, kind
-        )
+        (image.convert("1") if name == "lesion" else image).save(stream, kind)
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

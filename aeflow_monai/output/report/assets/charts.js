@@ -92,7 +92,7 @@ function strips(groups, threshold, open) {
     draw();
     box.replaceChildren(svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
       "aria-label": `Scores of ${groups.map((group) => `${group.cases.length} ${group.name}`).join(", ")}` },
-      rows, line, scale.ticks(Math.max(3, Math.round(width / 110))).map((tick) => [
+      line, rows, scale.ticks(Math.max(3, Math.round(width / 110))).map((tick) => [
         svg("line", { class: "axis", x1: scale(tick), x2: scale(tick), y1: top, y2: top + 5 }),
         svg("text", { x: scale(tick), y: top + 18, "text-anchor": "middle" }, tickText(tick))])));
   };

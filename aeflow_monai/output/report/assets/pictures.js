@@ -30,8 +30,8 @@ async function readBlock(block) {
   const read = await Promise.all(names.map((name) => readSheet(block.layers[name], block)));
   const layers = Object.fromEntries(names.map((name, index) => [name, read[index]]));
   if (layers.reconstruction) {
-    // as the residual map: the absolute difference, four times as bright
-    layers.residual = layers.image.map((level, index) => Math.min(255, 4 * Math.abs(level - layers.reconstruction[index])));
+    // the absolute difference, twice as bright
+    layers.residual = layers.image.map((level, index) => Math.min(255, 2 * Math.abs(level - layers.reconstruction[index])));
   }
   return { ...block, layers };
 }
@@ -120,31 +120,51 @@ function crosshair(context, canvas, [y, x]) {
 
 // Marching squares: where the levels cross the limit between the centres of neighbouring pixels.
 function outline(context, levels, plane, limit, [sx, sy], colour, thick, dashes) {
-  const { width, height } = plane;
-  const at = (x, y) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : levels[y * width + x]);
   context.beginPath();
-  for (let y = -1; y < height; y += 1) {
-    for (let x = -1; x < width; x += 1) {
-      const corners = [at(x, y), at(x + 1, y), at(x + 1, y + 1), at(x, y + 1)];
-      const kind = corners.reduce((sum, level, k) => sum + (level > limit ? 2 ** k : 0), 0);
-      if (kind === 0 || kind === 15) continue;
-      const edge = (k) => {
-        const [a, b] = [corners[k], corners[(k + 1) % 4]];
-        const part = (limit - a) / (b - a);
-        return [[x + part, y], [x + 1, y + part], [x + 1 - part, y + 1], [x, y + 1 - part]][k];
-      };
-      const crossed = [0, 1, 2, 3].filter((k) => (corners[k] > limit) !== (corners[(k + 1) % 4] > limit));
-      for (let k = 0; k < crossed.length; k += 2) {
-        const [from, to] = [edge(crossed[k]), edge(crossed[k + 1])];
-        context.moveTo((from[0] + 0.5) * sx, (from[1] + 0.5) * sy);
-        context.lineTo((to[0] + 0.5) * sx, (to[1] + 0.5) * sy);
-      }
-    }
+  for (const line of lines(levels, plane, limit)) {
+    line.forEach(([x, y], k) => context[k ? "lineTo" : "moveTo"]((x + 0.5) * sx, (y + 0.5) * sy));
   }
   context.strokeStyle = rgb(colour);
   context.lineWidth = thick;
+  context.lineJoin = "round";
   context.setLineDash(dashes);
   context.stroke();
+}
+
+// The crossings, joined to lines: pieces of their own would each begin with a dash.
+function lines(levels, { width, height }, limit) {
+  const at = (x, y) => (x < 0 || y < 0 || x >= width || y >= height ? 0 : levels[y * width + x]);
+  const places = new Map();
+  const next = new Map();
+  const crossing = (x, y, isDown) => { // between a pixel and the one to its right, or below it
+    const [a, b] = [at(x, y), isDown ? at(x, y + 1) : at(x + 1, y)];
+    const part = (limit - a) / (b - a);
+    const id = 2 * ((y + 1) * (width + 2) + x + 1) + (isDown ? 1 : 0);
+    places.set(id, isDown ? [x, y + part] : [x + part, y]);
+    return id;
+  };
+  for (let y = -1; y < height; y += 1) {
+    for (let x = -1; x < width; x += 1) {
+      const above = [at(x, y), at(x + 1, y), at(x + 1, y + 1), at(x, y + 1)].map((level) => level > limit);
+      const edges = [[x, y, false], [x + 1, y, true], [x, y + 1, false], [x, y, true]];
+      const crossed = edges.filter((edge, k) => above[k] !== above[(k + 1) % 4]).map((edge) => crossing(...edge));
+      for (let k = 0; k < crossed.length; k += 2) {
+        for (const [from, to] of [[crossed[k], crossed[k + 1]], [crossed[k + 1], crossed[k]]]) next.set(from, [...(next.get(from) || []), to]);
+      }
+    }
+  }
+  const found = [];
+  for (const start of places.keys()) {
+    let [id, line] = [start, []];
+    while (id !== undefined && next.has(id)) {
+      line.push(places.get(id));
+      const ways = next.get(id);
+      next.delete(id);
+      id = ways.find((way) => next.has(way)) ?? (ways.includes(start) ? start : undefined);
+    }
+    if (line.length > 1) found.push([...line, ...(id === start ? [places.get(start)] : [])]);
+  }
+  return found;
 }
 
 // Size of a canvas for a plane of these proportions in a frame, in pixels of the screen.

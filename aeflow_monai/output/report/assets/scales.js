@@ -3,6 +3,7 @@
 function linear(low, high, from, to) {
   const width = high - low || 1;
   const scale = (value) => from + ((value - low) / width) * (to - from);
+  scale.invert = (place) => low + ((place - from) / (to - from)) * width;
   scale.ticks = (count) => niceTicks(low, high, count);
   return scale;
 }
@@ -19,6 +20,7 @@ function scoreScale(values, from, to) {
   const bend = (value) => Math.asinh((value - centre) / middle);
   const outer = linear(bend(low) - 0.1, bend(high) + 0.1, from, to);
   const scale = (value) => outer(bend(value));
+  scale.invert = (place) => centre + middle * Math.sinh(outer.invert(place));
   scale.ticks = (count) => {
     const step = 2 * niceStep(bend(high) - bend(low), count);
     const found = [];

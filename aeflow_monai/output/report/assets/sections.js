@@ -4,7 +4,7 @@ function section(id, name, ...children) {
   return { id, name, node: el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, name), children) };
 }
 
-const interval = (pair) => `${fixed(pair[0])} to ${fixed(pair[1])}`;
+const interval = (pair) => `${fixed(pair[0])}\u2013${fixed(pair[1])}`;
 
 function tile(what, value, more, pair, at, mark) {
   const x = linear(0, 1, 3, 197);
@@ -84,23 +84,17 @@ function scoreSection(report) {
   const curves = labelled && report.metrics.auroc !== undefined ? curveCards(report) : null;
   const box = section("scores", "Scores", el("div", { class: "card" },
     el("p", { class: "dim" }, "Each mark is a case, in standard deviations of normals; a click opens it. The line is the stored threshold: larger scores are called abnormal."),
-    chart.box, explorer(report, [chart, ...(curves ? curves.charts : [])])));
+    chart.box, explorer(report, held, [chart, ...(curves ? curves.charts : [])])));
   return { box, curves };
 }
 
-function explorer(report, charts) {
+function explorer(report, held, charts) {
   const { cases, labelled, threshold } = report;
   const scores = cases.map((one) => one.anomaly_score);
-  const [low, high] = [Math.min(...scores, threshold), Math.max(...scores, threshold)];
   const text = el("output", { for: "explore" });
   const input = el("input", { id: "explore", type: "range", min: 0, max: 1000, step: 1, "aria-describedby": "explore-note" });
-  const sorted = [...scores, threshold].sort((a, b) => a - b);
-  const fromPlace = (place) => { // in steps of equal numbers of cases, since scores lie unevenly
-    const exact = (place / 1000) * (sorted.length - 1);
-    const below = Math.floor(exact);
-    return sorted[below] + (exact - below) * ((sorted[below + 1] ?? sorted[below]) - sorted[below]);
-  };
-  const home = Math.round((sorted.indexOf(threshold) / Math.max(1, sorted.length - 1)) * 1000);
+  const scale = scoreScale([...scores, ...held.map((one) => one.anomaly_score), threshold].filter(Number.isFinite), 0, 1000); // as the marks above it lie
+  const home = Math.round(scale(threshold));
   const stored = labelled ? rates(cases, threshold) : null;
   const set = (value) => {
     const tried = rates(cases, value);
@@ -112,14 +106,12 @@ function explorer(report, charts) {
     charts.forEach((chart) => chart.move(chart.box ? value : stored, value === threshold ? null : tried));
   };
   const reset = () => { input.value = home; set(threshold); };
-  input.addEventListener("input", () => set(fromPlace(Number(input.value))));
+  input.addEventListener("input", () => set(scale.invert(Number(input.value))));
   reset();
-  if (!(high > low)) return null;
-  return el("div", { class: "explorer" },
+  return [input, el("div", { class: "explorer" },
     el("label", { for: "explore" }, el("b", {}, "Exploratory threshold "), text),
-    el("button", { class: "button", type: "button", onclick: reset }, "Back to the stored one"),
-    el("div", {}, input),
-    el("span", { class: "dim", id: "explore-note" }, labelled ? "Chosen on these labels, so no estimate for new cases." : "The prediction goes by the stored one."));
+    el("span", { class: "dim", id: "explore-note" }, labelled ? "Chosen on these labels, so no estimate for new cases." : "Predictions go by the stored one."),
+    el("button", { class: "button", type: "button", onclick: reset }, "Back to the stored one"))];
 }
 
 function curveCards(report) {
@@ -158,7 +150,7 @@ function lesionSection(report) {
     cards.push(el("div", { class: "card" }, el("h3", {}, "Lesions, one by one"),
       el("p", { class: "dim" }, `${plural(found.n_lesions, "lesion")}; a lesion is found if one of the map's largest values lies within ${found.hit_tolerance_mm} mm of it.`),
       el("table", { class: "plain" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "False positives per volume"), el("th", { scope: "col", class: "right" }, "Lesions found"))),
-        el("tbody", {}, Object.entries(found.lesion_sensitivity).map(([rate, value]) => el("tr", {}, el("td", {}, rate), el("td", { class: "right" }, `${fixed(value)} (${share(Math.round(value * found.n_lesions), found.n_lesions)})`))),
+        el("tbody", {}, Object.entries(found.lesion_sensitivity).sort((a, b) => a[0] - b[0]).map(([rate, value]) => el("tr", {}, el("td", {}, rate), el("td", { class: "right" }, `${fixed(value)} (${share(Math.round(value * found.n_lesions), found.n_lesions)})`))),
           el("tr", {}, el("td", {}, el("b", {}, "FROC score (mean)")), el("td", { class: "right" }, el("b", {}, fixed(found.froc_score))))))));
   }
   cards.push(el("div", { class: "card" }, el("h3", {}, "Voxels"), list([

@@ -18,7 +18,7 @@ function caseViewer(report) {
     list = among || report.cases;
     block = null;
     draw();
-    if (!dialog.open) dialog.showModal();
+    if (!dialog.open) { dialog.showModal(); dialog.focus(); }
     history.replaceState(null, "", `#case=${encodeURIComponent(one.case)}`);
     const kept = report.pictures[one.case] || {};
     const source = kept.block || kept.single;
@@ -37,7 +37,8 @@ function caseViewer(report) {
 
   function draw() {
     const place = list.indexOf(current);
-    const move = (by, name) => el("button", { class: "button", type: "button", disabled: !list[place + by], onclick: () => step(by) }, name);
+    const focused = document.activeElement && document.activeElement.dataset.move;
+    const move = (by, name) => el("button", { class: "button", type: "button", "data-move": by, disabled: !list[place + by], onclick: () => step(by) }, name);
     dialog.replaceChildren(
       el("div", { class: "case-head" },
         el("h2", { id: "viewer-title", title: current.case }, current.case),
@@ -46,6 +47,9 @@ function caseViewer(report) {
           el("button", { class: "button", type: "button", onclick: () => dialog.close(), "aria-label": "Close" }, "Close"))),
       el("div", { class: "case-body" }, block ? blockView() : noBlock()));
     if (block) redraw();
+    if (!dialog.open || dialog.contains(document.activeElement)) return;
+    const again = focused && dialog.querySelector(`[data-move="${focused}"]:not(:disabled)`); // what had the focus was replaced
+    (again || dialog).focus();
   }
 
   function noBlock() {
@@ -63,7 +67,7 @@ function caseViewer(report) {
       ["Image", { layer: "image", over: null, outline: false }],
       has("anomaly_map") && ["Anomaly map", { layer: "image" }],
       has("reconstruction") && ["Reconstruction", { layer: "reconstruction", over: null, outline: false, lesion: false }],
-      has("residual") && ["Residual, \u00d7 4", { layer: "residual", over: null }],
+      has("residual") && ["Residual, \u00d7 2", { layer: "residual", over: null }],
     ].filter(Boolean);
     panels = own.map(([name, how]) => panel(name, block.plane, how));
     const others = many ? Object.keys(VIEWS).filter((view) => view !== block.plane) : [];
@@ -221,7 +225,7 @@ function profileTrack(block, thresholds) {
   const last = block.numbers[block.numbers.length - 1];
   const x = linear(first, last, 16, width - 16); // as the slider's thumb runs
   const y = linear(Math.min(0, ...known), top, height - 2, 4);
-  const bar = Math.max(1, (x(2) - x(1)) * 0.8);
+  const bar = Math.min(30, Math.max(1, (x(2) - x(1)) * 0.8));
   const bars = scores.map((score, index) => {
     const number = index + 1;
     if (number < first || number > last) return null;

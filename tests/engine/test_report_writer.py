@@ -1,0 +1,43 @@
+import json
+import re
+from pathlib import Path
+
+import torch
+from report_results import block
+from scored_cases import CASES, evaluate
+
+from aeflow_monai import Score
+from aeflow_monai.engine import DetectionReport, ReportWriter, ScoreWriter
+
+
+def test_the_report_has_what_the_run_found(tmp_path: Path) -> None:
+    score = Score()
+    score.case_threshold.fill_(1.0)
+    score.slice_threshold.fill_(1.0)
+    score.map_threshold.fill_(3.0)
+    score.case_rank.copy_(torch.tensor([19, 19]))
+    cases = [
+        (source, scored | {"case_threshold": 1.0} | ({} if number == 2 else {"report_pictures": block(seed=number)}))
+        for number, (source, scored) in enumerate(CASES)
+    ]
+    handlers = [
+        ScoreWriter(tmp_path / "scores.csv", labelled=True),
+        DetectionReport(tmp_path / "metrics.json", score, n_bootstrap=20),
+        ReportWriter(tmp_path, score),
+    ]
+    for _ in range(2):  # a second run reports its own cases
+        evaluate(*handlers, cases=cases)
+        text = (tmp_path / "report.html").read_text(encoding="utf-8")
+        found = re.search(r'id="data">(.*?)</script>', text)
+        assert found
+        data = json.loads(found[1])
+        assert [case["case"] for case in data["cases"]] == ["a", "b", "c", "d"]
+        assert data["pictures"].keys() == {"a", "b", "d"}
+        assert data["model"]["thresholds"] == {"case_threshold": 1.0, "slice_threshold": 1.0, "map_threshold": 3.0}
+        assert data["metrics"]["auroc"] == 1.0
+
+
+def test_an_unfinished_run_leaves_no_report_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "report.html").touch()
+    ReportWriter(tmp_path, Score()).start(None)  # type: ignore[arg-type]
+    assert not (tmp_path / "report.html").exists()

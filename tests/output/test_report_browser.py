@@ -1,0 +1,208 @@
+"""The report as people see it: opened from disk in Chromium, clicked, and looked at for requests and errors."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_results import ELEMENT, MODEL, SCRIPT, write_results
+
+from aeflow_monai.output.report import write_report
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+
+Page = Any
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An evaluation and an inference of volumes, an inference of 2D images, and one whose pictures are gone."""
+    kinds: dict[str, dict[str, Any]] = {
+        "evaluation": {},
+        "inference": {"labelled": False},
+        "pictures": {"labelled": False, "n_slices": 1},
+        "bare": {},
+    }
+    found = {}
+    for name, options in kinds.items():
+        folder = tmp_path_factory.mktemp(name)
+        pictures = write_results(folder, **options)
+        found[name] = write_report(folder, {} if name == "bare" else pictures, {} if name == "bare" else MODEL)
+    return found
+
+
+@pytest.fixture
+def open_report(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
+    """Opens a report from disk; at the end nothing was asked of a network, and nothing complained."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_one(name: str, width: int = 1280, scheme: str = "light") -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: complaints.append(dialog.message))
+        page.on("request", lambda request: None if request.url[:5] in ("file:", "data:") else complaints.append(request.url))
+        page.goto(reports[name].as_uri())
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def cells(page: Page, column: int) -> list[str]:
+    found: list[str] = page.locator(f"#cases tbody tr td:nth-child({column})").all_inner_texts()
+    return found
+
+
+def pixels(page: Page) -> str:
+    url: str = page.locator("#viewer canvas").nth(1).evaluate("canvas => canvas.toDataURL()")
+    return url
+
+
+def test_the_verdict_is_on_top(open_report: Open) -> None:
+    page = open_report("evaluation")
+    assert "of 20 abnormal cases found" in page.locator("h1").inner_text()
+    assert "The expected specificity" in page.locator("#summary").inner_text()
+    assert "Research use only" in page.locator("#summary").inner_text()
+    assert page.locator(".tile").count() == 4
+    assert page.locator("#failures tbody tr").count() == 1
+
+
+def test_names_stay_text(open_report: Open) -> None:
+    page = open_report("evaluation")
+    names = cells(page, 1)
+    page.get_by_role("searchbox").fill("onerror")
+    assert cells(page, 1) == [SCRIPT]
+    page.get_by_role("searchbox").fill("</script>")
+    assert cells(page, 1) == [ELEMENT]
+    assert page.locator("img[src='x']").count() == 0
+    assert len(names) == 50  # with more to be shown
+
+
+def test_the_table_is_sorted_searched_and_filtered(open_report: Open) -> None:
+    page = open_report("evaluation")
+    scores = [float(text.replace("\N{MINUS SIGN}", "-")) for text in cells(page, 2)]
+    assert scores == sorted(scores, reverse=True)
+    head = page.get_by_role("columnheader", name="Score")
+    assert head.get_attribute("aria-sort") == "descending"
+    head.get_by_role("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert [float(text.replace("\N{MINUS SIGN}", "-")) for text in cells(page, 2)][0] == scores_of(page)[0]
+    page.get_by_role("columnheader", name="Case").get_by_role("button").click()
+    page.get_by_role("searchbox").fill("case_00")
+    assert cells(page, 1) == [f"case_{number:03d}" for number in range(3, 10)]
+    page.get_by_role("searchbox").fill("")
+    page.get_by_role("button", name="Missed").click()
+    assert set(cells(page, 4)) == {"missed"}
+    page.get_by_role("searchbox").fill("nothing is called so")
+    assert page.get_by_text("No case fits.").is_visible()
+
+
+def scores_of(page: Page) -> list[float]:
+    found: list[float] = page.evaluate(
+        "JSON.parse(document.getElementById('data').textContent).cases.map(one => one.anomaly_score).sort((a, b) => a - b)"
+    )
+    return [round(score, 2) for score in found]
+
+
+def test_the_slider_explores_other_thresholds(open_report: Open) -> None:
+    page = open_report("evaluation")
+    text = page.locator(".explorer output")
+    before = text.inner_text()
+    assert before.startswith("2.00: sensitivity")
+    assert "Exploratory" in page.locator(".explorer").inner_text()
+    page.locator("#explore").focus()
+    page.keyboard.press("Home")
+    assert "sensitivity 1.00 (20 of 20), specificity" in text.inner_text()
+    page.keyboard.press("End")
+    assert "sensitivity 0.00 (0 of 20), specificity 1.00" in text.inner_text()
+    page.get_by_role("button", name="Back to the stored one").click()
+    assert text.inner_text() == before
+
+
+def test_a_case_is_walked_through_with_the_keyboard(open_report: Open) -> None:
+    page = open_report("evaluation")
+    page.locator("#cases tbody .link").first.press("Enter")
+    title = page.locator("#viewer-title")
+    first = title.inner_text()
+    page.wait_for_selector("#viewer canvas")
+    assert page.locator("#viewer figcaption").all_inner_texts() == [
+        *("Image", "Anomaly map", "Reconstruction", "Residual, \N{MULTIPLICATION SIGN} 2", "Coronal", "Sagittal")
+    ]
+    where = page.locator(".where output")
+    assert "axial slice 6 of" in where.inner_text()
+    assert "S +14.0 mm" in where.inner_text()
+    shown = {pixels(page)}
+    for key in ("ArrowRight", "m", "m", "m", "-", "o", "l"):
+        page.keyboard.press(key)
+        shown.add(pixels(page))
+    assert len(shown) == 7  # of eight looks, since the third m leads back to the map
+    assert "axial slice 7 of" in where.inner_text()
+    page.keyboard.press("n")
+    page.wait_for_function("first => document.getElementById('viewer-title').textContent !== first", arg=first)
+    page.keyboard.press("p")
+    assert title.inner_text() == first
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+
+
+def test_other_planes_follow_a_click_and_opacity_a_slider(open_report: Open) -> None:
+    page = open_report("evaluation")
+    page.locator(".thumb").first.click()
+    page.wait_for_selector("#viewer canvas")
+    before = page.locator("#viewer canvas").nth(5).evaluate("canvas => canvas.toDataURL()")
+    page.locator("#viewer canvas").first.click(position={"x": 20, "y": 30})
+    assert page.locator("#viewer canvas").nth(5).evaluate("canvas => canvas.toDataURL()") != before
+    shown = pixels(page)
+    page.locator("#opacity").fill("0.2")
+    assert pixels(page) != shown
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("tab", name="Borderline").click()
+    assert page.locator(".thumb").count() == 14
+
+
+def test_a_case_can_be_linked_to(open_report: Open, reports: dict[str, Path]) -> None:
+    page = open_report("inference")
+    page.goto("about:blank")
+    page.goto(f"{reports['inference'].as_uri()}#case=case_007")
+    assert page.locator("#viewer-title").inner_text() == "case_007"
+
+
+def test_pictures_and_bare_tables(open_report: Open) -> None:
+    page = open_report("pictures")
+    page.locator(".thumb").first.click()
+    page.wait_for_selector("#viewer canvas")
+    assert page.locator("#viewer canvas").count() == 5  # four layers and the scale of colours
+    assert page.locator("#viewer input[aria-label=Slice]").count() == 0
+    page = open_report("bare")
+    page.locator("#cases tbody .link").first.click()
+    assert "there are none" in page.locator("#viewer").inner_text()
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window(open_report: Open, width: int, scheme: str) -> None:
+    page = open_report("evaluation", width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 19, 22)"
+    assert dark == (scheme == "dark")
+    page.locator(".thumb").first.click()
+    page.wait_for_selector("#viewer canvas")
+    assert page.locator("#viewer").evaluate("dialog => dialog.scrollWidth") <= width

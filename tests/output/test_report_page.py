@@ -1,0 +1,68 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from report_results import ELEMENT, FORMULA, MODEL, SCRIPT, write_results
+
+from aeflow_monai.files import sha256_of
+from aeflow_monai.output.report import PictureBudget, write_report
+
+
+def data(page: Path) -> dict[str, object]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert found
+    content: dict[str, object] = json.loads(found[1])
+    return content
+
+
+def test_the_page_holds_cases_pictures_and_model(tmp_path: Path) -> None:
+    page = write_report(tmp_path, write_results(tmp_path), MODEL)
+    assert page == tmp_path / "report.html"
+    content = data(page)
+    assert (content["kind"], content["model"]) == ("evaluation", MODEL)
+    cases = {case["case"]: case for case in content["cases"]}  # type: ignore[attr-defined]
+    assert len(cases) == 60
+    assert {SCRIPT, ELEMENT, FORMULA} <= cases.keys() == content["pictures"].keys()  # type: ignore[attr-defined]
+    assert "Research use only" in page.read_text()
+
+
+def test_no_name_becomes_an_element(tmp_path: Path) -> None:
+    text = write_report(tmp_path, write_results(tmp_path), MODEL).read_text(encoding="utf-8")
+    assert SCRIPT not in text
+    assert ELEMENT not in text
+    assert text.count("<script") == text.count("</script") == 2  # the data and the page's own
+
+
+def test_folders_of_files_are_not_told(tmp_path: Path) -> None:
+    assert "secret" not in write_report(tmp_path, write_results(tmp_path), MODEL).read_text(encoding="utf-8")
+
+
+def test_written_again_from_the_folder_it_is_the_same(tmp_path: Path) -> None:
+    before = sha256_of(write_report(tmp_path, write_results(tmp_path), MODEL))
+    assert sha256_of(write_report(tmp_path)) == before
+
+
+def test_without_an_earlier_report_there_are_no_pictures_but_the_tables(tmp_path: Path) -> None:
+    write_results(tmp_path, labelled=False)
+    content = data(write_report(tmp_path))
+    assert (content["kind"], content["pictures"], len(content["cases"])) == ("inference", {}, 60)  # type: ignore[arg-type]
+
+
+def test_a_damaged_report_is_written_anew(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    (tmp_path / "report.html").write_text("<html>")
+    assert len(data(write_report(tmp_path))["cases"]) == 60  # type: ignore[arg-type]
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no scores\.csv in"):
+        write_report(tmp_path)
+
+
+def test_500_cases_with_all_pictures_that_are_kept_stay_below_15_mb(tmp_path: Path) -> None:
+    pictures = write_results(tmp_path, 500)
+    missing = PictureBudget().limit - sum(len(json.dumps(kept)) for kept in pictures.values())
+    pictures[SCRIPT]["more"] = {"as large as all may be": "+" * missing}
+    page = write_report(tmp_path, pictures, MODEL)
+    assert 11_500_000 < page.stat().st_size < 15_000_000

@@ -1,0 +1,74 @@
+"""A folder of results with tables, reports and pictures, as a run leaves it before its report."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aeflow_monai.files import Table, write_json
+from aeflow_monai.metrics import detection_report
+from aeflow_monai.output.report import PictureBlock, PictureBudget
+
+SCRIPT = "<img src=x onerror=alert(1)>"
+ELEMENT = "</script><script>alert(2)</script>"
+FORMULA = "=cmd|' /C calc'!A0"
+MODEL = {
+    "thresholds": {"case_threshold": 2.0, "slice_threshold": 2.5, "map_threshold": 3.0},
+    "rank": 19,
+    "n_held_out": 19,
+    "held_out_scores": [round(0.1 * k, 2) for k in range(19)],
+}
+
+
+def block(n_slices: int = 6, seed: int = 0) -> PictureBlock:
+    """A ball in noise, and a map that is high in its middle."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.mgrid[:n_slices, :48, :40]
+    inside = (y - 24) ** 2 / 20**2 + (x - 20) ** 2 / 16**2 < 1
+    image = np.where(inside, 120 + rng.normal(0, 15, inside.shape), 0).clip(0, 255).astype(np.uint8)
+    distance = (z - n_slices // 2) ** 2 * 9 + (y - 18) ** 2 + (x - 24) ** 2
+    lesion = distance < 36
+    image[lesion] = 230
+    layers = {
+        "image": image,
+        "reconstruction": np.where(inside, 120, 0).astype(np.uint8),
+        "anomaly_map": (230 * np.exp(-distance / 60)).astype(np.uint8),
+        "lesion": (255 * lesion).astype(np.uint8),
+    }
+    numbers = tuple(range(3, 3 + n_slices))
+    positions = tuple(float(-10 + 4 * n) for n in numbers) if n_slices > 1 else ()
+    scores: list[float | None] = [None, 0.1, *(float(n) for n in layers["anomaly_map"].max(axis=(1, 2)) / 40), None]
+    profile: dict[str, Any] = {"scores": scores, "positions_mm": [-10.0 + 4 * n for n in range(1, len(scores) + 1)]}
+    return PictureBlock("axial", numbers, positions, n_slices // 2, (96.0, 80.0, 4.0), (0, 240), 6.0, layers, profile)
+
+
+def write_results(
+    folder: Path, n_cases: int = 60, labelled: bool = True, n_slices: int = 6, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Write the tables of a run of so many cases, and give their pictures."""
+    rng = np.random.default_rng(seed)
+    names = [SCRIPT, ELEMENT, FORMULA, *(f"case_{number:03d}" for number in range(3, n_cases))]
+    labels = [int(number % 3 == 0) for number in range(n_cases)]
+    scores = [float(score) for score in rng.normal(0.5, 1, n_cases) + 2 * np.array(labels)]
+    label = ["label"] if labelled else []
+    table = Table(
+        folder / "scores.csv", ["case", "file", *label, "anomaly_score", "prediction", "plane", "most_anomalous_slice"]
+    )
+    budget = PictureBudget()
+    for number, (name, kind, score) in enumerate(zip(names, labels, scores, strict=True)):
+        row = {"case": name, "file": f"/secret/folder/{name}.nii.gz", "anomaly_score": score}
+        row |= {"prediction": int(score > 2), "plane": "axial", "most_anomalous_slice": 6}
+        table.append(row | ({"label": kind} if labelled else {}))
+        budget.add(name, score, 2.0, block(n_slices, seed=number), kind if labelled else None)
+    table.finish()
+    if labelled:
+        baselines = {"intensity_mean": [*rng.normal(size=n_cases)]}
+        write_json(
+            folder / "metrics.json",
+            detection_report(labels, scores, 2.0, calibrated_rank=(19, 19), n_bootstrap=50, baselines=baselines),
+        )
+    failed = Table(folder / "failures.csv", ["case", "file", "stage", "message"])
+    failed.append({"case": f"broken {SCRIPT}", "file": "broken.nii.gz", "stage": "read", "message": ELEMENT})
+    failed.finish()
+    write_json(folder / "run.json", {"started": "2026-11-29T10:00:00+00:00", "versions": {"torch": "2.9"}})
+    return budget.pictures()
