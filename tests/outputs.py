@@ -30,7 +30,7 @@ OUTPUTS = {
     "overlay": ("overlay.png",),
     "profile": ("slices.csv", "slices.png"),
 }
-REPORTS = {"metrics.json", "scores.csv", "localisation.json", "slice_scores.csv"}
+REPORTS = {"metrics.json", "scores.csv", "localisation.json", "slice_scores.csv", "lesions.csv"}
 # of a bundle, without what only a training leaves, in logs
 BUNDLE = {
     *(f"configs/{name}.yaml" for name in ("train", "inference", "evaluate", "calibrate")),
@@ -40,9 +40,9 @@ LOSSES = ("train_loss", "train_flow_loss", "train_reconstruction_loss", "val_los
 
 
 def files_below(folder: Path) -> set[str]:
-    """All files but the records of inferences and evaluations, which hold times."""
+    """All files but the records and pages of inferences and evaluations, which hold times."""
     found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
-    return {name for name in found if not name.endswith("run.json") or name.endswith("logs/run.json")}
+    return {name for name in found if not name.endswith(("run.json", "report.html")) or name.endswith("logs/run.json")}
 
 
 def contents(folder: Path) -> dict[str, str]:

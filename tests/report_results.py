@@ -18,6 +18,13 @@ MODEL = {
     "n_held_out": 19,
     "held_out_scores": [round(0.1 * k, 2) for k in range(19)],
 }
+LOCALISATION = {
+    **{"n_abnormal_without_mask": 1, "n_volumes": 59, "n_abnormal_volumes": 3, "n_lesions": 3, "hit_tolerance_mm": 2.0},
+    **{"lesion_sensitivity": {"0.25": 0.5, "0.5": 0.5, "1": 0.7, "2": 0.7, "4": 1, "8": 1}, "froc_score": 0.73},
+    **{"voxel_auroc": 0.97, "voxel_average_precision": 0.4, "lesion_fraction": 0.002, "aupro": 0.9, "dice": 0.42},
+    **{"mean_volume_dice": 0.4, "oracle_best_dice": 0.5, "n_slices": 300, "n_abnormal_slices": 20, "slice_auroc": 0.8},
+    **{"slice_auroc_ci95": [0.7, 0.9], "slice_average_precision": 0.6, "slice_average_precision_ci95": [0.4, 0.7]},
+}
 
 
 def block(n_slices: int = 6, seed: int = 0) -> PictureBlock:
@@ -67,6 +74,12 @@ def write_results(
             folder / "metrics.json",
             detection_report(labels, scores, 2.0, calibrated_rank=(19, 19), n_bootstrap=50, baselines=baselines),
         )
+        write_json(folder / "localisation.json", LOCALISATION)
+        lesions = Table(folder / "lesions.csv", ["case", "lesion", "n_voxels", "diameter_mm", "map_value", "found"])
+        for number, value in enumerate(("", 3.5, 9.0)):
+            row = {"case": names[3 * number], "lesion": 1, "n_voxels": 40, "diameter_mm": 5.0 + number}
+            lesions.append(row | {"map_value": value, "found": int(bool(value))})
+        lesions.finish()
     failed = Table(folder / "failures.csv", ["case", "file", "stage", "message"])
     failed.append({"case": f"broken {SCRIPT}", "file": "broken.nii.gz", "stage": "read", "message": ELEMENT})
     failed.finish()

@@ -155,13 +155,13 @@ class LocalisationReport(_Report):
     """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
 
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
-    unclear ones do not count. Each is listed in slice_scores.csv. Voxels and lesions count on the grid of the file,
+    unclear ones do not count. Each is listed in slice_scores.csv, and each lesion in lesions.csv. Voxels and lesions count on the grid of the file,
     where the image is not background, which anything would find normal. A case with label 0 needs no mask. Abnormal
     cases without one are left out and counted; if no mask holds a lesion, there is no report. Without normal and
     abnormal slices of two patients or more it leaves out the slices.
 
     Args:
-        folder: of the two files; those of an earlier run are replaced, or removed.
+        folder: of the files; those of an earlier run are replaced, or removed.
         score: holds the stored map threshold.
         slicer: the slicing policy.
         n_bootstrap: resamples of cases, for the intervals of slice metrics.
@@ -173,6 +173,7 @@ class LocalisationReport(_Report):
     ) -> None:
         self.path = Path(folder, "localisation.json")
         self.table_path = Path(folder, "slice_scores.csv")
+        self.lesions_path = Path(folder, "lesions.csv")
         self.score = score
         self.slicer = slicer
         self.n_bootstrap = n_bootstrap
@@ -183,6 +184,7 @@ class LocalisationReport(_Report):
         self.voxels, self.lesions = VoxelMetrics(), LesionMetrics()
         self.slices: list[tuple[int, float, str]] = []
         self.table: Table | None = None
+        self.lesion_rows: list[dict[str, Any]] = []
         self.n_without_mask = self.n_with_lesion = 0
 
     def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
@@ -201,7 +203,11 @@ class LocalisationReport(_Report):
         self.n_with_lesion += bool((lesion != 0).any())
         self.voxels.update(anomaly_map, lesion, foreground)
         spacing = affine_to_spacing(anomaly_map.affine, r=anomaly_map.ndim - 1).tolist()
-        self.lesions.update(anomaly_map, lesion, spacing, foreground)
+        found = self.lesions.update(anomaly_map, lesion, spacing, foreground)
+        for number, (n_voxels, diameter, value) in enumerate(found, start=1):
+            row = {"case": str(source["case"]), "lesion": number, "n_voxels": n_voxels, "diameter_mm": diameter}
+            row |= {"map_value": value if math.isfinite(value) else "", "found": int(value > self.score.map_threshold)}
+            self.lesion_rows.append(row)
 
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         plane, scores = next(iter(scored["slice_scores"].items()))
@@ -226,6 +232,10 @@ class LocalisationReport(_Report):
             return
         labels, scores = [label for label, _, _ in self.slices], [score for _, score, _ in self.slices]
         patients = [patient for _, _, patient in self.slices]
+        table = Table(self.lesions_path, list(self.lesion_rows[0]))
+        for row in self.lesion_rows:
+            table.append(row)
+        table.finish()
         report = {"n_abnormal_without_mask": self.n_without_mask}
         if len(set(labels)) < 2 or len(set(patients)) < 2:
             engine.logger.warning("No metrics of slices: they need normal and abnormal ones, of two patients or more.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from monai.metrics.froc import compute_fp_tp_probs_nd, compute_froc_curve_data, compute_froc_score
@@ -13,10 +13,24 @@ from scipy.spatial import cKDTree
 from aeflow_monai.metrics.candidates import find_candidates
 from aeflow_monai.metrics.inputs import Map, components, read_inputs, require_lesion
 
-__all__ = ["LesionMetrics"]
+__all__ = ["Lesion", "LesionMetrics"]
 
 # the rates of CAMELYON16, at which MONAI averages too
 FALSE_POSITIVES = (0.25, 0.5, 1, 2, 4, 8)
+
+
+class Lesion(NamedTuple):
+    """A lesion, and what a map says of it.
+
+    Attributes:
+        n_voxels: of the mask.
+        diameter_mm: of a ball, in 2D a disc, of its size.
+        map_value: the largest of the candidates that hit it; -inf if none does.
+    """
+
+    n_voxels: int
+    diameter_mm: float
+    map_value: float
 
 
 class LesionMetrics:
@@ -44,7 +58,8 @@ class LesionMetrics:
         >>> mask[4:7, 4:7, 4:7] = mask[15, 15, 15] = 1
         >>> anomaly_map[5, 5, 5], anomaly_map[5, 15, 5] = 3, 2  # a hit and a false positive; one lesion is missed
         >>> metrics = LesionMetrics()
-        >>> metrics.update(anomaly_map, mask, spacing_mm=(1, 1, 1))
+        >>> [lesion.map_value for lesion in metrics.update(anomaly_map, mask, spacing_mm=(1, 1, 1))]
+        [3.0, -inf]
         >>> report = metrics.compute()
         >>> report["n_lesions"], report["lesion_sensitivity"]["1"], report["froc_score"]
         (2, 0.5, 0.5)
@@ -70,7 +85,9 @@ class LesionMetrics:
         self._found: list[Map] = []
         self._n_volumes = self._n_abnormal = self._n_lesions = self._n_candidates = 0
 
-    def update(self, anomaly_map: Any, mask: Any, spacing_mm: Sequence[float], region: Any | None = None) -> None:
+    def update(
+        self, anomaly_map: Any, mask: Any, spacing_mm: Sequence[float], region: Any | None = None
+    ) -> list[Lesion]:
         """Look for the lesions of one volume or image.
 
         Args:
@@ -80,6 +97,9 @@ class LesionMetrics:
             spacing_mm: Distance of voxel centres along each of H, W[, D], in mm.
             region: Nonzero where candidates may lie, for example in the brain; same shape. The median is the region's
                 too. Without it, they may lie anywhere. Lesions outside it still count.
+
+        Returns:
+            The lesions of this volume.
 
         Raises:
             ValueError: Shapes are wrong or differ, the map is not finite, the mask or region is NaN somewhere, the
@@ -96,6 +116,7 @@ class LesionMetrics:
             raise ValueError("region has to be nonzero somewhere, but is empty: omit it to take all voxels.")
         coords = find_candidates(values, inside, spacing, self.radius_mm)[: self.max_candidates]
         lesions, n_lesions = components(lesion)
+        sizes = np.bincount(lesions[lesion], minlength=n_lesions + 1)[1:]
         if n_lesions and len(coords):
             # dilated lesions, looked up at the candidates alone
             voxels = np.argwhere(lesion)
@@ -108,11 +129,17 @@ class LesionMetrics:
         ranks = np.arange(len(coords), 0, -1)
         false_ranks, found_ranks, _ = compute_fp_tp_probs_nd(ranks, coords, lesions)
         self._false.append(confidence[len(coords) - false_ranks.astype(np.int64)])
-        self._found.append(confidence[len(coords) - found_ranks.astype(np.int64)])
+        found = confidence[len(coords) - found_ranks.astype(np.int64)]
+        self._found.append(found)
         self._n_volumes += 1
         self._n_abnormal += int(n_lesions > 0)
         self._n_lesions += n_lesions
         self._n_candidates += len(coords)
+        voxel = float(spacing.prod())
+        return [
+            Lesion(int(size), _diameter(size * voxel, values.ndim), float(value))
+            for size, value in zip(sizes, found, strict=True)
+        ]
 
     def compute(self) -> dict[str, Any]:
         """Report all volumes so far.
@@ -149,3 +176,8 @@ class LesionMetrics:
             "hit_tolerance_mm": float(self.tolerance_mm),
             "max_candidates": int(self.max_candidates),
         }
+
+
+def _diameter(size: float, n_axes: int) -> float:
+    """Of a ball of this volume, or a disc of this area."""
+    return float(2 * math.sqrt(size / math.pi) if n_axes == 2 else 2 * (3 * size / (4 * math.pi)) ** (1 / 3))

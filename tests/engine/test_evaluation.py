@@ -227,13 +227,25 @@ def test_voxels_and_lesions_are_those_of_the_cases_that_can_be_compared(
     assert "Not in the report on slices and voxels: 1 abnormal cases without a mask." in printed
 
 
+def test_each_lesion_is_listed_with_its_size_and_whether_it_was_found(tmp_path: Path, score: Score) -> None:
+    score.map_threshold.fill_(1.5)
+    evaluate(LocalisationReport(tmp_path, score, SLICER, 20), cases=VOLUMES)
+    listed = rows(tmp_path / "lesions.csv")
+    assert list(listed[0]) == ["case", "lesion", "n_voxels", "diameter_mm", "map_value", "found"]
+    assert [(row["case"], row["lesion"], row["n_voxels"]) for row in listed] == [("a", "1", "10"), ("d", "1", "16")]
+    # 16 voxels of 16 mm3 are a ball of 7.88 mm
+    assert float(listed[1]["diameter_mm"]) == pytest.approx(7.878, abs=1e-3)
+    for row in listed:
+        assert row["found"] == str(int(bool(row["map_value"]) and float(row["map_value"]) > 1.5))
+
+
 @pytest.mark.parametrize(
     "cases", [[volume("b", 0), volume("c", 1)], [volume("b", 0), volume("e", 1, lesion())], [volume("c", 1)]]
 )
 def test_without_a_lesion_there_is_no_report_and_none_of_an_earlier_run(
     tmp_path: Path, score: Score, caplog: pytest.LogCaptureFixture, cases: list[Any]
 ) -> None:
-    for name in ("localisation.json", "slice_scores.csv"):
+    for name in ("localisation.json", "slice_scores.csv", "lesions.csv"):
         (tmp_path / name).write_text("old")
     with caplog.at_level("INFO"):
         evaluate(LocalisationReport(tmp_path, score, SLICER), cases=cases)

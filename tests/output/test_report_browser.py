@@ -88,9 +88,9 @@ def test_the_verdict_is_on_top(open_report: Open) -> None:
 def test_names_stay_text(open_report: Open) -> None:
     page = open_report("evaluation")
     names = cells(page, 1)
-    page.get_by_role("searchbox").fill("onerror")
+    page.locator("#cases input[type=search]").fill("onerror")
     assert cells(page, 1) == [SCRIPT]
-    page.get_by_role("searchbox").fill("</script>")
+    page.locator("#cases input[type=search]").fill("</script>")
     assert cells(page, 1) == [ELEMENT]
     assert page.locator("img[src='x']").count() == 0
     assert len(names) == 50  # with more to be shown
@@ -100,18 +100,18 @@ def test_the_table_is_sorted_searched_and_filtered(open_report: Open) -> None:
     page = open_report("evaluation")
     scores = [float(text.replace("\N{MINUS SIGN}", "-")) for text in cells(page, 2)]
     assert scores == sorted(scores, reverse=True)
-    head = page.get_by_role("columnheader", name="Score")
+    head = page.locator("#cases").get_by_role("columnheader", name="Score")
     assert head.get_attribute("aria-sort") == "descending"
     head.get_by_role("button").press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
     assert [float(text.replace("\N{MINUS SIGN}", "-")) for text in cells(page, 2)][0] == scores_of(page)[0]
-    page.get_by_role("columnheader", name="Case").get_by_role("button").click()
-    page.get_by_role("searchbox").fill("case_00")
+    page.locator("#cases").get_by_role("columnheader", name="Case").get_by_role("button").click()
+    page.locator("#cases input[type=search]").fill("case_00")
     assert cells(page, 1) == [f"case_{number:03d}" for number in range(3, 10)]
-    page.get_by_role("searchbox").fill("")
-    page.get_by_role("button", name="Missed").click()
+    page.locator("#cases input[type=search]").fill("")
+    page.locator("#cases").get_by_role("button", name="Missed").click()
     assert set(cells(page, 4)) == {"missed"}
-    page.get_by_role("searchbox").fill("nothing is called so")
+    page.locator("#cases input[type=search]").fill("nothing is called so")
     assert page.get_by_text("No case fits.").is_visible()
 
 
@@ -176,6 +176,15 @@ def test_other_planes_follow_a_click_and_opacity_a_slider(open_report: Open) -> 
     page.get_by_role("button", name="Close").click()
     page.get_by_role("tab", name="Borderline").click()
     assert page.locator(".thumb").count() == 14
+
+
+def test_lesions_are_listed_and_lead_to_their_case(open_report: Open) -> None:
+    page = open_report("evaluation")
+    page.locator("#lesions").get_by_role("button", name="Missed").click()
+    rows = page.locator("#lesions .scroll tbody tr")
+    assert rows.count() == 1
+    rows.first.click()
+    assert page.locator("#viewer-title").inner_text() == SCRIPT
 
 
 def test_a_case_can_be_linked_to(open_report: Open, reports: dict[str, Path]) -> None:

@@ -23,7 +23,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         What JSON can hold: "kind", "evaluation" or "inference"; "cases", a dictionary each, with the columns of
-        scores.csv that are known; "failures"; "metrics" and "localisation", empty without; "run": time, versions, and
+        scores.csv that are known; "lesions", those of lesions.csv; "failures"; "metrics" and "localisation", empty without; "run": time, versions, and
         the beginning of the model's hash.
 
     Raises:
@@ -36,14 +36,16 @@ def read_run(folder: str | Path) -> dict[str, Any]:
             f"There is no scores.csv in {folder}. Give the folder of a finished inference or evaluation."
         )
     rows = read_rows(path)
-    failures = next((p for p in (folder / "failures.csv", folder / "failures.unfinished.csv") if p.is_file()), None)
+    # at the end of a run their table has no name yet
+    failures = _rows_if_any(folder / "failures.unfinished.csv") or _rows_if_any(folder / "failures.csv")
     record = read_json(folder / "run.json")
     return {
         "kind": "evaluation" if any("label" in row for row in rows) else "inference",
         "cases": [_case(row) for row in rows],
+        "lesions": [_lesion(row) for row in _rows_if_any(folder / "lesions.csv")],
         "failures": [
             {"case": row["case"], "file": _name(row["file"]), "stage": row["stage"], "message": row["message"]}
-            for row in (read_rows(failures) if failures else [])
+            for row in failures
         ],
         "metrics": read_json(folder / "metrics.json"),
         "localisation": read_json(folder / "localisation.json"),
@@ -63,6 +65,16 @@ def _case(row: Mapping[str, str]) -> dict[str, Any]:
             if math.isfinite(number):
                 case[name] = int(number) if name in _COUNTS else number
     return case
+
+
+def _lesion(row: Mapping[str, str]) -> dict[str, Any]:
+    numbers = {name: float(row[name]) for name in ("diameter_mm", "map_value") if row.get(name)}
+    counts = {name: int(row[name]) for name in ("lesion", "n_voxels", "found")}
+    return {"case": row["case"], **counts, **numbers}
+
+
+def _rows_if_any(path: Path) -> list[dict[str, str]]:
+    return read_rows(path) if path.is_file() else []
 
 
 def _name(file: str) -> str:

@@ -164,7 +164,22 @@ function lesionSection(report) {
   }
   const left = found.n_abnormal_without_mask;
   return section("lesions", "Lesions and voxels", el("p", { class: "dim" }, "Compared with the lesion masks, on the grid of the files."),
-    el("div", { class: "two" }, cards), left ? el("p", { class: "warn" }, `${plural(left, "abnormal case")} without a mask ${left === 1 ? "is" : "are"} left out here.`) : null);
+    el("div", { class: "two" }, cards), report.lesions.length ? lesionTable(report) : null, left ? el("p", { class: "warn" }, `${plural(left, "abnormal case")} without a mask ${left === 1 ? "is" : "are"} left out here.`) : null);
+}
+
+function lesionTable(report) {
+  const found = (one) => (one.found ? "found" : "missed");
+  const cases = new Map(report.cases.map((one) => [one.case, one]));
+  const columns = [
+    { name: "Case", class: "name", value: (one) => one.case, cell: (one) => el("button", { class: "link", type: "button", title: one.case }, one.case) },
+    { name: "Lesion", right: true, value: (one) => one.lesion, cell: (one) => String(one.lesion) },
+    { name: "Diameter of its size, mm", right: true, first: true, value: (one) => one.diameter_mm, cell: (one) => fixed(one.diameter_mm, 1) },
+    { name: "Voxels", right: true, value: (one) => one.n_voxels, cell: (one) => String(one.n_voxels) },
+    { name: "Largest map value at it, SD", right: true, value: (one) => one.map_value, cell: (one) => fixed(one.map_value) },
+    { name: "At the map threshold", value: found, cell: (one) => el("span", { class: one.found ? "state" : "state wrong" }, found(one)) },
+  ];
+  const filters = [{ name: "All", keep: () => true }, { name: "Missed", keep: (one) => !one.found }, { name: "Found", keep: (one) => one.found }];
+  return sortedTable("lesion", columns, report.lesions, filters, (one) => cases.has(one.case) && report.open(cases.get(one.case)));
 }
 
 function failureSection(report) {

@@ -67,7 +67,7 @@ function start() {
     parts.push(box);
     if (curves) parts.push(section("curves", "Curves and baselines", curves.node));
     parts.push(section("gallery", "Pictures", gallery(report, report.open)));
-    parts.push(section("cases", "All cases", caseTable(columnsOf(report), report.cases, filtersOf(report), report.open)));
+    parts.push(section("cases", "All cases", sortedTable("case", columnsOf(report), report.cases, filtersOf(report), report.open)));
   }
   parts.push(...[lesionSection(report), failureSection(report), aboutSection(report)].filter(Boolean));
   document.getElementById("main").replaceChildren(...parts.map((part) => part.node));
@@ -76,7 +76,7 @@ function start() {
   document.getElementById("foot").textContent = `${report.notice} Written by aeflow_monai ${report.version}.`;
   document.addEventListener("keydown", (event) => {
     if (event.key === "/" && event.target.tagName !== "INPUT" && !document.getElementById("viewer").open) {
-      const search = document.getElementById("search");
+      const search = document.querySelector("#cases input[type=search]");
       if (search) { event.preventDefault(); search.focus(); }
     }
   });

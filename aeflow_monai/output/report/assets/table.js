@@ -1,8 +1,8 @@
-// The table of all cases: sorted by its headings, searched, filtered.
+// A table of cases or lesions: sorted by its headings, searched, filtered.
 
 const PAGE = 50;
 
-function caseTable(columns, cases, filters, open) {
+function sortedTable(word, columns, rows, filters, open) {
   const state = { column: columns.findIndex((column) => column.first), down: true, filter: 0, text: "", shown: PAGE };
   const body = el("tbody", {});
   const count = el("span", { class: "dim", role: "status" });
@@ -11,12 +11,12 @@ function caseTable(columns, cases, filters, open) {
     el("button", { type: "button", onclick: () => sortBy(index) }, column.name, el("span", { class: "arrow", "aria-hidden": "true" }))));
   const chips = filters.map((filter, index) => el("button", {
     class: "button", type: "button", onclick: () => { state.filter = index; state.shown = PAGE; draw(); },
-  }, `${filter.name} ${cases.filter(filter.keep).length}`));
+  }, `${filter.name} ${rows.filter(filter.keep).length}`));
   const search = el("input", {
-    type: "search", placeholder: "Search case or file", "aria-label": "Search case or file", id: "search",
+    type: "search", placeholder: "Search case or file", "aria-label": `Search ${word}s by case or file`,
     oninput: () => { state.text = search.value.toLowerCase(); state.shown = PAGE; draw(); },
   });
-  const empty = el("p", { class: "empty", hidden: true }, "No case fits.");
+  const empty = el("p", { class: "empty", hidden: true }, `No ${word} fits.`);
 
   function sortBy(index) {
     state.down = state.column === index ? !state.down : Boolean(columns[index].right);
@@ -26,8 +26,8 @@ function caseTable(columns, cases, filters, open) {
 
   function visible() {
     const { value } = columns[state.column];
-    const found = cases.filter(filters[state.filter].keep).filter(
-      (one) => `${one.case}\n${one.file}`.toLowerCase().includes(state.text));
+    const found = rows.filter(filters[state.filter].keep).filter(
+      (one) => `${one.case}\n${one.file || ""}`.toLowerCase().includes(state.text));
     const order = (a, b) => (typeof a === "string" ? a.localeCompare(b, undefined, { numeric: true }) : a - b);
     return found.sort((a, b) => {
       const [first, second] = [value(a), value(b)];
@@ -48,7 +48,7 @@ function caseTable(columns, cases, filters, open) {
       class: "open", onclick: () => open(one, found),
     }, columns.map((column) => el("td", { class: [column.right && "right", column.class].filter(Boolean).join(" ") || null },
       column.cell(one))))));
-    count.textContent = found.length === cases.length ? plural(cases.length, "case") : share(found.length, plural(cases.length, "case"));
+    count.textContent = found.length === rows.length ? plural(rows.length, word) : share(found.length, plural(rows.length, word));
     empty.hidden = found.length > 0;
     more.hidden = found.length <= state.shown;
     more.textContent = `Show more (${found.length - state.shown} left)`;
