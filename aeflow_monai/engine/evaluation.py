@@ -155,10 +155,10 @@ class LocalisationReport(_Report):
     """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
 
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
-    unclear ones do not count. Each is listed in slice_scores.csv, and each lesion in lesions.csv. Voxels and lesions count on the grid of the file,
-    where the image is not background, which anything would find normal. A case with label 0 needs no mask. Abnormal
-    cases without one are left out and counted; if no mask holds a lesion, there is no report. Without normal and
-    abnormal slices of two patients or more it leaves out the slices.
+    unclear ones do not count. Each is listed in slice_scores.csv, and each lesion in lesions.csv. Voxels and lesions
+    count on the grid of the file, where the image is not background, which anything would find normal. A case with
+    label 0 needs no mask. Abnormal cases without one are left out and counted; if no mask holds a lesion, there is no
+    report. Without normal and abnormal slices of two patients or more it leaves out the slices.
 
     Args:
         folder: of the files; those of an earlier run are replaced, or removed.

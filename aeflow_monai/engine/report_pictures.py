@@ -101,9 +101,7 @@ def _every_nth(first: int, last: int, peak: int) -> Tensor:
     return torch.arange(first + (peak - first) % step, last + 1, step)
 
 
-def _of_stack(
-    stacked: StackedMap, plane: str, chosen: Tensor, scale: float, like: Tensor, by_maximum: bool
-) -> Tensor:
+def _of_stack(stacked: StackedMap, plane: str, chosen: Tensor, scale: float, like: Tensor, by_maximum: bool) -> Tensor:
     """Slices of a map as grey levels, black where the network did not look."""
     place_of = {int(index): place for place, index in enumerate(stacked.indices[plane])}
     stack, is_picture = stacked.stacks[plane], stacked.shape[-1] == 1
@@ -131,7 +129,7 @@ def _window(pictures: Tensor) -> tuple[int, int]:
     return (low, high) if high > low else (0, 255)
 
 
-def _positions(image: Tensor, plane: str) -> list[float | None]:
+def _positions(image: Tensor, plane: str) -> list[float]:
     """Of all slices, in mm; none of a picture, whose place is unknown."""
     if not isinstance(image, MetaTensor) or image.shape[-1] == 1:
         return []

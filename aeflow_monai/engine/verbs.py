@@ -159,6 +159,7 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
 def announce_results(folder: str) -> None:
     """Print where the results of an evaluation lie."""
     names = {"metrics": "metrics.json", "localisation": "localisation.json", "scores": "scores.csv"}
+    names["report"] = "report.html"
     announce(**{name: str(Path(folder, file)) for name, file in names.items()})
 
 

@@ -40,7 +40,9 @@ def test_each_lesion_has_its_size_and_its_largest_candidate() -> None:
     mask[5:8, 5:8, 5:8] = mask[30, 30, 30] = 1
     found = LesionMetrics(radius_mm=3).update(point_map({(5, 5, 5): 2, (7, 7, 7): 6, (20, 20, 20): 9}), mask, (1, 1, 2))
     assert [(lesion.n_voxels, lesion.map_value) for lesion in found] == [(27, 6), (1, -np.inf)]
-    assert [lesion.diameter_mm for lesion in found] == pytest.approx([(6 * 54 / np.pi) ** (1 / 3), (12 / np.pi) ** (1 / 3)])
+    assert [lesion.diameter_mm for lesion in found] == pytest.approx(
+        [(6 * 54 / np.pi) ** (1 / 3), (12 / np.pi) ** (1 / 3)]
+    )
     flat = LesionMetrics(radius_mm=3).update(mask[6], mask[6], (1, 1))
     assert [lesion.diameter_mm for lesion in flat] == pytest.approx([2 * np.sqrt(9 / np.pi)])
     assert LesionMetrics().update(mask, mask * 0, MM) == []

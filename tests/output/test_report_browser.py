@@ -56,7 +56,9 @@ def open_report(browser: Any, reports: dict[str, Path]) -> Iterator[Open]:
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message))
-        page.on("request", lambda request: None if request.url[:5] in ("file:", "data:") else complaints.append(request.url))
+        page.on(
+            "request", lambda request: None if request.url[:5] in ("file:", "data:") else complaints.append(request.url)
+        )
         page.goto(reports[name].as_uri())
         return page
 
@@ -104,7 +106,7 @@ def test_the_table_is_sorted_searched_and_filtered(open_report: Open) -> None:
     assert head.get_attribute("aria-sort") == "descending"
     head.get_by_role("button").press("Enter")
     assert head.get_attribute("aria-sort") == "ascending"
-    assert [float(text.replace("\N{MINUS SIGN}", "-")) for text in cells(page, 2)][0] == scores_of(page)[0]
+    assert float(cells(page, 2)[0].replace("\N{MINUS SIGN}", "-")) == min(scores_of(page))
     page.locator("#cases").get_by_role("columnheader", name="Case").get_by_role("button").click()
     page.locator("#cases input[type=search]").fill("case_00")
     assert cells(page, 1) == [f"case_{number:03d}" for number in range(3, 10)]
@@ -117,7 +119,7 @@ def test_the_table_is_sorted_searched_and_filtered(open_report: Open) -> None:
 
 def scores_of(page: Page) -> list[float]:
     found: list[float] = page.evaluate(
-        "JSON.parse(document.getElementById('data').textContent).cases.map(one => one.anomaly_score).sort((a, b) => a - b)"
+        "JSON.parse(document.getElementById('data').textContent).cases.map(one => one.anomaly_score)"
     )
     return [round(score, 2) for score in found]
 

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from report_results import ELEMENT, FORMULA, MODEL, SCRIPT, write_results
 
 from aeflow_monai.files import sha256_of
@@ -47,6 +48,15 @@ def test_without_an_earlier_report_there_are_no_pictures_but_the_tables(tmp_path
     write_results(tmp_path, labelled=False)
     content = data(write_report(tmp_path))
     assert (content["kind"], content["pictures"], len(content["cases"])) == ("inference", {}, 60)  # type: ignore[arg-type]
+
+
+def test_overlays_stand_in_for_pictures_that_no_report_has(tmp_path: Path) -> None:
+    write_results(tmp_path, labelled=False)
+    for number in (5, 7):
+        Image.new("RGB", (1900, 500)).save(tmp_path / f"case_{number:03d}_overlay.png")
+    content = data(write_report(tmp_path))
+    assert content["pictures"].keys() == {"case_005", "case_007"}  # type: ignore[attr-defined]
+    assert data(write_report(tmp_path)) == content
 
 
 def test_a_damaged_report_is_written_anew(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import numpy as np
 
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.files import replacing
+from aeflow_monai.output.report.overlay_pictures import overlay_pictures
+from aeflow_monai.output.report.picture_budget import LIMIT
 from aeflow_monai.output.report.run_tables import read_run
 
 __all__ = ["REPORT", "write_report"]
@@ -34,10 +36,10 @@ def write_report(
 
     Args:
         folder: of the results.
-        pictures: from case to its pictures, see `PictureBudget.pictures`. Without them those of the report that
-            already lies in the folder are kept, and its `model`.
+        pictures: from case to its pictures, see `PictureBudget.pictures`. If None, those of the report that lies in
+            the folder already, or else its overlays.
         model: "thresholds" by name, "rank" and "n_held_out" of the case threshold, and "held_out_scores" if they are
-            known.
+            known. If None, that of the report that lies in the folder already.
 
     Returns:
         The path of the report.
@@ -47,11 +49,14 @@ def write_report(
     """
     path = Path(folder, REPORT)
     data = read_run(folder)
-    earlier = _read(path) if pictures is None else {}
-    data["pictures"] = dict(earlier.get("pictures", {}) if pictures is None else pictures)
-    data["model"] = dict(model or earlier.get("model") or {})
-    cases = {case["case"] for case in data["cases"]}
-    data["pictures"] = {case: kept for case, kept in data["pictures"].items() if case in cases}
+    earlier = _read(path)
+    if pictures is None:
+        by_score = sorted(data["cases"], key=lambda case: -case.get("anomaly_score", 0.0))
+        names = [case["case"] for case in by_score]
+        pictures = earlier.get("pictures") or overlay_pictures(folder, names, LIMIT)
+    known = {case["case"] for case in data["cases"]}
+    data["pictures"] = {case: kept for case, kept in pictures.items() if case in known}
+    data["model"] = dict(earlier.get("model", {}) if model is None else model)
     data |= {"notice": DISCLAIMER, "version": __version__, "colours": _colours()}
     with replacing(path) as unfinished:
         unfinished.write_text(_page(data), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +47,7 @@ class PictureBlock(NamedTuple):
     window: tuple[int, int]
     map_top: float
     layers: Mapping[str, Bytes]
-    profile: Mapping[str, list[float | None]]
+    profile: Mapping[str, Sequence[float | None]]
 
     def single(self) -> PictureBlock:
         """The most anomalous slice alone, without profile."""

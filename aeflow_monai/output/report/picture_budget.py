@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from aeflow_monai.output.report.picture_block import PictureBlock
 
-__all__ = ["PictureBudget"]
+__all__ = ["LIMIT", "PictureBudget"]
 
-_LIMIT = 11_500_000  # characters of all pictures, which leaves room for tables below 15 MB
+LIMIT = 11_500_000  # characters of all pictures, which leaves room for tables below 15 MB
 _VOLUMES = 12  # cases whose slices are kept before the single pictures of others
 _FREED = 0.95  # of the limit, so that not every further case sorts all
 
@@ -36,14 +36,14 @@ class PictureBudget:
         >>> import numpy as np
         >>> layers = {"image": np.zeros((1, 8, 8), dtype=np.uint8)}
         >>> block = PictureBlock("axial", (1,), (), 0, (8.0, 8.0, 1.0), (0, 255), 6.0, layers, {})
-        >>> budget = PictureBudget(limit=1000)
+        >>> budget = PictureBudget(limit=800)
         >>> for case, score in (("a", -5.0), ("b", 9.0), ("c", 2.5)):
         ...     budget.add(case, score, 2.0, block)
         >>> list(budget.pictures())
         ['b', 'c']
     """
 
-    def __init__(self, limit: int = _LIMIT) -> None:
+    def __init__(self, limit: int = LIMIT) -> None:
         self.limit = limit
         self._seen: list[_Seen] = []
         self._singles: dict[str, str] = {}

@@ -23,8 +23,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         What JSON can hold: "kind", "evaluation" or "inference"; "cases", a dictionary each, with the columns of
-        scores.csv that are known; "lesions", those of lesions.csv; "failures"; "metrics" and "localisation", empty without; "run": time, versions, and
-        the beginning of the model's hash.
+        scores.csv that are known; "lesions", those of lesions.csv; "failures"; "metrics" and "localisation", empty
+        without; "run": time, versions, and the beginning of the model's hash.
 
     Raises:
         FileNotFoundError: there is no scores.csv.

@@ -1,0 +1,48 @@
+"""Pictures of a run that has left overlays, but no report with pictures of its own."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, features
+
+__all__ = ["overlay_pictures"]
+
+_WIDTH = 1200
+_QUALITY = 70
+
+
+def overlay_pictures(folder: str | Path, cases: Iterable[str], limit: int) -> dict[str, dict[str, str]]:
+    """Reduce the overlays of cases, as many as fit.
+
+    Args:
+        folder: of the results.
+        cases: names, the most interesting first.
+        limit: of all, characters.
+
+    Returns:
+        From case to its "overlay", a data URL.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for case in cases:
+        path = Path(folder, f"{case}_overlay.png")
+        if "/" in case or not path.is_file():
+            continue
+        url = _reduced(path)
+        limit -= len(url)
+        if limit < 0:
+            break
+        found[case] = {"overlay": url}
+    return found
+
+
+def _reduced(path: Path) -> str:
+    kind = "webp" if features.check("webp") else "jpeg"
+    stream = io.BytesIO()
+    with Image.open(path) as picture:
+        picture.thumbnail((_WIDTH, _WIDTH))
+        picture.convert("RGB").save(stream, kind, quality=_QUALITY)
+    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
