@@ -48,7 +48,8 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
 
     def _block(self, data: Mapping[Hashable, Any], anomaly_map: StackedMap) -> PictureBlock:
         image = data[self.keys[0]]
-        plane, peak = most_anomalous_slice(data["slice_scores"]) or (next(iter(anomaly_map.stacks)), 0)
+        plane, seen = next(iter(anomaly_map.indices.items()))
+        plane, peak = most_anomalous_slice(data["slice_scores"]) or (plane, int(seen[0]))
         seen = anomaly_map.indices[plane].cpu()
         chosen = _every_nth(int(seen[0]), int(seen[-1]), peak)
         top = 2 * max(float(data["map_threshold"]), 3.0)
@@ -103,12 +104,14 @@ def _every_nth(first: int, last: int, peak: int) -> Tensor:
 
 def _of_stack(stacked: StackedMap, plane: str, chosen: Tensor, scale: float, like: Tensor, by_maximum: bool) -> Tensor:
     """Slices of a map as grey levels, black where the network did not look."""
-    place_of = {int(index): place for place, index in enumerate(stacked.indices[plane])}
     stack, is_picture = stacked.stacks[plane], stacked.shape[-1] == 1
+    places = {int(index): place for place, index in enumerate(stacked.indices[plane])}
+    numbers, of_stack = zip(
+        *((n, places[index]) for n, index in enumerate(chosen.tolist()) if index in places), strict=True
+    )
     levels = torch.zeros_like(like)
-    for number, index in enumerate(chosen.tolist()):
-        if (place := place_of.get(index)) is not None:
-            levels[number] = _grey(stack[place : place + 1, :1].float() * scale, is_picture, by_maximum)[0]
+    for number, place in zip(*(torch.split(torch.tensor(some), _BATCH) for some in (numbers, of_stack)), strict=True):
+        levels[number] = _grey(stack[place.to(stack.device), :1].float() * scale, is_picture, by_maximum)
     return levels
 
 

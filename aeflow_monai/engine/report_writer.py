@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from ignite.engine import Engine
@@ -18,8 +17,6 @@ __all__ = ["ReportWriter"]
 class ReportWriter(CaseHandler):
     """Keep small pictures of the most interesting cases while a run goes on, and write report.html at its end.
 
-    Pictures are compressed in a thread of their own while the next case is scored.
-
     It reads what the other handlers have written, so that it stands behind them, and before `RunRecord`.
 
     Args:
@@ -34,18 +31,14 @@ class ReportWriter(CaseHandler):
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""
         self.budget = PictureBudget()
-        self.pool = ThreadPoolExecutor(1)
-        self.begun: Future[None] | None = None
         (self.folder / REPORT).unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         """Take the pictures of the cases of this batch; a case that failed has none."""
         for source, scored in zip(engine.state.batch, engine.state.output, strict=True):
             if (block := scored.get("report_pictures")) is not None:
-                self._wait()  # so that not more than two cases are in memory
                 label = source.get("label")
-                self.begun = self.pool.submit(
-                    self.budget.add,
+                self.budget.add(
                     str(source["case"]),
                     float(scored["anomaly_score"]),
                     float(scored["case_threshold"]),
@@ -55,14 +48,6 @@ class ReportWriter(CaseHandler):
 
     def finish(self, engine: Engine) -> None:
         """Write the report."""
-        self._wait()
-        self.pool.shutdown()
         rank, n_held_out = self.score.case_rank.tolist()
         model = {"thresholds": self.score.thresholds, "rank": rank, "n_held_out": n_held_out, "held_out_scores": []}
         write_report(self.folder, self.budget.pictures(), model)
-
-    def _wait(self) -> None:
-        """Until the pictures of the last case are compressed; raises what was raised there."""
-        if self.begun is not None:
-            self.begun.result()
-            self.begun = None

@@ -3,7 +3,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 from report_results import block
 
 from aeflow_monai.output.report import PictureBlock
@@ -22,7 +22,7 @@ def test_slices_lie_row_by_row(n_slices: int) -> None:
         layers["lesion"][number, number] = 255
     encoded = PictureBlock("axial", tuple(range(n_slices)), (), 0, (1, 1, 1), (0, 255), 6, layers, {}).encoded()
     across = encoded["across"]
-    for name, tolerance in (("image", 3), ("lesion", 0)):
+    for name, tolerance in (("image", 4), ("lesion", 0)):
         picture = sheet(encoded, name).astype(int)
         for number in range(n_slices):
             top, left = number // across * 32, number % across * 24
@@ -35,10 +35,3 @@ def test_a_single_is_the_most_anomalous_slice() -> None:
     assert (single.numbers, single.positions_mm, single.peak) == ((6,), (14.0,), 0)
     assert np.array_equal(single.layers["image"][0], whole.layers["image"][3])
     assert not single.encoded()["profile"]
-
-
-def test_without_webp_pictures_are_png(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "check", lambda name: False)
-    encoded = block().encoded()
-    assert {url[:15] for url in encoded["layers"].values()} == {"data:image/png;"}
-    assert np.array_equal(sheet(encoded, "image")[:48, :40], block().layers["image"][0])

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image, features
+from PIL import Image
 
 __all__ = ["overlay_pictures"]
 
@@ -40,9 +40,8 @@ def overlay_pictures(folder: str | Path, cases: Iterable[str], limit: int) -> di
 
 
 def _reduced(path: Path) -> str:
-    kind = "webp" if features.check("webp") else "jpeg"
     stream = io.BytesIO()
     with Image.open(path) as picture:
         picture.thumbnail((_WIDTH, _WIDTH))
-        picture.convert("RGB").save(stream, kind, quality=_QUALITY)
-    return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+        picture.convert("RGB").save(stream, "jpeg", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, features
+from PIL import Image
 
 __all__ = ["MAX_SLICES", "PictureBlock"]
 
@@ -18,9 +18,9 @@ Bytes = npt.NDArray[np.uint8]
 
 MAX_SLICES = 64  # of a case
 _ACROSS = 8  # slices beside each other in one picture
-# Quality of each layer, of one slice and of several. Pixels of a mask are all or nothing, and the outline of a map
-# depends on its values.
-_QUALITY = {"image": (86, 72), "reconstruction": (76, 65), "anomaly_map": (88, 85)}
+# Quality as JPEG of each layer, of one slice and of several: ten times faster than WebP, half as large again. The outline
+# of a map depends on its values; pixels of a mask are all or nothing, and become a PNG.
+_QUALITY = {"image": (88, 72), "reconstruction": (80, 65), "anomaly_map": (90, 82)}
 
 
 class PictureBlock(NamedTuple):
@@ -87,9 +87,10 @@ def _sheet(layer: Bytes, across: int) -> Bytes:
 
 def _data_url(name: str, picture: Bytes, is_single: bool) -> str:
     stream, image = io.BytesIO(), Image.fromarray(picture)
-    kind = "webp" if name in _QUALITY and features.check("webp") else "png"
-    if kind == "webp":
-        image.save(stream, kind, quality=_QUALITY[name][0 if is_single else 1], method=0)
+    if name in _QUALITY:
+        kind = "jpeg"
+        image.save(stream, kind, quality=_QUALITY[name][0 if is_single else 1])
     else:
-        (image.convert("1") if name == "lesion" else image).save(stream, kind)
+        kind = "png"
+        image.convert("1").save(stream, kind)
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
