@@ -21,10 +21,13 @@ MAX_BYTES = 150_000
 
 
 def save(page: Any, path: Path) -> None:
-    """A screenshot in as many colours as fit."""
+    """A screenshot in 256 colours, as large as fits."""
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    for colours in (256, 128, 64, 32):
-        picture.quantize(colours, dither=Image.Dither.NONE).save(path, optimize=True)
+    for share in (1, 0.9, 0.8, 0.7, 0.6, 0.5):
+        size = (round(picture.width * share), round(picture.height * share))
+        smaller = picture.resize(size, Image.Resampling.LANCZOS)
+        colours = smaller.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        colours.save(path, optimize=True)
         if path.stat().st_size <= MAX_BYTES:
             return
 
@@ -38,7 +41,7 @@ def main() -> None:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     looks = [
         ("report_evaluation.png", given.evaluation, (1280, 1240), "light", False),
-        ("report_case.png", given.evaluation, (1280, 940), "dark", True),
+        ("report_case.png", given.evaluation, (1280, 900), "dark", True),
         ("report_phone.png", given.evaluation, (400, 860), "light", False),
         ("report_inference.png", given.inference, (1280, 900), "light", False),
     ]

@@ -38,8 +38,9 @@ class ReportWriter(CaseHandler):
         for source, scored in zip(engine.state.batch, engine.state.output, strict=True):
             if (block := scored.get("report_pictures")) is not None:
                 label = source.get("label")
+                case = str(source["case"]).encode("utf-8", "backslashreplace").decode("utf-8")  # as in scores.csv
                 self.budget.add(
-                    str(source["case"]),
+                    case,
                     float(scored["anomaly_score"]),
                     float(scored["case_threshold"]),
                     block,

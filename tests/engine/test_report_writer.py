@@ -37,6 +37,19 @@ def test_the_report_has_what_the_run_found(tmp_path: Path) -> None:
         assert data["metrics"]["auroc"] == 1.0
 
 
+def test_a_name_that_is_no_utf8_finds_its_pictures(tmp_path: Path) -> None:
+    score = Score()
+    cases = [
+        ({**source, "case": "sub\udcff"}, {**scored, "case_threshold": 1.0, "report_pictures": block()})
+        for source, scored in CASES[:1]
+    ]
+    for buffer in (score.case_threshold, score.slice_threshold, score.map_threshold):
+        buffer.fill_(1.0)
+    evaluate(ScoreWriter(tmp_path / "scores.csv"), ReportWriter(tmp_path, score), cases=cases)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count('"sub\\\\udcff"') == 2  # the case and its pictures
+
+
 def test_an_unfinished_run_leaves_no_report_of_an_earlier_one(tmp_path: Path) -> None:
     (tmp_path / "report.html").touch()
     ReportWriter(tmp_path, Score()).start(None)  # type: ignore[arg-type]
