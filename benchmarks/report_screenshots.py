@@ -26,8 +26,7 @@ def save(page: Any, path: Path) -> None:
     for share in (1, 0.9, 0.8, 0.7, 0.6, 0.5):
         size = (round(picture.width * share), round(picture.height * share))
         smaller = picture.resize(size, Image.Resampling.LANCZOS)
-        colours = smaller.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-        colours.save(path, optimize=True)
+        smaller.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(path, optimize=True)
         if path.stat().st_size <= MAX_BYTES:
             return
 

@@ -18,8 +18,8 @@ Bytes = npt.NDArray[np.uint8]
 
 MAX_SLICES = 64  # of a case
 _ACROSS = 8  # slices beside each other in one picture
-# Quality as JPEG of each layer, of one slice and of several: ten times faster than WebP, half as large again. The outline
-# of a map depends on its values; pixels of a mask are all or nothing, and become a PNG.
+# Quality as JPEG of each layer, of one slice and of several: ten times as fast as WebP, and half as large again. The
+# outline of a map depends on its values; pixels of a mask are all or nothing, and become a PNG.
 _QUALITY = {"image": (88, 72), "reconstruction": (80, 65), "anomaly_map": (90, 82)}
 
 
