@@ -36,7 +36,7 @@ class PictureBudget:
         >>> import numpy as np
         >>> layers = {"image": np.zeros((1, 8, 8), dtype=np.uint8)}
         >>> block = PictureBlock("axial", (1,), (), 0, (8.0, 8.0, 1.0), (0, 255), 6.0, layers, {})
-        >>> budget = PictureBudget(limit=2600)
+        >>> budget = PictureBudget(limit=1700)
         >>> for case, score in (("a", -5.0), ("b", 9.0), ("c", 2.5)):
         ...     budget.add(case, score, 2.0, block)
         >>> list(budget.pictures())
