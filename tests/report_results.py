@@ -76,12 +76,19 @@ def write_results(
         )
         write_json(folder / "localisation.json", LOCALISATION)
         lesions = Table(folder / "lesions.csv", ["case", "lesion", "n_voxels", "diameter_mm", "map_value", "found"])
-        for number, value in enumerate(("", 3.5, 9.0)):
+        for number, value in enumerate(("", 3.5, 9.0)[: -(-n_cases // 3)]):
             row = {"case": names[3 * number], "lesion": 1, "n_voxels": 40, "diameter_mm": 5.0 + number}
             lesions.append(row | {"map_value": value, "found": int(bool(value))})
         lesions.finish()
     failed = Table(folder / "failures.csv", ["case", "file", "stage", "message"])
     failed.append({"case": f"broken {SCRIPT}", "file": "broken.nii.gz", "stage": "read", "message": ELEMENT})
     failed.finish()
-    write_json(folder / "run.json", {"started": "2026-11-29T10:00:00+00:00", "versions": {"torch": "2.9"}})
+    write_json(
+        folder / "run.json",
+        {
+            "started": "2026-11-29T10:00:00+00:00",
+            "versions": {"torch": "2.9"},
+            "unused": {"files of other kinds": 2, "paths": {}},
+        },
+    )
     return budget.pictures()

@@ -9,6 +9,7 @@ from pathlib import Path
 from aeflow_monai.files import read_json
 from aeflow_monai.marks import has_mark
 from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
+from aeflow_monai.output.report.page import GENERATOR, REPORT
 
 __all__ = ["RUN_RECORD", "find_in_the_way", "find_results", "is_unfinished_table"]
 
@@ -17,10 +18,10 @@ RUN_RECORD = "run.json"
 _TABLES = re.compile(
     r"case,file,(label,)?anomaly_score,prediction,plane,most_anomalous_slice,ease"
     r"|case,file,stage,message|case,plane,slice,kind,anomaly_score"
-    r"|plane,slice,position_mm,anomaly_score,prediction,skipped"
+    r"|plane,slice,position_mm,anomaly_score,prediction,skipped|case,lesion,n_voxels,diameter_mm,map_value,found"
 )
 _KEYS = {RUN_RECORD: "config_sha256", "metrics.json": "auroc", "localisation.json": "n_abnormal_without_mask"}
-_NAMES = (*_KEYS, "scores.csv", "failures.csv", "slice_scores.csv")
+_NAMES = (*_KEYS, "scores.csv", "failures.csv", "slice_scores.csv", "lesions.csv", REPORT)
 _UNFINISHED = ".unfinished.csv"
 _ENDINGS = tuple(
     [f"_{name}{extension}" for name in (*OUTPUTS, "saliency") for extension in (*EXTENSIONS, ".raw", ".zraw", ".png")]
@@ -78,6 +79,9 @@ def _is_ours(path: Path) -> bool:
     if path.suffix == ".csv":
         with path.open("rb") as file:
             return bool(_TABLES.fullmatch(file.readline(1000).decode("utf-8", "replace").rstrip("\r\n")))
+    if path.name == REPORT:
+        with path.open("rb") as file:
+            return GENERATOR.encode() in file.read(200)
     if path.name in _KEYS:
         try:
             return _KEYS[path.name] in read_json(path)

@@ -226,7 +226,7 @@ class LocalisationReport(_Report):
         if self.table is not None:
             self.table.finish()
         if not self.n_with_lesion:
-            for path in (self.path, self.table_path):
+            for path in (self.path, self.table_path, self.lesions_path):
                 path.unlink(missing_ok=True)
             engine.logger.info("No lesion in the masks of the cases that were read: no report on slices and voxels.")
             return

@@ -8,7 +8,6 @@ from ignite.engine import Engine
 
 from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.output.report import PictureBudget, write_report
-from aeflow_monai.output.report.page import REPORT
 from aeflow_monai.score.score import Score
 
 __all__ = ["ReportWriter"]
@@ -31,7 +30,6 @@ class ReportWriter(CaseHandler):
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""
         self.budget = PictureBudget()
-        (self.folder / REPORT).unlink(missing_ok=True)
 
     def __call__(self, engine: Engine) -> None:
         """Take the pictures of the cases of this batch; a case that failed has none."""

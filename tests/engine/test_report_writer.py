@@ -3,11 +3,13 @@ import re
 from pathlib import Path
 
 import torch
-from report_results import block
+from report_results import block, write_results
 from scored_cases import CASES, evaluate
 
 from aeflow_monai import Score
 from aeflow_monai.engine import DetectionReport, ReportWriter, ScoreWriter
+from aeflow_monai.engine.earlier_results import find_in_the_way, find_results
+from aeflow_monai.output.report import write_report
 
 
 def test_the_report_has_what_the_run_found(tmp_path: Path) -> None:
@@ -50,7 +52,10 @@ def test_a_name_that_is_no_utf8_finds_its_pictures(tmp_path: Path) -> None:
     assert text.count('"sub\\\\udcff"') == 2  # the case and its pictures
 
 
-def test_an_unfinished_run_leaves_no_report_of_an_earlier_one(tmp_path: Path) -> None:
-    (tmp_path / "report.html").touch()
-    ReportWriter(tmp_path, Score()).start(None)  # type: ignore[arg-type]
-    assert not (tmp_path / "report.html").exists()
+def test_its_files_are_known_as_results_and_others_of_their_names_are_not(tmp_path: Path) -> None:
+    write_report(tmp_path, write_results(tmp_path, 4))
+    assert {"report.html", "lesions.csv"} <= {path.name for path in find_results(tmp_path)}
+    assert not find_in_the_way(tmp_path, {"a"})
+    for name in ("report.html", "lesions.csv"):
+        (tmp_path / name).write_text("<html>somebody else's</html>")
+    assert {path.name for path in find_in_the_way(tmp_path, {"a"})} == {"report.html", "lesions.csv"}

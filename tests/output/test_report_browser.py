@@ -85,6 +85,7 @@ def test_the_verdict_is_on_top(open_report: Open) -> None:
     assert "Research use only" in page.locator("#summary").inner_text()
     assert page.locator(".tile").count() == 4
     assert page.locator("#failures tbody tr").count() == 1
+    assert "2 files of other kinds" in page.locator("#about").inner_text()
 
 
 def test_names_stay_text(open_report: Open) -> None:

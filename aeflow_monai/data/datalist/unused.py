@@ -31,7 +31,8 @@ LINKS, OTHERS = "links to folders that are read already", "files of other kinds"
 _ORDER = (MASKS, ANATOMY, OUTPUTS, IMAGES, AGAIN, DICOM, BROKEN, CLOSED, LINKS, HIDDEN, OTHERS)
 _LOUD = (BROKEN, CLOSED)  # something is missing
 # Tables and reports of a run, which bear no mark, and what tells that a folder is a run's.
-_REPORTS = {"scores.csv", "slice_scores.csv", "failures.csv", "metrics.json", "localisation.json", "run.json"}
+_REPORTS = {"scores.csv", "slice_scores.csv", "lesions.csv", "failures.csv"}
+_REPORTS |= {"metrics.json", "localisation.json", "run.json", "report.html"}
 _SIGNS = ("scores.csv", "run.json")
 _DETACHED = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz", ".gz", ".bz2")}  # voxels beside a header
 

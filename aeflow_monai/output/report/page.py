@@ -16,13 +16,15 @@ import numpy as np
 
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.files import replacing
+from aeflow_monai.marks import MARK
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
 from aeflow_monai.output.report.picture_budget import LIMIT
 from aeflow_monai.output.report.run_tables import read_run
 
-__all__ = ["REPORT", "write_report"]
+__all__ = ["GENERATOR", "REPORT", "write_report"]
 
 REPORT = "report.html"
+GENERATOR = f'<meta name="generator" content="{MARK}">'  # by which the page of an earlier run is known
 _SCRIPTS = ("elements", "scales", "charts", "table", "pictures", "gallery", "viewer", "sections", "start")
 _BEGIN, _END = '<script type="application/json" id="data">', "</script>"
 
@@ -71,7 +73,7 @@ def _page(data: Mapping[str, Any]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     head, body = _part("report.html").split("<!--DATA-->")
-    head = head.replace("<!--POLICY-->", policy).replace("/*STYLE*/", style)
+    head = head.replace("<!--GENERATOR-->", GENERATOR).replace("<!--POLICY-->", policy).replace("/*STYLE*/", style)
     return "".join([head, _BEGIN, _json(data), _END, f"\n<script>{script}</script>", body])
 
 

@@ -24,7 +24,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     Returns:
         What JSON can hold: "kind", "evaluation" or "inference"; "cases", a dictionary each, with the columns of
         scores.csv that are known; "lesions", those of lesions.csv; "failures"; "metrics" and "localisation", empty
-        without; "run": time, versions, and the beginning of the model's hash.
+        without; "run": time, versions, the beginning of the model's hash, and what of the data was not used.
 
     Raises:
         FileNotFoundError: there is no scores.csv.
@@ -52,6 +52,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         "run": {
             "started": record.get("started", ""),
             "versions": record.get("versions", {}),
+            # how many of each kind; their paths are in run.json
+            "unused": {kind: n for kind, n in record.get("unused", {}).items() if isinstance(n, int)},
             "model": str((record.get("model") or {}).get("sha256", ""))[:12],
         },
     }

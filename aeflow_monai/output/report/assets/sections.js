@@ -190,11 +190,12 @@ function failureSection(report) {
 }
 
 function aboutSection(report) {
-  const { versions, started, model } = report.run;
+  const { versions, started, model, unused } = report.run;
   const { thresholds = {}, rank, n_held_out: held } = report.model;
   const rows = [["Run", started], ["Model", model && `SHA-256 ${model}\u2026`],
     ["Thresholds", thresholds.case_threshold === undefined ? "" : `case ${fixed(thresholds.case_threshold)}, slice ${fixed(thresholds.slice_threshold)}, map ${fixed(thresholds.map_threshold)} standard deviations of normals`],
     ["Case threshold set on", held ? `${plural(held, "held-out patient")}; ${percent(rank / (held + 1))} of new normal cases are expected below it` : ""],
+    ["Not used of the data", Object.entries(unused || {}).map(([kind, count]) => `${count} ${kind}`).join(", ") + (Object.keys(unused || {}).length ? " (run.json lists them)" : "")],
     ["Pictures kept", `${Object.keys(report.pictures).length} of ${plural(report.cases.length, "case")}, ${Object.values(report.pictures).filter((one) => one.block).length} with all slices`],
     ["Versions", Object.entries(versions).map(([name, value]) => `${name} ${value}`).join(", ")]];
   return section("about", "About this report", el("div", { class: "card" }, el("dl", { class: "facts" },
