@@ -24,7 +24,8 @@ pytestmark = pytest.mark.end_to_end
 
 
 def test_an_evaluation_writes_its_reports_and_scores(trained: Path, evaluated: Any) -> None:
-    assert files_below(evaluated.results) == REPORTS == {path.name for path in find_results(evaluated.results)}
+    assert files_below(evaluated.results) == REPORTS
+    assert {path.name for path in find_results(evaluated.results)} == REPORTS | {"report.html"}
     metrics = json.loads((evaluated.results / "metrics.json").read_text())
     assert metrics["threshold"] == pytest.approx(float(model_state(trained)["score.case_threshold"]))
     named = {"auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity"}
