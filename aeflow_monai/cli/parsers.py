@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         shown.add_argument("-v", "--verbose", action="store_true", help="print the log too, and tracebacks")
         return verb
 
-    models = (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _compare)
+    models = (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _report, _compare)
     for describe in (*models, _doctor, _label, _bundle, _config):
         describe(add)
     return top
@@ -149,6 +149,17 @@ def _prepare(add: _Add) -> None:
     _output(verb, "folder of dataset.json")
     verb.add_argument("--preset", action="append", default=[], metavar="NAME", help="by name or path")
     _config_options(verb)
+
+
+def _report(add: _Add) -> None:
+    verb = add(
+        "report",
+        "scoring:report",
+        "write report.html of an inference or evaluation again, from its tables",
+        "aeflow report results",
+        "aeflow report maps --quiet",
+    )
+    verb.add_argument("folder", metavar="FOLDER", help="folder of the results")
 
 
 def _compare(add: _Add) -> None:

@@ -14,7 +14,7 @@ from aeflow_monai.cli.result_tables import data_of, rows_of
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json
 
-__all__ = ["evaluate", "evaluate_folder", "predict", "predict_images"]
+__all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
 
 _SHOWN = 3  # most anomalous cases of a summary
 
@@ -50,6 +50,17 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
     folder = Path(run_folder(given.output, "evaluations"))
     options = options_of(given, overwrite=True if given.overwrite else None)
     evaluate_folder(Path(given.model), given.data, folder, options, terminal)
+
+
+def report(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Write report.html again.
+
+    Raises:
+        FileNotFoundError: there are no results.
+    """
+    from aeflow_monai.output.report import write_report
+
+    terminal.result(f"report: {write_report(Path(given.folder).expanduser().absolute())}")
 
 
 def predict_images(
@@ -135,6 +146,8 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
             f"specificity {metrics['specificity']:.2f}"
         )
     terminal.result(f"results: {folder}")
+    if (page := folder / "report.html").is_file():
+        terminal.result(f"report: {page}")
 
 
 def _paths(given: Sequence[str]) -> list[str]:

@@ -48,7 +48,19 @@ def test_every_verb_shows_two_examples(capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     verbs = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ")]
-    known = {"demo", "train", "predict", "evaluate", "calibrate", "prepare", "compare", "doctor", "label", "bundle"}
+    known = {
+        "demo",
+        "train",
+        "predict",
+        "evaluate",
+        "calibrate",
+        "prepare",
+        "compare",
+        "doctor",
+        "label",
+        "bundle",
+        "report",
+    }
     assert known <= set(verbs)
     for verb in known:
         with pytest.raises(SystemExit) as ended:
@@ -123,7 +135,14 @@ def test_an_evaluation_says_what_matters(tmp_path: Path, volumes: Path, trained:
     command = ["evaluate", str(volumes), "-m", str(trained), "-o", str(tmp_path / "RESULTS")]
     assert main(command) == 0
     metrics = read_json(tmp_path / "RESULTS/metrics.json")
-    assert f"AUROC {metrics['auroc']:.3f} (" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"AUROC {metrics['auroc']:.3f} (" in said
+    page = tmp_path / "RESULTS/report.html"
+    assert f"report: {page}" in said
+    written = page.read_text()
+    page.unlink()
+    assert main(["report", str(tmp_path / "RESULTS")]) == 0
+    assert len(page.read_text()) > len(written) / 100
     assert main(command) == 2
     assert "Give another folder with -o, or replace them with --overwrite." in capsys.readouterr().err
     assert main([*command, "--overwrite", "--quiet"]) == 0
@@ -187,6 +206,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_does(
         (["train", "{data}", "-o", "RUN", "--epochs", "2", "--set", "epochs=3"], "epochs is given already, as '2'"),
         (["predict", "{data}", "-m", "nowhere", "-o", "MAPS"], "Expected the folder of a training, with nowhere"),
         (["predict", "{data}", "-m", "{model}", "-o", "MAPS", "--set", "image_size=[32,32]"], "image_size"),
+        (["report", "nowhere"], "nowhere"),
         (["bundle", "nowhere"], "There is no trained model at"),
         (["config", "chest"], "There is no config 'chest'"),
     ],
