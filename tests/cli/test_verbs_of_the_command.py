@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,12 @@ def sets(options: dict[str, Any]) -> list[str]:
 
 def hashes(folder: Path, pattern: str) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.rglob(pattern))}
+
+
+@pytest.fixture
+def own_bundle(tmp_path: Path, trained: Path) -> Path:
+    """A copy of the trained bundle, whose model card may be completed."""
+    return Path(shutil.copytree(trained, tmp_path / "bundle"))
 
 
 def test_help_needs_no_torch() -> None:
@@ -131,8 +138,8 @@ def test_several_images_and_lines_for_programs(
     }
 
 
-def test_an_evaluation_says_what_matters(tmp_path: Path, volumes: Path, trained: Path, capsys: Capture) -> None:
-    command = ["evaluate", str(volumes), "-m", str(trained), "-o", str(tmp_path / "RESULTS")]
+def test_an_evaluation_says_what_matters(tmp_path: Path, volumes: Path, own_bundle: Path, capsys: Capture) -> None:
+    command = ["evaluate", str(volumes), "-m", str(own_bundle), "-o", str(tmp_path / "RESULTS")]
     assert main(command) == 0
     metrics = read_json(tmp_path / "RESULTS/metrics.json")
     said = capsys.readouterr().out
@@ -160,9 +167,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, volumes: Path, trained: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, trained: Path, capsys: Capture) -> None:
+def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, own_bundle: Path, capsys: Capture) -> None:
     folder = tmp_path / "COMPARED"
-    assert main(["compare", str(volumes), "-m", str(trained), str(trained), "-o", str(folder)]) == 0
+    assert main(["compare", str(volumes), "-m", str(own_bundle), str(own_bundle), "-o", str(folder)]) == 0
     report = read_json(folder / "comparison.json")
     assert report["n"] == 6
     assert report["difference"] == 0
