@@ -47,16 +47,16 @@ class MapMethod(nn.Module, ABC):
             normals: patient and answer of each held-out volume or image.
             specificity: that the thresholds aim at.
         """
-        patients: set[str] = set()
+        patients: list[str] = []
         cases: list[float] = []
         slices: list[float] = []
         peaks: list[float] = []
         for patient, (scores, maps) in normals:
-            patients.add(patient)
+            patients.append(patient)
             cases.append(float(self.score.case_score({"axial": scores})))
             slices += scores.tolist()
             peaks += maps.flatten(1).amax(dim=1).tolist()
-        set_thresholds(self.score, cases, slices, peaks, len(patients), specificity)
+        set_thresholds(self.score, cases, slices, peaks, patients, specificity)
 
 
 def axial_stack(slicer: Slicer, volume: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,12 +95,11 @@ class MapInferer(Inferer):
         scores, maps = network.infer(stack, chosen)
         of_slices = torch.full((1, volume.shape[-1]), math.nan)
         of_slices[0, chosen] = scores
-        of_case = {"anomaly_score": float(network.score.case_score({"axial": scores})), **network.score.thresholds}
         return {
             "stacks": {"anomaly_map": {"axial": maps[None]}},
             "indices": {"axial": chosen[None]},
             "slice_scores_axial": of_slices,
-            **{name: torch.tensor([value]) for name, value in of_case.items()},
+            **{name: torch.tensor([value]) for name, value in network.score.verdict({"axial": scores}).items()},
         }
 
 

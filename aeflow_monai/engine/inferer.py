@@ -78,7 +78,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         Returns:
             Of a detector: "anomaly_map" and the maps of `Detector.infer`, (1, c, X, Y, Z); for each plane
             "slice_scores_<plane>" and "ease_<plane>", (1, slices), NaN where a slice was skipped; "anomaly_score",
-            "case_threshold", "slice_threshold" and "map_threshold", (1,). Of another network what it gives: maps
+            "case_threshold", "slice_threshold", "map_threshold", "p_value" and "n_held_out", (1,). Of another network what it gives: maps
             (1, c, X, Y, Z) and numbers per slice under "<name>_<plane>".
 
         Raises:
@@ -190,10 +190,10 @@ def _maps_of(network: Network, args: Any, kwargs: Any, slices: Tensor, places: P
 
 
 def _of_case(detector: Detector, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The score of the case and the thresholds, (1,) each."""
+    """The score of the case, thresholds and p-value, (1,) each."""
     of_slices = {plane: scores[0] for plane, scores in scores_by_plane(numbers).items()}
-    of_case = {"anomaly_score": float(detector.score.case_score(of_slices)), **detector.score.thresholds}
-    return {name: torch.tensor([value]) for name, value in of_case.items()}
+    of_case = detector.score.verdict(of_slices)
+    return {name: torch.tensor([value], dtype=torch.float64) for name, value in of_case.items()}
 
 
 class _Found:

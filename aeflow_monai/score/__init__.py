@@ -1,6 +1,7 @@
 """From maps of slices to calibrated scores; knows no network."""
 
 from aeflow_monai.score.calibration import NormalSlices, calibrate_score
+from aeflow_monai.score.held_out import HeldOutScores
 from aeflow_monai.score.position import PositionNorm
 from aeflow_monai.score.score import Score, SliceScores
 from aeflow_monai.score.ssim import ssim_map
@@ -8,6 +9,7 @@ from aeflow_monai.score.stack import SliceStack, foreground_of
 from aeflow_monai.score.thresholds import upper_threshold
 
 __all__ = [
+    "HeldOutScores",
     "NormalSlices",
     "PositionNorm",
     "Score",

@@ -92,12 +92,11 @@ def calibrate_score(
 @contextmanager
 def _restored_after_an_error(score: Score) -> Iterator[None]:
     """New units with old thresholds would look like a calibrated model."""
-    before = {name: buffer.clone() for name, buffer in score.named_buffers()}
+    before = {name: buffer.clone() for name, buffer in score.state_dict().items()}
     try:
         yield
     except BaseException:
-        for name, buffer in score.named_buffers():
-            buffer.copy_(before[name])
+        score.load_state_dict(before)
         raise
 
 
@@ -306,8 +305,9 @@ def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> None:
         float(score.case_score({plane: torch.stack(found) for plane, found in planes.items()}))
         for planes in of_images.values()
     ]
-    n_patients = len({patient for patient, _, _ in scored.origin})
-    set_thresholds(score, cases, scores, scored.peaks, n_patients, specificity)
+    patients = [patient for patient, _ in of_images]
+    set_thresholds(score, cases, scores, scored.peaks, patients, specificity)
+    n_patients = score.held_out.n
     if n_patients < patients_needed(specificity):
         _logger.warning(
             f"Held-out normals of {n_patients} patients are too few for a specificity of {100 * specificity:.4g}%, "

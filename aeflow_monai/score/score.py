@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aeflow_monai.geometry import Places
+from aeflow_monai.score.held_out import HeldOutScores
 from aeflow_monai.score.position import PositionNorm, blur_through_slices
 from aeflow_monai.score.stack import SliceStack
 
@@ -149,6 +150,7 @@ class Score(nn.Module):
         self.register_buffer("case_threshold", torch.tensor(math.inf))
         # rank of the case threshold among the scores of held-out patients, and their number
         self.register_buffer("case_rank", torch.zeros(2, dtype=torch.long))
+        self.held_out = HeldOutScores()  # of cases
 
     @property
     def is_calibrated(self) -> bool:
@@ -257,6 +259,19 @@ class Score(nn.Module):
         looked_at = [scores[~scores.isnan()] for scores in slice_scores.values()]
         planes = [top_mean(scores[None], self.case_top_fraction)[0] for scores in looked_at if len(scores)]
         return torch.stack(planes).mean() if planes else torch.tensor(math.nan)
+
+    def verdict(self, slice_scores: Mapping[str, Tensor]) -> dict[str, float]:
+        """All numbers that are told of a case.
+
+        Args:
+            slice_scores: see `case_score`.
+
+        Returns:
+            "anomaly_score", the three thresholds by name, "p_value" (see `HeldOutScores`) and "n_held_out".
+        """
+        case_score = float(self.case_score(slice_scores))
+        held_out = {"p_value": self.held_out.p_value(case_score), "n_held_out": float(self.held_out.n)}
+        return {"anomaly_score": case_score, **self.thresholds, **held_out}
 
     def _weighted_sum(self, terms: Tensor) -> Tensor:
         weights = self.term_weights()

@@ -78,21 +78,23 @@ def set_thresholds(
     cases: Sequence[float],
     slices: Sequence[float] | Tensor,
     peaks: Sequence[float],
-    n_patients: int,
+    patients: Sequence[str],
     specificity: float,
 ) -> None:
-    """Set the score's thresholds, and the specificity that can be expected of that of cases.
+    """Set the score's thresholds, the specificity that can be expected of that of cases, and what p-values come from.
 
     Args:
         score: whose buffers are filled.
         cases: scores of held-out normal cases.
         slices: scores of their slices.
         peaks: highest map value of each slice.
-        n_patients: whose the cases are. Images of one patient are alike: they count as one. (The threshold is that of
+        patients: whose each case is. Images of one patient are alike: they count as one. (The threshold is that of
             cases, so where patients have several the expected specificity is approximate.)
         specificity: see `upper_threshold`.
     """
     score.case_threshold.fill_(upper_threshold(cases, specificity))
     score.slice_threshold.fill_(upper_threshold(slices, specificity))
     score.map_threshold.fill_(upper_threshold(peaks, specificity))
+    n_patients = len(set(patients))
     score.case_rank.copy_(torch.tensor([threshold_rank(n_patients, specificity), n_patients]))
+    score.held_out.keep(cases, patients)

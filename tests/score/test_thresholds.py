@@ -66,7 +66,8 @@ def test_specificity_is_refused_before_anything_is_computed(specificity: float) 
 def test_set_thresholds_ranks_the_case_threshold_among_patients() -> None:
     score = Score()
     # 9 cases of 4 patients
-    set_thresholds(score, range(9), torch.arange(19.0), [0.5, 0.25], n_patients=4, specificity=0.5)
+    set_thresholds(score, range(9), torch.arange(19.0), [0.5, 0.25], patients="aaabbbccd", specificity=0.5)
     assert score.thresholds == {"case_threshold": 4, "slice_threshold": 9, "map_threshold": 0.5}
     assert score.case_rank.tolist() == [3, 4]
     assert score.expected_specificity == 3 / 5
+    assert score.held_out.n == 4

@@ -1,0 +1,78 @@
+"""Scores of held-out normal cases, and how unusual another case's score is among them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["HeldOutScores"]
+
+
+class HeldOutScores(nn.Module):
+    """Keep the scores of held-out normal cases; none before `keep`.
+
+    The buffers `scores` and `weights` hold the scores, ascending, and what each counts: the cases of one patient are
+    alike, so together they count as one.
+
+    Example:
+        >>> held_out = HeldOutScores()
+        >>> held_out.keep([1.0, 2.0, 3.0], ["a", "b", "c"])
+        >>> held_out.n, held_out.p_value(2.5)
+        (3, 0.5)
+    """
+
+    scores: Tensor
+    weights: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scores", torch.zeros(0))
+        self.register_buffer("weights", torch.zeros(0))
+
+    @property
+    def n(self) -> int:
+        """Number of patients."""
+        return round(float(self.weights.double().sum()))
+
+    def keep(self, scores: Sequence[float], patients: Sequence[str]) -> None:
+        """Keep scores in place of those before.
+
+        Args:
+            scores: of held-out normal cases, in any order.
+            patients: whose each case is.
+        """
+        n_cases = Counter(patients)
+        ordered = sorted(zip(scores, patients, strict=True))
+        self.scores = self.scores.new_tensor([score for score, _ in ordered])
+        self.weights = self.weights.new_tensor([1 / n_cases[patient] for _, patient in ordered])
+
+    def p_value(self, score: float) -> float:
+        """Probability that a new normal case has a score this high or higher.
+
+        It is (1 + held-out cases with a score at or above) / (1 + held-out cases). If new normals come from the same
+        distribution, whichever that is, a fraction of at most alpha of them has a p-value of alpha or less.
+
+        Args:
+            score: of a case.
+
+        Returns:
+            In [1 / (n + 1), 1]; NaN if no scores were kept.
+
+        Source: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
+        """
+        if not len(self.scores):
+            return math.nan
+        weights = self.weights.double()
+        return float((1 + weights[self.scores >= score].sum()) / (1 + weights.sum()))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Take the number of cases from the state."""
+        for name in ("scores", "weights"):
+            if (stored := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, getattr(self, name).new_zeros(stored.shape))
+        super()._load_from_state_dict(state_dict, prefix, *args)
