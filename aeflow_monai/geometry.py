@@ -29,7 +29,6 @@ __all__ = [
     "format_position",
     "ras_affine",
     "require_planes",
-    "slice_positions",
     "stack_of",
     "untailed",
     "voxel_spacing",
@@ -136,13 +135,6 @@ def ras_affine(affine: Any, meta: Mapping[str, Any]) -> npt.NDArray[Any]:
     if meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
         array = orientation_ras_lps(array)
     return array
-
-
-def slice_positions(affine: npt.NDArray[Any], shape: Sequence[int], axis: int, world: int) -> npt.NDArray[Any]:
-    """Coordinates of the slices' centres along a world axis; the affine is RAS, (4, 4), shape and axis are spatial."""
-    centre = sum(affine[world, k] * (n - 1) / 2 for k, n in enumerate(shape) if k != axis)
-    positions: npt.NDArray[Any] = affine[world, 3] + centre + affine[world, axis] * np.arange(shape[axis])
-    return positions
 
 
 def format_position(letter: str, position: float) -> str:

@@ -70,7 +70,7 @@ class BrainReport:
         self.threshold = score.thresholds["map_threshold"]
         self.voxels = VoxelMetrics()
         self.load = LoadCased("image")
-        self.areas: dict[str, list[float]] = {}  # share of each slice that is brain, from inferior
+        self.areas: dict[str, dict[int, float]] = {}  # share of each slice that is brain, by its number
         self.lesions: list[dict[str, Any]] = []
         self.planted: dict[str, list[dict[str, str]]] = defaultdict(list)
         for row in read_rows(lesions):

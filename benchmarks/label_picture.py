@@ -41,7 +41,8 @@ def answers(folder: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             files[task], said = client.infer(task, CASE, {})
             volumes = {name: nib.as_closest_canonical(nib.load(file)) for name, file in files.items()}
     return {name: np.asarray(volume.dataobj) for name, volume in volumes.items()} | {
-        "zooms": volumes["image"].header.get_zooms()
+        "zooms": volumes["image"].header.get_zooms(),
+        "affine": volumes["image"].affine,
     }, said
 
 
@@ -50,10 +51,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         volumes, said = answers(Path(name), options.model)
     most, threshold = said["most_anomalous_slice"], said["map_threshold"]
+    # of the slice from inferior, as the volumes were turned
+    number = round(nib.affines.apply_affine(np.linalg.inv(volumes["affine"]), most["center_ras_mm"])[2])
 
     def cut(key: str) -> Any:
         """The most anomalous slice, the patient's right on the left and anterior above."""
-        return volumes[key][::-1, :, most["slice"] - 1][SHOWN].T
+        return volumes[key][::-1, :, number][SHOWN].T
 
     zooms = volumes["zooms"]
     looks = {"origin": "lower", "aspect": zooms[1] / zooms[0]}
@@ -76,7 +79,7 @@ def main() -> None:
     bar.ax.axvline(threshold, color="white", lw=1)
     figure.suptitle(
         f"synthetic volume; score {said['anomaly_score']:.2f} (threshold {said['case_threshold']:.2f}), "
-        f"slice {most['number']}, S {most['position_mm']:+.1f} mm",
+        f"slice {most['axis']} = {most['slice_from_0']}, S {most['position_mm']:+.1f} mm",
         color="white",
         fontsize=11,
     )

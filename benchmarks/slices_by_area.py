@@ -17,25 +17,26 @@ import torch
 from shared import arguments, read_rows, template
 
 from aeflow_monai import load_datalist
+from aeflow_monai.output.slice_place import slice_places
 
 
-def areas_of(image: torch.Tensor) -> list[float]:
-    """Share of each axial slice of a preprocessed volume (1, X, Y, Z) that is above 0, from inferior."""
+def areas_of(image: torch.Tensor) -> dict[int, float]:
+    """Share of each axial slice of a preprocessed volume (1, X, Y, Z) that is above 0, by its number in the file."""
     areas: list[float] = (image.as_subclass(torch.Tensor)[0] > 0).float().mean(dim=(0, 1)).tolist()
-    return areas
+    return {place.slice_from_0: area for place, area in zip(slice_places(image, "axial"), areas, strict=True)}
 
 
-def slices_by_area(table: Path, areas: dict[str, list[float]], tolerance: float = 0.05) -> dict[str, float]:
+def slices_by_area(table: Path, areas: dict[str, dict[int, float]], tolerance: float = 0.05) -> dict[str, float]:
     """How well slices with lesion differ from those without by the organ's area, and by the score at like area.
 
     Args:
         table: slice_scores.csv of the evaluation.
-        areas: of each case, the share of each slice that is above 0.
+        areas: of each case, the share of each slice that is above 0, by its number in the file.
         tolerance: pairs of like area differ by at most this share of the largest one.
     """
     rows = [row for row in read_rows(table) if row["kind"] in ("normal", "abnormal")]
     score = np.array([float(row["anomaly_score"]) for row in rows])
-    area = np.array([areas[row["case"]][int(row["slice"]) - 1] for row in rows])
+    area = np.array([areas[row["case"]][int(row["slice_from_0"])] for row in rows])
     abnormal = np.array([row["kind"] == "abnormal" for row in rows])
     like = np.abs(area[abnormal][:, None] - area[~abnormal]) <= tolerance * area.max()
 

@@ -1,6 +1,5 @@
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -15,7 +14,6 @@ from aeflow_monai.geometry import (
     format_position,
     ras_affine,
     require_planes,
-    slice_positions,
     stack_of,
     voxel_spacing,
 )
@@ -106,17 +104,6 @@ def test_the_affine_is_in_ras_whatever_the_reader_was_told() -> None:
     np.testing.assert_array_equal(ras_affine(torch.as_tensor(affine), {}), affine)
     np.testing.assert_array_equal(ras_affine(affine, {"space": "RAS"}), affine)
     np.testing.assert_array_equal(ras_affine(affine, {"space": "LPS"}), np.diag([-1, -1, 1, 1]) @ affine)
-
-
-def test_positions_are_those_of_the_slices_centres() -> None:
-    affine = nib.affines.from_matvec([[1.0, 0.2, -0.5], [0.1, 2.0, 0.3], [0.4, -0.1, 3.0]], [5, -6, 7])
-    for axis, world in ((0, 1), (1, 0), (2, 2)):
-        found = slice_positions(affine, SHAPE, axis, world)
-        assert found.shape == (SHAPE[axis],)
-        for index, position in enumerate(found):
-            centre = [(n - 1) / 2 for n in SHAPE]
-            centre[axis] = index
-            assert position == pytest.approx(nib.affines.apply_affine(affine, centre)[world])
 
 
 @pytest.mark.parametrize(

@@ -125,14 +125,15 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     highest = sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN]
     if highest:
         terminal.table(
-            ["most anomalous", "score", "prediction", "plane", "slice"],
+            ["most anomalous", "score", "threshold", "prediction", "p", "most anomalous slice"],
             [
                 [
                     row["case"],
                     f"{float(row['anomaly_score']):.3g}",
+                    f"{float(row['threshold']):.3g}",
                     "abnormal" if row["prediction"] == "1" else "normal",
-                    row["plane"],
-                    row["most_anomalous_slice"],
+                    f"{float(row['p_value']):.2g} (n = {row['n_held_out']})" if row["p_value"] else "",
+                    _place_of(row),
                 ]
                 for row in highest
             ],
@@ -148,6 +149,17 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     terminal.result(f"results: {folder}")
     if (page := folder / "report.html").is_file():
         terminal.result(f"report: {page}")
+
+
+def _place_of(row: Mapping[str, str]) -> str:
+    """Where the most anomalous slice lies in the file, in words."""
+    from aeflow_monai.geometry import PLANES, format_position
+
+    if not row["plane"]:
+        return ""
+    number = f"{row['plane']}, {row['axis']} = {row['slice_from_0']} (from 0)"
+    position = row["position_mm"]
+    return f"{number}, {format_position(PLANES[row['plane']].letter, float(position))}" if position else number
 
 
 def _paths(given: Sequence[str]) -> list[str]:

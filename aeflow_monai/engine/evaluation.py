@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,27 @@ from aeflow_monai.metrics import (
     slice_report,
 )
 from aeflow_monai.output.case_score import most_anomalous_slice
+from aeflow_monai.output.slice_place import PLACE_COLUMNS, SlicePlace, most_anomalous_place, place_row, slice_places
 from aeflow_monai.score.score import Score
 
 __all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
 
 
-_COLUMNS = ("anomaly_score", "prediction", "plane", "most_anomalous_slice", "ease")
+_COLUMNS = ("anomaly_score", "threshold", "prediction", "p_value", "n_held_out", *PLACE_COLUMNS, "ease")
 
 
 class ScoreWriter(CaseHandler):
     """Append a line to scores.csv for each case, as soon as it is scored; scores.unfinished.csv until all are.
 
-    Columns: case, file, label (if known), anomaly score, prediction, plane and number of the most anomalous slice
-    (counted from 1 in the network's orientation: axial from inferior to superior, as on the overlay), and its `ease`,
-    see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for other methods.
+    Columns, beside the case, its file and its label (if known):
+
+    - `anomaly_score`, the case `threshold`, and `prediction`, 1 above it.
+    - `p_value`: probability that a new normal case scores as high, from `n_held_out` held-out normal patients; see
+      `HeldOutScores`. Empty if the model has none.
+    - `plane`, `axis`, `slice_from_0` and `position_mm` of the most anomalous slice, see `SlicePlace`; empty for a 2D
+      image.
+    - its `ease`, see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for other
+      methods.
 
     Args:
         path: of the table; replaced if it exists.
@@ -65,9 +72,11 @@ class ScoreWriter(CaseHandler):
                 "case": source["case"],
                 "file": file_of(source["image"]),
                 "anomaly_score": scored["anomaly_score"],
+                "threshold": scored["case_threshold"],
                 "prediction": scored["prediction"],
-                "plane": plane,
-                "most_anomalous_slice": index + 1,
+                "p_value": "" if math.isnan(scored["p_value"]) else scored["p_value"],
+                "n_held_out": scored["n_held_out"],
+                **place_row(most_anomalous_place(source["image"], scored["slice_scores"])),
                 "ease": "" if ease is None else ease[index],
             }
             if self.labelled:
@@ -155,10 +164,10 @@ class LocalisationReport(_Report):
     """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
 
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
-    unclear ones do not count. Each is listed in slice_scores.csv, and each lesion in lesions.csv. Voxels and lesions
-    count on the grid of the file, where the image is not background, which anything would find normal. A case with
-    label 0 needs no mask. Abnormal cases without one are left out and counted; if no mask holds a lesion, there is no
-    report. Without normal and abnormal slices of two patients or more it leaves out the slices.
+    unclear ones do not count. Each is listed in slice_scores.csv, by its `SlicePlace`, and each lesion in lesions.csv.
+    Voxels and lesions count on the grid of the file, where the image is not background, which anything would find
+    normal. A case with label 0 needs no mask. Abnormal cases without one are left out and counted; if no mask holds a
+    lesion, there is no report. Without normal and abnormal slices of two patients or more it leaves out the slices.
 
     Args:
         folder: of the files; those of an earlier run are replaced, or removed.
@@ -213,11 +222,12 @@ class LocalisationReport(_Report):
         plane, scores = next(iter(scored["slice_scores"].items()))
         kinds = self.slicer.kinds(source, plane, f"case {source['case']}")
         if self.table is None:
-            self.table = Table(self.table_path, ["case", "plane", "slice", "kind", "anomaly_score"])
+            self.table = Table(self.table_path, ["case", *PLACE_COLUMNS, "kind", "anomaly_score"])
         case = str(source["case"])
-        for number, (kind, score) in enumerate(zip(kinds, scores.tolist(), strict=True), start=1):
+        places: Sequence[SlicePlace | None] = slice_places(source["image"], plane) or [None] * len(kinds)
+        for place, kind, score in zip(places, kinds, scores.tolist(), strict=True):
             if not math.isnan(score):
-                self.table.append({"case": case, "plane": plane, "slice": number, "kind": kind, "anomaly_score": score})
+                self.table.append({"case": case, **place_row(place), "kind": kind, "anomaly_score": score})
                 if kind != "unclear":
                     self.slices.append((int(kind == "abnormal"), score, patient_of(source)))
 

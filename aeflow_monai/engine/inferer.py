@@ -77,9 +77,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
 
         Returns:
             Of a detector: "anomaly_map" and the maps of `Detector.infer`, (1, c, X, Y, Z); for each plane
-            "slice_scores_<plane>" and "ease_<plane>", (1, slices), NaN where a slice was skipped; "anomaly_score",
-            "case_threshold", "slice_threshold", "map_threshold", "p_value" and "n_held_out", (1,). Of another network what it gives: maps
-            (1, c, X, Y, Z) and numbers per slice under "<name>_<plane>".
+            "slice_scores_<plane>" and "ease_<plane>", (1, slices), NaN where a slice was skipped; and the numbers of
+            `Score.verdict`, (1,). Of another network what it gives: maps (1, c, X, Y, Z) and numbers per slice under
+            "<name>_<plane>".
 
         Raises:
             ValueError: more than one volume, a volume of other dimensions, no slice to process, or a detector that is

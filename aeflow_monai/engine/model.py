@@ -10,6 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, Invertd
+from monai.utils import MetaKeys
 from torch import Tensor
 
 from aeflow_monai.engine.detector import Detector
@@ -18,6 +19,7 @@ from aeflow_monai.engine.option_types import require_options
 from aeflow_monai.errors import unwrapped
 from aeflow_monai.output.case_score import GatherScoresd, MaskMapd
 from aeflow_monai.output.maps import MAPS
+from aeflow_monai.output.slice_place import SlicePlace, most_anomalous_place, slice_places
 
 __all__ = ["Model", "Prediction", "predict"]
 
@@ -30,7 +32,13 @@ class Prediction(NamedTuple):
         anomaly_mask: where the map exceeds the model's threshold, likewise, uint8.
         anomaly_score: of the whole image.
         is_abnormal: whether the score exceeds the model's threshold.
-        slice_scores: for each plane the scores of its slices, (D,); NaN where a slice was skipped.
+        p_value: probability that a new normal image scores as high, see `aeflow_monai.score.HeldOutScores`; NaN if the
+            model has no held-out scores.
+        n_held_out: held-out normal patients that the p-value comes from.
+        most_anomalous_slice: its place in the file; None for a 2D image.
+        slice_scores: for each plane the scores of its slices, (D,); NaN where a slice was skipped. Axial ones run from
+            inferior to superior, coronal ones from anterior to posterior, sagittal ones from the right to the left.
+        slice_places: for each plane the places of these slices in the file; none for a 2D image.
         thresholds: case, slice and map threshold, by name.
         maps: "reconstruction" and "residual" in [0, 1], and "log_likelihood" in nats per channel, on the image's grid.
     """
@@ -39,9 +47,23 @@ class Prediction(NamedTuple):
     anomaly_mask: MetaTensor
     anomaly_score: float
     is_abnormal: bool
+    p_value: float
+    n_held_out: int
+    most_anomalous_slice: SlicePlace | None
     slice_scores: dict[str, Tensor]
+    slice_places: dict[str, list[SlicePlace]]
     thresholds: dict[str, float]
     maps: dict[str, MetaTensor]
+
+    def __repr__(self) -> str:
+        """Say what `print` shows: score, verdict, p-value and where to look."""
+        verdict = "abnormal" if self.is_abnormal else "normal"
+        lines = [f"case score {self.anomaly_score:.2f}, threshold {self.thresholds['case_threshold']:.2f}: {verdict}"]
+        if self.n_held_out:
+            lines.append(f"p-value {self.p_value:.2g} among {self.n_held_out} held-out normals")
+        if self.most_anomalous_slice is not None:
+            lines.append(f"most anomalous slice: {self.most_anomalous_slice}")
+        return "\n".join(lines)
 
 
 class Model:
@@ -105,7 +127,11 @@ class Model:
             anomaly_mask=data["anomaly_mask"],
             anomaly_score=data["anomaly_score"],
             is_abnormal=bool(data["prediction"]),
+            p_value=data["p_value"],
+            n_held_out=data["n_held_out"],
+            most_anomalous_slice=most_anomalous_place(data["image"], data["slice_scores"]),
             slice_scores=data["slice_scores"],
+            slice_places={plane: slice_places(data["image"], plane) for plane in data["slice_scores"]},
             thresholds=self.detector.score.thresholds,
             maps={name: data[name] for name in MAPS[1:]},
         )
@@ -138,7 +164,14 @@ def _loadable(image: Any) -> Any:
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
     if isinstance(image, MetaTensor) and len(image.meta.get("spatial_shape", image.shape)) == image.ndim - 1:
-        return MetaTensor(image.detach().float())  # as MONAI's loader gives it with the channel first
+        return _own_file(MetaTensor(image.detach().float()))  # as MONAI's loader gives it with the channel first
     if image.ndim not in (2, 3):
         raise ValueError(f"Expected an image (X, Y) or a volume (X, Y, Z); got the shape {tuple(image.shape)}.")
-    return MetaTensor(image.detach().float()[None])
+    return _own_file(MetaTensor(image.detach().float()[None]))
+
+
+def _own_file(image: MetaTensor) -> MetaTensor:
+    """The array (C, ...) as what slices are counted in, whatever file it came from."""
+    image.meta[MetaKeys.ORIGINAL_AFFINE] = image.affine.clone()
+    image.meta[MetaKeys.SPATIAL_SHAPE] = tuple(image.shape[1:])
+    return image

@@ -13,6 +13,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from aeflow_monai.files import read_json
+from aeflow_monai.output.slice_place import PLACE_COLUMNS
 
 __all__ = ["failure_record", "read_report", "score_record", "store"]
 
@@ -26,14 +27,17 @@ def score_record(result: Mapping[str, Any]) -> dict[str, Any]:
         result: of an infer task.
 
     Returns:
-        "anomaly_score", "anomaly_prediction", "anomaly_case_threshold", "anomaly_slice" (number of the most anomalous
-        one), "anomaly_model" (version) and an "anomaly_error" of None.
+        "anomaly_score", "anomaly_prediction", "anomaly_case_threshold", "anomaly_p_value"; of the most anomalous slice
+        "anomaly_plane", "anomaly_axis", "anomaly_slice_from_0" and "anomaly_position_mm", None for a 2D image;
+        "anomaly_model" (version) and an "anomaly_error" of None.
     """
+    most = result["most_anomalous_slice"] or {}
     return {
         "anomaly_score": result["anomaly_score"],
         "anomaly_prediction": result["prediction"],
         "anomaly_case_threshold": result["case_threshold"],
-        "anomaly_slice": (result["most_anomalous_slice"] or {}).get("slice"),
+        "anomaly_p_value": result["p_value"],
+        **{f"anomaly_{name}": most.get(name) for name in PLACE_COLUMNS},
         "anomaly_model": result["model_version"],
         "anomaly_error": None,
     }

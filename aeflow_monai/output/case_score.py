@@ -14,15 +14,15 @@ from aeflow_monai.errors import file_of
 
 __all__ = ["GatherScoresd", "MaskMapd", "most_anomalous_slice", "scores_by_plane"]
 
-NUMBERS = ("anomaly_score", "case_threshold", "slice_threshold", "map_threshold")
+NUMBERS = ("anomaly_score", "case_threshold", "slice_threshold", "map_threshold", "p_value")
 
 
 class GatherScoresd(MapTransform):  # type: ignore[misc]
     """Gather what `SlicedInferer` says of a case beside its maps.
 
     Scores of slices, "slice_scores_<plane>" (D,) with NaN where a slice was skipped, become "slice_scores", a
-    dictionary from plane to (D,); "ease_<plane>" becomes "ease" likewise. "anomaly_score" and the thresholds become
-    numbers, and "prediction" is added, 1 if the score exceeds the case threshold.
+    dictionary from plane to (D,); "ease_<plane>" becomes "ease" likewise. "anomaly_score", the thresholds, "p_value"
+    and "n_held_out" become numbers, and "prediction" is added, 1 if the score exceeds the case threshold.
 
     Args:
         image_key: preprocessed image, whose file an error names.
@@ -46,6 +46,7 @@ class GatherScoresd(MapTransform):  # type: ignore[misc]
             d[name] = by_plane
         for name in NUMBERS:
             d[name] = float(d[name])
+        d["n_held_out"] = int(d["n_held_out"])
         if not math.isfinite(d["anomaly_score"]):
             raise ValueError(
                 f"The score of case {d.get('case')} in {file_of(d[self.image_key], 'the image')} is "

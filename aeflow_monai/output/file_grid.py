@@ -15,7 +15,7 @@ from monai.utils import MetaKeys
 
 from aeflow_monai.geometry import ras_affine
 
-__all__ = ["InvertMapd", "input_affine", "turn_to_file"]
+__all__ = ["InvertMapd", "file_grid", "input_affine", "turn_to_file"]
 
 Array = npt.NDArray[Any]
 
@@ -35,7 +35,7 @@ def input_affine(value: Any, key: Hashable, case: str) -> tuple[Array, Array | N
         ValueError: the data are not on that grid, in whatever order and direction of axes.
     """
     spatial, meta = tuple(value.shape[1:]), value.meta
-    affine, (original, expected) = ras_affine(value.affine, meta), _file_grid(value)
+    affine, (original, expected) = ras_affine(value.affine, meta), file_grid(value)
     own, wanted = (to_affine_nd(len(spatial), each) for each in (affine, original))
     voxel = np.linalg.norm(wanted[:-1, :-1], axis=0).min()  # in mm: of a microscope a thousandth of one or less
     near = np.allclose(own, wanted, atol=1e-3 * min(1.0, voxel))
@@ -50,8 +50,15 @@ def input_affine(value: Any, key: Hashable, case: str) -> tuple[Array, Array | N
     )
 
 
-def _file_grid(value: MetaTensor) -> tuple[Array, tuple[int, ...]]:
-    """Affine and spatial shape of the file that the data came from; its own if it came from none."""
+def file_grid(value: MetaTensor) -> tuple[Array, tuple[int, ...]]:
+    """Find the grid of the file that data came from, through whatever transforms.
+
+    Args:
+        value: `MetaTensor` (C, ...).
+
+    Returns:
+        Affine (RAS) and spatial shape of the file; the data's own if they came from none.
+    """
     meta = value.meta
     # Written in place of the data's own, which went through every inverse and back.
     original = meta.get(MetaKeys.ORIGINAL_AFFINE)
@@ -68,7 +75,7 @@ def turn_to_file(value: MetaTensor) -> Array | None:
     Returns:
         What `nibabel.apply_orientation` takes for (X, Y, Z); None if that is not enough.
     """
-    original, expected = _file_grid(value)
+    original, expected = file_grid(value)
     if value.ndim != 4 or len(expected) != 3:
         return None
     affine, shape = ras_affine(value.affine, value.meta), tuple(value.shape[1:])

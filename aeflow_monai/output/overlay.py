@@ -15,11 +15,12 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from aeflow_monai.files import case_file_name
-from aeflow_monai.geometry import PLANES, format_position, ras_affine, slice_positions
+from aeflow_monai.geometry import PLANES, ras_affine
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.deferred import DeferredMap, alone_if_large, assembled
 from aeflow_monai.output.maps import to_numpy
 from aeflow_monai.output.panels import Layers, Scales, block_maxima, block_means, draw_panels, save_picture
+from aeflow_monai.output.slice_place import slice_places
 
 __all__ = ["WriteOverlayd"]
 
@@ -41,9 +42,9 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
 
     Colours stand on the fixed scale [0, vmax], in standard deviations of the normals, never on that of one
     image, so that two pictures compare. Of a volume, the slice with the largest score along the first axis of
-    `slice_scores` is shown, or the one with the largest map value if there is no such key. `anomaly_score` is
-    printed and the outline of `lesion` drawn, if they are in the data. Slices are counted from 1; beside
-    the number stands the slice's position as in `WriteProfiled`, if the image has an affine.
+    `slice_scores` is shown, or the one with the largest map value if there is no such key. The title says where
+    it lies in its file, see `SlicePlace`, and of the case the `anomaly_score`, the `case_threshold` and the verdict, as
+    far as they are in the data. So is the outline of `lesion` drawn.
 
     Args:
         image_key: Key of the image, shape (C, H, W) or (C, H, W, D), of which the first channel is shown.
@@ -97,7 +98,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
 
         Args:
             data: The decollated dictionary: `case`, the image and the map; optional are `anomaly_score`,
-                `lesion`, shape (1, H, W) or (1, H, W, D), and `slice_scores`, a dictionary from axial
+                `case_threshold`, `lesion`, shape (1, H, W) or (1, H, W, D), and `slice_scores`, a dictionary from axial
                 (axis 2), coronal (0) or sagittal (1) to one score per slice, NaN where it was skipped.
 
         Returns:
@@ -112,12 +113,8 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         image = d[self.image_key]
         # a sample of an image that is large, which needs no copy of it
         grey = Normalize(*np.nanpercentile(_sample(to_numpy(image)[0]), [0.5, 99.5]))
-        title, axis, index = [case], self.slice_axis, None
-        if len(shape) == 3:
-            axis, index = self._slice(d, shape, case)
-            title.append(f"slice {index + 1} of {shape[axis]}{_place(image, axis, index)}")
-        if "anomaly_score" in d:
-            title.append(f"anomaly score {float(d['anomaly_score']):.2f}")
+        axis, index = self._slice(d, shape, case) if len(shape) == 3 else (self.slice_axis, None)
+        title = [case, *_place(image, axis, index), *_verdict(d)]
         with alone_if_large(d[self.map_key].shape):
             layers = self._layers(d, axis, index)
             scales = Scales(grey, threshold, vmax, *_picture_geometry(image, axis))
@@ -222,14 +219,22 @@ def _has_sides(image: Any, axis: int) -> bool:
     )
 
 
-def _place(image: Any, axis: int, index: int) -> str:
-    """The position of a slice, in brackets, if it is known."""
-    if not _has_sides(image, axis):
-        return ""
-    affine = ras_affine(image.affine, image.meta)
-    world = int(nib.io_orientation(affine)[axis, 0])
-    position = slice_positions(affine, tuple(image.shape[1:]), axis, world)[index]
-    return f" ({format_position('RAS'[world], position)})"
+def _place(image: Any, axis: int, index: int | None) -> list[str]:
+    """Where the slice lies in its file, if it is one of several."""
+    (plane,) = (name for name, plane in PLANES.items() if plane.axis == axis)
+    places = slice_places(image, plane)
+    return [str(places[index])] if places and index is not None else []
+
+
+def _verdict(data: Mapping[Hashable, Any]) -> list[str]:
+    """The score of the case and what follows from it, as far as they are known."""
+    if "anomaly_score" not in data:
+        return []
+    score = float(data["anomaly_score"])
+    if "case_threshold" not in data:
+        return [f"case score {score:.2f}"]
+    threshold = float(data["case_threshold"])
+    return [f"case score {score:.2f}, threshold {threshold:.2f}: {'abnormal' if score > threshold else 'normal'}"]
 
 
 def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from aeflow_monai.files import Table, case_file_name
-from aeflow_monai.geometry import PLANES, format_position, ras_affine, slice_positions
+from aeflow_monai.geometry import PLANES, ras_affine
 from aeflow_monai.output.maps import to_numpy
 from aeflow_monai.output.overlay import finite_threshold
 from aeflow_monai.output.panels import OUTLINE, add_panel, new_figure, save_picture
+from aeflow_monai.output.slice_place import PLACE_COLUMNS, SlicePlace, place_row, slice_places
 
 __all__ = ["WriteProfiled"]
 
 Array = npt.NDArray[Any]
+Profile = tuple[list[SlicePlace], Array]
 
 CURVE, TEXT = "#9ecbff", "0.85"
 
@@ -32,20 +34,17 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
     The files are `<output_dir>/<case>_slices.csv` and `<output_dir>/<case>_slices.png`. 2D images and axes of
     one slice have no profile; nothing is written for them.
 
-    The table has a row per slice and axis:
+    The table has a row per slice and plane: axial slices from inferior to superior, coronal ones from anterior to
+    posterior, sagittal ones from the patient's right to the left.
 
-    - `axis`: axial, coronal or sagittal.
-    - `slice`: counted from 1 in the network's orientation, PLS: axial slices from inferior to superior, coronal
-      ones from anterior to posterior, sagittal ones from the patient's right to the left.
-    - `position_mm`: the world coordinate (RAS, mm) of the centre of the slice's plane, along the anatomical axis
-      that is closest to the plane's normal: S of an axial slice, A of a coronal one, R of a sagittal one. It
-      rises towards superior, anterior and right. In an oblique volume neighbours differ by less than the
-      distance of their planes.
-    - `score`: in standard deviations of the normals; empty where the slice was skipped.
+    - `plane`, `axis`, `slice_from_0`, `position_mm`: where the slice lies in the file, see `SlicePlace`. The position
+      rises towards superior, anterior and right. In an oblique volume neighbours differ by less than the distance of
+      their planes.
+    - `anomaly_score`: in standard deviations of the normals; empty where the slice was skipped.
     - `prediction`: 1 above the threshold, 0 elsewhere.
-    - `empty`: 1 where the slice was skipped.
+    - `skipped`: 1 where the slice was skipped.
 
-    In the picture, slices run from left to right as they are counted. Skipped ones leave a gap on grey.
+    In the picture, slices run from left to right in that order. Skipped ones leave a gap on grey.
 
     Args:
         image_key: Key of the preprocessed image, a `MetaTensor` (C, H, W, D) in orientation PLS.
@@ -68,10 +67,10 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = WriteProfiled("image", folder, threshold=2.0)(case)
         ...     print(Path(folder, "sub-01_slices.csv").read_text(), end="")
-        plane,slice,position_mm,anomaly_score,prediction,skipped
-        axial,1,-10.0,0.5,0,0
-        axial,2,-5.0,4.0,1,0
-        axial,3,0.0,,0,1
+        plane,axis,slice_from_0,position_mm,anomaly_score,prediction,skipped
+        axial,k,0,-10.0,0.5,0,0
+        axial,k,1,-5.0,4.0,1,0
+        axial,k,2,0.0,,0,1
     """
 
     def __init__(self, image_key: str, output_dir: str | Path, threshold: float | None = None) -> None:
@@ -98,16 +97,14 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
             return d
         table = Table(
             self.output_dir / f"{case}_slices.csv",
-            ["plane", "slice", "position_mm", "anomaly_score", "prediction", "skipped"],
+            [*PLACE_COLUMNS, "anomaly_score", "prediction", "skipped"],
         )
-        for axis, (positions, scores) in profiles.items():
-            for index, (position, score) in enumerate(zip(positions, scores, strict=True)):
+        for places, scores in profiles.values():
+            for place, score in zip(places, scores, strict=True):
                 empty = np.isnan(score)
                 table.append(
                     {
-                        "plane": axis,
-                        "slice": index + 1,
-                        "position_mm": round(float(position), 3) + 0.0,  # no -0.0
+                        **place_row(place),
                         "anomaly_score": "" if empty else score,
                         "prediction": int(score > threshold),
                         "skipped": int(empty),
@@ -118,8 +115,8 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
         return d
 
 
-def _profiles(image: Any, slice_scores: Any, case: str) -> dict[str, tuple[Array, Array]]:
-    """Positions and scores along each axis that has more than one slice."""
+def _profiles(image: Any, slice_scores: Any, case: str) -> dict[str, Profile]:
+    """Places and scores along each axis that has more than one slice."""
     if not isinstance(slice_scores, Mapping):
         raise TypeError(
             f"'slice_scores' of case '{case}' has to be a dictionary such as {{'axial': scores}}, "
@@ -151,12 +148,12 @@ def _profiles(image: Any, slice_scores: Any, case: str) -> dict[str, tuple[Array
                 f"the image of case '{case}' has to be in orientation PLS (rows to posterior, columns to left, slices "
                 f"to superior), got affine {affine.round(3).tolist()}: apply Orientationd with axcodes='PLS' first."
             )
-        if len(scores) > 1:
-            profiles[axis] = (slice_positions(affine, shape, PLANES[axis].axis, world), scores)
+        if places := slice_places(image, axis):
+            profiles[axis] = (places, scores)
     return profiles
 
 
-def _draw(profiles: Mapping[str, tuple[Array, Array]], threshold: float, case: str) -> Figure:
+def _draw(profiles: Mapping[str, Profile], threshold: float, case: str) -> Figure:
     """A panel per axis, on black like the overlay, on one scale of scores."""
     # In inches, since a layout engine draws everything twice.
     left, top, bottom, gap = 0.85, 1.0, 0.8, 1.17
@@ -166,15 +163,17 @@ def _draw(profiles: Mapping[str, tuple[Array, Array]], threshold: float, case: s
     shown = [0.0, threshold, *(score for _, scores in profiles.values() for score in scores if np.isfinite(score))]
     low, high = min(shown), max(shown)
     margin = 0.08 * (high - low or 1.0)
-    for number, (axis, (positions, scores)) in enumerate(profiles.items()):
+    for number, (places, scores) in enumerate(profiles.values()):
         above = top + number * (panel_height + gap)
         panel = add_panel(figure, left, height - above - panel_height, 7.05, panel_height)
         panel.set_ylim(low - margin, high + 2.5 * margin)
-        _draw_axis(panel, axis, positions, scores, threshold, title_height=1 + 0.38 / panel_height)
+        _draw_axis(panel, places, scores, threshold, title_height=1 + 0.38 / panel_height)
     return figure
 
 
-def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold: float, title_height: float) -> None:
+def _draw_axis(panel: Any, places: Sequence[SlicePlace], scores: Array, threshold: float, title_height: float) -> None:
+    axis = places[0].plane
+    positions = np.array([place.position_mm for place in places])
     step = positions[1] - positions[0]
     panel.set_facecolor("black")
     panel.set_xlim(positions[0] - step / 2, positions[-1] + step / 2)  # A and R fall from left to right
@@ -198,8 +197,7 @@ def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold
         panel.axvline(positions[peak], color="white", linewidth=0.8, linestyle="dotted")
         ring = {"marker": "o", "markersize": 11, "markeredgewidth": 1.6, "markerfacecolor": "none", "linestyle": "none"}
         panel.plot(positions[peak], scores[peak], markeredgecolor="white", label="most anomalous slice", **ring)
-        place = format_position(PLANES[axis].letter, positions[peak])
-        title = f"most anomalous: slice {peak + 1} of {len(scores)}, {place}, score {scores[peak]:.2f}"
+        title = f"most anomalous: {places[peak].short()}, slice score {scores[peak]:.2f}"
     panel.set_title(axis.capitalize(), color="white", fontsize=12, loc="left", y=title_height)
     panel.set_title(title, color="white", fontsize=10, loc="right", y=title_height)
     panel.set_xlabel(f"{PLANES[axis].letter} (mm)", color=TEXT)
@@ -215,13 +213,7 @@ def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold
             color="white",
         )
     panel.set_ylabel("score (SD of normals)", color=TEXT)
-    top = panel.secondary_xaxis(
-        "top", functions=(lambda x: (x - positions[0]) / step + 1, lambda n: positions[0] + (n - 1) * step)
-    )
-    top.set_xlabel("slice", color="0.75", fontsize=9)
-    top.xaxis.set_major_locator(MaxNLocator(integer=True))
-    top.tick_params(colors="0.75", labelsize=8)
-    top.spines["top"].set_edgecolor("0.5")
+    _number_slices(panel, places, positions)
     panel.tick_params(colors=TEXT)
     for spine in panel.spines.values():
         spine.set_edgecolor("0.5")
@@ -229,3 +221,15 @@ def _draw_axis(panel: Any, axis: str, positions: Array, scores: Array, threshold
     panel.set_axisbelow(True)
     legend = panel.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=9, labelcolor=TEXT, facecolor="black")
     legend.get_frame().set_edgecolor("0.4")
+
+
+def _number_slices(panel: Any, places: Sequence[SlicePlace], positions: Array) -> None:
+    """Numbers of the file's slices along the top."""
+    slope, offset = np.polyfit(positions, [place.slice_from_0 for place in places], 1)  # numbers are rounded
+    if not slope:
+        return
+    top = panel.secondary_xaxis("top", functions=(lambda x: offset + slope * x, lambda n: (n - offset) / slope))
+    top.set_xlabel(f"slice {places[0].axis} of the file, from 0", color="0.75", fontsize=9)
+    top.xaxis.set_major_locator(MaxNLocator(integer=True))
+    top.tick_params(colors="0.75", labelsize=8)
+    top.spines["top"].set_edgecolor("0.5")

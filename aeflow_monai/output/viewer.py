@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing, to_affine_nd
@@ -16,8 +15,9 @@ from monai.utils import MetaKeys, SpaceKeys
 from torch import Tensor
 
 from aeflow_monai.about import DISCLAIMER
-from aeflow_monai.geometry import PLANES, ras_affine, slice_positions
+from aeflow_monai.geometry import ras_affine
 from aeflow_monai.output.case_score import most_anomalous_slice
+from aeflow_monai.output.slice_place import SlicePlace, most_anomalous_place, place_row, slice_places
 
 __all__ = ["ViewerResultd", "parse_threshold"]
 
@@ -39,12 +39,12 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
     "result" is a dictionary that JSON can hold:
 
     - `anomaly_score`, `case_threshold`, `prediction`: the case's score, and 1 if it exceeds the model's threshold.
+    - `p_value`, `n_held_out`: see `HeldOutScores`; the first is None if the model has no held-out cases.
     - `map_threshold`: the one that "pred" was made with; `slice_threshold`: the model's.
-    - `profile`: of each plane the `scores` of its slices, None where one was skipped, their `positions_mm`, and their
-      `ease`, see `Score.ease`.
-    - `most_anomalous_slice`: its `plane`, `slice` (counted from 1 as on the command line: axial from inferior to
-      superior), `anomaly_score`, `ease`, `position_mm` (of its centre along S, A or R), `center_ras_mm` (three
-      numbers), and its `array_axis` and `index` in the file's own array, counted from 0.
+    - `profile`: of each plane the `scores` of its slices, None where one was skipped, and their `ease`, see
+      `Score.ease`; of a volume also the `axis`, and of each slice `slices_from_0` and `positions_mm`.
+    - `most_anomalous_slice`: its `plane`, `axis`, `slice_from_0`, `position_mm` and `center_ras_mm` (three numbers),
+      see `SlicePlace`, its `anomaly_score` and its `ease`; None for a 2D image.
     - `anomalous_voxels`, `anomalous_ml`: how much exceeds the threshold.
     - `scale`: of a scaled map, the `low` and `high` that 0 and 255 stand for.
     - `unit` and `notice`, in words.
@@ -86,8 +86,14 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
         voxel_ml = math.prod(float(size) for size in affine_to_spacing(affine)) / 1000
         result = {
             **{name: d[name] for name in ("anomaly_score", "case_threshold", "prediction", "slice_threshold")},
+            "p_value": None if math.isnan(d["p_value"]) else d["p_value"],
+            "n_held_out": d["n_held_out"],
             "map_threshold": threshold,
-            **_where(image, d["slice_scores"], d["ease"], affine, tuple(values.shape[1:])),
+            "profile": {
+                plane: _profile(slice_places(image, plane), scores, d["ease"].get(plane))
+                for plane, scores in d["slice_scores"].items()
+            },
+            "most_anomalous_slice": _most_anomalous(image, d["slice_scores"], d["ease"]),
             "anomalous_voxels": n_above,
             "anomalous_ml": n_above * voxel_ml,
             "unit": "standard deviations of held-out normals",
@@ -142,51 +148,32 @@ def parse_threshold(value: float | str | None) -> float | None:
     return number
 
 
-def _where(
-    image: MetaTensor,
-    slice_scores: Mapping[str, Tensor],
-    ease: Mapping[str, Tensor],
-    file_affine: npt.NDArray[Any],
-    file_shape: tuple[int, ...],
-) -> dict[str, Any]:
-    """The profile and the most anomalous slice, along the first plane of which not all slices were skipped."""
-    affine, shape = ras_affine(image.affine, image.meta), tuple(image.shape[1:])
-    flat = len(file_shape) == 2
-    if flat:
-        # laid into the axial plane, where the image itself need not lie
-        affine, shape = file_affine, (*file_shape, 1)
-    profile: dict[str, Any] = {}
-    most = None
-    found = most_anomalous_slice(slice_scores)
-    for plane, scores in slice_scores.items():
-        axis, world = PLANES[plane].axis, PLANES[plane].world_axis
-        positions = slice_positions(affine, shape, axis, world)
-        rounded = [round(float(position), 3) for position in positions]
-        profile[plane] = {
-            "scores": _numbers_of(scores),
-            "positions_mm": rounded,
-            **({"ease": _numbers_of(ease[plane])} if plane in ease else {}),
-        }
-        if found is None or plane != found[0]:
-            continue
-        number = found[1]
-        center = np.array([(size - 1) / 2 for size in shape])
-        center[axis] = number
-        ras = affine[:3, :3] @ center + affine[:3, 3]
-        to_file = np.linalg.inv(file_affine)
-        file_axis = axis if flat else int(np.abs((to_file @ affine)[:3, axis]).argmax())
-        index = 0 if flat else round(float((to_file @ np.append(ras, 1))[file_axis]))
-        most = {
-            "plane": plane,
-            "slice": number + 1,
-            "anomaly_score": float(scores[number]),
-            **({"ease": float(ease[plane][number])} if plane in ease else {}),
-            "position_mm": rounded[number],
-            "center_ras_mm": [round(float(value), 3) for value in ras],
-            "array_axis": file_axis,
-            "index": index if flat else min(max(index, 0), file_shape[file_axis] - 1),
-        }
-    return {"profile": profile, "most_anomalous_slice": most}
+def _profile(places: Sequence[SlicePlace], scores: Tensor, ease: Tensor | None) -> dict[str, Any]:
+    """The slices along a plane."""
+    profile: dict[str, Any] = {"scores": _numbers_of(scores)}
+    if places:
+        profile["axis"] = places[0].axis
+        profile["slices_from_0"] = [place.slice_from_0 for place in places]
+        profile["positions_mm"] = [place.position_mm for place in places]
+    if ease is not None:
+        profile["ease"] = _numbers_of(ease)
+    return profile
+
+
+def _most_anomalous(
+    image: MetaTensor, slice_scores: Mapping[str, Tensor], ease: Mapping[str, Tensor]
+) -> dict[str, Any] | None:
+    """The most anomalous slice and its place in the file."""
+    place, found = most_anomalous_place(image, slice_scores), most_anomalous_slice(slice_scores)
+    if place is None or found is None:
+        return None
+    plane, number = found
+    return {
+        **place_row(place),
+        "center_ras_mm": list(place.center_ras_mm or ()),
+        "anomaly_score": float(slice_scores[plane][number]),
+        **({"ease": float(ease[plane][number])} if plane in ease else {}),
+    }
 
 
 def _numbers_of(slices: Tensor) -> list[float | None]:

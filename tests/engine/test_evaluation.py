@@ -38,7 +38,8 @@ def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
     evaluate(ScoreWriter(tmp_path / "scores.csv", labelled=True), batch_size=batch_size)
     written = rows(tmp_path / "scores.csv")
     assert list(written[0]) == [
-        *("case", "file", "label", "anomaly_score", "prediction", "plane", "most_anomalous_slice", "ease")
+        *("case", "file", "label", "anomaly_score", "threshold", "prediction", "p_value", "n_held_out"),
+        *("plane", "axis", "slice_from_0", "position_mm", "ease"),
     ]
     assert [(row["case"], row["label"], row["prediction"]) for row in written] == [
         ("a", "0", "0"),
@@ -47,7 +48,12 @@ def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
         ("d", "1", "1"),
     ]
     assert [float(row["anomaly_score"]) for row in written] == [0.1 + 0.2, 2.5, -0.5, 1.5]
-    assert [row["most_anomalous_slice"] for row in written] == ["3", "3", "2", "3"]
+    assert {row["threshold"] for row in written} == {"1.0"}
+    assert [(row["p_value"], row["n_held_out"]) for row in written] == [("0.25", "3")] * 2 + [("", "3"), ("0.25", "3")]
+    # of four slices from S 5 to S 20 the third, third, second and third, which the file has from the top
+    assert {(row["plane"], row["axis"]) for row in written} == {("axial", "i")}
+    assert [row["slice_from_0"] for row in written] == ["1", "1", "2", "1"]
+    assert [row["position_mm"] for row in written] == ["15.0", "15.0", "10.0", "15.0"]
     assert [row["ease"] for row in written] == ["2.5", "", "", ""]  # of that slice; not every network tells
     assert written[0]["file"] == "images/a.nii.gz"
 
@@ -162,7 +168,7 @@ def volume(
     }
 
 
-# of a: slice 3 (from 1) is abnormal, 4 has too little lesion, 2 and 5 are too near, 6 is normal, 1 was skipped
+# of a: slice 2 (from 0) is abnormal, 3 has too little lesion, 1 and 4 are too near, 5 is normal, 0 was skipped
 VOLUMES = [
     volume("a", 1, lesion((2, 3), (3, 1)), patient="one"),
     volume("b", 0),
@@ -180,21 +186,24 @@ def test_slices_are_listed_and_counted_by_their_kind(tmp_path: Path, score: Scor
     score.map_threshold.fill_(1.5)
     evaluate(LocalisationReport(tmp_path, score, SLICER, 20, seed=3), cases=VOLUMES, batch_size=batch_size)
     listed = rows(tmp_path / "slice_scores.csv")
-    assert list(listed[0]) == ["case", "plane", "slice", "kind", "anomaly_score"]
-    kinds = {name: [(row["slice"], row["kind"]) for row in listed if row["case"] == name] for name in "abcd"}
+    assert list(listed[0]) == ["case", "plane", "axis", "slice_from_0", "position_mm", "kind", "anomaly_score"]
+    kinds = {name: [(row["slice_from_0"], row["kind"]) for row in listed if row["case"] == name] for name in "abcd"}
     assert kinds == {
-        "a": [("2", "unclear"), ("3", "abnormal"), ("4", "unclear"), ("5", "unclear"), ("6", "normal")],
-        "b": [(f"{number}", "normal") for number in range(2, 7)],
+        "a": [("1", "unclear"), ("2", "abnormal"), ("3", "unclear"), ("4", "unclear"), ("5", "normal")],
+        "b": [(f"{number}", "normal") for number in range(1, 6)],
         "c": [],
-        "d": [("2", "unclear"), ("3", "abnormal"), ("4", "unclear"), ("5", "normal"), ("6", "normal")],
+        "d": [("1", "unclear"), ("2", "abnormal"), ("3", "unclear"), ("4", "normal"), ("5", "normal")],
     }
-    assert {row["plane"] for row in listed} == {"axial"}
+    assert {(row["plane"], row["axis"]) for row in listed} == {("axial", "k")}
+    assert [row["position_mm"] for row in listed if row["case"] == "a"] == ["4.0", "8.0", "12.0", "16.0", "20.0"]
     scores = {
         (source["case"], str(number)): score
         for source, scored in VOLUMES
-        for number, score in enumerate(scored["slice_scores"]["axial"].tolist(), start=1)
+        for number, score in enumerate(scored["slice_scores"]["axial"].tolist())
     }
-    assert [float(row["anomaly_score"]) for row in listed] == [scores[row["case"], row["slice"]] for row in listed]
+    assert [float(row["anomaly_score"]) for row in listed] == [
+        scores[row["case"], row["slice_from_0"]] for row in listed
+    ]
 
     report = localisation(tmp_path)
     counted = [row for row in listed if row["kind"] != "unclear"]

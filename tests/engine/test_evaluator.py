@@ -37,7 +37,8 @@ def inferer(image: Tensor, network: nn.Module) -> dict[str, Tensor]:
 def scored(data: Mapping[str, Any]) -> dict[str, Any]:
     if data["case"] == "c":
         raise KeyError("sum")
-    return {**data, "anomaly_score": 4.0, "prediction": 1, "slice_scores": {"axial": torch.ones(2)}}
+    verdict = {"anomaly_score": 4.0, "case_threshold": 2.0, "prediction": 1, "p_value": 0.5, "n_held_out": 1}
+    return {**data, **verdict, "slice_scores": {"axial": torch.ones(2)}}
 
 
 def evaluator(folder: Path, data: Any = DATA, loader: Any = DataLoader, **options: Any) -> GuardedEvaluator:

@@ -23,6 +23,33 @@ def test_maps_have_the_shape_and_affine_of_the_image(trained: Path, shape: tuple
     assert torch.equal(found.anomaly_mask.as_tensor(), (found.anomaly_map > threshold).as_tensor().to(torch.uint8))
     assert found.is_abnormal == (found.anomaly_score > found.thresholds["case_threshold"])
     assert found.slice_scores["axial"].numel() == (shape[2] if len(shape) == 3 else 1)
+    assert 1 / (1 + found.n_held_out) <= found.p_value <= 1
+    assert [place.slice_from_0 for place in found.slice_places["axial"]] == list(
+        range(shape[2] if len(shape) == 3 else 0)
+    )
+
+
+def test_a_prediction_prints_as_a_few_lines(trained: Path) -> None:
+    affine = torch.diag(torch.tensor([1.0, 1, -4, 1]))  # from the top
+    volume = MetaTensor(torch.rand(40, 30, 5, generator=torch.Generator().manual_seed(0)), affine=affine)
+    found = predict(volume, model=trained)
+    place = found.most_anomalous_slice
+    assert place is not None
+    index = int(found.slice_scores["axial"].argmax())
+    assert place == found.slice_places["axial"][index]
+    assert (place.axis, place.slice_from_0, place.position_mm) == ("k", 4 - index, -4.0 * (4 - index))
+    lines = str(found).splitlines()
+    threshold, verdict = found.thresholds["case_threshold"], "abnormal" if found.is_abnormal else "normal"
+    assert lines == [
+        f"case score {found.anomaly_score:.2f}, threshold {threshold:.2f}: {verdict}",
+        f"p-value {found.p_value:.2g} among {found.n_held_out} held-out normals",
+        f"most anomalous slice: {place}",
+    ]
+    assert repr(found) == str(found)
+    flat = predict(volume[..., 0], model=trained)
+    assert flat.most_anomalous_slice is None
+    assert flat.slice_places == {"axial": []}
+    assert len(str(flat).splitlines()) == 2
 
 
 def test_an_opened_model_says_the_same_again(trained: Path) -> None:

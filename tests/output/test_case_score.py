@@ -23,6 +23,8 @@ def scored(**changes: Any) -> dict[str, Any]:
         "case_threshold": torch.tensor([2.0]),
         "slice_threshold": torch.tensor([3.0]),
         "map_threshold": 4.0,
+        "p_value": torch.tensor([0.2], dtype=torch.float64),
+        "n_held_out": torch.tensor([4.0]),
         **changes,
     }
 
@@ -44,8 +46,10 @@ def test_scores_of_slices_are_gathered_by_plane() -> None:
 def test_the_score_and_the_thresholds_become_numbers() -> None:
     found = GatherScoresd()(scored())
     expected = {"anomaly_score": 2.5, "case_threshold": 2.0, "slice_threshold": 3.0, "map_threshold": 4.0}
+    expected["p_value"] = 0.2
     assert {name: found[name] for name in expected} == expected
     assert {type(found[name]) for name in expected} == {float}
+    assert (found["n_held_out"], type(found["n_held_out"])) == (4, int)
 
 
 @pytest.mark.parametrize(("threshold", "prediction"), [(2.4, 1), (2.5, 0), (2.6, 0), (float("inf"), 0)])

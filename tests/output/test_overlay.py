@@ -81,12 +81,12 @@ def title_and_picture(folder: Path, data: dict[str, Any], monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("scores", "axis", "title"),
     [
-        (None, 2, "slice 5 of 6"),
-        ({"axial": torch.tensor([0.0, NAN, 9, 0, 0, 0])}, 2, "slice 3 of 6"),
-        ({"axial": [NAN, -2.0, -1.0, NAN, -3.0, -9.0]}, 2, "slice 3 of 6"),
-        ({"coronal": torch.arange(48.0), "axial": torch.arange(6.0)}, 0, "slice 48 of 48"),
-        ({"sagittal": -torch.arange(40.0)}, 1, "slice 1 of 40"),
-        ({"axial": torch.full((6,), NAN)}, 2, "slice 5 of 6"),
+        (None, 2, "axial, k = 4 (0 to 5)"),
+        ({"axial": torch.tensor([0.0, NAN, 9, 0, 0, 0])}, 2, "axial, k = 2 (0 to 5)"),
+        ({"axial": [NAN, -2.0, -1.0, NAN, -3.0, -9.0]}, 2, "axial, k = 2 (0 to 5)"),
+        ({"coronal": torch.arange(48.0), "axial": torch.arange(6.0)}, 0, "coronal, i = 47 (0 to 47)"),
+        ({"sagittal": -torch.arange(40.0)}, 1, "sagittal, j = 0 (0 to 39)"),
+        ({"axial": torch.full((6,), NAN)}, 2, "axial, k = 4 (0 to 5)"),
     ],
 )
 def test_most_anomalous_slice_is_shown(
@@ -95,7 +95,7 @@ def test_most_anomalous_slice_is_shown(
     data = overlay_case(**({} if scores is None else {"slice_scores": scores}))
     shown, picture = title_and_picture(tmp_path, data, monkeypatch)
     assert shown == f"sub-01   |   {title}"
-    expected = data["image"][0].select(axis, int(title.split()[1]) - 1).numpy()
+    expected = data["image"][0].select(axis, int(title.split()[3])).numpy()
     np.testing.assert_array_equal(picture, expected if axis == 2 else np.rot90(expected))  # the last slice on top
 
 
@@ -103,15 +103,31 @@ def test_position_stands_beside_the_slice(tmp_path: Path, monkeypatch: pytest.Mo
     """By eye: the third slice is 10 mm above -10; the first row is at 30, the last column 78 mm left of 40."""
     image = MetaTensor(torch.rand(1, 48, 40, 6), affine=PLS)
     expected = {
-        "axial": (6, 2, "slice 3 of 6 (S +0.0 mm)"),
-        "coronal": (48, 0, "slice 1 of 48 (A +30.0 mm)"),
-        "sagittal": (40, 39, "slice 40 of 40 (R \N{MINUS SIGN}38.0 mm)"),
+        "axial": (6, 2, "k = 2 (0 to 5), S +0.0 mm"),
+        "coronal": (48, 0, "i = 0 (0 to 47), A +30.0 mm"),
+        "sagittal": (40, 39, "j = 39 (0 to 39), R \N{MINUS SIGN}38.0 mm"),
     }
     for name, (n_slices, index, title) in expected.items():
         scores = torch.zeros(n_slices)
         scores[index] = 1
         data = overlay_case(image=image, slice_scores={name: scores})
-        assert title_and_picture(tmp_path, data, monkeypatch)[0] == f"sub-01   |   {title}"
+        assert title_and_picture(tmp_path, data, monkeypatch)[0] == f"sub-01   |   {name}, {title}"
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict"),
+    [
+        ({"anomaly_score": torch.tensor(4.2), "case_threshold": 2.0}, "case score 4.20, threshold 2.00: abnormal"),
+        ({"anomaly_score": 2.0, "case_threshold": 2.0}, "case score 2.00, threshold 2.00: normal"),
+        ({"anomaly_score": 4.2}, "case score 4.20"),
+    ],
+)
+def test_the_title_says_whose_score_it_is_and_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any], verdict: str
+) -> None:
+    image = torch.rand(1, 20, 30)
+    data = {"case": "a", "image": image, "anomaly_map": torch.zeros_like(image), **told}
+    assert title_and_picture(tmp_path, data, monkeypatch)[0] == f"a   |   {verdict}"
 
 
 @pytest.mark.parametrize("depth", [(), (1,)])
@@ -119,7 +135,7 @@ def test_a_picture_has_no_position(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     image = MetaTensor(torch.rand(1, 20, 30, *depth), affine=PLS if depth else PLS[[0, 1, 3]][:, [0, 1, 3]])
     data = {"case": "a", "image": image, "anomaly_map": torch.zeros_like(image)}
     data["slice_scores"] = {"axial": torch.zeros(1)}
-    assert title_and_picture(tmp_path, data, monkeypatch)[0] == "a" + "   |   slice 1 of 1" * len(depth)
+    assert title_and_picture(tmp_path, data, monkeypatch)[0] == "a"
 
 
 def test_the_threshold_is_the_models_unless_it_is_given(tmp_path: Path) -> None:

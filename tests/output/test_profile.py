@@ -14,9 +14,11 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from scipy.spatial.transform import Rotation
 
 from aeflow_monai.output.profile import WriteProfiled
+from aeflow_monai.output.slice_place import SlicePlace
 
 Array = npt.NDArray[Any]
 NAN = float("nan")
+FALLING = {"coronal": "A", "sagittal": "R"}
 AXES = {"axial": 2, "coronal": 0, "sagittal": 1}
 # Rows to posterior, 1 mm, from A 30; columns to the patient's left, 2 mm, from R 40; slices up, 5 mm, from S -10.
 PLS = torch.tensor([[0.0, -2, 0, 40], [-1, 0, 0, 30], [0, 0, 5, -10], [0, 0, 0, 1]], dtype=torch.float64)
@@ -56,20 +58,31 @@ def positions(rows: dict[str, list[dict[str, str]]], axis: str) -> list[float]:
     return [float(row["position_mm"]) for row in rows[axis]]
 
 
+def numbers(rows: dict[str, list[dict[str, str]]], axis: str) -> list[str]:
+    return [row["axis"] + row["slice_from_0"] for row in rows[axis]]
+
+
+def places_at(positions: Any, plane: str, letter: str) -> list[SlicePlace]:
+    """Slices at these positions, stored in the opposite order."""
+    world, n = "RAS".index(letter), len(positions)
+    centers = [tuple(position if axis == world else 0.0 for axis in range(3)) for position in positions]
+    return [SlicePlace(plane, "j", n - 1 - index, n, center) for index, center in enumerate(centers)]  # type: ignore[arg-type]
+
+
 def test_table_reads_as_documented(tmp_path: Path) -> None:
     scores = {"axial": torch.tensor([NAN, 1.5, 1.75]), "sagittal": [0.0, -1.0, NAN, 9.0, 2.0]}
     data = profile_case(slice_scores=scores)
     assert WriteProfiled("image", tmp_path / "new", torch.tensor(1.5))(data) == data
     assert (tmp_path / "new" / "sub-01_slices.csv").read_text() == (
-        "plane,slice,position_mm,anomaly_score,prediction,skipped\n"
-        "axial,1,-10.0,,0,1\n"
-        "axial,2,-5.0,1.5,0,0\n"
-        "axial,3,0.0,1.75,1,0\n"
-        "sagittal,1,40.0,0.0,0,0\n"
-        "sagittal,2,38.0,-1.0,0,0\n"
-        "sagittal,3,36.0,,0,1\n"
-        "sagittal,4,34.0,9.0,1,0\n"
-        "sagittal,5,32.0,2.0,1,0\n"
+        "plane,axis,slice_from_0,position_mm,anomaly_score,prediction,skipped\n"
+        "axial,k,0,-10.0,,0,1\n"
+        "axial,k,1,-5.0,1.5,0,0\n"
+        "axial,k,2,0.0,1.75,1,0\n"
+        "sagittal,j,0,40.0,0.0,0,0\n"
+        "sagittal,j,1,38.0,-1.0,0,0\n"
+        "sagittal,j,2,36.0,,0,1\n"
+        "sagittal,j,3,34.0,9.0,1,0\n"
+        "sagittal,j,4,32.0,2.0,1,0\n"
     )
     picture = matplotlib.image.imread(tmp_path / "new" / "sub-01_slices.png")
     assert 400 < picture.shape[0] < picture.shape[1] < 1500
@@ -82,7 +95,9 @@ def test_positions_of_an_anisotropic_file(tmp_path: Path) -> None:
     assert positions(rows, "axial") == [-30, -26, -22, -18]
     assert positions(rows, "coronal") == [-5, -8, -11, -14, -17, -20]  # the first is the most anterior
     assert positions(rows, "sagittal") == [-2, -4, -6, -8, -10]  # the first is the most right
-    assert [row["slice"] for row in rows["axial"]] == ["1", "2", "3", "4"]
+    assert numbers(rows, "axial") == ["k0", "k1", "k2", "k3"]
+    assert numbers(rows, "coronal") == ["j5", "j4", "j3", "j2", "j1", "j0"]
+    assert numbers(rows, "sagittal") == ["i4", "i3", "i2", "i1", "i0"]
 
 
 def test_positions_of_a_flipped_and_permuted_file(tmp_path: Path) -> None:
@@ -92,6 +107,9 @@ def test_positions_of_a_flipped_and_permuted_file(tmp_path: Path) -> None:
     assert positions(rows, "axial") == [35, 40, 45, 50]
     assert positions(rows, "sagittal") == [8, 6, 4, 2, 0]
     assert positions(rows, "coronal") == [0, -3, -6]
+    assert numbers(rows, "axial") == ["i3", "i2", "i1", "i0"]
+    assert numbers(rows, "sagittal") == ["j0", "j1", "j2", "j3", "j4"]
+    assert numbers(rows, "coronal") == ["k2", "k1", "k0"]
 
 
 def test_position_of_an_oblique_slice_is_that_of_its_centre(tmp_path: Path) -> None:
@@ -128,6 +146,7 @@ def test_resizing_keeps_the_field_of_view(tmp_path: Path) -> None:
     assert positions(rows, "coronal") == [6.5, 4.5, 2.5, 0.5]
     assert positions(rows, "sagittal") == [6.5, 4.5, 2.5, 0.5]
     assert positions(rows, "axial") == [0, 1, 2]
+    assert numbers(rows, "axial") == ["k0", "k1", "k2"]
 
 
 def test_lps_readers_change_no_position(tmp_path: Path) -> None:
@@ -161,26 +180,27 @@ def test_picture_shows_gap_threshold_and_most_anomalous_slice() -> None:
     from aeflow_monai.output.profile import _draw
 
     scores = np.array([1.0, NAN, 2.0, 7.0, NAN], dtype=np.float32)
-    figure = _draw({"axial": (np.arange(-10.0, 15, 5), scores)}, 3.0, "sub-01")
+    figure = _draw({"axial": (places_at(np.arange(-10.0, 15, 5).tolist(), "axial", "S"), scores)}, 3.0, "sub-01")
     (panel,) = figure.axes
     lines = {line.get_label(): line for line in panel.lines}
     np.testing.assert_array_equal(lines["score"].get_xydata(), np.stack([np.arange(-10, 15, 5), scores], 1))
     assert list(lines["threshold 3.00"].get_ydata()) == [3, 3]
     assert lines["most anomalous slice"].get_xydata().tolist() == [[5, 7]]
-    assert panel.get_title(loc="right") == "most anomalous: slice 4 of 5, S +5.0 mm, score 7.00"
+    assert panel.get_title(loc="right") == "most anomalous: j = 1 (0 to 4), S +5.0 mm, slice score 7.00"
     texts = [text.get_text() for text in panel.texts] + [figure._suptitle.get_text(), figure._supxlabel.get_text()]
     assert {"inferior", "superior", "Research use only. Not a medical device."} <= set(texts)
     assert panel.get_xlim() == (-12.5, 12.5)
     top = panel.child_axes[0]
     figure.canvas.draw()
-    assert top.get_xlim() == pytest.approx((0.5, 5.5))  # half a slice around slices 1 to 5
+    assert top.get_xlim() == pytest.approx((-0.5, 4.5))  # half a slice around slices 0 to 4, which run the other way
 
 
 def test_slices_run_from_left_to_right_as_they_are_counted() -> None:
     from aeflow_monai.output.profile import _draw
 
-    falling = (np.array([30.0, 29, 28]), np.zeros(3, np.float32))
-    figure = _draw({"coronal": falling, "sagittal": falling}, 3.0, "a")
+    scores = np.zeros(3, np.float32)
+    falling = {plane: (places_at([30.0, 29, 28], plane, letter), scores) for plane, letter in FALLING.items()}
+    figure = _draw(falling, 3.0, "a")
     for panel, ends in zip(figure.axes, (["anterior", "posterior"], ["right", "left"]), strict=True):
         assert panel.get_xlim() == (30.5, 27.5)
         assert [text.get_text() for text in sorted(panel.texts, key=lambda text: text.xy[0])] == ends
@@ -192,7 +212,7 @@ def test_the_threshold_is_the_models_unless_it_is_given(tmp_path: Path) -> None:
     for own, given, predictions in ((0.5, None, "011"), (1.5, None, "001"), (1.5, 0.5, "011")):
         WriteProfiled("image", tmp_path, given)(profile_case(slice_threshold=own))
         text = (tmp_path / "sub-01_slices.csv").read_text().splitlines()
-        assert "".join(line.split(",")[4] for line in text if line.startswith("axial")) == predictions
+        assert "".join(line.split(",")[5] for line in text if line.startswith("axial")) == predictions
 
 
 def test_wrong_profiles_are_named(tmp_path: Path) -> None:

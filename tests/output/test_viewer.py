@@ -12,6 +12,7 @@ from aeflow_monai.output.viewer import ViewerResultd, parse_threshold
 # a file whose array runs to S, A and L, by 3, 1 and 2 mm, from the point (10, -20, 30)
 FILE_AFFINE = torch.tensor([[0.0, 0, -2, 10], [0, 1, 0, -20], [3, 0, 0, 30], [0, 0, 0, 1]], dtype=torch.float64)
 SHAPE = (4, 6, 8)  # S, A, L
+FILE = {"original_affine": FILE_AFFINE, "spatial_shape": SHAPE}
 # the same grid in orientation PLS: 6 rows to posterior, 8 columns to left, 4 slices to superior
 PLS_AFFINE = torch.tensor([[0.0, -2, 0, 10], [-1, 0, 0, -15], [0, 0, 3, 30], [0, 0, 0, 1]], dtype=torch.float64)
 
@@ -21,12 +22,14 @@ def case(**changes: Any) -> dict[str, Any]:
     anomaly_map[0, 2, 1:3, 5] = 4.0
     anomaly_map[0, 2, 3, 5] = 6.0
     return {
-        "image": MetaTensor(torch.rand(1, 6, 8, 4), affine=PLS_AFFINE),
+        "image": MetaTensor(torch.rand(1, 6, 8, 4), affine=PLS_AFFINE, meta=dict(FILE)),
         "anomaly_map": MetaTensor(anomaly_map, affine=FILE_AFFINE),
         "slice_scores": {"axial": torch.tensor([0.5, math.nan, 3.0, 1.0])},
         "ease": {},
         "anomaly_score": 2.5,
         "prediction": 1,
+        "p_value": 0.05,
+        "n_held_out": 19,
         "case_threshold": 2.0,
         "slice_threshold": 2.5,
         "map_threshold": 3.0,
@@ -60,25 +63,30 @@ def test_the_map_is_given_as_it_is() -> None:
     torch.testing.assert_close(shown["pred"].affine, FILE_AFFINE)
 
 
-def test_the_most_anomalous_slice_is_named_in_the_networks_and_the_files_terms() -> None:
+def test_the_most_anomalous_slice_is_named_in_the_terms_of_the_file() -> None:
     result = ViewerResultd()(case())["result"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["profile"] == {
-        "axial": {"scores": [0.5, None, 3.0, 1.0], "positions_mm": [30.0, 33.0, 36.0, 39.0]},
+        "axial": {
+            "scores": [0.5, None, 3.0, 1.0],
+            "axis": "i",
+            "slices_from_0": [0, 1, 2, 3],
+            "positions_mm": [30.0, 33.0, 36.0, 39.0],
+        },
     }
     assert result["most_anomalous_slice"] == {
         "plane": "axial",
-        "slice": 3,
-        "anomaly_score": 3.0,
+        "axis": "i",
+        "slice_from_0": 2,
         "position_mm": 36.0,
         "center_ras_mm": [3.0, -17.5, 36.0],
-        "array_axis": 0,
-        "index": 2,
+        "anomaly_score": 3.0,
     }
+    assert (result["p_value"], result["n_held_out"]) == (0.05, 19)
     sagittal = torch.tensor([0.0, 0, 0, 0, 0, 9, 0, 0])
     given = case(slice_scores={"sagittal": sagittal}, ease={"sagittal": torch.arange(8.0)})
     most = ViewerResultd()(given)["result"]["most_anomalous_slice"]
-    assert (most["plane"], most["slice"], most["array_axis"], most["index"]) == ("sagittal", 6, 2, 5)
+    assert (most["plane"], most["axis"], most["slice_from_0"]) == ("sagittal", "k", 5)
     assert most["position_mm"] == 0.0  # to the right of the origin
     assert most["ease"] == 5.0
 
@@ -94,8 +102,10 @@ def test_a_2d_image_becomes_a_slice_in_its_place() -> None:
     assert shown["pred"].shape == (1, 8, 6, 1)
     np.testing.assert_array_equal(shown["pred"].affine[:2, [0, 1, 3]], affine[:2])
     assert tuple(given["image"].meta["spatial_shape"]) == (8, 6, 1)
-    assert shown["result"]["most_anomalous_slice"]["slice"] == 1
-    assert shown["result"]["most_anomalous_slice"]["center_ras_mm"][:2] == [5.25, 7.75]
+    assert shown["result"]["most_anomalous_slice"] is None
+    assert shown["result"]["profile"] == {"axial": {"scores": [5.0]}}
+    shown = ViewerResultd()(case(p_value=math.nan, n_held_out=0))
+    assert shown["result"]["p_value"] is None
 
 
 @pytest.mark.parametrize("wrong", ["much", "nan", float("inf"), True, [3], {}])

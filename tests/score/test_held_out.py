@@ -9,7 +9,8 @@ from aeflow_monai.score.thresholds import set_thresholds
 
 
 @pytest.mark.parametrize(
-    ("score", "p_value"), [(-9.0, 1.0), (1.0, 1.0), (1.5, 4 / 5), (2.0, 4 / 5), (4.0, 2 / 5), (4.5, 1 / 5), (99.0, 1 / 5)]
+    ("score", "p_value"),
+    [(-9.0, 1.0), (1.0, 1.0), (1.5, 4 / 5), (2.0, 4 / 5), (4.0, 2 / 5), (4.5, 1 / 5), (9.0, 1 / 5)],
 )
 def test_scores_at_or_above_count(score: float, p_value: float) -> None:
     """By eye: 1, 2, 3 and 4 are held out."""

@@ -1,0 +1,127 @@
+"""The place of a slice in the terms of the file that its image came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from monai.data import MetaTensor
+from monai.data.utils import to_affine_nd
+from torch import Tensor
+
+from aeflow_monai.geometry import PLANES, format_position, ras_affine
+from aeflow_monai.output.case_score import most_anomalous_slice
+from aeflow_monai.output.file_grid import file_grid
+
+__all__ = ["PLACE_COLUMNS", "SlicePlace", "most_anomalous_place", "place_row", "slice_places"]
+
+PLACE_COLUMNS = ("plane", "axis", "slice_from_0", "position_mm")
+
+
+class SlicePlace(NamedTuple):
+    """Where a slice lies in its file.
+
+    Voxels are counted from 0, as the formats define their affines, and as NiBabel, 3D Slicer, FSLeyes and NiiVue show
+    them; ITK-SNAP counts from 1. All names say so: `slice_from_0`.
+
+    Attributes:
+        plane: "axial", "coronal" or "sagittal": the anatomical plane that is closest.
+        axis: axis of the file's array along which slices are counted, "i", "j" or "k". Of a DICOM folder: of the volume
+            that its slices make, as the maps that are written for it have it.
+        slice_from_0: number of the slice along that axis, from 0; the nearest, if the volume was resampled.
+        n_slices: of the file along that axis.
+        center_ras_mm: centre of the slice to the right, to the front and up; None where no affine is known.
+
+    Example:
+        >>> place = SlicePlace("axial", "k", 37, 60, (1.0, -20.0, 12.5))
+        >>> print(place)
+        axial, k = 37 (0 to 59), S +12.5 mm
+        >>> place.position_mm
+        12.5
+    """
+
+    plane: str
+    axis: str
+    slice_from_0: int
+    n_slices: int
+    center_ras_mm: tuple[float, float, float] | None
+
+    @property
+    def position_mm(self) -> float | None:
+        """Position of the centre along S of an axial slice, A of a coronal one, R of a sagittal one."""
+        return None if self.center_ras_mm is None else self.center_ras_mm[PLANES[self.plane].world_axis]
+
+    def short(self) -> str:
+        """Number and position."""
+        number = f"{self.axis} = {self.slice_from_0} (0 to {self.n_slices - 1})"
+        position = self.position_mm
+        return number if position is None else f"{number}, {format_position(PLANES[self.plane].letter, position)}"
+
+    def __str__(self) -> str:
+        """Plane, number and position."""
+        return f"{self.plane}, {self.short()}"
+
+
+def slice_places(image: Tensor, plane: str) -> list[SlicePlace]:
+    """Say where the slices of a preprocessed volume lie in its file.
+
+    Args:
+        image: (C, X, Y, Z), in orientation PLS. A `MetaTensor` tells its affine and the grid of its file; any other
+            tensor counts as its own file, and has no position in mm.
+        plane: "axial", "coronal" or "sagittal".
+
+    Returns:
+        A place for each slice along the plane, in the order of the volume; none for a 2D image and for a single slice.
+
+    Example:
+        >>> import torch
+        >>> affine = torch.tensor([[0.0, -1, 0, 16], [-1, 0, 0, 16], [0, 0, 5, -10], [0, 0, 0, 1]])
+        >>> stored = {"original_affine": torch.diag(torch.tensor([1.0, 1, -5, 1])), "spatial_shape": (32, 32, 3)}
+        >>> stored["original_affine"][2, 3] = 0  # the first slice of the file is on top
+        >>> for place in slice_places(MetaTensor(torch.zeros(1, 32, 32, 3), affine=affine, meta=stored), "axial"):
+        ...     print(place)
+        axial, k = 2 (0 to 2), S −10.0 mm
+        axial, k = 1 (0 to 2), S −5.0 mm
+        axial, k = 0 (0 to 2), S +0.0 mm
+    """
+    axis = PLANES[plane].axis
+    if image.ndim != 4 or image.shape[1 + axis] == 1:
+        return []
+    shape = np.array(image.shape[1:])
+    affine, file_affine, file_shape = np.eye(4), np.eye(4), tuple(image.shape[1:])
+    if has_affine := isinstance(image, MetaTensor):
+        affine = to_affine_nd(3, ras_affine(image.affine, image.meta))
+        file_affine, file_shape = file_grid(image)
+        file_affine = to_affine_nd(3, file_affine)
+    columns = file_affine[:3, :3]
+    # by direction in mm: voxels of the file may be long along one axis and short along another
+    file_axis = int(np.abs(affine[:3, axis] @ (columns / np.linalg.norm(columns, axis=0))).argmax())
+    n_slices = int((*file_shape, 1, 1)[file_axis])
+    if n_slices == 1:
+        return []
+    centers = np.tile((shape - 1) / 2, (shape[axis], 1))
+    centers[:, axis] = np.arange(shape[axis])
+    ras = centers @ affine[:3, :3].T + affine[:3, 3]
+    indices = np.linalg.solve(columns, (ras - file_affine[:3, 3]).T)[file_axis]
+    numbers = np.rint(indices).astype(int).clip(0, n_slices - 1)
+    rounded = np.round(ras, 3) + 0.0  # no -0.0
+    return [
+        SlicePlace(plane, "ijk"[file_axis], number, n_slices, (right, front, up) if has_affine else None)
+        for number, (right, front, up) in zip(numbers.tolist(), rounded.tolist(), strict=True)
+    ]
+
+
+def place_row(place: SlicePlace | None) -> dict[str, Any]:
+    """Cells of a table for a place, by the names of `PLACE_COLUMNS`; empty ones for none."""
+    if place is None:
+        return dict.fromkeys(PLACE_COLUMNS, "")
+    position = "" if place.position_mm is None else place.position_mm
+    return dict(zip(PLACE_COLUMNS, (place.plane, place.axis, place.slice_from_0, position), strict=True))
+
+
+def most_anomalous_place(image: Tensor, slice_scores: Mapping[str, Tensor]) -> SlicePlace | None:
+    """Place of the slice with the highest score, see `most_anomalous_slice`; None where there are no slices."""
+    found = most_anomalous_slice(slice_scores)
+    places = [] if found is None else slice_places(image, found[0])
+    return places[found[1]] if found and places else None
