@@ -121,18 +121,19 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     for row in failures:
         terminal.line({"state": "failed", **row})
     abnormal = [row for row in scores if row["prediction"] == "1"]
-    terminal.result(f"{len(scores)} cases, {len(abnormal)} above the threshold, {len(failures)} failed")
+    # one model scored all of them
+    threshold = f" of {float(scores[0]['threshold']):.3g}" if scores else ""
+    terminal.result(f"{len(scores)} cases, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed")
     highest = sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN]
     if highest:
         terminal.table(
-            ["most anomalous", "score", "threshold", "prediction", "p", "most anomalous slice"],
+            ["most anomalous", "score", "prediction", f"p (n = {highest[0]['n_held_out']})", "slice, from 0"],
             [
                 [
                     row["case"],
                     f"{float(row['anomaly_score']):.3g}",
-                    f"{float(row['threshold']):.3g}",
                     "abnormal" if row["prediction"] == "1" else "normal",
-                    f"{float(row['p_value']):.2g} (n = {row['n_held_out']})" if row["p_value"] else "",
+                    f"{float(row['p_value']):.2g}" if row["p_value"] else "",
                     _place_of(row),
                 ]
                 for row in highest
@@ -157,7 +158,7 @@ def _place_of(row: Mapping[str, str]) -> str:
 
     if not row["plane"]:
         return ""
-    number = f"{row['plane']}, {row['axis']} = {row['slice_from_0']} (from 0)"
+    number = f"{row['plane']}, {row['axis']} = {row['slice_from_0']}"
     position = row["position_mm"]
     return f"{number}, {format_position(PLANES[row['plane']].letter, float(position))}" if position else number
 

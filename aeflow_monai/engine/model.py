@@ -60,7 +60,8 @@ class Prediction(NamedTuple):
         verdict = "abnormal" if self.is_abnormal else "normal"
         lines = [f"case score {self.anomaly_score:.2f}, threshold {self.thresholds['case_threshold']:.2f}: {verdict}"]
         if self.n_held_out:
-            lines.append(f"p-value {self.p_value:.2g} among {self.n_held_out} held-out normals")
+            normals = "normal" if self.n_held_out == 1 else "normals"
+            lines.append(f"p-value {self.p_value:.2g} among {self.n_held_out} held-out {normals}")
         if self.most_anomalous_slice is not None:
             lines.append(f"most anomalous slice: {self.most_anomalous_slice}")
         return "\n".join(lines)

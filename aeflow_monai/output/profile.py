@@ -212,7 +212,7 @@ def _draw_axis(panel: Any, places: Sequence[SlicePlace], scores: Array, threshol
             va="top",
             color="white",
         )
-    panel.set_ylabel("score (SD of normals)", color=TEXT)
+    panel.set_ylabel("slice score (SD of normals)", color=TEXT)
     _number_slices(panel, places, positions)
     panel.tick_params(colors=TEXT)
     for spine in panel.spines.values():

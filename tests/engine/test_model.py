@@ -42,7 +42,7 @@ def test_a_prediction_prints_as_a_few_lines(trained: Path) -> None:
     threshold, verdict = found.thresholds["case_threshold"], "abnormal" if found.is_abnormal else "normal"
     assert lines == [
         f"case score {found.anomaly_score:.2f}, threshold {threshold:.2f}: {verdict}",
-        f"p-value {found.p_value:.2g} among {found.n_held_out} held-out normals",
+        f"p-value {found.p_value:.2g} among 1 held-out normal",
         f"most anomalous slice: {place}",
     ]
     assert repr(found) == str(found)

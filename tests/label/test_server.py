@@ -15,6 +15,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from aeflow_monai.output.slice_place import PLACE_COLUMNS
+
 VOLUMES = ("test_normal_000", "test_normal_001", "test_abnormal_000", "test_abnormal_001")
 
 
@@ -81,7 +83,10 @@ def test_a_volume_gets_what_the_command_line_gives(
             assert np.count_nonzero(answer.get_fdata() != expected.get_fdata()) <= 2
         assert said["anomaly_score"] == pytest.approx(float(row["anomaly_score"]), abs=1e-4)
         assert said["prediction"] == int(row["prediction"])
-        assert said["most_anomalous_slice"]["slice"] == int(row["most_anomalous_slice"])
+        most = said["most_anomalous_slice"]
+        assert [str(most[column]) for column in PLACE_COLUMNS] == [row[column] for column in PLACE_COLUMNS]
+        assert said["p_value"] == pytest.approx(float(row["p_value"]))
+        assert said["n_held_out"] == int(row["n_held_out"])
         assert said["notice"] == "Research use only. Not a medical device."
 
 
@@ -94,21 +99,20 @@ def test_the_most_anomalous_slice_is_where_the_reply_says(server: Any, from_comm
     profile = said["profile"]["axial"]
     assert profile["positions_mm"] == pytest.approx([float(row["position_mm"]) for row in rows], abs=1e-3)
     assert profile["scores"] == pytest.approx([float(row["anomaly_score"]) for row in rows], abs=1e-4)
-    assert most["position_mm"] == profile["positions_mm"][most["slice"] - 1]
+    assert most["position_mm"] == profile["positions_mm"][profile["slices_from_0"].index(most["slice_from_0"])]
     assert most["anomaly_score"] == max(profile["scores"])
     # the slice's centre, in the file's own array and in the world
     center = [(size - 1) / 2 for size in answer.shape]
-    center[most["array_axis"]] = most["index"]
+    axis = "ijk".index(most["axis"])
+    center[axis] = most["slice_from_0"]
     np.testing.assert_allclose(answer.affine[:3, :3] @ center + answer.affine[:3, 3], most["center_ras_mm"], atol=0.01)
-    # slices of the answer are in the order of the profile, or in the opposite one: where the map is high the score is,
-    # but for what is too easy to reconstruct, which no map shows
+    # the profile says which slice of the answer is whose: where the map is high the score is, but for what is too easy
+    # to reconstruct, which no map shows
     of_maps = [score - 2 * max(0.0, ease - 1.5) for score, ease in zip(profile["scores"], profile["ease"], strict=True)]
-    planes = np.moveaxis(answer.get_fdata(), most["array_axis"], 0).reshape(len(of_maps), -1)
+    planes = np.moveaxis(answer.get_fdata(), axis, 0).reshape(len(of_maps), -1)
     highest = np.sort(planes, axis=1)[:, -planes.shape[1] // 20 :].mean(axis=1)
     heights = highest / highest.std() + planes.mean(axis=1) / planes.mean(axis=1).std()
-    is_opposite = np.linalg.inv(answer.affine)[most["array_axis"], 2] < 0  # profiles go from inferior to superior
-    in_order = of_maps[::-1] if is_opposite else of_maps
-    assert most["index"] == (len(of_maps) - most["slice"] if is_opposite else most["slice"] - 1)
+    in_order = [of_maps[profile["slices_from_0"].index(number)] for number in range(len(of_maps))]
     assert np.corrcoef(heights, in_order)[0, 1] > 0.9 > np.corrcoef(heights, in_order[::-1])[0, 1]
 
 
@@ -161,7 +165,7 @@ def test_a_picture_gets_a_mask_and_a_map(server: Any, studies: Path) -> None:
         assert answer.shape == (width, height, 1)
         assert answer.get_data_dtype() == dtype
         assert len(said["profile"]["axial"]["scores"]) == 1
-        assert said["most_anomalous_slice"]["slice"] == 1
+        assert said["most_anomalous_slice"] is None
 
 
 def test_an_uploaded_file_is_answered_too(server: Any, studies: Path) -> None:

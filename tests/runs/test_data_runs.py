@@ -61,14 +61,15 @@ def test_three_planes_from_training_to_maps(
     assert np.isfinite(saliency).all()
     assert saliency.min() >= 0
     assert saliency.std() > 0
-    # slices along the first plane are counted, from anterior
+    # slices along the first plane are counted, as the file has them
     coronal = next(axis for axis, code in enumerate(nib.aff2axcodes(nib.load(image).affine)) if code in "AP")
-    assert 1 <= int(row["most_anomalous_slice"]) <= voxels.shape[coronal]
+    assert (row["plane"], row["axis"]) == ("coronal", "ijk"[coronal])
+    assert 0 <= int(row["slice_from_0"]) < voxels.shape[coronal]
     profile = table(tmp_path / "maps/test_abnormal_000_slices.csv")
-    assert [line["plane"] for line in profile if line["slice"] == "1"] == planes["axes"]
+    assert [line["plane"] for line in profile if line["slice_from_0"] == "0"] == planes["axes"]
     assert len(profile) == sum(voxels.shape)
     scored = [line for line in profile if line["plane"] == "coronal" and line["anomaly_score"]]
-    assert max(scored, key=lambda line: float(line["anomaly_score"]))["slice"] == row["most_anomalous_slice"]
+    assert max(scored, key=lambda line: float(line["anomaly_score"]))["slice_from_0"] == row["slice_from_0"]
     # in the report, slices count along the first plane
     assert {line["plane"] for line in table(tmp_path / "results/slice_scores.csv")} == {"coronal"}
 

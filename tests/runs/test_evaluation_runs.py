@@ -41,13 +41,15 @@ def test_an_evaluation_writes_its_reports_and_scores(trained: Path, evaluated: A
     ]
     for row in rows:
         assert int(row["prediction"]) == (float(row["anomaly_score"]) > metrics["threshold"])
+        assert float(row["threshold"]) == metrics["threshold"]
+        assert 1 / (1 + int(row["n_held_out"])) <= float(row["p_value"]) <= 1
         assert Path(row["file"]).is_file()
 
 
 def test_an_evaluation_scores_as_inference_does(evaluated: Any, inferred: Path) -> None:
     rows = [
         {
-            row["case"]: (row["anomaly_score"], row["most_anomalous_slice"], row["ease"])
+            row["case"]: {name: value for name, value in row.items() if name not in ("file", "label")}
             for row in table(folder / "scores.csv")
         }
         for folder in (evaluated.results, inferred)
