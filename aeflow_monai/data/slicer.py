@@ -37,7 +37,9 @@ class Slicer:
             multiples of 32 instead.
         min_foreground: slices with a smaller fraction of pixels above 0 are skipped, in [0, 1]. A volume's only slice
             is never skipped.
-        slice_range: first and last slice that are processed, counted from 1 along the first of the axes; all if None.
+        slice_range: first and last slice that are processed, counted from 1 along the first of the axes, in this
+            orientation and not in that of the file: axial from inferior, coronal from anterior, sagittal from the
+            right. All if None.
         normal_margin_mm: a slice counts as normal only if no slice nearer than this, or itself, holds lesion.
         min_lesion_mm2: a slice counts as abnormal from this area of lesion on. A slice that is neither normal nor
             abnormal is unclear: it is not trained on and not in slice metrics.

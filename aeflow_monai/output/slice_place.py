@@ -22,8 +22,8 @@ PLACE_COLUMNS = ("plane", "axis", "slice_from_0", "position_mm")
 class SlicePlace(NamedTuple):
     """Where a slice lies in its file.
 
-    Voxels are counted from 0, as the formats define their affines, and as NiBabel, 3D Slicer, FSLeyes and NiiVue show
-    them; ITK-SNAP counts from 1. All names say so: `slice_from_0`.
+    Voxels are counted from 0, as the formats define their affines, and as NiBabel, 3D Slicer and FSLeyes show them;
+    ITK-SNAP counts from 1. All names say so: `slice_from_0`.
 
     Attributes:
         plane: "axial", "coronal" or "sagittal": the anatomical plane that is closest.
