@@ -33,9 +33,9 @@ def prepare_data(
     """Read every case of a data set once, print what the slicing policy makes of it, and write a datalist.
 
     The datalist is a MONAI/Decathlon JSON: "training" and "test" as they were split, each item with its files, the
-    SHA-256 of each, and its slices by kind, counted as `Slicer.slice_range` does; and under "prepared" the policy. Given
-    as `dataset_dir` it replaces the folder: the same files are then trained and tested on, in the same split, or the run
-    says which one changed. Of a slice it tells whether it is
+    SHA-256 of each, and its slices by kind, counted as `Slicer.slice_range` does; and under "prepared" the policy.
+    Given as `dataset_dir` it replaces the folder: the same files are then trained and tested on, in the same split, or
+    the run says which one changed. Of a slice it tells whether it is
 
     - normal: trained on, if its case is in the training part (abnormal cases: with `lesion_free_slices` only);
     - abnormal: holds lesion, by the mask or, without a mask, because nothing else is known of an abnormal case;
