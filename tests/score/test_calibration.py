@@ -122,6 +122,13 @@ def test_images_of_a_case_have_a_score_each() -> None:
     images = [slices[:2].mean(), slices[2], slices[3:5].mean(), slices[5]]
     assert score.case_threshold.item() == pytest.approx(max(images).item(), abs=1e-9)  # the fourth, ceil(5 * 0.75)
     assert score.case_rank.tolist() == [2, 2]
+    # p-values come from all four, of two patients
+    torch.testing.assert_close(score.held_out.scores, torch.stack(images).sort().values, **EXACT)
+    assert score.held_out.weights.tolist() == [0.5] * 4
+    verdict = score.verdict({"axial": slices[2:3]})
+    at_or_above = sum(image.item() >= verdict["anomaly_score"] for image in images)
+    assert verdict["p_value"] == pytest.approx((1 + at_or_above / 2) / 3)
+    assert verdict["n_held_out"] == 2
 
 
 def test_nothing_depends_on_the_batch_size() -> None:
