@@ -7,6 +7,7 @@ from aeflow_monai.output.file_grid import InvertMapd
 from aeflow_monai.output.maps import WriteMapsd
 from aeflow_monai.output.overlay import WriteOverlayd
 from aeflow_monai.output.profile import WriteProfiled
+from aeflow_monai.output.slice_place import SlicePlace, slice_places
 from aeflow_monai.output.viewer import ViewerResultd
 
 __all__ = [
@@ -16,8 +17,10 @@ __all__ = [
     "GatherScoresd",
     "InvertMapd",
     "MaskMapd",
+    "SlicePlace",
     "ViewerResultd",
     "WriteMapsd",
     "WriteOverlayd",
     "WriteProfiled",
+    "slice_places",
 ]
