@@ -8,6 +8,7 @@ import numpy as np
 from aeflow_monai.files import Table, write_json
 from aeflow_monai.metrics import detection_report
 from aeflow_monai.output.report import PictureBlock, PictureBudget
+from aeflow_monai.output.slice_place import PLACE_COLUMNS
 
 SCRIPT = "<img src=x onerror=alert(1)>"
 ELEMENT = "</script><script>alert(2)</script>"
@@ -46,6 +47,8 @@ def block(n_slices: int = 6, seed: int = 0) -> PictureBlock:
     positions = tuple(float(-10 + 4 * n) for n in numbers) if n_slices > 1 else ()
     scores: list[float | None] = [None, 0.1, *(float(n) for n in layers["anomaly_map"].max(axis=(1, 2)) / 40), None]
     profile: dict[str, Any] = {"scores": scores, "positions_mm": [-10.0 + 4 * n for n in range(1, len(scores) + 1)]}
+    # stored from the top
+    profile |= {"axis": "k", "slices_from_0": [*reversed(range(len(scores)))], "n_slices": len(scores)}
     return PictureBlock("axial", numbers, positions, n_slices // 2, (96.0, 80.0, 4.0), (0, 240), 6.0, layers, profile)
 
 
@@ -58,13 +61,13 @@ def write_results(
     labels = [int(number % 3 == 0) for number in range(n_cases)]
     scores = [float(score) for score in rng.normal(0.5, 1, n_cases) + 2 * np.array(labels)]
     label = ["label"] if labelled else []
-    table = Table(
-        folder / "scores.csv", ["case", "file", *label, "anomaly_score", "prediction", "plane", "most_anomalous_slice"]
-    )
+    told = ["anomaly_score", "threshold", "prediction", "p_value", "n_held_out", *PLACE_COLUMNS]
+    table = Table(folder / "scores.csv", ["case", "file", *label, *told])
     budget = PictureBudget()
     for number, (name, kind, score) in enumerate(zip(names, labels, scores, strict=True)):
         row = {"case": name, "file": f"/secret/folder/{name}.nii.gz", "anomaly_score": score}
-        row |= {"prediction": int(score > 2), "plane": "axial", "most_anomalous_slice": 6}
+        row |= {"threshold": 2.0, "prediction": int(score > 2), "p_value": 0.25, "n_held_out": 19}
+        row |= dict(zip(PLACE_COLUMNS, ("axial", "k", 3, 14.0) if n_slices > 1 else ("",) * 4, strict=True))
         table.append(row | ({"label": kind} if labelled else {}))
         budget.add(name, score, 2.0, block(n_slices, seed=number), kind if labelled else None)
     table.finish()

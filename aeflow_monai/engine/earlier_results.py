@@ -10,15 +10,17 @@ from aeflow_monai.files import read_json
 from aeflow_monai.marks import has_mark
 from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
 from aeflow_monai.output.report.page import GENERATOR, REPORT
+from aeflow_monai.output.slice_place import PLACE_COLUMNS
 
 __all__ = ["RUN_RECORD", "find_in_the_way", "find_results", "is_unfinished_table"]
 
 RUN_RECORD = "run.json"
+_PLACE = ",".join(PLACE_COLUMNS)
 # First lines of the tables, and a key of each JSON file, that runs write.
 _TABLES = re.compile(
-    r"case,file,(label,)?anomaly_score,prediction,plane,most_anomalous_slice,ease"
-    r"|case,file,stage,message|case,plane,slice,kind,anomaly_score"
-    r"|plane,slice,position_mm,anomaly_score,prediction,skipped|case,lesion,n_voxels,diameter_mm,map_value,found"
+    rf"case,file,(label,)?anomaly_score,threshold,prediction,p_value,n_held_out,{_PLACE},ease"
+    rf"|case,file,stage,message|case,{_PLACE},kind,anomaly_score"
+    rf"|{_PLACE},anomaly_score,prediction,skipped|case,lesion,n_voxels,diameter_mm,map_value,found"
 )
 _KEYS = {RUN_RECORD: "config_sha256", "metrics.json": "auroc", "localisation.json": "n_abnormal_without_mask"}
 _NAMES = (*_KEYS, "scores.csv", "failures.csv", "slice_scores.csv", "lesions.csv", REPORT)

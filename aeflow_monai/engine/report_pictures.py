@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.stacked_maps import StackedMap
-from aeflow_monai.geometry import PLANES, ras_affine, slice_positions, voxel_spacing
+from aeflow_monai.geometry import PLANES, ras_affine, voxel_spacing
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.report.picture_block import MAX_SLICES, PictureBlock
+from aeflow_monai.output.slice_place import SlicePlace, slice_places
 
 __all__ = ["ReportPicturesd"]
 
@@ -62,7 +63,8 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
             # 255 where a quarter of a pixel or more is lesion
             layers["lesion"] = (self._reduced(lesion.as_subclass(Tensor)[:1], plane, chosen, True) > 64).byte() * 255
         scores = data["slice_scores"][plane]
-        positions = _positions(image, plane)
+        places = slice_places(image, plane)
+        positions = _positions(image, places)
         step = int(chosen[1] - chosen[0]) if len(chosen) > 1 else 1
         return PictureBlock(
             plane,
@@ -73,7 +75,12 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
             _window(pictures),
             top,
             {name: layer.numpy() for name, layer in layers.items()},
-            {"scores": [None if np.isnan(s) else round(s, 3) for s in scores.tolist()], "positions_mm": positions},
+            {
+                "scores": [None if np.isnan(s) else round(s, 3) for s in scores.tolist()],
+                "positions_mm": positions,
+                "slices_from_0": [place.slice_from_0 for place in places],
+                **({"axis": places[0].axis, "n_slices": places[0].n_slices} if places else {}),
+            },
         )
 
     def _reduced(self, volume: Tensor, plane: str, chosen: Tensor, is_mask: bool = False) -> Tensor:
@@ -132,12 +139,8 @@ def _window(pictures: Tensor) -> tuple[int, int]:
     return (low, high) if high > low else (0, 255)
 
 
-def _positions(image: Tensor, plane: str) -> list[float]:
+def _positions(image: Tensor, places: Sequence[SlicePlace]) -> list[float]:
     """Of all slices, in mm; none of a picture, whose place is unknown."""
-    if not isinstance(image, MetaTensor) or image.shape[-1] == 1:
-        return []
-    affine = ras_affine(image.affine, image.meta)
-    if np.array_equal(affine, np.eye(4)):  # which stands for none
-        return []
-    found = slice_positions(affine, tuple(image.shape[1:]), PLANES[plane].axis, PLANES[plane].world_axis)
-    return [round(float(position), 1) + 0.0 for position in found]
+    if isinstance(image, MetaTensor) and np.array_equal(ras_affine(image.affine, image.meta), np.eye(4)):
+        return []  # an identity stands for none
+    return [round(place.position_mm, 1) + 0.0 for place in places if place.position_mm is not None]

@@ -48,5 +48,6 @@ class ReportWriter(CaseHandler):
     def finish(self, engine: Engine) -> None:
         """Write the report."""
         rank, n_held_out = self.score.case_rank.tolist()
-        model = {"thresholds": self.score.thresholds, "rank": rank, "n_held_out": n_held_out, "held_out_scores": []}
+        held_out = {"n_held_out": n_held_out, "held_out_scores": self.score.held_out.scores.tolist()}
+        model = {"thresholds": self.score.thresholds, "rank": rank, **held_out}
         write_report(self.folder, self.budget.pictures(), model)

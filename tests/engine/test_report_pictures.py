@@ -50,6 +50,9 @@ def test_levels_are_those_of_image_and_map() -> None:
     assert np.abs(block.layers["anomaly_map"].astype(int) - grey).max() <= 1
     assert (block.plane, block.numbers, block.peak) == ("axial", (1, 2, 3, 4, 5), 3)
     assert block.positions_mm == (-10.0, -5.0, 0.0, 5.0, 10.0)
+    # an image that comes from no file is its own
+    assert (block.profile["axis"], block.profile["n_slices"]) == ("k", 5)
+    assert block.profile["slices_from_0"] == [0, 1, 2, 3, 4]
     assert block.extent_mm == (32.0, 32.0, 5.0)
     assert block.profile["scores"] == [0.0, 0.0, 0.0, 5.0, 0.0]
 

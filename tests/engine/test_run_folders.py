@@ -18,6 +18,7 @@ from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import Table, unfinished_path
 from aeflow_monai.locks import release_folder
 from aeflow_monai.marks import mark_nifti
+from aeflow_monai.output.slice_place import PLACE_COLUMNS
 
 LOCK = {".lock", ".lock.json"}
 
@@ -71,7 +72,7 @@ def write_results(folder: Path) -> None:
     write_map(folder / "a_anomaly_map.nii.gz")
     writer = ScoreWriter(folder / "scores.csv")
     writer.start(Engine(lambda engine, batch: None))
-    Table(folder / "slice_scores.csv", ["case", "plane", "slice", "kind", "anomaly_score"]).finish()
+    Table(folder / "slice_scores.csv", ["case", *PLACE_COLUMNS, "kind", "anomaly_score"]).finish()
     (folder / "metrics.json").write_text('{"auroc": 0.5}')
     (folder / "notes.txt").write_text("mine")
 

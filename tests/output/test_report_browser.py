@@ -150,14 +150,14 @@ def test_a_case_is_walked_through_with_the_keyboard(open_report: Open) -> None:
         *("Image", "Anomaly map", "Reconstruction", "Residual, \N{MULTIPLICATION SIGN} 2", "Coronal", "Sagittal")
     ]
     where = page.locator(".where output")
-    assert "axial slice 6 of" in where.inner_text()
+    assert "axial, k = 3 (0 to 8)" in where.inner_text()
     assert "S +14.0 mm" in where.inner_text()
     shown = {pixels(page)}
     for key in ("ArrowRight", "m", "m", "m", "-", "o", "l"):
         page.keyboard.press(key)
         shown.add(pixels(page))
     assert len(shown) == 7  # of eight looks, since the third m leads back to the map
-    assert "axial slice 7 of" in where.inner_text()
+    assert "axial, k = 2 (0 to 8)" in where.inner_text()
     page.keyboard.press("n")
     page.wait_for_function("first => document.getElementById('viewer-title').textContent !== first", arg=first)
     page.keyboard.press("p")

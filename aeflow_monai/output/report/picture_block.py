@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class PictureBlock(NamedTuple):
 
     Attributes:
         plane: that they are slices of.
-        numbers: of the slices, from 1 in the network's orientation, ascending, (n,).
+        numbers: of the slices in the profile, from 1, ascending, (n,).
         positions_mm: of these slices, (n,); empty if their place in the world is unknown.
         peak: which of the n is the most anomalous.
         extent_mm: of a slice, height and width, and distance from one slice of the block to the next.
@@ -36,7 +36,8 @@ class PictureBlock(NamedTuple):
         map_top: map value of grey level 255; 0 is 0 or less. In standard deviations of normals.
         layers: "image", and possibly "reconstruction", both with 255 for 1; "anomaly_map"; "lesion", 0 or 255. Each
             (n, rows, columns).
-        profile: "scores" of all slices of the plane, None where one was skipped, and their "positions_mm".
+        profile: "scores" of all slices of the plane in the network's orientation, None where one was skipped, their
+            "positions_mm" and "slices_from_0", and "axis" and "n_slices" of the file; see `SlicePlace`.
     """
 
     plane: str
@@ -47,7 +48,7 @@ class PictureBlock(NamedTuple):
     window: tuple[int, int]
     map_top: float
     layers: Mapping[str, Bytes]
-    profile: Mapping[str, Sequence[float | None]]
+    profile: Mapping[str, Any]
 
     def single(self) -> PictureBlock:
         """The most anomalous slice alone, without profile."""

@@ -12,7 +12,7 @@ from aeflow_monai.files import read_json, read_rows
 __all__ = ["read_run"]
 
 _NUMBERS = ("anomaly_score", "threshold", "p_value", "ease", "position_mm")
-_COUNTS = ("label", "prediction", "most_anomalous_slice", "n_normals")
+_COUNTS = ("label", "prediction", "slice_from_0", "n_held_out")
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def _case(row: Mapping[str, str]) -> dict[str, Any]:
-    case: dict[str, Any] = {"case": row["case"], "file": _name(row.get("file", "")), "plane": row.get("plane", "")}
+    case: dict[str, Any] = {"case": row["case"], "file": _name(row.get("file", ""))}
+    case |= {name: row.get(name, "") for name in ("plane", "axis")}
     for name in (*_NUMBERS, *_COUNTS):
         if row.get(name):
             number = float(row[name])

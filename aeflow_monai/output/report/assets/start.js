@@ -22,11 +22,16 @@ function prepared(report) {
   return report;
 }
 
-const placeText = (one) => (one.most_anomalous_slice === undefined ? "" : `${one.plane} ${one.most_anomalous_slice}`);
+function placeText(one) {
+  if (one.slice_from_0 === undefined) return "";
+  const letter = { axial: "S", coronal: "A", sagittal: "R" }[one.plane];
+  const position = one.position_mm === undefined ? "" : `, ${letter} ${one.position_mm < 0 ? MINUS : "+"}${Math.abs(one.position_mm).toFixed(1)} mm`;
+  return `${one.plane}, ${one.axis} = ${one.slice_from_0}${position}`;
+}
 
 function caseFacts(report, one) {
   const facts = [`score ${fixed(one.anomaly_score)}, threshold ${fixed(one.limit)}`, report.labelled ? `${one.kind}, ${one.outcome}` : one.outcome];
-  if (one.p_value !== undefined) facts.push(`p ${fixed(one.p_value, 3)}`);
+  if (one.p_value !== undefined) facts.push(`p ${fixed(one.p_value, 3)} among ${plural(one.n_held_out, "held-out normal")}`);
   if (one.ease > 1.5) facts.push("easier to reconstruct than normals, which no map shows");
   return facts;
 }
@@ -41,7 +46,7 @@ function columnsOf(report) {
     { name: report.labelled ? "Outcome" : "Prediction", value: (one) => one.outcome, cell: (one) => el("span", { class: wrong.includes(one.outcome) ? "state wrong" : "state" },
       report.labelled ? null : sign(one.kind), one.outcome) },
     report.cases.some((one) => one.p_value !== undefined) && { name: "p among normals", right: true, value: (one) => one.p_value, cell: (one) => fixed(one.p_value, 3) },
-    report.volumes && { name: "Most anomalous slice", value: (one) => one.most_anomalous_slice, cell: placeText },
+    report.volumes && { name: "Most anomalous slice, from 0", value: (one) => one.slice_from_0, cell: placeText },
     { name: "File", class: "name dim", value: (one) => one.file, cell: (one) => one.file },
   ];
   return columns.filter(Boolean);
@@ -55,7 +60,7 @@ function filtersOf(report) {
 
 function start() {
   const report = prepared(JSON.parse(document.getElementById("data").textContent));
-  report.volumes = report.cases.some((one) => one.most_anomalous_slice > 1 || (report.pictures[one.case] || {}).block);
+  report.volumes = report.cases.some((one) => one.slice_from_0 !== undefined || (report.pictures[one.case] || {}).block);
   report.open = caseViewer(report);
   const what = report.labelled ? "Evaluation" : "Inference";
   document.title = `${what}: ${plural(report.cases.length, "case")}`;

@@ -204,10 +204,10 @@ function peakOf(block) {
 
 function sliceText(block, index) {
   const number = block.numbers[index];
-  const { scores } = block.profile;
+  const { scores, axis, slices_from_0: numbers, n_slices: count } = block.profile;
   const letter = { axial: "S", coronal: "A", sagittal: "R" }[block.plane];
   const position = block.positions_mm[index];
-  const parts = [`${block.plane} slice ${number} of ${scores.length}`];
+  const parts = [axis ? `${block.plane}, ${axis} = ${numbers[number - 1]} (0 to ${count - 1})` : block.plane];
   if (position !== undefined) parts.push(`${letter} ${position < 0 ? MINUS : "+"}${Math.abs(position).toFixed(1)} mm`);
   const score = scores[number - 1];
   parts.push(score === null ? "skipped, no score" : `slice score ${fixed(score)}`);
