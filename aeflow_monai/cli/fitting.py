@@ -56,7 +56,9 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
     options = options_of(given, dataset_dir=data, output_dir=model, epochs=given.epochs)
     run_bundle("train", _train_configs([]), options, model, terminal)
     evaluate_folder(model, data, folder / "evaluation", {}, terminal)
-    predict_images(model, [str(data)], folder / "maps", {}, terminal)
+    (image, *_) = sorted(data.glob("images/test_abnormal_*.nii.gz"))
+    predict_images(model, [str(image)], folder / "maps", {}, terminal)
+    terminal.say(f"Next: open {folder / 'evaluation' / 'report.html'} in a browser.")
 
 
 def calibrate(given: argparse.Namespace, terminal: Terminal) -> None:
