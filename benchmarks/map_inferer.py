@@ -17,6 +17,8 @@ from aeflow_monai import Score, Slicer
 from aeflow_monai.engine import GuardedEvaluator
 from aeflow_monai.score.thresholds import set_thresholds
 
+_OF_THE_DETECTOR = ("CheckpointLoader", "CardWriter", "@report", "@record")
+
 
 class Answer(NamedTuple):
     """Scores (n,) and anomaly maps (n, 1, H, W) of slices; larger is more anomalous, in the method's own unit."""
@@ -103,10 +105,17 @@ class MapInferer(Inferer):
         }
 
 
+def _name(part: Any) -> str:
+    """Class of a component, or the reference to one."""
+    return part if isinstance(part, str) else part["_target_"].rpartition(".")[2]
+
+
 def evaluator_of(config: ConfigParser, method: MapMethod) -> GuardedEvaluator:
     """The evaluator of a config of the bundle, with a method in place of its detector."""
-    # without those that load the detector, complete its card, and record its run
-    config["handlers"] = config["handlers"][1:-2]
+    # without what loads the detector, completes its card, and reports and records its run
+    config["handlers"] = [part for part in config["handlers"] if _name(part) not in _OF_THE_DETECTOR]
+    steps = config["postprocessing#transforms"]
+    config["postprocessing#transforms"] = [part for part in steps if _name(part) != "ReportPicturesd"]
     inferer = MapInferer(config.get_parsed_content("slicer"))
     config.update({"network": method.eval(), "inferer": inferer})
     evaluator: GuardedEvaluator = config.get_parsed_content("evaluator")
