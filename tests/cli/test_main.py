@@ -1,9 +1,16 @@
 import importlib.util
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from aeflow_monai.cli.main import main
+
+
+@pytest.fixture(autouse=True)
+def temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start of a server moves the temporary files of its process; other tests get theirs back."""
+    monkeypatch.setenv("TMPDIR", tempfile.gettempdir())
 
 
 def test_the_app_folder_can_be_made_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,7 +256,7 @@ def test_a_server_without_a_model_says_what_to_do_and_trains_the_first(
         assert status["status"] == "ERROR"
         assert "found 1 among 6 images" in "\n".join(status["details"])
         submit(server, "test_normal_001", 0, studies, tmp_path)
-        server.client.train_start("anomaly", {"learning_rate": 1e12})
+        server.client.train_start("anomaly", {"learning_rate": 1000})
         status = server.wait_for("/train/")
         assert status["status"] == "ERROR"
         assert "diverged" in "\n".join(status["details"])

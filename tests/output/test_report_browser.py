@@ -1,5 +1,6 @@
 """The report as people see it: opened from disk in Chromium, clicked, and looked at for requests and errors."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,9 @@ Open = Callable[..., Page]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        # its socket takes a path of 100 characters, and the folder of a server's temporary files may be deep
+        environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], env=environment)
         yield browser
         browser.close()
 

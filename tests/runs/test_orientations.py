@@ -113,7 +113,7 @@ class Pipeline:
         self.network.score.case_threshold.zero_()  # maps do not depend on it, but only a calibrated model is run
         self.preprocessing = parser.get_parsed_content("preprocessing")
         self.inferer = parser.get_parsed_content("inferer")
-        self.inverse = parser.get_parsed_content("postprocessing#transforms#2#transforms#0#transform#transforms#0")
+        self.inverse = parser.get_parsed_content("postprocessing#transforms#3#transforms#0#transform#transforms#0")
         assert isinstance(self.inverse, InvertMapd)
 
     def __call__(self, path: Path, network: Callable[[Tensor, Places], dict[str, Tensor]] | None = None) -> Maps:
