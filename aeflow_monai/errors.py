@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from monai.data import MetaTensor
 from monai.utils import ImageMetaKey, ensure_tuple
 
+from aeflow_monai import progress
 from aeflow_monai.files import Table
 
 __all__ = [
@@ -104,6 +105,7 @@ class FailureLog:
         if self.path is not None:
             self.table = self.table or Table(self.path, Failure._fields)
             self.table.append({**failure._asdict(), "message": " ".join(failure.message.split())})
+        progress.case({"state": "failed", **failure._asdict()})
         _logger.warning(f"Case {shown(failure.case)} failed, the others go on: {shown(first_line(failure.message))}")
 
     @contextmanager

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["Listener", "advance", "listening", "say", "tracked"]
+__all__ = ["Listener", "advance", "case", "listening", "say", "tracked"]
 
 _T = TypeVar("_T")
 
@@ -19,6 +19,9 @@ class Listener(Protocol):
 
     def say(self, text: str) -> None:
         """Show a line."""
+
+    def case(self, row: Mapping[str, Any]) -> None:
+        """Take what came of a case."""
 
 
 _listeners: list[Listener] = []
@@ -50,6 +53,16 @@ def say(text: str) -> None:
     """Tell a line about the run."""
     for listener in _listeners:
         listener.say(text)
+
+
+def case(row: Mapping[str, Any]) -> None:
+    """Tell what came of a case, as soon as it is known.
+
+    Args:
+        row: its `state`, scored or failed, and the cells of its line in a table, by the names of the columns.
+    """
+    for listener in _listeners:
+        listener.case(row)
 
 
 def tracked(items: Iterable[_T], what: str) -> Iterator[_T]:

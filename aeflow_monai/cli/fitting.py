@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.dry_run import say_sections
+from aeflow_monai.cli.result_tables import rows_of
 from aeflow_monai.cli.scoring import evaluate_folder, predict_images
 from aeflow_monai.cli.terminal import Terminal
 
@@ -56,8 +57,9 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
     options = options_of(given, dataset_dir=data, output_dir=model, epochs=given.epochs)
     run_bundle("train", _train_configs([]), options, model, terminal)
     evaluate_folder(model, data, folder / "evaluation", {}, terminal)
-    (image, *_) = sorted(data.glob("images/test_abnormal_*.nii.gz"))
-    predict_images(model, [str(image)], folder / "maps", {}, terminal)
+    scored = rows_of(folder / "evaluation" / "scores.csv")
+    highest = max(scored, key=lambda row: float(row["anomaly_score"]))
+    predict_images(model, [highest["file"]], folder / "maps", {}, terminal)
     terminal.say(f"Next: open {folder / 'evaluation' / 'report.html'} in a browser.")
 
 

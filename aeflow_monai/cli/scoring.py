@@ -116,14 +116,11 @@ def _what_is_kept(folder: Path) -> str:
 def _sum_up(folder: Path, terminal: Terminal) -> None:
     """Show what matters of the tables of a run."""
     scores, failures = rows_of(folder / "scores.csv"), rows_of(folder / "failures.csv")
-    for row in scores:
-        terminal.line({"state": "scored", **row})
-    for row in failures:
-        terminal.line({"state": "failed", **row})
     abnormal = [row for row in scores if row["prediction"] == "1"]
     # one model scored all of them
     threshold = f" of {float(scores[0]['threshold']):.3g}" if scores else ""
-    terminal.result(f"{len(scores)} cases, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed")
+    cases = "1 case" if len(scores) == 1 else f"{len(scores)} cases"
+    terminal.result(f"{cases}, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed")
     highest = sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN]
     if highest:
         terminal.table(

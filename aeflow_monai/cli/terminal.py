@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import methodcaller
 from typing import Any
 
 from rich.console import Console
@@ -63,10 +64,15 @@ class Terminal:
             table.add_row(*(escape(str(value)) for value in row))
         self.out.print(table)
 
-    def line(self, content: dict[str, Any]) -> None:
-        """Print an object for other programs, with --json."""
+    def case(self, row: Mapping[str, Any]) -> None:
+        """Print what came of a case as an object for other programs, with --json; empty cells are null."""
+        self.line({name: None if cell == "" else cell for name, cell in row.items()})
+
+    def line(self, content: Mapping[str, Any]) -> None:
+        """Print an object for other programs, with --json; numbers may be tensors."""
         if self.json:
-            sys.stdout.write(f"{json.dumps(content)}\n")
+            self.out.file.write(json.dumps(content, default=methodcaller("item")) + "\n")
+            self.out.file.flush()
 
     def error(self, text: str) -> None:
         """Say what went wrong."""

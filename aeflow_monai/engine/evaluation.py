@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine
 from monai.data.utils import affine_to_spacing
 
+from aeflow_monai import progress
 from aeflow_monai.data.datalist.item import patient_of
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.case_handler import CaseHandler
@@ -82,6 +83,7 @@ class ScoreWriter(CaseHandler):
             if self.labelled:
                 row["label"] = int(source["label"])
             self.table.append(row)
+            progress.case({"state": "scored", **row})
 
     def finish(self, engine: Engine) -> None:
         """Give the table its name."""

@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from aeflow_monai.cli.main import main
+from aeflow_monai.cli.result_tables import rows_of
 from aeflow_monai.engine.stored_model import read_model
 from aeflow_monai.files import read_json, sha256_of
 
@@ -129,10 +130,13 @@ def test_several_images_and_lines_for_programs(
     command = ["predict", *map(str, images), str(damaged), "-m", str(trained), "-o", str(tmp_path / "MAPS"), "--json"]
     assert main([*command, "--outputs", "anomaly_mask"]) == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(line["state"], Path(line["file"]).name) for line in lines] == [
-        *(("scored", image.name) for image in images),
-        ("failed", "damaged.nii.gz"),
-    ]
+    states = {Path(line["file"]).name: line["state"] for line in lines}  # as they come: failures of reading are early
+    assert states == {**{image.name: "scored" for image in images}, "damaged.nii.gz": "failed"}
+    assert len(lines) == 3
+    table = {row["case"]: row for row in rows_of(tmp_path / "MAPS/scores.csv")}
+    for line in lines:
+        if line.pop("state") == "scored":
+            assert {name: "" if cell is None else str(cell) for name, cell in line.items()} == table[line["case"]]
     assert {path.name for path in (tmp_path / "MAPS").glob("*.nii.gz")} == {
         f"{image.name.removesuffix('.nii.gz')}_anomaly_mask.nii.gz" for image in images
     }
