@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import traceback
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from monai.utils import ImageMetaKey, ensure_tuple
 
 from aeflow_monai import progress
 from aeflow_monai.files import Table
+from aeflow_monai.printable import first_line, shown
 
 __all__ = [
     "CaseFailures",
@@ -24,12 +24,8 @@ __all__ = [
     "describe_error",
     "failure_of",
     "file_of",
-    "first_line",
     "is_disk_error",
-    "is_unsafe",
     "root_cause",
-    "shown",
-    "some",
     "unwrapped",
 ]
 
@@ -39,8 +35,6 @@ _logger = logging.getLogger(__name__)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 # torch writes files by itself, and has no number for what failed.
 _TORCH_WRITES = ("PytorchStreamWriter", "inline_container.cc")
-# Classes of the characters that begin or end text of the other direction, so that "\u202egnp.exe" looks like "exe.png".
-_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 # Lines of a summary; the table has them all.
 _MAX_LISTED = 20
 
@@ -246,44 +240,6 @@ def is_disk_error(cause: BaseException) -> bool:
     if isinstance(cause, OSError):
         return cause.errno in _DISK_ERRORS
     return isinstance(cause, RuntimeError) and any(name in str(cause) for name in _TORCH_WRITES)
-
-
-def first_line(message: object) -> str:
-    """The first line of a message that says something; empty if none does."""
-    return next((line.strip() for line in str(message).splitlines() if line.strip()), "")
-
-
-def some(names: Sequence[object], limit: int = 5) -> str:
-    """The first names, as they may be printed, and how many more there are.
-
-    Args:
-        names: to show.
-        limit: how many to show.
-
-    Example:
-        >>> some(["a", "b", "c"], limit=2), some([])
-        ('a, b and 1 more', 'none')
-    """
-    listed = ", ".join(shown(name) for name in names[:limit])
-    return (listed or "none") + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def shown(name: object) -> str:
-    r"""A name as it may be printed: what a terminal would obey, and bytes that are no UTF-8, are written out.
-
-    Args:
-        name: of a file or a case.
-
-    Example:
-        >>> shown("red\x1b[31m.png")
-        'red\\x1b[31m.png'
-    """
-    return "".join(sign.encode("unicode_escape").decode() if is_unsafe(sign) else sign for sign in str(name))
-
-
-def is_unsafe(sign: str) -> bool:
-    """Whether a character controls a terminal, ends a line, turns text around or stands for a byte that is no UTF-8."""
-    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(sign) in _TURNS
 
 
 def _is_raised_by_monai(error: BaseException) -> bool:

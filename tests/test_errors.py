@@ -11,16 +11,8 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, Lambdad
 
-from aeflow_monai.errors import (
-    CaseFailures,
-    Failure,
-    FailureLog,
-    describe_error,
-    failure_of,
-    file_of,
-    first_line,
-    root_cause,
-)
+from aeflow_monai.errors import CaseFailures, Failure, FailureLog, describe_error, failure_of, file_of, root_cause
+from aeflow_monai.printable import first_line
 
 DATA = [{"case": name, "image": f"{name}.nii.gz"} for name in "abcde"]
 

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from operator import methodcaller
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
+from aeflow_monai.printable import shown
 from aeflow_monai.progress import listening
 
 __all__ = ["Terminal"]
 
 _EVERY = 10.0  # seconds between lines about one thing, where there are no bars
+_UNLIMITED = 10_000  # columns
 
 
 class Terminal:
@@ -33,35 +46,42 @@ class Terminal:
 
     def __init__(self, quiet: bool = False, verbose: bool = False, as_json: bool = False) -> None:
         self.quiet, self.verbose, self.json = quiet, verbose, as_json
-        self.out = Console(file=sys.stdout, highlight=False, soft_wrap=True)  # also where prints go elsewhere
-        self.err = Console(stderr=True, highlight=False, soft_wrap=True)
+        # names of files are shown as they are, whatever rich would make of :brain: or [red]
+        console = partial(Console, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self.out = console(file=sys.stdout)  # also where prints go elsewhere
+        if not self.out.is_terminal:
+            self.out.width = _UNLIMITED
+        self.err = console(stderr=True)
         self.when_stopped: Callable[[], str] | None = None  # says what is kept, and how to go on
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._done: dict[str, float] = {}
+        self._told: dict[str, float] = {}  # when a line about something was shown
+        self._lock = threading.Lock()  # the planes of a volume go through the network in several threads
 
     def say(self, text: str) -> None:
         """Say what goes on."""
         if not self.quiet:
-            self.err.print(escape(text))
+            self.err.print(_safe(text))
 
     def detail(self, text: str) -> None:
         """Say what only --verbose shows."""
         if self.verbose:
-            self.err.print(f"[dim]{escape(text)}[/]")
+            self.err.print(_safe(text), style="dim")
 
     def result(self, text: str = "") -> None:
         """Print a result."""
         if not self.json:
-            self.out.print(escape(text))
+            self.out.print(_safe(text))
 
-    def table(self, columns: list[str], rows: list[list[Any]]) -> None:
-        """Print results as a table."""
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Print results as a table; in a file or pipe no cell is cut or wrapped."""
         if self.json:
             return
-        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*(escape(str(value)) for value in row))
+            table.add_row(*(_safe(str(cell)) for cell in row))
         self.out.print(table)
 
     def case(self, row: Mapping[str, Any]) -> None:
@@ -76,12 +96,12 @@ class Terminal:
 
     def error(self, text: str) -> None:
         """Say what went wrong."""
-        self.err.print(f"[bold red]error:[/] {escape(text)}")
+        self.err.print(Text.assemble(("error:", "bold red"), f" {_safe(text)}"))
 
     def warn(self, text: str) -> None:
         """Say what is left out or doubtful."""
         if not self.quiet:
-            self.err.print(f"[yellow]note:[/] {escape(text)}")
+            self.err.print(Text.assemble(("note:", "yellow"), f" {_safe(text)}"))
 
     def traceback(self) -> None:
         """Show the traceback of the error that is handled."""
@@ -89,7 +109,7 @@ class Terminal:
 
     def stopped(self) -> None:
         """Say that the run was interrupted, and how to go on."""
-        self.err.print(f"Interrupted. {escape(self.when_stopped() if self.when_stopped else '')}")
+        self.err.print(_safe(f"Interrupted. {self.when_stopped() if self.when_stopped else ''}"))
 
     @contextmanager
     def progress(self) -> Iterator[None]:
@@ -98,7 +118,13 @@ class Terminal:
             if self.quiet or not self.err.is_terminal:
                 yield
                 return
-            columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description:<12}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _RateColumn(),
+                TimeRemainingColumn(),
+            )
             try:
                 with Progress(
                     *columns, console=self.err, transient=True, redirect_stdout=False, redirect_stderr=False
@@ -109,22 +135,42 @@ class Terminal:
                 self._tasks.clear()
 
     def advance(self, what: str, n: int, total: int | None) -> None:
-        """Show that n of the total of something are done.
+        """Show that n of the total of something are done; may be called from several threads.
 
         Args:
             what: in a word, such as "reading".
             n: done until now.
             total: of all; None if it is not known.
         """
-        if self._bars is not None:
-            if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=total)
-            self._bars.update(self._tasks[what], completed=n, total=total)
-            if total is not None and n >= total:
-                self._bars.remove_task(self._tasks.pop(what))
-            return
+        with self._lock:
+            if self._bars is not None:
+                self._move_bar(self._bars, what, n, total)
+            else:
+                self._tell(what, n, total)
+
+    def _move_bar(self, bars: Progress, what: str, n: int, total: int | None) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = bars.add_task(what, total=total)
+        bars.update(self._tasks[what], completed=n, total=total)
+        if total is not None and n >= total:
+            bars.remove_task(self._tasks.pop(what))
+
+    def _tell(self, what: str, n: int, total: int | None) -> None:
         now = time.monotonic()
-        last = self._done.setdefault(what, now)
+        last = self._told.setdefault(what, now)
         if now - last > _EVERY:
-            self._done[what] = now
+            self._told[what] = now
             self.say(f"{what} {n}{f'/{total}' if total else ''}")
+
+
+class _RateColumn(ProgressColumn):
+    """How many are done in a second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate, as far as it is known."""
+        return Text("" if task.speed is None else f"{task.speed:.3g}/s", style="progress.data.speed")
+
+
+def _safe(text: str) -> str:
+    """Lines whose characters a terminal may print."""
+    return "\n".join(shown(line) for line in text.split("\n"))

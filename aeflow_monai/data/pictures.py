@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.utils import MetaKeys, SpaceKeys
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from aeflow_monai.errors import first_line
+from aeflow_monai.printable import first_line
 
 __all__ = ["MAX_PIXELS", "as_channels", "open_picture", "read_picture", "upright"]
 

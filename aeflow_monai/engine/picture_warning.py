@@ -11,8 +11,8 @@ from torch import Tensor
 
 from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.engine.stored_model import model_path, read_model
-from aeflow_monai.errors import some
 from aeflow_monai.geometry import any_picture
+from aeflow_monai.printable import some
 
 __all__ = ["saw_volumes", "warn_of_pictures"]
 

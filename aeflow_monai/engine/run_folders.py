@@ -14,9 +14,9 @@ from aeflow_monai.engine.earlier_results import find_in_the_way, find_results, i
 from aeflow_monai.engine.picture_warning import warn_of_pictures
 from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, describe_run
 from aeflow_monai.engine.stored_model import model_path
-from aeflow_monai.errors import some
 from aeflow_monai.files import digest_of, home, read_json, sweep, user_path
 from aeflow_monai.locks import claim_folder, release_folder
+from aeflow_monai.printable import some
 
 __all__ = ["begin_bundle", "begin_cache", "begin_results", "is_first_process", "model_folder", "run_folder"]
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from aeflow_monai.errors import some
 from aeflow_monai.files import replacing
+from aeflow_monai.printable import some
 
 __all__ = ["StoredModel", "load_saved", "model_path", "not_finite", "read_model", "write_saved"]
 

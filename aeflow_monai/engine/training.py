@@ -24,8 +24,8 @@ from aeflow_monai.engine.detector import Detector, calibrate, places_of
 from aeflow_monai.engine.run_folders import is_first_process
 from aeflow_monai.engine.run_record import RUN_RECORD, finish_record, hashes_of
 from aeflow_monai.engine.stored_model import load_saved, model_path, write_saved
-from aeflow_monai.errors import first_line
 from aeflow_monai.files import read_json
+from aeflow_monai.printable import first_line
 from aeflow_monai.score.thresholds import require_specificity
 
 __all__ = ["BundleWriter", "Checkpoints", "DivergenceGuard", "PictureLogger", "require_same_options"]

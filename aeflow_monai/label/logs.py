@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from aeflow_monai.errors import shown
 from aeflow_monai.label.background import is_task
+from aeflow_monai.printable import shown
 
 __all__ = ["keep_log_discreet"]
 

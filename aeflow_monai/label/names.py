@@ -7,7 +7,7 @@ import math
 import re
 from typing import Any
 
-from aeflow_monai.errors import is_unsafe, shown
+from aeflow_monai.printable import is_unsafe, shown
 
 __all__ = [
     "check_image_id",
@@ -165,7 +165,7 @@ def check_values(value: Any, depth: int = 0) -> None:
 
 
 def quoted(value: object) -> str:
-    r"""A value of a request as a message repeats it: in quotes, as `aeflow_monai.errors.shown`, and not endless.
+    r"""A value of a request as a message repeats it: in quotes, as `aeflow_monai.printable.shown`, and not endless.
 
     Args:
         value: of a request.

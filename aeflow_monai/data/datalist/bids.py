@@ -13,7 +13,7 @@ from aeflow_monai.data.datalist.entries import Entry, Request
 from aeflow_monai.data.datalist.found_images import volumes_below
 from aeflow_monai.data.datalist.mask_names import several_masks
 from aeflow_monai.data.datalist.modalities import cases_of, entry_of, missing_in
-from aeflow_monai.errors import shown, some
+from aeflow_monai.printable import shown, some
 
 __all__ = ["BIDS_REMEDY", "Claim", "claims", "has_bids", "lesion_masks", "read_bids"]
 

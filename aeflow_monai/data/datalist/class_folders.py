@@ -13,7 +13,7 @@ from aeflow_monai.data.datalist.found_images import images_below, masks_below
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, stem, subfolders
 from aeflow_monai.data.datalist.mask_names import masks_beside, named_image, names_anatomy, several_masks
 from aeflow_monai.data.dicom.paths import dicom_paths
-from aeflow_monai.errors import shown, some
+from aeflow_monai.printable import shown, some
 
 REMEDY = (
     "Expected train/<class>/<image> and test/<class>/<image> below it; name the folders of normal images with "

@@ -12,7 +12,7 @@ from aeflow_monai.data.datalist.image_files import is_series, series_below, subf
 from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.paths import split_name
 from aeflow_monai.data.dicom.series import Contents, Image, contents_of, no_single_image
-from aeflow_monai.errors import some
+from aeflow_monai.printable import some
 
 REMEDY = "Expected folders of DICOM files in it or below."
 

@@ -10,8 +10,8 @@ from aeflow_monai.data.datalist.entries import Entry
 from aeflow_monai.data.datalist.item import source_exists
 from aeflow_monai.data.datalist.naming import case_problem, fitting_name, path_problem
 from aeflow_monai.data.datalist.walking import identity
-from aeflow_monai.errors import shown, some
 from aeflow_monai.marks import has_mark
+from aeflow_monai.printable import shown, some
 
 __all__ = ["checked", "of_each_file_once", "refuse_trained_and_tested_on"]
 

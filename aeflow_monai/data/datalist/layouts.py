@@ -15,8 +15,8 @@ from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.naming import path_problem
 from aeflow_monai.data.datalist.tables import read_json, read_table
 from aeflow_monai.data.datalist.walking import exists
-from aeflow_monai.errors import shown, some
 from aeflow_monai.files import user_path
+from aeflow_monai.printable import shown, some
 
 _logger = logging.getLogger(__name__)
 

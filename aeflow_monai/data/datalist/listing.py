@@ -21,9 +21,9 @@ from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
 from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
 from aeflow_monai.data.datalist.unused import Datalist, Unused, find_unused
-from aeflow_monai.errors import shown
 from aeflow_monai.files import user_path
 from aeflow_monai.marks import has_mark
+from aeflow_monai.printable import shown
 
 __all__ = ["find_images", "list_unused", "load_datalist"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_mask_folder, stem
-from aeflow_monai.errors import shown, some
+from aeflow_monai.printable import shown, some
 
 __all__ = [
     "in_mask_folder",

@@ -19,8 +19,8 @@ from PIL import Image
 from aeflow_monai.data.datalist.class_folders import read_class_folders
 from aeflow_monai.data.datalist.entries import Entry, Request
 from aeflow_monai.data.datalist.found_images import images_below
-from aeflow_monai.errors import first_line
 from aeflow_monai.files import new_folder
+from aeflow_monai.printable import first_line
 
 _Array = NDArray[Any]
 PREFIX = "medmnist:"

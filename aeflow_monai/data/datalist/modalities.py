@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
 from aeflow_monai.data.datalist.image_files import stem
-from aeflow_monai.errors import shown, some
+from aeflow_monai.printable import shown, some
 
 __all__ = ["Case", "beginning_of", "cases_of", "entry_of", "files_found", "missing_in", "named_after"]
 

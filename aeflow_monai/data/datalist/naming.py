@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from aeflow_monai.errors import is_unsafe, shown
+from aeflow_monai.printable import is_unsafe, shown
 
 __all__ = ["case_problem", "fitting_name", "key_of", "name_cases", "path_problem", "unique_names"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from aeflow_monai.data.datalist.class_labels import parse_label
 from aeflow_monai.data.datalist.entries import JSON_KEYS, SPLITS, UNSPLIT, Entry
-from aeflow_monai.errors import shown, some
+from aeflow_monai.printable import shown, some
 
 _logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from aeflow_monai.data.datalist.image_files import is_dicom, is_image, stem
 from aeflow_monai.data.datalist.mask_names import names_anatomy
 from aeflow_monai.data.datalist.walking import Tree, exists, identity, read_tree
 from aeflow_monai.data.dicom.paths import split_name
-from aeflow_monai.errors import shown, some
 from aeflow_monai.marks import has_mark
+from aeflow_monai.printable import shown, some
 
 __all__ = ["Datalist", "Unused", "find_unused"]
 

@@ -17,7 +17,7 @@ from aeflow_monai.data.dicom.grid import grid_of
 from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_header, require_libraries
 from aeflow_monai.data.dicom.mosaic import is_mosaic
 from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
-from aeflow_monai.errors import some
+from aeflow_monai.printable import some
 
 __all__ = ["Contents", "Image", "contents_of", "image_in_file", "no_single_image"]
 

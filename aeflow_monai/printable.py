@@ -1,0 +1,49 @@
+"""Names and messages as a terminal may print them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+__all__ = ["first_line", "is_unsafe", "shown", "some"]
+
+# Classes of the characters that begin or end text of the other direction, so that "\u202egnp.exe" looks like "exe.png".
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def first_line(message: object) -> str:
+    """The first line of a message that says something; empty if none does."""
+    return next((line.strip() for line in str(message).splitlines() if line.strip()), "")
+
+
+def is_unsafe(sign: str) -> bool:
+    """Whether a character controls a terminal, ends a line, turns text around or stands for a byte that is no UTF-8."""
+    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(sign) in _TURNS
+
+
+def shown(name: object) -> str:
+    r"""A name as it may be printed: what a terminal would obey, and bytes that are no UTF-8, are written out.
+
+    Args:
+        name: of a file or a case.
+
+    Example:
+        >>> shown("red\x1b[31m.png")
+        'red\\x1b[31m.png'
+    """
+    return "".join(sign.encode("unicode_escape").decode() if is_unsafe(sign) else sign for sign in str(name))
+
+
+def some(names: Sequence[object], limit: int = 5) -> str:
+    """The first names, as they may be printed, and how many more there are.
+
+    Args:
+        names: to show.
+        limit: how many to show.
+
+    Example:
+        >>> some(["a", "b", "c"], limit=2), some([])
+        ('a, b and 1 more', 'none')
+    """
+    listed = ", ".join(shown(name) for name in names[:limit])
+    return (listed or "none") + (f" and {len(names) - limit} more" if len(names) > limit else "")
