@@ -24,7 +24,7 @@ def paired_report(
 
     The interval is a 95 % percentile bootstrap over cases, of the difference on the same resample for both; normal and
     abnormal cases are drawn separately. The p-value is two-sided: twice the share of resamples in which the difference
-    has the other sign, zero counting half.
+    has the other sign, zero counting half; one resample is counted beside them, so that it is never 0.
 
     Args:
         labels: 0 for normal and 1 for abnormal, shape (N,).
@@ -38,7 +38,7 @@ def paired_report(
         "difference_ci95", "p_value", "n_bootstrap" and "bootstrap_seed".
 
     Raises:
-        ValueError: the lengths differ, or a class is missing.
+        ValueError: the lengths differ, a class is missing, or there are no resamples.
 
     Example:
         >>> report = paired_report([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9], [0.1, 0.2, 0.3, 0.9])
@@ -52,6 +52,8 @@ def paired_report(
             f"Expected scores of two models for the same normal and abnormal cases; got {len(truth)} labels, of the "
             f"kinds {sorted(set(truth.tolist()))}, and scores of the shape {scores.shape}."
         )
+    if n_bootstrap < 1:
+        raise ValueError(f"Expected at least one resample; got n_bootstrap={n_bootstrap}.")
     groups = [scores[:, truth == label] for label in (0, 1)]
     auroc = _aurocs(*groups)
     generator = np.random.default_rng(seed)
@@ -59,7 +61,8 @@ def paired_report(
     for number in range(n_bootstrap):
         drawn = [group[:, generator.integers(group.shape[1], size=group.shape[1])] for group in groups]
         differences[number] = np.diff(_aurocs(*drawn))[0]
-    other_sign = np.mean(differences < 0) + 0.5 * np.mean(differences == 0)
+    n_below = np.sum(differences < 0) + 0.5 * np.sum(differences == 0)
+    other_sign = (min(n_below, n_bootstrap - n_below) + 1) / (n_bootstrap + 1)
     low, high = np.percentile(differences, [2.5, 97.5])
     return {
         "n": len(truth),
@@ -68,7 +71,7 @@ def paired_report(
         "auroc": auroc,
         "difference": auroc[1] - auroc[0],
         "difference_ci95": [float(low), float(high)],
-        "p_value": float(min(1.0, 2 * min(other_sign, 1 - other_sign))),
+        "p_value": float(min(1.0, 2 * other_sign)),
         "n_bootstrap": n_bootstrap,
         "bootstrap_seed": seed,
     }
