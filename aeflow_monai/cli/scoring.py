@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.dry_run import say_images, say_test
 from aeflow_monai.cli.result_tables import data_of, rows_of
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json
+from aeflow_monai.printable import some
 
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
 
@@ -33,6 +36,7 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
     outputs = f"[{given.outputs}]" if given.outputs else None
     options = options_of(given, outputs=outputs, overwrite=True if given.overwrite else None)
     predict_images(Path(given.model), images, Path(given.output), options, terminal)
+    terminal.say(f"Next: open {shlex.quote(str(Path(given.output) / 'report.html'))} in a browser.")
 
 
 def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
@@ -50,6 +54,7 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
     folder = Path(run_folder(given.output, "evaluations"))
     options = options_of(given, overwrite=True if given.overwrite else None)
     evaluate_folder(Path(given.model), given.data, folder, options, terminal)
+    terminal.say(f"Next: aeflow predict SCANS -m {shlex.quote(given.model)} -o MAPS")
 
 
 def report(given: argparse.Namespace, terminal: Terminal) -> None:
@@ -138,15 +143,28 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
         )
     for row in failures[:_SHOWN]:
         terminal.result(f"failed: {row['case']}: {row['message']}")
+    for kind, paths in read_json(folder / "run.json").get("unused", {}).get("paths", {}).items():
+        terminal.result(f"not used: {kind}: {some(paths, _SHOWN)}")
     if metrics := read_json(folder / "metrics.json"):
-        low, high = metrics["auroc_ci95"]
-        terminal.result(
-            f"AUROC {metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), sensitivity {metrics['sensitivity']:.2f}, "
-            f"specificity {metrics['specificity']:.2f}"
-        )
+        _say_metrics(metrics, terminal)
     terminal.result(f"results: {folder}")
     if (page := folder / "report.html").is_file():
         terminal.result(f"report: {page}")
+
+
+def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:
+    """Show how well cases were told apart, and whether the threshold can be trusted here."""
+    low, high = metrics["auroc_ci95"]
+    terminal.result(
+        f"AUROC {metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), sensitivity {metrics['sensitivity']:.2f}, "
+        f"specificity {metrics['specificity']:.2f}"
+    )
+    if (expected := metrics.get("expected_specificity")) is not None:
+        if metrics["expected_specificity_holds"]:
+            terminal.result(f"the expected specificity of {expected:.2f} holds")
+        else:
+            remedy = "calibrate the model on normal images like these (aeflow calibrate)"
+            terminal.result(f"the expected specificity of {expected:.2f} does not hold: {remedy}")
 
 
 def _place_of(row: Mapping[str, str]) -> str:

@@ -55,7 +55,7 @@ class Terminal:
         self.when_stopped: Callable[[], str] | None = None  # says what is kept, and how to go on
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, float] = {}  # when a line about something was shown
+        self._told: dict[str, tuple[float, int]] = {}  # when a line about something was shown or due, and how far it is
         self._lock = threading.Lock()  # the planes of a volume go through the network in several threads
 
     def say(self, text: str) -> None:
@@ -157,10 +157,13 @@ class Terminal:
 
     def _tell(self, what: str, n: int, total: int | None) -> None:
         now = time.monotonic()
-        last = self._told.setdefault(what, now)
-        if now - last > _EVERY:
-            self._told[what] = now
+        since, before = self._told.get(what, (now, 0))
+        if n < before:  # the next round, as the slices of another volume
+            since = now
+        if now - since > _EVERY:
+            since = now
             self.say(f"{what} {n}{f'/{total}' if total else ''}")
+        self._told[what] = since, n
 
 
 class _RateColumn(ProgressColumn):

@@ -85,3 +85,15 @@ def test_quiet_shows_results_and_errors_alone(capsys: Capture) -> None:
     terminal.result("found")
     assert capsys.readouterr() == ("found\n", "error: failed\n")
     assert not sys.stdout.isatty()
+
+
+def test_a_pipe_gets_lines_of_what_takes_long(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(0, 1000, 4))
+    monkeypatch.setattr("aeflow_monai.cli.terminal.time.monotonic", lambda: next(seconds))
+    with Terminal().progress():
+        for _ in range(5):  # volumes of a few seconds each
+            for n in (1, 2):
+                progress.advance("slices", n, 2)
+        for n in range(6):
+            progress.advance("reading", n, 6)
+    assert capsys.readouterr().err == "reading 3/6\n"
