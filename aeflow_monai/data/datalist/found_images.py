@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from aeflow_monai.data.datalist.image_files import is_image, is_series, is_volume
+from aeflow_monai.data.datalist.image_files import is_image, is_picture, is_series, is_volume
 from aeflow_monai.data.datalist.mask_names import in_mask_folder, is_mask_beside, is_mask_name
 from aeflow_monai.data.datalist.walking import Tree, read_tree
 from aeflow_monai.marks import has_mark
 
-__all__ = ["images_below", "is_mask_of", "masks_below", "volumes_below"]
+__all__ = ["images_below", "is_mask_of", "masks_below", "pictures_below", "volumes_below"]
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -27,8 +28,17 @@ def masks_below(folder: Path, *, all_are: bool = False) -> list[Path]:
 
 def volumes_below(folder: Path) -> list[Path]:
     """Visible files of volumes at any depth, masks among them, sorted; broken links too, so that they are missed."""
+    return _files_below(folder, is_volume)
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Visible files of 2D images at any depth; as `volumes_below`."""
+    return _files_below(folder, is_picture)
+
+
+def _files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> list[Path]:
     tree = _tree(folder)
-    files = (path for path in (*tree.files, *tree.broken) if is_volume(path))
+    files = (path for path in (*tree.files, *tree.broken) if is_wanted(path))
     return sorted((path for path in files if not has_mark(path)), key=Path.as_posix)
 
 

@@ -27,6 +27,11 @@ def is_volume(path: Path) -> bool:
     return path.name.lower().endswith(VOLUME_EXTENSIONS)
 
 
+def is_picture(path: Path) -> bool:
+    """Whether the name has the extension of a 2D image."""
+    return is_image(path) and not is_volume(path)
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM, and can be looked into."""
     try:

@@ -76,7 +76,7 @@ LAYOUTS = {
     "folder": Layout(
         volumes.read_folder,
         volumes.FOLDER_REMEDY,
-        lambda source, request: volumes.has_volumes(source),
+        lambda source, request: volumes.has_images(source),
         modalities=True,
         plural="volumes",
     ),

@@ -56,6 +56,7 @@ def load_datalist(
     6. "brats": `<case>/<case>_flair.nii.gz` with `<case>/<case>_seg.nii.gz`; every case is abnormal;
     7. "dicom": a folder per DICOM series, all normal; found at the first level, read at any;
     8. "folder": volumes, normal unless a mask beside them holds lesion; found in the folder itself, read at any level.
+       Or 2D images, where there are no volumes and no subfolders with images.
 
     Paths in a table or JSON are relative to its folder. An item of a JSON's "training" that has neither label nor
     mask is normal, since training sets of this tool are normal by definition; one with a mask but no label is

@@ -1,4 +1,4 @@
-"""Volumes in NIfTI, NRRD or MetaImage: BraTS and plain folders, with several modalities as channels."""
+"""BraTS and plain folders: volumes, with several modalities as channels, or 2D images."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from aeflow_monai.data.datalist.bids import Claim, claims, lesion_masks
 from aeflow_monai.data.datalist.bids_names import parse
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
-from aeflow_monai.data.datalist.found_images import is_mask_of, volumes_below
-from aeflow_monai.data.datalist.image_files import VOLUME_EXTENSIONS, is_volume, stem, subfolders
+from aeflow_monai.data.datalist.found_images import images_below, is_mask_of, pictures_below, volumes_below
+from aeflow_monai.data.datalist.image_files import VOLUME_EXTENSIONS, is_image, is_volume, stem, subfolders
 from aeflow_monai.data.datalist.mask_names import masks_beside, names_anatomy, several_masks
 from aeflow_monai.data.datalist.modalities import beginning_of, cases_of, entry_of, files_found, missing_in, named_after
 from aeflow_monai.data.datalist.walking import children
@@ -21,7 +21,9 @@ _BRATS = {"flair": ("t2f",), "t1": ("t1n",), "t1ce": ("t1c", "t1gd"), "t2": ("t2
 _BRATS_VISIT = re.compile(r"(BraTS-\w+-\d+)-\d{3}")  # since 2023 a case is a patient's number and a visit's
 
 BRATS_REMEDY = "Expected <case>/<case>_flair.nii.gz (t1, t1ce, t2) and <case>/<case>_seg.nii.gz below it."
-FOLDER_REMEDY = f"Expected volumes in it or below, with one of {', '.join(VOLUME_EXTENSIONS)}."
+FOLDER_REMEDY = (
+    f"Expected volumes in it or below, with one of {', '.join(VOLUME_EXTENSIONS)}; where there are none, 2D images."
+)
 
 
 def has_brats(root: Path) -> bool:
@@ -56,15 +58,21 @@ def read_brats(root: Path, request: Request) -> list[Entry]:
     return entries
 
 
-def has_volumes(root: Path) -> bool:
-    """Whether volumes lie in the folder itself."""
-    return any(is_volume(path) and path.is_file() and not has_mark(path) for path in children(root))
+def has_images(root: Path) -> bool:
+    """Whether volumes lie in the folder itself, or 2D images in it alone: subfolders of these may be classes."""
+    files = [path for path in children(root) if is_image(path) and path.is_file() and not has_mark(path)]
+    if any(is_volume(path) for path in files):
+        return True
+    return bool(files) and all(path.parent == root or is_mask_of(path, root) for path in images_below(root))
 
 
 def read_folder(root: Path, request: Request) -> list[Entry]:
-    """All volumes, normal unless a mask beside them says otherwise; a first folder, or sub- tells the patient."""
-    volumes = volumes_below(root)
-    files = [path for path in volumes if not is_mask_of(path, root)]
+    """All volumes, normal unless a mask beside them says otherwise; a first folder, or sub- tells the patient.
+
+    Where there are none, all 2D images.
+    """
+    known = volumes_below(root) or pictures_below(root)
+    files = [path for path in known if not is_mask_of(path, root)]
     if request.modalities:
         cases = cases_of(root, files, request.modalities, {})
         problems = [missing_in(case, request.modalities) for case in cases]
@@ -76,13 +84,13 @@ def read_folder(root: Path, request: Request) -> list[Entry]:
         entries = [Entry(UNSPLIT, (path,), 0, patient=_patient(path, root)) for path in files]
     if not request.masks:
         return entries
-    found = _claims([path for entry in entries for path in entry.images], volumes, root, request)
+    found = _claims([path for entry in entries for path in entry.images], known, root, request)
     return [_claimed(entry, found) for entry in entries]
 
 
-def _claims(images: Sequence[Path], volumes: Sequence[Path], root: Path, request: Request) -> dict[Path, Claim]:
+def _claims(images: Sequence[Path], known: Sequence[Path], root: Path, request: Request) -> dict[Path, Claim]:
     """The lesion masks of images, by the entities of BIDS where both have them, else by their names."""
-    masks = [path for path in volumes if is_mask_of(path, root)]
+    masks = [path for path in known if is_mask_of(path, root)]
     by_entities = [path for path in masks if "sub" in parse(path).entities]
     beside = masks_beside(images, sorted({*masks} - {*by_entities}), root)
     found = {}

@@ -59,7 +59,7 @@ def test_normal_classes_are_matched_in_any_case(tmp_path: Path, normal_classes: 
     ("names", "message"),
     [
         ([], r"No image in the class folders of .*\.nii, \.nii\.gz.*class folders found: none\."),
-        (["scan.png"], r"No image in the class folders of .*--dataset_dir"),
+        (["scan.png", "SICK/scan.png"], r"None of the class folders .* is named NORMAL"),
         (["train/NORMAL/readme.txt"], r"No image in the class folders .*class folders found: NORMAL\."),
         (["train/bent/a.png", "test/ok/b.png"], r"is named NORMAL; found: bent, ok\. .*--normal_classes"),
         (["train/LESION/a.png", "test/NORMAL/b.png"], r"holds no normal image among 1, .*--normal_classes"),

@@ -271,6 +271,25 @@ def test_folder_of_patients_has_to_be_asked_for(tmp_path: Path) -> None:
     assert [item["case"] for item in find_images(tmp_path, modalities="T1")] == ["p1", "p2"]
 
 
+def test_folder_of_pictures(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "b.jpg", "b_mask.png", "notes.txt"])
+    items = load_datalist(tmp_path, "all")
+    assert short(items, "case", "patient", "label") == [("a", "a", 0), ("b", "b", 1)]
+    assert items[1]["lesion"] == str(tmp_path / "b_mask.png")
+
+
+def test_pictures_beside_volumes_are_no_images(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.nii.gz", "a.png"])
+    assert short(load_datalist(tmp_path, "train"), "case") == [("a",)]
+
+
+def test_pictures_in_subfolders_have_to_be_asked_for(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.png", "SICK/b.png"])
+    with pytest.raises(ValueError, match="None of the class folders"):
+        load_datalist(tmp_path, "train")
+    assert short(load_datalist(tmp_path, "train", layout="folder"), "case", "patient") == [("b", "SICK"), ("a", "a")]
+
+
 def test_case_whose_name_begins_as_another(tmp_path: Path) -> None:
     write_images(tmp_path, ["p1_T1.nii", "p10_T2.nii", "p1_seg.nii"])
     items = load_datalist(tmp_path, "train", modalities="T1")
