@@ -12,6 +12,9 @@ from monai.bundle import ConfigWorkflow
 from aeflow_monai import Workflow, write_phantom
 
 ROOT = Path(__file__).parent.parent
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core, whose threads would slow each other
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 # A network and a training that take seconds; explicit, so that a change of the defaults changes no test.
 TRAINING = {
     "image_size": [64, 64],

@@ -240,10 +240,3 @@ def test_wrong_use_ends_with_one_message(
     assert len(text.splitlines()) <= 5
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
-
-
-def test_the_doctor_says_that_all_is_well(capsys: Capture) -> None:
-    assert main(["doctor"]) == 0
-    said = capsys.readouterr().out
-    assert "FAIL" not in said
-    assert said.splitlines()[-1] == "Everything that is needed is here and works."
