@@ -4,7 +4,7 @@
 
 Help; a training of one epoch on the volumes of the demo, which are there already; the prediction of one of them by that
 model. Both ways take turns, a few times; the table has medians. With `--page` it is written into that page, between the
-lines `<!-- first_line.py -->` and `<!-- end of first_line.py -->`. Run it on an idle machine, with the package installed.
+lines `<!-- first_line.py -->` and `<!-- end of first_line.py -->`. Run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -69,7 +69,9 @@ def make(data: DataSet, folder: Path) -> None:
         paths += re.findall(IMAGE, "\n".join(lines))
     for path in paths:
         if path.endswith(".npz"):
-            pairs = {f"{split}_{kind}": values for split in ("train", "val", "test") for kind, values in _MEDMNIST.items()}
+            pairs = {
+                f"{split}_{kind}": values for split in ("train", "val", "test") for kind, values in _MEDMNIST.items()
+            }
             np.savez(folder / path, **pairs)
         elif "*" in path:
             patient = Path(path).parts[0]
@@ -79,7 +81,10 @@ def make(data: DataSet, folder: Path) -> None:
             write_image(folder / path)
 
 
-_MEDMNIST = {"images": np.arange(4 * 28 * 28, dtype=np.uint8).reshape(4, 28, 28), "labels": np.array([[0], [1], [0], [1]])}
+_MEDMNIST = {
+    "images": np.arange(4 * 28 * 28, dtype=np.uint8).reshape(4, 28, 28),
+    "labels": np.array([[0], [1], [0], [1]]),
+}
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.name for block in BLOCKS])
