@@ -33,7 +33,7 @@ class RecordedTerminal:
         rows: of the terminal; what scrolls out is lost.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str], columns: int = 100, rows: int = 60) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], columns: int = 108, rows: int = 60) -> None:
         self.folder, self.environment = folder, {**environment, "TERM": "xterm-256color"}
         self.screen = pyte.Screen(columns, rows)
         self.stream = pyte.ByteStream(self.screen)

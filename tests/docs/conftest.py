@@ -38,6 +38,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, volumes: Path, trained: Path
     _write_classes(folder, volumes)
     _write_brats(folder / "BRATS", volumes)
     shutil.copytree(trained, folder / "APP/model/v3")
+    scan, results = str(folder / "scan.nii.gz"), str(folder / "results")
+    assert main(["predict", scan, "-m", str(trained), "-o", results, "--quiet"]) == 0
     (preset,) = (block for block in all_blocks() if block.language == "yaml")
     name, _, content = preset.code.removeprefix("# ").partition("\n")
     (folder / name).write_text(content, encoding="utf-8")
@@ -81,10 +83,3 @@ def reader(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def results(reader: Path) -> Path:
-    """The results of an inference, in the reader's folder."""
-    assert main(["predict", "scan.nii.gz", "-m", "RUN", "-o", "results", "--quiet"]) == 0
-    return reader / "results"

@@ -117,7 +117,7 @@ PYTHON = sorted({block.page for block in blocks("python")})
 
 
 @pytest.mark.parametrize("page", PYTHON)
-def test_python_works_as_pasted(page: str, results: Path, small_training: dict[str, Any]) -> None:
+def test_python_works_as_pasted(page: str, reader: Path, small_training: dict[str, Any]) -> None:
     """The blocks of a page one after the other, since the next uses names of the one before."""
     known: dict[str, Any] = {}
     for block in blocks("python", page):
@@ -125,8 +125,8 @@ def test_python_works_as_pasted(page: str, results: Path, small_training: dict[s
         assert ("Workflow(" in code) == (code != block.code)
         exec(compile(code, block.name, "exec"), known)
     if page == "docs/python.md":
-        assert (results.parent / "scan_anomaly_mask.nii.gz").is_file()
-        assert (results.parent / "RUN_2/models/model.pt").is_file()
+        assert (reader / "scan_anomaly_mask.nii.gz").is_file()
+        assert (reader / "RUN_2/models/model.pt").is_file()
 
 
 def test_a_prediction_prints_what_the_page_shows(reader: Path) -> None:
