@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ WRITTEN = [page for page in PAGES if page not in GENERATED]
 def headings(path: Path) -> set[str]:
     """Anchors of a page, as GitHub and MyST make them."""
     tokens = MarkdownIt().parse(path.read_text(encoding="utf-8"))
-    titles = [after.content for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    titles = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
