@@ -84,7 +84,7 @@ def main() -> None:
         look_at(browser, evaluation, given.to / "report_evaluation.png", 1280, 1240, "light", opens_case=False)
         look_at(browser, evaluation, given.to / "report_case.png", 1280, 900, "dark", opens_case=True)
         look_at(browser, evaluation, given.to / "report_phone.png", 400, 860, "light", opens_case=False)
-        look_at(browser, inference, given.to / "report_inference.png", 1280, 900, "light", opens_case=False)
+        look_at(browser, inference, given.to / "report_inference.png", 1280, 1100, "light", opens_case=False)
         browser.close()
 
 

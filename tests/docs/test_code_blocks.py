@@ -33,7 +33,7 @@ NOT_RUN = [
     ("docs/monai_label.md", "server {", "configures nginx"),
 ]
 # what DATA is where a command needs another than a folder with a manifest
-OTHER_DATA = {"--layout brats": "BRATS", "semi_supervised": "LABELLED"}
+OTHER_DATA = {"layout=brats": "BRATS", "semi_supervised": "LABELLED"}
 
 
 def reason_of(block: Block) -> str | None:
@@ -166,7 +166,8 @@ class _Read(Exception):
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_understood(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the parser of `aeflow`, and by those of the benchmarks, in blocks and in the text."""
-    lines = [line for block in all_blocks() if block.page == page for line in block.code.splitlines()]
+    code = "\n".join(block.code for block in all_blocks() if block.page == page)
+    lines = code.replace("\\\n", "").splitlines()
     for line in [*lines, *inline_commands(page, "aeflow"), *inline_commands(page, "python benchmarks/")]:
         for part in line.partition("  # ")[0].split(" && "):
             program, _, rest = re.sub(r"^(\w+=('.*?'|\S+) )*", "", part.strip()).partition(" ")
