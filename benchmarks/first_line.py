@@ -1,25 +1,29 @@
-"""Times from Enter to the first line and to the end, of `aeflow` and of the same run by MONAI's command.
+"""Times from Enter to the first line and to the end, of `aeflow` and of the same by MONAI's command.
 
-A small bundle is trained, untimed. The commands run in turn, a few times; the table has medians. Usage:
+    python benchmarks/first_line.py [--repeats 3] [--page docs/command.md]
 
-    python benchmarks/first_line.py [--repeats 3]
+Help; a training of one epoch on the volumes of the demo, which are there already; the prediction of one of them by that
+model. Both ways take turns, a few times; the table has medians. With `--page` it is written into that page, between the
+lines `<!-- first_line.py -->` and `<!-- end of first_line.py -->`. Run it on an idle machine.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
-from shared import arguments, bundle_command, machine, run_bundle
+from shared import arguments, bundle_command, commit, machine
 
 from aeflow_monai import config_files, write_phantom
+from aeflow_monai.files import replacing
 
-TINY = {"image_size": "[64,64]", "epochs": 1, "network_def#network#n_steps": 1, "lesion_copies": 0}
+BEGIN, END = "<!-- first_line.py -->", "<!-- end of first_line.py -->"
+WAYS = ("python -m monai.bundle run", "aeflow")
 
 
 def timed(command: list[str]) -> tuple[float, float]:
@@ -35,37 +39,58 @@ def timed(command: list[str]) -> tuple[float, float]:
     return first, time.perf_counter() - start
 
 
-def commands(run: Path, image: Path, folder: Path) -> Mapping[str, list[str]]:
-    """Each command by its name, with a folder of its own for results."""
-    aeflow = str(Path(sys.executable).with_name("aeflow"))
-    scored = {"dataset_dir": image, "output_dir": folder / "monai", "overwrite": True}
+def commands(data: Path, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """What is done, by MONAI's command and by `aeflow`, with results in a new folder; in this order."""
+    aeflow = [str(Path(sys.executable).with_name("aeflow"))]
+    image, model = str(data / "images/test_abnormal_000.nii.gz"), folder / "aeflow"
+    trained = {"dataset_dir": data, "output_dir": folder / "monai", "epochs": 1}
+    scored = {"dataset_dir": image, "output_dir": folder / "monai_maps"}
     return {
-        "aeflow --help": [aeflow, "--help"],
-        "aeflow predict, one volume": [
-            *(aeflow, "predict", str(image), "-m", str(run), "-o", str(folder / "aeflow"), "--overwrite")
-        ],
-        "python -m monai.bundle run, one volume": bundle_command([run / "configs/inference.yaml"], scored),
+        "`--help`": ([sys.executable, "-m", "monai.bundle", "run", "--", "--help"], [*aeflow, "--help"]),
+        "`train`, 40 volumes, 1 epoch": (
+            bundle_command(config_files("train"), trained, "train"),
+            [*aeflow, "train", str(data), "-o", str(model), "--epochs", "1"],
+        ),
+        "`predict`, one volume": (
+            bundle_command([model / "configs/inference.yaml"], scored),
+            [*aeflow, "predict", image, "-m", str(model), "-o", str(folder / "aeflow_maps")],
+        ),
     }
+
+
+def table(found: dict[str, list[list[tuple[float, float]]]]) -> str:
+    """Medians, as Markdown."""
+    lines = [
+        f"| | {' | '.join(f'`{way}`: first line, s | end, s' for way in WAYS)} |",
+        "|---|---|---|---|---|",
+    ]
+    for title, ways in found.items():
+        medians = [statistics.median(values) for times in ways for values in zip(*times, strict=True)]
+        lines.append(f"| {title} | {' | '.join(f'{value:.1f}' for value in medians)} |")
+    return "\n".join([*lines, "", f"Medians, commit {commit()}, {machine()}."])
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--page", type=Path)
     given = parser.parse_args()
+    found: dict[str, list[list[tuple[float, float]]]] = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = write_phantom(folder / "data", n_train=4, n_test_normal=1, n_test_abnormal=1)
-        run_bundle(config_files("train"), {"dataset_dir": data, "output_dir": folder / "run", **TINY}, "train")
-        (image,) = data.glob("images/test_abnormal_*.nii.gz")
-        found: dict[str, list[tuple[float, float]]] = {}
-        for _ in range(given.repeats):
-            for title, command in commands(folder / "run", image, folder).items():
-                found.setdefault(title, []).append(timed(command))
-    print(machine())
-    print("| command | s to the first line | s to the end |\n|---|---|---|")
-    for title, times in found.items():
-        first, end = (statistics.median(values) for values in zip(*times, strict=True))
-        print(f"| `{title}` | {first:.2f} | {end:.1f} |")
+        data = write_phantom(Path(name, "data"))
+        for i in range(given.repeats):
+            for title, pair in commands(data, Path(name, str(i))).items():
+                for way, command in zip(found.setdefault(title, [[], []]), pair, strict=True):
+                    way.append(timed(command))
+    print(table(found))
+    if given.page:
+        text = given.page.read_text(encoding="utf-8")
+        pattern = f"(?<={re.escape(BEGIN)}\n).*(?=\n{re.escape(END)})"
+        new, n_places = re.subn(pattern, lambda _: f"\n{table(found)}\n", text, flags=re.DOTALL)
+        if n_places != 1:
+            raise ValueError(f"Expected one place for the table, {BEGIN} ... {END}, in {given.page}; got {n_places}.")
+        with replacing(given.page) as draft:
+            draft.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

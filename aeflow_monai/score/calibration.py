@@ -311,6 +311,5 @@ def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> None:
     if n_patients < patients_needed(specificity):
         _logger.warning(
             f"Held-out normals of {n_patients} patients are too few for a specificity of {100 * specificity:.4g}%, "
-            f"which takes {patients_needed(specificity)}: expect {100 * score.expected_specificity:.3g}% of the case "
-            "threshold."
+            f"which takes {patients_needed(specificity)}: expect {100 * score.expected_specificity:.3g}%."
         )

@@ -362,7 +362,7 @@ def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog:
         needed = {0.9: 9, 0.95: 19}[specificity]
         told = (
             f"normals of {n} patients are too few for a specificity of {100 * specificity:.4g}%, which takes {needed}: "
-            f"expect {100 * n / (n + 1):.3g}% of the case threshold"
+            f"expect {100 * n / (n + 1):.3g}%."
         )
         assert told in caplog.text
     else:

@@ -76,7 +76,7 @@ function failureLine(failures) {
 function scoreSection(report) {
   const { cases, labelled, threshold } = report;
   const held = (report.model.held_out_scores || []).map((score) => ({ anomaly_score: score }));
-  const groups = [{ name: "held-out normals of the training", kind: "held", cases: held }];
+  const groups = [{ name: "held-out normals", kind: "held", cases: held }];
   if (labelled) {
     for (const [kind, label] of [["normal", 0], ["abnormal", 1]]) groups.push({ name: `${kind} cases`, kind, cases: cases.filter((one) => one.label === label) });
   } else groups.push({ name: "cases", kind: "plain", cases });
