@@ -9,7 +9,7 @@ from pathlib import Path
 from aeflow_monai.files import read_json
 from aeflow_monai.marks import has_mark
 from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
-from aeflow_monai.output.report.page import GENERATOR, REPORT
+from aeflow_monai.output.report.page import REPORT, is_report
 from aeflow_monai.output.slice_place import PLACE_COLUMNS
 
 __all__ = ["RUN_RECORD", "find_in_the_way", "find_results", "is_unfinished_table"]
@@ -82,8 +82,7 @@ def _is_ours(path: Path) -> bool:
         with path.open("rb") as file:
             return bool(_TABLES.fullmatch(file.readline(1000).decode("utf-8", "replace").rstrip("\r\n")))
     if path.name == REPORT:
-        with path.open("rb") as file:
-            return GENERATOR.encode() in file.read(200)
+        return is_report(path)
     if path.name in _KEYS:
         try:
             return _KEYS[path.name] in read_json(path)

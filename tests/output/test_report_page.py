@@ -1,12 +1,13 @@
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from report_results import ELEMENT, FORMULA, MODEL, SCRIPT, write_results
 
-from aeflow_monai.files import sha256_of
+from aeflow_monai.files import Table, sha256_of
 from aeflow_monai.output.report import PictureBudget, write_report
 
 
@@ -61,8 +62,68 @@ def test_overlays_stand_in_for_pictures_that_no_report_has(tmp_path: Path) -> No
 
 def test_a_damaged_report_is_written_anew(tmp_path: Path) -> None:
     write_results(tmp_path)
-    (tmp_path / "report.html").write_text("<html>")
+    page = write_report(tmp_path)
+    page.write_text(page.read_text()[:5000])
     assert len(data(write_report(tmp_path))["cases"]) == 60  # type: ignore[arg-type]
+
+
+def test_a_page_of_others_is_not_written_over(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    (tmp_path / "report.html").write_text("<html>mine</html>")
+    with pytest.raises(ValueError, match=r"report\.html is no report of aeflow_monai, and would be lost"):
+        write_report(tmp_path)
+    assert (tmp_path / "report.html").read_text() == "<html>mine</html>"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("scores.csv", lambda text: text.replace("anomaly_score", "score", 1), "the column 'anomaly_score' is missing"),
+        ("scores.csv", lambda text: text.replace(",2.0,", ",two,", 1), "could not convert string to float: 'two'"),
+        ("scores.csv", lambda text: text + "\udcff", "can't decode byte"),
+        ("scores.csv", lambda text: "", "it is empty"),
+        ("metrics.json", lambda text: text.replace("0.", "NaN, 0.", 1), "no JSON"),
+        ("metrics.json", lambda text: re.sub(r'"auroc": [\d.]+', '"auroc": NaN', text), "not JSON compliant"),
+        ("metrics.json", lambda text: text.replace("auroc_ci95", "x"), "auroc_ci95 is missing"),
+    ],
+)
+def test_damaged_tables_are_named(tmp_path: Path, name: str, damage: Callable[[str], str], message: str) -> None:
+    write_results(tmp_path)
+    path = tmp_path / name
+    path.write_text(damage(path.read_text("utf-8")), "utf-8", errors="surrogateescape")
+    with pytest.raises(ValueError, match=message) as refused:
+        write_report(tmp_path)
+    assert str(refused.value).startswith(str(path))
+
+
+def test_tables_that_lack_cases_are_refused(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**record, "n_cases": 99}))
+    with pytest.raises(ValueError, match=r"scores\.csv and failures\.csv in .* have \d+ cases; the run had 99"):
+        write_report(tmp_path)
+
+
+def test_no_part_of_a_folder_is_told_whatever_its_name(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    first, second = "/data/Mueller, Hans/a, b.nii.gz", "/data/Mueller, Hans/c.nii.gz"
+    table = Table(tmp_path / "failures.csv", ["case", "file", "stage", "message"])
+    table.append({"case": "one", "file": first, "stage": "read", "message": f"Expected an image in {first}; got none."})
+    table.append({"case": "two", "file": f"{first}, {second}", "stage": "read", "message": f"{second} differs."})
+    table.finish()
+    page = write_report(tmp_path, {}, MODEL)
+    failures: list[dict[str, str]] = data(page)["failures"]  # type: ignore[assignment]
+    assert [(one["file"], one["message"]) for one in failures] == [
+        ("a, b.nii.gz", "Expected an image in a, b.nii.gz; got none."),
+        ("a, b.nii.gz, c.nii.gz", "c.nii.gz differs."),
+    ]
+    assert "Mueller" not in page.read_text("utf-8")
+
+
+def test_a_damaged_overlay_is_left_out(tmp_path: Path) -> None:
+    write_results(tmp_path, labelled=False)
+    (tmp_path / "case_005_overlay.png").write_bytes(b"no picture")
+    assert data(write_report(tmp_path))["pictures"] == {}
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ def overlay_pictures(folder: str | Path, cases: Iterable[str], limit: int) -> di
         path = Path(folder, f"{case}_overlay.png")
         if "/" in case or not path.is_file():
             continue
-        url = _reduced(path)
+        try:
+            url = _reduced(path)
+        except OSError:  # damaged, or no picture
+            continue
         limit -= len(url)
         if limit < 0:
             break

@@ -19,12 +19,12 @@ from aeflow_monai.files import replacing
 from aeflow_monai.marks import MARK
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
 from aeflow_monai.output.report.picture_budget import LIMIT
-from aeflow_monai.output.report.run_tables import read_run
+from aeflow_monai.output.report.run_tables import read_run, require_whole
 
-__all__ = ["GENERATOR", "REPORT", "write_report"]
+__all__ = ["REPORT", "is_report", "write_report"]
 
 REPORT = "report.html"
-GENERATOR = f'<meta name="generator" content="{MARK}">'  # by which the page of an earlier run is known
+_GENERATOR = f'<meta name="generator" content="{MARK}">'  # by which the page of an earlier run is known
 _SCRIPTS = ("elements", "scales", "charts", "table", "pictures", "gallery", "viewer", "sections", "start")
 _BEGIN, _END = '<script type="application/json" id="data">', "</script>"
 
@@ -48,11 +48,16 @@ def write_report(
 
     Raises:
         FileNotFoundError: there is no scores.csv.
+        ValueError: a table or report of the run is damaged or lacks cases; or the page is to be written again over a
+            report.html that no run has written.
     """
     path = Path(folder, REPORT)
+    if pictures is None and path.exists() and not is_report(path):
+        raise ValueError(f"{path} is no report of aeflow_monai, and would be lost. Move it first.")
     data = read_run(folder)
     earlier = _read(path)
     if pictures is None:
+        require_whole(folder, data)
         by_score = sorted(data["cases"], key=lambda case: -case.get("anomaly_score", 0.0))
         names = [case["case"] for case in by_score]
         pictures = earlier.get("pictures") or overlay_pictures(folder, names, LIMIT)
@@ -65,6 +70,12 @@ def write_report(
     return path
 
 
+def is_report(path: str | Path) -> bool:
+    """Whether a file is a page that this package wrote."""
+    with Path(path).open("rb") as file:
+        return _GENERATOR.encode() in file.read(200)
+
+
 def _page(data: Mapping[str, Any]) -> str:
     style, script = _part("report.css"), "\n".join(_part(f"{name}.js") for name in _SCRIPTS)
     # Nothing but this script and this style is run, whatever a case is called, and nothing is fetched.
@@ -73,7 +84,7 @@ def _page(data: Mapping[str, Any]) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     head, body = _part("report.html").split("<!--DATA-->")
-    head = head.replace("<!--GENERATOR-->", GENERATOR).replace("<!--POLICY-->", policy).replace("/*STYLE*/", style)
+    head = head.replace("<!--GENERATOR-->", _GENERATOR).replace("<!--POLICY-->", policy).replace("/*STYLE*/", style)
     return "".join([head, _BEGIN, _json(data), _END, f"\n<script>{script}</script>", body])
 
 

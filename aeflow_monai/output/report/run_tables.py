@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
+from aeflow_monai.errors import shown
 from aeflow_monai.files import read_json, read_rows
 
-__all__ = ["read_run"]
+__all__ = ["read_run", "require_whole"]
 
 _NUMBERS = ("anomaly_score", "threshold", "p_value", "ease", "position_mm")
+# Between the files of one case: names have commas too, but each path begins anew.
+_NEXT_PATH = re.compile(r", (?=/|\\\\|[A-Za-z]:[\\/])")
+# Of metrics.json, beside those that the page leaves out where they are missing.
+_METRICS = tuple(
+    f"{name}{ending}"
+    for name in ("auroc", "sensitivity", "specificity", "average_precision", "f1", "accuracy")
+    for ending in ("", "_ci95")
+)
 _COUNTS = ("label", "prediction", "slice_from_0", "n_held_out")
 
 
@@ -28,6 +41,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no scores.csv.
+        ValueError: a table or report is damaged; names the file.
     """
     folder = Path(folder)
     path = folder / "scores.csv"
@@ -35,19 +49,21 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"There is no scores.csv in {folder}. Give the folder of a finished inference or evaluation."
         )
-    rows = read_rows(path)
+    with _naming(path):
+        rows = read_rows(path)
+        cases = [_case(row) for row in rows]
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
     # at the end of a run their table has no name yet
-    failures = _rows_if_any(folder / "failures.unfinished.csv") or _rows_if_any(folder / "failures.csv")
+    failed = _rows_if_any(folder / "failures.unfinished.csv", _failure)
+    failed = failed or _rows_if_any(folder / "failures.csv", _failure)
     record = read_json(folder / "run.json")
     return {
         "kind": "evaluation" if any("label" in row for row in rows) else "inference",
-        "cases": [_case(row) for row in rows],
-        "lesions": [_lesion(row) for row in _rows_if_any(folder / "lesions.csv")],
-        "failures": [
-            {"case": row["case"], "file": _name(row["file"]), "stage": row["stage"], "message": row["message"]}
-            for row in failures
-        ],
-        "metrics": read_json(folder / "metrics.json"),
+        "cases": cases,
+        "lesions": _rows_if_any(folder / "lesions.csv", _lesion),
+        "failures": failed,
+        "metrics": _metrics(folder / "metrics.json"),
         "localisation": read_json(folder / "localisation.json"),
         "run": {
             "started": record.get("started", ""),
@@ -59,8 +75,34 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     }
 
 
+def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
+    """Refuse tables that lack cases of their run.
+
+    Args:
+        folder: of the results.
+        run: as `read_run` gives it.
+
+    Raises:
+        ValueError: there are fewer or more cases than the run had.
+    """
+    n_cases = len(run["cases"]) + len(run["failures"])
+    expected = read_json(Path(folder, "run.json")).get("n_cases", n_cases)
+    if n_cases != expected:
+        raise ValueError(
+            f"scores.csv and failures.csv in {folder} have {n_cases} cases; the run had {expected}. Restore them, or "
+            "run again."
+        )
+
+
+def _name(file: str) -> str:
+    """A file without its folders, which may tell more than a page that is handed on should."""
+    return ", ".join(PurePath(part).name for part in _NEXT_PATH.split(file))
+
+
 def _case(row: Mapping[str, str]) -> dict[str, Any]:
     case: dict[str, Any] = {"case": row["case"], "file": _name(row.get("file", ""))}
+    if not math.isfinite(float(row["anomaly_score"])):
+        raise ValueError(f"the score of {row['case']} is {row['anomaly_score']}")
     case |= {name: row.get(name, "") for name in ("plane", "axis")}
     for name in (*_NUMBERS, *_COUNTS):
         if row.get(name):
@@ -76,10 +118,37 @@ def _lesion(row: Mapping[str, str]) -> dict[str, Any]:
     return {"case": row["case"], **counts, **numbers}
 
 
-def _rows_if_any(path: Path) -> list[dict[str, str]]:
-    return read_rows(path) if path.is_file() else []
+def _failure(row: Mapping[str, str]) -> dict[str, Any]:
+    message, file = row["message"], row["file"]
+    for path in _NEXT_PATH.split(file):
+        for said in (path, shown(path)):
+            message = message.replace(said, PurePath(path).name)
+    return {"case": row["case"], "file": _name(file), "stage": row["stage"], "message": message}
 
 
-def _name(file: str) -> str:
-    """A file without its folders, which may tell more than a page that is handed on should."""
-    return ", ".join(PurePath(part).name for part in file.split(", "))
+def _rows_if_any(path: Path, read: Callable[[Mapping[str, str]], dict[str, Any]]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with _naming(path):
+        return [read(row) for row in read_rows(path)]
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    """metrics.json, of which the page takes for granted that all is there or nothing."""
+    metrics = read_json(path)
+    lacking = [name for name in _METRICS if metrics and name not in metrics]
+    with _naming(path):
+        json.dumps(metrics, allow_nan=False)
+        if lacking:
+            raise ValueError(f"{', '.join(lacking)} is missing")
+    return metrics
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say which table is damaged."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        what = f"the column {error} is missing" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged: {what}. Restore it, or run again.") from error

@@ -21,7 +21,7 @@ function summaryOfEvaluation(report) {
   const counts = rates(cases, report.threshold);
   const { positive, negative } = counts;
   if (metrics.auroc === undefined) {
-    return [el("h1", {}, `No verdict: ${cases.length ? `all ${plural(cases.length, "case")} are ${positive ? "abnormal" : "normal"}` : "no case was scored"}`),
+    return [el("h1", {}, `No verdict: ${cases.length ? cases.length === 1 ? `the only case is ${positive ? "abnormal" : "normal"}` : `all ${cases.length} cases are ${positive ? "abnormal" : "normal"}` : "no case was scored"}`),
       el("p", { class: "lead" }, "AUROC, sensitivity and specificity need normal and abnormal cases."), failureLine(failures)];
   }
   const passed = negative - counts.alarms;
@@ -63,7 +63,7 @@ function summaryOfInference(report) {
     el("div", { class: "tiles" }, tile("Cases", String(cases.length), "scored"),
       tile("Above the threshold", String(above.length), report.threshold === undefined ? "" : `of ${fixed(report.threshold)}`),
       tile("Highest score", top.length ? fixed(top[0].anomaly_score) : "\u2013", "standard deviations of normals"),
-      tile("Failed", String(failures.length), failures.length ? "not scored; see below" : "all were read and scored")),
+      tile("Failed", String(failures.length), failures.length ? "not scored; see below" : cases.length ? "all were read and scored" : "there was none")),
     failureLine(failures),
   ];
 }
