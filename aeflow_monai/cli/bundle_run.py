@@ -13,8 +13,12 @@ from typing import Any
 
 from aeflow_monai.cli.terminal import Terminal
 
-__all__ = ["options_of", "quiet_log", "run_bundle"]
+__all__ = ["options_of", "quiet_log", "require_config", "require_sections", "run_bundle"]
 
+# What the command gives in another way, and what MONAI takes that is no option of a config.
+_OF_COMMAND = {"dataset_dir": "the images behind the verb", "output_dir": "-o"}
+_OF_MONAI = {"config_file", "args_file", "meta_file", "logging_file", "tracking", "workflow_name", "run_id"}
+_OF_MONAI |= {"init_id", "final_id"}  # which would leave out the checks of a run
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -26,12 +30,16 @@ def options_of(given: Any, **more: Any) -> dict[str, str]:
         more: further options by their names in the config.
 
     Raises:
-        ValueError: an option is set twice.
+        ValueError: an option is set twice, is given otherwise, or is none of the config.
     """
     options = {name: str(value) for name, value in more.items() if value is not None}
     if given.device is not None:
         options["device"] = given.device
     for name, value in given.set:
+        if name in _OF_COMMAND:
+            raise ValueError(f"--set {name}={value}: give this with {_OF_COMMAND[name]}.")
+        if name in _OF_MONAI:
+            raise ValueError(f"--set {name}={value}: {name} is no option of the config. Leave it away.")
         if name in options:
             raise ValueError(f"--set {name}={value}: {name} is given already, as {options[name]!r}. Give it once.")
         options[name] = value
@@ -67,9 +75,9 @@ def run_bundle(
 
     files = [str(path) for path in configs]
     for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"Expected the folder of a training, with {file}; there is no such file.")
+        require_config(file)
         read_config(file)  # which refuses what would hang MONAI, such as a YAML bomb
+    require_sections(files, options)
     name = Path(files[0]).stem if verb == "run" else verb
     arguments = ["run"] if verb == "run" else ["run", verb]
     arguments += ["--config_file", files[0] if len(files) == 1 else str(files)]
@@ -85,6 +93,38 @@ def run_bundle(
             fire.Fire({"run": run}, command=[*arguments, "--logging_file", "False"])
     finally:
         sys.argv, sys.excepthook = own_arguments, own_hook
+
+
+def require_config(file: str | Path) -> None:
+    """Refuse a folder that is not that of a training.
+
+    Raises:
+        FileNotFoundError: names the config that it lacks.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"Expected the folder of a training, with {file}; there is no such file.")
+
+
+def require_sections(configs: Sequence[str | Path], options: Mapping[str, str]) -> None:
+    """Refuse an option of a section that the configs do not have, which MONAI has no message for.
+
+    Args:
+        configs: paths, in the order in which they are merged.
+        options: by name, as `network_def#network#clamp`.
+
+    Raises:
+        ValueError: names the option.
+    """
+    sections = {name: name.rpartition("#")[0] for name in options if "#" in name}
+    if not sections:
+        return
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config([str(config) for config in configs])
+    for name, section in sections.items():
+        if section not in parser:
+            raise ValueError(f"--set {name}={options[name]}: the config has no {section}. Check the spelling.")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of
+from aeflow_monai.cli.dry_run import say_test
 from aeflow_monai.cli.result_tables import rows_of
 from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
@@ -21,15 +22,35 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: something that was given is wrong, or no case was scored by both.
         CaseFailures: some cases failed.
     """
+    terminal.say(f"Comparing {given.model[0]} and {given.model[1]} on {given.data}.")
+    overwrite = "" if given.overwrite else " --overwrite"
+    terminal.when_stopped = lambda: f"Begin again with:\n  {terminal.command}{overwrite}"
+    from aeflow_monai.engine.fixed_options import require_own_config
     from aeflow_monai.engine.run_folders import run_folder
+    from aeflow_monai.errors import CaseFailures, root_cause
     from aeflow_monai.metrics import paired_report
 
-    folder = Path(run_folder(given.output, "comparisons"))
     options = options_of(given, overwrite=True if given.overwrite else None)
-    scored = []
-    for number, model in enumerate(given.model, start=1):
-        results = folder / f"{number}-{Path(model).absolute().name}"
-        evaluate_folder(Path(model), given.data, results, options, terminal)
+    for model in given.model:
+        require_own_config(model, None)
+    folder = Path(run_folder(given.output, "comparisons"))
+    places = [folder / f"{number}-{Path(model).absolute().name}" for number, model in enumerate(given.model, start=1)]
+    if (folder / "comparison.json").exists() and not given.overwrite:
+        raise ValueError(f"{folder} holds a comparison. Give another folder with -o, or replace it with --overwrite.")
+    if given.dry_run:
+        for model, results in zip(given.model, places, strict=True):
+            say_test(argparse.Namespace(**{**vars(given), "model": model, "output": str(results)}), terminal)
+        return
+    scored, failed = [], None
+    for model, results in zip(given.model, places, strict=True):
+        terminal.say(f"Evaluating {model} on {given.data}.")
+        terminal.line({"state": "evaluating", "model": str(Path(model).absolute()), "results": str(results)})
+        try:
+            evaluate_folder(Path(model), given.data, results, options, terminal)
+        except Exception as error:  # MONAI's around it
+            failed = error
+            if not isinstance(root_cause(error), CaseFailures):
+                raise
         scored.append({row["file"]: row for row in rows_of(results / "scores.csv")})
     first, second = scored
     both = [file for file in first if file in second]
@@ -49,3 +70,5 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         f"{report['n']} cases that both scored"
     )
     terminal.result(f"results: {folder / 'comparison.json'}")
+    if failed is not None:
+        raise failed

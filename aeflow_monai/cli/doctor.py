@@ -152,9 +152,14 @@ def _disk() -> Iterator[_Finding]:
     for place, if_closed in places.items():
         there = next(path for path in (place, *place.parents) if path.exists())
         free = shutil.disk_usage(there).free / 1e9
-        if not os.access(there, os.W_OK):
-            yield _Finding("disk", if_closed[0], f"nothing can be written to {there}", if_closed[1])
-        elif free < _FREE_GB:
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            found = f"nothing can be written to {place}: {error.strerror}"
+            yield _Finding("disk", if_closed[0], found, if_closed[1])
+            continue
+        if free < _FREE_GB:
             remedy = "Maps of large volumes take gigabytes: free space."
             yield _Finding("disk", "note", f"{free:.1f} GB free at {place}", remedy)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aeflow_monai.cli.bundle_run import options_of
+from aeflow_monai.cli.bundle_run import options_of, require_config, require_sections
 from aeflow_monai.cli.result_tables import data_of
 from aeflow_monai.cli.terminal import Terminal
 
@@ -17,52 +17,104 @@ _SHOWN = 5  # paths of each kind
 
 
 def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
-    """What a training would read."""
+    """What a training would read.
+
+    Raises:
+        ValueError: the training would be refused.
+    """
     from aeflow_monai.data import load_datalist
     from aeflow_monai.engine.config import config_files
+    from aeflow_monai.engine.run_folders import model_folder, require_new
+    from aeflow_monai.engine.verbs import check_training
 
-    parser = _parsed(config_files("train", *given.preset), options_of(given, epochs=given.epochs))
+    folder = model_folder(given.output)
+    options = options_of(given, epochs=given.epochs)
+    parser, config = _parsed(config_files("train", *given.preset), options, given.data, folder)
+    check_training(config, folder)
+    if not given.resume:
+        require_new(folder)
     items = load_datalist(given.data, "train", **parser.get_parsed_content("listing"))
     normal = [item for item in items if not item.get("label")]
     terminal.result(f"would train on {len(normal)} normal images of {_patients(normal)} patients:")
     _list(normal, terminal)
     if len(normal) < len(items):
         terminal.result(f"not on {len(items) - len(normal)} abnormal ones, but where their masks tell normal slices")
-    terminal.result(f"would write the model to {Path(given.output).absolute()}")
+    terminal.result(f"would write the model to {folder}")
 
 
 def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Terminal) -> None:
-    """What a prediction would read and write."""
+    """What a prediction would read and write.
+
+    Raises:
+        ValueError: the prediction would be refused.
+    """
     from aeflow_monai.data import find_images
 
-    parser = _parsed([Path(given.model, "configs", "inference.yaml")], options_of(given))
+    data = data_of(images)
     folder = Path(given.output).expanduser().absolute()
-    items = find_images(data_of(images), exclude=folder, **parser.get_parsed_content("listing"))
-    terminal.result(f"would score {len(items)} images:")
+    outputs = f"[{given.outputs}]" if given.outputs else None
+    parser, config = _checked(given, "inference", options_of(given, outputs=outputs), data, folder)
+    items = find_images(data, exclude=folder, **parser.get_parsed_content("listing"))
+    _require_free(given, folder, items)
+    usable = [item for item in items if "problem" not in item]
+    terminal.result(f"would score {len(usable)} images:")
     _list(items, terminal)
-    names = given.outputs.split(",") if given.outputs else parser.get_parsed_content("outputs")
+    names = config.content["outputs"]
     terminal.result(f"would write {', '.join(names)} of each, and scores.csv, to {folder}")
 
 
 def say_test(given: argparse.Namespace, terminal: Terminal) -> None:
-    """What an evaluation would read."""
+    """What an evaluation would read.
+
+    Raises:
+        ValueError: the evaluation would be refused.
+    """
     from aeflow_monai.data import load_datalist
+    from aeflow_monai.engine.run_folders import run_folder
 
-    parser = _parsed([Path(given.model, "configs", "evaluate.yaml")], options_of(given))
+    folder = Path(run_folder(given.output, "evaluations"))
+    parser, _ = _checked(given, "evaluate", options_of(given), given.data, folder)
     items = load_datalist(given.data, "test", **parser.get_parsed_content("listing"))
-    abnormal = sum(bool(item.get("label")) for item in items)
-    with_mask = sum("lesion" in item for item in items)
-    terminal.result(f"would evaluate on {len(items)} images, {abnormal} abnormal, {with_mask} with a mask:")
+    _require_free(given, folder, items)
+    usable = [item for item in items if "problem" not in item]
+    abnormal = sum(bool(item.get("label")) for item in usable)
+    with_mask = sum("lesion" in item for item in usable)
+    terminal.result(f"would evaluate on {len(usable)} images, {abnormal} abnormal, {with_mask} with a mask:")
     _list(items, terminal)
+    terminal.result(f"would write to {folder if given.output else folder.parent}")
 
 
-def _parsed(configs: Sequence[str | Path], options: Mapping[str, str]) -> Any:
+def _checked(given: argparse.Namespace, name: str, options: Mapping[str, str], data: str, folder: Path) -> Any:
+    """Parser and config of a run of a model, which would not be refused."""
+    from aeflow_monai.engine.verbs import check_scoring
+
+    file = Path(given.model, "configs", f"{name}.yaml")
+    require_config(file)
+    parser, config = _parsed([file], options, data, folder)
+    check_scoring(config, given.model, data)
+    return parser, config
+
+
+def _require_free(given: argparse.Namespace, folder: Path, items: Sequence[Mapping[str, Any]]) -> None:
+    from aeflow_monai.engine.run_folders import is_unfinished, require_free
+
+    require_free(folder, items, given.overwrite or is_unfinished(folder))
+
+
+def _parsed(configs: Sequence[str | Path], options: Mapping[str, str], data: str, folder: str | Path) -> Any:
+    """Parser and config of a run, with options as MONAI reads them from a command line."""
+    from fire.parser import DefaultParseValue
     from monai.bundle import ConfigParser
 
+    from aeflow_monai.engine.config import GivenConfig, content_of
+
+    require_sections(configs, options)
     parser = ConfigParser()
     parser.read_config([str(config) for config in configs])
-    parser.update(dict(options))
-    return parser
+    parser.update({name: DefaultParseValue(value) for name, value in options.items()})
+    config = GivenConfig(tuple(Path(config).absolute() for config in configs), content_of(parser))
+    config.content.update(dataset_dir=data, output_dir=str(folder))
+    return parser, config
 
 
 def _patients(items: Sequence[Mapping[str, Any]]) -> int:
@@ -70,9 +122,18 @@ def _patients(items: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _list(items: Sequence[Mapping[str, Any]], terminal: Terminal) -> None:
-    for item in items[:_SHOWN]:
+    usable = [item for item in items if "problem" not in item]
+    useless = [item for item in items if "problem" in item]
+    for item in items:
+        state = {"state": "would fail", "message": item["problem"]} if "problem" in item else {"state": "would run"}
+        terminal.line({**state, "case": str(item["case"]), "file": str(item["image"])})
+    for item in usable[:_SHOWN]:
         terminal.result(f"  {item['image']}")
-    if len(items) > _SHOWN:
-        terminal.result(f"  and {len(items) - _SHOWN} more")
-    for item in [item for item in items if "problem" in item][:_SHOWN]:
-        terminal.result(f"  cannot be used: {item['problem']}")
+    if len(usable) > _SHOWN:
+        terminal.result(f"  and {len(usable) - _SHOWN} more")
+    if useless:
+        terminal.result(f"{len(useless)} cannot be used:")
+    for item in useless[:_SHOWN]:
+        terminal.result(f"  {item['problem']}")
+    if len(useless) > _SHOWN:
+        terminal.result(f"  and {len(useless) - _SHOWN} more")

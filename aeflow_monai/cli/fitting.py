@@ -28,7 +28,7 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"Training on {given.data}. The model goes to {given.output}.")
     folder = Path(given.output).expanduser().absolute()
     again = shlex.join(["aeflow", "train", given.data, "-o", given.output, "--resume"])
-    terminal.when_stopped = partial(_how_to_go_on, folder, again)
+    terminal.when_stopped = partial(_how_to_go_on, folder, again, terminal.command)
     configs = _train_configs(given.preset)
     options = options_of(given, dataset_dir=given.data, output_dir=folder, epochs=given.epochs)
     if given.resume:
@@ -47,15 +47,25 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: the folder holds something else.
     """
-    from aeflow_monai.data import write_phantom
-    from aeflow_monai.engine.run_folders import run_folder
     from aeflow_monai.files import home
 
-    folder = Path(run_folder(given.output, "demos"))
-    data, model = write_phantom(home("phantom")), folder / "model"
+    data = Path(home("phantom"))
     terminal.say(f"Training on synthetic volumes with and without lesions, {data}.")
+    from aeflow_monai.data import write_phantom
+    from aeflow_monai.engine.run_folders import run_folder
+
+    folder = Path(run_folder(given.output, "demos"))
+    model = folder / "model"
     options = options_of(given, dataset_dir=data, output_dir=model, epochs=given.epochs)
+    again = shlex.join(["aeflow", "train", str(data), "-o", str(model), "--resume"])
+    if _checkpoints(model) and not (model / "models" / "model.pt").is_file():
+        raise ValueError(f"{folder} holds an interrupted demo. Delete it, or go on with its training with: {again}")
+    write_phantom(data)
+    terminal.when_stopped = partial(_how_to_go_on, model, again, terminal.command)
     run_bundle("train", _train_configs([]), options, model, terminal)
+    rest = shlex.join(["aeflow", "evaluate", str(data), "-m", str(model), "-o", str(folder / "evaluation")])
+    terminal.when_stopped = lambda: f"The model is kept, in {model}. Go on with:\n  {rest} --overwrite"
+    terminal.say(f"Evaluating {model} on {data}.")
     evaluate_folder(model, data, folder / "evaluation", {}, terminal)
     scored = rows_of(folder / "evaluation" / "scores.csv")
     highest = max(scored, key=lambda row: float(row["anomaly_score"]))
@@ -109,11 +119,11 @@ def _resumed(folder: Path, presets: list[str]) -> tuple[list[str], Path]:
     return [str(folder / "configs" / "train.yaml")], found[-1]
 
 
-def _how_to_go_on(folder: Path, again: str) -> str:
+def _how_to_go_on(folder: Path, again: str, command: str) -> str:
     """What is kept of an interrupted training."""
     found = _checkpoints(folder)
     if not found:
-        return "No epoch was finished, and nothing is kept."
+        return f"No epoch was finished, and nothing is kept. Begin again with:\n  {command}"
     return f"{found[-1]} is kept. Go on with:\n  {again}"
 
 

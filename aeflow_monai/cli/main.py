@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
 
-from aeflow_monai.cli.bundle_run import quiet_log
-from aeflow_monai.cli.parsers import parser
-from aeflow_monai.cli.terminal import Terminal
+if TYPE_CHECKING:
+    from aeflow_monai.cli.terminal import Terminal
 
 __all__ = ["main"]
 
@@ -18,6 +23,8 @@ _OWN_WORDS = (
     (r" with --dataset_dir( <\w+>)?", " behind the verb"),
     (r"--dataset_dir", "the images behind the verb"),
     (r"--output_dir", "-o"),
+    (r"--(normal_classes|layout|modalities|series|test_fraction)\b", r"--set \1=..."),
+    (r"use inference\.yaml, which needs", "use aeflow predict, which needs"),
     (r"--overwrite True", "--overwrite"),
     (r"--resume \S+\.pt", "--resume"),
 )
@@ -34,8 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if some cases failed or the run broke off; 2 for wrong use, of which nothing came; 130 if
         it was interrupted.
     """
+    with _interrupts() as interrupts:
+        try:
+            return _run(sys.argv[1:] if arguments is None else list(arguments), interrupts)
+        except KeyboardInterrupt:  # before there was anything to say
+            print("Interrupted. Nothing was begun.", file=sys.stderr)
+            return INTERRUPTED
+
+
+def _run(arguments: list[str], interrupts: list[int]) -> int:
+    # within reach of main, since Ctrl-C may come while these are imported
+    from aeflow_monai.cli.bundle_run import quiet_log
+    from aeflow_monai.cli.parsers import parser
+    from aeflow_monai.cli.terminal import Terminal
+
     given = parser().parse_args(arguments)
-    terminal = Terminal(quiet=given.quiet, verbose=given.verbose, as_json=getattr(given, "json", False))
+    command = shlex.join(["aeflow", *arguments])
+    terminal = Terminal(given.quiet, given.verbose, getattr(given, "json", False), command)
     try:
         module, function = given.run.split(":")
         with quiet_log(terminal):
@@ -44,8 +66,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal.stopped()
         return INTERRUPTED
     except Exception as error:
+        if interrupts:  # a library has made an error of it, or failed after it had passed over it
+            terminal.stopped()
+            return INTERRUPTED
         return _failed(error, terminal)
     return 0
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Signals of Ctrl-C as they come: libraries pass over some, and fail later."""
+    came: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_usual or threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _failed(error: Exception, terminal: Terminal) -> int:
@@ -56,8 +101,12 @@ def _failed(error: Exception, terminal: Terminal) -> int:
     cause = root_cause(error)
     if terminal.verbose or not is_foreseen(cause):
         terminal.traceback()
-    terminal.error(_in_own_words(message_of(error)))
-    wrong_use = isinstance(cause, (ValueError, FileNotFoundError, ModuleNotFoundError))
+    message = _in_own_words(message_of(error))
+    if isinstance(cause, CaseFailures):  # the summary has named the first
+        first, *_, last = message.splitlines()
+        message = f"{first.removesuffix(':')}. {last}"
+    terminal.error(message)
+    wrong_use = isinstance(cause, (ValueError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError))
     return SOME_FAILED if isinstance(cause, CaseFailures) or not wrong_use else WRONG_USE
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,13 +48,14 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: something that was given is wrong.
         CaseFailures: some cases failed.
     """
-    from aeflow_monai.engine.run_folders import run_folder
-
     if given.dry_run:
         say_test(given, terminal)
         return
-    folder = Path(run_folder(given.output, "evaluations"))
     options = options_of(given, overwrite=True if given.overwrite else None)
+    terminal.say(f"Evaluating {given.model} on {given.data}.")
+    from aeflow_monai.engine.run_folders import run_folder
+
+    folder = Path(run_folder(given.output, "evaluations"))
     evaluate_folder(Path(given.model), given.data, folder, options, terminal)
     terminal.say(f"Next: aeflow predict SCANS -m {shlex.quote(given.model)} -o MAPS")
 
@@ -92,13 +95,12 @@ def evaluate_folder(
     model: Path, data: str | Path, folder: Path, options: Mapping[str, str], terminal: Terminal
 ) -> None:
     """Evaluate a model, and sum up what came of it; as `predict_images`."""
-    terminal.say(f"Evaluating {model} on {data}.")
     _run(model, "evaluate", str(data), folder.expanduser().absolute(), options, terminal)
 
 
 def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str, str], terminal: Terminal) -> None:
     everything = {"dataset_dir": data, "output_dir": str(folder), **options}
-    terminal.when_stopped = partial(_what_is_kept, folder)
+    terminal.when_stopped = terminal.when_stopped or partial(_what_is_kept, folder, terminal.command)
     try:
         run_bundle("run", [model / "configs" / f"{config}.yaml"], everything, folder, terminal)
     except Exception as error:
@@ -110,12 +112,11 @@ def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str
     _sum_up(folder, terminal)
 
 
-def _what_is_kept(folder: Path) -> str:
+def _what_is_kept(folder: Path, command: str) -> str:
     """What is kept of an interrupted run."""
     n_scored = len(rows_of(folder / "scores.unfinished.csv"))
-    if not n_scored:
-        return "No case was finished."
-    return f"{n_scored} cases are finished, in {folder}. The same command scores all of them again."
+    kept = f"{n_scored} cases are finished, in {folder}." if n_scored else "No case was finished."
+    return f"{kept} Begin again, with all of them, with:\n  {command}"
 
 
 def _sum_up(folder: Path, terminal: Terminal) -> None:
@@ -179,10 +180,19 @@ def _place_of(row: Mapping[str, str]) -> str:
 
 
 def _paths(given: Sequence[str]) -> list[str]:
-    """Paths of a command line; `-` stands for those of the standard input, one a line."""
+    """Paths of a command line, each once; `-` stands for those of the standard input, one a line."""
     found: list[str] = []
     for path in given:
-        found += [line for line in sys.stdin.read().splitlines() if line] if path == "-" else [path]
+        found += _lines_of_input() if path == "-" else [path]
     if not found:
         raise ValueError("Expected paths of images, one a line, from the standard input; got none.")
-    return found
+    once = {Path(path).expanduser().absolute().resolve(): path for path in reversed(found)}
+    return [*once.values()][::-1]
+
+
+def _lines_of_input() -> list[str]:
+    """Lines of the standard input that are not blank; names of files may be no UTF-8."""
+    if sys.stdin is None:  # it was closed
+        return []
+    content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    return [os.fsdecode(line.strip()) for line in content.splitlines() if line.strip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
@@ -42,10 +43,17 @@ class Terminal:
         quiet: leave out what is no result and no error.
         verbose: show the log and tracebacks too.
         as_json: print nothing to stdout but what `line` prints.
+        command: that was typed, to be told to whoever interrupts it.
     """
 
-    def __init__(self, quiet: bool = False, verbose: bool = False, as_json: bool = False) -> None:
+    def __init__(
+        self, quiet: bool = False, verbose: bool = False, as_json: bool = False, command: str = "aeflow"
+    ) -> None:
+        self.command = command
         self.quiet, self.verbose, self.json = quiet, verbose, as_json
+        for stream in (sys.stdout, sys.stderr):  # whose encoding may lack signs of names and numbers
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         # names of files are shown as they are, whatever rich would make of :brain: or [red]
         console = partial(Console, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self.out = console(file=sys.stdout)  # also where prints go elsewhere
@@ -109,7 +117,8 @@ class Terminal:
 
     def stopped(self) -> None:
         """Say that the run was interrupted, and how to go on."""
-        self.err.print(_safe(f"Interrupted. {self.when_stopped() if self.when_stopped else ''}"))
+        kept = self.when_stopped() if self.when_stopped else f"Begin again with:\n  {self.command}"
+        self.err.print(_safe(f"Interrupted. {kept}"))
 
     @contextmanager
     def progress(self) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,17 @@ from aeflow_monai.files import digest_of, home, read_json, sweep, user_path
 from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.printable import some
 
-__all__ = ["begin_bundle", "begin_cache", "begin_results", "is_first_process", "model_folder", "run_folder"]
+__all__ = [
+    "begin_bundle",
+    "begin_cache",
+    "begin_results",
+    "is_first_process",
+    "is_unfinished",
+    "model_folder",
+    "require_free",
+    "require_new",
+    "run_folder",
+]
 
 # What a training writes, beside its models and logs.
 _OF_A_BUNDLE = ("LICENSE", "docs/README.md", "configs/train.yaml", "configs/inference.yaml", "configs/metadata.json")
@@ -78,27 +88,36 @@ def begin_bundle(folder: str | Path, resume: str | Path | None = None) -> None:
         sweep(folder / part)
     if resume is not None and Path(resume).resolve().parent == (folder / "logs/checkpoints").resolve():
         return
-    if problem := _not_new(folder):
+    try:
+        require_new(folder)
+    except ValueError:
         release_folder(folder)
-        raise ValueError(problem)
+        raise
 
 
-def _not_new(folder: Path) -> str:
-    """What keeps a new bundle from being written to a folder; nothing if nothing does."""
+def require_new(folder: str | Path) -> None:
+    """Refuse a folder of a new bundle that holds an interrupted training, or files of others.
+
+    Args:
+        folder: of the bundle, which need not exist.
+
+    Raises:
+        ValueError: says what is in the way.
+    """
+    folder = Path(folder)
     record = _read(folder / "logs" / RUN_RECORD)
     checkpoints = sorted((folder / "logs/checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)
     if checkpoints:
         started = ", ".join(command["started"] for command in record.get("commands", [])[:1]) or "an unknown time"
-        return (
+        raise ValueError(
             f"{folder} holds an interrupted training that began at {started}. Go on with it with --resume "
             f"{checkpoints[-1]}, give another folder with --output_dir, or delete this one."
         )
     if not record and (foreign := [name for name in _OF_A_BUNDLE if (folder / name).exists()]):
-        return (
+        raise ValueError(
             f"{folder} holds {', '.join(foreign)}, which no training wrote, and which this one would replace. Give "
             "another folder with --output_dir."
         )
-    return ""
 
 
 def begin_cache(folder: str | Path) -> None:
@@ -143,24 +162,46 @@ def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, ove
         begun["unused"] = record.datalist.unused.counts() | {"paths": record.datalist.unused.named()}
     earlier = _read(folder / RUN_RECORD)
     results = find_results(folder)
-    problem = ""
-    if foreign := find_in_the_way(folder, {str(item["case"]) for item in record.datalist}):
-        problem = (
-            f"{folder} holds {some([path.name for path in foreign])}, which no run of this package wrote, and which "
-            "this one would replace. Give another folder with --output_dir, or move what is yours."
-        )
-    elif results and not overwrite and not _is_same_again(earlier, begun):
-        problem = (
-            f"{folder} holds the results of {_described(earlier)}. Give another folder with --output_dir, or replace "
-            "them with --overwrite True."
-        )
-    if problem:
+    try:
+        require_free(folder, record.datalist, overwrite or _is_same_again(earlier, begun))
+    except ValueError:
         release_folder(folder)
-        raise ValueError(problem)
+        raise
     for path in filter(is_unfinished_table, results):
         path.unlink()
     record.begin(begun, [path for path in results if not is_unfinished_table(path)])
     warn_of_pictures(bundle, record.datalist)
+
+
+def require_free(folder: str | Path, datalist: Sequence[Mapping[str, Any]], overwrite: bool = False) -> None:
+    """Refuse a folder that holds results, or files of others that a run would write over.
+
+    Args:
+        folder: of the results, which need not exist.
+        datalist: of the run.
+        overwrite: whether results of an earlier run may be taken away.
+
+    Raises:
+        ValueError: says what is in the way.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    if foreign := find_in_the_way(folder, {str(item["case"]) for item in datalist}):
+        raise ValueError(
+            f"{folder} holds {some([path.name for path in foreign])}, which no run of this package wrote, and which "
+            "this one would replace. Give another folder with --output_dir, or move what is yours."
+        )
+    if not overwrite and find_results(folder):
+        raise ValueError(
+            f"{folder} holds the results of {_described(_read(folder / RUN_RECORD))}. Give another folder with "
+            "--output_dir, or replace them with --overwrite True."
+        )
+
+
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether a folder holds the results of a run that was interrupted."""
+    return _read(Path(folder, RUN_RECORD)).get("state") == "unfinished"
 
 
 def _read(record: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ __all__ = [
     "begin_scoring",
     "begin_training",
     "cache_folder",
+    "check_scoring",
+    "check_training",
     "claim_training",
     "end_training",
     "lesion_copies",
@@ -64,6 +66,27 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
             "A training started from Python has to know its config, which it writes into its bundle: use "
             "aeflow_monai.Workflow in place of monai.bundle.ConfigWorkflow."
         )
+    check_training(given, folder)
+    _end_with_one_message(given, folder)
+    keep_freed_memory()
+    dataset_dir = given.content.get("dataset_dir")
+    embedded = str(dataset_dir).startswith("$aeflow_monai.")
+    print(f"data: {'the embedded, synthetic volumes' if embedded else dataset_dir}")
+    print(f"seed: {seed}\noutput folder: {folder}", flush=True)
+    set_determinism(seed=seed)
+
+
+def check_training(given: GivenConfig, folder: str) -> None:
+    """Check options, data and folders of a training; nothing is written.
+
+    Args:
+        given: config of the run.
+        folder: of the bundle.
+
+    Raises:
+        OSError: see `begin_training`.
+        ValueError: see `begin_training`.
+    """
     require_order(given.files)
     # a preset may leave an option of train.yaml without use
     template = read_config(*config_files("train"))
@@ -71,19 +94,12 @@ def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
     refuse_other_kinds(given.content, template)
     refuse_unknown_arguments(given.content)
     require_options(given.content)
-    dataset_dir = given.content.get("dataset_dir")
-    _require_data(dataset_dir, folder)
+    _require_data(given.content.get("dataset_dir"), folder)
     require_writable(folder, "output_dir")
     if (cache_dir := path_of(given, "cache_dir", given.content.get("cache_dir"))) is not None:
         require_writable(cache_dir, "cache_dir")
     if (resume := path_of(given, "resume", given.content.get("resume"))) is not None:
         require_same_options(given, resume)
-    _end_with_one_message(given, folder)
-    keep_freed_memory()
-    embedded = str(dataset_dir).startswith("$aeflow_monai.")
-    print(f"data: {'the embedded, synthetic volumes' if embedded else dataset_dir}")
-    print(f"seed: {seed}\noutput folder: {folder}", flush=True)
-    set_determinism(seed=seed)
 
 
 def claim_training(given: GivenConfig, folder: str) -> None:
@@ -128,14 +144,29 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
             "A run started from Python has to know its config, to compare it with the training's: use "
             "aeflow_monai.Workflow in place of monai.bundle.ConfigWorkflow, or aeflow_monai.predict."
         )
+    check_scoring(given, folder, dataset_dir)
+    _end_with_one_message(given, path_of(given, "output_dir", given.content.get("output_dir")))
+    keep_freed_memory(up_to=2**26)  # a few slices are in the network at a time, and their images may be large
+
+
+def check_scoring(given: GivenConfig, folder: str, dataset_dir: str | None) -> None:
+    """Check bundle, options, data and folder of a run that uses a trained model; nothing is written.
+
+    Args:
+        given: config of the run.
+        folder: of the bundle.
+        dataset_dir: folder of images, or one image file.
+
+    Raises:
+        FileNotFoundError: see `begin_scoring`.
+        ValueError: see `begin_scoring`.
+    """
     require_order(given.files)
     require_own_config(folder, given)
     require_options(given.content)
     output_dir = path_of(given, "output_dir", given.content.get("output_dir"))
     _require_data(dataset_dir, output_dir)
     require_writable(home() if output_dir is None else output_dir, "output_dir")
-    _end_with_one_message(given, output_dir)
-    keep_freed_memory(up_to=2**26)  # a few slices are in the network at a time, and their images may be large
 
 
 def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str | None, output_dir: str | None) -> None:

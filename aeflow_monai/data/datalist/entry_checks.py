@@ -112,7 +112,8 @@ def _with_files(entry: Entry, absent: set[Path], root: Path) -> Entry:
     lost = [path for path in (*entry.images, entry.mask) if path in absent]
     marked = [path for path in entry.images if has_mark(path)]
     if lost:
-        problem = f"There is no file {some(lost)}. Paths are relative to {root}. Correct them, or put the files there."
+        relative = f" Paths are relative to {root}." if any(path.is_relative_to(root) for path in lost if path) else ""
+        problem = f"There is no file {some(lost)}.{relative} Correct them, or put the files there."
     elif marked:
         problem = (
             f"{some(marked)} is an output of this package, such as an anomaly map, and no image to be scored or "
