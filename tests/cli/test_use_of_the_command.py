@@ -79,7 +79,7 @@ def test_a_dry_run_counts_what_can_be_used(tmp_path: Path, volumes: Path, traine
     assert states == ["would fail", "would run"]
     assert main(command) == 1
     said = capsys.readouterr()
-    assert said.out.startswith("1 cases, ")
+    assert said.out.startswith("1 case, ")
     assert len(said.err.rpartition("error: ")[2].splitlines()) == 1
 
 

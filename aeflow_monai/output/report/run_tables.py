@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from aeflow_monai.errors import shown
 from aeflow_monai.files import read_json, read_rows
+from aeflow_monai.printable import shown
 
 __all__ = ["read_run", "require_whole"]
 
