@@ -49,19 +49,18 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
     """
     from aeflow_monai.files import home
 
-    data = Path(home("phantom"))
-    terminal.say(f"Training on synthetic volumes with and without lesions, {data}.")
+    terminal.say(f"Training on synthetic volumes with and without lesions, {home('phantom')}.")
     from aeflow_monai.data import write_phantom
     from aeflow_monai.engine.run_folders import run_folder
 
     folder = Path(run_folder(given.output, "demos"))
     model = folder / "model"
-    options = options_of(given, dataset_dir=data, output_dir=model, epochs=given.epochs)
-    again = shlex.join(["aeflow", "train", str(data), "-o", str(model), "--resume"])
+    again = shlex.join(["aeflow", "train", home("phantom"), "-o", str(model), "--resume"])
     if _checkpoints(model) and not (model / "models" / "model.pt").is_file():
         raise ValueError(f"{folder} holds an interrupted demo. Delete it, or go on with its training with: {again}")
-    write_phantom(data)
+    data = write_phantom(home("phantom"))
     terminal.when_stopped = partial(_how_to_go_on, model, again, terminal.command)
+    options = options_of(given, dataset_dir=data, output_dir=model, epochs=given.epochs)
     run_bundle("train", _train_configs([]), options, model, terminal)
     rest = shlex.join(["aeflow", "evaluate", str(data), "-m", str(model), "-o", str(folder / "evaluation")])
     terminal.when_stopped = lambda: f"The model is kept, in {model}. Go on with:\n  {rest} --overwrite"

@@ -83,7 +83,7 @@ class ScoreWriter(CaseHandler):
             if self.labelled:
                 row["label"] = int(source["label"])
             self.table.append(row)
-            progress.case({"state": "scored", **row})
+            progress.case({"state": "scored", **row, "results": str(self.path.parent)})
 
     def finish(self, engine: Engine) -> None:
         """Give the table its name."""

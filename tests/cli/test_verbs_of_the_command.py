@@ -135,6 +135,7 @@ def test_several_images_and_lines_for_programs(
     assert len(lines) == 3
     table = {row["case"]: row for row in rows_of(tmp_path / "MAPS/scores.csv")}
     for line in lines:
+        assert line.pop("results") == str(tmp_path / "MAPS")
         if line.pop("state") == "scored":
             assert {name: "" if cell is None else str(cell) for name, cell in line.items()} == table[line["case"]]
     assert {path.name for path in (tmp_path / "MAPS").glob("*.nii.gz")} == {
