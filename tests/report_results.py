@@ -8,7 +8,7 @@ import numpy as np
 from aeflow_monai.files import Table, write_json
 from aeflow_monai.metrics import detection_report
 from aeflow_monai.output.report import PictureBlock, PictureBudget
-from aeflow_monai.output.slice_place import PLACE_COLUMNS
+from aeflow_monai.output.slice_place import PEAK_COLUMNS, PLACE_COLUMNS
 
 SCRIPT = "<img src=x onerror=alert(1)>"
 ELEMENT = "</script><script>alert(2)</script>"
@@ -61,13 +61,14 @@ def write_results(
     labels = [int(number % 3 == 0) for number in range(n_cases)]
     scores = [float(score) for score in rng.normal(0.5, 1, n_cases) + 2 * np.array(labels)]
     label = ["label"] if labelled else []
-    told = ["anomaly_score", "threshold", "prediction", "p_value", "n_held_out", *PLACE_COLUMNS]
+    told = ["anomaly_score", "threshold", "prediction", "p_value", "n_held_out", *PLACE_COLUMNS, *PEAK_COLUMNS]
     table = Table(folder / "scores.csv", ["case", "file", *label, *told])
     budget = PictureBudget()
     for number, (name, kind, score) in enumerate(zip(names, labels, scores, strict=True)):
         row = {"case": name, "file": f"/secret/folder/{name}.nii.gz", "anomaly_score": score}
         row |= {"threshold": 2.0, "prediction": int(score > 2), "p_value": 0.25, "n_held_out": 19}
         row |= dict(zip(PLACE_COLUMNS, ("axial", "k", 3, 14.0) if n_slices > 1 else ("",) * 4, strict=True))
+        row |= dict(zip(PEAK_COLUMNS, (5, 6, 3, 1.5, -20.0, 14.5) if n_slices > 1 else (5, 6, *("",) * 4), strict=True))
         table.append(row | ({"label": kind} if labelled else {}))
         budget.add(name, score, 2.0, block(n_slices, seed=number), kind if labelled else None)
     table.finish()

@@ -127,21 +127,7 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     threshold = f" of {float(scores[0]['threshold']):.3g}" if scores else ""
     cases = "1 case" if len(scores) == 1 else f"{len(scores)} cases"
     terminal.result(f"{cases}, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed")
-    highest = sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN]
-    if highest:
-        terminal.table(
-            ["most anomalous", "score", "prediction", f"p (n = {highest[0]['n_held_out']})", "slice, from 0"],
-            [
-                [
-                    row["case"],
-                    f"{float(row['anomaly_score']):.3g}",
-                    "abnormal" if row["prediction"] == "1" else "normal",
-                    f"{float(row['p_value']):.2g}" if row["p_value"] else "",
-                    _place_of(row),
-                ]
-                for row in highest
-            ],
-        )
+    _say_highest(sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN], terminal)
     for row in failures[:_SHOWN]:
         terminal.result(f"failed: {row['case']}: {row['message']}")
     for kind, paths in read_json(folder / "run.json").get("unused", {}).get("paths", {}).items():
@@ -153,6 +139,23 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
         terminal.result(f"report: {page}")
 
 
+def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
+    """Show the most anomalous cases, and where to look."""
+    if not rows:
+        return
+    of_volumes = any(row["plane"] for row in rows)
+    columns = ["most anomalous", "score", "prediction", f"p (n = {rows[0]['n_held_out']})"]
+    columns += ["slice, from 0", "peak voxel"] if of_volumes else ["peak pixel"]
+    cells = []
+    for row in rows:
+        prediction = "abnormal" if row["prediction"] == "1" else "normal"
+        p_value = f"{float(row['p_value']):.2g}" if row["p_value"] else ""
+        peak = " ".join(row[f"peak_{axis}"] for axis in "ijk").strip()
+        place = [_place_of(row)] if of_volumes else []
+        cells.append([row["case"], f"{float(row['anomaly_score']):.3g}", prediction, p_value, *place, peak])
+    terminal.table(columns, cells)
+
+
 def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:
     """Show how well cases were told apart, and whether the threshold can be trusted here."""
     low, high = metrics["auroc_ci95"]
@@ -160,6 +163,10 @@ def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:
         f"AUROC {metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), sensitivity {metrics['sensitivity']:.2f}, "
         f"specificity {metrics['specificity']:.2f}"
     )
+    name, baseline = max(metrics.get("baselines", {}).items(), key=lambda found: found[1], default=("", 0.0))
+    if baseline >= metrics["auroc"]:
+        simple = f"{name.replace('_', ' ')} alone has an AUROC of {baseline:.3f}"
+        terminal.result(f"{simple}: the model tells these images apart no better than that")
     if (expected := metrics.get("expected_specificity")) is not None:
         if metrics["expected_specificity_holds"]:
             terminal.result(f"the expected specificity of {expected:.2f} holds")

@@ -10,15 +10,15 @@ from aeflow_monai.files import read_json
 from aeflow_monai.marks import has_mark
 from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
 from aeflow_monai.output.report.page import REPORT, is_report
-from aeflow_monai.output.slice_place import PLACE_COLUMNS
+from aeflow_monai.output.slice_place import PEAK_COLUMNS, PLACE_COLUMNS
 
 __all__ = ["RUN_RECORD", "find_in_the_way", "find_results", "is_unfinished_table"]
 
 RUN_RECORD = "run.json"
-_PLACE = ",".join(PLACE_COLUMNS)
+_PLACE, _PEAK = ",".join(PLACE_COLUMNS), ",".join(PEAK_COLUMNS)
 # First lines of the tables, and a key of each JSON file, that runs write.
 _TABLES = re.compile(
-    rf"case,file,(label,)?anomaly_score,threshold,prediction,p_value,n_held_out,{_PLACE},ease"
+    rf"case,file,(label,)?anomaly_score,threshold,prediction,p_value,n_held_out,{_PLACE},{_PEAK},ease"
     rf"|case,file,stage,message|case,{_PLACE},kind,anomaly_score"
     rf"|{_PLACE},anomaly_score,prediction,skipped|case,lesion,n_voxels,diameter_mm,map_value,found"
 )

@@ -28,13 +28,21 @@ from aeflow_monai.metrics import (
     slice_report,
 )
 from aeflow_monai.output.case_score import most_anomalous_slice
-from aeflow_monai.output.slice_place import PLACE_COLUMNS, SlicePlace, most_anomalous_place, place_row, slice_places
+from aeflow_monai.output.slice_place import (
+    PEAK_COLUMNS,
+    PLACE_COLUMNS,
+    SlicePlace,
+    most_anomalous_place,
+    peak_row,
+    place_row,
+    slice_places,
+)
 from aeflow_monai.score.score import Score
 
 __all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
 
 
-_COLUMNS = ("anomaly_score", "threshold", "prediction", "p_value", "n_held_out", *PLACE_COLUMNS, "ease")
+_COLUMNS = ("anomaly_score", "threshold", "prediction", "p_value", "n_held_out", *PLACE_COLUMNS, *PEAK_COLUMNS, "ease")
 
 
 class ScoreWriter(CaseHandler):
@@ -47,6 +55,8 @@ class ScoreWriter(CaseHandler):
       `HeldOutScores`. Empty if the model has none.
     - `plane`, `axis`, `slice_from_0` and `position_mm` of the most anomalous slice, see `SlicePlace`; empty for a 2D
       image.
+    - `peak_i`, `peak_j`, `peak_k` and `peak_r_mm`, `peak_a_mm`, `peak_s_mm` of the voxel where that slice's map is
+      highest, see `Peak`; of a 2D image its column and row.
     - its `ease`, see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for other
       methods.
 
@@ -78,6 +88,7 @@ class ScoreWriter(CaseHandler):
                 "p_value": "" if math.isnan(scored["p_value"]) else scored["p_value"],
                 "n_held_out": scored["n_held_out"],
                 **place_row(most_anomalous_place(source["image"], scored["slice_scores"])),
+                **peak_row(scored.get("peak")),
                 "ease": "" if ease is None else ease[index],
             }
             if self.labelled:

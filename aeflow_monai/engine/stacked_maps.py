@@ -12,7 +12,9 @@ from torch import Tensor
 
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.geometry import PLANES
+from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.deferred import DeferredMap
+from aeflow_monai.output.slice_place import voxel_of_file
 
 __all__ = ["StackMapsd", "StackedMap"]
 
@@ -83,6 +85,23 @@ class StackedMap(DeferredMap):
             self.slicer.paste(stack[at : at + 1], thin, plane, torch.zeros(1, dtype=torch.long))
         return thin.select(1 + axis, 0)
 
+    def peak(self, plane: str, index: int) -> tuple[int, int, int]:
+        """The voxel of the volume where a slice of a plane is highest, by this plane's map alone.
+
+        Args:
+            plane: one of the stacks.
+            index: of a slice along the plane that was looked at.
+        """
+        axis = PLANES[plane].axis
+        at = int((self.indices[plane] == index).nonzero()[0])
+        shape = [1, *self.shape[1:]]
+        shape[1 + axis] = 1
+        thin = self._zeros(*shape)
+        self.slicer.paste(self.stacks[plane][at : at + 1, :1], thin, plane, torch.zeros(1, dtype=torch.long))
+        voxel = [int(number) for number in torch.unravel_index(thin.argmax(), thin.shape)[1:]]
+        voxel[axis] = index
+        return voxel[0], voxel[1], voxel[2]
+
     def _zeros(self, channels: int, rows: int, columns: int, depth: int) -> Tensor:
         # in memory slice by slice, as axial slices are pasted and NIfTI is written
         of_dtype = next(iter(self.stacks.values()))
@@ -101,6 +120,8 @@ class StackedMap(DeferredMap):
 class StackMapsd(MapTransform):  # type: ignore[misc]
     """Make of what `SlicedInferer.stacks` gives for a case a `StackedMap` for each name.
 
+    Adds "peak", a `Peak`: where the anomaly map of the most anomalous slice is highest.
+
     Args:
         slicer: the slicing policy.
         image_key: of the preprocessed image (C, X, Y, Z).
@@ -115,4 +136,8 @@ class StackMapsd(MapTransform):  # type: ignore[misc]
         d = dict(data)
         stacks, indices = d.pop("stacks"), d.pop("indices")
         image = d[self.keys[0]]
-        return {**d, **{name: StackedMap(self.slicer, image, of_planes, indices) for name, of_planes in stacks.items()}}
+        maps = {name: StackedMap(self.slicer, image, of_planes, indices) for name, of_planes in stacks.items()}
+        place = most_anomalous_slice(d.get("slice_scores", {}))  # none of a network of a user's own
+        if place is not None and "anomaly_map" in maps:
+            d["peak"] = voxel_of_file(image, maps["anomaly_map"].peak(*place))
+        return {**d, **maps}

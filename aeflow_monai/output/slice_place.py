@@ -1,11 +1,12 @@
-"""The place of a slice in the terms of the file that its image came from."""
+"""The places of slices and voxels in the terms of the file that their image came from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
 from torch import Tensor
@@ -14,9 +15,21 @@ from aeflow_monai.geometry import PLANES, format_position, ras_affine
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.file_grid import file_grid
 
-__all__ = ["PLACE_COLUMNS", "SlicePlace", "most_anomalous_place", "place_row", "slice_places"]
+__all__ = [
+    "PEAK_COLUMNS",
+    "PLACE_COLUMNS",
+    "Peak",
+    "SlicePlace",
+    "most_anomalous_place",
+    "peak_row",
+    "place_row",
+    "slice_places",
+    "voxel_of_file",
+]
 
+Array = npt.NDArray[Any]
 PLACE_COLUMNS = ("plane", "axis", "slice_from_0", "position_mm")
+PEAK_COLUMNS = ("peak_i", "peak_j", "peak_k", "peak_r_mm", "peak_a_mm", "peak_s_mm")
 
 
 class SlicePlace(NamedTuple):
@@ -63,6 +76,64 @@ class SlicePlace(NamedTuple):
         return f"{self.plane}, {self.short()}"
 
 
+class Peak(NamedTuple):
+    """Where an anomaly map is highest.
+
+    Attributes:
+        voxel_from_0: indices into the file's array, one for each of its axes.
+        ras_mm: its centre to the right, to the front and up; None where no affine is known.
+
+    Example:
+        >>> print(Peak((50, 87, 11), (-12.5, 3.0, 6.04)))
+        voxel 50 87 11, R −12.5 A +3.0 S +6.0 mm
+    """
+
+    voxel_from_0: tuple[int, ...]
+    ras_mm: tuple[float, float, float] | None
+
+    def __str__(self) -> str:
+        """Voxel and position."""
+        voxel = f"voxel {' '.join(map(str, self.voxel_from_0))}"
+        if self.ras_mm is None:
+            return voxel
+        places = [format_position(letter, position) for letter, position in zip("RAS", self.ras_mm, strict=True)]
+        return f"{voxel}, {' '.join(places).replace(' mm', '')} mm"
+
+
+def voxel_of_file(image: Tensor, index: Sequence[int]) -> Peak:
+    """Say which voxel of its file a voxel of a preprocessed image is; the nearest, if the image was resampled.
+
+    Args:
+        image: as `slice_places` takes it.
+        index: of a voxel, three numbers.
+
+    Returns:
+        Its place.
+
+    Example:
+        >>> import torch
+        >>> stored = {"original_affine": torch.diag(torch.tensor([-2.0, 2, 2, 1])), "spatial_shape": (8, 8, 8)}
+        >>> image = MetaTensor(torch.zeros(1, 8, 8, 8), affine=torch.diag(torch.tensor([2.0, 2, 2, 1])), meta=stored)
+        >>> print(voxel_of_file(image, (0, 3, 2)))
+        voxel 0 3 2, R +0.0 A +6.0 S +4.0 mm
+    """
+    affine, file_affine, file_shape = _grids(image)
+    ras = affine[:3, :3] @ np.array(index) + affine[:3, 3]
+    voxel = np.rint(np.linalg.solve(file_affine[:3, :3], ras - file_affine[:3, 3])).astype(int)
+    n_axes = len(file_shape)
+    inside = voxel[:n_axes].clip(0, np.array(file_shape) - 1)
+    right, front, up = (np.round(ras, 3) + 0.0).tolist()  # no -0.0
+    return Peak(tuple(inside.tolist()), (right, front, up) if isinstance(image, MetaTensor) else None)
+
+
+def peak_row(peak: Peak | None) -> dict[str, Any]:
+    """Cells of a table for a peak, by the names of `PEAK_COLUMNS`; empty ones for what is not known."""
+    if peak is None:
+        return dict.fromkeys(PEAK_COLUMNS, "")
+    voxel, ras = (*peak.voxel_from_0, "", "")[:3], peak.ras_mm or ("", "", "")
+    return dict(zip(PEAK_COLUMNS, (*voxel, *ras), strict=True))
+
+
 def slice_places(image: Tensor, plane: str) -> list[SlicePlace]:
     """Say where the slices of a preprocessed volume lie in its file.
 
@@ -88,12 +159,8 @@ def slice_places(image: Tensor, plane: str) -> list[SlicePlace]:
     axis = PLANES[plane].axis
     if image.ndim != 4 or image.shape[1 + axis] == 1:
         return []
-    shape = np.array(image.shape[1:])
-    affine, file_affine, file_shape = np.eye(4), np.eye(4), tuple(image.shape[1:])
-    if has_affine := isinstance(image, MetaTensor):
-        affine = to_affine_nd(3, ras_affine(image.affine, image.meta))
-        file_affine, file_shape = file_grid(image)
-        file_affine = to_affine_nd(3, file_affine)
+    shape, has_affine = np.array(image.shape[1:]), isinstance(image, MetaTensor)
+    affine, file_affine, file_shape = _grids(image)
     columns = file_affine[:3, :3]
     # by direction in mm: voxels of the file may be long along one axis and short along another
     file_axis = int(np.abs(affine[:3, axis] @ (columns / np.linalg.norm(columns, axis=0))).argmax())
@@ -125,3 +192,11 @@ def most_anomalous_place(image: Tensor, slice_scores: Mapping[str, Tensor]) -> S
     found = most_anomalous_slice(slice_scores)
     places = [] if found is None else slice_places(image, found[0])
     return places[found[1]] if found and places else None
+
+
+def _grids(image: Tensor) -> tuple[Array, Array, tuple[int, ...]]:
+    """Affine (RAS) of an image (C, X, Y, Z); affine and shape of its file."""
+    if not isinstance(image, MetaTensor):
+        return np.eye(4), np.eye(4), tuple(image.shape[1:])
+    file_affine, file_shape = file_grid(image)
+    return to_affine_nd(3, ras_affine(image.affine, image.meta)), to_affine_nd(3, file_affine), file_shape

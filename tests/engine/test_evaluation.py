@@ -39,7 +39,8 @@ def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
     written = rows(tmp_path / "scores.csv")
     assert list(written[0]) == [
         *("case", "file", "label", "anomaly_score", "threshold", "prediction", "p_value", "n_held_out"),
-        *("plane", "axis", "slice_from_0", "position_mm", "ease"),
+        *("plane", "axis", "slice_from_0", "position_mm"),
+        *("peak_i", "peak_j", "peak_k", "peak_r_mm", "peak_a_mm", "peak_s_mm", "ease"),
     ]
     assert [(row["case"], row["label"], row["prediction"]) for row in written] == [
         ("a", "0", "0"),

@@ -1,6 +1,7 @@
 """A lesion is named by the slice of its file, however the file is stored: number, axis and position in mm."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, Spacingd
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from outputs import table
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from aeflow_monai.geometry import PLANES
 from aeflow_monai.output.maps import WriteMapsd
-from aeflow_monai.output.slice_place import SlicePlace, most_anomalous_place, slice_places
+from aeflow_monai.output.slice_place import PEAK_COLUMNS, SlicePlace, most_anomalous_place, slice_places, voxel_of_file
 
 Array = npt.NDArray[Any]
 
@@ -86,8 +89,13 @@ def test_a_lesion_is_named_by_its_slice_of_the_file(
     image = stored(scan(angles), codes)
     assert nib.aff2axcodes(image.affine) == tuple(codes)
     nib.save(image, tmp_path / "a.nii")
-    places = places_of(preprocessing({"image": tmp_path / "a.nii"})["image"])
+    loaded = preprocessing({"image": tmp_path / "a.nii"})["image"]
+    places = places_of(loaded)
     assert_of_file(places, image.get_fdata())
+    brightest = [int(index) for index in np.unravel_index(int(loaded.argmax()), loaded.shape)[1:]]
+    peak, lesion = voxel_of_file(loaded, brightest), np.unravel_index(image.get_fdata().argmax(), image.shape)
+    assert peak.voxel_from_0 == lesion
+    assert peak.ras_mm == pytest.approx(nib.affines.apply_affine(image.affine, lesion), abs=1e-3)
     letters = dict(zip(("axial", "coronal", "sagittal"), ("SI", "AP", "RL"), strict=True))
     for name, place in places.items():
         assert codes["ijk".index(place.axis)] in letters[name]
@@ -185,3 +193,32 @@ def test_without_a_slice_or_an_affine_no_more_is_said_than_is_known() -> None:
     assert place == SlicePlace("sagittal", "j", 4, 5, None)
     assert str(place) == "sagittal, j = 4 (0 to 4)"
     assert place.position_mm is None
+
+
+def test_the_peak_in_the_table_is_that_of_the_map(inferred: Path) -> None:
+    rows = table(inferred / "scores.csv")
+    assert rows
+    for row in rows:
+        image = nib.load(inferred / f"{row['case']}_anomaly_map.nii.gz")
+        values = image.get_fdata()
+        *indices, right, front, up = (float(row[column]) for column in PEAK_COLUMNS)
+        voxel = tuple(map(int, indices))
+        axis, number = "ijk".index(row["axis"]), int(row["slice_from_0"])
+        assert voxel[axis] == number
+        assert values[voxel] == pytest.approx(values.take(number, axis=axis).max())
+        assert (right, front, up) == pytest.approx(nib.affines.apply_affine(image.affine, voxel), abs=1e-3)
+
+
+def test_the_peak_of_a_picture_is_a_column_and_a_row(
+    tmp_path: Path, trained: Path, run_workflow: Callable[..., Any]
+) -> None:
+    pixels = np.random.default_rng(0).integers(90, 110, (50, 80), np.uint8)
+    pixels[5:12, 60:70] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    where = {"dataset_dir": str(tmp_path / "a.png"), "output_dir": str(tmp_path / "MAPS")}
+    run_workflow(trained / "configs/inference.yaml", **where)
+    (row,) = table(tmp_path / "MAPS/scores.csv")
+    values = nib.load(tmp_path / "MAPS/a_anomaly_map.nii.gz").get_fdata().squeeze()
+    assert values.shape == (80, 50)
+    assert np.unravel_index(values.argmax(), values.shape) == (int(row["peak_i"]), int(row["peak_j"]))
+    assert row["peak_k"] == ""

@@ -16,7 +16,7 @@ from aeflow_monai.printable import shown
 
 __all__ = ["read_run", "require_whole"]
 
-_NUMBERS = ("anomaly_score", "threshold", "p_value", "ease", "position_mm")
+_NUMBERS = ("anomaly_score", "threshold", "p_value", "ease", "position_mm", "peak_r_mm", "peak_a_mm", "peak_s_mm")
 # Between the files of one case: names have commas too, but each path begins anew.
 _NEXT_PATH = re.compile(r", (?=/|\\\\|[A-Za-z]:[\\/])")
 # Of metrics.json, beside those that the page leaves out where they are missing.
@@ -25,7 +25,7 @@ _METRICS = tuple(
     for name in ("auroc", "sensitivity", "specificity", "average_precision", "f1", "accuracy")
     for ending in ("", "_ci95")
 )
-_COUNTS = ("label", "prediction", "slice_from_0", "n_held_out")
+_COUNTS = ("label", "prediction", "slice_from_0", "peak_i", "peak_j", "peak_k", "n_held_out")
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:

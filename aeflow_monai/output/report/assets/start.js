@@ -29,9 +29,17 @@ function placeText(one) {
   return `${one.plane}, ${one.axis} = ${one.slice_from_0}${position}`;
 }
 
+function peakText(one) {
+  const voxel = [one.peak_i, one.peak_j, one.peak_k].filter((index) => index !== undefined);
+  const signed = (mm) => `${mm < 0 ? MINUS : "+"}${Math.abs(mm).toFixed(1)}`;
+  const place = one.peak_s_mm === undefined || voxel.length < 3 ? "" : `, R ${signed(one.peak_r_mm)} A ${signed(one.peak_a_mm)} S ${signed(one.peak_s_mm)} mm`;
+  return voxel.length ? `${voxel.join(" ")}${place}` : "";
+}
+
 function caseFacts(report, one) {
   const facts = [`score ${fixed(one.anomaly_score)}, threshold ${fixed(one.limit)}`, report.labelled ? `${one.kind}, ${one.outcome}` : one.outcome];
   if (one.p_value !== undefined) facts.push(`p ${fixed(one.p_value, 3)} among ${plural(one.n_held_out, "held-out normal")}`);
+  if (one.peak_i !== undefined) facts.push(`map highest at the ${one.slice_from_0 === undefined ? "pixel" : "voxel"} ${peakText(one)}`);
   if (one.ease > 1.5) facts.push("easier to reconstruct than normals, which no map shows");
   return facts;
 }
