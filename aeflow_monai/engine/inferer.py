@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +17,7 @@ from torch import Tensor
 from aeflow_monai import progress
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.detector import Detector
+from aeflow_monai.engine.picture_warning import saw_pictures
 from aeflow_monai.engine.saliency import require_saliency, saliency
 from aeflow_monai.engine.side_by_side import side_by_side, sides_of
 from aeflow_monai.engine.stacked_maps import StackedMap
@@ -24,6 +26,8 @@ from aeflow_monai.output.case_score import scores_by_plane
 from aeflow_monai.score.stack import SliceStack
 
 __all__ = ["SlicedInferer"]
+
+_logger = logging.getLogger(__name__)
 
 _UNNAMED = ""  # the map of a network that gives one tensor
 
@@ -65,6 +69,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         self.slicer = slicer
         self.batch_size = batch_size
         self.saliency = saliency
+        self._has_warned = False
 
     def __call__(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> Output:
         """Look at a volume.
@@ -135,6 +140,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the slice range. Lower min_foreground, "
                 "or check the intensity normalisation."
             )
+        if detector is not None:
+            self._warn_of_volumes(detector, max(map(len, found.indices.values())))
         return {
             "stacks": {
                 name: {plane: stack[None] for plane, stack in of_planes.items()}
@@ -144,6 +151,15 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             **found.numbers,
             **({} if detector is None else _of_case(detector, found.numbers)),
         }
+
+    def _warn_of_volumes(self, detector: Detector, n_slices: int) -> None:
+        """Say once that the model was trained on 2D images, if a volume comes."""
+        if n_slices > 1 and not self._has_warned and saw_pictures(detector.state_dict()):
+            self._has_warned = True
+            _logger.warning(
+                f"The image has {n_slices} slices, but the model was trained on 2D images: each slice is scored as one "
+                "of them. Train on volumes to score volumes."
+            )
 
     def _look(self, volume: Tensor, axis: str, found: _Found, look: Callable[[Tensor, Places, int], Output]) -> None:
         """Look at the chosen slices of a plane, batch by batch."""

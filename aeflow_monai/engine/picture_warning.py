@@ -1,4 +1,4 @@
-"""Pictures that a model of volumes is given: their scores mean less than they seem to."""
+"""Pictures for a model of volumes, and volumes for one of pictures: their scores mean less than they seem to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import any_picture
 from aeflow_monai.printable import some
 
-__all__ = ["saw_volumes", "warn_of_pictures"]
+__all__ = ["saw_pictures", "saw_volumes", "warn_of_pictures"]
 
 _logger = logging.getLogger(__name__)
 
@@ -31,10 +31,24 @@ def saw_volumes(state: Mapping[str, Tensor]) -> bool:
     Returns:
         False for pictures, which have one position, and where it is not known.
     """
+    return _is_same_everywhere(state) is False
+
+
+def saw_pictures(state: Mapping[str, Tensor]) -> bool:
+    """Whether a model was calibrated on single slices, as 2D images are; False where it is not known.
+
+    Args:
+        state: of the detector.
+    """
+    return _is_same_everywhere(state) is True
+
+
+def _is_same_everywhere(state: Mapping[str, Tensor]) -> bool | None:
+    """Whether all relative positions have the same normals; None where it is not known."""
     mean = state.get(_NORMALS)
     if mean is None or mean.ndim != 4:
-        return False
-    return bool((mean.amax(dim=1) - mean.amin(dim=1)).max() > _ROUNDED * mean.abs().max())
+        return None
+    return bool((mean.amax(dim=1) - mean.amin(dim=1)).max() <= _ROUNDED * mean.abs().max())
 
 
 def warn_of_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
 
-from aeflow_monai.engine.picture_warning import saw_volumes, warn_of_pictures
+from aeflow_monai import Model
+from aeflow_monai.engine.picture_warning import saw_pictures, saw_volumes, warn_of_pictures
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.position import PositionMoments, PositionNorm
@@ -27,5 +29,19 @@ def test_what_a_model_was_calibrated_on(trained: Path, of_volumes: bool) -> None
     norm.fit([moments])
     name = "score.dissimilarity_norm.mean"
     assert saw_volumes({name: norm.mean}) == of_volumes
+    assert saw_pictures({name: norm.mean}) != of_volumes
+    assert not saw_pictures({})
     assert saw_volumes(read_model(model_path(trained)).state)
     assert not saw_volumes({name: torch.zeros_like(norm.mean)})
+
+
+def test_a_volume_for_a_model_of_pictures_is_told_once(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, volume = Model(trained), MetaTensor(torch.rand(1, 64, 64, 4))
+    model.infer(volume)
+    assert "2D images" not in caplog.text
+    mean = model.detector.score.dissimilarity_norm.mean
+    mean.copy_(mean[:, :1].expand_as(mean).clone())  # as of 2D images, whose relative position is one
+    for _ in range(2):
+        model.infer(volume)
+    model.infer(volume[..., :1])
+    assert caplog.text.count("The image has 4 slices, but the model was trained on 2D images") == 1
