@@ -7,6 +7,7 @@ from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of
 from aeflow_monai.cli.dry_run import say_test
+from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.result_tables import rows_of
 from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
@@ -22,6 +23,9 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: something that was given is wrong, or no case was scored by both.
         CaseFailures: some cases failed.
     """
+    for model in given.model:
+        require_model(model, "evaluate")
+    require_data([given.data])
     terminal.say(f"Comparing {given.model[0]} and {given.model[1]} on {given.data}.")
     overwrite = "" if given.overwrite else " --overwrite"
     terminal.when_stopped = lambda: f"Begin again with:\n  {terminal.command}{overwrite}"

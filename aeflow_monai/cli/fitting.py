@@ -9,6 +9,7 @@ from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.dry_run import say_sections
+from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.result_tables import rows_of
 from aeflow_monai.cli.scoring import evaluate_folder, predict_images
 from aeflow_monai.cli.terminal import Terminal
@@ -22,6 +23,7 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: something that was given is wrong.
     """
+    require_data([given.data])
     if given.dry_run:
         say_sections(given, terminal)
         return
@@ -78,6 +80,8 @@ def calibrate(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: something that was given is wrong.
     """
+    require_model(given.model, "calibrate")
+    require_data([given.data])
     terminal.say(f"Calibrating {given.model} on {given.data}.")
     folder = Path(given.output).expanduser().absolute()
     options = options_of(given, dataset_dir=given.data, output_dir=folder, specificity=given.specificity)
@@ -92,6 +96,7 @@ def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: something that was given is wrong.
     """
+    require_data([given.data])
     terminal.say(f"Reading {given.data}.")
     folder = Path(given.output).expanduser().absolute()
     options = options_of(given, dataset_dir=given.data, output_dir=folder)

@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str], interrupts: list[int]) -> int:
     # within reach of main, since Ctrl-C may come while these are imported
     from aeflow_monai.cli.bundle_run import quiet_log
+    from aeflow_monai.cli.given_paths import WrongUse
     from aeflow_monai.cli.parsers import parser
     from aeflow_monai.cli.terminal import Terminal
 
@@ -65,6 +66,9 @@ def _run(arguments: list[str], interrupts: list[int]) -> int:
     except KeyboardInterrupt:
         terminal.stopped()
         return INTERRUPTED
+    except WrongUse as error:
+        terminal.error(str(error))
+        return WRONG_USE
     except Exception as error:
         if interrupts:  # a library has made an error of it, or failed after it had passed over it
             terminal.stopped()

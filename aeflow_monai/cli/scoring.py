@@ -14,6 +14,7 @@ from typing import Any
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.dry_run import say_images, say_test
+from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.result_tables import data_of, rows_of
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json
@@ -32,6 +33,9 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
         CaseFailures: some cases failed.
     """
     images = _paths(given.images)
+    require_model(given.model, "inference")
+    if len(images) == 1:  # of several the others go on
+        require_data(images)
     if given.dry_run:
         say_images(given, images, terminal)
         return
@@ -48,6 +52,8 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: something that was given is wrong.
         CaseFailures: some cases failed.
     """
+    require_model(given.model, "evaluate")
+    require_data([given.data])
     if given.dry_run:
         say_test(given, terminal)
         return

@@ -103,7 +103,7 @@ def test_paths_of_the_standard_input(
     assert [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()] == [first, second]
     for stdin, message in (
         (None, "Expected paths of images"),
-        (io.TextIOWrapper(io.BytesIO(b"\xff.nii.gz\n")), "bytes that are not UTF-8"),
+        (io.TextIOWrapper(io.BytesIO(b"\xff.nii.gz\n")), "\\udcff.nii.gz"),
     ):
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main([*command, "--overwrite"]) == 2
@@ -219,3 +219,23 @@ def test_the_doctor_sees_a_folder_that_cannot_be_written(
     assert "FAIL  disk: nothing can be written to /proc/self/nowhere" in capsys.readouterr().out
     assert main(["predict", "a.nii", "b.nii", "-m", str(tmp_path), "-o", str(tmp_path / "MAPS")]) == 2
     assert "Set AEFLOW_HOME to a folder" in capsys.readouterr().err
+
+
+def test_a_wrong_path_is_told_before_anything_large_is_imported(tmp_path: Path, trained: Path) -> None:
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/model").symlink_to(trained)
+    program = "import sys; from aeflow_monai.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    for arguments, said in (
+        (
+            ["predict", "nowhere.nii", "-m", "demo/model", "-o", "MAPS"],
+            f"There is no file or folder {tmp_path}/nowhere",
+        ),
+        (["evaluate", ".", "-m", "demo"], "no such file. Did you mean demo/model?"),
+        (["train", "nowhere", "-o", "RUN"], "There is no file or folder"),
+    ):
+        command = [sys.executable, "-c", program, *arguments]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        assert ended.stdout == "2 False\n"
+        assert said in ended.stderr
+        assert len(ended.stderr.splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"demo"}
