@@ -22,6 +22,7 @@ from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.network.encoder import Encoder
 from aeflow_monai.network.loss import AEFlowLoss
 from aeflow_monai.score.calibration import NormalSlices, calibrate_score
+from aeflow_monai.score.global_term import pooled_features
 from aeflow_monai.score.score import Score, SliceScores
 from aeflow_monai.score.ssim import ssim_map
 from aeflow_monai.score.stack import foreground_of
@@ -156,8 +157,12 @@ class TestTrained:
         ease = found["ease"]
         assert (ease > 1.5).all()
         top_means = calibrated.score.top_means(found["anomaly_map"])
-        maps_alone = calibrated.score.slice_scores(top_means, torch.zeros(len(ease)))
-        torch.testing.assert_close(found["slice_scores"], maps_alone + 2 * (ease - 1.5))
+        with torch.no_grad():
+            global_terms = calibrated.score.global_terms(calibrated.stack(torch.as_tensor(blurred)))
+        easier = 1.5 + torch.zeros(len(ease))
+        maps_alone = calibrated.score.slice_scores(top_means, easier)
+        expected = torch.logaddexp(maps_alone + 2 * (ease - 1.5), global_terms) - math.log(2)
+        torch.testing.assert_close(found["slice_scores"], expected)
 
     @double_precision()
     def test_score_does_not_depend_on_neighbours_or_order(self, calibrated: Detector, normals: Tensor) -> None:
@@ -353,9 +358,10 @@ class TestCalibrate:
         alone = Score(3, **{"level_weight": 1.0, "case_top_fraction": 1.0, **options})
         with torch.no_grad():
             terms, of_fitted = (detector.terms(detector.network(each), each) for each in (images, fitted))
+            pooled = pooled_features(detector.network.encoder(images))
         cases = [case for batch in batches for case in batch["case"]]
         places = Places(["coronal"] * 14, heights)
-        held_out = NormalSlices(terms, foreground_of(images), cases, cases, places)
+        held_out = NormalSlices(terms, foreground_of(images), cases, cases, places, pooled)
         others = NormalSlices(of_fitted, foreground_of(fitted), ["one"] * 4, list("abcd"), None)
         calibrate_score(alone, [held_out], 0.7, [others])
         for name, value in alone.state_dict().items():
