@@ -139,13 +139,13 @@ def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Seque
     if len({patient for group in groups for patient in group}) < _LEAST_PATIENTS:
         term.forget()
         return []
+    if not torch.isfinite(_joined(groups)).all():
+        raise ValueError("Features of normals are not finite: the encoder's weights or an image hold NaN.")
     moves = term.is_known and not any(fitted)
     without = [_fitted(term, [group for group in groups if group is not left], moves) for left in groups]
     distances = torch.cat(
         [own(_joined([group]).to(term.unit)) for own, group in zip(without, groups, strict=True) if group]
     )
-    if not torch.isfinite(distances).all():
-        raise ValueError("Features of normals are not finite: the encoder's weights or an image hold NaN.")
     whole = _fitted(term, groups, moves)
     for each in (*without, whole):
         each.set_unit(distances)
