@@ -113,7 +113,8 @@ class Detector(nn.Module):
         """All maps and scores of images, each by itself; for the arguments see `infer`.
 
         Returns:
-            "anomaly_map" (N, 1, H, W), "slice_scores" (N,), "ease" (N,), and the maps of `infer`.
+            "anomaly_map" (N, 1, H, W), "slice_scores", "ease", "map_scores" and "global_terms", (N,) each, see
+            `SliceScores`, and the maps of `infer`.
         """
         stack, maps = self.infer(image, places)
         return {**self.score(stack)._asdict(), **maps}

@@ -299,7 +299,7 @@ class _Scored(NamedTuple):
     peaks: list[float]
     top_means: Tensor  # (n, fractions)
     ease: Tensor  # (n,)
-    global_terms: Tensor | None  # (n,)
+    global_terms: Tensor  # (n,)
 
 
 def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, _Norms]) -> _Scored:
@@ -315,12 +315,11 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         means.append(score.top_means(anomaly_map).double().cpu())
         eases.append(score.ease(slices, norm.dissimilarity))
-        if (found := score.global_terms(slices, norm.global_term)) is not None:
-            terms.append(found)
+        terms.append(score.global_terms(slices, norm.global_term))
         origin += [(patient, file, plane)] * len(anomaly_map)
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")
-    return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms) if terms else None)
+    return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms))
 
 
 def _fit_slice_scores(score: Score, scored: _Scored) -> None:
@@ -335,15 +334,17 @@ def _fit_slice_scores(score: Score, scored: _Scored) -> None:
 
 
 def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> None:
-    scores = score.slice_scores(scored.top_means.to(score.fraction_mean), scored.ease, scored.global_terms).cpu()
+    map_scores = score.map_scores(scored.top_means.to(score.fraction_mean), scored.ease)
+    scores, terms = score.joined(map_scores, scored.global_terms).cpu(), scored.global_terms.cpu()
     # by file, as evaluation and inference score: a case may have several images
-    of_images: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    for (patient, file, plane), slice_score in zip(scored.origin, scores, strict=True):
-        of_images[patient, file][plane].append(slice_score)
-    cases = [
-        float(score.case_score({plane: torch.stack(found) for plane, found in planes.items()}))
+    of_images: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, (patient, file, plane) in enumerate(scored.origin):
+        of_images[patient, file][plane].append(number)
+    of_cases = [
+        [{plane: values[found] for plane, found in planes.items()} for values in (map_scores.cpu(), terms)]
         for planes in of_images.values()
     ]
+    cases = [float(score.case_score(*of_case)) for of_case in of_cases]
     patients = [patient for patient, _ in of_images]
     set_thresholds(score, cases, scores, scored.peaks, patients, specificity)
     n_patients = score.held_out.n

@@ -159,10 +159,10 @@ class TestTrained:
         top_means = calibrated.score.top_means(found["anomaly_map"])
         with torch.no_grad():
             global_terms = calibrated.score.global_terms(calibrated.stack(torch.as_tensor(blurred)))
-        easier = 1.5 + torch.zeros(len(ease))
-        maps_alone = calibrated.score.slice_scores(top_means, easier)
-        expected = torch.logaddexp(maps_alone + 2 * (ease - 1.5), global_terms) - math.log(2)
-        torch.testing.assert_close(found["slice_scores"], expected)
+        maps_alone = calibrated.score.map_scores(top_means, torch.zeros(len(ease)))
+        torch.testing.assert_close(found["map_scores"], maps_alone + 2 * (ease - 1.5))
+        joined = torch.logaddexp(found["map_scores"], global_terms) - math.log(2)
+        torch.testing.assert_close(found["slice_scores"], joined)
 
     @double_precision()
     def test_score_does_not_depend_on_neighbours_or_order(self, calibrated: Detector, normals: Tensor) -> None:
@@ -274,6 +274,8 @@ def test_all_maps(in_channels: int, flow_term: str) -> None:
         "anomaly_map": (2, 1, 64, 96),
         "slice_scores": (2,),
         "ease": (2,),
+        "map_scores": (2,),
+        "global_terms": (2,),
         "reconstruction": (2, in_channels, 64, 96),
         "residual": (2, 1, 64, 96),
         "log_likelihood": (2, 1, 64, 96),
@@ -573,7 +575,7 @@ class TestVolumes:
         assert not torch.allclose(expected.anomaly_map, alone, atol=0.1)  # neighbours count
         ease = score.dissimilarity_norm.mean[0, :, 0, 0].max() * places.positions - stack.dissimilarity
         torch.testing.assert_close(expected.ease, ease, rtol=0, atol=1e-6)  # heights are in single precision
-        maps_alone = score.slice_scores(score.top_means(expected.anomaly_map), torch.zeros(len(ease)))
+        maps_alone = score.map_scores(score.top_means(expected.anomaly_map), torch.zeros(len(ease)))
         torch.testing.assert_close(
             expected.slice_scores - maps_alone, 2 * (expected.ease - 1.5).clamp_min(0), rtol=0, atol=1e-9
         )

@@ -102,12 +102,21 @@ def test_another_site_moves_mean_and_unit_and_keeps_the_covariance() -> None:
 
 
 def test_slice_score_is_the_soft_maximum_of_both() -> None:
-    score, top_means, ease = Score(top_fractions=[1.0]), torch.tensor([[0.0], [9.0], [-1.0]]), torch.zeros(3)
-    terms = torch.tensor([0.0, 0.0, 7.0])
-    joined = score.slice_scores(top_means, ease, terms)
+    score, of_maps, terms = Score(), torch.tensor([0.0, 9.0, -1.0]), torch.tensor([0.0, 0.0, 7.0])
+    assert score.joined(of_maps, terms).tolist() == [0, 9, -1]  # nothing is known yet
+    score.global_term.fit(features_of(30))
+    joined = score.joined(of_maps, terms)
     expected = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in ((0, 0), (9, 0), (-1, 7))]
     assert joined.tolist() == pytest.approx(expected)
-    assert score.slice_scores(top_means, ease).tolist() == [0, 9, -1]
+
+
+def test_case_score_joins_the_mean_of_the_terms_to_the_highest_map_scores() -> None:
+    score = Score(case_top_fraction=0.25)
+    score.global_term.fit(features_of(30))
+    of_maps = {"axial": torch.tensor([0.0, 3.0, 1.0, torch.nan, 2.0])}
+    terms = {"axial": torch.tensor([5.0, 1.0, 1.0, torch.nan, 1.0])}
+    assert float(score.case_score(of_maps, terms)) == pytest.approx(math.log((math.exp(3) + math.exp(2)) / 2))
+    assert float(score.case_score(of_maps)) == 3
 
 
 @pytest.mark.parametrize("options", [{"global_term": False}, {"published": True}])
