@@ -13,7 +13,8 @@ from aeflow_monai.geometry import Places
 from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.network.flow import standard_normal_log_density
 from aeflow_monai.progress import tracked
-from aeflow_monai.score.calibration import NormalSlices, calibrate_score
+from aeflow_monai.score.calibration import NormalSlices, PooledSlices, calibrate_score
+from aeflow_monai.score.global_term import pooled_features
 from aeflow_monai.score.score import Score, SliceScores
 from aeflow_monai.score.ssim import ssim_map
 from aeflow_monai.score.stack import SliceStack, foreground_of
@@ -76,7 +77,9 @@ class Detector(nn.Module):
             places: where the slices lie in their volumes; None for images that are of no volume.
             features: of the images, if they were computed before; see `AEFlow.forward`.
         """
-        return self.score.stack(self.terms(self.network(image, features), image), foreground_of(image), places)
+        output = self.network(image, features)
+        terms, pooled = self.terms(output, image), pooled_features(output.features)
+        return self.score.stack(terms, foreground_of(image), places, pooled)
 
     def infer(self, image: Tensor, places: Places | None = None) -> tuple[SliceStack, dict[str, Tensor]]:
         """What the network says of slices, before those of a volume are scored together by `finish`.
@@ -100,7 +103,7 @@ class Detector(nn.Module):
             "residual": (image - output.reconstruction).abs().mean(dim=1, keepdim=True),
             "log_likelihood": log_likelihood.mean(dim=1, keepdim=True),
         }
-        return self.score.stack(terms, foreground_of(image), places), maps
+        return self.score.stack(terms, foreground_of(image), places, pooled_features(output.features)), maps
 
     def finish(self, stack: SliceStack) -> SliceScores:
         """Anomaly maps and scores of all the slices of one plane of a volume, in their order."""
@@ -110,7 +113,8 @@ class Detector(nn.Module):
         """All maps and scores of images, each by itself; for the arguments see `infer`.
 
         Returns:
-            "anomaly_map" (N, 1, H, W), "slice_scores" (N,), "ease" (N,), and the maps of `infer`.
+            "anomaly_map" (N, 1, H, W), "slice_scores", "ease", "map_scores" and "global_terms", (N,) each, see
+            `SliceScores`, and the maps of `infer`.
         """
         stack, maps = self.infer(image, places)
         return {**self.score(stack)._asdict(), **maps}
@@ -137,6 +141,7 @@ def calibrate(
     held_out: Iterable[Mapping[str, Any]],
     specificity: float = 0.95,
     fitted: Iterable[Mapping[str, Any]] = (),
+    trained: Iterable[Mapping[str, Any]] = (),
 ) -> None:
     """Calibrate a trained detector on normals that it has not seen; see `calibrate_score`.
 
@@ -149,6 +154,7 @@ def calibrate(
             and the slices of a volume's plane one after the other.
         specificity: fraction of normals that the thresholds should let pass, in (0, 1).
         fitted: batches of normals that it was trained on, of the same kind.
+        trained: batches of all normals that it was trained on, of which only the encoder's features are used.
 
     Raises:
         ValueError: no batches, or such as can be iterated once only; a specificity out of its range; images or
@@ -160,9 +166,18 @@ def calibrate(
         of_held_out, of_fitted = (
             batches if isinstance(batches, Iterator) else _Normals(detector, batches) for batches in (held_out, fitted)
         )
-        calibrate_score(detector.score, of_held_out, specificity, of_fitted)
+        calibrate_score(detector.score, of_held_out, specificity, of_fitted, _pooled(detector, trained))
     finally:
         detector.train(was_training)
+
+
+def _pooled(detector: Detector, batches: Iterable[Mapping[str, Any]]) -> Iterator[PooledSlices]:
+    """Pooled features of batches of normals; the encoder runs where none were kept."""
+    for batch in tracked(batches, "normals"):
+        features = batch.get("features")
+        if features is None:
+            features = detector.network.encoder(torch.as_tensor(batch["image"]).to(detector.device))
+        yield PooledSlices(pooled_features(features), batch.get("patient", batch["case"]))
 
 
 class _Normals:
@@ -182,12 +197,14 @@ class _Normals:
                 raise ValueError(f"The image of case {case} holds NaN or infinite values: mend it, or leave it out.")
             features = batch.get("features")
             kept = None if features is None else [stage.to(device).float() for stage in features]
+            output = self.detector.network(image, kept)
             yield NormalSlices(
-                self.detector.terms(self.detector.network(image, kept), image),
+                self.detector.terms(output, image),
                 foreground_of(image),
                 batch.get("patient", batch["case"]),
                 batch.get("file", batch["case"]),
                 places_of(batch),
+                pooled_features(output.features),
             )
 
 

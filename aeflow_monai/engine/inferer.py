@@ -22,13 +22,14 @@ from aeflow_monai.engine.saliency import require_saliency, saliency
 from aeflow_monai.engine.side_by_side import side_by_side, sides_of
 from aeflow_monai.engine.stacked_maps import StackedMap
 from aeflow_monai.geometry import Places
-from aeflow_monai.output.case_score import scores_by_plane
+from aeflow_monai.score.score import SliceScores
 from aeflow_monai.score.stack import SliceStack
 
 __all__ = ["SlicedInferer"]
 
 _logger = logging.getLogger(__name__)
 
+_OF_SLICES = ("anomaly_map", "slice_scores", "ease")  # what is told of a `SliceScores`
 _UNNAMED = ""  # the map of a network that gives one tensor
 
 Output = Tensor | dict[str, Tensor]
@@ -122,6 +123,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         volume = inputs[0].as_subclass(Tensor)
         axes = self.slicer.axes_of(volume)
         found = _Found(self.slicer, volume)
+        finished: dict[str, SliceScores] = {}
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
@@ -133,7 +135,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 parts: dict[int, SliceStack] = {}  # by the first slice of each batch
                 self._look(volume, axis, found, partial(self._infer, detector, parts))
                 together = SliceStack.join([parts[first] for first in sorted(parts)])
-                found.add(detector.finish(together)._asdict(), axis, torch.arange(len(indices)))
+                scored = finished[axis] = detector.finish(together)
+                of_slices = {name: getattr(scored, name) for name in _OF_SLICES}
+                found.add(of_slices, axis, torch.arange(len(indices)))
         if not found.stacks:
             raise ValueError(
                 f"No slice to process: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
@@ -149,7 +153,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             },
             "indices": {plane: indices[None] for plane, indices in found.indices.items()},
             **found.numbers,
-            **({} if detector is None else _of_case(detector, found.numbers)),
+            **({} if detector is None else _of_case(detector, finished)),
         }
 
     def _warn_of_volumes(self, detector: Detector, n_slices: int) -> None:
@@ -205,10 +209,12 @@ def _maps_of(network: Network, args: Any, kwargs: Any, slices: Tensor, places: P
     return network(slices, places, *args, **kwargs)
 
 
-def _of_case(detector: Detector, numbers: dict[str, Tensor]) -> dict[str, Tensor]:
+def _of_case(detector: Detector, scored: dict[str, SliceScores]) -> dict[str, Tensor]:
     """The score of the case, thresholds and p-value, (1,) each."""
-    of_slices = {plane: scores[0] for plane, scores in scores_by_plane(numbers).items()}
-    of_case = detector.score.verdict(of_slices)
+    of_case = detector.score.verdict(
+        {plane: scores.map_scores for plane, scores in scored.items()},
+        {plane: scores.global_terms for plane, scores in scored.items()},
+    )
     return {name: torch.tensor([value], dtype=torch.float64) for name, value in of_case.items()}
 
 

@@ -168,6 +168,7 @@ _TYPES = {
     "network_def#score#slice_sigma": _number(0),
     "network_def#score#ease_weight": _number(0),
     "network_def#score#level_weight": _number(0, 1, above=True),
+    "network_def#score#global_term": _FLAG,
     "slicer#fit": _choice(FITS),
     "slicer#min_foreground": _number(0, 1),
     "slicer#slice_range": _or_null(

@@ -46,6 +46,7 @@ class BundleWriter:
         given: config of the training.
         seed: of the training.
         specificity: see `calibrate`.
+        trained: batches of all normals of the training, see `calibrate`.
 
     Raises:
         ValueError: a specificity out of its range; now, not when the training is over.
@@ -61,12 +62,14 @@ class BundleWriter:
         given: GivenConfig,
         seed: int = 0,
         specificity: float = 0.95,
+        trained: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         require_specificity(specificity)
         self.folder = Path(folder)
         self.detector = detector
         self.held_out = held_out
         self.fitted = fitted
+        self.trained = trained
         self.specificity = specificity
         data = facts_of_data(trained_on=split[0], held_out=split[1])
         self.facts = {"seed": seed, "specificity": specificity, "data": data}
@@ -85,7 +88,7 @@ class BundleWriter:
 
     def __call__(self, engine: Engine) -> None:
         """Calibrate, and write the bundle."""
-        calibrate(self.detector, self.held_out, self.specificity, self.fitted)
+        calibrate(self.detector, self.held_out, self.specificity, self.fitted, self.trained)
         record = self.folder / "logs" / RUN_RECORD
         card = {**self.facts, "versions": read_json(record)["versions"], **self.seen}
         write_bundle(self.folder, self.detector, self.given.content, card)

@@ -21,11 +21,13 @@ class AEFlowOutput(NamedTuple):
         latents: z', each (N, C_i, h_i, w_i).
         log_likelihoods: each (N, 1, h_i, w_i), in nats per channel, log-determinant included.
         reconstruction: (N, C, H, W) in [0, 1].
+        features: of the encoder, each (N, C_i, h_i, w_i).
     """
 
     latents: list[Tensor]
     log_likelihoods: list[Tensor]
     reconstruction: Tensor
+    features: Sequence[Tensor] = ()
 
 
 class AEFlow(nn.Module):
@@ -106,4 +108,4 @@ class AEFlow(nn.Module):
             latent, log_abs_det_jacobian = flow(stage)
             latents.append(latent)
             log_likelihoods.append(log_likelihood_per_channel(latent, log_abs_det_jacobian))
-        return AEFlowOutput(latents, log_likelihoods, self.decoder(latents))
+        return AEFlowOutput(latents, log_likelihoods, self.decoder(latents), stages)

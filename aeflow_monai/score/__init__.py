@@ -1,6 +1,7 @@
 """From maps of slices to calibrated scores; knows no network."""
 
-from aeflow_monai.score.calibration import NormalSlices, calibrate_score
+from aeflow_monai.score.calibration import NormalSlices, PooledSlices, calibrate_score
+from aeflow_monai.score.global_term import GlobalTerm, pooled_features
 from aeflow_monai.score.held_out import HeldOutScores
 from aeflow_monai.score.position import PositionNorm
 from aeflow_monai.score.score import Score, SliceScores
@@ -9,14 +10,17 @@ from aeflow_monai.score.stack import SliceStack, foreground_of
 from aeflow_monai.score.thresholds import upper_threshold
 
 __all__ = [
+    "GlobalTerm",
     "HeldOutScores",
     "NormalSlices",
+    "PooledSlices",
     "PositionNorm",
     "Score",
     "SliceScores",
     "SliceStack",
     "calibrate_score",
     "foreground_of",
+    "pooled_features",
     "ssim_map",
     "upper_threshold",
 ]

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from aeflow_monai.geometry import Places
+from aeflow_monai.score.global_term import GlobalTerm, fit_global_term
 from aeflow_monai.score.position import PositionMoments, PositionNorm
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.stack import SliceStack
 from aeflow_monai.score.thresholds import patients_needed, require_specificity, set_thresholds
 
-__all__ = ["NormalSlices", "calibrate_score"]
+__all__ = ["NormalSlices", "PooledSlices", "calibrate_score"]
 
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class NormalSlices(NamedTuple):
         patients: whose each slice is, N names.
         files: of which image, N names; slices of one file and plane follow each other.
         places: where the slices lie in their volumes; None for images of their own.
+        pooled: see `pooled_features`, (N, d); None of a method without.
     """
 
     terms: Tensor
@@ -43,6 +45,14 @@ class NormalSlices(NamedTuple):
     patients: Sequence[str]
     files: Sequence[str]
     places: Places | None
+    pooled: Tensor | None = None
+
+
+class PooledSlices(NamedTuple):
+    """Pooled features (N, d) of a batch of normals, see `pooled_features`, and whose each slice is."""
+
+    pooled: Tensor
+    patients: Sequence[str]
 
 
 @torch.no_grad()
@@ -51,6 +61,7 @@ def calibrate_score(
     held_out: Iterable[NormalSlices],
     specificity: float = 0.95,
     fitted: Iterable[NormalSlices] = (),
+    trained: Iterable[PooledSlices] = (),
 ) -> None:
     """Fill the score's buffers: units of the terms, normals by position, unit of slice scores, thresholds.
 
@@ -68,6 +79,8 @@ def calibrate_score(
         fitted: normals that the method was fitted on. With the held-out ones they give mean and deviation by position,
             and of how easy slices are to reconstruct, for which few held-out cases are not enough. The unit of scores
             and all thresholds are of held-out normals alone.
+        trained: of all normals that the method was fitted on, for the global term, which needs many; see
+            `fit_global_term`. If none are given, a term that is known moves to the held-out ones.
 
     Raises:
         ValueError: no slices, or such as can be iterated once only; a specificity out of its range; terms or scores
@@ -83,7 +96,9 @@ def calibrate_score(
             groups = _Groups(score, held_out, fitted)
             positions = _fit_position_norm(score, groups)
             dissimilarities = _fit_dissimilarity_norm(score, groups)
-            norms = {p: _Norms(positions[group], dissimilarities[group]) for p, group in groups.group_of.items()}
+            terms = _fit_global_term(score, groups, trained)
+            of_groups = [_Norms(*found) for found in zip(positions, dissimilarities, terms, strict=True)]
+            norms = {patient: of_groups[group] for patient, group in groups.group_of.items()}
         scored = _scored(score, held_out, norms)
         _fit_slice_scores(score, scored)
         _fit_thresholds(score, scored, specificity)
@@ -152,7 +167,7 @@ def _stacks(score: Score, batches: Iterable[NormalSlices]) -> Iterator[_Stack]:
     """What batches hold, put together by image and plane."""
     waiting: list[_Stack] = []
     for batch in batches:
-        stack = score.stack(batch.terms, batch.foreground, batch.places)
+        stack = score.stack(batch.terms, batch.foreground, batch.places, batch.pooled)
         for index, patient, file in zip(range(len(batch.terms)), batch.patients, batch.files, strict=True):
             plane = "axial" if batch.places is None else batch.places.planes[index]
             one = _Stack(patient, file, plane, stack.part(slice(index, index + 1)))
@@ -187,9 +202,12 @@ class _Groups:
     def __init__(self, score: Score, held_out: Iterable[NormalSlices], fitted: Iterable[NormalSlices]) -> None:
         self.group_of: dict[str, int] = {}
         self.moments = [_NormalMoments() for _ in range(_GROUPS)]
+        self.pooled: list[dict[str, Tensor]] = [{} for _ in range(_GROUPS)]
         for patient, _, _, slices in _stacks(score, held_out):
             group = self.group_of.setdefault(patient, len(self.group_of) % _GROUPS)
             self.moments[group].add(patient, slices)
+            if slices.pooled is not None:
+                _append(self.pooled[group], patient, slices.pooled)
         self.fitted = _NormalMoments()
         for patient, _, _, slices in _stacks(score, fitted):
             self.fitted.add(patient, slices)
@@ -200,6 +218,7 @@ class _Norms(NamedTuple):
 
     position: PositionNorm
     dissimilarity: PositionNorm
+    global_term: GlobalTerm
 
 
 def _fit_position_norm(score: Score, of: _Groups) -> list[PositionNorm]:
@@ -243,6 +262,22 @@ def _fit_dissimilarity_norm(score: Score, of: _Groups) -> list[PositionNorm]:
     return norms[1:]
 
 
+def _fit_global_term(score: Score, of: _Groups, trained: Iterable[PooledSlices]) -> list[GlobalTerm]:
+    """Fit the score's term, and for each group give one that is fitted to all but this."""
+    if not score.has_global_term:
+        return [score.global_term] * _GROUPS
+    group_of: dict[str, int] = {}
+    fitted: list[dict[str, Tensor]] = [{} for _ in range(_GROUPS)]
+    for batch in trained:
+        for patient, pooled in zip(batch.patients, batch.pooled, strict=True):
+            _append(fitted[group_of.setdefault(patient, len(group_of) % _GROUPS)], patient, pooled[None])
+    return fit_global_term(score.global_term, of.pooled, fitted) or [score.global_term] * _GROUPS
+
+
+def _append(found: dict[str, Tensor], patient: str, pooled: Tensor) -> None:
+    found[patient] = torch.cat([found[patient], pooled.cpu()]) if patient in found else pooled.cpu()
+
+
 def _without(group: PositionMoments, everybody: Sequence[PositionMoments]) -> list[PositionMoments]:
     return [other for other in everybody if other is not group]
 
@@ -264,6 +299,7 @@ class _Scored(NamedTuple):
     peaks: list[float]
     top_means: Tensor  # (n, fractions)
     ease: Tensor  # (n,)
+    global_terms: Tensor  # (n,)
 
 
 def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, _Norms]) -> _Scored:
@@ -271,17 +307,19 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
     peaks: list[float] = []
     means: list[Tensor] = []
     eases: list[Tensor] = []
-    own = _Norms(score.position_norm, score.dissimilarity_norm)
+    terms: list[Tensor] = []
+    own = _Norms(score.position_norm, score.dissimilarity_norm, score.global_term)
     for patient, file, plane, slices in _stacks(score, held_out):
         norm = norms.get(patient, own)
         anomaly_map = score.anomaly_map(slices, norm.position)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         means.append(score.top_means(anomaly_map).double().cpu())
         eases.append(score.ease(slices, norm.dissimilarity))
+        terms.append(score.global_terms(slices, norm.global_term))
         origin += [(patient, file, plane)] * len(anomaly_map)
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")
-    return _Scored(origin, peaks, torch.cat(means), torch.cat(eases))
+    return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms))
 
 
 def _fit_slice_scores(score: Score, scored: _Scored) -> None:
@@ -296,15 +334,17 @@ def _fit_slice_scores(score: Score, scored: _Scored) -> None:
 
 
 def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> None:
-    scores = score.slice_scores(scored.top_means.to(score.fraction_mean), scored.ease).cpu()
+    map_scores = score.map_scores(scored.top_means.to(score.fraction_mean), scored.ease)
+    scores, terms = score.joined(map_scores, scored.global_terms).cpu(), scored.global_terms.cpu()
     # by file, as evaluation and inference score: a case may have several images
-    of_images: dict[tuple[str, str], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-    for (patient, file, plane), slice_score in zip(scored.origin, scores, strict=True):
-        of_images[patient, file][plane].append(slice_score)
-    cases = [
-        float(score.case_score({plane: torch.stack(found) for plane, found in planes.items()}))
+    of_images: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, (patient, file, plane) in enumerate(scored.origin):
+        of_images[patient, file][plane].append(number)
+    of_cases = [
+        [{plane: values[found] for plane, found in planes.items()} for values in (map_scores.cpu(), terms)]
         for planes in of_images.values()
     ]
+    cases = [float(score.case_score(*of_case)) for of_case in of_cases]
     patients = [patient for patient, _ in of_images]
     set_thresholds(score, cases, scores, scored.peaks, patients, specificity)
     n_patients = score.held_out.n

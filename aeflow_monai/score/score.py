@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aeflow_monai.geometry import Places
+from aeflow_monai.score.global_term import GlobalTerm
 from aeflow_monai.score.held_out import HeldOutScores
 from aeflow_monai.score.position import PositionNorm, blur_through_slices
 from aeflow_monai.score.stack import SliceStack
@@ -29,11 +30,15 @@ class SliceScores(NamedTuple):
         anomaly_map: (n, 1, H, W).
         slice_scores: (n,).
         ease: how much easier to reconstruct each slice is than normals, (n,); see `Score.ease`.
+        map_scores: the scores without the global terms, (n,).
+        global_terms: how unusual all of each slice is, (n,); see `Score.global_terms`.
     """
 
     anomaly_map: Tensor
     slice_scores: Tensor
     ease: Tensor
+    map_scores: Tensor
+    global_terms: Tensor
 
 
 class Score(nn.Module):
@@ -53,8 +58,10 @@ class Score(nn.Module):
     there. A slice's score is the mean, over `top_fractions`, of the mean of that fraction of its highest map values,
     standardised by that of held-out normal slices. So it rises with a small lesion, and with a faint change of
     everything. A slice that is easier to reconstruct than normals are, as a blurred one, is abnormal too: its `ease`
-    beyond 1.5 standard deviations, times `ease_weight`, is added. A case's score is the mean of the highest slice
-    scores.
+    beyond 1.5 standard deviations, times `ease_weight`, is added. What changes all of a slice may change no place by
+    much: the `GlobalTerm` of its pooled features is joined to the score as a soft maximum, log((e^score + e^term) / 2).
+    A case's score is the mean of the highest slice scores without their terms, joined likewise to the mean of terms: what
+    changes all of a case changes most slices.
 
     Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers, so they are part
     of the checkpoint. Before `calibrate` has filled them, maps and scores are in no unit and thresholds are infinite.
@@ -74,6 +81,7 @@ class Score(nn.Module):
         level_weight: weight of a slice's mean in its map, above 0, at most 1. All of a slice is higher or lower in one
             patient than in another, and by more than a small lesion changes it; 1 where a disease changes all of an
             image.
+        global_term: join the `GlobalTerm` to the slice scores; the published score is without.
 
     Raises:
         ValueError: a number out of its range.
@@ -109,6 +117,7 @@ class Score(nn.Module):
         slice_sigma: float = 0.03,
         ease_weight: float = 2.0,
         level_weight: float = 0.5,
+        global_term: bool = True,
     ) -> None:
         super().__init__()
         if n_terms < 1:
@@ -138,6 +147,8 @@ class Score(nn.Module):
         self.slice_sigma = float(slice_sigma)
         self.ease_weight = float(ease_weight)
         self.level_weight = float(level_weight)
+        self.has_global_term = bool(global_term) and not self.published
+        self.global_term = GlobalTerm()  # of slices
         self.position_norm = PositionNorm()  # of maps
         self.dissimilarity_norm = PositionNorm(grid=1)  # of slices, by their relative position
         self.register_buffer("term_mean", torch.zeros(n_terms))
@@ -177,19 +188,22 @@ class Score(nn.Module):
         weights[-1] = 1 - self.beta
         return weights
 
-    def stack(self, terms: Tensor, foreground: Tensor, places: Places | None = None) -> SliceStack:
+    def stack(
+        self, terms: Tensor, foreground: Tensor, places: Places | None = None, pooled: Tensor | None = None
+    ) -> SliceStack:
         """What the scores of slices are made of.
 
         Args:
             terms: (N, n_terms, H, W), not standardised.
             foreground: which pixels are above 0, (N, 1, H, W), boolean; see `foreground_of`.
             places: where the slices lie in their volumes; None for images of their own.
+            pooled: see `pooled_features`, (N, d); without, the scores have no global term.
 
         Returns:
             The stack. Of a single term nothing is known of a reconstruction: its dissimilarity is 0.
         """
         dissimilarity = terms.new_zeros(len(terms)) if self.n_terms == 1 else _mean(terms[:, -1:], foreground)
-        return SliceStack(self._weighted_sum(terms), dissimilarity, foreground, places)
+        return SliceStack(self._weighted_sum(terms), dissimilarity, foreground, places, pooled)
 
     def blurred(self, stack: SliceStack) -> SliceStack:
         """The slices of one plane of a volume, each with its neighbours; images of their own stay as they are."""
@@ -200,7 +214,8 @@ class Score(nn.Module):
     def forward(self, stack: SliceStack) -> SliceScores:
         """Anomaly maps and scores of slices, which are `blurred` already if they are to be."""
         anomaly_map, ease = self.anomaly_map(stack), self.ease(stack)
-        return SliceScores(anomaly_map, self.slice_scores(self.top_means(anomaly_map), ease), ease)
+        map_scores, terms = self.map_scores(self.top_means(anomaly_map), ease), self.global_terms(stack)
+        return SliceScores(anomaly_map, self.joined(map_scores, terms), ease, map_scores, terms)
 
     def anomaly_map(self, stack: SliceStack, norm: PositionNorm | None = None) -> Tensor:
         """Anomaly maps of slices.
@@ -235,41 +250,70 @@ class Score(nn.Module):
         is_known = stack.foreground.flatten(1).any(dim=1) & norm.is_known
         return torch.where(is_known, -harder.flatten(), 0.0)
 
+    def global_terms(self, stack: SliceStack, term: GlobalTerm | None = None) -> Tensor:
+        """How unusual all of each slice is, see `GlobalTerm`.
+
+        Args:
+            stack: of the slices.
+            term: in place of the score's own.
+
+        Returns:
+            (n,), in standard deviations of normals; 0 if the score has no such term, or nothing is known of it.
+        """
+        term = term or self.global_term
+        if not self.has_global_term or stack.pooled is None or not term.is_known:
+            return torch.zeros_like(stack.dissimilarity)
+        found: Tensor = term(stack.pooled)
+        return found
+
+    def joined(self, map_scores: Tensor, global_terms: Tensor) -> Tensor:
+        """Soft maximum of what maps and global terms say of slices, or of a case; of maps alone if no term is known."""
+        if not self.has_global_term or not self.global_term.is_known:
+            return map_scores
+        return torch.logaddexp(map_scores, global_terms.to(map_scores)) - math.log(2)
+
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""
         return torch.stack([top_mean(anomaly_map.flatten(1), fraction) for fraction in self.top_fractions], dim=1)
 
-    def slice_scores(self, top_means: Tensor, ease: Tensor) -> Tensor:
-        """Score of each slice from its `top_means`, (n, fractions), and its `ease`, (n,): (n,)."""
+    def map_scores(self, top_means: Tensor, ease: Tensor) -> Tensor:
+        """Score of each slice without its global term: from its `top_means`, (n, fractions), and its `ease`, (n,)."""
         scores = ((top_means - self.fraction_mean) / self.fraction_std).mean(dim=1)
         if self.published:
             return scores
         return scores + self.ease_weight * (ease - _EASE_MARGIN).clamp_min(0)
 
-    def case_score(self, slice_scores: Mapping[str, Tensor]) -> Tensor:
+    def case_score(self, map_scores: Mapping[str, Tensor], global_terms: Mapping[str, Tensor] | None = None) -> Tensor:
         """Score of a case from those of its slices.
 
         Args:
-            slice_scores: for each plane ("axial", ...) the scores of its slices, (D,); NaN where a slice was skipped.
+            map_scores: for each plane ("axial", ...) those of its slices, (D,); NaN where a slice was skipped.
+            global_terms: likewise, if they are known.
 
         Returns:
-            A scalar: of each plane the mean of the top fraction of its scores, and of these the mean; NaN if all slices
-            were skipped.
+            A scalar: of each plane the mean of the top fraction of its scores, and of these the mean, `joined` to the
+            mean of the global terms; NaN if all slices were skipped.
         """
-        looked_at = [scores[~scores.isnan()] for scores in slice_scores.values()]
+        looked_at = [scores[~scores.isnan()] for scores in map_scores.values()]
         planes = [top_mean(scores[None], self.case_top_fraction)[0] for scores in looked_at if len(scores)]
-        return torch.stack(planes).mean() if planes else torch.tensor(math.nan)
+        case_score = torch.stack(planes).mean() if planes else torch.tensor(math.nan)
+        if not global_terms:
+            return case_score
+        return self.joined(case_score, torch.stack([terms.nanmean() for terms in global_terms.values()]).mean())
 
-    def verdict(self, slice_scores: Mapping[str, Tensor]) -> dict[str, float]:
+    def verdict(
+        self, map_scores: Mapping[str, Tensor], global_terms: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
         """All numbers that are told of a case.
 
         Args:
-            slice_scores: see `case_score`.
+            map_scores: see `case_score`.
+            global_terms: see `case_score`.
 
         Returns:
             "anomaly_score", the three thresholds by name, "p_value" (see `HeldOutScores`) and "n_held_out".
         """
-        case_score = float(self.case_score(slice_scores))
+        case_score = float(self.case_score(map_scores, global_terms))
         held_out = {"p_value": self.held_out.p_value(case_score), "n_held_out": float(self.held_out.n)}
         return {"anomaly_score": case_score, **self.thresholds, **held_out}
 

@@ -21,17 +21,21 @@ class SliceStack(NamedTuple):
         dissimilarity: of each slice and its reconstruction, 1 - SSIM, mean over the foreground, (n,); 0 without any.
         foreground: which pixels are above 0, (n, 1, H, W), boolean.
         places: where the slices lie in their volume; None for images of their own.
+        pooled: see `pooled_features`, (n, d); None of a method without.
     """
 
     weighted_sum: Tensor
     dissimilarity: Tensor
     foreground: Tensor
     places: Places | None
+    pooled: Tensor | None = None
 
     def part(self, chosen: slice) -> SliceStack:
         """The stack of some of the slices."""
         places = None if self.places is None else self.places.part(chosen)
-        return SliceStack(self.weighted_sum[chosen], self.dissimilarity[chosen], self.foreground[chosen], places)
+        pooled = None if self.pooled is None else self.pooled[chosen]
+        foreground = self.foreground[chosen]
+        return SliceStack(self.weighted_sum[chosen], self.dissimilarity[chosen], foreground, places, pooled)
 
     @classmethod
     def join(cls, parts: Sequence[SliceStack]) -> SliceStack:
@@ -43,11 +47,13 @@ class SliceStack(NamedTuple):
             4
         """
         places = [part.places for part in parts if part.places is not None]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
         return cls(
             torch.cat([part.weighted_sum for part in parts]),
             torch.cat([part.dissimilarity for part in parts]),
             torch.cat([part.foreground for part in parts]),
             Places.join(places) if places else None,
+            torch.cat(pooled) if pooled else None,
         )
 
 

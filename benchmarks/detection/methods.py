@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from peers import Peer, PlainAutoencoder
+from peers import Peer, PlainAutoencoder, PooledNeighbours
 
 VARIANTS = Path(__file__).parent / "variants"
 RESCORED = "_rescored"
+OWN = {"autoencoder": PlainAutoencoder, "knn": PooledNeighbours}  # peers without anomalib
 
 
 def peer_names() -> list[str]:
     """All other methods that can be run here."""
     theirs = ["patchcore", "padim", "fastflow", "cflow", "dfm"] if importlib.util.find_spec("anomalib") else []
-    return [*theirs, "autoencoder"]
+    return [*theirs, *OWN]
 
 
 def peer_kind(name: str) -> type[Peer]:
     """The class of another method."""
-    if name == "autoencoder":
-        return PlainAutoencoder
+    if name in OWN:
+        return OWN[name]
     from anomalib_peers import ANOMALIB  # its import takes seconds
 
     return ANOMALIB[name]

@@ -112,6 +112,31 @@ class PlainAutoencoder(Peer):
         return Answer(error.mean(dim=(1, 2, 3)), error)
 
 
+class PooledNeighbours(Peer):
+    """Mean distance to the nearest normals of the mean features of strides 8 and 16, each channel standardised.
+
+    It has no map: all of it has the image's score.
+    """
+
+    stages = (2, 3)
+    n_neighbours = 5
+
+    def _pooled(self, image: Tensor) -> Tensor:
+        return torch.cat([features.mean(dim=(2, 3)) for features in self.extractor(image).values()], dim=1)
+
+    def fit(self, dataset: Dataset[dict[str, Any]]) -> None:
+        """Keep what normals have."""
+        found = torch.cat([self._pooled(image) for image in self.batches(dataset, shuffle=False)])
+        self.register_buffer("std", found.std(dim=0).clamp_min(1e-6))
+        self.register_buffer("normals", found / self.std)
+
+    def forward(self, image: Tensor) -> Answer:
+        """Score images (N, C, H, W) in [0, 1]."""
+        distances = torch.cdist(self._pooled(image) / self.std, self.normals)
+        scores = distances.topk(min(self.n_neighbours, len(self.normals)), largest=False).values.mean(dim=1)
+        return Answer(scores, scores.view(-1, 1, 1, 1).expand(-1, 1, *image.shape[-2:]))
+
+
 class FittedPeer(MapMethod):
     """A fitted peer with its own maps and scores.
 

@@ -16,6 +16,7 @@ import planted_lesions
 from shared import read_rows, write_rows, xray_patient
 
 from aeflow_monai import config_files, load_datalist
+from aeflow_monai.data import write_phantom
 
 COLUMNS = ("path", "mask", "case", "patient", "split", "abnormal")
 N_HELD_OUT, N_ABNORMAL = 200, 400  # of the chest X-rays' development split
@@ -159,8 +160,28 @@ def healthy_t1(data: Path, output: Path, split: str, n_subjects: int | None, con
     return Protocol(config or Path(*config_files("healthy_t1")), _some(normals, n_subjects), plant)
 
 
-def listed(source: str, config: Path | None, normal_classes: Sequence[str], n_normals: int | None) -> Protocol:
-    """Whatever the bundle can read and has a test split, as a MedMNIST .npz; one file per image."""
+def development_half(test: Sequence[Row]) -> list[Row]:
+    """The rows of half of the patients, in an order that a fixed seed gives; the other half is kept aside."""
+    patients = sorted({row.patient or row.case for row in test})
+    random.Random(0).shuffle(patients)
+    chosen = set(patients[: len(patients) // 2])
+    return [row for row in test if (row.patient or row.case) in chosen]
+
+
+def phantom(output: Path, config: Path | None, n_normals: int | None) -> Protocol:
+    """The embedded volumes with another seed than the embedded data set has."""
+    folder = write_phantom(output / "phantom", seed=1)
+    normals = _read(folder, "train", abnormal=False)
+    return Protocol(config, _some(normals, n_normals), lambda: _read(folder, "test"))
+
+
+def listed(
+    source: str, config: Path | None, normal_classes: Sequence[str], n_normals: int | None, split: str = "official"
+) -> Protocol:
+    """Whatever the bundle can read and has a test split, as a MedMNIST .npz; one file per image.
+
+    The development split tests on half of the test split's patients, since the train split has normals alone.
+    """
 
     def read(split: str) -> list[Row]:
         items = load_datalist(source, split, normal_classes=list(normal_classes))
@@ -177,7 +198,11 @@ def listed(source: str, config: Path | None, normal_classes: Sequence[str], n_no
         ]
 
     normals = [row for row in read("train") if not row.abnormal]
-    return Protocol(config, _some(normals, n_normals), lambda: read("test"))
+
+    def test() -> list[Row]:
+        return development_half(read("test")) if split == "dev" else read("test")
+
+    return Protocol(config, _some(normals, n_normals), test)
 
 
 def load(
@@ -192,18 +217,18 @@ def load(
     """The protocol of a name.
 
     Args:
-        name: "chest_xray", "healthy_t1", or the path of what the bundle can read.
+        name: "chest_xray", "healthy_t1", "phantom", or the path of what the bundle can read.
         data: folder that holds the first two.
         output: where data that has to be made goes.
-        split: "official" or, of the first two, "dev".
+        split: "official", or "dev", which leaves official test images unread.
         n_normals: fit on this many images or subjects only; all if None.
         config: goes on top of train.yaml, in place of the data set's own in configs.
         normal_classes: of data of the user's own.
     """
-    if split == "dev" and name not in ("chest_xray", "healthy_t1"):
-        raise ValueError(f"Only chest_xray and healthy_t1 have a development split; got {name!r}.")
     if name == "chest_xray":
         return chest_xray(data, split, n_normals, config)
     if name == "healthy_t1":
         return healthy_t1(data, output, split, n_normals, config)
-    return listed(name, config, normal_classes, n_normals)
+    if name == "phantom":
+        return phantom(output, config, n_normals)
+    return listed(name, config, normal_classes, n_normals, split)

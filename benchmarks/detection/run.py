@@ -99,7 +99,7 @@ def same_protocol(output: Path, settings: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = arguments(__doc__, "data", "output")
-    parser.add_argument("--set", default="chest_xray", help="chest_xray, healthy_t1, or the path of a data set")
+    parser.add_argument("--set", default="chest_xray", help="chest_xray, healthy_t1, phantom, or a path of data")
     parser.add_argument("--split", default="official", choices=["official", "dev"])
     parser.add_argument("--config", type=Path, help="on top of train.yaml for all methods, not the data set's own")
     parser.add_argument("--normal_classes", nargs="+", default=["NORMAL"], help="of a data set of your own")

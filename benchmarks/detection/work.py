@@ -110,10 +110,11 @@ def all_slices(given: argparse.Namespace, parser: ConfigParser) -> SliceDataset:
     return SliceDataset(parser.get_parsed_content("normals"), preprocessing, slicer, folder=given.features / "slices")
 
 
-def batches_of_normals(parser: ConfigParser) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Held-out normals, and some of those that are fitted on, as a training calibrates on them; without features."""
-    parser.update({"validate#dataloader#dataset": "@validate#slices", "train#fitted#dataset#dataset": "@train#slices"})
-    return parser.get_parsed_content("validate#dataloader"), parser.get_parsed_content("train#fitted")
+def batches_of_normals(parser: ConfigParser) -> list[DataLoader[Any]]:
+    """Held-out normals, and some and all that are fitted on, as a training calibrates on them; without features."""
+    fitted = {f"train#{name}#dataset#dataset": "@train#slices" for name in ("fitted", "trained")}
+    parser.update({"validate#dataloader#dataset": "@validate#slices", **fitted})
+    return [parser.get_parsed_content(name) for name in ("validate#dataloader", "train#fitted", "train#trained")]
 
 
 def single_score(parser: ConfigParser) -> Score:
@@ -184,7 +185,7 @@ def fit_rescored(given: argparse.Namespace, peer: str) -> dict[str, Any]:
         raise SystemExit(f"{given.method} takes the fit of {peer}: name {peer} before it.")
     parser = config_of_data(given)
     method = RescoredPeer(load_method(folder).peer, single_score(parser)).eval()
-    held_out, fitted = (MapsOfNormals(method.peer, batches) for batches in batches_of_normals(parser))
+    held_out, fitted = (MapsOfNormals(method.peer, batches) for batches in batches_of_normals(parser)[:2])
     calibrate_score(method.score, held_out, parser["specificity"], fitted)
     torch.save(method, given.output / "peer.pt")
     return read_json(folder / "fit.json")
@@ -251,8 +252,8 @@ def fit_variant(given: argparse.Namespace) -> dict[str, Any]:
         prefix, state = "network.", stored.state
         of_network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         detector.network.load_state_dict(of_network)
-        held_out, fitted = batches_of_normals(parser)
-        calibrate(detector, held_out, content["specificity"], fitted)
+        held_out, fitted, trained = batches_of_normals(parser)
+        calibrate(detector, held_out, content["specificity"], fitted, trained)
         write_bundle(
             given.output, detector, {**content, **data}, {**stored.card, "specificity": content["specificity"]}
         )

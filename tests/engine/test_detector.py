@@ -22,6 +22,7 @@ from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.network.encoder import Encoder
 from aeflow_monai.network.loss import AEFlowLoss
 from aeflow_monai.score.calibration import NormalSlices, calibrate_score
+from aeflow_monai.score.global_term import pooled_features
 from aeflow_monai.score.score import Score, SliceScores
 from aeflow_monai.score.ssim import ssim_map
 from aeflow_monai.score.stack import foreground_of
@@ -156,8 +157,12 @@ class TestTrained:
         ease = found["ease"]
         assert (ease > 1.5).all()
         top_means = calibrated.score.top_means(found["anomaly_map"])
-        maps_alone = calibrated.score.slice_scores(top_means, torch.zeros(len(ease)))
-        torch.testing.assert_close(found["slice_scores"], maps_alone + 2 * (ease - 1.5))
+        with torch.no_grad():
+            global_terms = calibrated.score.global_terms(calibrated.stack(torch.as_tensor(blurred)))
+        maps_alone = calibrated.score.map_scores(top_means, torch.zeros(len(ease)))
+        torch.testing.assert_close(found["map_scores"], maps_alone + 2 * (ease - 1.5))
+        joined = torch.logaddexp(found["map_scores"], global_terms) - math.log(2)
+        torch.testing.assert_close(found["slice_scores"], joined)
 
     @double_precision()
     def test_score_does_not_depend_on_neighbours_or_order(self, calibrated: Detector, normals: Tensor) -> None:
@@ -269,6 +274,8 @@ def test_all_maps(in_channels: int, flow_term: str) -> None:
         "anomaly_map": (2, 1, 64, 96),
         "slice_scores": (2,),
         "ease": (2,),
+        "map_scores": (2,),
+        "global_terms": (2,),
         "reconstruction": (2, in_channels, 64, 96),
         "residual": (2, 1, 64, 96),
         "log_likelihood": (2, 1, 64, 96),
@@ -353,9 +360,10 @@ class TestCalibrate:
         alone = Score(3, **{"level_weight": 1.0, "case_top_fraction": 1.0, **options})
         with torch.no_grad():
             terms, of_fitted = (detector.terms(detector.network(each), each) for each in (images, fitted))
+            pooled = pooled_features(detector.network.encoder(images))
         cases = [case for batch in batches for case in batch["case"]]
         places = Places(["coronal"] * 14, heights)
-        held_out = NormalSlices(terms, foreground_of(images), cases, cases, places)
+        held_out = NormalSlices(terms, foreground_of(images), cases, cases, places, pooled)
         others = NormalSlices(of_fitted, foreground_of(fitted), ["one"] * 4, list("abcd"), None)
         calibrate_score(alone, [held_out], 0.7, [others])
         for name, value in alone.state_dict().items():
@@ -567,7 +575,7 @@ class TestVolumes:
         assert not torch.allclose(expected.anomaly_map, alone, atol=0.1)  # neighbours count
         ease = score.dissimilarity_norm.mean[0, :, 0, 0].max() * places.positions - stack.dissimilarity
         torch.testing.assert_close(expected.ease, ease, rtol=0, atol=1e-6)  # heights are in single precision
-        maps_alone = score.slice_scores(score.top_means(expected.anomaly_map), torch.zeros(len(ease)))
+        maps_alone = score.map_scores(score.top_means(expected.anomaly_map), torch.zeros(len(ease)))
         torch.testing.assert_close(
             expected.slice_scores - maps_alone, 2 * (expected.ease - 1.5).clamp_min(0), rtol=0, atol=1e-9
         )

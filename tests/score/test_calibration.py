@@ -84,7 +84,7 @@ def test_thresholds_are_those_of_the_normals_own_scores(published: bool) -> None
     score = a_score(published=published, top_fractions=[0.05], case_top_fraction=0.4)
     terms = terms_of(12)
     calibrate_score(score, slices_of(terms, 5, slices_per_case=3), specificity=0.6)
-    maps, slices, _ = scores_of(score, terms)
+    maps, slices, *_ = scores_of(score, terms)
     cases = [slices[i : i + 3].sort(descending=True).values[:2].mean().item() for i in range(0, 12, 3)]
     assert score.case_threshold.item() == pytest.approx(sorted(cases)[3 - 1], abs=1e-9)  # ceil(5 * 0.6)
     assert score.slice_threshold.item() == pytest.approx(sorted(slices.tolist())[8 - 1], abs=1e-9)  # ceil(13 * 0.6)
@@ -272,7 +272,7 @@ def test_fitted_normals_give_mean_and_deviation_by_position_and_nothing_else(pos
     torch.testing.assert_close(together.position_norm.std, expected.std, **EXACT)
     # for its threshold the case was compared with the others alone
     top_means = together.top_means(together.anomaly_map(stack, compared))
-    scores = together.slice_scores(top_means, torch.zeros(2))
+    scores = together.map_scores(top_means, torch.zeros(2))
     assert together.case_threshold.item() == pytest.approx(scores.mean().item(), abs=1e-9)
 
 
@@ -288,7 +288,7 @@ def test_a_group_is_compared_with_the_others_anywhere_too() -> None:
         norm = PositionNorm()
         norm.fit([moments_of(stack.weighted_sum[others], [str(i) for i in others])], by_position=False)
         top_means = score.top_means(score.anomaly_map(stack, norm))[group::5]
-        expected[group::5] = score.slice_scores(top_means, torch.zeros(len(top_means)))
+        expected[group::5] = score.map_scores(top_means, torch.zeros(len(top_means)))
     assert score.case_threshold.item() == pytest.approx(expected.max().item(), abs=1e-9)
 
 

@@ -185,7 +185,7 @@ def test_fractions_by_hand(fraction: float, expected: float) -> None:
     score = Score(top_fractions=[fraction], case_top_fraction=fraction)
     top_means = score.top_means(torch.stack([values, -values]).view(2, 1, 2, 5))
     assert top_means.tolist() == [[pytest.approx(expected)], [pytest.approx(expected - 11)]]
-    assert score.slice_scores(top_means, torch.zeros(2)).tolist() == pytest.approx([expected, expected - 11])
+    assert score.map_scores(top_means, torch.zeros(2)).tolist() == pytest.approx([expected, expected - 11])
     assert score.case_score({"coronal": values}).item() == pytest.approx(expected)
     # a skipped slice counts for nothing, not even in the number of slices
     skipped = torch.full((7,), torch.nan)
@@ -212,7 +212,7 @@ def test_slice_score_is_the_mean_of_its_standardised_fractions() -> None:
     spot, haze = torch.tensor([4.0, 0.0, 0.0, 0.0]), torch.tensor([2.0, 2.0, 2.0, 2.0])
     top_means = score.top_means(torch.stack([spot, haze]).view(2, 1, 2, 2))
     expected = [((4 - 2) / 0.5 + (1 - 0.5) / 0.25) / 2, ((2 - 2) / 0.5 + (2 - 0.5) / 0.25) / 2]
-    assert score.slice_scores(top_means, torch.zeros(2)).tolist() == expected
+    assert score.map_scores(top_means, torch.zeros(2)).tolist() == expected
 
 
 def test_what_is_easier_than_normals_by_more_than_the_margin_is_added() -> None:
@@ -224,11 +224,11 @@ def test_what_is_easier_than_normals_by_more_than_the_margin_is_added() -> None:
     # mean and deviation are interpolated between two heights and four pixels
     bound = rounding_error(2 + 4 + 2, largest=1.0, deviation=0.1)
     assert ease.tolist() == pytest.approx([-4, 0, 1.4, 2], abs=bound)
-    scores = score.slice_scores(torch.zeros(4, 1), ease)
+    scores = score.map_scores(torch.zeros(4, 1), ease)
     assert scores.tolist() == pytest.approx([0, 0, 0, 2 * (2 - 1.5)], abs=2 * bound)
     assert torch.equal(score(stack).slice_scores, scores)
     published = Score(n_terms=3, published=True, top_fractions=[1.0], ease_weight=2.0)
-    assert published.slice_scores(torch.zeros(4, 1), ease).tolist() == [0, 0, 0, 0]
+    assert published.map_scores(torch.zeros(4, 1), ease).tolist() == [0, 0, 0, 0]
 
 
 def test_black_slices_and_normals_of_too_few_patients_tell_no_ease() -> None:
@@ -254,10 +254,12 @@ def test_dissimilarity_is_the_mean_of_the_last_term_over_the_foreground() -> Non
 def test_forward_gives_map_score_and_ease(published: bool) -> None:
     score = a_score(published=published)
     stack = score.stack(some_terms(), square(2, slice(3, 12)))
-    anomaly_map, slice_scores, ease = score(stack)
+    anomaly_map, slice_scores, ease, map_scores, global_terms = score(stack)
     assert torch.equal(anomaly_map, score.anomaly_map(stack))
     assert torch.equal(ease, score.ease(stack))
-    assert torch.equal(slice_scores, score.slice_scores(score.top_means(anomaly_map), ease))
+    assert torch.equal(map_scores, score.map_scores(score.top_means(anomaly_map), ease))
+    assert torch.equal(slice_scores, map_scores)  # without a global term
+    assert not global_terms.any()
 
 
 def test_new_score_flags_nothing() -> None:

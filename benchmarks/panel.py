@@ -1,0 +1,78 @@
+"""All methods on all sets, on development splits alone: what a default is chosen by.
+
+    python benchmarks/other_organs.py --source CLONES --output SETS
+    python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow padim dfm knn
+
+One run of detection/run.py for each set, with the bundle's defaults (panel.yaml). What is done already is kept, so an
+interrupted run goes on, and a later one adds sets, methods and seeds. Written to the output: a folder for each set, and
+table.md: AUROC of images, or of cases and of slices of volumes, mean over seeds; then for each method the mean AUROC,
+the mean rank and the worst gap, which is how far it is behind the best method on any set.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from other_organs import SETS
+from shared import arguments, commit, processor
+
+from aeflow_monai.files import read_json, replacing
+
+HERE = Path(__file__).parent
+VOLUMES = ("healthy_t1", "phantom")
+IMAGES = ("chest_xray", "dementia_mri", *SETS)
+
+
+def source_of(name: str, data: Path, sets: Path) -> str:
+    """A set as detection/run.py takes it."""
+    if name in ("chest_xray", *VOLUMES):
+        return name
+    return str((sets if name in SETS else data) / name)
+
+
+def columns(name: str, output: Path) -> dict[str, dict[str, float]]:
+    """AUROC of each method, by column of the table; none if the set has not been run."""
+    methods = (read_json(output / name / "results.json") or {}).get("methods", {})
+    fitted = {method: row for method, row in methods.items() if not row.get("trivial")}
+    found = {f"{name}, cases" if name in VOLUMES else name: {key: row["auroc"] for key, row in fitted.items()}}
+    if name in VOLUMES:
+        found[f"{name}, slices"] = {key: row["slice AUROC"] for key, row in fitted.items()}
+    return {column: of_methods for column, of_methods in found.items() if of_methods}
+
+
+def markdown(found: dict[str, dict[str, float]]) -> str:
+    """The table, best mean first; of methods that all sets have."""
+    methods = [name for name in next(iter(found.values())) if all(name in of_set for of_set in found.values())]
+    auroc = np.array([[of_set[method] for of_set in found.values()] for method in methods])
+    ranks = 1 + (auroc[None] > auroc[:, None]).sum(axis=1)
+    gaps = (auroc - auroc.max(axis=0)).min(axis=1)
+    head = ["method", *found, "mean", "mean rank", "worst gap"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for i in np.argsort(-auroc.mean(axis=1)):
+        cells = [f"{value:.3f}" for value in (*auroc[i], auroc[i].mean())]
+        lines.append(f"| {' | '.join([methods[i], *cells])} | {ranks[i].mean():.1f} | {gaps[i]:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = arguments(__doc__, "data", "sets", "output")
+    parser.add_argument("--only", nargs="+", default=[*IMAGES, *VOLUMES], help="names of sets; all by default")
+    parser.add_argument("--seeds", nargs="+", default=["0"])
+    parser.add_argument("--methods", nargs="+", default=["aeflow", "padim", "dfm", "patchcore", "fastflow", "knn"])
+    given = parser.parse_args()
+    for name in given.only:
+        command = [sys.executable, HERE / "detection/run.py", "--data", given.data, "--output", given.output / name]
+        command += ["--set", source_of(name, given.data, given.sets), "--split", "dev", "--config", HERE / "panel.yaml"]
+        subprocess.run([*map(str, command), "--seeds", *given.seeds, "--methods", *given.methods], check=True)
+    found = {column: row for name in given.only for column, row in columns(name, given.output).items()}
+    text = f"Development splits, seeds {', '.join(given.seeds)}; commit {commit()}; {processor()}.\n\n{markdown(found)}"
+    with replacing(given.output / "table.md") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The global term: distances, cross-fitting, another site, and how it joins the slice score."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from score.precision import double_precision
+from sklearn.covariance import LedoitWolf
+from torch import Tensor
+
+from aeflow_monai.score import GlobalTerm, NormalSlices, PooledSlices, Score, calibrate_score, pooled_features
+from aeflow_monai.score.global_term import fit_global_term
+
+N_FEATURES = 12
+
+
+@pytest.fixture(autouse=True)
+def _double_precision() -> Iterator[None]:
+    with double_precision():
+        yield
+
+
+def features_of(n: int, seed: int = 0, shift: float = 0.0) -> Tensor:
+    """Correlated features of normals, in units of their own."""
+    mixing = torch.randn(N_FEATURES, N_FEATURES, generator=torch.Generator().manual_seed(99))
+    values = torch.randn(n, N_FEATURES, generator=torch.Generator().manual_seed(seed))
+    return (values @ mixing + shift) * torch.linspace(1, 50, N_FEATURES)
+
+
+def groups_of(pooled: Tensor, name: str = "patient") -> list[dict[str, Tensor]]:
+    """Five groups of patients with a slice each."""
+    names = [f"{name}_{i}" for i in range(len(pooled))]
+    return [{names[i]: pooled[i : i + 1] for i in range(group, len(pooled), 5)} for group in range(5)]
+
+
+NOBODY: list[dict[str, Tensor]] = [{}] * 5
+
+
+def normal_slices(pooled: Tensor) -> NormalSlices:
+    names = [f"case_{i}" for i in range(len(pooled))]
+    terms = torch.randn(len(pooled), 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    return NormalSlices(terms, torch.ones_like(terms) > 0, names, names, None, pooled)
+
+
+def test_pooled_features_are_means_of_quarters_and_of_wide_encoders_of_the_whole() -> None:
+    stage = torch.arange(16.0).view(1, 1, 4, 4)
+    assert pooled_features([stage, 10 + stage[..., :2, :2]]).tolist() == [[2.5, 4.5, 10.5, 12.5, 10, 11, 14, 15]]
+    assert pooled_features([torch.ones(2, 1024, 4, 4)]).shape == (2, 1024)
+
+
+def test_distance_is_that_of_scikit_learn_in_the_unit_that_was_set() -> None:
+    term, normals, others = GlobalTerm(), features_of(40), features_of(5, seed=1, shift=1.0)
+    term.fit(normals)
+    standard = [(some - normals.mean(0)) / normals.std(0, correction=0) for some in (normals, others)]
+    expected = LedoitWolf(assume_centered=True).fit(standard[0].numpy()).mahalanobis(standard[1].numpy())
+    torch.testing.assert_close(term(others), torch.from_numpy(expected).sqrt(), rtol=1e-4, atol=1e-4)
+    before = term(others)
+    term.set_unit(before)
+    torch.testing.assert_close(term(others), (before - before.mean()) / before.std(correction=0))
+
+
+def test_new_normals_are_standard_though_normals_are_hardly_more_than_features() -> None:
+    term = GlobalTerm()
+    without = fit_global_term(term, groups_of(features_of(10)), groups_of(features_of(20, seed=2), "trained"))
+    new = term(features_of(2000, seed=3))
+    assert abs(new.mean().item()) < 0.5
+    assert new.std().item() == pytest.approx(1, abs=0.5)
+    assert term(features_of(20, seed=2)).mean() < -0.5  # of themselves: that is why groups are left out
+    of_groups = [
+        own(torch.cat([*group.values()])) for own, group in zip(without, groups_of(features_of(10)), strict=True)
+    ]
+    assert abs(torch.cat(of_groups).mean().item()) < 0.8
+
+
+def test_of_too_few_patients_nothing_is_known() -> None:
+    term = GlobalTerm()
+    term.fit(features_of(30))
+    assert fit_global_term(term, groups_of(features_of(5)), NOBODY) == []
+    assert not term.is_known
+
+
+def test_features_that_are_not_finite_are_refused_and_the_score_is_as_before() -> None:
+    score, pooled = Score(), features_of(12)
+    pooled[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        calibrate_score(score, [normal_slices(pooled)])
+    assert not score.global_term.is_known
+
+
+def test_another_site_moves_mean_and_unit_and_keeps_the_covariance() -> None:
+    term = GlobalTerm()
+    fit_global_term(term, groups_of(features_of(20)), groups_of(features_of(200, seed=2), "trained"))
+    whitening, site = term.whitening.clone(), features_of(40, seed=5, shift=4.0)
+    before = term(features_of(500, seed=6, shift=4.0))
+    fit_global_term(term, groups_of(site), NOBODY)
+    after = term(features_of(500, seed=6, shift=4.0))
+    assert before.mean() > 1
+    assert abs(after.mean().item()) < 0.3
+    assert torch.equal(term.whitening, whitening)
+    assert term(features_of(50, seed=7, shift=8.0)).mean() > 1
+
+
+def test_slice_score_is_the_soft_maximum_of_both() -> None:
+    score, of_maps, terms = Score(), torch.tensor([0.0, 9.0, -1.0]), torch.tensor([0.0, 0.0, 7.0])
+    assert score.joined(of_maps, terms).tolist() == [0, 9, -1]  # nothing is known yet
+    score.global_term.fit(features_of(30))
+    joined = score.joined(of_maps, terms)
+    expected = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in ((0, 0), (9, 0), (-1, 7))]
+    assert joined.tolist() == pytest.approx(expected)
+
+
+def test_case_score_joins_the_mean_of_the_terms_to_the_highest_map_scores() -> None:
+    score = Score(case_top_fraction=0.25)
+    score.global_term.fit(features_of(30))
+    of_maps = {"axial": torch.tensor([0.0, 3.0, 1.0, torch.nan, 2.0])}
+    terms = {"axial": torch.tensor([5.0, 1.0, 1.0, torch.nan, 1.0])}
+    assert float(score.case_score(of_maps, terms)) == pytest.approx(math.log((math.exp(3) + math.exp(2)) / 2))
+    assert float(score.case_score(of_maps)) == 3
+
+
+@pytest.mark.parametrize("options", [{"global_term": False}, {"published": True}])
+def test_without_the_option_scores_are_those_of_the_map(options: dict[str, bool]) -> None:
+    score, plain = Score(**options), Score(**options)
+    slices = normal_slices(features_of(12))
+    calibrate_score(score, [slices], trained=[PooledSlices(features_of(30), [f"{i}" for i in range(30)])])
+    calibrate_score(plain, [slices._replace(pooled=None)])
+    assert not score.global_term.is_known
+    for name, value in plain.state_dict().items():
+        assert torch.equal(score.state_dict()[name], value)
+
+
+def test_a_change_of_all_of_a_slice_exceeds_the_threshold_of_held_out_normals() -> None:
+    score, slices = Score(), normal_slices(features_of(40))
+    trained = PooledSlices(features_of(200, seed=2), [f"trained_{i}" for i in range(200)])
+    calibrate_score(score, [slices], 0.9, trained=[trained])
+    assert score.global_term.is_known
+    strange = features_of(40, seed=8) + 8 * torch.linspace(1, 50, N_FEATURES)
+    scored = [
+        score(score.stack(slices.terms, slices.foreground, None, pooled)).slice_scores
+        for pooled in (features_of(40, seed=9), strange)
+    ]
+    assert (scored[0] > score.slice_threshold).double().mean() < 0.3
+    assert (scored[1] > score.slice_threshold).all()
+
+
+def test_state_carries_the_term_and_a_model_from_before_has_none() -> None:
+    score, loaded = Score(), Score()
+    score.global_term.fit(features_of(30))
+    loaded.load_state_dict(score.state_dict())
+    assert torch.equal(loaded.global_term(features_of(3)), score.global_term(features_of(3)))
+    before = {key: value for key, value in score.state_dict().items() if not key.startswith("global_term.")}
+    loaded.load_state_dict(before)
+    assert not loaded.global_term.is_known
