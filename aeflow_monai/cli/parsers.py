@@ -180,7 +180,7 @@ def _doctor(add: _Add) -> None:
     verb = add(
         "doctor",
         "doctor:doctor",
-        "look whether all that is needed is here and works, with remedies",
+        "check that all that is needed is here and works, with remedies",
         "aeflow doctor",
         "aeflow doctor -m RUN",
     )
