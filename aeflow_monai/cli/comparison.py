@@ -70,7 +70,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         [[model, f"{auroc:.3f}"] for model, auroc in zip(given.model, report["auroc"], strict=True)],
     )
     terminal.result(
-        f"difference {report['difference']:+.3f} ({low:+.3f} to {high:+.3f}), p = {report['p_value']:.2g}, on "
+        f"second less first {report['difference']:+.3f} ({low:+.3f} to {high:+.3f}), p = {report['p_value']:.2g}, on "
         f"{report['n']} cases that both scored"
     )
     terminal.result(f"results: {folder / 'comparison.json'}")

@@ -56,6 +56,9 @@ def _run(arguments: list[str], interrupts: list[int]) -> int:
     from aeflow_monai.cli.parsers import parser
     from aeflow_monai.cli.terminal import Terminal
 
+    if not arguments:
+        parser().print_help(sys.stderr)
+        return WRONG_USE
     given = parser().parse_args(arguments)
     command = shlex.join(["aeflow", *arguments])
     terminal = Terminal(given.quiet, given.verbose, getattr(given, "json", False), command)

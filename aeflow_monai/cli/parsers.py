@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import shtab
 
@@ -14,7 +16,20 @@ from aeflow_monai.files import home
 __all__ = ["parser"]
 
 _EXIT_CODES = "exit codes: 0; 1 some cases failed, or the run broke off; 2 wrong use; 130 interrupted"
-_Parser = argparse.ArgumentParser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that names the verb that may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong."""
+        verb = re.search(r"invalid choice: '(.*?)'", message)
+        near = difflib.get_close_matches(verb[1], _verbs_of(self), n=1) if verb else []
+        super().error(f"{message}. Did you mean {near[0]}?" if near else message)
+
+
+def _verbs_of(parser: argparse.ArgumentParser) -> list[str]:
+    return [name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices]
 
 
 def parser() -> argparse.ArgumentParser:

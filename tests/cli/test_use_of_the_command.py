@@ -172,7 +172,7 @@ def test_a_comparison_looks_at_both_models_first_and_goes_on(
 
 @pytest.mark.parametrize("verb", ["predict", "evaluate", "calibrate", "compare", "train", "demo", "doctor"])
 def test_an_interruption_says_how_to_begin_again(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, verb: str
+    tmp_path: Path, volumes: Path, trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     """Also where a library makes another error of it, as matplotlib does of one in its import."""
 
@@ -184,13 +184,13 @@ def test_an_interruption_says_how_to_begin_again(
 
     monkeypatch.setattr("aeflow_monai.cli.terminal.Terminal.say", interrupted)
     monkeypatch.setattr("aeflow_monai.cli.terminal.Terminal.result", interrupted)
-    model, out = ["-m", "RUN"], ["-o", str(tmp_path / "OUT")]
+    data, model, out = str(volumes), ["-m", str(trained)], ["-o", str(tmp_path / "OUT")]
     given = {
-        "predict": ["a.nii", *model, *out],
-        "evaluate": ["DATA", *model, *out],
-        "calibrate": ["DATA", *model, *out],
-        "compare": ["DATA", *model, "RUN", *out],
-        "train": ["DATA", *out],
+        "predict": [data, *model, *out],
+        "evaluate": [data, *model, *out],
+        "calibrate": [data, *model, *out],
+        "compare": [data, *model, str(trained), *out],
+        "train": [data, *out],
         "demo": out,
         "doctor": [],
     }[verb]
@@ -211,13 +211,12 @@ def test_an_interruption_while_it_starts_has_no_traceback() -> None:
 
 
 def test_the_doctor_sees_a_folder_that_cannot_be_written(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, trained: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").touch()
     monkeypatch.setenv("AEFLOW_HOME", "/proc/self/nowhere")
     assert main(["doctor", "-m", str(tmp_path)]) == 2
     assert "FAIL  disk: nothing can be written to /proc/self/nowhere" in capsys.readouterr().out
-    assert main(["predict", "a.nii", "b.nii", "-m", str(tmp_path), "-o", str(tmp_path / "MAPS")]) == 2
+    assert main(["predict", "a.nii", "b.nii", "-m", str(trained), "-o", str(tmp_path / "MAPS")]) == 2
     assert "Set AEFLOW_HOME to a folder" in capsys.readouterr().err
 
 
@@ -239,3 +238,12 @@ def test_a_wrong_path_is_told_before_anything_large_is_imported(tmp_path: Path, 
         assert said in ended.stderr
         assert len(ended.stderr.splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"demo"}
+
+
+def test_no_verb_and_a_mistyped_one(capsys: Capture) -> None:
+    assert main([]) == 2
+    assert "calibrate" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["evalute", "DATA"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith("Did you mean evaluate?")

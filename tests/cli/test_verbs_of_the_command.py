@@ -179,7 +179,7 @@ def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, own_bun
     assert report["n"] == 6
     assert report["difference"] == 0
     assert report["p_value"] == 1
-    assert "difference +0.000 (+0.000 to +0.000), p = 1, on 6 cases" in capsys.readouterr().out
+    assert "second less first +0.000 (+0.000 to +0.000), p = 1, on 6 cases" in capsys.readouterr().out
 
 
 @pytest.mark.end_to_end
