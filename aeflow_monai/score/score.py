@@ -60,7 +60,7 @@ class Score(nn.Module):
     everything. A slice that is easier to reconstruct than normals are, as a blurred one, is abnormal too: its `ease`
     beyond 1.5 standard deviations, times `ease_weight`, is added. What changes all of a slice may change no place by
     much: the `GlobalTerm` of its pooled features is joined to the score as a soft maximum, log((e^score + e^term) / 2).
-    A case's score is the mean of the highest slice scores without their terms, joined likewise to the mean of terms:
+    A case's score is the mean of the highest slice scores without the term, joined likewise to the mean of the terms:
     what changes all of a case changes most slices.
 
     Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers, so they are part
