@@ -244,5 +244,5 @@ def _images(output: Any, chosen: Tensor) -> Any:
     """The network's output for some of the images."""
     if chosen.all():
         return output
-    parts = ([t[chosen] for t in part] if isinstance(part, list) else part[chosen] for part in output)
+    parts = (part[chosen] if isinstance(part, Tensor) else [t[chosen] for t in part] for part in output)
     return type(output)(*parts)
