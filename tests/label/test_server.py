@@ -106,8 +106,8 @@ def test_the_most_anomalous_slice_is_where_the_reply_says(server: Any, from_comm
     axis = "ijk".index(most["axis"])
     center[axis] = most["slice_from_0"]
     np.testing.assert_allclose(answer.affine[:3, :3] @ center + answer.affine[:3, 3], most["center_ras_mm"], atol=0.01)
-    # the profile says which slice of the answer is whose: where the map is high the score is, but for what no map shows,
-    # the global term and what is too easy to reconstruct
+    # the profile says which slice of the answer is whose: where the map is high the score is, apart from what
+    # no map shows: the global term, and what is too easy to reconstruct
     of_maps = [score - 2 * max(0.0, ease - 1.5) for score, ease in zip(profile["scores"], profile["ease"], strict=True)]
     planes = np.moveaxis(answer.get_fdata(), axis, 0).reshape(len(of_maps), -1)
     highest = np.sort(planes, axis=1)[:, -planes.shape[1] // 20 :].mean(axis=1)
