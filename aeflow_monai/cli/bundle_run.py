@@ -13,7 +13,7 @@ from typing import Any
 
 from aeflow_monai.cli.terminal import Terminal
 
-__all__ = ["options_of", "quiet_log", "require_config", "require_sections", "run_bundle"]
+__all__ = ["options_of", "quiet_log", "require_sections", "run_bundle"]
 
 # What the command gives in another way, and what MONAI takes that is no option of a config.
 _OF_COMMAND = {"dataset_dir": "the images behind the verb", "output_dir": "-o"}
@@ -75,7 +75,8 @@ def run_bundle(
 
     files = [str(path) for path in configs]
     for file in files:
-        require_config(file)
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"Expected the folder of a training, with {file}; there is no such file.")
         read_config(file)  # which refuses what would hang MONAI, such as a YAML bomb
     require_sections(files, options)
     name = Path(files[0]).stem if verb == "run" else verb
@@ -93,16 +94,6 @@ def run_bundle(
             fire.Fire({"run": run}, command=[*arguments, "--logging_file", "False"])
     finally:
         sys.argv, sys.excepthook = own_arguments, own_hook
-
-
-def require_config(file: str | Path) -> None:
-    """Refuse a folder that is not that of a training.
-
-    Raises:
-        FileNotFoundError: names the config that it lacks.
-    """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"Expected the folder of a training, with {file}; there is no such file.")
 
 
 def require_sections(configs: Sequence[str | Path], options: Mapping[str, str]) -> None:

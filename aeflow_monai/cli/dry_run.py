@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from aeflow_monai.cli.bundle_run import options_of, require_config, require_sections
+from aeflow_monai.cli.bundle_run import options_of, require_sections
 from aeflow_monai.cli.result_tables import data_of
 from aeflow_monai.cli.terminal import Terminal
 
@@ -89,7 +89,6 @@ def _checked(given: argparse.Namespace, name: str, options: Mapping[str, str], d
     from aeflow_monai.engine.verbs import check_scoring
 
     file = Path(given.model, "configs", f"{name}.yaml")
-    require_config(file)
     parser, config = _parsed([file], options, data, folder)
     check_scoring(config, given.model, data)
     return parser, config

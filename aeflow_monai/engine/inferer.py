@@ -158,7 +158,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
 
     def _warn_of_volumes(self, detector: Detector, n_slices: int) -> None:
         """Say once that the model was trained on 2D images, if a volume comes."""
-        if n_slices > 1 and not self._has_warned and saw_pictures(detector.state_dict()):
+        if n_slices > 1 and not self._has_warned and saw_pictures(detector.score.state_dict(prefix="score.")):
             self._has_warned = True
             _logger.warning(
                 f"The image has {n_slices} slices, but the model was trained on 2D images: each slice is scored as one "
