@@ -22,6 +22,8 @@ def case(name: str, label: int, score: float) -> tuple[dict[str, Any], dict[str,
     slice_scores = {"axial": torch.tensor([torch.nan, 0.0, score, -1.0]), "coronal": torch.tensor([9.0, 0.0])}
     scores = {
         "anomaly_score": score,
+        "map_score": score - 1,
+        "global_term": 0.5 if name == "a" else torch.nan,
         "case_threshold": 1.0,
         "prediction": int(score > 1),
         "p_value": torch.nan if name == "c" else 0.25,

@@ -160,6 +160,10 @@ def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
         place = [_place_of(row)] if of_volumes else []
         cells.append([row["case"], f"{float(row['anomaly_score']):.3g}", prediction, p_value, *place, peak])
     terminal.table(columns, cells)
+    abnormal = [row for row in rows if row["prediction"] == "1"]
+    diffuse = [row["case"] for row in abnormal if float(row["map_score"]) <= float(row["threshold"])]
+    if diffuse:
+        terminal.result(f"abnormal as a whole, by the global term; maps may show nothing: {some(diffuse, _SHOWN)}")
 
 
 def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:

@@ -42,7 +42,12 @@ from aeflow_monai.score.score import Score
 __all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
 
 
-_COLUMNS = ("anomaly_score", "threshold", "prediction", "p_value", "n_held_out", *PLACE_COLUMNS, *PEAK_COLUMNS, "ease")
+_COLUMNS = (
+    *("anomaly_score", "threshold", "prediction", "p_value", "n_held_out"),
+    *PLACE_COLUMNS,
+    *PEAK_COLUMNS,
+    *("ease", "map_score", "global_term"),
+)
 
 
 class ScoreWriter(CaseHandler):
@@ -59,6 +64,9 @@ class ScoreWriter(CaseHandler):
       highest, see `Peak`; of a 2D image its column and row.
     - its `ease`, see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for other
       methods.
+    - `map_score` and `global_term`: what the score was joined from, see `Score.joined`. Where the first is below the
+      threshold and the score above it, the case is abnormal as a whole, and its maps may show nothing. The second is
+      empty if the model has no such term.
 
     Args:
         path: of the table; replaced if it exists.
@@ -90,6 +98,8 @@ class ScoreWriter(CaseHandler):
                 **place_row(most_anomalous_place(source["image"], scored["slice_scores"])),
                 **peak_row(scored.get("peak")),
                 "ease": "" if ease is None else ease[index],
+                "map_score": scored["map_score"],
+                "global_term": "" if math.isnan(scored["global_term"]) else scored["global_term"],
             }
             if self.labelled:
                 row["label"] = int(source["label"])

@@ -29,7 +29,7 @@ __all__ = ["SlicedInferer"]
 
 _logger = logging.getLogger(__name__)
 
-_OF_SLICES = ("anomaly_map", "slice_scores", "ease")  # what is told of a `SliceScores`
+_OF_SLICES = ("anomaly_map", "slice_scores", "ease", "global_terms")  # what is told of a `SliceScores`
 _UNNAMED = ""  # the map of a network that gives one tensor
 
 Output = Tensor | dict[str, Tensor]
@@ -83,9 +83,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
 
         Returns:
             Of a detector: "anomaly_map" and the maps of `Detector.infer`, (1, c, X, Y, Z); for each plane
-            "slice_scores_<plane>" and "ease_<plane>", (1, slices), NaN where a slice was skipped; and the numbers of
-            `Score.verdict`, (1,). Of another network what it gives: maps (1, c, X, Y, Z) and numbers per slice under
-            "<name>_<plane>".
+            "slice_scores_<plane>", "ease_<plane>" and, if known, "global_terms_<plane>", (1, slices), NaN where a slice
+            was skipped; and the numbers of `Score.verdict`, (1,). Of another network what it gives: maps
+            (1, c, X, Y, Z) and numbers per slice under "<name>_<plane>".
 
         Raises:
             ValueError: more than one volume, a volume of other dimensions, no slice to process, or a detector that is
@@ -137,6 +137,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 together = SliceStack.join([parts[first] for first in sorted(parts)])
                 scored = finished[axis] = detector.finish(together)
                 of_slices = {name: getattr(scored, name) for name in _OF_SLICES}
+                if not detector.score.knows_global_terms:
+                    del of_slices["global_terms"]
                 found.add(of_slices, axis, torch.arange(len(indices)))
         if not found.stacks:
             raise ValueError(

@@ -31,6 +31,9 @@ class Prediction(NamedTuple):
         anomaly_map: on the image's grid, with its affine: (1, X, Y[, Z]), in standard deviations of held-out normals.
         anomaly_mask: where the map exceeds the model's threshold, likewise, uint8.
         anomaly_score: of the whole image.
+        map_score: what the maps say, without the global term.
+        global_term: how unusual all of the image is, which the map does not show; see `aeflow_monai.score.Score`. It is
+            NaN if the model has no such term.
         is_abnormal: whether the score exceeds the model's threshold.
         p_value: probability that a new normal image scores as high, see `aeflow_monai.score.HeldOutScores`; NaN if the
             model has no held-out scores.
@@ -46,6 +49,8 @@ class Prediction(NamedTuple):
     anomaly_map: MetaTensor
     anomaly_mask: MetaTensor
     anomaly_score: float
+    map_score: float
+    global_term: float
     is_abnormal: bool
     p_value: float
     n_held_out: int
@@ -58,6 +63,8 @@ class Prediction(NamedTuple):
     def __repr__(self) -> str:
         """Say what `print` shows: score, verdict, p-value and where to look."""
         verdict = "abnormal" if self.is_abnormal else "normal"
+        if self.is_abnormal and self.map_score <= self.thresholds["case_threshold"]:
+            verdict += " as a whole, by its global term"
         lines = [f"case score {self.anomaly_score:.2f}, threshold {self.thresholds['case_threshold']:.2f}: {verdict}"]
         if self.n_held_out:
             normals = "normal" if self.n_held_out == 1 else "normals"
@@ -127,6 +134,8 @@ class Model:
             anomaly_map=data["anomaly_map"],
             anomaly_mask=data["anomaly_mask"],
             anomaly_score=data["anomaly_score"],
+            map_score=data["map_score"],
+            global_term=data["global_term"],
             is_abnormal=bool(data["prediction"]),
             p_value=data["p_value"],
             n_held_out=data["n_held_out"],

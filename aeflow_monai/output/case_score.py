@@ -12,17 +12,18 @@ from torch import Tensor
 
 from aeflow_monai.errors import file_of
 
-__all__ = ["GatherScoresd", "MaskMapd", "most_anomalous_slice", "scores_by_plane"]
+__all__ = ["GatherScoresd", "MaskMapd", "is_diffuse", "most_anomalous_slice", "scores_by_plane"]
 
-NUMBERS = ("anomaly_score", "case_threshold", "slice_threshold", "map_threshold", "p_value")
+NUMBERS = ("anomaly_score", "map_score", "global_term", "case_threshold", "slice_threshold", "map_threshold", "p_value")
 
 
 class GatherScoresd(MapTransform):  # type: ignore[misc]
     """Gather what `SlicedInferer` says of a case beside its maps.
 
     Scores of slices, "slice_scores_<plane>" (D,) with NaN where a slice was skipped, become "slice_scores", a
-    dictionary from plane to (D,); "ease_<plane>" becomes "ease" likewise. "anomaly_score", the thresholds, "p_value"
-    and "n_held_out" become numbers, and "prediction" is added, 1 if the score exceeds the case threshold.
+    dictionary from plane to (D,); "ease_<plane>" becomes "ease" likewise, and "global_terms_<plane>" "global_terms".
+    "anomaly_score" with its parts, the thresholds, "p_value" and "n_held_out" become numbers; "prediction" is added, 1
+    if the score exceeds the case threshold.
 
     Args:
         image_key: preprocessed image, whose file an error names.
@@ -39,7 +40,7 @@ class GatherScoresd(MapTransform):  # type: ignore[misc]
             ValueError: the score is not finite.
         """
         d = dict(data)
-        for name in ("slice_scores", "ease"):
+        for name in ("slice_scores", "ease", "global_terms"):
             by_plane = scores_by_plane(d, name)
             for plane in by_plane:
                 del d[f"{name}_{plane}"]
@@ -73,6 +74,20 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
         for key in self.key_iterator(d):
             d["anomaly_mask"] = (d[key] > d["map_threshold"]).view(torch.uint8)  # without a copy
         return d
+
+
+def is_diffuse(scored: Mapping[Any, Any]) -> bool:
+    """Whether a case is abnormal as a whole: above its threshold, but not by what its maps show.
+
+    Args:
+        scored: of a case, with "anomaly_score", "map_score" and "case_threshold", see `Score.verdict`.
+
+    Example:
+        >>> is_diffuse({"anomaly_score": 2.5, "map_score": 0.3, "case_threshold": 2.0})
+        True
+    """
+    threshold = float(scored["case_threshold"])
+    return float(scored["anomaly_score"]) > threshold >= float(scored["map_score"])
 
 
 def most_anomalous_slice(slice_scores: Mapping[str, Tensor]) -> tuple[str, int] | None:

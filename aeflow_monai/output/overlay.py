@@ -16,7 +16,7 @@ from monai.transforms import MapTransform
 
 from aeflow_monai.files import case_file_name
 from aeflow_monai.geometry import PLANES, ras_affine
-from aeflow_monai.output.case_score import most_anomalous_slice
+from aeflow_monai.output.case_score import is_diffuse, most_anomalous_slice
 from aeflow_monai.output.deferred import DeferredMap, alone_if_large, assembled
 from aeflow_monai.output.maps import to_numpy
 from aeflow_monai.output.panels import Layers, Scales, block_maxima, block_means, draw_panels, save_picture
@@ -234,7 +234,10 @@ def _verdict(data: Mapping[Hashable, Any]) -> list[str]:
     if "case_threshold" not in data:
         return [f"case score {score:.2f}"]
     threshold = float(data["case_threshold"])
-    return [f"case score {score:.2f}, threshold {threshold:.2f}: {'abnormal' if score > threshold else 'normal'}"]
+    verdict = "abnormal" if score > threshold else "normal"
+    if "map_score" in data and is_diffuse(data):
+        verdict += " as a whole, by its global term"
+    return [f"case score {score:.2f}, threshold {threshold:.2f}: {verdict}"]
 
 
 def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:

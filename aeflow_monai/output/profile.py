@@ -43,6 +43,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
     - `anomaly_score`: in standard deviations of the normals; empty where the slice was skipped.
     - `prediction`: 1 above the threshold, 0 elsewhere.
     - `skipped`: 1 where the slice was skipped.
+    - `global_term`: how unusual all of the slice is, which the score has been joined with; empty if that is not known.
 
     In the picture, slices run from left to right in that order. Skipped ones leave a gap on grey.
 
@@ -67,10 +68,10 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = WriteProfiled("image", folder, threshold=2.0)(case)
         ...     print(Path(folder, "sub-01_slices.csv").read_text(), end="")
-        plane,axis,slice_from_0,position_mm,anomaly_score,prediction,skipped
-        axial,k,0,-10.0,0.5,0,0
-        axial,k,1,-5.0,4.0,1,0
-        axial,k,2,0.0,,0,1
+        plane,axis,slice_from_0,position_mm,anomaly_score,prediction,skipped,global_term
+        axial,k,0,-10.0,0.5,0,0,
+        axial,k,1,-5.0,4.0,1,0,
+        axial,k,2,0.0,,0,1,
     """
 
     def __init__(self, image_key: str, output_dir: str | Path, threshold: float | None = None) -> None:
@@ -84,7 +85,8 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
 
         Args:
             data: The decollated dictionary: `case`, the image, and `slice_scores`, a dictionary from axial,
-                coronal or sagittal to one score per slice along that axis, NaN where the slice was skipped.
+                coronal or sagittal to one score per slice along that axis, NaN where the slice was skipped; and
+                possibly `global_terms`, likewise.
 
         Returns:
             The dictionary, unchanged.
@@ -97,10 +99,12 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
             return d
         table = Table(
             self.output_dir / f"{case}_slices.csv",
-            [*PLACE_COLUMNS, "anomaly_score", "prediction", "skipped"],
+            [*PLACE_COLUMNS, "anomaly_score", "prediction", "skipped", "global_term"],
         )
-        for places, scores in profiles.values():
-            for place, score in zip(places, scores, strict=True):
+        for plane, (places, scores) in profiles.items():
+            known = d.get("global_terms", {}).get(plane)
+            terms = np.full(len(scores), np.nan) if known is None else to_numpy(known)
+            for place, score, term in zip(places, scores, terms, strict=True):
                 empty = np.isnan(score)
                 table.append(
                     {
@@ -108,6 +112,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
                         "anomaly_score": "" if empty else score,
                         "prediction": int(score > threshold),
                         "skipped": int(empty),
+                        "global_term": "" if np.isnan(term) else term,
                     }
                 )
         table.finish()

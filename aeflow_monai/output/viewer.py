@@ -23,6 +23,7 @@ __all__ = ["ViewerResultd", "parse_threshold"]
 
 OUTPUTS = ("mask", "map", "scaled_map")
 CALIBRATED = "calibrated"
+_BESIDE = ("ease", "global_terms")  # numbers of slices beside their scores
 
 
 class ViewerResultd(MapTransform):  # type: ignore[misc]
@@ -39,10 +40,12 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
     "result" is a dictionary that JSON can hold:
 
     - `anomaly_score`, `case_threshold`, `prediction`: the case's score, and 1 if it exceeds the model's threshold.
+    - `map_score`, `global_term`: what the score was joined from, see `Score.joined`; the second is None if unknown.
     - `p_value`, `n_held_out`: see `HeldOutScores`; the first is None if the model has no held-out cases.
     - `map_threshold`: the one that "pred" was made with; `slice_threshold`: the model's.
     - `profile`: of each plane the `scores` of its slices, None where one was skipped, and their `ease`, see
-      `Score.ease`; of a volume also the `axis`, and of each slice `slices_from_0` and `positions_mm`.
+      `Score.ease`, and `global_terms`, if known; of a volume also the `axis`, and of each slice `slices_from_0` and
+      `positions_mm`.
     - `most_anomalous_slice`: its `plane`, `axis`, `slice_from_0`, `position_mm` and `center_ras_mm` (three numbers),
       see `SlicePlace`, its `anomaly_score` and its `ease`; None for a 2D image.
     - `anomalous_voxels`, `anomalous_ml`: how much exceeds the threshold.
@@ -85,12 +88,16 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
         n_above = int(above.sum())
         voxel_ml = math.prod(float(size) for size in affine_to_spacing(affine)) / 1000
         result = {
-            **{name: d[name] for name in ("anomaly_score", "case_threshold", "prediction", "slice_threshold")},
+            **{name: d[name] for name in ("anomaly_score", "map_score", "case_threshold", "prediction")},
+            "slice_threshold": d["slice_threshold"],
+            "global_term": None if math.isnan(d["global_term"]) else d["global_term"],
             "p_value": None if math.isnan(d["p_value"]) else d["p_value"],
             "n_held_out": d["n_held_out"],
             "map_threshold": threshold,
             "profile": {
-                plane: _profile(slice_places(image, plane), scores, d["ease"].get(plane))
+                plane: _profile(
+                    slice_places(image, plane), scores, {name: d.get(name, {}).get(plane) for name in _BESIDE}
+                )
                 for plane, scores in d["slice_scores"].items()
             },
             "most_anomalous_slice": _most_anomalous(image, d["slice_scores"], d["ease"]),
@@ -148,16 +155,14 @@ def parse_threshold(value: float | str | None) -> float | None:
     return number
 
 
-def _profile(places: Sequence[SlicePlace], scores: Tensor, ease: Tensor | None) -> dict[str, Any]:
+def _profile(places: Sequence[SlicePlace], scores: Tensor, beside: Mapping[str, Tensor | None]) -> dict[str, Any]:
     """The slices along a plane."""
     profile: dict[str, Any] = {"scores": _numbers_of(scores)}
     if places:
         profile["axis"] = places[0].axis
         profile["slices_from_0"] = [place.slice_from_0 for place in places]
         profile["positions_mm"] = [place.position_mm for place in places]
-    if ease is not None:
-        profile["ease"] = _numbers_of(ease)
-    return profile
+    return profile | {name: _numbers_of(numbers) for name, numbers in beside.items() if numbers is not None}
 
 
 def _most_anomalous(

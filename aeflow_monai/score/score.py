@@ -266,9 +266,14 @@ class Score(nn.Module):
         found: Tensor = term(stack.pooled)
         return found
 
+    @property
+    def knows_global_terms(self) -> bool:
+        """Whether global terms are joined to the scores."""
+        return self.has_global_term and self.global_term.is_known
+
     def joined(self, map_scores: Tensor, global_terms: Tensor) -> Tensor:
         """Soft maximum of what maps and global terms say of slices, or of a case; of maps alone if no term is known."""
-        if not self.has_global_term or not self.global_term.is_known:
+        if not self.knows_global_terms:
             return map_scores
         return torch.logaddexp(map_scores, global_terms.to(map_scores)) - math.log(2)
 
@@ -291,15 +296,21 @@ class Score(nn.Module):
             global_terms: likewise, if they are known.
 
         Returns:
-            A scalar: of each plane the mean of the top fraction of its scores, and of these the mean, `joined` to the
-            mean of the global terms; NaN if all slices were skipped.
+            A scalar: the `case_map_score`, `joined` to the `case_global_term`; NaN if all slices were skipped.
         """
+        of_maps = self.case_map_score(map_scores)
+        return self.joined(of_maps, self.case_global_term(global_terms)) if global_terms else of_maps
+
+    def case_map_score(self, map_scores: Mapping[str, Tensor]) -> Tensor:
+        """Of each plane the mean of the top fraction of its slices' scores, and of these the mean: a scalar."""
         looked_at = [scores[~scores.isnan()] for scores in map_scores.values()]
         planes = [top_mean(scores[None], self.case_top_fraction)[0] for scores in looked_at if len(scores)]
-        case_score = torch.stack(planes).mean() if planes else torch.tensor(math.nan)
-        if not global_terms:
-            return case_score
-        return self.joined(case_score, torch.stack([terms.nanmean() for terms in global_terms.values()]).mean())
+        return torch.stack(planes).mean() if planes else torch.tensor(math.nan)
+
+    @staticmethod
+    def case_global_term(global_terms: Mapping[str, Tensor]) -> Tensor:
+        """Of each plane the mean of its slices' global terms, and of these the mean: a scalar."""
+        return torch.stack([terms.nanmean() for terms in global_terms.values()]).mean()
 
     def verdict(
         self, map_scores: Mapping[str, Tensor], global_terms: Mapping[str, Tensor] | None = None
@@ -311,11 +322,17 @@ class Score(nn.Module):
             global_terms: see `case_score`.
 
         Returns:
-            "anomaly_score", the three thresholds by name, "p_value" (see `HeldOutScores`) and "n_held_out".
+            "anomaly_score" and what it was joined from, "map_score" and "global_term", NaN if none is known; the three
+            thresholds by name, "p_value" (see `HeldOutScores`) and "n_held_out".
         """
         case_score = float(self.case_score(map_scores, global_terms))
+        is_known = bool(global_terms) and self.knows_global_terms
+        parts = {
+            "map_score": float(self.case_map_score(map_scores)),
+            "global_term": float(self.case_global_term(global_terms or {})) if is_known else math.nan,
+        }
         held_out = {"p_value": self.held_out.p_value(case_score), "n_held_out": float(self.held_out.n)}
-        return {"anomaly_score": case_score, **self.thresholds, **held_out}
+        return {"anomaly_score": case_score, **parts, **self.thresholds, **held_out}
 
     def _weighted_sum(self, terms: Tensor) -> Tensor:
         weights = self.term_weights()

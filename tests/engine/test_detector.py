@@ -588,7 +588,8 @@ class TestVolumes:
         assert found["anomaly_score"].item() == pytest.approx(case_score, abs=1e-9)
         assert set(found) == {
             "anomaly_map", "reconstruction", "residual", "log_likelihood", "slice_scores_axial", "ease_axial",
-            "anomaly_score", "case_threshold", "slice_threshold", "map_threshold", "p_value", "n_held_out",
+            "anomaly_score", "map_score", "global_term", "case_threshold", "slice_threshold", "map_threshold",
+            "p_value", "n_held_out",
         }  # fmt: skip
 
     def test_a_detector_that_is_not_calibrated_is_refused(self) -> None:

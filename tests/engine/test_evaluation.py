@@ -41,6 +41,7 @@ def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
         *("case", "file", "label", "anomaly_score", "threshold", "prediction", "p_value", "n_held_out"),
         *("plane", "axis", "slice_from_0", "position_mm"),
         *("peak_i", "peak_j", "peak_k", "peak_r_mm", "peak_a_mm", "peak_s_mm", "ease"),
+        *("map_score", "global_term"),
     ]
     assert [(row["case"], row["label"], row["prediction"]) for row in written] == [
         ("a", "0", "0"),
@@ -56,6 +57,8 @@ def test_a_line_for_each_case(tmp_path: Path, batch_size: int) -> None:
     assert [row["slice_from_0"] for row in written] == ["1", "1", "2", "1"]
     assert [row["position_mm"] for row in written] == ["15.0", "15.0", "10.0", "15.0"]
     assert [row["ease"] for row in written] == ["2.5", "", "", ""]  # of that slice; not every network tells
+    assert [float(row["map_score"]) for row in written] == [-0.7, 1.5, -1.5, 0.5]
+    assert [row["global_term"] for row in written] == ["0.5", "", "", ""]  # nor has every score such a term
     assert written[0]["file"] == "images/a.nii.gz"
 
 

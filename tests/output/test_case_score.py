@@ -19,7 +19,10 @@ def scored(**changes: Any) -> dict[str, Any]:
         "slice_scores_sagittal": torch.tensor([torch.nan, 1.0, 2.0, torch.nan]),
         "ease_axial": torch.arange(5.0),
         "ease_sagittal": torch.tensor([torch.nan, 0.5, 0.5, torch.nan]),
+        "global_terms_axial": torch.arange(5.0) - 2,
         "anomaly_score": torch.tensor(2.5),
+        "map_score": torch.tensor(1.5),
+        "global_term": torch.tensor(torch.nan),
         "case_threshold": torch.tensor([2.0]),
         "slice_threshold": torch.tensor([3.0]),
         "map_threshold": 4.0,
@@ -33,11 +36,12 @@ def test_scores_of_slices_are_gathered_by_plane() -> None:
     given = scored()
     found = GatherScoresd("image")(given)
     assert list(found["slice_scores"]) == list(found["ease"]) == ["axial", "sagittal"]
-    for name in ("slice_scores", "ease"):
+    assert list(found["global_terms"]) == ["axial"]
+    for name in ("slice_scores", "ease", "global_terms"):
         for plane, values in found[name].items():
             expected = torch.as_tensor(given[f"{name}_{plane}"]).as_subclass(torch.Tensor)
             torch.testing.assert_close(torch.as_tensor(values), expected, equal_nan=True, rtol=0, atol=0)
-    assert not [key for key in found if key.startswith(("slice_scores_", "ease_"))]
+    assert not [key for key in found if key.startswith(("slice_scores_", "ease_", "global_terms_"))]
     assert "slice_scores_axial" in given  # what went in is as it was
     assert found["case"] == "a"
     assert found["anomaly_map"] is given["anomaly_map"]
@@ -46,7 +50,7 @@ def test_scores_of_slices_are_gathered_by_plane() -> None:
 def test_the_score_and_the_thresholds_become_numbers() -> None:
     found = GatherScoresd()(scored())
     expected = {"anomaly_score": 2.5, "case_threshold": 2.0, "slice_threshold": 3.0, "map_threshold": 4.0}
-    expected["p_value"] = 0.2
+    expected |= {"p_value": 0.2, "map_score": 1.5}
     assert {name: found[name] for name in expected} == expected
     assert {type(found[name]) for name in expected} == {float}
     assert (found["n_held_out"], type(found["n_held_out"])) == (4, int)

@@ -120,6 +120,14 @@ def test_position_stands_beside_the_slice(tmp_path: Path, monkeypatch: pytest.Mo
         ({"anomaly_score": torch.tensor(4.2), "case_threshold": 2.0}, "case score 4.20, threshold 2.00: abnormal"),
         ({"anomaly_score": 2.0, "case_threshold": 2.0}, "case score 2.00, threshold 2.00: normal"),
         ({"anomaly_score": 4.2}, "case score 4.20"),
+        (
+            {"anomaly_score": 4.2, "map_score": 2.0, "case_threshold": 2.0},
+            "case score 4.20, threshold 2.00: abnormal as a whole, by its global term",
+        ),
+        (
+            {"anomaly_score": 4.2, "map_score": 2.1, "case_threshold": 2.0},
+            "case score 4.20, threshold 2.00: abnormal",
+        ),
     ],
 )
 def test_the_title_says_whose_score_it_is_and_the_verdict(

@@ -71,18 +71,18 @@ def places_at(positions: Any, plane: str, letter: str) -> list[SlicePlace]:
 
 def test_table_reads_as_documented(tmp_path: Path) -> None:
     scores = {"axial": torch.tensor([NAN, 1.5, 1.75]), "sagittal": [0.0, -1.0, NAN, 9.0, 2.0]}
-    data = profile_case(slice_scores=scores)
+    data = profile_case(slice_scores=scores, global_terms={"axial": torch.tensor([NAN, 0.25, -3.0])})
     assert WriteProfiled("image", tmp_path / "new", torch.tensor(1.5))(data) == data
     assert (tmp_path / "new" / "sub-01_slices.csv").read_text() == (
-        "plane,axis,slice_from_0,position_mm,anomaly_score,prediction,skipped\n"
-        "axial,k,0,-10.0,,0,1\n"
-        "axial,k,1,-5.0,1.5,0,0\n"
-        "axial,k,2,0.0,1.75,1,0\n"
-        "sagittal,j,0,40.0,0.0,0,0\n"
-        "sagittal,j,1,38.0,-1.0,0,0\n"
-        "sagittal,j,2,36.0,,0,1\n"
-        "sagittal,j,3,34.0,9.0,1,0\n"
-        "sagittal,j,4,32.0,2.0,1,0\n"
+        "plane,axis,slice_from_0,position_mm,anomaly_score,prediction,skipped,global_term\n"
+        "axial,k,0,-10.0,,0,1,\n"
+        "axial,k,1,-5.0,1.5,0,0,0.25\n"
+        "axial,k,2,0.0,1.75,1,0,-3.0\n"
+        "sagittal,j,0,40.0,0.0,0,0,\n"
+        "sagittal,j,1,38.0,-1.0,0,0,\n"
+        "sagittal,j,2,36.0,,0,1,\n"
+        "sagittal,j,3,34.0,9.0,1,0,\n"
+        "sagittal,j,4,32.0,2.0,1,0,\n"
     )
     picture = matplotlib.image.imread(tmp_path / "new" / "sub-01_slices.png")
     assert 400 < picture.shape[0] < picture.shape[1] < 1500

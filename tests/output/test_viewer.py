@@ -27,6 +27,8 @@ def case(**changes: Any) -> dict[str, Any]:
         "slice_scores": {"axial": torch.tensor([0.5, math.nan, 3.0, 1.0])},
         "ease": {},
         "anomaly_score": 2.5,
+        "map_score": 1.5,
+        "global_term": math.nan,
         "prediction": 1,
         "p_value": 0.05,
         "n_held_out": 19,

@@ -16,7 +16,10 @@ from aeflow_monai.printable import shown
 
 __all__ = ["read_run", "require_whole"]
 
-_NUMBERS = ("anomaly_score", "threshold", "p_value", "ease", "position_mm", "peak_r_mm", "peak_a_mm", "peak_s_mm")
+_NUMBERS = (
+    *("anomaly_score", "threshold", "p_value", "ease", "map_score", "global_term"),
+    *("position_mm", "peak_r_mm", "peak_a_mm", "peak_s_mm"),
+)
 # Between the files of one case: names have commas too, but each path begins anew.
 _NEXT_PATH = re.compile(r", (?=/|\\\\|[A-Za-z]:[\\/])")
 # Of metrics.json, beside those that the page leaves out where they are missing.
