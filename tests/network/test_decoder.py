@@ -77,13 +77,24 @@ def test_default_widths_halve_towards_the_image() -> None:
     assert widths == [128, 64, 32, 16, 1]
 
 
+@pytest.mark.parametrize("strides", [[14], [16, 16], [14, 14, 14], [4, 4]])
+def test_latents_of_a_vision_transformer_give_an_image_of_its_size(strides: list[int]) -> None:
+    torch.manual_seed(0)
+    channels = [5, 7, 6][: len(strides)]
+    latents = latents_of(channels, strides, (strides[0] * 6, strides[0] * 9))
+    image = Decoder(channels, strides, out_channels=2)(latents)
+    assert image.shape == (2, 2, strides[0] * 6, strides[0] * 9)
+    changed = [latents[0] + 1, *latents[1:]]
+    assert not torch.equal(image, Decoder(channels, strides, out_channels=2)(changed))
+
+
 @pytest.mark.parametrize(
     ("strides", "widths", "message"),
     [
-        ([3, 6], None, r"ascending powers of two; got \[3, 6\]\. Choose stages"),
-        ([16, 8], None, r"ascending powers of two; got \[16, 8\]"),
-        ([8, 8], None, r"ascending powers of two; got \[8, 8\]"),
-        ([1, 2], None, r"ascending powers of two; got \[1, 2\]"),
+        ([3, 6], None, r"ascending powers of two, or all the same; got \[3, 6\]\. Choose stages"),
+        ([16, 8], None, r"all the same; got \[16, 8\]"),
+        ([1, 1], None, r"or all the same; got \[1, 1\]"),
+        ([1, 2], None, r"all the same; got \[1, 2\]"),
         (
             [8, 16],
             [64, 32],

@@ -221,6 +221,37 @@ def test_wide_resnet_gives_the_published_features() -> None:
     assert features.shape == (1, 1024, 4, 4)
 
 
+@pytest.mark.parametrize("backbone", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_a_vision_transformer_takes_images_of_any_size(backbone: str) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(backbone, [0, 2], "random")
+    patch = encoder.strides[0]
+    assert encoder.strides == [patch, patch]
+    image = torch.rand(2, 1, 6 * patch, 9 * patch)
+    first, last = encoder(image)
+    assert first.shape == last.shape == (2, encoder.channels[0], 6, 9)
+    assert not torch.equal(first, last)
+    # class and register tokens are left out: nothing but the patches of the image is there, in their places
+    changed = image.clone()
+    changed[..., :patch, -patch:] = 0
+    change = (encoder(changed)[0] - first).abs().mean(dim=(0, 1))
+    assert int(change.flatten().argmax()) == 8
+
+
+def test_a_vision_transformer_takes_the_weights_of_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    encoder = Encoder("vit_tiny_patch16_224", [1, 7], str(tmp_path / "weights.pth"))
+    image = torch.rand(1, 1, 224, 224)
+    with torch.no_grad():
+        expected = whole.forward_intermediates(
+            (image - encoder.mean) / encoder.std, indices=[1, 7], intermediates_only=True
+        )
+        for found, whole_stage in zip(encoder(image), expected, strict=True):
+            torch.testing.assert_close(found, whole_stage)
+
+
 def test_channels_and_strides_are_those_of_the_features() -> None:
     encoder = Encoder(stages=[0, 1, 2, 3, 4], weights="random")
     assert encoder.strides == [2, 4, 8, 16, 32]
