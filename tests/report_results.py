@@ -16,6 +16,7 @@ FORMULA = "=cmd|' /C calc'!A0"
 MODEL = {
     "thresholds": {"case_threshold": 2.0, "slice_threshold": 2.5, "map_threshold": 3.0},
     "rank": 19,
+    "specificity_range": [0.85, 1.0],
     "n_held_out": 19,
     "held_out_scores": [round(0.1 * k, 2) for k in range(19)],
 }

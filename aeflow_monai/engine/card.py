@@ -17,7 +17,7 @@ from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import digest_of, read_json, replacing, sweep
 from aeflow_monai.locks import turn_in
 from aeflow_monai.score.score import Score
-from aeflow_monai.score.thresholds import patients_needed
+from aeflow_monai.score.thresholds import patients_needed, specificity_range
 
 __all__ = [
     "CardWriter",
@@ -91,9 +91,9 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
         facts: "data" (counts and hash by name), "seed", "versions" (by package), "specificity" (that was asked for),
             and "options" (those that differ from the defaults, in words).
     """
-    _, n_patients = score.case_rank.tolist()
+    rank, n_patients = score.case_rank.tolist()
     wanted = float(facts["specificity"])
-    expected = score.expected_specificity
+    expected, (low, high) = score.expected_specificity, specificity_range(rank, n_patients)
     lines = [
         "# Model card: AE-Flow anomaly detection",
         "",
@@ -129,7 +129,8 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
         *_table({name.replace("_", " "): f"{value:.4g}" for name, value in score.thresholds.items()}),
         "",
         f"Requested specificity: {100 * wanted:.4g}%. The case threshold is set on {n_patients} held-out patients: "
-        f"{expected:.1%} of new normal cases of the same kind can be expected below it, on average."
+        f"{expected:.1%} of new normal cases of the same kind can be expected below it, on average; by the chance of "
+        f"who was held out, {low:.0%} to {high:.0%} (nine of ten times)."
         + (
             f" A specificity of {100 * wanted:.4g}% takes {patients_needed(wanted)} held-out patients; with fewer, the "
             "largest of their scores is the threshold, and it is not reliable."

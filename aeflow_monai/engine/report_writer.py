@@ -9,6 +9,7 @@ from ignite.engine import Engine
 from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.output.report import PictureBudget, write_report
 from aeflow_monai.score.score import Score
+from aeflow_monai.score.thresholds import is_specificity_uncertain, specificity_range
 
 __all__ = ["ReportWriter"]
 
@@ -50,4 +51,6 @@ class ReportWriter(CaseHandler):
         rank, n_held_out = self.score.case_rank.tolist()
         held_out = {"n_held_out": n_held_out, "held_out_scores": self.score.held_out.scores.tolist()}
         model = {"thresholds": self.score.thresholds, "rank": rank, **held_out}
+        if n_held_out and is_specificity_uncertain(rank, n_held_out):
+            model["specificity_range"] = list(specificity_range(rank, n_held_out))
         write_report(self.folder, self.budget.pictures(), model)

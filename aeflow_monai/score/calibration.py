@@ -17,7 +17,13 @@ from aeflow_monai.score.global_term import GlobalTerm, fit_global_term
 from aeflow_monai.score.position import PositionMoments, PositionNorm
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.stack import SliceStack
-from aeflow_monai.score.thresholds import patients_needed, require_specificity, set_thresholds
+from aeflow_monai.score.thresholds import (
+    is_specificity_uncertain,
+    patients_needed,
+    require_specificity,
+    set_thresholds,
+    specificity_range,
+)
 
 __all__ = ["NormalSlices", "PooledSlices", "calibrate_score"]
 
@@ -352,4 +358,12 @@ def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> None:
         _logger.warning(
             f"Held-out normals of {n_patients} patients are too few for a specificity of {100 * specificity:.4g}%, "
             f"which takes {patients_needed(specificity)}: expect {100 * score.expected_specificity:.3g}%."
+        )
+    rank = int(score.case_rank[0])
+    if is_specificity_uncertain(rank, n_patients):
+        low, high = (100 * limit for limit in specificity_range(rank, n_patients))
+        _logger.warning(
+            f"The threshold of cases comes from {n_patients} held-out patients. By their chance the specificity on new "
+            f"normal cases may be anything from {low:.0f}% to {high:.0f}% (nine of ten times); more normals make it "
+            "certain, as does a calibration on them."
         )

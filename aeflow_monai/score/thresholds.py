@@ -6,11 +6,22 @@ import math
 from collections.abc import Sequence
 
 import torch
+from scipy.stats import beta
 from torch import Tensor
 
 from aeflow_monai.score.score import Score
 
-__all__ = ["patients_needed", "require_specificity", "set_thresholds", "threshold_rank", "upper_threshold"]
+__all__ = [
+    "is_specificity_uncertain",
+    "patients_needed",
+    "require_specificity",
+    "set_thresholds",
+    "specificity_range",
+    "threshold_rank",
+    "upper_threshold",
+]
+
+_OFF = 0.05  # of the expected specificity: what is nearer troubles nobody
 
 
 def require_specificity(specificity: float) -> None:
@@ -71,6 +82,40 @@ def patients_needed(specificity: float) -> int:
         19
     """
     return math.ceil(specificity / (1 - specificity) - 1e-9)
+
+
+def specificity_range(rank: int, n: int) -> tuple[float, float]:
+    """Between which values the specificity on new normals lies, for nine of ten draws of the held-out ones.
+
+    k / (n + 1) is its mean over draws. One draw of few has scores that are too high or too low by chance: the share of
+    new normals below the k-th smallest of n scores has the distribution Beta(k, n + 1 - k).
+
+    Args:
+        rank: k, of the threshold among the scores, from 1.
+        n: number of scores, in patients.
+
+    Returns:
+        The 5th and the 95th percentile.
+
+    Example:
+        >>> low, high = specificity_range(8, 8)
+        >>> round(low, 2), round(high, 2)
+        (0.69, 0.99)
+
+    Source: Vovk, "Conditional validity of inductive conformal predictors", 2012.
+    """
+    low, high = beta.ppf([0.05, 0.95], rank, n + 1 - rank).tolist()
+    return low, high
+
+
+def is_specificity_uncertain(rank: int, n: int) -> bool:
+    """Whether the specificity may be more than 5 points off the expected one, see `specificity_range`.
+
+    Example:
+        >>> is_specificity_uncertain(8, 8), is_specificity_uncertain(191, 200)
+        (True, False)
+    """
+    return max(abs(limit - rank / (n + 1)) for limit in specificity_range(rank, n)) > _OFF
 
 
 def set_thresholds(

@@ -85,6 +85,7 @@ def test_the_verdict_is_on_top(open_report: Open) -> None:
     page = open_report("evaluation")
     assert "of 20 abnormal cases found" in page.locator("h1").inner_text()
     assert "The expected specificity" in page.locator("#summary").inner_text()
+    assert "which 19 were held out, anything from 85 % to 100 % of new normal" in page.locator("#summary").inner_text()
     assert "Research use only" in page.locator("#summary").inner_text()
     assert page.locator(".tile").count() == 4
     assert page.locator("#failures tbody tr").count() == 1

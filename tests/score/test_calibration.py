@@ -358,6 +358,10 @@ def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog:
         calibrate_score(score, slices_of(terms_of(2 * n), 6, slices_per_case=2), specificity=specificity)
     assert score.case_rank.tolist() == [n, n]
     assert score.expected_specificity == n / (n + 1)
+    # nine of ten times the share of new normals below the largest of n scores is from 0.05^(1/n) to 0.95^(1/n)
+    low, high = (100 * share ** (1 / n) for share in (0.05, 0.95))
+    assert f"comes from {n} held-out patients. By their chance the specificity" in caplog.text
+    assert f"from {low:.0f}% to {high:.0f}% (nine of ten times)" in caplog.text
     if warns:
         needed = {0.9: 9, 0.95: 19}[specificity]
         told = (
@@ -366,7 +370,7 @@ def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog:
         )
         assert told in caplog.text
     else:
-        assert not caplog.records
+        assert "too few" not in caplog.text
 
 
 class TestVolumes:

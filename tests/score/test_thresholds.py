@@ -9,6 +9,7 @@ from aeflow_monai.score.thresholds import (
     patients_needed,
     require_specificity,
     set_thresholds,
+    specificity_range,
     threshold_rank,
     upper_threshold,
 )
@@ -61,6 +62,16 @@ def test_specificity_is_refused_before_anything_is_computed(specificity: float) 
     require_specificity(0.5)
     with pytest.raises(ValueError, match=rf"has to be in \(0, 1\), as 0.95; got {specificity}"):
         require_specificity(specificity)
+
+
+@pytest.mark.parametrize(("n", "specificity"), [(8, 0.95), (40, 0.9)])
+def test_the_specificity_of_nine_of_ten_draws_lies_in_its_range(n: int, specificity: float) -> None:
+    rank = threshold_rank(n, specificity)
+    low, high = specificity_range(rank, n)
+    # of uniform scores the share of new ones below a threshold is the threshold
+    drawn = torch.rand(20_000, n, generator=torch.Generator().manual_seed(0)).sort(dim=1).values[:, rank - 1]
+    assert float((drawn < low).float().mean()) == pytest.approx(0.05, abs=0.005)
+    assert float((drawn > high).float().mean()) == pytest.approx(0.05, abs=0.005)
 
 
 def test_set_thresholds_ranks_the_case_threshold_among_patients() -> None:

@@ -32,6 +32,7 @@ function summaryOfEvaluation(report) {
       : el("p", { class: "warn" }, el("b", {}, "The expected specificity does not hold. "), `${percent(metrics.expected_specificity)} of new normal cases were expected to pass; only ${percent(metrics.specificity)} did. `
         + "These normal cases most likely differ from those that the threshold was set on (site, scanner, patients, preparation). Calibrate the model on normals like these."));
   }
+  notes.push(uncertainThreshold(report));
   if (metrics.auroc_ci95[0] <= 0.5) notes.push(el("p", { class: "warn" }, "The interval of the AUROC includes 0.5: these cases do not show that the score does better than chance."));
   const [best] = Object.entries(metrics.baselines || {}).sort((a, b) => b[1] - a[1]);
   if (best && best[1] >= metrics.auroc) notes.push(el("p", { class: "warn" }, `A trivial baseline does as well: ${best[0].replaceAll("_", " ")} alone has an AUROC of ${fixed(best[1])}.`));
@@ -60,12 +61,19 @@ function summaryOfInference(report) {
     top.length ? el("p", { class: "lead" }, "Most anomalous: ", top.map((one, k) => [k ? ", " : "",
       el("button", { class: "link", type: "button", onclick: () => report.open(one) }, one.case), ` (${fixed(one.anomaly_score)})`]), ".") : null,
     expected ? el("p", {}, `The threshold was set on ${plural(held, "held-out patient")}: about ${percent(1 - expected)} of new normal cases of the same kind exceed it too. A score says how much an image differs from the normal images of the training, not what it shows.`) : null,
+    uncertainThreshold(report),
     el("div", { class: "tiles" }, tile("Cases", String(cases.length), "scored"),
       tile("Above the threshold", String(above.length), report.threshold === undefined ? "" : `of ${fixed(report.threshold)}`),
       tile("Highest score", top.length ? fixed(top[0].anomaly_score) : "\u2013", "standard deviations of normals"),
       tile("Failed", String(failures.length), failures.length ? "not scored; see below" : cases.length ? "all were read and scored" : "there was none")),
     failureLine(failures),
   ];
+}
+
+function uncertainThreshold(report) {
+  const { specificity_range: range, n_held_out: held } = report.model;
+  return range ? el("p", { class: "warn" }, el("b", {}, "The threshold comes from few patients. "), `By the chance of which ${held} were held out, anything from ${percent(range[0])} to ${percent(range[1])} of new normal cases may pass it. `
+    + "Compare scores and p-values rather than predictions, or calibrate the model on more normals.") : null;
 }
 
 function failureLine(failures) {
