@@ -1,0 +1,204 @@
+"""How well planted lesions could be found by an observer that knows what nobody knows of a patient.
+
+    python benchmarks/ideal_observer.py --data DATA --output OUT [--lesions RUN/seed0/aeflow/results/lesions.csv]
+
+The subjects are those of the development split of healthy T1 (detection/protocols.py): each as it is, and with six
+planted lesions. Three observers look for each lesion, and know its shape, its size, its contrast and, of the
+background, the power spectrum of normal brains:
+
+- `place known`: also where it would be. It compares the response there in the image with the lesion and in the same
+  image without. Its AUROC is that of a detectability d', Phi(d' / sqrt(2)), and its d' the mean difference over the
+  deviation of responses within the brain of the subject.
+- `place unknown`: the matched filter, whitened by the spectrum, is moved through the brain where lesions may lie. It is
+  the best linear observer of a stationary background (Barrett, Myers, "Foundations of Image Science", 2004).
+- `unwhitened`: the same without the spectrum: the template alone.
+
+A lesion is found if the highest response near it exceeds the threshold of one false positive per volume, which its own
+subject without lesions exceeds in one place. AE-Flow stands beside them at one false positive per volume, if its
+lesions.csv of an evaluation on the same data (benchmarks/panel.py, healthy_t1) is given.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nibabel as nib
+import numpy as np
+import planted_lesions
+from scipy import fft, ndimage
+from scipy.stats import norm
+from shared import arguments, commit, processor, read_rows
+
+from aeflow_monai.files import write_json
+
+TILE = 32  # voxels a side, of the pieces of brain that the spectrum comes from
+N_SUBJECTS = 20  # normal brains for the spectrum
+NEAR = 2  # voxels around a lesion's mask where its response may be highest
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Lesion(NamedTuple):
+    """A lesion and the signal that it adds to the image, in a box around it."""
+
+    case: str
+    label: int
+    size: str
+    contrast: float
+    box: tuple[slice, ...]
+    signal: Array
+
+
+def voxels_of(path: Path) -> Array:
+    """Gray values of a volume."""
+    return np.asarray(nib.load(path).dataobj, dtype=np.float32)
+
+
+def inside(volume: Array, spacing: float) -> Array:
+    """Where a lesion may lie, as planted_lesions.py decides."""
+    brain = ndimage.binary_fill_holes(volume > 0)
+    return ndimage.distance_transform_edt(brain) * spacing > 8
+
+
+def spectrum(volumes: Iterator[tuple[Array, Array]], shape: tuple[int, ...]) -> Array:
+    """Mean power of normal brain at each frequency of a volume of this shape, per voxel; from windowed tiles."""
+    window = np.ones(())
+    for _ in range(3):
+        window = np.multiply.outer(window, np.hanning(TILE + 2)[1:-1])
+    total, count = np.zeros((TILE,) * 3), 0
+    for volume, allowed in volumes:
+        for corner in np.ndindex(*(n // (TILE // 2) - 1 for n in volume.shape)):
+            box = tuple(slice(c * TILE // 2, c * TILE // 2 + TILE) for c in corner)
+            if allowed[box].mean() < 0.9:
+                continue
+            tile = volume[box]
+            total += np.abs(fft.fftn((tile - tile.mean()) * window)) ** 2
+            count += 1
+    if not count:
+        raise SystemExit(f"No tile of {TILE} voxels a side lies within the brains: are these brains at 1.5 mm?")
+    power = total / count / (window**2).sum()
+    power[0, 0, 0] = power[power > 0].max()  # the mean of a tile was taken off
+    places = np.meshgrid(*(fft.fftfreq(n) * TILE % TILE for n in shape), indexing="ij")
+    found: Array = ndimage.map_coordinates(power, places, order=1, mode="grid-wrap")
+    return found
+
+
+def responses(volume: Array, template: Array, power: Array | None) -> Array:
+    """Correlation of a volume with a template at each place of its corner, whitened if there is a spectrum."""
+    padded = np.zeros(volume.shape, np.float32)
+    padded[tuple(slice(n) for n in template.shape)] = template
+    product = fft.fftn(volume, workers=1) * np.conj(fft.fftn(padded, workers=1))
+    return np.real(fft.ifftn(product if power is None else product / power, workers=1))
+
+
+def lesions_of(planted: Path) -> Iterator[tuple[str, Array, Array, Array, float, list[Lesion]]]:
+    """Of each subject: volumes without and with lesions, the mask, the voxels' size, and its lesions."""
+    known = {(row["case"], int(row["label"])): row for row in read_rows(planted / "lesions.csv")}
+    for path in sorted((planted / "images").glob("*_lesions.nii.gz")):
+        case = path.name.removesuffix(".nii.gz")
+        changed, mask = voxels_of(path), voxels_of(planted / "masks" / path.name)
+        subject = planted / "images" / f"{case.removesuffix('_lesions')}.nii.gz"
+        volume = voxels_of(subject)
+        signal, labels = changed - volume, mask.astype(int)
+        found = []
+        for label, core in enumerate(ndimage.find_objects(labels), start=1):
+            box = tuple(slice(max(0, c.start - 4), c.stop + 4) for c in core)
+            own = np.where((labels[box] == label) | (labels[box] == 0), signal[box], 0)
+            row = known[case, label]
+            found.append(Lesion(case, label, row["size"], float(row["contrast"]), box, own))
+        yield case, volume, changed, labels, float(nib.load(subject).header.get_zooms()[0]), found
+
+
+def second_place(response: Array, reach: int) -> float:
+    """The second highest peak: what is above it is one false positive."""
+    peak = np.unravel_index(response.argmax(), response.shape)
+    rest = response.copy()
+    rest[tuple(slice(max(0, p - reach), p + reach + 1) for p in peak)] = -np.inf
+    return float(rest.max())
+
+
+def observe(lesion: Lesion, volume: Array, changed: Array, allowed: Array, power: Array) -> dict[str, float]:
+    """What each observer says of a lesion."""
+    found: dict[str, float] = {}
+    corner = tuple(part.start for part in lesion.box)
+    half = [n // 2 for n in lesion.signal.shape]
+    at_corner = np.roll(allowed, [-h for h in half], axis=(0, 1, 2))  # of the box, whose middle lies inside
+    near = tuple(slice(max(0, c - NEAR), c + NEAR + 1) for c in corner)
+    for name, spectrum_of in (("place unknown", power), ("unwhitened", None)):
+        template = lesion.signal if spectrum_of is not None else lesion.signal - lesion.signal.mean()
+        normal = responses(volume, template, spectrum_of)
+        abnormal = responses(changed, template, spectrum_of)
+        everywhere = np.where(at_corner, normal, -np.inf)
+        limit = second_place(everywhere, max(lesion.signal.shape) // 2)
+        found[name] = float(abnormal[near].max() > limit)
+        if spectrum_of is not None:
+            deviation = float(normal[at_corner].std())
+            found["d"] = float(abnormal[corner] - normal[corner]) / deviation
+    return found
+
+
+def aeflow_found(path: Path, rate: float) -> dict[tuple[str, int], bool]:
+    """Which lesions AE-Flow finds at the threshold at which it finds this share of them."""
+    rows = read_rows(path)
+    values = np.array([float(row["map_value"] or "-inf") for row in rows])
+    limit = np.sort(values)[::-1][max(0, round(rate * len(rows)) - 1)]
+    return {(row["case"], int(row["lesion"])): value >= limit for row, value in zip(rows, values, strict=True)}
+
+
+def main() -> None:
+    parser = arguments(__doc__, "data", "output")
+    parser.add_argument("--lesions", type=Path, help="lesions.csv of AE-Flow; localisation.json lies beside it")
+    given = parser.parse_args()
+    healthy = sorted((given.data / "healthy_t1").glob("*.nii.gz"))
+    rest, _, _ = planted_lesions.split(healthy, N_SUBJECTS, 0)
+    train, test, _ = planted_lesions.split(rest, N_SUBJECTS, 1)  # as protocols.healthy_t1 splits for development
+    planted = given.output / "planted"
+    if not (planted / "manifest.csv").exists():
+        shapes = given.data / "ms_lesion/gold_masks_all30"
+        planted_lesions.write(healthy, [], test, set(test), shapes, planted, 1, paired=True)
+    spacing = float(nib.load(train[0]).header.get_zooms()[0])
+    normals = ((volume, inside(volume, spacing)) for volume in map(voxels_of, train[:N_SUBJECTS]))
+    power = spectrum(normals, nib.load(train[0]).shape)
+    rows: list[dict[str, Any]] = []
+    for case, volume, changed, _, size, lesions in lesions_of(planted):
+        allowed = inside(volume, size)
+        for lesion in lesions:
+            row = {"case": case, "lesion": lesion.label, "size": lesion.size, "contrast": abs(lesion.contrast)}
+            rows.append(row | observe(lesion, volume, changed, allowed, power))
+        print(case, flush=True)
+    columns = ["place unknown", "unwhitened"]
+    if given.lesions:
+        import json
+
+        rate = json.loads((given.lesions.parent / "localisation.json").read_text())["lesion_sensitivity"]["1"]
+        by_lesion = aeflow_found(given.lesions, rate)
+        for row in rows:
+            row["AE-Flow"] = float(by_lesion[row["case"], row["lesion"]])
+        columns.append("AE-Flow")
+    write_json(given.output / "ideal_observer.json", {"commit": commit(), "machine": processor(), "lesions": rows})
+    with (given.output / "ideal_observer.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"\n{len(rows)} lesions in {len(test)} subjects; commit {commit()}; {processor()}.\n")
+    print(
+        "| lesions | number | AUROC, place known | found at one false positive per volume: "
+        + " | ".join(columns)
+        + " |"
+    )
+    print("|---|" + "---:|" * (2 + len(columns)))
+    groups = [("all", lambda row: True)]
+    groups += [(size, lambda row, size=size: row["size"] == size) for size in planted_lesions.SIZES_MM3]
+    groups += [(f"contrast {c}", lambda row, c=c: row["contrast"] == c) for c in planted_lesions.CONTRASTS]
+    for name, belongs in groups:
+        chosen = [row for row in rows if belongs(row)]
+        known = float(np.mean(norm.cdf(np.array([row["d"] for row in chosen]) / np.sqrt(2))))
+        shares = [f"{np.mean([row[column] for row in chosen]):.2f}" for column in columns]
+        print(f"| {name} | {len(chosen)} | {known:.3f} | " + " | ".join(shares) + " |")
+
+
+if __name__ == "__main__":
+    main()
