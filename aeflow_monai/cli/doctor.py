@@ -138,7 +138,7 @@ def _threads() -> Iterator[_Finding]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     found = f"{threads} for {cores} cores; {load:.1f} processes wish to run"
     if threads > cores or (threads > 1 and load > 0.5 * cores):
-        remedy = "Competing threads slow runs down several times: set OMP_NUM_THREADS=1."
+        remedy = "Competing threads slow runs down: set OMP_NUM_THREADS=1, or GOMP_SPINCOUNT=1000 as `aeflow` does."
         yield _Finding("threads", "note", found, remedy)
     else:
         yield _Finding("threads", "ok", found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import signal
@@ -28,6 +29,9 @@ _OWN_WORDS = (
     (r"--overwrite True", "--overwrite"),
     (r"--resume \S+\.pt", "--resume"),
 )
+# Threads that wait for each other spin, and on a busy machine for so long that a run takes ten times as long. With this
+# it takes twice as long, and as long as ever where the cores are free (benchmarks/busy_cores.py).
+_WAITING = ("GOMP_SPINCOUNT", "1000")
 SOME_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
 
@@ -41,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 if some cases failed or the run broke off; 2 for wrong use, of which nothing came; 130 if
         it was interrupted.
     """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault(*_WAITING)  # torch reads it when it is first imported, which is later
     with _interrupts() as interrupts:
         try:
             return _run(sys.argv[1:] if arguments is None else list(arguments), interrupts)
