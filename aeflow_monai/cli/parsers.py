@@ -292,6 +292,11 @@ def _config_options(verb: _Parser) -> None:
 
 def _scoring(verb: _Parser) -> None:
     _config_options(verb)
+    verb.add_argument(
+        "--runtime",
+        choices=["auto", "torch", "onnxruntime", "openvino"],
+        help="what computes the network (default: the fastest that is installed, see docs/speed.md)",
+    )
     verb.add_argument("--overwrite", action="store_true", help="take away the results of an earlier run")
     verb.add_argument("--json", action="store_true", help="print a JSON object for each case, and nothing else")
     _dry_run(verb)

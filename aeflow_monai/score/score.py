@@ -317,13 +317,17 @@ class Score(nn.Module):
         held_out = {"p_value": self.held_out.p_value(case_score), "n_held_out": float(self.held_out.n)}
         return {"anomaly_score": case_score, **self.thresholds, **held_out}
 
-    def _weighted_sum(self, terms: Tensor) -> Tensor:
+    def term_factors(self) -> tuple[Tensor, Tensor]:
+        """What terms are multiplied by before they are summed, (n_terms,), and what is taken off the sum, a scalar."""
         weights = self.term_weights()
         if self.published:
             # the published score has -SSIM where the term is 1 - SSIM
-            return (terms * weights.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - (1 - self.beta)
+            return weights, weights.new_tensor(1 - self.beta)
         factors = weights / (self.term_std * self.map_std)
-        offset = (factors * self.term_mean).sum()
+        return factors, (factors * self.term_mean).sum()
+
+    def _weighted_sum(self, terms: Tensor) -> Tensor:
+        factors, offset = self.term_factors()
         return (terms * factors.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - offset
 
 
