@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         shown.add_argument("-v", "--verbose", action="store_true", help="print the log too, and tracebacks")
         return verb
 
-    models = (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _report, _compare)
+    models = (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _report, _compare, _export)
     for describe in (*models, _doctor, _label, _bundle, _config):
         describe(add)
     return top
@@ -189,6 +189,19 @@ def _compare(add: _Add) -> None:
     verb.add_argument("-m", "--model", nargs=2, required=True, metavar="RUN", help="folders of two trainings")
     _output(verb, "folder of the evaluations and comparison.json", required=False)
     _scoring(verb)
+
+
+def _export(add: _Add) -> None:
+    verb = add(
+        "export",
+        "exporting:export",
+        "write a model as one file for ONNX Runtime, OpenVINO or torch, with all that its scores are made of",
+        "aeflow export RUN --to onnx -o EXPORTED",
+        "aeflow export RUN --to openvino -o EXPORTED",
+    )
+    verb.add_argument("folder", metavar="RUN", help="folder of a training")
+    verb.add_argument("--to", required=True, choices=["onnx", "openvino", "torch"], help="what the file is for")
+    _output(verb, "folder of the model and its JSON file; or the path of the model")
 
 
 def _doctor(add: _Add) -> None:

@@ -27,6 +27,7 @@ class FastInference:
         detector: trained, in evaluation mode.
         runtime: one of `aeflow_monai.engine.runtimes.RUNTIMES`.
         maps: which of `MAPS_OF_PASS` are given.
+        image_size: see `ScoringPass`.
 
     Raises:
         ValueError: see `chosen_runtime`, and an unknown map.
@@ -42,8 +43,14 @@ class FastInference:
         (True, ['residual'])
     """
 
-    def __init__(self, detector: Detector, runtime: str = "auto", maps: Sequence[str] = MAPS_OF_PASS) -> None:
-        folded = ScoringPass(detector, maps)
+    def __init__(
+        self,
+        detector: Detector,
+        runtime: str = "auto",
+        maps: Sequence[str] = MAPS_OF_PASS,
+        image_size: Sequence[int] | None = None,
+    ) -> None:
+        folded = ScoringPass(detector, maps, image_size)
         self.names = folded.names
         name = chosen_runtime(runtime, detector.device)
         self.runtime: Runtime = make_runtime(name, folded, [*_SUMS, *folded.names], torch.get_num_threads())
@@ -61,14 +68,16 @@ class Runtimes:
     Args:
         runtime: one of `aeflow_monai.engine.runtimes.RUNTIMES`.
         maps: which of `MAPS_OF_PASS` are given.
+        image_size: see `ScoringPass`.
 
     Raises:
         ValueError: there is no such runtime.
         ModuleNotFoundError: it is not installed.
     """
 
-    def __init__(self, runtime: str, maps: Sequence[str]) -> None:
+    def __init__(self, runtime: str, maps: Sequence[str], image_size: Sequence[int] | None = None) -> None:
         require_runtime(runtime)
+        self.image_size = image_size
         self.runtime = runtime
         self.maps = maps
         self.made: WeakKeyDictionary[Detector, tuple[object, FastInference]] = WeakKeyDictionary()
@@ -82,5 +91,5 @@ class Runtimes:
         with self.lock:
             known = self.made.get(detector)
             if known is None or known[0] != state:
-                known = self.made[detector] = (state, FastInference(detector, self.runtime, self.maps))
+                known = self.made[detector] = (state, FastInference(detector, self.runtime, self.maps, self.image_size))
         return known[1]

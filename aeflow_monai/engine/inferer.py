@@ -84,7 +84,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         self.batch_size = batch_size
         self.saliency = saliency
         maps = [name for name in MAPS_OF_PASS if outputs is None or name in outputs or name == "reconstruction"]
-        self.runtimes = Runtimes(runtime, maps)
+        self.runtimes = Runtimes(runtime, maps, slicer.image_size)
         self._has_warned = False
 
     def __call__(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> Output:

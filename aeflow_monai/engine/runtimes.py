@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from aeflow_monai.engine.onnx_form import onnx_of
 
-__all__ = ["RUNTIMES", "Runtime", "chosen_runtime", "make_runtime", "require_runtime"]
+__all__ = ["RUNTIMES", "Runtime", "chosen_runtime", "make_runtime", "require_packages", "require_runtime"]
 
 _logger = logging.getLogger(__name__)
 
@@ -52,10 +52,24 @@ def require_runtime(name: str) -> None:
     """
     if name not in RUNTIMES:
         raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}; got {name!r}.")
-    if missing := _missing(name):
+    require_packages(f"The runtime {name}", _PACKAGES.get(name, ()))
+
+
+def require_packages(what: str, packages: Sequence[str]) -> None:
+    """Refuse what needs packages that are not installed.
+
+    Args:
+        what: needs them.
+        packages: by the names that they are imported by.
+
+    Raises:
+        ModuleNotFoundError: names the missing packages, and how to get them.
+    """
+    if missing := [package for package in packages if find_spec(package) is None]:
+        extra = "openvino" if "openvino" in missing else "fast"
         raise ModuleNotFoundError(
-            f"The runtime {name} needs {' and '.join(missing)}, which are not installed: pip install "
-            '"aeflow_monai[fast]", or use the runtime torch.'
+            f"{what} needs what is not installed: {', '.join(missing)}. Install it with: pip install "
+            f'"aeflow_monai[{extra}]"'
         )
 
 

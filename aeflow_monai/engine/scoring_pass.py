@@ -28,6 +28,7 @@ class ScoringPass(nn.Module):
     Args:
         detector: trained; is copied.
         maps: which of `MAPS_OF_PASS` are given.
+        image_size: rows and columns of the images, for an encoder that does not take any.
 
     Raises:
         ValueError: an unknown map.
@@ -42,13 +43,15 @@ class ScoringPass(nn.Module):
         [(2, 1, 64, 64), (2,), (2, 608), (2, 1, 64, 64)]
     """
 
-    def __init__(self, detector: Detector, maps: Sequence[str] = MAPS_OF_PASS) -> None:
+    def __init__(
+        self, detector: Detector, maps: Sequence[str] = MAPS_OF_PASS, image_size: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         if unknown := [name for name in maps if name not in MAPS_OF_PASS]:
             raise ValueError(f"Unknown map {unknown[0]!r}: choose of {list(MAPS_OF_PASS)}.")
         self.names = [name for name in MAPS_OF_PASS if name in maps]
         self.of_likelihood = detector.flow_term == "likelihood"
-        self.network = FoldedAEFlow(detector.network, self.of_likelihood or "log_likelihood" in maps)
+        self.network = FoldedAEFlow(detector.network, self.of_likelihood or "log_likelihood" in maps, image_size)
         factors, offset = detector.score.term_factors()
         self.factors = [float(factor) for factor in factors]
         # of the Gaussian density's constant nothing depends on the image

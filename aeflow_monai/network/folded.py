@@ -39,6 +39,7 @@ class FoldedAEFlow(nn.Module):
     Args:
         network: trained; is not changed.
         with_likelihood: compute the log-likelihoods too; without, their list is empty.
+        image_size: see `fold_encoder`.
 
     Example:
         >>> network = AEFlow(Encoder(), n_steps=2).eval()
@@ -48,9 +49,9 @@ class FoldedAEFlow(nn.Module):
         True
     """
 
-    def __init__(self, network: AEFlow, with_likelihood: bool = False) -> None:
+    def __init__(self, network: AEFlow, with_likelihood: bool = False, image_size: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.encoder = fold_encoder(network.encoder)
+        self.encoder = fold_encoder(network.encoder, image_size)
         flows = [flow for flow in network.flows if isinstance(flow, LatentFlow)]
         self.flows = nn.ModuleList(_FoldedFlow(flow, with_likelihood) for flow in flows)
         self.decoder = deepcopy(network.decoder)
@@ -207,7 +208,7 @@ class _Sum(nn.Module):
 
 
 @torch.no_grad()
-def fold_encoder(encoder: Encoder) -> nn.Module:
+def fold_encoder(encoder: Encoder, image_size: Sequence[int] | None = None) -> nn.Module:
     """A copy of an encoder for inference: batch norms, and the scaling of the images, are part of its convolutions.
 
     What follows what in a backbone is seen by an image that goes through it. A backbone in which something else happens
@@ -215,6 +216,7 @@ def fold_encoder(encoder: Encoder) -> nn.Module:
 
     Args:
         encoder: is not changed.
+        image_size: rows and columns of images that it takes, where it does not take any.
 
     Returns:
         A module in evaluation mode that takes images (N, C, H, W) in [0, 1] and gives the features of `Encoder`.
@@ -226,7 +228,9 @@ def fold_encoder(encoder: Encoder) -> nn.Module:
         True
     """
     plain = _Scaled(encoder)
-    probe = _probe(encoder)
+    if not any(isinstance(module, _BatchNorm) for module in plain.modules()):
+        return plain
+    probe = _probe(encoder, image_size)
     folded = deepcopy(plain)
     first, pairs = _order_of(folded, probe)
     for conv_name, norm_name in pairs:
@@ -267,11 +271,11 @@ def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
     setattr(module.get_submodule(parent), child, new)
 
 
-def _probe(encoder: Encoder) -> Tensor:
+def _probe(encoder: Encoder, image_size: Sequence[int] | None) -> Tensor:
     """An image that the encoder takes, with contrasts."""
-    size = 2 * encoder.strides[-1]
-    pixels = torch.linspace(0, 40, encoder.in_channels * size * size).sin().square()
-    return pixels.view(1, encoder.in_channels, size, size).to(encoder.mean)
+    height, width = image_size or [2 * encoder.strides[-1]] * 2
+    pixels = torch.linspace(0, 40, encoder.in_channels * height * width).sin().square()
+    return pixels.view(1, encoder.in_channels, height, width).to(encoder.mean)
 
 
 class _Scaled(nn.Module):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.global_term import GlobalTerm
@@ -270,7 +271,8 @@ class Score(nn.Module):
         """Soft maximum of what maps and global terms say of slices, or of a case; of maps alone if no term is known."""
         if not self.has_global_term or not self.global_term.is_known:
             return map_scores
-        return torch.logaddexp(map_scores, global_terms.to(map_scores)) - math.log(2)
+        # the logarithm of the sum of both exponentials, in operations that ONNX has
+        return map_scores + F.softplus(global_terms.to(map_scores) - map_scores) - math.log(2)
 
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""
@@ -348,8 +350,9 @@ def _mean(maps: Tensor, foreground: Tensor) -> Tensor:
 def _is_tissue(foreground: Tensor) -> Tensor:
     """Pixels with foreground on all four sides, or of it; all of an image that has none: (N, 1, H, W), boolean."""
     height, width = foreground.shape[-2:]
-    rows = torch.arange(height, device=foreground.device, dtype=torch.int16).view(-1, 1)
-    columns = torch.arange(width, device=foreground.device, dtype=torch.int16)
+    # not int16, of which ONNX Runtime and OpenVINO give no minimum
+    rows = torch.arange(height, device=foreground.device, dtype=torch.int32).view(-1, 1)
+    columns = torch.arange(width, device=foreground.device, dtype=torch.int32)
     tissue = torch.ones_like(foreground)
     for dim, place in ((-2, rows), (-1, columns)):
         first = torch.where(foreground, place, foreground.shape[dim]).amin(dim, keepdim=True)
