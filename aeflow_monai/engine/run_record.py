@@ -39,8 +39,8 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
 
     Returns:
         "state", "command", "working_folder" (of relative paths), "config_files", "started", "process", "machine" (what
-        it computes on, and by which runtime), "versions", "commit" of a checkout, "options" (those on top of the config and those of a run,
-        expressions with their values), and "config_sha256", of all of the config.
+        it computes on, and by which runtime), "versions", "commit" of a checkout, "options" (those on top of the config
+        and those of a run, expressions with their values), and "config_sha256", of all of the config.
     """
     content = {name: value for name, value in given.content.items() if name != "imports"}
     text = json.dumps(content, sort_keys=True, default=str)

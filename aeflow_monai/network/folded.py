@@ -262,8 +262,32 @@ class _SameConv(nn.Conv2d):
         ):
             missing = max(0, (-(-int(size) // stride) - 1) * stride + (kernel - 1) * dilation + 1 - int(size))
             sides += [missing // 2, missing - missing // 2]
+        if torch.onnx.is_in_onnx_export():
+            return _PaddedConv.apply(image, self.weight, self.bias, sides, self)  # type: ignore[no-any-return]
         padded = F.pad(image, sides) if any(sides) else image
         return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class _PaddedConv(torch.autograd.Function):
+    """A convolution with sides of its own, which ONNX has and torch has not: padded before, a layer loses its layout."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, sides: list[int], conv: Any) -> Tensor:
+        return F.conv2d(F.pad(image, sides), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
+
+    @staticmethod
+    def symbolic(graph: Any, image: Any, weight: Any, bias: Any, sides: list[int], conv: Any) -> Any:
+        left, right, top, bottom = sides
+        of_bias = [] if conv.bias is None else [bias]
+        return graph.op(
+            "Conv",
+            *(image, weight, *of_bias),
+            kernel_shape_i=[*conv.kernel_size],
+            pads_i=[top, left, bottom, right],
+            strides_i=[*conv.stride],
+            dilations_i=[*conv.dilation],
+            group_i=conv.groups,
+        )
 
 
 def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
