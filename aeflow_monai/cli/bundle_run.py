@@ -23,7 +23,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def options_of(given: Any, **more: Any) -> dict[str, str]:
-    """Options of the config that a command line gives: `--device`, `--set`, and what else is not None.
+    """Options of the config that a command line gives: `--device`, `--runtime`, `--set`, and what else is not None.
 
     Args:
         given: the parsed command line.
@@ -33,8 +33,9 @@ def options_of(given: Any, **more: Any) -> dict[str, str]:
         ValueError: an option is set twice, is given otherwise, or is none of the config.
     """
     options = {name: str(value) for name, value in more.items() if value is not None}
-    if given.device is not None:
-        options["device"] = given.device
+    for name in ("device", "runtime"):
+        if getattr(given, name, None) is not None:
+            options[name] = getattr(given, name)
     for name, value in given.set:
         if name in _OF_COMMAND:
             raise ValueError(f"--set {name}={value}: give this with {_OF_COMMAND[name]}.")

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         shown.add_argument("-v", "--verbose", action="store_true", help="print the log too, and tracebacks")
         return verb
 
-    models = (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _report, _compare)
+    models = (_demo, _train, _predict, _evaluate, _calibrate, _prepare, _report, _compare, _export)
     for describe in (*models, _doctor, _label, _bundle, _config):
         describe(add)
     return top
@@ -191,6 +191,19 @@ def _compare(add: _Add) -> None:
     _scoring(verb)
 
 
+def _export(add: _Add) -> None:
+    verb = add(
+        "export",
+        "exporting:export",
+        "write a model as one file for ONNX Runtime, OpenVINO or torch, with all that its scores are made of",
+        "aeflow export RUN --to onnx -o EXPORTED",
+        "aeflow export RUN --to openvino -o EXPORTED",
+    )
+    verb.add_argument("folder", metavar="RUN", help="folder of a training")
+    verb.add_argument("--to", required=True, choices=["onnx", "openvino", "torch"], help="what the file is for")
+    _output(verb, "folder of the model and its JSON file; or the path of the model")
+
+
 def _doctor(add: _Add) -> None:
     verb = add(
         "doctor",
@@ -292,6 +305,11 @@ def _config_options(verb: _Parser) -> None:
 
 def _scoring(verb: _Parser) -> None:
     _config_options(verb)
+    verb.add_argument(
+        "--runtime",
+        choices=["auto", "torch", "onnxruntime", "openvino"],
+        help="what computes the network (default: the fastest that is installed, see docs/speed.md)",
+    )
     verb.add_argument("--overwrite", action="store_true", help="take away the results of an earlier run")
     verb.add_argument("--json", action="store_true", help="print a JSON object for each case, and nothing else")
     _dry_run(verb)

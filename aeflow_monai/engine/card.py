@@ -13,6 +13,7 @@ from ignite.engine import Engine
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
 from aeflow_monai.engine.case_handler import CaseHandler
+from aeflow_monai.engine.earlier_results import RUN_RECORD
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import digest_of, read_json, replacing, sweep
 from aeflow_monai.locks import turn_in
@@ -75,6 +76,7 @@ class CardWriter(CaseHandler):
                 title += f"; {n_seen} were {warning}"
         reports = [read_json(self.results_dir / name) for name in ("metrics.json", "localisation.json")]
         report = {name: value for found in reports for name, value in found.items()}
+        report |= {name: value for name, value in _machine(self.results_dir).items() if name == "runtime"}
         if report and (self.folder / "docs" / "README.md").is_file():
             try:
                 add_evaluation(self.folder, title, report)
@@ -229,8 +231,13 @@ def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:
 _SHOWN = (
     *("n_normal", "n_abnormal", "auroc", "average_precision", "sensitivity", "specificity", "expected_specificity"),
     *("n_slices", "slice_auroc", "slice_average_precision", "n_lesions", "voxel_auroc", "voxel_average_precision"),
-    *("aupro", "dice", "froc_score"),
+    *("aupro", "dice", "froc_score", "runtime"),
 )
+
+
+def _machine(results_dir: Path) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = read_json(results_dir / RUN_RECORD).get("machine", {})
+    return found
 
 
 def _table(rows: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -17,8 +17,10 @@ from torch import Tensor
 from aeflow_monai import progress
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.detector import Detector
+from aeflow_monai.engine.fast_inference import FastInference, Runtimes
 from aeflow_monai.engine.picture_warning import saw_pictures
 from aeflow_monai.engine.saliency import require_saliency, saliency
+from aeflow_monai.engine.scoring_pass import MAPS_OF_PASS
 from aeflow_monai.engine.side_by_side import side_by_side, sides_of
 from aeflow_monai.engine.stacked_maps import StackedMap
 from aeflow_monai.geometry import Places
@@ -51,9 +53,13 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             halves of them go through it side by side, so it has to be safe to call from two threads, as modules in
             evaluation mode are.
         saliency: add the map "saliency", "plain" or "smooth", see `aeflow_monai.engine.saliency`; none if None.
+        runtime: what a detector's network is computed by, one of `aeflow_monai.engine.runtimes.RUNTIMES`.
+        outputs: names of what is made of a detector's maps; its residual and log-likelihood are computed only if they
+            are named. All maps are if None.
 
     Raises:
-        ValueError: batch_size below 1, or an unknown saliency.
+        ValueError: batch_size below 1, or an unknown saliency or runtime.
+        ModuleNotFoundError: the runtime is not installed.
 
     Example:
         >>> inferer = SlicedInferer(Slicer(["axial", "coronal", "sagittal"], image_size=[32, 32], fit="pad"))
@@ -62,7 +68,14 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         True
     """
 
-    def __init__(self, slicer: Slicer, batch_size: int = 4, saliency: str | None = None) -> None:
+    def __init__(
+        self,
+        slicer: Slicer,
+        batch_size: int = 4,
+        saliency: str | None = None,
+        runtime: str = "torch",
+        outputs: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size has to be 1 or more; got {batch_size}.")
@@ -70,6 +83,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         self.slicer = slicer
         self.batch_size = batch_size
         self.saliency = saliency
+        maps = [name for name in MAPS_OF_PASS if outputs is None or name in outputs or name == "reconstruction"]
+        self.runtimes = Runtimes(runtime, maps, slicer.image_size)
         self._has_warned = False
 
     def __call__(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> Output:
@@ -123,17 +138,18 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         volume = inputs[0].as_subclass(Tensor)
         axes = self.slicer.axes_of(volume)
         found = _Found(self.slicer, volume)
+        fast = None if detector is None else self.runtimes.of(detector)
         finished: dict[str, SliceScores] = {}
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
                 continue
             found.indices[axis] = indices
-            if detector is None:
+            if detector is None or fast is None:
                 self._look(volume, axis, found, partial(_maps_of, network, args, kwargs))
             else:
                 parts: dict[int, SliceStack] = {}  # by the first slice of each batch
-                self._look(volume, axis, found, partial(self._infer, detector, parts))
+                self._look(volume, axis, found, partial(self._infer, detector, fast, parts))
                 together = SliceStack.join([parts[first] for first in sorted(parts)])
                 scored = finished[axis] = detector.finish(together)
                 of_slices = {name: getattr(scored, name) for name in _OF_SLICES}
@@ -185,10 +201,16 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         side_by_side(run_batch, batches, min(sides, len(batches)))
 
     def _infer(
-        self, detector: Detector, parts: dict[int, SliceStack], slices: Tensor, places: Places, first: int
+        self,
+        detector: Detector,
+        fast: FastInference,
+        parts: dict[int, SliceStack],
+        slices: Tensor,
+        places: Places,
+        first: int,
     ) -> dict[str, Tensor]:
         """The maps of a batch that are complete; what the others are made of is kept in `parts`."""
-        parts[first], maps = detector.infer(slices, places)
+        parts[first], maps = fast.infer(slices, places)
         if self.saliency is not None:
             maps["saliency"] = saliency(detector, slices, places, self.saliency)
         return maps

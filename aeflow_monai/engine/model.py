@@ -96,6 +96,8 @@ class Model:
         stored = require_own_config(self.folder, None)
         parser = ConfigParser()
         parser.read_config(str(self.folder / "configs" / "inference.yaml"))
+        if "inferer#outputs" in parser:  # whatever a run writes
+            parser["inferer#outputs"] = None
         with unwrapped():
             self.preprocessing: Compose = parser.get_parsed_content("preprocessing")
             self.inferer: Any = parser.get_parsed_content("inferer")

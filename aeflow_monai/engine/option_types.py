@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 from aeflow_monai.data.datalist.layouts import LAYOUTS
 from aeflow_monai.data.slicer import FITS
 from aeflow_monai.engine.detector import FLOW_TERMS
+from aeflow_monai.engine.runtimes import RUNTIMES
 from aeflow_monai.engine.saliency import SALIENCIES
 from aeflow_monai.files import user_path
 from aeflow_monai.geometry import PLANES
@@ -131,6 +132,7 @@ _TYPES = {
     "test_fraction": _number(0, 1, below=True),
     "lesion_free_slices": _FLAG,
     "device": _Type("a device that torch has here, as cpu or cuda:0", _is_device),
+    "runtime": _choice(RUNTIMES),
     "seed": _whole(0, 2**32 - 1),
     "epochs": _or_null(_whole(1)),
     "batch_size": _whole(1, _MAX_BATCH),

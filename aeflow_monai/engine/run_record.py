@@ -24,6 +24,7 @@ from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.earlier_results import RUN_RECORD
 from aeflow_monai.engine.own_configs import FREE
+from aeflow_monai.engine.runtimes import chosen_runtime
 from aeflow_monai.files import digest_of, read_json, write_json
 from aeflow_monai.locks import release_folder
 
@@ -38,11 +39,12 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
 
     Returns:
         "state", "command", "working_folder" (of relative paths), "config_files", "started", "process", "machine" (what
-        it computes on), "versions", "commit" of a checkout, "options" (those on top of the config and those of a run,
-        expressions with their values), and "config_sha256", of all of the config.
+        it computes on, and by which runtime), "versions", "commit" of a checkout, "options" (those on top of the config
+        and those of a run, expressions with their values), and "config_sha256", of all of the config.
     """
     content = {name: value for name, value in given.content.items() if name != "imports"}
     text = json.dumps(content, sort_keys=True, default=str)
+    options = _options(given.content)
     return {
         "state": "unfinished",
         "command": given.command,
@@ -55,10 +57,11 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            **_runtime(options),
         },
         "versions": versions(),
         "commit": _commit(),
-        "options": _options(given.content),
+        "options": options,
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
 
@@ -163,6 +166,12 @@ def _options(content: Mapping[str, Any]) -> dict[str, Any]:
     if str(found.get("device")).startswith("$"):
         found["device"] = str(parser.get_parsed_content("device"))
     return found
+
+
+def _runtime(options: Mapping[str, Any]) -> dict[str, str]:
+    """The runtime that a run with such options uses; nothing of a run without."""
+    name = options.get("runtime")
+    return {} if name is None else {"runtime": chosen_runtime(name, options.get("device", "cpu"))}
 
 
 def _is_plain(value: Any) -> bool:

@@ -23,6 +23,7 @@ from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.option_types import require_options
 from aeflow_monai.engine.output_place import require_writable
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, is_first_process
+from aeflow_monai.engine.runtimes import require_runtime
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.engine.training import require_same_options
 from aeflow_monai.files import home, user_path
@@ -164,6 +165,7 @@ def check_scoring(given: GivenConfig, folder: str, dataset_dir: str | None) -> N
     require_order(given.files)
     require_own_config(folder, given)
     require_options(given.content)
+    require_runtime(given.content.get("runtime", "torch"))
     output_dir = path_of(given, "output_dir", given.content.get("output_dir"))
     _require_data(dataset_dir, output_dir)
     require_writable(home() if output_dir is None else output_dir, "output_dir")

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # Each subnet scales its outputs by this, so that a new flow starts close to the identity.
-_SUBNET_SCALE = 0.1
+SUBNET_SCALE = 0.1
 
 
 class ConvSubnet(nn.Sequential):
@@ -40,13 +40,13 @@ class ConvSubnet(nn.Sequential):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (N, in, h, w) to (N, out, h, w), scaled by `_SUBNET_SCALE`."""
+        """Map (N, in, h, w) to (N, out, h, w), scaled by `SUBNET_SCALE`."""
         hidden = self[1](self[0](features))
         last = self[2]
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
         # the few weights are scaled, not the many outputs, which would be one more pass through memory
-        return F.conv2d(hidden, _SUBNET_SCALE * last.weight, _SUBNET_SCALE * last.bias)
+        return F.conv2d(hidden, SUBNET_SCALE * last.weight, SUBNET_SCALE * last.bias)
 
 
 class ResNetSubnet(nn.Module):
@@ -65,8 +65,8 @@ class ResNetSubnet(nn.Module):
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (N, in, h, w) to (N, out, h, w), scaled by `_SUBNET_SCALE`."""
-        output: Tensor = _SUBNET_SCALE * (self.main(features) + self.shortcut(features))
+        """Map (N, in, h, w) to (N, out, h, w), scaled by `SUBNET_SCALE`."""
+        output: Tensor = SUBNET_SCALE * (self.main(features) + self.shortcut(features))
         return output
 
 
@@ -174,8 +174,14 @@ class FlowStep(nn.Module):
             self.register_buffer("permutation", permutation)
             self.register_buffer("inverse_permutation", torch.argsort(permutation))
 
-    def _scale(self) -> Tensor:
+    def scale(self) -> Tensor:
+        """Scale of each channel in the global affine, (C,), above 0."""
         return 0.1 * F.softplus(self.global_scale, beta=0.5)
+
+    def constant_log_abs_det(self) -> Tensor:
+        """Part of log |det J| that is the same for all features, a scalar: that of the global affine and the mixing."""
+        constant = self.scale().log().sum()
+        return constant if self.mixing is None else constant + torch.linalg.slogdet(self.mixing).logabsdet
 
     def _coupling(self, passive: Tensor) -> tuple[Tensor, Tensor]:
         log_scale, shift = self.subnet(passive).chunk(2, dim=1)
@@ -192,15 +198,15 @@ class FlowStep(nn.Module):
         """
         passive, active = torch.split(features, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
-        scale = self._scale()
+        scale = self.scale()
         # added in place, since the gradient of addcmul makes one more pass through memory
         joined = torch.cat([passive, (active * torch.exp(log_scale)).add_(shift)], dim=1)
-        log_abs_det = log_scale.sum(dim=1, keepdim=True) + scale.log().sum()
+        log_abs_det = log_scale.sum(dim=1, keepdim=True) + self.constant_log_abs_det()
         if self.mixing is not None:
             # both linear maps in one pass through memory
             weight, offset = self.mixing * scale, self.mixing @ self.global_offset
             mixed = F.conv2d(joined, weight[:, :, None, None], offset)
-            return mixed, log_abs_det + torch.linalg.slogdet(self.mixing).logabsdet
+            return mixed, log_abs_det
         moved = (joined * scale.view(1, -1, 1, 1)).add_(self.global_offset.view(1, -1, 1, 1))
         return moved.index_select(1, self.permutation), log_abs_det
 
@@ -211,7 +217,7 @@ class FlowStep(nn.Module):
             moved = F.conv2d(transformed, back[:, :, None, None])
         else:
             moved = transformed.index_select(1, self.inverse_permutation)
-        joined = (moved - self.global_offset.view(1, -1, 1, 1)) / self._scale().view(1, -1, 1, 1)
+        joined = (moved - self.global_offset.view(1, -1, 1, 1)) / self.scale().view(1, -1, 1, 1)
         passive, active = torch.split(joined, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         return torch.cat([passive, (active - shift) * torch.exp(-log_scale)], dim=1)

@@ -34,8 +34,19 @@ def pooled_features(features: Sequence[Tensor]) -> Tensor:
         (3, 608)
     """
     grid = 2 if 4 * sum(stage.shape[1] for stage in features) <= _MOST_NUMBERS else 1
-    single = [stage.to(torch.promote_types(stage.dtype, torch.float32)) for stage in features]
-    return torch.cat([F.adaptive_avg_pool2d(stage, grid).flatten(1) for stage in single], dim=1)
+    half = (torch.float16, torch.bfloat16)
+    return torch.cat([_means_of_parts(f.float() if f.dtype in half else f, grid) for f in features], dim=1)
+
+
+def _means_of_parts(stage: Tensor, grid: int) -> Tensor:
+    """Adaptive mean of (N, C, h, w) over grid x grid parts, (N, C * grid * grid)."""
+    height, width = (int(length) for length in stage.shape[-2:])
+    if height % grid == 0 and width % grid == 0:
+        return F.avg_pool2d(stage, (height // grid, width // grid)).flatten(1)
+    # parts that overlap by a row or column, which ONNX has no operation for
+    rows, columns = ([(n * k // grid, -(-n * (k + 1) // grid)) for k in range(grid)] for n in (height, width))
+    parts = [stage[:, :, top:bottom, left:right] for top, bottom in rows for left, right in columns]
+    return torch.stack([part.mean(dim=(2, 3)) for part in parts], dim=2).flatten(1)
 
 
 class GlobalTerm(nn.Module):

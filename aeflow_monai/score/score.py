@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.global_term import GlobalTerm
@@ -275,7 +276,8 @@ class Score(nn.Module):
         """Soft maximum of what maps and global terms say of slices, or of a case; of maps alone if no term is known."""
         if not self.knows_global_terms:
             return map_scores
-        return torch.logaddexp(map_scores, global_terms.to(map_scores)) - math.log(2)
+        # the logarithm of the sum of both exponentials, in operations that ONNX has
+        return map_scores + F.softplus(global_terms.to(map_scores) - map_scores) - math.log(2)
 
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""
@@ -334,13 +336,17 @@ class Score(nn.Module):
         held_out = {"p_value": self.held_out.p_value(case_score), "n_held_out": float(self.held_out.n)}
         return {"anomaly_score": case_score, **parts, **self.thresholds, **held_out}
 
-    def _weighted_sum(self, terms: Tensor) -> Tensor:
+    def term_factors(self) -> tuple[Tensor, Tensor]:
+        """What terms are multiplied by before they are summed, (n_terms,), and what is taken off the sum, a scalar."""
         weights = self.term_weights()
         if self.published:
             # the published score has -SSIM where the term is 1 - SSIM
-            return (terms * weights.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - (1 - self.beta)
+            return weights, weights.new_tensor(1 - self.beta)
         factors = weights / (self.term_std * self.map_std)
-        offset = (factors * self.term_mean).sum()
+        return factors, (factors * self.term_mean).sum()
+
+    def _weighted_sum(self, terms: Tensor) -> Tensor:
+        factors, offset = self.term_factors()
         return (terms * factors.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - offset
 
 
@@ -361,8 +367,9 @@ def _mean(maps: Tensor, foreground: Tensor) -> Tensor:
 def _is_tissue(foreground: Tensor) -> Tensor:
     """Pixels with foreground on all four sides, or of it; all of an image that has none: (N, 1, H, W), boolean."""
     height, width = foreground.shape[-2:]
-    rows = torch.arange(height, device=foreground.device, dtype=torch.int16).view(-1, 1)
-    columns = torch.arange(width, device=foreground.device, dtype=torch.int16)
+    # not int16, of which ONNX Runtime and OpenVINO give no minimum
+    rows = torch.arange(height, device=foreground.device, dtype=torch.int32).view(-1, 1)
+    columns = torch.arange(width, device=foreground.device, dtype=torch.int32)
     tissue = torch.ones_like(foreground)
     for dim, place in ((-2, rows), (-1, columns)):
         first = torch.where(foreground, place, foreground.shape[dim]).amin(dim, keepdim=True)

@@ -1,0 +1,27 @@
+"""`aeflow export`: a trained model as one file for other programs."""
+
+from __future__ import annotations
+
+import argparse
+
+from aeflow_monai.cli.given_paths import require_model
+from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.files import user_path
+
+__all__ = ["export"]
+
+
+def export(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Write a model, and say where.
+
+    Raises:
+        WrongUse: there is no training in the folder.
+        ValueError: something that was given is wrong.
+        ModuleNotFoundError: a package is missing.
+    """
+    require_model(given.folder, "inference")
+    terminal.say(f"Exporting {given.folder} to {given.to}.")
+    from aeflow_monai.engine.model_export import export_model
+
+    for path in export_model(user_path(given.folder), given.to, user_path(given.output).absolute()):
+        terminal.result(str(path))

@@ -1,0 +1,95 @@
+"""A detector's inference by a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from aeflow_monai.engine.detector import Detector
+from aeflow_monai.engine.runtimes import Runtime, chosen_runtime, make_runtime, require_runtime
+from aeflow_monai.engine.scoring_pass import MAPS_OF_PASS, ScoringPass
+from aeflow_monai.geometry import Places
+from aeflow_monai.score.stack import SliceStack, foreground_of
+
+__all__ = ["FastInference", "Runtimes"]
+
+_SUMS = ("weighted_sum", "dissimilarity", "pooled")
+
+
+class FastInference:
+    """What `Detector.infer` says of slices, by a runtime; for a detector as it is now.
+
+    Args:
+        detector: trained, in evaluation mode.
+        runtime: one of `aeflow_monai.engine.runtimes.RUNTIMES`.
+        maps: which of `MAPS_OF_PASS` are given.
+        image_size: see `ScoringPass`.
+
+    Raises:
+        ValueError: see `chosen_runtime`, and an unknown map.
+        ModuleNotFoundError: see `chosen_runtime`.
+
+    Example:
+        >>> from aeflow_monai.network import AEFlow, Encoder
+        >>> from aeflow_monai.score import Score
+        >>> detector = Detector(AEFlow(Encoder(), n_steps=2), Score(n_terms=3)).eval()
+        >>> image = torch.rand(2, 1, 64, 64)
+        >>> stack, maps = FastInference(detector, "torch", maps=["residual"]).infer(image)
+        >>> torch.allclose(stack.weighted_sum, detector.infer(image)[0].weighted_sum, atol=1e-4), [*maps]
+        (True, ['residual'])
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        runtime: str = "auto",
+        maps: Sequence[str] = MAPS_OF_PASS,
+        image_size: Sequence[int] | None = None,
+    ) -> None:
+        folded = ScoringPass(detector, maps, image_size)
+        self.names = folded.names
+        name = chosen_runtime(runtime, detector.device)
+        self.runtime: Runtime = make_runtime(name, folded, [*_SUMS, *folded.names], torch.get_num_threads())
+
+    def infer(self, image: Tensor, places: Places | None = None) -> tuple[SliceStack, dict[str, Tensor]]:
+        """See `Detector.infer`; of the maps those that were asked for."""
+        weighted_sum, dissimilarity, pooled, *maps = self.runtime(image)
+        stack = SliceStack(weighted_sum, dissimilarity, foreground_of(image), places, pooled)
+        return stack, dict(zip(self.names, maps, strict=True))
+
+
+class Runtimes:
+    """A detector's inference by a runtime, made when it is first asked for, and anew when the detector has changed.
+
+    Args:
+        runtime: one of `aeflow_monai.engine.runtimes.RUNTIMES`.
+        maps: which of `MAPS_OF_PASS` are given.
+        image_size: see `ScoringPass`.
+
+    Raises:
+        ValueError: there is no such runtime.
+        ModuleNotFoundError: it is not installed.
+    """
+
+    def __init__(self, runtime: str, maps: Sequence[str], image_size: Sequence[int] | None = None) -> None:
+        require_runtime(runtime)
+        self.image_size = image_size
+        self.runtime = runtime
+        self.maps = maps
+        self.made: WeakKeyDictionary[Detector, tuple[object, FastInference]] = WeakKeyDictionary()
+        self.lock = Lock()
+
+    def of(self, detector: Detector) -> FastInference:
+        """The inference of a detector with its weights of now."""
+        tensors = [*detector.parameters(), *detector.buffers()]
+        # torch counts up the version of a tensor whenever it is written to
+        state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        with self.lock:
+            known = self.made.get(detector)
+            if known is None or known[0] != state:
+                known = self.made[detector] = (state, FastInference(detector, self.runtime, self.maps, self.image_size))
+        return known[1]

@@ -1,0 +1,170 @@
+"""Write a trained model as one file for a runtime, with a JSON file that says how it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.engine.fixed_options import fixed_options
+from aeflow_monai.engine.model import Model
+from aeflow_monai.engine.onnx_form import onnx_of
+from aeflow_monai.engine.picture_warning import saw_pictures
+from aeflow_monai.engine.runtimes import require_packages
+from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.engine.whole_model import OUTPUTS_OF_WHOLE, WholeModel
+from aeflow_monai.files import replacing, sha256_of, write_json
+
+__all__ = ["FORMS", "export_model"]
+
+FORMS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+_PACKAGES = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "torch": ()}
+
+_UNIT = "standard deviations of held-out normals; larger is more anomalous"
+_SAYS = {
+    "anomaly_map": f"of each slice, in {_UNIT}; a voxel is abnormal above map_threshold",
+    "slice_scores": "of each slice; it is abnormal above slice_threshold",
+    "ease": "how much easier to reconstruct each slice is than normals",
+    "map_scores": "of each slice, without the global term",
+    "global_terms": "how unusual all of each slice is",
+    "case_score": "of the case; it is abnormal above case_threshold",
+    "case_map_score": "what of case_score is the maps'",
+    "case_global_term": "what of case_score is the global terms'",
+}
+_POSITION = (
+    "relative slice position, in [0, 1]: of the slices from the first that is processed to the last, 0 is the first, 1 "
+    "the last, 0.5 if there is only one. Slices are blurred with their neighbours by it, inside the model"
+)
+_WHOLE_PLANE = (
+    "all slices of one case that are to be scored, in one batch of any size, since maps are blurred through them and "
+    "the case score is made of all of them"
+)
+_SEVERAL_PLANES = (
+    "Run each plane's file on the case. M is the mean of the files' case_map_score, G that of their case_global_term. "
+    "The case score is {joined}, and a voxel's map value the mean over the planes that saw it."
+)
+
+
+def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path]:
+    """Write a bundle's model with everything in it: encoder, flow, decoder, maps, positions and calibration.
+
+    Args:
+        folder: of the bundle.
+        form: one of `FORMS`.
+        output: a new folder for model and JSON file; or the path of the model, which ends as its form does.
+
+    Returns:
+        The files: of the model, one for each plane, and the JSON file last.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: an unknown form; a path of one file for a model of several planes; or see `require_own_config`.
+        ModuleNotFoundError: names a package that the form needs.
+    """
+    if form not in FORMS:
+        raise ValueError(f"Expected one of {', '.join(FORMS)} to export to; got {form!r}.")
+    require_packages(f"Exporting to {form}", _PACKAGES[form])
+    model, path = Model(folder), Path(output)
+    slicer, detector = model.inferer.slicer, model.detector
+    of_pictures = saw_pictures(detector.score.state_dict(prefix="score."))
+    planes = [None] if of_pictures else [*slicer.axes]
+    is_file = path.suffix == FORMS[form]
+    if is_file and len(planes) > 1:
+        raise ValueError(
+            f"The model looks at {len(planes)} planes, {', '.join(map(str, planes))}, with a file for each. Give a "
+            f"folder in place of {path}."
+        )
+    stem = path.with_suffix("") if is_file else path / "model"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for plane in planes:
+        name = stem.name if len(planes) == 1 else f"{stem.name}_{plane}"
+        file = stem.with_name(name + FORMS[form])
+        whole = WholeModel(detector, plane, slicer.image_size)
+        _write(whole, (detector.network.encoder.in_channels, *slicer.image_size), form, file)
+        files.append(file)
+    about = _about(Path(folder), model, planes, [file.name for file in files], form)
+    write_json(stem.with_suffix(".json"), about)
+    return [*files, stem.with_suffix(".json")]
+
+
+def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path) -> None:
+    inputs = {"image": torch.rand(3, *size)}
+    if whole.plane is not None:
+        inputs["position"] = torch.linspace(0, 1, 3)
+    of_case = () if whole.plane is None else OUTPUTS_OF_WHOLE[5:]
+    of_any_size = {name: "N" for name in (*inputs, *OUTPUTS_OF_WHOLE) if name not in of_case}
+    if form == "torch":
+        any_size = torch.export.Dim("N", min=1)
+        with torch.no_grad(), replacing(path) as unfinished:
+            shapes = tuple({0: any_size} for _ in inputs)
+            program = torch.export.export(whole, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
+            with unfinished.open("wb") as stream:
+                torch.export.save(program, stream)
+        return
+    model = onnx_of(whole, inputs, OUTPUTS_OF_WHOLE, of_any_size)
+    if form == "onnx":
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(model)
+        return
+    import openvino
+
+    # which writes a second file, .bin, beside the first
+    openvino.save_model(openvino.Core().read_model(model, b""), path, compress_to_fp16=False)
+
+
+def _about(folder: Path, model: Model, planes: list[str | None], files: list[str], form: str) -> dict[str, Any]:
+    """What the JSON file says."""
+    score, slicer = model.detector.score, model.inferer.slicer
+    of_volumes = planes[0] is not None
+    height, width = slicer.image_size
+    size = [model.detector.network.encoder.in_channels, height, width]
+    n = "N"
+    inputs: dict[str, Any] = {"image": {"type": "float32", "shape": [n, *size], "range": [0, 1]}}
+    inputs["image"]["says"] = "slices as the preprocessing below makes them; rows, then columns"
+    if of_volumes:
+        inputs["image"]["batch"] = _WHOLE_PLANE
+        inputs["position"] = {"type": "float32", "shape": [n], "range": [0, 1], "says": _POSITION}
+    shapes: dict[str, list[Any]] = {"anomaly_map": [n, 1, height, width]}
+    case_shape = [1] if of_volumes else [n]
+    outputs = {
+        name: {
+            "type": "float32",
+            "shape": shapes.get(name, case_shape if name.startswith("case_") else [n]),
+            "says": says,
+        }
+        for name, says in _SAYS.items()
+    }
+    joined = "log((exp(M) + exp(G)) / 2)" if score.has_global_term and score.global_term.is_known else "M"
+    about: dict[str, Any] = {
+        "disclaimer": DISCLAIMER,
+        "aeflow_monai_version": __version__,
+        "form": form,
+        "files": dict(zip(map(str, planes), files, strict=True)) if of_volumes else files[0],
+        "kind": "slices of a plane of one volume" if of_volumes else "2D images, each a case of its own",
+        "inputs": inputs,
+        "outputs": outputs,
+        "thresholds": {**score.thresholds, "unit": _UNIT, "expected_specificity": score.expected_specificity},
+        "preprocessing": _preprocessing(folder),
+        "model_sha256": sha256_of(model_path(folder)),
+    }
+    if len(planes) > 1:
+        about["several_planes"] = _SEVERAL_PLANES.format(joined=joined)
+    return about
+
+
+def _preprocessing(folder: Path) -> Mapping[str, Any]:
+    """What the model's images went through, in words and as the training's config."""
+    config = fixed_options(read_model(model_path(folder)).config)
+    parts = {name: part for name, part in config.items() if name != "network_def"}
+    return {
+        "says": (
+            "An image is oriented (rows to posterior, columns to left, slices to superior; coronal and sagittal slices "
+            "stand upright), its intensities are scaled to [0, 1] by percentiles of its foreground, and its slices are "
+            "brought to the input's size. The config below names each step with its options; background is 0."
+        ),
+        "config": parts,
+    }

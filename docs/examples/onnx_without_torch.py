@@ -1,0 +1,30 @@
+"""Score slices with a model that `aeflow export RUN --to onnx -o FOLDER` wrote; numpy and ONNX Runtime are enough.
+
+    python onnx_without_torch.py FOLDER/model.onnx slices.npy
+
+slices.npy holds what the model's JSON file calls image, (N, C, H, W) in [0, 1]: of a volume all slices of a plane that
+are scored, in their order. Research use only. Not a medical device.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+model, slices = Path(sys.argv[1]), np.load(sys.argv[2]).astype(np.float32)
+about = json.loads(next(path for path in model.parent.glob("*.json") if model.stem.startswith(path.stem)).read_text())
+inputs = {"image": slices}
+if "position" in about["inputs"]:  # 0 for the first slice, 1 for the last
+    n = len(slices)
+    inputs["position"] = np.linspace(0, 1, n, dtype=np.float32) if n > 1 else np.full(1, 0.5, np.float32)
+
+session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+outputs = dict(zip([output.name for output in session.get_outputs()], session.run(None, inputs), strict=True))
+
+for score in outputs["case_score"]:
+    verdict = "abnormal" if score > about["thresholds"]["case_threshold"] else "normal"
+    print(f"case score {score:.4f}: {verdict}")
+mask = outputs["anomaly_map"] > about["thresholds"]["map_threshold"]
+print(f"most anomalous slice: {outputs['slice_scores'].argmax()}; pixels above the threshold: {mask.sum()}")

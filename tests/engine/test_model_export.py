@@ -1,0 +1,113 @@
+"""Models as one file for other programs, on the volumes that the tiny training saw and did not see."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aeflow_monai import Model
+from aeflow_monai.cli.main import main
+from aeflow_monai.engine.model_export import export_model
+from aeflow_monai.engine.whole_model import OUTPUTS_OF_WHOLE
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra fast")
+pytest.importorskip("onnx", reason="needs the extra fast")
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "docs/examples/onnx_without_torch.py"
+NO_TORCH = """
+import runpy, sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in ("torch", "monai", "aeflow_monai"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    assert main(["export", str(trained), "--to", "onnx", "-o", str(folder), "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def slices(trained: Path, volumes: Path) -> tuple[Model, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """The processed slices of a volume with a lesion, their positions, and what torch says of them."""
+    model = Model(trained)
+    path = next(volumes.glob("**/*abnormal*image*"), None) or sorted(volumes.glob("**/*.nii.gz"))[-1]
+    image = model.preprocessing({"image": str(path), "case": "case"})["image"]
+    slicer = model.inferer.slicer
+    chosen = slicer.chosen(image.as_subclass(torch.Tensor), "axial")
+    places = slicer.places(chosen, "axial")
+    stack = slicer.slices(image.as_subclass(torch.Tensor), "axial", chosen)
+    with torch.no_grad():
+        scores = model.detector.finish(model.detector.infer(stack, places)[0])
+    case = model.detector.score.case_score({"axial": scores.map_scores}, {"axial": scores.global_terms})
+    return model, stack, places.positions.float(), {**scores._asdict(), "case_score": case[None]}
+
+
+def assert_equal_to_torch(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value.numpy(), atol=1e-3, rtol=1e-4, err_msg=name)
+
+
+def test_onnx_says_what_torch_says(exported: Path, slices: tuple) -> None:  # type: ignore[type-arg]
+    _, stack, positions, expected = slices
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    inputs = {"image": stack.numpy(), "position": positions.numpy()}
+    found = dict(zip(OUTPUTS_OF_WHOLE, session.run(None, inputs), strict=True))
+    assert_equal_to_torch(found, expected)
+
+
+def test_the_file_beside_it_says_how_it_is_used(exported: Path, trained: Path) -> None:
+    about = json.loads((exported / "model.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    for side, given in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
+        assert {each.name: each.shape for each in given} == {n: each["shape"] for n, each in about[side].items()}
+    assert about["thresholds"].items() >= Model(trained).detector.score.thresholds.items()
+    assert "preprocessing" in about["preprocessing"]["config"]
+    assert "Not a medical device" in about["disclaimer"]
+
+
+def test_the_example_needs_neither_torch_nor_monai(exported: Path, slices: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    _, stack, _, expected = slices
+    np.save(tmp_path / "slices.npy", stack.numpy())
+    command = [sys.executable, "-c", NO_TORCH, str(EXAMPLE), str(exported / "model.onnx"), str(tmp_path / "slices.npy")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert f"case score {float(expected['case_score']):.2f}" in ended.stdout
+
+
+def test_openvino_says_what_torch_says(trained: Path, slices: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
+    _, stack, positions, expected = slices
+    files = export_model(trained, "openvino", tmp_path / "of_site.xml")
+    assert [file.name for file in files] == ["of_site.xml", "of_site.json"]
+    assert (tmp_path / "of_site.bin").is_file()
+    compiled = openvino.Core().compile_model(files[0], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    given = compiled({"image": stack.numpy(), "position": positions.numpy()})
+    found = {name: given[compiled.output(name)] for name in OUTPUTS_OF_WHOLE}
+    assert_equal_to_torch(found, expected)
+
+
+def test_a_program_of_torch_says_the_same(trained: Path, slices: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
+    _, stack, positions, expected = slices
+    path, _ = export_model(trained, "torch", tmp_path)
+    program = torch.export.load(path).module()
+    found = dict(zip(OUTPUTS_OF_WHOLE, program(stack, positions), strict=True))
+    assert_equal_to_torch({name: value.numpy() for name, value in found.items()}, expected)
+
+
+def test_wrong_use_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="Expected one of onnx, openvino, torch to export to; got 'tflite'"):
+        export_model(trained, "tflite", tmp_path)
+    assert main(["export", str(tmp_path), "--to", "onnx", "-o", str(tmp_path)]) == 2
+    assert "Expected the folder of a training" in capsys.readouterr().err

@@ -1,0 +1,140 @@
+"""What a network is computed by: torch, ONNX Runtime, OpenVINO."""
+
+import pytest
+import torch
+from monai.utils import optional_import
+
+from aeflow_monai.engine import Detector
+from aeflow_monai.engine.fast_inference import FastInference, Runtimes
+from aeflow_monai.engine.runtimes import RUNTIMES, chosen_runtime, require_packages, require_runtime
+from aeflow_monai.network import AEFlow, Encoder
+from aeflow_monai.network.folded import FoldedAEFlow, fold_encoder
+from aeflow_monai.score import Score
+
+INSTALLED = ["torch", *(name for name in ("onnxruntime", "openvino") if optional_import(name)[1])]
+
+
+def a_detector(flow_term: str = "latent", n_stages: int = 2, **options: object) -> Detector:
+    """A detector that is calibrated in no way, but whose parts are all away from where they begin."""
+    torch.manual_seed(0)
+    encoder = Encoder("tf_efficientnet_lite0", stages=[2, 3][:n_stages], weights="random")
+    detector = Detector(AEFlow(encoder, n_steps=2, **options), Score(n_terms=n_stages + 1), flow_term)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for module in detector.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 2)
+        for flow in detector.network.flows:
+            for parameter in flow.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+            if flow.norm is not None:
+                flow.norm.mean.normal_()
+                flow.norm.std.uniform_(0.5, 2)
+        detector.score.term_mean.normal_()
+        detector.score.term_std.uniform_(0.5, 2)
+    return detector.eval()
+
+
+def images(n: int = 3, size: int = 64) -> torch.Tensor:
+    image = torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(0))
+    image[:, :, : size // 4] = 0
+    return image
+
+
+@pytest.mark.parametrize("flow_term", ["latent", "likelihood"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"feature_norm": "image", "n_stages": 1},
+        {"feature_norm": None, "subnet": "resnet", "mixing": "permutation"},
+    ],
+    ids=["defaults", "norm of the image", "as published"],
+)
+def test_folded_is_the_same(options: dict[str, object], flow_term: str) -> None:
+    detector = a_detector(flow_term, **options)  # type: ignore[arg-type]
+    stack, maps = detector.infer(images())
+    folded, folded_maps = FastInference(detector, "torch").infer(images())
+    assert [*folded_maps] == ["reconstruction", "residual", "log_likelihood"]
+    for name in ("weighted_sum", "dissimilarity", "pooled"):
+        torch.testing.assert_close(getattr(folded, name), getattr(stack, name), rtol=1e-4, atol=1e-4)
+    for name, found in folded_maps.items():
+        torch.testing.assert_close(found, maps[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", INSTALLED[1:])
+@pytest.mark.parametrize("n", [1, 3])
+def test_runtimes_agree_for_batches_of_any_size(runtime: str, n: int) -> None:
+    detector = a_detector()
+    stack, maps = detector.infer(images(n))
+    for inference in (FastInference(detector, runtime, ["residual"]),):
+        found, found_maps = inference.infer(images(n))
+        assert [*found_maps] == ["residual"]
+        for name in ("weighted_sum", "dissimilarity", "pooled"):
+            torch.testing.assert_close(getattr(found, name), getattr(stack, name), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found_maps["residual"], maps["residual"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [("tf_efficientnet_lite0", 1), ("tf_efficientnet_lite0", 2), ("resnet18", 3), ("mobilenetv3_small_050", 1)],
+)
+def test_batch_norms_and_scaling_of_an_encoder_are_folded(backbone: str, channels: int) -> None:
+    encoder = Encoder(backbone, stages=[1, 2], weights="random", in_channels=channels).eval()
+    folded = fold_encoder(encoder)
+    assert not [m for m in folded.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    image = torch.rand(2, channels, 48, 64)
+    for found, expected in zip(folded(image), encoder(image), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_an_encoder_without_batch_norms_stays_as_it_is() -> None:
+    encoder = Encoder("swin_tiny_patch4_window7_224", stages=[0, 1], weights="random")
+    image = torch.rand(1, 1, 224, 224)
+    for found, expected in zip(fold_encoder(encoder)(image), encoder(image), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_likelihood_is_computed_only_if_it_is_asked_for() -> None:
+    network = a_detector().network
+    assert FoldedAEFlow(network)(images()).log_likelihoods == []
+    expected = network(images()).log_likelihoods
+    for found, stage in zip(
+        FoldedAEFlow(network, with_likelihood=True)(images()).log_likelihoods, expected, strict=True
+    ):
+        torch.testing.assert_close(found, stage, rtol=1e-4, atol=1e-4)
+
+
+def test_a_detector_that_has_changed_is_folded_anew() -> None:
+    detector, runtimes = a_detector(), Runtimes("torch", [])
+    first = runtimes.of(detector)
+    assert runtimes.of(detector) is first
+    state = {name: 1.1 * value for name, value in detector.state_dict().items()}
+    detector.load_state_dict(state)
+    second = runtimes.of(detector)
+    expected = detector.infer(images())[0].weighted_sum
+    torch.testing.assert_close(second.infer(images())[0].weighted_sum, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(first.infer(images())[0].weighted_sum, expected, atol=1e-2)
+
+
+def test_auto_takes_what_is_installed() -> None:
+    fast = [name for name in ("onnxruntime", "openvino") if name in INSTALLED and optional_import("onnx")[1]]
+    assert chosen_runtime("auto", "cpu") == (fast or ["torch"])[0]
+    assert chosen_runtime("auto", "cuda") == "torch"
+    assert chosen_runtime("torch", "cuda") == "torch"
+
+
+def test_wrong_runtimes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected one of auto, .*; got 'tensorrt'"):
+        require_runtime("tensorrt")
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs what is not installed: no_such_package.*aeflow_monai\[fast\]"
+    ):
+        require_packages("The runtime onnxruntime", ["no_such_package"])
+    assert set(INSTALLED) <= set(RUNTIMES)
+
+
+@pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="needs the extra fast")
+def test_a_runtime_of_the_cpu_is_refused_on_another_device() -> None:
+    with pytest.raises(ValueError, match="computes on the CPU; the device is cuda"):
+        chosen_runtime("onnxruntime", "cuda")
