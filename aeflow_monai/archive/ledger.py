@@ -119,13 +119,13 @@ class Ledger:
         rows = [(name, json.dumps(value)) for name, value in settings.items()]
         self._db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
-    def begin(self, studies: Iterable[Study], retry_failed: bool = False) -> int:
+    def begin(self, studies: Iterable[Study] | None, retry_failed: bool = False) -> int:
         """Begin a run of the shard: take the list, and open what an earlier run has not finished.
 
         What is not done and no longer listed is taken away.
 
         Args:
-            studies: of the shard, in any order.
+            studies: of the shard, in any order; None if they are those of the last run.
             retry_failed: open those that failed too.
 
         Returns:
@@ -135,20 +135,13 @@ class Ledger:
         values = (datetime.now().astimezone().isoformat(timespec="seconds"), os.getpid(), platform.node())
         cursor = self._db.execute("INSERT INTO runs (started, process, machine) VALUES (?, ?, ?)", values)
         self._run = int(cursor.lastrowid or 0)
-        repeated = sum(not self._list(study) for study in studies)
-        self._db.execute("DELETE FROM studies WHERE state != 'done' AND seen < ?", (self._run,))
+        repeated = 0
+        if studies is not None:
+            repeated = sum(not self._list(study) for study in studies)
+            self._db.execute("DELETE FROM studies WHERE state != 'done' AND seen < ?", (self._run,))
         if retry_failed:
             self._db.execute("UPDATE studies SET state = 'open', ends = 0, result = NULL WHERE state = 'failed'")
-        self._db.execute("UPDATE studies SET state = 'open', ends = ends + 1 WHERE state = 'claimed'")
-        given_up = json.dumps({
-            "stage": "score",
-            "message": f"The process ended {_MOST} times while this study was scored: it may need more memory than "
-            "there is, or crash a library. Look at it by itself, or try again with --retry-failed.",
-        })
-        self._db.execute(
-            "UPDATE studies SET state = 'failed', result = ?, run = ? WHERE state = 'open' AND ends >= ?",
-            (given_up, self._run, _MOST),
-        )
+        self._open_again("state = 'claimed'")
         self.commit()
         return repeated
 
@@ -202,6 +195,16 @@ class Ledger:
             self._db.executemany(opened, [(number,) for number in numbers])
         self.commit()
 
+    def ended(self, numbers: Iterable[int]) -> None:
+        """Open studies that were claimed by a process that ended.
+
+        Args:
+            numbers: of the studies.
+        """
+        self._begin_writing()
+        self._open_again(f"state = 'claimed' AND number IN ({', '.join(str(int(number)) for number in numbers)})")
+        self.commit()
+
     def end(self) -> None:
         """Note that the run came to its end."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -222,7 +225,7 @@ class Ledger:
 
     def unlisted(self) -> int:
         """How many studies are done and stood no longer in the list when it was last read."""
-        query = "SELECT count(*) FROM studies WHERE seen < (SELECT max(run) FROM runs)"
+        query = "SELECT count(*) FROM studies WHERE seen < (SELECT max(seen) FROM studies)"
         return int(self._db.execute(query).fetchone()[0])
 
     def rows(self, state: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -252,6 +255,18 @@ class Ledger:
         except sqlite3.IntegrityError:  # another study has this name
             tail = hashlib.sha256(study.key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
             return bool(self._db.execute(query, (study.key, fitting_name(f"{name}-{tail}"), item, self._run)).rowcount)
+
+    def _open_again(self, which: str) -> None:
+        """Open studies of processes that ended; those of which too many did have failed."""
+        message = (
+            f"The process ended {_MOST} times while this study was scored: it may need more memory than there is, or "
+            "crash a library. Look at it by itself, or try it again with --retry-failed."
+        )
+        self._db.execute(f"UPDATE studies SET state = 'open', ends = ends + 1 WHERE {which}")
+        self._db.execute(
+            "UPDATE studies SET state = 'failed', result = ?, run = ? WHERE state = 'open' AND ends >= ?",
+            (json.dumps({"stage": "score", "message": message}), self._run, _MOST),
+        )
 
     def _finish(self, number: int, state: str, result: Mapping[str, Any]) -> None:
         self._begin_writing()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ __all__ = ["LISTS", "Study", "is_list", "studies_in", "with_problem"]
 
 LISTS = (".txt", ".csv", ".jsonl")
 _PATHS = ("path", "image")  # what the column or key may be called
+_NOTHING: dict[str, str | None] = {}
+_Row = tuple[int, Sequence[str], Mapping[str, str | None]]  # number of the line, paths, "case" and "patient" if known
 
 
 class Study(NamedTuple):
@@ -49,7 +51,7 @@ def studies_in(
     exclude: str | os.PathLike[str] | None = None,
     **listing: Any,
 ) -> Iterator[Study]:
-    """Studies of one shard, in the order of the list.
+    r"""Studies of one shard, in the order of the list.
 
     Args:
         source: a list, .txt with a path a line, .csv with a column path or image, or .jsonl with an object a line that
@@ -69,7 +71,7 @@ def studies_in(
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "list.txt")
-        >>> _ = path.write_text("sub-01/t1.nii.gz\\nsub-02/t1.nii.gz\\n")
+        >>> _ = path.write_text("sub-01/t1.nii.gz\nsub-02/t1.nii.gz\n")
         >>> [study.item["case"] for study in studies_in(path, Shard(1, 1))]
         ['sub-01_t1', 'sub-02_t1']
     """
@@ -78,14 +80,14 @@ def studies_in(
         return
     path = Path(source).absolute()
     root = str(path.parent)
-    for line, row in _rows(path):
-        images = row.pop("images")
+    for line, images, row in _rows(path):
         if not images:
             raise ValueError(f"{shown(path)}, line {line}: it names no image. Give its path, or take the line away.")
-        full = [os.path.normpath(os.path.join(root, image)) for image in images]  # noqa: PTH118  # a million times
-        key = ";".join(_below(root, image) for image in full)
+        below = [_below(root, image) for image in images]
+        key = ";".join(below)
         if shard.holds(key):
-            case = fitting_name(row.get("case") or _name(_below(root, full[0])))
+            full = [os.path.join(root, image) for image in below]  # noqa: PTH118  # of a million lines
+            case = fitting_name(row.get("case") or _name(below[0]))
             item = {"image": full[0] if len(full) == 1 else full, "case": case, "patient": row.get("patient") or case}
             yield Study(key, item)
 
@@ -131,6 +133,9 @@ def _found(
 
 
 def _below(root: str, path: str) -> str:
+    """A path as it is from a folder, or the whole of one that leads out of it."""
+    if path[:1] == os.sep or "./" in path or "//" in path or path[-1:] == "/":  # or it is so already
+        path = os.path.normpath(os.path.join(root, path))  # noqa: PTH118
     return path[len(root) + 1 :] if path.startswith(root + os.sep) else path
 
 
@@ -141,21 +146,21 @@ def _name(path: str) -> str:
     return "_".join(part for part in parts if part not in ("", ".", ".."))
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Lines that say something, with their number: "images", and what else is known."""
+def _rows(path: Path) -> Iterator[_Row]:
+    """Lines that say something."""
     reader = {".txt": _lines, ".csv": _cells, ".jsonl": _objects}[path.suffix.lower()]
     # bytes that are no UTF-8 are written out, so that there is no such file, and the study fails by itself
     with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         yield from reader(path, file)
 
 
-def _lines(path: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Path, file: Any) -> Iterator[_Row]:
     for number, line in enumerate(file, 1):
         if text := line.strip():
-            yield number, {"images": [text]}
+            yield number, (text,), _NOTHING
 
 
-def _cells(path: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _cells(path: Path, file: Any) -> Iterator[_Row]:
     table = csv.DictReader(file)
     column = next((name for name in _PATHS if name in (table.fieldnames or ())), None)
     if column is None:
@@ -165,10 +170,10 @@ def _cells(path: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         )
     for row in table:
         images = [part.strip() for part in (row[column] or "").split(";") if part.strip()]
-        yield table.line_num, {"images": images, "case": row.get("case"), "patient": row.get("patient")}
+        yield table.line_num, images, row
 
 
-def _objects(path: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: Path, file: Any) -> Iterator[_Row]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -181,4 +186,4 @@ def _objects(path: Path, file: Any) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"{shown(line.strip()[:80])}."
             ) from error
         named = {name: None if row.get(name) is None else str(row[name]) for name in ("case", "patient")}
-        yield number, {"images": [images] if isinstance(images, str) else [str(image) for image in images], **named}
+        yield number, [images] if isinstance(images, str) else [str(image) for image in images], named

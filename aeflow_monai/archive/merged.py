@@ -79,8 +79,8 @@ def merge(folder: str | Path) -> Merged:
         _require_same(paths, settings)
         counts = Counts(*(sum(each) for each in zip(*(ledger.counts() for ledger in ledgers), strict=True)))
         shards = [Shard(*own["shard"]) for own in settings]
-        missing = tuple(sorted(set(range(1, shards[0].count + 1)) - {shard.number for shard in shards}))
-        merged = Merged(counts, missing, shards[0].count, sum(own.get("repeated", 0) for own in settings))
+        missing = tuple(sorted(set(range(1, shards[0].total + 1)) - {shard.number for shard in shards}))
+        merged = Merged(counts, missing, shards[0].total, sum(own.get("repeated", 0) for own in settings))
         _write(folder, ledgers, settings[0], merged)
     return merged
 

@@ -19,7 +19,7 @@ class Shard(NamedTuple):
 
     Attributes:
         number: from 1.
-        count: of all shards.
+        total: how many shards there are.
 
     Example:
         >>> shard = Shard.parse("3/16")
@@ -28,7 +28,7 @@ class Shard(NamedTuple):
     """
 
     number: int
-    count: int
+    total: int
 
     @classmethod
     def parse(cls, text: str) -> Shard:
@@ -51,7 +51,7 @@ class Shard(NamedTuple):
     @property
     def folder(self) -> str:
         """Name of its folder."""
-        return f"{self.number:0{len(str(self.count))}d}-of-{self.count}"
+        return f"{self.number:0{len(str(self.total))}d}-of-{self.total}"
 
     def holds(self, key: str) -> bool:
         """Whether a study belongs to this shard.
@@ -59,7 +59,7 @@ class Shard(NamedTuple):
         Args:
             key: of the study, see `aeflow_monai.archive.Study`.
         """
-        if self.count == 1:
+        if self.total == 1:
             return True
         digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        return int.from_bytes(digest, "big") % self.count == self.number - 1
+        return int.from_bytes(digest, "big") % self.total == self.number - 1

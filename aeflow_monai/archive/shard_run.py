@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.printable import first_line, shown
 from aeflow_monai.score.score import Score
 
-__all__ = ["ShardRun", "report_model", "run_shard"]
+__all__ = ["OpenShard", "ShardRun", "report_model", "run_shard"]
 
 _logger = logging.getLogger(__name__)
 
@@ -66,13 +66,19 @@ class ShardRun(NamedTuple):
         return self.folder / SHARDS / self.shard.folder
 
 
-def run_shard(run: ShardRun, retry_failed: bool = False, overwrite: bool = False) -> Counts:
+def run_shard(
+    run: ShardRun,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    score: Callable[[OpenShard], None] | None = None,
+) -> Counts:
     """Score what is open of a shard, from wherever an earlier run of it came to.
 
     Args:
         run: what it is scored with.
         retry_failed: score those that failed too.
         overwrite: begin anew, and take away what an earlier run of this shard has written.
+        score: scores what is open; if None, this process does.
 
     Returns:
         How many of its studies are done, failed and open.
@@ -84,15 +90,21 @@ def run_shard(run: ShardRun, retry_failed: bool = False, overwrite: bool = False
             read; or an option is refused, see `check_scoring`.
         OSError: the disk is full or read-only.
     """
-    with closing(_Opened(run, retry_failed, overwrite)) as opened:
-        if opened.ledger.counts().open:
-            scorer = StudyScorer(run.model, run.options, run.shard_folder)
-            opened.ledger.set(score=report_model(scorer.network.score))
-            opened.tell()
-            while claims := opened.ledger.claim(_AT_ONCE):
-                opened.take(scorer.score(claims))
+    with closing(OpenShard(run, retry_failed, overwrite)) as opened:
+        opened.tell()
+        if opened.counts.open:
+            (score or _score_here)(opened)
         opened.ledger.end()
         return opened.ledger.counts()
+
+
+def _score_here(opened: OpenShard) -> None:
+    run = opened.run
+    scorer = StudyScorer(run.model, run.options, run.shard_folder)
+    opened.ledger.set(score=report_model(scorer.network.score))
+    while claims := opened.ledger.claim(_AT_ONCE):
+        for outcome in scorer.score(claims):
+            opened.take(outcome)
 
 
 def report_model(score: Score) -> dict[str, Any]:
@@ -102,8 +114,17 @@ def report_model(score: Score) -> dict[str, Any]:
     return {"thresholds": score.thresholds, "rank": rank, **held_out}
 
 
-class _Opened:
-    """A shard whose folder is claimed, with the ledger that its list was read into."""
+class OpenShard:
+    """A shard whose folder is claimed, with the ledger that its list was read into.
+
+    Args:
+        run: what it is scored with.
+        retry_failed: open the studies that failed too.
+        overwrite: begin anew.
+
+    Raises:
+        ValueError: see `run_shard`, as other errors.
+    """
 
     def __init__(self, run: ShardRun, retry_failed: bool, overwrite: bool) -> None:
         self.run = run
@@ -136,37 +157,41 @@ class _Opened:
         """Tell how many studies are finished."""
         progress.advance("studies", self.counts.done + self.counts.failed, sum(self.counts))
 
-    def take(self, outcomes: Iterable[Outcome]) -> None:
-        """Note what came of studies."""
-        for number, row, failure in outcomes:
-            done, failed, n_open = self.counts
-            if row is not None:
-                self.ledger.done(number, row)
-                self.counts = Counts(done + 1, failed, n_open - 1)
-                shown_row = {name: value for name, value in row.items() if not name.endswith("_sha256")}
-                progress.case({"state": "scored", **shown_row, "results": str(self.run.shard_folder)})
-            elif failure is not None:
-                self.ledger.failed(number, failure)
-                self.counts = Counts(done, failed + 1, n_open - 1)
-                progress.case({"state": "failed", **failure, "results": str(self.run.shard_folder)})
-                self._say(failure)
-            self.tell()
+    def take(self, outcome: Outcome) -> None:
+        """Note what came of a study, and tell."""
+        number, row, failure = outcome
+        done, failed, n_open = self.counts
+        if row is not None:
+            self.ledger.done(number, row)
+            self.counts = Counts(done + 1, failed, n_open - 1)
+            cells = {name: value for name, value in row.items() if not name.endswith("_sha256")}
+            progress.case({"state": "scored", **cells, "results": str(self.run.shard_folder)})
+        elif failure is not None:
+            self.ledger.failed(number, failure)
+            self.counts = Counts(done, failed + 1, n_open - 1)
+            progress.case({"state": "failed", **failure, "results": str(self.run.shard_folder)})
+            self._say(failure)
+        self.tell()
 
     def _begin(self, given: GivenConfig, listing: Mapping[str, Any], retry_failed: bool) -> None:
         of_run = {**describe_run(given), "command": self.run.command}
         settings = _settings(self.run, given)
-        if earlier := self.ledger.settings():
-            for name, what in _SAME.items():
-                if earlier.get(name, settings[name]) != settings[name]:
-                    raise ValueError(
-                        f"{self.run.shard_folder} was begun with another {what}: {_short(earlier[name])} there, now "
-                        f"{_short(settings[name])}. Give the same, or another folder with --output_dir, or begin anew "
-                        "with --overwrite True."
-                    )
+        earlier = self.ledger.settings()
+        for name, what in _SAME.items():
+            if earlier.get(name, settings[name]) != settings[name]:
+                raise ValueError(
+                    f"{self.run.shard_folder} was begun with another {what}: {_short(earlier[name])} there, now "
+                    f"{_short(settings[name])}. Give the same, or another folder with --output_dir, or begin anew with "
+                    "--overwrite True."
+                )
         state = _state_of(self.run.source)
         self.ledger.set(**settings, record=of_run)
-        studies = studies_in(self.run.source, self.run.shard, self.run.folder, **listing)
-        repeated = self.ledger.begin(studies, retry_failed)
+        if state and earlier.get("listed") == state:  # a million lines take a minute
+            self.ledger.begin(None, retry_failed)
+            return
+        repeated = self.ledger.begin(
+            studies_in(self.run.source, self.run.shard, self.run.folder, **listing), retry_failed
+        )
         self.ledger.set(repeated=repeated, listed=state)
         if repeated:
             _logger.warning(f"{repeated} lines of {shown(self.run.source)} name a study again, which is scored once.")
@@ -207,9 +232,9 @@ def _require_count(run: ShardRun) -> None:
     """Refuse another number of shards than that of the folder."""
     for folder in (run.folder / SHARDS).glob("*-of-*"):
         count = folder.name.rpartition("-of-")[2]
-        if count != str(run.shard.count):
+        if count != str(run.shard.total):
             raise ValueError(
-                f"{run.folder} was begun with {count} shards; got --shard {run.shard.number}/{run.shard.count}. Give "
+                f"{run.folder} was begun with {count} shards; got --shard {run.shard.number}/{run.shard.total}. Give "
                 f"--shard K/{count}, or another folder with --output_dir."
             )
 

@@ -129,6 +129,7 @@ def _predict(add: _Add) -> None:
     verb.add_argument("--resume", action="store_true", help="keep a ledger and go on with it, as --shard 1/1")
     verb.add_argument("--retry-failed", action="store_true", help="of a ledger: score those that failed again")
     verb.add_argument("--ray", metavar="ADDRESS", help="score on a Ray cluster, or local; needs the extra [ray]")
+    verb.add_argument("--workers", type=int, metavar="N", help="of --ray (default: one for each GPU, or core)")
     _scoring(verb)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,15 +44,15 @@ def predict_shard(given: argparse.Namespace, terminal: Terminal) -> None:
     if given.dry_run:
         raise WrongUse("--dry-run is for runs without --shard, --resume and --ray. Give it without them.")
     run = _run_of(given, terminal)
-    terminal.say(f"Scoring shard {run.shard.number}/{run.shard.count} of {run.source} with {given.model}.")
+    terminal.say(f"Scoring shard {run.shard.number}/{run.shard.total} of {run.source} with {given.model}.")
     terminal.when_stopped = lambda: f"What is done is kept in {run.shard_folder}. Go on with:\n  {terminal.command}"
     with terminal.progress():
         counts = _score(given, run)
     said = f"{counts.done} of {sum(counts)} studies done, {counts.failed} failed"
-    if run.shard.count == 1:
+    if run.shard.total == 1:
         report_shards(run.folder, terminal)
         return
-    terminal.result(f"shard {run.shard.number}/{run.shard.count}: {said}")
+    terminal.result(f"shard {run.shard.number}/{run.shard.total}: {said}")
     terminal.say(f"Next, when all shards are done: aeflow report {shlex.quote(str(run.folder))}")
     _fail_if_any(run.folder, counts, "aeflow report lists them.")
 
@@ -93,7 +94,12 @@ def _run_of(given: argparse.Namespace, terminal: Terminal) -> ShardRun:
 def _score(given: argparse.Namespace, run: ShardRun) -> Counts:
     from aeflow_monai.archive import run_shard
 
-    return run_shard(run, given.retry_failed, given.overwrite)
+    if not given.ray:
+        return run_shard(run, given.retry_failed, given.overwrite)
+    from aeflow_monai.archive.ray_workers import score_on_ray
+
+    score = partial(score_on_ray, address=given.ray, n_workers=given.workers)
+    return run_shard(run, given.retry_failed, given.overwrite, score)
 
 
 def _each_once(images: Sequence[str]) -> list[str]:
