@@ -118,7 +118,7 @@ def verified(out: Path, n: int, undisturbed: list[dict[str, str]]) -> dict[str, 
     by_file = {row["file"]: row for row in rows}
     masks = [out / row["results"] / f"{row['case']}_anomaly_mask.nii.gz" for row in rows]
     whole = sum(nib.load(mask).get_fdata().shape[:2] == (64, 64) for mask in masks)
-    left = [path for path in out.rglob(".unfinished-*")]
+    left = list(out.rglob(".unfinished-*"))
     same = sum(by_file[row["file"]]["anomaly_score"] == row["anomaly_score"] for row in undisturbed)
     report = {
         "studies": n,

@@ -23,7 +23,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def test_what_is_done_is_not_claimed_again(tmp_path: Path, ledger: Ledger) -> None:
     ledger.begin(studies("a", "b", "c", "d"))
-    first, second, third = ledger.claim(3)
+    first, second, _ = ledger.claim(3)
     ledger.done(first.number, ROW)
     ledger.failed(second.number, {"stage": "read", "message": "It is empty."})
     ledger.commit()
