@@ -110,6 +110,11 @@ class Ledger:
         self.commit()
         self._db.close()
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a process has made the tables, which takes a moment."""
+        return bool(self._db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'unfinished'").fetchone()[0])
+
     def settings(self) -> dict[str, Any]:
         """What the shard was begun with; empty of a new one."""
         return {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM settings")}

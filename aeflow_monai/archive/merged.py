@@ -72,10 +72,13 @@ def merge(folder: str | Path) -> Merged:
     folder = Path(folder)
     with ExitStack() as stack:
         paths = sorted(Path(folder, SHARDS).glob(f"*/{LEDGER}"))
-        if not paths:
-            raise FileNotFoundError(f"There is no shard in {folder}. Begin one with aeflow predict --shard K/N.")
-        ledgers = [stack.enter_context(Ledger(path, read_only=True)) for path in paths]
+        opened = [stack.enter_context(Ledger(path, read_only=True)) for path in paths]
+        # those that a process is just making stand for shards that were not begun
+        ledgers = [ledger for ledger in opened if ledger.is_begun and "shard" in ledger.settings()]
         settings = [ledger.settings() for ledger in ledgers]
+        paths = [ledger.path for ledger in ledgers]
+        if not ledgers:
+            raise FileNotFoundError(f"There is no shard in {folder}. Begin one with aeflow predict --shard K/N.")
         _require_same(paths, settings)
         counts = Counts(*(sum(each) for each in zip(*(ledger.counts() for ledger in ledgers), strict=True)))
         shards = [Shard(*own["shard"]) for own in settings]

@@ -183,10 +183,10 @@ def _leave_out(part: Any, outputs: Collection[str]) -> None:
     target = str(part.get("_target_")) if isinstance(part, dict) else ""
     if target.endswith(".ReportPicturesd"):
         part["_disabled_"] = True
-    elif target.endswith(".EachMapd"):
+    elif target.endswith((".EachMapd", ".InvertMapd")):
         wanted = {"anomaly_map" if name == "anomaly_mask" else name for name in outputs} | {"saliency"}
         part["keys"] = [name for name in part["keys"] if name in wanted]
-    elif target or isinstance(part, list):
+    if isinstance(part, (dict, list)):
         for inner in part if isinstance(part, list) else part.values():
             _leave_out(inner, outputs)
 
