@@ -2,9 +2,9 @@
 
     python benchmarks/scale_cost.py [--repeats 5] [--page docs/scale.md]
 
-Scores slices of 512 x 512 and volumes of 240 x 240 x 155 by the default network, untrained, with one thread, by the class
-that shards and Ray workers use; but one stage after the other. Times are those of the processor, so that other work on
-the machine disturbs them little; medians. With `--page` the table is written into that page, between the lines
+Scores slices of 512 x 512 and volumes of 240 x 240 x 155 by the default network, untrained, with one thread, by the
+class that shards and Ray workers use; but one stage after the other. Times are those of the processor, so that other
+work on the machine disturbs them little; medians. With `--page` the table is written into that page, between the lines
 `<!-- scale_cost.py -->` and `<!-- end of scale_cost.py -->`.
 """
 
