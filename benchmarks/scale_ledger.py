@@ -15,7 +15,6 @@ import collections
 import json
 import random
 import signal
-import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -25,26 +24,28 @@ import nibabel as nib
 from shared import arguments, commit, machine, read_rows
 from small_studies import environment, prediction, train, write_list, write_studies
 
+from aeflow_monai.archive import Ledger
+
 LEDGER = "shards/1-of-1/ledger.sqlite"
 
 
-def done_of(out: Path) -> dict[int, str]:
-    """Studies that the ledger calls done, and the file of each."""
+def done_of(out: Path) -> set[str]:
+    """Files of the studies that the ledger calls done."""
     path = out / LEDGER
     if not path.is_file():
-        return {}
-    database = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=60)
-    try:
-        rows = database.execute("SELECT number, name FROM studies WHERE state = 'done'").fetchall()
-    except sqlite3.OperationalError:  # amid the first writing
-        return {}
-    finally:
-        database.close()
-    return {number: f"shards/1-of-1/{number // 1000:05d}/{name}_anomaly_mask.nii.gz" for number, name in rows}
+        return set()
+    with Ledger(path, read_only=True) as ledger:
+        names = [f"{row['results']}/{row['case']}" for _, row in ledger.rows("done")] if ledger.is_begun else []
+    return {f"shards/1-of-1/{name}_anomaly_mask.nii.gz" for name in names}
 
 
 def count_done(out: Path) -> int:
-    return len(done_of(out))
+    """How many studies the ledger calls done."""
+    path = out / LEDGER
+    if not path.is_file():
+        return 0
+    with Ledger(path, read_only=True) as ledger:
+        return ledger.counts().done if ledger.is_begun else 0
 
 
 def kill_once(command: list[str], out: Path, at: int | None, rng: random.Random) -> float:
@@ -83,7 +84,7 @@ def main() -> None:
     start = time.perf_counter()
     for number, at in enumerate(thresholds, 1):
         kill_once(command, out, None if number % 6 == 0 else at, rng)
-        done = set(done_of(out).values())
+        done = done_of(out)
         times = {name: (out / name).stat().st_mtime_ns for name in done}
         again += [name for name, changed in touched.items() if times.get(name) != changed]
         touched = times
@@ -92,7 +93,7 @@ def main() -> None:
         print(f"kill {number}: {len(done)} done, {written - len(done)} more written but not noted", flush=True)
     subprocess.run(command, check=True, env=environment())
     seconds = time.perf_counter() - start
-    times = {name: (out / name).stat().st_mtime_ns for name in done_of(out).values()}
+    times = {name: (out / name).stat().st_mtime_ns for name in done_of(out)}
     again += [name for name, changed in touched.items() if times.get(name) != changed]
     few = min(100, n)
     undisturbed = prediction(

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -89,10 +91,9 @@ class Ledger:
         self.path = Path(path)
         if read_only and not self.path.is_file():
             raise FileNotFoundError(f"There is no ledger {self.path}. Begin it with aeflow predict --shard K/N.")
-        uri = f"{self.path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
-        self._db = sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
         self._run = 0
         self._committed = time.monotonic()
+        self._db = _readable(self.path) if read_only else _opened(self.path, "rwc")
         if not read_only:
             self._db.execute("PRAGMA journal_mode = TRUNCATE")
             self._db.executescript(_TABLES)
@@ -287,3 +288,25 @@ class Ledger:
     def _begin_writing(self) -> None:
         if not self._db.in_transaction:
             self._db.execute("BEGIN IMMEDIATE")
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
+
+
+def _readable(path: Path) -> sqlite3.Connection:
+    """A ledger to be read; if a process was killed amid writing, a copy from which its half is taken away."""
+    ledger = _opened(path, "ro")
+    try:
+        ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:  # the journal has to be rolled back, which is for the next writer
+        ledger.close()
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (path.name, f"{path.name}-journal"):
+                shutil.copy(path.with_name(name), folder)
+            whole = _opened(Path(folder, path.name), "rw")
+            ledger = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            whole.backup(ledger)
+            whole.close()
+    return ledger

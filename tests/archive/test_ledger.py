@@ -1,5 +1,6 @@
 """The ledger of a shard, through ends of processes."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +97,19 @@ def test_a_reader_disturbs_no_writer(tmp_path: Path, ledger: Ledger) -> None:
             assert reader.counts().done + reader.counts().open == 2
     with pytest.raises(FileNotFoundError, match="There is no ledger"):
         Ledger(tmp_path / "absent.sqlite", read_only=True)
+
+
+def test_what_a_process_left_that_was_killed_amid_writing_can_be_read(tmp_path: Path, ledger: Ledger) -> None:
+    ledger.begin(studies("a", "b"))
+    first, second = ledger.claim(9)
+    ledger.done(first.number, ROW)
+    ledger.commit()
+    ledger.done(second.number, ROW)
+    left = tmp_path / "left"  # files as a killed process leaves them: no one holds a lock
+    left.mkdir()
+    for path in tmp_path.glob("ledger.sqlite*"):
+        shutil.copy(path, left)
+    with Ledger(left / "ledger.sqlite", read_only=True) as reader:
+        assert reader.counts() == Counts(1, 0, 1)
+    with Ledger(left / "ledger.sqlite") as writer:
+        assert writer.counts() == Counts(1, 0, 1)

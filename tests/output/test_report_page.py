@@ -141,7 +141,7 @@ def test_500_cases_with_all_pictures_that_are_kept_stay_below_15_mb(tmp_path: Pa
 
 
 def test_the_page_of_an_archive_has_the_most_anomalous_cases(tmp_path: Path) -> None:
-    numbers = [number * 7 % 10_003 for number in range(10_003)]  # all of them, in another order
+    numbers = [number * 3 % 10_003 for number in range(10_003)]  # all of them, in another order
     lines = [f"case {number},{number},{int(number > 9_000)}" for number in numbers]
     (tmp_path / "scores.csv").write_text("\n".join(["case,anomaly_score,prediction", *lines]))
     run = read_run(tmp_path)
