@@ -28,6 +28,7 @@ __all__ = [
     "digest_of",
     "gzip",
     "home",
+    "iter_rows",
     "new_folder",
     "read_json",
     "read_rows",
@@ -336,8 +337,14 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
         >>> read_rows(table.path)
         [{'case': '=1+1'}]
     """
+    return list(iter_rows(path))
+
+
+def iter_rows(path: str | Path) -> Iterator[dict[str, str]]:
+    """Rows of a table one by one, see `read_rows`."""
     with Path(path).open(newline="", encoding="utf-8") as file:
-        return [{name: _plain(cell or "") for name, cell in row.items() if name} for row in csv.DictReader(file)]
+        for row in csv.DictReader(file):
+            yield {name: _plain(cell or "") for name, cell in row.items() if name}
 
 
 def _plain(cell: str) -> str:

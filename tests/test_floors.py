@@ -20,6 +20,7 @@ FLOORS = [
     {"score"},
     {"data", "output"},
     {"engine"},
+    {"archive"},
     {"__init__"},
     {"label"},
     {"cli"},

@@ -102,18 +102,10 @@ def _require_free(given: argparse.Namespace, folder: Path, items: Sequence[Mappi
 
 def _parsed(configs: Sequence[str | Path], options: Mapping[str, str], data: str, folder: str | Path) -> Any:
     """Parser and config of a run, with options as MONAI reads them from a command line."""
-    from fire.parser import DefaultParseValue
-    from monai.bundle import ConfigParser
-
-    from aeflow_monai.engine.config import GivenConfig, content_of
+    from aeflow_monai.engine.run_config import open_config
 
     require_sections(configs, options)
-    parser = ConfigParser()
-    parser.read_config([str(config) for config in configs])
-    parser.update({name: DefaultParseValue(value) for name, value in options.items()})
-    config = GivenConfig(tuple(Path(config).absolute() for config in configs), content_of(parser))
-    config.content.update(dataset_dir=data, output_dir=str(folder))
-    return parser, config
+    return open_config(configs, options, data, folder)
 
 
 def _patients(items: Sequence[Mapping[str, Any]]) -> int:

@@ -105,12 +105,13 @@ def _predict(add: _Add) -> None:
         "score images, and write anomaly maps and masks in their own geometry",
         "aeflow predict scan.nii.gz -m RUN -o maps",
         "find SCANS -name '*_T1w.nii.gz' | aeflow predict - -m RUN -o maps --json",
+        "aeflow predict list.txt -m RUN -o OUT --shard 3/16    # the same again goes on",
     )
     verb.add_argument(
         "images",
         nargs="+",
         metavar="IMAGE",
-        help="a file, several, a folder, a folder of DICOM, or - for paths by line",
+        help="a file, several, a folder, a folder of DICOM, a list (.txt, .csv, .jsonl), or - for paths by line",
     )
     _model(verb)
     _output(verb, "folder of maps, masks and scores.csv")
@@ -120,6 +121,15 @@ def _predict(add: _Add) -> None:
         help="what is written, as anomaly_map,anomaly_mask; of anomaly_map, anomaly_mask, reconstruction, residual, "
         "log_likelihood, overlay, profile (default: all)",
     )
+    verb.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="score part K of N, with a ledger: the same command goes on after whatever ended it, see docs/scale.md",
+    )
+    verb.add_argument("--resume", action="store_true", help="keep a ledger and go on with it, as --shard 1/1")
+    verb.add_argument("--retry-failed", action="store_true", help="of a ledger: score those that failed again")
+    verb.add_argument("--ray", metavar="ADDRESS", help="score on a Ray cluster, or local; needs the extra [ray]")
+    verb.add_argument("--workers", type=int, metavar="N", help="of --ray (default: one for each GPU, or core)")
     _scoring(verb)
 
 
@@ -170,11 +180,12 @@ def _report(add: _Add) -> None:
     verb = add(
         "report",
         "scoring:report",
-        "write report.html of an inference or evaluation again, from its tables",
+        "write report.html of an inference or evaluation again, from its tables; merge shards",
         "aeflow report results",
         "aeflow report maps --quiet",
     )
-    verb.add_argument("folder", metavar="FOLDER", help="folder of the results")
+    verb.add_argument("folder", metavar="FOLDER", help="folder of the results, or of the results of shards")
+    verb.add_argument("--json", action="store_true", help="of shards: print how many are done as a JSON object")
 
 
 def _compare(add: _Add) -> None:

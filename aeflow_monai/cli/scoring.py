@@ -16,6 +16,7 @@ from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.dry_run import say_images, say_test
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.result_tables import data_of, rows_of
+from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json
 from aeflow_monai.printable import some
@@ -32,8 +33,12 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: something that was given is wrong.
         CaseFailures: some cases failed.
     """
-    images = _paths(given.images)
     require_model(given.model, "inference")
+    if is_of_archive(given):
+        require_data([path for path in given.images if path != "-"])
+        predict_shard(given, terminal)
+        return
+    images = _paths(given.images)
     if len(images) == 1:  # of several the others go on
         require_data(images)
     if given.dry_run:
@@ -67,14 +72,20 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def report(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Write report.html again.
+    """Write report.html again; of shards the tables too.
 
     Raises:
         FileNotFoundError: there are no results.
+        CaseFailures: studies of shards failed, or are open.
     """
+    from aeflow_monai.archive import is_sharded
     from aeflow_monai.output.report import write_report
 
-    terminal.result(f"report: {write_report(Path(given.folder).expanduser().absolute())}")
+    folder = Path(given.folder).expanduser().absolute()
+    if is_sharded(folder):
+        report_shards(folder, terminal)
+        return
+    terminal.result(f"report: {write_report(folder)}")
 
 
 def predict_images(

@@ -18,7 +18,7 @@ RUN_RECORD = "run.json"
 _PLACE, _PEAK = ",".join(PLACE_COLUMNS), ",".join(PEAK_COLUMNS)
 # First lines of the tables, and a key of each JSON file, that runs write.
 _TABLES = re.compile(
-    rf"case,file,(label,)?anomaly_score,threshold,prediction,p_value,n_held_out,{_PLACE},{_PEAK},ease,map_score,global_term"
+    rf"case,file,(label,)?anomaly_score,threshold,prediction,p_value,n_held_out,{_PLACE},{_PEAK},ease,map_score,global_term(,results)?"
     rf"|case,file,stage,message|case,{_PLACE},kind,anomaly_score"
     rf"|{_PLACE},anomaly_score,prediction,skipped,global_term|case,lesion,n_voxels,diameter_mm,map_value,found"
 )

@@ -39,10 +39,9 @@ from aeflow_monai.output.slice_place import (
 )
 from aeflow_monai.score.score import Score
 
-__all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter"]
+__all__ = ["SCORE_COLUMNS", "DetectionReport", "LocalisationReport", "ScoreWriter", "score_row"]
 
-
-_COLUMNS = (
+SCORE_COLUMNS = (
     *("anomaly_score", "threshold", "prediction", "p_value", "n_held_out"),
     *PLACE_COLUMNS,
     *PEAK_COLUMNS,
@@ -80,27 +79,12 @@ class ScoreWriter(CaseHandler):
     def start(self, engine: Engine) -> None:
         """Begin the table."""
         label = ["label"] if self.labelled else []
-        self.table = Table(self.path, ["case", "file", *label, *_COLUMNS])
+        self.table = Table(self.path, ["case", "file", *label, *SCORE_COLUMNS])
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this batch."""
         for source, scored in _cases(engine):
-            plane, index = most_anomalous_slice(scored["slice_scores"]) or next((p, 0) for p in scored["slice_scores"])
-            ease = scored.get("ease", {}).get(plane)
-            row = {
-                "case": source["case"],
-                "file": file_of(source["image"]),
-                "anomaly_score": scored["anomaly_score"],
-                "threshold": scored["case_threshold"],
-                "prediction": scored["prediction"],
-                "p_value": "" if math.isnan(scored["p_value"]) else scored["p_value"],
-                "n_held_out": scored["n_held_out"],
-                **place_row(most_anomalous_place(source["image"], scored["slice_scores"])),
-                **peak_row(scored.get("peak")),
-                "ease": "" if ease is None else ease[index],
-                "map_score": scored["map_score"],
-                "global_term": "" if math.isnan(scored["global_term"]) else scored["global_term"],
-            }
+            row = score_row(source, scored)
             if self.labelled:
                 row["label"] = int(source["label"])
             self.table.append(row)
@@ -279,6 +263,34 @@ class LocalisationReport(_Report):
         print(format_localisation(report))
         if self.n_without_mask:
             print(f"Not in the report on slices and voxels: {self.n_without_mask} abnormal cases without a mask.")
+
+
+def score_row(source: Mapping[str, Any], scored: Mapping[str, Any]) -> dict[str, Any]:
+    """What scores.csv says of a case, see `ScoreWriter`.
+
+    Args:
+        source: the case as it was read: "case" and the preprocessed "image".
+        scored: what came of it, see `aeflow_monai.output.GatherScoresd`.
+
+    Returns:
+        A cell for each column, with "case" and "file" before `SCORE_COLUMNS`.
+    """
+    plane, index = most_anomalous_slice(scored["slice_scores"]) or next((p, 0) for p in scored["slice_scores"])
+    ease = scored.get("ease", {}).get(plane)
+    return {
+        "case": source["case"],
+        "file": file_of(source["image"]),
+        "anomaly_score": scored["anomaly_score"],
+        "threshold": scored["case_threshold"],
+        "prediction": scored["prediction"],
+        "p_value": "" if math.isnan(scored["p_value"]) else scored["p_value"],
+        "n_held_out": scored["n_held_out"],
+        **place_row(most_anomalous_place(source["image"], scored["slice_scores"])),
+        **peak_row(scored.get("peak")),
+        "ease": "" if ease is None else ease[index],
+        "map_score": scored["map_score"],
+        "global_term": "" if math.isnan(scored["global_term"]) else scored["global_term"],
+    }
 
 
 def _cases(engine: Engine) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine
 
@@ -11,7 +12,7 @@ from aeflow_monai.output.report import PictureBudget, write_report
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import is_specificity_uncertain, specificity_range
 
-__all__ = ["ReportWriter"]
+__all__ = ["ReportWriter", "report_model"]
 
 
 class ReportWriter(CaseHandler):
@@ -48,9 +49,14 @@ class ReportWriter(CaseHandler):
 
     def finish(self, engine: Engine) -> None:
         """Write the report."""
-        rank, n_held_out = self.score.case_rank.tolist()
-        held_out = {"n_held_out": n_held_out, "held_out_scores": self.score.held_out.scores.tolist()}
-        model = {"thresholds": self.score.thresholds, "rank": rank, **held_out}
-        if n_held_out and is_specificity_uncertain(rank, n_held_out):
-            model["specificity_range"] = list(specificity_range(rank, n_held_out))
-        write_report(self.folder, self.budget.pictures(), model)
+        write_report(self.folder, self.budget.pictures(), report_model(self.score))
+
+
+def report_model(score: Score) -> dict[str, Any]:
+    """What a report says of the model: thresholds, the scores of held-out normals, and how far off they may be."""
+    rank, n_held_out = score.case_rank.tolist()
+    held_out = {"n_held_out": n_held_out, "held_out_scores": score.held_out.scores.tolist()}
+    model = {"thresholds": score.thresholds, "rank": rank, **held_out}
+    if n_held_out and is_specificity_uncertain(rank, n_held_out):
+        model["specificity_range"] = list(specificity_range(rank, n_held_out))
+    return model

@@ -269,7 +269,7 @@ class _SameConv(nn.Conv2d):
 
 
 class _PaddedConv(torch.autograd.Function):
-    """A convolution with sides of its own, which ONNX has and torch has not: padded before, a layer loses its layout."""
+    """A convolution with sides of its own, which ONNX has and torch has not: padding apart costs a layer its layout."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, sides: list[int], conv: Any) -> Tensor:

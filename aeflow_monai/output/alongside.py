@@ -45,6 +45,8 @@ class Alongside(Transform):  # type: ignore[misc]
             Exception: What a transform raises, once the other side is done. If both sides raise, that of
                 `transforms`.
         """
+        if not self.aside.transforms:  # a thread takes longer to start than a small image to write
+            return self.transforms(dict(data))
         with ThreadPoolExecutor(1) as pool:
             beside = pool.submit(self.aside, dict(data))
             result = self.transforms(dict(data))

@@ -117,6 +117,11 @@ class EachMapd(MapTransform):  # type: ignore[misc]
         d = dict(data)
         maps = {key: d[key] for key in self.key_iterator(d)}
         others = {key: value for key, value in d.items() if key not in maps}
+        if len(maps) == 1:  # nothing is made ready meanwhile
+            ((key, value),) = maps.items()
+            with alone_if_large(value.shape):
+                self.write(self.transform({**others, key: assembled(value)}))
+            return d
         with ThreadPoolExecutor(2) as pool:
             begun: deque[Future[Any]] = deque()
             for key, value in maps.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,7 @@ QFORM = ("pixdim", "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset
 SFORM = ("sform_code", "srow_x", "srow_y", "srow_z")
 GEOMETRY = (*QFORM, *SFORM, "xyzt_units")
 _WRITERS = 2  # files of a case that are compressed at the same time
+_SMALL = 2**16  # voxels below which a thread takes longer to start than a file to write
 # Bytes that are compressed in one go: nibabel writes slice by slice, and after each a thread has to wait for its turn.
 _BLOCK = 2**23
 
@@ -112,6 +114,10 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         keys = [key for key in self.key_iterator(d) if self.only is None or key in self.only]
         if keys:
             case = case_file_name(d)
+            if len(keys) == 1 or all(math.prod(getattr(d[key], "shape", ())) < _SMALL for key in keys):
+                for key in keys:
+                    self._write(d[key], key, case)
+                return d
             # compression lets go of Python's lock, so that two cores work at it
             with ThreadPoolExecutor(_WRITERS) as pool:
                 for written in [pool.submit(self._write, d[key], key, case) for key in keys]:

@@ -9,6 +9,7 @@ from report_results import ELEMENT, FORMULA, MODEL, SCRIPT, write_results
 
 from aeflow_monai.files import Table, sha256_of
 from aeflow_monai.output.report import PictureBudget, write_report
+from aeflow_monai.output.report.run_tables import read_run
 
 
 def data(page: Path) -> dict[str, object]:
@@ -137,3 +138,12 @@ def test_500_cases_with_all_pictures_that_are_kept_stay_below_15_mb(tmp_path: Pa
     pictures[SCRIPT]["more"] = {"as large as all may be": "+" * missing}
     page = write_report(tmp_path, pictures, MODEL)
     assert 11_500_000 < page.stat().st_size < 15_000_000
+
+
+def test_the_page_of_an_archive_has_the_most_anomalous_cases(tmp_path: Path) -> None:
+    numbers = [number * 3 % 10_003 for number in range(10_003)]  # all of them, in another order
+    lines = [f"case {number},{number},{int(number > 9_000)}" for number in numbers]
+    (tmp_path / "scores.csv").write_text("\n".join(["case,anomaly_score,prediction", *lines]))
+    run = read_run(tmp_path)
+    assert [case["anomaly_score"] for case in run["cases"]] == list(range(10_002, 2, -1))
+    assert (run["run"]["n_scored"], run["run"]["n_above"]) == (10_003, 1_002)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -15,20 +15,23 @@ _WIDTH = 1200
 _QUALITY = 70
 
 
-def overlay_pictures(folder: str | Path, cases: Iterable[str], limit: int) -> dict[str, dict[str, str]]:
+def overlay_pictures(
+    folder: str | Path, cases: Iterable[str], limit: int, places: Mapping[str, str] | None = None
+) -> dict[str, dict[str, str]]:
     """Reduce the overlays of cases, as many as fit.
 
     Args:
         folder: of the results.
         cases: names, the most interesting first.
         limit: of all, characters.
+        places: from case to the folder of its files, below that of the results, if they do not lie there themselves.
 
     Returns:
         From case to its "overlay", a data URL.
     """
     found: dict[str, dict[str, str]] = {}
     for case in cases:
-        path = Path(folder, f"{case}_overlay.png")
+        path = Path(folder, (places or {}).get(case, ""), f"{case}_overlay.png")
         if "/" in case or not path.is_file():
             continue
         try:

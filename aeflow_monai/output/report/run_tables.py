@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import heapq
+import itertools
 import json
 import math
 import re
@@ -11,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from aeflow_monai.files import read_json, read_rows
+from aeflow_monai.files import iter_rows, read_json, read_rows
 from aeflow_monai.printable import shown
 
 __all__ = ["read_run", "require_whole"]
 
+_MOST = 10_000  # cases on a page, which a browser can still sort
 _NUMBERS = (
     *("anomaly_score", "threshold", "p_value", "ease", "map_score", "global_term"),
     *("position_mm", "peak_r_mm", "peak_a_mm", "peak_s_mm"),
@@ -39,8 +42,9 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         What JSON can hold: "kind", "evaluation" or "inference"; "cases", a dictionary each, with the columns of
-        scores.csv that are known; "lesions", those of lesions.csv; "failures"; "metrics" and "localisation", empty
-        without; "run": time, versions, the beginning of the model's hash, and what of the data was not used.
+        scores.csv that are known, of an archive the most anomalous 10 000; "lesions", those of lesions.csv; "failures";
+        "metrics" and "localisation", empty without; "run": time, versions, the beginning of the model's hash, what of
+        the data was not used, and of an archive "n_scored" and "n_above", of all its cases.
 
     Raises:
         FileNotFoundError: there is no scores.csv.
@@ -53,7 +57,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
             f"There is no scores.csv in {folder}. Give the folder of a finished inference or evaluation."
         )
     with _naming(path):
-        rows = read_rows(path)
+        rows, counts = _rows_of_page(path)
         cases = [_case(row) for row in rows]
         if not path.stat().st_size:
             raise ValueError("it is empty")
@@ -74,6 +78,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
             # how many of each kind; their paths are in run.json
             "unused": {kind: n for kind, n in record.get("unused", {}).items() if isinstance(n, int)},
             "model": str((record.get("model") or {}).get("sha256", ""))[:12],
+            **counts,
         },
     }
 
@@ -88,13 +93,30 @@ def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
     Raises:
         ValueError: there are fewer or more cases than the run had.
     """
-    n_cases = len(run["cases"]) + len(run["failures"])
+    n_cases = run["run"].get("n_scored", len(run["cases"])) + len(run["failures"])
     expected = read_json(Path(folder, "run.json")).get("n_cases", n_cases)
     if n_cases != expected:
         raise ValueError(
             f"scores.csv and failures.csv in {folder} have {n_cases} cases; the run had {expected}. Restore them, or "
             "run again."
         )
+
+
+def _rows_of_page(path: Path) -> tuple[list[dict[str, str]], dict[str, int]]:
+    """All rows of a table; or the most anomalous, with how many there are and how many exceed the threshold."""
+    counts = {"n_scored": 0, "n_above": 0}
+
+    def counted() -> Iterator[dict[str, str]]:
+        for row in iter_rows(path):
+            counts["n_scored"] += 1
+            counts["n_above"] += row.get("prediction") == "1"
+            yield row
+
+    rows = list(itertools.islice(counted(), _MOST + 1))
+    if len(rows) <= _MOST:
+        return rows, {}
+    counts = {"n_scored": 0, "n_above": 0}
+    return heapq.nlargest(_MOST, counted(), key=lambda row: float(row["anomaly_score"])), counts
 
 
 def _name(file: str) -> str:

@@ -56,14 +56,16 @@ function summaryOfInference(report) {
   const top = [...cases].sort((a, b) => b.anomaly_score - a.anomaly_score).slice(0, 3);
   const { rank, n_held_out: held } = report.model;
   const expected = held ? rank / (held + 1) : null;
+  const scored = report.run.n_scored ?? cases.length, exceed = report.run.n_above ?? above.length;
   return [
-    el("h1", {}, cases.length ? `${above.length} of ${plural(cases.length, "case")} above the threshold` : "No case was scored"),
+    el("h1", {}, scored ? `${exceed} of ${plural(scored, "case")} above the threshold` : "No case was scored"),
+    scored > cases.length ? el("p", { class: "warn" }, `This page shows the ${cases.length} most anomalous. scores.csv has all.`) : null,
     top.length ? el("p", { class: "lead" }, "Most anomalous: ", top.map((one, k) => [k ? ", " : "",
       el("button", { class: "link", type: "button", onclick: () => report.open(one) }, one.case), ` (${fixed(one.anomaly_score)})`]), ".") : null,
     expected ? el("p", {}, `The threshold was set on ${plural(held, "held-out patient")}: about ${percent(1 - expected)} of new normal cases of the same kind exceed it too. A score says how much an image differs from the normal images of the training, not what it shows.`) : null,
     uncertainThreshold(report),
-    el("div", { class: "tiles" }, tile("Cases", String(cases.length), "scored"),
-      tile("Above the threshold", String(above.length), report.threshold === undefined ? "" : `of ${fixed(report.threshold)}`),
+    el("div", { class: "tiles" }, tile("Cases", String(scored), "scored"),
+      tile("Above the threshold", String(exceed), report.threshold === undefined ? "" : `of ${fixed(report.threshold)}`),
       tile("Highest score", top.length ? fixed(top[0].anomaly_score) : "\u2013", "standard deviations of normals"),
       tile("Failed", String(failures.length), failures.length ? "not scored; see below" : cases.length ? "all were read and scored" : "there was none")),
     failureLine(failures),

@@ -1,0 +1,189 @@
+"""Lists of studies, which may have millions of lines: read line by line, and never held."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from monai.utils import ensure_tuple
+
+from aeflow_monai.archive.shard import Shard
+from aeflow_monai.data.datalist.dicom_series import source_problem
+from aeflow_monai.data.datalist.image_files import EXTENSIONS
+from aeflow_monai.data.datalist.item import first_path, source_exists
+from aeflow_monai.data.datalist.listing import find_images
+from aeflow_monai.data.datalist.naming import fitting_name, path_problem
+from aeflow_monai.marks import has_mark
+from aeflow_monai.printable import shown
+
+__all__ = ["LISTS", "Study", "is_list", "studies_in", "with_problem"]
+
+LISTS = (".txt", ".csv", ".jsonl")
+_PATHS = ("path", "image")  # what the column or key may be called
+_NOTHING: dict[str, str | None] = {}
+_Row = tuple[int, Sequence[str], Mapping[str, str | None]]  # number of the line, paths, "case" and "patient" if known
+
+
+class Study(NamedTuple):
+    """One study of an archive.
+
+    Attributes:
+        key: its path below the folder of the list, or its absolute path: what it is known by.
+        item: of a datalist: "image", "case", "patient", and "problem" if it cannot be used.
+    """
+
+    key: str
+    item: dict[str, Any]
+
+
+def is_list(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a list that is read line by line."""
+    return Path(path).suffix.lower() in LISTS and Path(path).is_file()
+
+
+def studies_in(
+    source: str | os.PathLike[str],
+    shard: Shard,
+    exclude: str | os.PathLike[str] | None = None,
+    **listing: Any,
+) -> Iterator[Study]:
+    r"""Studies of one shard, in the order of the list.
+
+    Args:
+        source: a list, .txt with a path a line, .csv with a column path or image, or .jsonl with an object a line that
+            has one of these keys; "case" and "patient" are taken from a table or object that has them. Several paths,
+            which become channels, are a list in JSON, and divided by `;` in a table. Paths are relative to the folder
+            of the list. Or anything else that `aeflow_monai.data.find_images` takes, which holds it in memory.
+        shard: of which studies are given.
+        exclude: see `find_images`.
+        listing: of `find_images`.
+
+    Yields:
+        The studies; files are not looked for yet. A path that stands twice comes twice.
+
+    Raises:
+        ValueError: a line cannot be read; names it.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "list.txt")
+        >>> _ = path.write_text("sub-01/t1.nii.gz\nsub-02/t1.nii.gz\n")
+        >>> [study.item["case"] for study in studies_in(path, Shard(1, 1))]
+        ['sub-01_t1', 'sub-02_t1']
+    """
+    if not is_list(source):
+        yield from _found(source, shard, exclude, listing)
+        return
+    path = Path(source).absolute()
+    root = str(path.parent)
+    for line, images, row in _rows(path):
+        if not images:
+            raise ValueError(f"{shown(path)}, line {line}: it names no image. Give its path, or take the line away.")
+        below = [_below(root, image) for image in images]
+        key = ";".join(below)
+        if shard.holds(key):
+            full = [os.path.join(root, image) for image in below]  # noqa: PTH118  # of a million lines
+            case = fitting_name(row.get("case") or _name(below[0]))
+            item = {"image": full[0] if len(full) == 1 else full, "case": case, "patient": row.get("patient") or case}
+            yield Study(key, item)
+
+
+def with_problem(item: Mapping[str, Any]) -> dict[str, Any]:
+    """An item with the "problem" that keeps it from being read, if there is one; its files are looked for.
+
+    Args:
+        item: of a datalist.
+
+    Example:
+        >>> with_problem({"image": "/absent.png", "case": "absent"})["problem"]
+        'There is no file /absent.png. Correct the list, or put the file there.'
+    """
+    if "problem" in item:
+        return dict(item)
+    paths = [Path(path) for path in ensure_tuple(item["image"])]
+    problem = next(filter(None, map(_problem, paths)), "")
+    return {**item, "problem": problem} if problem else dict(item)
+
+
+def _problem(path: Path) -> str:
+    if problem := path_problem(path):
+        return problem
+    if not source_exists(path):
+        return f"There is no file {shown(path)}. Correct the list, or put the file there."
+    if has_mark(path):
+        return (
+            f"{shown(path)} is an output of this package, such as an anomaly map, and no image to be scored. Name the "
+            "image that it was made of."
+        )
+    return source_problem(path)
+
+
+def _found(
+    source: str | os.PathLike[str], shard: Shard, exclude: str | os.PathLike[str] | None, listing: Mapping[str, Any]
+) -> Iterator[Study]:
+    root = str(Path(source).expanduser().absolute())
+    for item in find_images(source, exclude=exclude, **listing):
+        key = _below(root, first_path(item))
+        if shard.holds(key):
+            yield Study(key, {name: value for name, value in item.items() if name not in ("label", "lesion")})
+
+
+def _below(root: str, path: str) -> str:
+    """A path as it is from a folder, or the whole of one that leads out of it."""
+    if path[:1] == os.sep or "./" in path or "//" in path or path[-1:] == "/":  # or it is so already
+        path = os.path.normpath(os.path.join(root, path))  # noqa: PTH118
+    return path[len(root) + 1 :] if path.startswith(root + os.sep) else path
+
+
+def _name(path: str) -> str:
+    """A name by the path alone, so that it is the same whatever else is listed."""
+    extension = next((end for end in EXTENSIONS if path.lower().endswith(end)), "")
+    parts = path[: len(path) - len(extension)].replace(os.sep, "/").split("/")
+    return "_".join(part for part in parts if part not in ("", ".", ".."))
+
+
+def _rows(path: Path) -> Iterator[_Row]:
+    """Lines that say something."""
+    reader = {".txt": _lines, ".csv": _cells, ".jsonl": _objects}[path.suffix.lower()]
+    # bytes that are no UTF-8 are written out, so that there is no such file, and the study fails by itself
+    with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+        yield from reader(path, file)
+
+
+def _lines(path: Path, file: Any) -> Iterator[_Row]:
+    for number, line in enumerate(file, 1):
+        if text := line.strip():
+            yield number, (text,), _NOTHING
+
+
+def _cells(path: Path, file: Any) -> Iterator[_Row]:
+    table = csv.DictReader(file)
+    column = next((name for name in _PATHS if name in (table.fieldnames or ())), None)
+    if column is None:
+        raise ValueError(
+            f"{shown(path)}: expected a column {' or '.join(_PATHS)} in its first line; got "
+            f"{shown(', '.join(table.fieldnames or ()) or 'none')}."
+        )
+    for row in table:
+        images = [part.strip() for part in (row[column] or "").split(";") if part.strip()]
+        yield table.line_num, images, row
+
+
+def _objects(path: Path, file: Any) -> Iterator[_Row]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            images = next(row[name] for name in _PATHS if name in row)
+        except (ValueError, TypeError, StopIteration) as error:
+            raise ValueError(
+                f"{shown(path)}, line {number}: expected a JSON object with {' or '.join(_PATHS)}; got "
+                f"{shown(line.strip()[:80])}."
+            ) from error
+        named = {name: None if row.get(name) is None else str(row[name]) for name in ("case", "patient")}
+        yield number, [images] if isinstance(images, str) else [str(image) for image in images], named

@@ -1,0 +1,167 @@
+"""The ledgers of all shards as one: tables, report, and how many studies are done, failed and open."""
+
+from __future__ import annotations
+
+import csv
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
+from aeflow_monai.archive.shard import SHARDS, Shard
+from aeflow_monai.engine.evaluation import SCORE_COLUMNS
+from aeflow_monai.engine.run_record import RUN_RECORD
+from aeflow_monai.errors import Failure
+from aeflow_monai.files import replacing, spreadsheet_safe, write_json
+from aeflow_monai.output.report import write_report
+from aeflow_monai.output.report.overlay_pictures import overlay_pictures
+from aeflow_monai.output.report.page import REPORT
+from aeflow_monai.output.report.picture_budget import LIMIT
+from aeflow_monai.printable import some
+
+__all__ = ["Merged", "is_sharded", "merge"]
+
+_PICTURES = 300  # cases whose overlays are looked for
+_SAME = ("model_sha256", "options_sha256", "version", "source")
+
+
+class Merged(NamedTuple):
+    """What came of all shards.
+
+    Attributes:
+        counts: studies that are done, failed and open, of the shards that were begun.
+        missing: numbers of the shards that were not begun.
+        n_shards: of all.
+        repeated: lines that name a study again.
+    """
+
+    counts: Counts
+    missing: tuple[int, ...]
+    n_shards: int
+    repeated: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no study is open."""
+        return not self.missing and not self.counts.open
+
+
+def is_sharded(folder: str | Path) -> bool:
+    """Whether a folder of results holds ledgers."""
+    return any(Path(folder, SHARDS).glob(f"*/{LEDGER}"))
+
+
+def merge(folder: str | Path) -> Merged:
+    """Write the tables of all shards, and report.html when no study is open.
+
+    Until then the table is called scores.unfinished.csv, and there is no report. Rows stand in the order of the
+    studies' paths, whatever the number of shards. Shards may be at work meanwhile.
+
+    Args:
+        folder: of the results.
+
+    Returns:
+        How far the shards are.
+
+    Raises:
+        FileNotFoundError: no shard was begun.
+        ValueError: shards were scored with different models, options or lists.
+    """
+    folder = Path(folder)
+    with ExitStack() as stack:
+        paths = sorted(Path(folder, SHARDS).glob(f"*/{LEDGER}"))
+        opened = [stack.enter_context(Ledger(path, read_only=True)) for path in paths]
+        # those that a process is just making stand for shards that were not begun
+        ledgers = [ledger for ledger in opened if ledger.is_begun and "shard" in ledger.settings()]
+        settings = [ledger.settings() for ledger in ledgers]
+        paths = [ledger.path for ledger in ledgers]
+        if not ledgers:
+            raise FileNotFoundError(f"There is no shard in {folder}. Begin one with aeflow predict --shard K/N.")
+        _require_same(paths, settings)
+        counts = Counts(*(sum(each) for each in zip(*(ledger.counts() for ledger in ledgers), strict=True)))
+        shards = [Shard(*own["shard"]) for own in settings]
+        missing = tuple(sorted(set(range(1, shards[0].total + 1)) - {shard.number for shard in shards}))
+        merged = Merged(counts, missing, shards[0].total, sum(own.get("repeated", 0) for own in settings))
+        _write(folder, ledgers, settings[0], merged)
+    return merged
+
+
+def _write(folder: Path, ledgers: Sequence[Ledger], settings: Mapping[str, Any], merged: Merged) -> None:
+    finished = merged.is_finished
+    names = [f"{name}{end}" for name in ("scores", "failures") for end in (".csv", ".unfinished.csv")]
+    end = ".csv" if finished else ".unfinished.csv"
+    kept = {f"scores{end}", *([f"failures{end}"] if merged.counts.failed else [])}
+    for name in [*names, REPORT]:
+        if name not in kept and not (name == REPORT and finished):
+            (folder / name).unlink(missing_ok=True)
+    highest: list[tuple[float, str, str]] = []
+    columns = ["case", "file", *SCORE_COLUMNS, "results"]
+    _write_table(folder / f"scores{end}", columns, _noting(_rows(folder, ledgers, "done"), highest))
+    if merged.counts.failed:
+        columns = [*Failure._fields]
+        _write_table(folder / f"failures{end}", columns, _rows(folder, ledgers, "failed"))
+    write_json(folder / RUN_RECORD, _record(settings, merged))
+    if finished:
+        folders = {case: results for _, case, results in sorted(highest, reverse=True)}
+        write_report(folder, overlay_pictures(folder, folders, LIMIT, folders), settings.get("score", {}))
+
+
+def _record(settings: Mapping[str, Any], merged: Merged) -> dict[str, Any]:
+    """run.json of all shards."""
+    done, failed, n_open = merged.counts
+    return {
+        **settings["record"],
+        "state": "finished" if merged.is_finished else "unfinished",
+        "model": {"file": settings["model"], "sha256": settings["model_sha256"]},
+        "n_cases": done + failed,
+        "n_failed": failed,
+        "n_open": n_open,
+        "n_shards": merged.n_shards,
+        "shards_not_begun": list(merged.missing),
+        "lines_that_repeat_a_study": merged.repeated,
+    }
+
+
+def _rows(folder: Path, ledgers: Sequence[Ledger], state: str) -> Iterator[dict[str, Any]]:
+    """Rows of all ledgers, by the studies' keys; none is held."""
+
+    def of(ledger: Ledger) -> Iterator[tuple[str, dict[str, Any]]]:
+        place = ledger.path.parent.relative_to(folder).as_posix()
+        for key, row in ledger.rows(state):
+            yield key, {**row, "results": f"{place}/{row['results']}"}
+
+    for _, row in heapq.merge(*map(of, ledgers), key=lambda found: found[0]):
+        yield row
+
+
+def _noting(rows: Iterable[dict[str, Any]], highest: list[tuple[float, str, str]]) -> Iterator[dict[str, Any]]:
+    """The rows; the most anomalous are noted as they pass."""
+    for row in rows:
+        noted = (float(row["anomaly_score"]), str(row["case"]), str(row["results"]))
+        (heapq.heappush if len(highest) < _PICTURES else heapq.heappushpop)(highest, noted)
+        yield row
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            cells = (row.get(column, "") for column in columns)
+            writer.writerow(repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells)
+
+
+def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse shards that were scored differently."""
+    counts = {own["shard"][1] for own in settings}
+    if len(counts) > 1:
+        raise ValueError(f"The shards have different counts: {some(sorted(counts))}. Keep those of one count.")
+    for name in _SAME:
+        for path, own in zip(paths, settings, strict=True):
+            if own.get(name) != settings[0].get(name):
+                raise ValueError(
+                    f"{path.parent} was scored with another {name.partition('_')[0]} than {paths[0].parent}. Begin "
+                    "it anew, with aeflow predict --shard and --overwrite."
+                )

@@ -1,0 +1,65 @@
+"""Shards: which of several processes a study belongs to, by its path alone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import NamedTuple
+
+__all__ = ["SHARDS", "Shard"]
+
+SHARDS = "shards"  # folder of the results that holds a folder for each
+
+
+class Shard(NamedTuple):
+    """One of several parts of an archive.
+
+    A study belongs to a shard by a hash of its path: no process has to know the others, and lines that are added to a
+    list, or put in another order, move no study. Shards are therefore of nearly, not exactly, the same size.
+
+    Attributes:
+        number: from 1.
+        total: how many shards there are.
+
+    Example:
+        >>> shard = Shard.parse("3/16")
+        >>> shard.folder, shard.holds("sub-01/t1.nii.gz")
+        ('03-of-16', False)
+    """
+
+    number: int
+    total: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read what stands on a command line.
+
+        Args:
+            text: as "3/16".
+
+        Raises:
+            ValueError: it is no shard.
+        """
+        found = re.fullmatch(r"(\d{1,7})/(\d{1,7})", text.strip())
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(
+                f"--shard: expected K/N, such as 3/16, with K from 1 to N; got {text!r}. Of an index that counts from "
+                "0, add 1."
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return f"{self.number:0{len(str(self.total))}d}-of-{self.total}"
+
+    def holds(self, key: str) -> bool:
+        """Whether a study belongs to this shard.
+
+        Args:
+            key: of the study, see `aeflow_monai.archive.Study`.
+        """
+        if self.total == 1:
+            return True
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.total == self.number - 1

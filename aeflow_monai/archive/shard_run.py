@@ -1,0 +1,246 @@
+"""The run of a shard: what is open in its ledger is scored, and each study is noted when it is done."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aeflow_monai import progress
+from aeflow_monai.about import __version__
+from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
+from aeflow_monai.archive.listed import is_list, studies_in
+from aeflow_monai.archive.shard import SHARDS, Shard
+from aeflow_monai.archive.study_scorer import Outcome, StudyScorer
+from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.report_writer import report_model
+from aeflow_monai.engine.run_config import open_config
+from aeflow_monai.engine.run_record import describe_run
+from aeflow_monai.engine.stored_model import model_path
+from aeflow_monai.engine.verbs import check_scoring
+from aeflow_monai.files import digest_of, sweep
+from aeflow_monai.locks import claim_folder, release_folder
+from aeflow_monai.printable import first_line, shown
+
+__all__ = ["OpenShard", "ShardRun", "run_shard"]
+
+_logger = logging.getLogger(__name__)
+
+_AT_ONCE = 32  # studies that are claimed together
+_SAID = 20  # failures that are said one by one
+# What all runs of one folder have to share, and what to call it.
+_SAME = {
+    "model_sha256": "model",
+    "options_sha256": "options",
+    "version": "version of aeflow_monai",
+    "source": "list",
+}
+_OF_RUN = ("dataset_dir", "output_dir", "overwrite", "device", "imports")  # change no result
+
+
+class ShardRun(NamedTuple):
+    """What a shard is scored with.
+
+    Attributes:
+        model: folder of a training.
+        source: list or folder of the images.
+        folder: of the results of all shards.
+        shard: of several.
+        options: of the config, by name, as they would be typed.
+        command: as it was typed, for the record.
+    """
+
+    model: Path
+    source: Path
+    folder: Path
+    shard: Shard
+    options: Mapping[str, str]
+    command: str = ""
+
+    @property
+    def shard_folder(self) -> Path:
+        """Folder of the shard's ledger and files."""
+        return self.folder / SHARDS / self.shard.folder
+
+
+def run_shard(
+    run: ShardRun,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    score: Callable[[OpenShard], None] | None = None,
+) -> Counts:
+    """Score what is open of a shard, from wherever an earlier run of it came to.
+
+    Args:
+        run: what it is scored with.
+        retry_failed: score those that failed too.
+        overwrite: begin anew, and take away what an earlier run of this shard has written.
+        score: scores what is open; if None, this process does.
+
+    Returns:
+        How many of its studies are done, failed and open.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        FolderInUse: another process works at this shard.
+        ValueError: the folder was begun with another model, list, options, or number of shards; the list cannot be
+            read; or an option is refused, see `check_scoring`.
+        OSError: the disk is full or read-only.
+    """
+    with closing(OpenShard(run, retry_failed, overwrite)) as opened:
+        opened.tell()
+        if opened.counts.open:
+            (score or _score_here)(opened)
+        opened.ledger.end()
+        return opened.ledger.counts()
+
+
+def _score_here(opened: OpenShard) -> None:
+    run = opened.run
+    scorer = StudyScorer(run.model, run.options, run.shard_folder)
+    opened.ledger.set(score=report_model(scorer.network.score))
+    while claims := opened.ledger.claim(_AT_ONCE):
+        for outcome in scorer.score(claims):
+            opened.take(outcome)
+
+
+class OpenShard:
+    """A shard whose folder is claimed, with the ledger that its list was read into.
+
+    Args:
+        run: what it is scored with.
+        retry_failed: open the studies that failed too.
+        overwrite: begin anew.
+
+    Raises:
+        ValueError: see `run_shard`, as other errors.
+    """
+
+    def __init__(self, run: ShardRun, retry_failed: bool, overwrite: bool) -> None:
+        self.run = run
+        parser, given = open_config(
+            [run.model / "configs" / "inference.yaml"], run.options, str(run.source), run.folder
+        )
+        check_scoring(given, str(run.model), str(run.source))
+        _require_count(run)
+        claim_folder(run.shard_folder, "output_dir")
+        try:
+            if overwrite:
+                _empty(run.shard_folder)
+            for folder in (run.shard_folder, *filter(Path.is_dir, run.shard_folder.iterdir())):
+                sweep(folder)
+            self.ledger = Ledger(run.shard_folder / LEDGER)
+            self._begin(given, dict(parser.get_parsed_content("listing")), retry_failed)
+        except BaseException:
+            release_folder(run.shard_folder)
+            raise
+        self.counts = self.ledger.counts()
+        self.n_said = 0
+
+    def close(self) -> None:
+        """Store what is pending, and let others work at the shard."""
+        self.ledger.release()
+        self.ledger.close()
+        release_folder(self.run.shard_folder)
+
+    def tell(self) -> None:
+        """Tell how many studies are finished."""
+        progress.advance("studies", self.counts.done + self.counts.failed, sum(self.counts))
+
+    def take(self, outcome: Outcome) -> None:
+        """Note what came of a study, and tell."""
+        number, row, failure = outcome
+        done, failed, n_open = self.counts
+        if row is not None:
+            self.ledger.done(number, row)
+            self.counts = Counts(done + 1, failed, n_open - 1)
+            cells = {name: value for name, value in row.items() if not name.endswith("_sha256")}
+            progress.case({"state": "scored", **cells, "results": str(self.run.shard_folder)})
+        elif failure is not None:
+            self.ledger.failed(number, failure)
+            self.counts = Counts(done, failed + 1, n_open - 1)
+            progress.case({"state": "failed", **failure, "results": str(self.run.shard_folder)})
+            self._say(failure)
+        self.tell()
+
+    def _begin(self, given: GivenConfig, listing: Mapping[str, Any], retry_failed: bool) -> None:
+        of_run = {**describe_run(given), "command": self.run.command}
+        settings = _settings(self.run, given)
+        earlier = self.ledger.settings()
+        for name, what in _SAME.items():
+            if earlier.get(name, settings[name]) != settings[name]:
+                raise ValueError(
+                    f"{self.run.shard_folder} was begun with another {what}: {_short(earlier[name])} there, now "
+                    f"{_short(settings[name])}. Give the same, or another folder with --output_dir, or begin anew with "
+                    "--overwrite True."
+                )
+        state = _state_of(self.run.source)
+        self.ledger.set(**settings, record=of_run)
+        if state and earlier.get("listed") == state:  # a million lines take a minute
+            self.ledger.begin(None, retry_failed)
+            return
+        repeated = self.ledger.begin(
+            studies_in(self.run.source, self.run.shard, self.run.folder, **listing), retry_failed
+        )
+        self.ledger.set(repeated=repeated, listed=state)
+        if repeated:
+            _logger.warning(f"{repeated} lines of {shown(self.run.source)} name a study again, which is scored once.")
+        if gone := self.ledger.unlisted():
+            _logger.warning(f"{gone} studies that are done stand no longer in {shown(self.run.source)}. They are kept.")
+
+    def _say(self, failure: Mapping[str, Any]) -> None:
+        self.n_said += 1
+        if self.n_said <= _SAID:
+            message = shown(first_line(failure["message"]))
+            _logger.warning(f"Case {shown(failure['case'])} failed, the others go on: {message}")
+        elif self.n_said == _SAID + 1:
+            _logger.warning("Further cases that fail are not said one by one.")
+
+
+def _settings(run: ShardRun, given: GivenConfig) -> dict[str, Any]:
+    content = {name: value for name, value in given.content.items() if name not in _OF_RUN}
+    options = describe_run(given._replace(content=content))["config_sha256"]
+    return {
+        "shard": list(run.shard),
+        "source": str(run.source),
+        "model": str(run.model),
+        "model_sha256": digest_of(model_path(run.model)),
+        "options_sha256": options,
+        "version": __version__,
+    }
+
+
+def _state_of(source: Path) -> list[int]:
+    """Size and time of change of a list; nothing of a folder."""
+    if not is_list(source):
+        return []
+    found = source.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _require_count(run: ShardRun) -> None:
+    """Refuse another number of shards than that of the folder."""
+    for folder in (run.folder / SHARDS).glob("*-of-*"):
+        count = folder.name.rpartition("-of-")[2]
+        if count != str(run.shard.total):
+            raise ValueError(
+                f"{run.folder} was begun with {count} shards; got --shard {run.shard.number}/{run.shard.total}. Give "
+                f"--shard K/{count}, or another folder with --output_dir."
+            )
+
+
+def _empty(folder: Path) -> None:
+    """Take away what an earlier run of a shard has written."""
+    if (folder / LEDGER).is_file():
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+        for path in (folder / LEDGER, folder / f"{LEDGER}-journal"):
+            path.unlink(missing_ok=True)
+
+
+def _short(value: Any) -> str:
+    return str(value)[:12] if len(str(value)) == 64 else str(value)

@@ -1,0 +1,206 @@
+"""A model that is kept, and scores one study after the other: reading, network and writing side by side."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data import decollate_batch
+from monai.transforms import Compose
+
+from aeflow_monai.archive.ledger import Claim
+from aeflow_monai.archive.listed import with_problem
+from aeflow_monai.engine.detector import Detector
+from aeflow_monai.engine.evaluation import score_row
+from aeflow_monai.engine.fixed_options import require_own_config
+from aeflow_monai.engine.run_config import open_config
+from aeflow_monai.engine.run_record import hashes_of
+from aeflow_monai.errors import Failure, failure_of, is_disk_error, root_cause, unwrapped
+
+__all__ = ["Outcome", "StudyScorer"]
+
+_LARGE = 2**24  # voxels from which on a study is alone in memory
+_AT_ONCE = 3  # studies: one that is read, one in the network, one that is written
+
+
+class Outcome(NamedTuple):
+    """What came of a study.
+
+    Attributes:
+        number: of the study in its ledger.
+        row: cells of scores.csv, and the hash of the image; None if it failed.
+        failure: cells of failures.csv; None if it did not.
+    """
+
+    number: int
+    row: dict[str, Any] | None
+    failure: dict[str, Any] | None
+
+
+class _Chain(NamedTuple):
+    """Transforms that one study goes through at a time: their inverses lean on what they noted."""
+
+    preprocessing: Compose
+    postprocessing: Compose
+
+
+class _Read(NamedTuple):
+    """A study whose image was read, or that failed."""
+
+    claim: Claim
+    chain: _Chain
+    data: dict[Any, Any]
+    failure: Failure | None
+
+    @property
+    def is_large(self) -> bool:
+        return self.failure is None and math.prod(self.data["image"].shape) >= _LARGE
+
+
+class StudyScorer:
+    """Scores studies with a model that stays loaded, just as `bundle/configs/inference.yaml` does.
+
+    Args:
+        model: folder of a training.
+        options: of the config, by name, as they would be typed.
+        folder: of the results; each study's files go to the folder of its claim below it.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the bundle's parts do not belong together.
+    """
+
+    def __init__(self, model: str | Path, options: Mapping[str, str], folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.model, self.options = Path(model), dict(options)
+        stored = require_own_config(self.model, None)
+        parser = self._parser(self.folder)
+        with unwrapped():
+            self.network: Detector = parser.get_parsed_content("network")
+            self.inferer: Any = parser.get_parsed_content("inferer")
+        self.network.load_state_dict(dict(stored.state))
+        self.network.eval()
+        self._chains: dict[str, Iterator[_Chain]] = {}
+
+    def score(self, claims: Iterable[Claim]) -> Iterator[Outcome]:
+        """Score studies; while one is in the network the next is read, and the last is written.
+
+        Large ones are alone in memory.
+
+        Args:
+            claims: the studies.
+
+        Yields:
+            What came of each, in their order, as soon as all of its files have their names.
+
+        Raises:
+            OSError: the disk is full or read-only, which would fail every study.
+        """
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            waiting = iter(claims)
+            reading = self._begin(reader, waiting)
+            writing: deque[Future[Outcome]] = deque()
+            while reading is not None:
+                study = reading.result()
+                reading = None if study.is_large else self._begin(reader, waiting)
+                if study.is_large:
+                    yield from _results(writing)
+                looked = self._look(study)
+                yield from _results(writing)
+                writing.append(writer.submit(self._write, looked))
+                if study.is_large:
+                    del study, looked
+                    yield from _results(writing)
+                    gc.collect()  # volumes and their maps lie in circles of references
+                    reading = self._begin(reader, waiting)
+            yield from _results(writing)
+
+    def _begin(self, reader: ThreadPoolExecutor, waiting: Iterator[Claim]) -> Future[_Read] | None:
+        claim = next(waiting, None)
+        return None if claim is None else reader.submit(self._read, claim, self._chain(claim.folder))
+
+    def _read(self, claim: Claim, chain: _Chain) -> _Read:
+        item = dict(claim.item)
+        try:
+            return _Read(claim, chain, dict(chain.preprocessing(with_problem(item))), None)
+        except Exception as error:
+            return _Read(claim, chain, {}, _failure(item, "read", error))
+
+    @torch.no_grad()
+    def _look(self, study: _Read) -> _Read:
+        if study.failure is not None:
+            return study
+        try:
+            inputs = study.data["image"][None].to(self.network.device)
+            (found,) = decollate_batch(self.inferer.stacks(inputs, self.network))
+        except Exception as error:
+            return study._replace(data={}, failure=_failure(study.claim.item, "score", error))
+        return study._replace(data={**study.data, "pred": found})
+
+    @torch.no_grad()
+    def _write(self, study: _Read) -> Outcome:
+        number, item = study.claim.number, study.claim.item
+        failure = study.failure
+        if failure is None:
+            try:
+                row = score_row(study.data, study.chain.postprocessing(study.data))
+                hashes = {name: value for name, value in hashes_of(item).items() if name != "case"}
+                return Outcome(number, {name: _plain(value) for name, value in {**row, **hashes}.items()}, None)
+            except Exception as error:
+                failure = _failure(item, "score", error)
+        return Outcome(number, None, failure._asdict())
+
+    def _chain(self, folder: str) -> _Chain:
+        """Transforms that no other study is in, for files of a folder."""
+        if folder not in self._chains:
+            # with those of the last folder, which may still be in use
+            self._chains = dict([*self._chains.items()][-1:])
+            self._chains[folder] = cycle([self._new_chain(folder) for _ in range(_AT_ONCE)])
+        return next(self._chains[folder])
+
+    def _new_chain(self, folder: str) -> _Chain:
+        parser = self._parser(self.folder / folder)
+        with unwrapped():
+            return _Chain(parser.get_parsed_content("preprocessing"), parser.get_parsed_content("postprocessing"))
+
+    def _parser(self, folder: Path) -> ConfigParser:
+        parser, _ = open_config([self.model / "configs" / "inference.yaml"], self.options, "", folder)
+        parser["output_dir"] = str(folder)
+        _leave_out(parser["postprocessing"], [str(name) for name in parser["outputs"]])
+        return parser
+
+
+def _leave_out(part: Any, outputs: Collection[str]) -> None:
+    """Let a config make nothing that is not written: other maps, and pictures for a page of this process alone."""
+    target = str(part.get("_target_")) if isinstance(part, dict) else ""
+    if target.endswith(".ReportPicturesd"):
+        part["_disabled_"] = True
+    elif target.endswith((".EachMapd", ".InvertMapd")):
+        wanted = {"anomaly_map" if name == "anomaly_mask" else name for name in outputs} | {"saliency"}
+        part["keys"] = [name for name in part["keys"] if name in wanted]
+    if isinstance(part, (dict, list)):
+        for inner in part if isinstance(part, list) else part.values():
+            _leave_out(inner, outputs)
+
+
+def _results(writing: deque[Future[Outcome]]) -> Iterator[Outcome]:
+    while writing:
+        yield writing.popleft().result()
+
+
+def _failure(item: Mapping[str, Any], stage: str, error: Exception) -> Failure:
+    if is_disk_error(root_cause(error)):
+        raise error
+    return failure_of(item, stage, error)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

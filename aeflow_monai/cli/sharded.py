@@ -1,0 +1,122 @@
+"""`aeflow predict --shard` and `aeflow report` of shards: archives, in parts that stop and go on."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aeflow_monai.cli.bundle_run import options_of, require_sections
+from aeflow_monai.cli.given_paths import WrongUse
+from aeflow_monai.cli.result_tables import data_of
+from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.files import user_path
+from aeflow_monai.printable import some
+
+if TYPE_CHECKING:
+    from aeflow_monai.archive import Merged, ShardRun
+    from aeflow_monai.archive.ledger import Counts
+
+__all__ = ["is_of_archive", "predict_shard", "report_shards"]
+
+_LINES = (".txt", ".jsonl")  # lists that only a ledger takes
+
+
+def is_of_archive(given: argparse.Namespace) -> bool:
+    """Whether a prediction keeps a ledger: if it is asked for, or its list is one of archives."""
+    lines = len(given.images) == 1 and given.images[0].lower().endswith(_LINES)
+    return bool(given.shard or given.resume or given.retry_failed or given.ray or lines)
+
+
+def predict_shard(given: argparse.Namespace, terminal: Terminal) -> None:
+    """Score what is open of a shard, or of all.
+
+    Raises:
+        WrongUse: the input is that of a pipe, which could not be read again.
+        ValueError: something that was given is wrong.
+        CaseFailures: some studies failed.
+    """
+    if "-" in given.images:
+        raise WrongUse("A run that can go on reads its list again: give the path of a list, in place of -.")
+    if given.dry_run:
+        raise WrongUse("--dry-run is for runs without --shard, --resume and --ray. Give it without them.")
+    run = _run_of(given, terminal)
+    terminal.say(f"Scoring shard {run.shard.number}/{run.shard.total} of {run.source} with {given.model}.")
+    terminal.when_stopped = lambda: f"What is done is kept in {run.shard_folder}. Go on with:\n  {terminal.command}"
+    with terminal.progress():
+        counts = _score(given, run)
+    said = f"{counts.done} of {sum(counts)} studies done, {counts.failed} failed"
+    if run.shard.total == 1:
+        report_shards(run.folder, terminal)
+        return
+    terminal.result(f"shard {run.shard.number}/{run.shard.total}: {said}")
+    terminal.say(f"Next, when all shards are done: aeflow report {shlex.quote(str(run.folder))}")
+    _fail_if_any(run.folder, counts, "aeflow report lists them.")
+
+
+def report_shards(folder: Path, terminal: Terminal) -> None:
+    """Merge the shards of a folder, and say how far they are.
+
+    Raises:
+        CaseFailures: some studies failed, or are open.
+    """
+    from aeflow_monai.archive import merge
+
+    merged = merge(folder)
+    terminal.line({**merged.counts._asdict(), "missing_shards": list(merged.missing), "shards": merged.n_shards})
+    done, failed, n_open = merged.counts
+    terminal.result(f"{sum(merged.counts)} studies: {done} done, {failed} failed, {n_open} open")
+    if merged.missing:
+        terminal.result(f"shards that were not begun, of {merged.n_shards}: {some(merged.missing, 20)}")
+    if merged.repeated:
+        terminal.result(f"{merged.repeated} lines name a study again, which was scored once")
+    terminal.result(f"results: {folder}")
+    if merged.is_finished:
+        terminal.result(f"report: {folder / 'report.html'}")
+    _fail_if_any(folder, merged.counts, _how_to_go_on(merged, folder), merged)
+
+
+def _run_of(given: argparse.Namespace, terminal: Terminal) -> ShardRun:
+    from aeflow_monai.archive import Shard, ShardRun
+
+    shard = Shard.parse(given.shard) if given.shard else Shard(1, 1)
+    outputs = f"[{given.outputs}]" if given.outputs else None
+    options = options_of(given, outputs=outputs)
+    model = user_path(given.model).absolute()
+    require_sections([model / "configs" / "inference.yaml"], options)
+    source = user_path(data_of(_each_once(given.images))).absolute()
+    return ShardRun(model, source, user_path(given.output).absolute(), shard, options, terminal.command)
+
+
+def _score(given: argparse.Namespace, run: ShardRun) -> Counts:
+    from aeflow_monai.archive import run_shard
+
+    if not given.ray:
+        return run_shard(run, given.retry_failed, given.overwrite)
+    from aeflow_monai.archive.ray_workers import score_on_ray
+
+    score = partial(score_on_ray, address=given.ray, n_workers=given.workers)
+    return run_shard(run, given.retry_failed, given.overwrite, score)
+
+
+def _each_once(images: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(images))
+
+
+def _how_to_go_on(merged: Merged, folder: Path) -> str:
+    if not merged.is_finished:
+        return "Give the commands of the open shards again; what is done is not done again."
+    return f"{folder / 'failures.csv'} lists them. Try them again with --retry-failed."
+
+
+def _fail_if_any(folder: Path, counts: Counts, remedy: str, merged: Merged | None = None) -> None:
+    from aeflow_monai.errors import CaseFailures
+
+    if counts.failed or counts.open or (merged is not None and merged.missing):
+        total = sum(counts)
+        shards = f"; {len(merged.missing)} shards were not begun" if merged is not None and merged.missing else ""
+        what = f"Of {total} studies {counts.failed} failed and {counts.open} are open{shards}"
+        raise CaseFailures(f"{what}:\n{remedy}")

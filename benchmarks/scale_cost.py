@@ -1,0 +1,88 @@
+"""What a study costs a core, and where the time goes: reading, network, writing.
+
+    python benchmarks/scale_cost.py [--repeats 5] [--page docs/scale.md]
+
+Scores slices of 512 x 512 and volumes of 240 x 240 x 155 by the default network, untrained, with one thread, by the
+class that shards and Ray workers use; but one stage after the other. Times are those of the processor, so that other
+work on the machine disturbs them little; medians. With `--page` the table is written into that page, between the lines
+`<!-- scale_cost.py -->` and `<!-- end of scale_cost.py -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from shared import LARGE, arguments, commit, machine, write_untrained, write_volume
+
+from aeflow_monai.archive.ledger import Claim
+from aeflow_monai.archive.study_scorer import StudyScorer
+from aeflow_monai.files import replacing
+
+BEGIN, END = "<!-- scale_cost.py -->", "<!-- end of scale_cost.py -->"
+OUTPUTS = {"scores alone": "[]", "masks": "[anomaly_mask]", "maps and masks": "[anomaly_map,anomaly_mask]"}
+
+
+def stages(scorer: StudyScorer, image: Path, repeats: int) -> list[float]:
+    """Seconds of a core for reading, network and writing of one study, medians."""
+    found = []
+    for number in range(repeats + 1):
+        claim = Claim(number, "00000", {"image": str(image), "case": "case", "patient": "case"})
+        chain, times = scorer._chain(claim.folder), [time.process_time()]
+        study = scorer._read(claim, chain)
+        times.append(time.process_time())
+        study = scorer._look(study)
+        times.append(time.process_time())
+        outcome = scorer._write(study)
+        times.append(time.process_time())
+        if outcome.row is None:
+            raise RuntimeError(str(outcome.failure))
+        found.append(np.diff(times))
+    return [statistics.median(each) for each in zip(*found[1:], strict=True)]  # the first loads modules
+
+
+def table(repeats: int) -> str:
+    """The table in Markdown, with a line on the machine."""
+    lines = ["| study | written | read, s | network, s | write, s | core hours |", "|---|---|---|---|---|---|"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8)).save(folder / "slice.png")
+        write_volume(folder / "brain.nii.gz")
+        kinds = {
+            "CT slice, 512 x 512": ("slice.png", {}, 100_000),
+            "brain, 240 x 240 x 155": ("brain.nii.gz", LARGE, 10_000),
+        }
+        for kind, (image, options, n) in kinds.items():
+            run = write_untrained(folder / f"RUN_{n}", **options, device="cpu")
+            for written, outputs in OUTPUTS.items():
+                scorer = StudyScorer(run, {"outputs": outputs, "device": "cpu"}, folder / "OUT")
+                times = stages(scorer, folder / image, repeats)
+                hours = f"{n * sum(times) / 3600:.1f} for {n:,}".replace(",", " ")
+                lines.append(f"| {kind} | {written} | " + " | ".join(f"{t:.3f}" for t in times) + f" | {hours} |")
+                print(lines[-1], flush=True)
+    return "\n".join([*lines, "", f"Medians of {repeats}, commit {commit()}, {machine()}."])
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--page", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    text = table(given.repeats)
+    print(text)
+    if given.page:
+        page = given.page.read_text(encoding="utf-8")
+        new = re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{text}\n\n{END}", page, flags=re.DOTALL)
+        with replacing(given.page) as unfinished:
+            unfinished.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Lists of studies, read line by line."""
+
+import itertools
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inputs import write_image
+
+from aeflow_monai.archive import Shard, studies_in
+
+ALL = Shard(1, 1)
+
+
+def items_of(path: Path, shard: Shard = ALL) -> list[dict[str, Any]]:
+    return [study.item for study in studies_in(path, shard)]
+
+
+def test_lists_of_all_kinds_say_the_same(tmp_path: Path) -> None:
+    names = ["a.png", "sub dir/b.nii.gz", "/elsewhere/c.png"]
+    (tmp_path / "list.txt").write_text("\ufeff" + "\n".join(["", *names, "  "]), encoding="utf-8")
+    (tmp_path / "list.csv").write_text("site,path\n" + "".join(f"x,{name}\n" for name in names))
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps({"image": name}) + "\n" for name in names))
+    found = [list(studies_in(tmp_path / f"list.{kind}", ALL)) for kind in ("txt", "csv", "jsonl")]
+    assert found[0] == found[1] == found[2]
+    assert [study.key for study in found[0]] == names
+    assert [study.item["image"] for study in found[0]] == [str(tmp_path / name) for name in names[:2]] + names[2:]
+    assert [study.item["case"] for study in found[0]] == ["a", "sub dir_b", "elsewhere_c"]
+
+
+def test_names_and_channels_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("image,case,patient\nt1.nii;t2.nii,scan 1,p1\nb.nii,,\n")
+    first, second = items_of(tmp_path / "list.csv")
+    assert first == {"image": [str(tmp_path / "t1.nii"), str(tmp_path / "t2.nii")], "case": "scan 1", "patient": "p1"}
+    assert second == {"image": str(tmp_path / "b.nii"), "case": "b", "patient": "b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.jsonl", '{"image": "a.png"}\n{"image": \n', r"line 2: expected a JSON object with path or image; got "),
+        ("list.jsonl", '{"file": "a.png"}\n', r"line 1: expected a JSON object with path or image; got "),
+        ("list.csv", "file\na.png\n", r"expected a column path or image in its first line; got file\."),
+        ("list.csv", "path,case\n,a\n", r"line 2: it names no image"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        items_of(tmp_path / name)
+
+
+def test_a_folder_is_divided_too(tmp_path: Path) -> None:
+    for number in range(12):
+        write_image(tmp_path / "scans" / f"{number}.png", number)
+    found = [item["case"] for number in (1, 2, 3) for item in items_of(tmp_path / "scans", Shard(number, 3))]
+    assert sorted(found) == sorted(map(str, range(12)))
+
+
+def test_lines_at_the_end_move_no_study(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"{number}.png\n" for number in range(100)))
+    before = [item["case"] for item in items_of(path, Shard(2, 7))]
+    with path.open("a") as file:
+        file.writelines(f"{number}.png\n" for number in range(100, 200))
+    after = [item["case"] for item in items_of(path, Shard(2, 7))]
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+
+
+def test_a_long_list_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"  # lines are slow while memory is traced
+    with path.open("w") as file:
+        for hundred in range(300):
+            file.write("".join(f"archive/{hundred:03d}/{number:03d}/ct.nii.gz\n" for number in range(100)))
+    tracemalloc.start()
+    found = sum(1 for _ in studies_in(path, Shard(1, 3000)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 1 <= found <= 30  # ten are expected
+    assert path.stat().st_size > 700_000
+    assert peak < 100_000  # bytes
+
+
+def test_a_list_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"path": "a.png"}\nno JSON\n')
+    (first,) = itertools.islice(studies_in(path, ALL), 1)
+    assert first.key == "a.png"

@@ -1,0 +1,38 @@
+"""What the tests of archives share: their studies, and waiting for a ledger."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from aeflow_monai.archive import Ledger
+from aeflow_monai.archive.ledger import LEDGER
+
+OUTPUTS = ("--outputs", "anomaly_map,anomaly_mask", "--device", "cpu")
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+class Scans(NamedTuple):
+    """A folder of studies, and a list of them beside them that has a repeated, a damaged and a missing one too."""
+
+    folder: Path
+    listed: Path
+    n_whole: int
+
+
+def wait_until_done(out: Path, n: int, process: "subprocess.Popen[str]", shard: str = "1-of-1") -> None:
+    """Wait until a ledger has so many studies that are done."""
+    path = out / "shards" / shard / LEDGER
+    for _ in range(2400):
+        if process.poll() is not None:
+            raise RuntimeError(f"It ended with {process.returncode}: {process.stdout and process.stdout.read()}")
+        if path.is_file():
+            with Ledger(path, read_only=True) as ledger:
+                if ledger.is_begun and ledger.counts().done >= n:
+                    return
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    raise TimeoutError(f"{n} studies were not done.")
