@@ -199,7 +199,7 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
     slices = [one.get_parsed_content(f"{section}#dataset").slices for section in ("train", "validate")]
     sums = [float(item["image"].sum()) for part in slices for item in part]
     encoded = [rank["encoded"][: rank["encoded"].index(None)] for rank in (first, second)]
-    assert {len(part) for part in encoded} == {len(sums) // 2}
+    assert min(map(len, encoded)) > 0.4 * len(sums)  # in batches of 8
     assert sorted(encoded[0] + encoded[1]) == pytest.approx(sorted(sums), rel=1e-5)
     assert not list((tmp_path / "cache").rglob("features*"))
 
