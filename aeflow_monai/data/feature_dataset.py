@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import os
+import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -16,23 +17,30 @@ from monai.data import DataLoader
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from aeflow_monai.processes import gathered, n_processes, process_number, wait_for_all
 from aeflow_monai.progress import tracked
 
 __all__ = ["FeatureDataset", "prepare_slice_batch"]
 
 _logger = logging.getLogger(__name__)
 
+_Part = list[np.ndarray[Any, np.dtype[np.float32]]]  # of the features: of each stage those of one batch
+
 
 class FeatureDataset(Dataset[dict[str, Any]]):
     """A data set of slices with the features that a frozen encoder gives them.
 
+    In a training of several processes each of them encodes its own batches, and gets the features of all others from
+    them. With a folder those of a node read them from the same files.
+
     Args:
         slices: items hold "image" (C, H, W).
         encoder: frozen; gives a list of (N, C_i, h_i, w_i) for (N, C, H, W).
-        folder: where to keep the features, one memory-mapped file per stage, which goes with this process; in memory
-            if None.
+        folder: where to keep the features, one memory-mapped file per stage, which goes with the processes that use
+            it; in memory if None.
         batch_size: images per call of the encoder.
         device: where the encoder computes; where it lies if None.
+        all_processes: share the work with all processes of torch.distributed, which have to do the same.
 
     Raises:
         ValueError: the encoder is not frozen, so that kept features would grow stale.
@@ -46,6 +54,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         folder: str | Path | None = None,
         batch_size: int = 8,
         device: torch.device | str | None = None,
+        all_processes: bool = False,
     ) -> None:
         if any(p.requires_grad for p in encoder.parameters()) or encoder.training:
             raise ValueError("Features can be kept only of a frozen encoder: set its option frozen to true.")
@@ -53,15 +62,23 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         self.stages: list[Any] = []
         device = next(encoder.parameters()).device if device is None else device
         n_slices = len(slices)  # type: ignore[arg-type]
-        start = 0
-        for batch in tracked(DataLoader(slices, batch_size=batch_size), "features"):
-            with torch.no_grad():
-                features = encoder(batch["image"].to(device))
+        # batches as in one process, in turn, since a batch of another size is rounded in another way
+        batches = [range(n_slices)[start : start + batch_size] for start in range(0, n_slices, batch_size)]
+        processes, own = (n_processes(), process_number()) if all_processes else (1, 0)
+        loader = iter(DataLoader(slices, batch_sampler=batches[own::processes]))
+        for first in tracked(range(0, len(batches), processes), "features"):
+            part: _Part = _encoded(encoder, next(loader), device) if first + own < len(batches) else []
+            parts = gathered(part) if all_processes else [part]
             if not self.stages:
-                self.stages = [_allocate((n_slices, *stage.shape[1:]), folder) for stage in features]
-            for store, stage in zip(self.stages, features, strict=True):
-                store[start : start + len(stage)] = stage.cpu().numpy()
-            start += len(batch["image"])
+                shapes = [(n_slices, *stage.shape[1:]) for stage in parts[0]]
+                self.stages = _allocate_for_node(shapes, folder) if processes > 1 else _allocate(shapes, folder)
+            if folder is not None and processes > 1 and not _is_first_of_node():
+                continue  # which writes the files
+            for rows, features in zip(batches[first : first + processes], parts, strict=False):
+                for store, stage in zip(self.stages, features, strict=True):
+                    store[rows.start : rows.stop] = stage
+        if all_processes:
+            wait_for_all()
         size = sum(store.nbytes for store in self.stages) / 2**20
         _logger.info(f"Encoder features of {n_slices} slices kept in {folder or 'memory'} ({size:.0f} MB)")
 
@@ -73,21 +90,60 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return {**self.slices[index], "features": features}
 
 
-def _allocate(shape: tuple[int, ...], folder: str | Path | None) -> Any:
-    """An array in memory, or in a file without a name: no other process changes it, and none is left behind."""
+def _encoded(encoder: nn.Module, batch: Mapping[str, Any], device: torch.device | str) -> _Part:
+    """The encoder's features of a batch, by stage."""
+    with torch.no_grad():
+        return [stage.cpu().numpy() for stage in encoder(batch["image"].to(device))]
+
+
+def _allocate(shapes: Sequence[tuple[int, ...]], folder: str | Path | None) -> list[Any]:
+    """Arrays in memory, or in files without a name: no other process changes them, and none is left behind."""
     if folder is None:
-        return np.empty(shape, dtype=np.float32)
+        return [np.empty(shape, dtype=np.float32) for shape in shapes]
     Path(folder).mkdir(parents=True, exist_ok=True)
+    stores = []
+    for shape in shapes:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            stores.append(_mapped(file, shape, folder))
+    return stores
+
+
+def _allocate_for_node(shapes: Sequence[tuple[int, ...]], folder: str | Path | None) -> list[Any]:
+    """As `_allocate`, but the processes of a node have the same files, which lose their names when all have them."""
+    if folder is None:
+        return _allocate(shapes, None)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    paths = [Path(folder, f"features_{platform.node()}_{number}.float32") for number in range(len(shapes))]
+    stores = []
+    if _is_first_of_node():
+        for path, shape in zip(paths, shapes, strict=True):
+            with path.open("w+b") as file:
+                stores.append(_mapped(file, shape, folder))
+    wait_for_all()
+    for path, shape in zip(paths, shapes, strict=True) if not stores else ():
+        stores.append(np.memmap(path, dtype=np.float32, mode="r", shape=shape))
+    wait_for_all()
+    if _is_first_of_node():
+        for path in paths:
+            path.unlink()
+    return stores
+
+
+def _is_first_of_node() -> bool:
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
+def _mapped(file: IO[bytes], shape: tuple[int, ...], folder: str | Path) -> Any:
+    """An array in an open file."""
     n_bytes = 4 * math.prod(shape)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and the end of the process later
-                os.posix_fallocate(file.fileno(), 0, n_bytes)
-            return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
-        except OSError as error:
-            raise OSError(
-                error.errno, f"{error.strerror}: {n_bytes / 2**20:.0f} MB for features, see cache_dir", str(folder)
-            ) from error
+    try:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and the end of the process later
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        return np.memmap(file, dtype=np.float32, mode="w+", shape=shape)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"{error.strerror}: {n_bytes / 2**20:.0f} MB for features, see cache_dir", str(folder)
+        ) from error
 
 
 def prepare_slice_batch(

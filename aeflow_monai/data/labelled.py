@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -54,7 +55,8 @@ class LabelledSampler(DistributedSampler[int]):
     """The order of an epoch: all normals once, and before every few of them an abnormal one.
 
     Abnormal slices are few, so they come again within an epoch: all of them in a new order, then all again. Without
-    any the order is that of torch's `DistributedSampler`. It depends on seed and epoch only.
+    any the order is that of torch's `DistributedSampler`. It depends on seed and epoch only. Several processes take
+    turns in it: their n-th batches together are the n-th batch of one process, where that is as large.
 
     Args:
         dataset: the slices, or what has the same items in the same order.
@@ -62,7 +64,7 @@ class LabelledSampler(DistributedSampler[int]):
         num_replicas: number of processes.
         rank: of this process.
         seed: of the order.
-        drop_last: leave out the remainder of normals instead of repeating some; see `DistributedSampler`.
+        drop_last: leave out a remainder of fewer slices than processes instead of repeating some.
 
     Raises:
         ValueError: normals_per_abnormal is below 1.
@@ -88,26 +90,33 @@ class LabelledSampler(DistributedSampler[int]):
         super().__init__(normal, num_replicas, rank, shuffle=True, seed=seed, drop_last=drop_last)
         self.every = normals_per_abnormal
         self.n_normal, self.n_abnormal = len(dataset.normal), len(dataset.abnormal)
-
-    def _drawn(self) -> int:
-        return self.num_samples // self.every if self.n_abnormal else 0
-
-    def __len__(self) -> int:
-        return self.num_samples + self._drawn()
+        self.n_drawn = self.n_normal // self.every if self.n_abnormal else 0
+        total = self.n_normal + self.n_drawn
+        self.num_samples = total // num_replicas if drop_last else math.ceil(total / num_replicas)
+        self.total_size = self.num_samples * num_replicas
 
     def __iter__(self) -> Iterator[int]:
-        abnormal = self._abnormal()
-        for place, index in enumerate(super().__iter__()):
+        order = self._order()
+        repeated = order * math.ceil(self.total_size / len(order))
+        return iter(repeated[self.rank : self.total_size : self.num_replicas])
+
+    def _order(self) -> list[int]:
+        """The epoch of all processes."""
+        normal = self._rounds(self.n_normal, self.n_normal)  # as DistributedSampler shuffles them
+        abnormal = self._rounds(self.n_abnormal, self.n_drawn)
+        order = []
+        for place, index in enumerate(normal):
             # before its normals, so that an epoch's last batch has a normal slice, however short it is
             block, place_in_block = divmod(place, self.every)
-            if place_in_block == 0 and block < len(abnormal):
-                yield self.n_normal + abnormal[block]
-            yield index
+            if place_in_block == 0 and block < self.n_drawn:
+                order.append(self.n_normal + abnormal[block])
+            order.append(index)
+        return order
 
-    def _abnormal(self) -> list[int]:
-        """This process's share of as many rounds through the abnormal slices as it takes."""
+    def _rounds(self, count: int, wanted: int) -> list[int]:
+        """As many rounds through the numbers below a count, each in a new order, as it takes."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order: list[int] = []
-        while len(order) < self._drawn() * self.num_replicas:
-            order += torch.randperm(self.n_abnormal, generator=generator).tolist()
-        return order[self.rank :: self.num_replicas][: self._drawn()]
+        while len(order) < wanted:
+            order += torch.randperm(count, generator=generator).tolist()
+        return order

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aeflow_monai.processes import n_processes, summed
+
 __all__ = ["FEATURE_NORMS", "FeatureNorm"]
 
 FEATURE_NORMS = ("channel", "image")
@@ -13,6 +15,8 @@ FEATURE_NORMS = ("channel", "image")
 
 class FeatureNorm(nn.Module):
     """Standardise each channel by the first batch that it sees in training; from then on it is a fixed affine map.
+
+    In a training of several processes the first batch is that of all of them, as in a training of one process.
 
     Pretrained features come in units of their own (the default encoder's have a standard deviation of 6), and a flow
     that starts far from its base distribution spends its first epochs on the scale alone. Mean and deviation are
@@ -55,9 +59,10 @@ class FeatureNorm(nn.Module):
             features = F.layer_norm(features, features.shape[1:])
         if self.training and not self.fitted:
             flat = features.detach().float().transpose(0, 1).flatten(1)
-            self.mean.copy_(flat.mean(dim=1))
+            mean, std = _statistics(flat)
+            self.mean.copy_(mean)
             # a channel that never fires in the first batch must not be blown up later
-            self.std.copy_(flat.std(dim=1, correction=0).clamp_min(1e-2))
+            self.std.copy_(std.clamp_min(1e-2))
             self.fitted.fill_(True)
         standardised = (features - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
         return standardised, -self.std.log().sum()
@@ -65,3 +70,12 @@ class FeatureNorm(nn.Module):
     def inverse(self, standardised: Tensor) -> Tensor:
         """Undo `forward`: (N, C, h, w) to (N, C, h, w)."""
         return standardised * self.std.view(1, -1, 1, 1) + self.mean.view(1, -1, 1, 1)
+
+
+def _statistics(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each row (C, n), over the columns of all processes."""
+    if n_processes() == 1:
+        return flat.mean(dim=1), flat.std(dim=1, correction=0)
+    count = summed(torch.tensor(float(flat.shape[1]), device=flat.device))
+    mean = summed(flat.sum(dim=1)) / count
+    return mean, (summed((flat - mean[:, None]).square().sum(dim=1)) / count).sqrt()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from aeflow_monai.processes import n_processes, summed
 
 __all__ = ["AEFlowLoss", "MixtureLoss", "MixturePrior"]
 
@@ -156,6 +158,8 @@ class MixtureLoss(nn.Module):
         weight: of the mean likelihood of abnormal positions, and of that of the normal ones beside them, against that
             of normal images, above 0.
         least: fraction of a position's pixels that makes it abnormal, in (0, 1].
+        all_processes: take each mean over the images of all processes of torch.distributed, so that gradients which are
+            averaged over the processes are those of one process with all images. Every process has to call it then.
 
     Raises:
         ValueError: a number out of its range.
@@ -163,7 +167,14 @@ class MixtureLoss(nn.Module):
     Source: FlowGMM (see `MixturePrior`), ICML 2020: the likelihood of each image given its label; here of a position.
     """
 
-    def __init__(self, normal: AEFlowLoss, prior: MixturePrior, weight: float = 0.5, least: float = 0.15) -> None:
+    def __init__(
+        self,
+        normal: AEFlowLoss,
+        prior: MixturePrior,
+        weight: float = 0.5,
+        least: float = 0.15,
+        all_processes: bool = False,
+    ) -> None:
         super().__init__()
         if weight <= 0:
             raise ValueError(f"weight is that of abnormal images and has to be above 0; got {weight}.")
@@ -173,15 +184,15 @@ class MixtureLoss(nn.Module):
         self.prior = prior
         self.weight = weight
         self.least = least
+        self.all_processes = all_processes
 
     def flow_loss(self, output: Any, target: Any) -> Tensor:
         """Negative log-likelihood of the normal images, in nats per dimension: a scalar."""
-        return self.normal.flow_loss(_images(output, ~_is_abnormal(target, output)))
+        return self._of_normals(lambda images, _: self.normal.flow_loss(images), output, target)
 
     def reconstruction_loss(self, output: Any, target: Any) -> Tensor:
         """Mean squared error of the normal images' reconstruction: a scalar."""
-        normal = ~_is_abnormal(target, output)
-        return self.normal.reconstruction_loss(_images(output, normal), _image(target)[normal])
+        return self._of_normals(self.normal.reconstruction_loss, output, target)
 
     def abnormal_loss(self, output: Any, target: Any) -> Tensor:
         """Negative log-likelihood of abnormal images, each position given its label, in nats per dimension: a scalar.
@@ -196,7 +207,7 @@ class MixtureLoss(nn.Module):
             covered = F.adaptive_avg_pool2d(lesion, likelihood.shape[-2:])
             parts = ((likelihood + ratio, covered >= self.least), (likelihood, covered < _UNTOUCHED))
             # a stage may have no position of a kind: small lesions, or images that are abnormal all over
-            means = [-torch.where(of, term, 0).sum() / of.sum().clamp_min(1) for term, of in parts]
+            means = [-torch.where(of, term, 0).sum() / self._per_process(of.sum(), least=1) for term, of in parts]
             stages.append(torch.stack(means).sum())
         return torch.stack(stages).mean()
 
@@ -215,15 +226,35 @@ class MixtureLoss(nn.Module):
             ValueError: all images are abnormal.
         """
         abnormal = _is_abnormal(target, output)
-        if abnormal.all():
+        n_normal, n_abnormal = self._per_process(torch.stack([(~abnormal).sum(), abnormal.sum()])).tolist()
+        if not n_normal:
             raise ValueError(
                 f"Expected a normal image in each batch; got {len(abnormal)} abnormal ones alone. Raise batch_size to "
                 "2 or more, or set lesion_copies to 0."
             )
-        if not abnormal.any():
-            return self.normal(output, _image(target))  # type: ignore[no-any-return]
-        loss = self.normal(_images(output, ~abnormal), _image(target)[~abnormal])
-        return loss + self.weight * self.normal.alpha * self.abnormal_loss(output, target)  # type: ignore[no-any-return]
+        loss = self._of_normals(self.normal, output, target)
+        if not n_abnormal:
+            return loss
+        return loss + self.weight * self.normal.alpha * self.abnormal_loss(output, target)
+
+    def _of_normals(self, loss: Callable[[Any, Tensor], Tensor], output: Any, target: Any) -> Tensor:
+        """The mean loss of the normal images, weighed by how many of all processes' are here."""
+        chosen = ~_is_abnormal(target, output)
+        images = _images(output, chosen)
+        if not self.all_processes:
+            return loss(images, _image(target)[chosen])
+        if not chosen.any():  # nothing, with a gradient of 0 for every parameter, which the other processes wait for
+            self._per_process(chosen.sum())
+            nothing: Tensor = sum(part.sum() for part in (images.reconstruction, *images.log_likelihoods))
+            return nothing
+        share: Tensor = chosen.sum() / self._per_process(chosen.sum())
+        return share * loss(images, _image(target)[chosen])
+
+    def _per_process(self, counts: Tensor, least: int = 0) -> Tensor:
+        """Counts, in the mean of all processes if these count together."""
+        if not self.all_processes:
+            return counts.clamp_min(least)
+        return summed(counts.float()).clamp_min(least) / n_processes()
 
 
 def _image(target: Any) -> Tensor:

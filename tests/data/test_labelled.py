@@ -78,6 +78,19 @@ def test_processes_share_the_normals_and_the_abnormals() -> None:
     assert sorted(shares[0] + shares[1]) == list(range(32))
 
 
+@pytest.mark.parametrize("n_processes", [2, 3, 5])
+def test_the_batches_of_processes_together_are_those_of_one(n_processes: int) -> None:
+    dataset = slices(23, 4)  # and 11 drawn abnormal ones
+    whole = order(LabelledSampler(dataset, 2), 1)
+    for drop_last in (False, True):
+        shares = [
+            order(LabelledSampler(dataset, 2, n_processes, rank, drop_last=drop_last), 1) for rank in range(n_processes)
+        ]
+        taken = [index for places in zip(*shares, strict=True) for index in places]
+        assert len(taken) == len(whole) // n_processes * n_processes if drop_last else len(taken) >= len(whole)
+        assert taken == (whole + whole)[: len(taken)]
+
+
 def test_a_share_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match=r"normals_per_abnormal has to be 1 or more; got 0"):
         LabelledSampler(slices(), normals_per_abnormal=0)

@@ -31,6 +31,8 @@ NOT_RUN = [
     ("docs/monai_label.md", "from MONAILabelLib", "runs inside 3D Slicer; see tests/label/test_slicer_client.py"),
     ("docs/monai_label.md", "monailabel apps", "serves until it is stopped; tests/label/test_sample_app.py starts it"),
     ("docs/monai_label.md", "server {", "configures nginx"),
+    ("docs/several_gpus.md", "torchrun", "starts processes; tests/runs/test_training_runs.py starts two"),
+    ("docs/federated.md", "pip install", "installs; tests/runs/test_federated.py runs the job"),
 ]
 # what DATA is where a command needs another than a folder with a manifest
 OTHER_DATA = {"layout=brats": "BRATS", "semi_supervised": "LABELLED"}

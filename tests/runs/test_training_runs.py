@@ -132,42 +132,51 @@ def test_slices_kept_in_files_and_loaded_by_workers_train_the_same_model(
     assert {file: (kept / file).stat().st_mtime_ns for file in slices} == written
 
 
-def test_two_processes_share_each_epoch_and_end_with_the_same_weights_also_if_resumed(
-    tmp_path: Path, volumes: Path, run_command: Run, tiny_training: Options
+def test_two_processes_train_the_model_of_one_also_if_resumed(
+    tmp_path: Path, volumes: Path, run_command: Run, run_workflow: Run, tiny_training: Options
 ) -> None:
+    # with lesions, of which the processes have different numbers
+    options = {**tiny_training, "epochs": 2, "lesion_copies": 1}
     watch, run = tmp_path / "watch.yaml", tmp_path / "run"
-    taken = "list(zip(engine.state.batch['case'], engine.state.batch['slice'].tolist()))"
-    event = "ignite.engine.Events.ITERATION_COMPLETED"
+    batch = "engine.state.batch"
+    abnormal = f"({batch}['abnormal'].amax(dim=(1, 2, 3)) > 0).tolist()"
+    taken = f"list(zip({batch}['case'], {batch}['slice'].tolist(), {abnormal}))"
+    note, event = "$@train#trainer.add_event_handler(", "ignite.engine.Events.ITERATION_COMPLETED"
+    told = "{'weights': @network.state_dict(), 'seen': @seen, 'encoded': @encoded}"
     notes = {
         "seen": "$[]",
+        "encoded": "$[]",
         "+initialize": [
-            f"$@train#trainer.add_event_handler({event}, lambda engine: @seen.append((engine.state.epoch, {taken})))"
+            "$@network.network.encoder.register_forward_pre_hook("
+            "lambda _, given: @encoded.extend(given[0].sum(dim=(1, 2, 3)).tolist()))",
+            f"{note}ignite.engine.Events.STARTED, lambda engine: @encoded.append(None))",  # pictures are encoded anew
+            f"{note}{event}, lambda engine: @seen.append((engine.state.epoch, {taken})))",
         ],
-        "+run": [f"$torch.save({{'weights': @network.state_dict(), 'seen': @seen}}, '{tmp_path}/rank%d.pt' % @rank)"],
+        "+run": [f"$torch.save({told}, '{tmp_path}/rank%d.pt' % @rank)"],
     }
     watch.write_text(yaml.safe_dump(notes))
 
-    def train(folder: Path, **resume: Path) -> tuple[str, list[dict[str, Any]]]:
+    def train(folder: Path, **given: Path) -> tuple[str, list[dict[str, Any]]]:
         done = run_command(
             "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run",
             ["train.yaml", "multi_gpu_train.yaml", watch],
             threads=1,  # each, of two cores
             dataset_dir=volumes,
             output_dir=folder,
-            **{**tiny_training, "epochs": 2, **resume},
+            **{**options, "batch_size": 4, **given},
         )
         assert done.returncode == 0, done.stderr
         return done.stdout, [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
-    printed, (first, second) = train(run)
+    printed, (first, second) = train(run, cache_dir=tmp_path / "cache")
     weights = [key for key in first["weights"] if key.startswith("network.")]
     assert [key for key in weights if not torch.equal(first["weights"][key], second["weights"][key])] == []
 
     orders = []
     for epoch in (1, 2):
         shares = [[item for at, items in rank["seen"] if at == epoch for item in items] for rank in (first, second)]
-        assert len(shares[0]) == len(shares[1]) == 50  # of 5 volumes of 20 slices; the sixth is held out
-        assert len({tuple(item) for share in shares for item in share}) == 100
+        assert len(shares[0]) == len(shares[1]) == 75  # of 5 volumes of 20 slices, and half as many with lesions
+        assert sum(not abnormal for share in shares for *_, abnormal in share) >= 100
         orders.append(shares)
     assert orders[0] != orders[1]
 
@@ -177,6 +186,22 @@ def test_two_processes_share_each_epoch_and_end_with_the_same_weights_also_if_re
     assert epochs_in_log(printed) == [1, 2]
     assert [step for step, _ in loss_curve(run, "train_loss")] == [1, 2]
     assert files_below(run) > BUNDLE
+
+    # one process with the same global batches, which sums in another order
+    alone = tmp_path / "alone"
+    one = run_workflow("train.yaml", **options, dataset_dir=str(volumes), output_dir=str(alone)).parser
+    expected = model_state(alone)
+    for key in weights:
+        torch.testing.assert_close(first["weights"][key], expected[key], rtol=1e-4, atol=1e-5, msg=key)
+    for tag in LOSSES:
+        assert dict(loss_curve(run, tag)) == pytest.approx(dict(loss_curve(alone, tag)), rel=1e-4)
+    # each slice went through the encoder of one of them, once
+    slices = [one.get_parsed_content(f"{section}#dataset").slices for section in ("train", "validate")]
+    sums = [float(item["image"].sum()) for part in slices for item in part]
+    encoded = [rank["encoded"][: rank["encoded"].index(None)] for rank in (first, second)]
+    assert min(map(len, encoded)) > 0.4 * len(sums)  # in batches of 8
+    assert sorted(encoded[0] + encoded[1]) == pytest.approx(sorted(sums), rel=1e-5)
+    assert not list((tmp_path / "cache").rglob("features*"))
 
     # a resumed training goes on in both processes, and ends with the same model
     printed, ranks = train(tmp_path / "resumed", resume=run / "logs/checkpoints/checkpoint_epoch=1.pt")
