@@ -76,10 +76,9 @@ class CardWriter(CaseHandler):
                 title += f"; {n_seen} were {warning}"
         reports = [read_json(self.results_dir / name) for name in ("metrics.json", "localisation.json")]
         report = {name: value for found in reports for name, value in found.items()}
-        report |= {name: value for name, value in _machine(self.results_dir).items() if name == "runtime"}
         if report and (self.folder / "docs" / "README.md").is_file():
             try:
-                add_evaluation(self.folder, title, report)
+                add_evaluation(self.folder, title, {**_runtime(self.results_dir), **report})
             except OSError as error:  # the bundle may lie where nothing can be written
                 print(f"The model card was not completed: {error}")
 
@@ -164,7 +163,7 @@ def add_evaluation(folder: str | Path, title: str, report: Mapping[str, Any]) ->
     """
     path = Path(folder, "docs", "README.md")
     shown = {}
-    for name in _SHOWN:
+    for name in (*_SHOWN, "runtime"):
         if name in report:
             interval = report.get(f"{name}_ci95")
             value = f"{report[name]:.3f}" if isinstance(report[name], float) else str(report[name])
@@ -231,13 +230,14 @@ def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:
 _SHOWN = (
     *("n_normal", "n_abnormal", "auroc", "average_precision", "sensitivity", "specificity", "expected_specificity"),
     *("n_slices", "slice_auroc", "slice_average_precision", "n_lesions", "voxel_auroc", "voxel_average_precision"),
-    *("aupro", "dice", "froc_score", "runtime"),
+    *("aupro", "dice", "froc_score"),
 )
 
 
-def _machine(results_dir: Path) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = read_json(results_dir / RUN_RECORD).get("machine", {})
-    return found
+def _runtime(results_dir: Path) -> dict[str, Any]:
+    """What computed an evaluation, by its run.json."""
+    machine = read_json(results_dir / RUN_RECORD).get("machine", {})
+    return {name: value for name, value in machine.items() if name == "runtime"}
 
 
 def _table(rows: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,8 @@ _logger = logging.getLogger(__name__)
 
 # Packages that each needs beside this one's own, the fastest first (benchmarks/runtime_speed.py).
 _PACKAGES = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "onnx"), "torch": ()}
+# Images that ONNX Runtime takes at a time: a tenth faster than 16, whose activations no cache holds.
+_IN_CACHE = 4
 RUNTIMES = ("auto", *_PACKAGES)
 
 
@@ -187,7 +189,8 @@ def _onnxruntime_session(model: bytes, n_threads: int) -> Callable[[Tensor], Seq
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> Sequence[Tensor]:
-        return [torch.from_numpy(found) for found in session.run(None, {"image": image.contiguous().numpy()})]
+        parts = [session.run(None, {"image": part.contiguous().numpy()}) for part in image.split(_IN_CACHE)]
+        return [torch.cat([torch.from_numpy(part) for part in found]) for found in zip(*parts, strict=True)]
 
     return run
 

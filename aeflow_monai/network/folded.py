@@ -269,7 +269,7 @@ class _SameConv(nn.Conv2d):
 
 
 class _PaddedConv(torch.autograd.Function):
-    """A convolution with sides of its own, which ONNX has and torch has not: padding apart costs a layer its layout."""
+    """A convolution that pads each side by itself, as ONNX can: a padding before it costs a third more time there."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, sides: list[int], conv: Any) -> Tensor:
