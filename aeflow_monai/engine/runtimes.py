@@ -189,7 +189,7 @@ def _onnxruntime_session(model: bytes, n_threads: int) -> Callable[[Tensor], Seq
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> Sequence[Tensor]:
-        parts = [session.run(None, {"image": part.contiguous().numpy()}) for part in image.split(_IN_CACHE)]
+        parts = [session.run(None, {"image": part.contiguous().numpy()}) for part in torch.split(image, _IN_CACHE)]
         return [torch.cat([torch.from_numpy(part) for part in found]) for found in zip(*parts, strict=True)]
 
     return run
