@@ -1,6 +1,7 @@
 """The example of a federated training, docs/examples/federated: what travels, and a job in NVFlare's simulator."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,15 @@ def test_two_sites_train_one_flow_and_calibrate_it_for_themselves(
     assert all(name.startswith("score.") for name in differ)  # one network, two calibrations
     start = client.travelling_state(detector(**options).network)
     assert any(not np.array_equal(states[0][f"network.{name}"], value) for name, value in start.items())
+
+
+def test_a_job_for_real_sites_is_written(tmp_path: Path) -> None:
+    pytest.importorskip("nvflare.app_common.workflows.fedavg", reason="NVFlare is not installed")
+    given = ["--data", "/data", "--output", "/out", "--export", str(tmp_path), "--sites", "north", "south"]
+    command = [sys.executable, str(EXAMPLE / "job.py"), *given, "--set", "image_size=[64, 64]"]
+    subprocess.run(command, check=True, timeout=240)
+    for name in ("north", "south"):
+        site = tmp_path / "aeflow" / f"app_{name}"
+        assert (site / "custom/client.py").read_text() == (EXAMPLE / "client.py").read_text()
+        (executor,) = json.loads((site / "config/config_fed_client.json").read_text())["executors"]
+        assert executor["executor"]["args"]["command"][-2:] == ["--set", "image_size=[64, 64]"]

@@ -3,7 +3,8 @@
     python docs/examples/federated/job.py --data SITES --output OUT --rounds 5
 
 SITES holds a folder for each site, with images as docs/data.md describes them; OUT gets a bundle for each. The server
-averages flows and decoder, weighed by the slices of the sites (FedAvg); it needs no image and no aeflow_monai.
+averages flows and decoder, weighed by the slices of the sites (FedAvg); it needs no image and no aeflow_monai. With
+--export FOLDER and --sites the job is written for a real network of sites instead; nothing is trained.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nvflare.job_config.script_runner import FrameworkType, ScriptRunner
 CLIENT = Path(__file__).parent / "client.py"
 
 
-def job_of(sites: list[str], rounds: int, arguments: list[str]) -> FedJob:
+def job_of(sites: list[str], rounds: int, arguments: list[str], python: str = sys.executable) -> FedJob:
     """The job: the server's rounds, and the script that the sites run, each in a process of its own."""
     job = FedJob(name="aeflow", min_clients=len(sites))
     # one more round to start from, and one to calibrate the last average
@@ -29,7 +30,7 @@ def job_of(sites: list[str], rounds: int, arguments: list[str]) -> FedJob:
             script=str(CLIENT),
             script_args=arguments,
             launch_external_process=True,
-            command=[sys.executable, "-u"],
+            command=[python, "-u"],
             framework=FrameworkType.NUMPY,
         )
         job.to(runner, site)
@@ -41,19 +42,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder of images for each site")
     parser.add_argument("--output", type=Path, required=True, help="folder for the bundles")
+    parser.add_argument("--export", type=Path, help="folder for the job")
+    parser.add_argument("--sites", nargs="+", help="names; those of the folders in --data if not given")
     parser.add_argument("--rounds", type=int, default=5, help="of training")
     parser.add_argument("--epochs", type=int, default=1, help="of each round")
     parser.add_argument("--workspace", type=Path, help="of the simulator; OUT/nvflare if not given")
     parser.add_argument("--preset", action="append", default=[])
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of train.yaml")
     given = parser.parse_args()
-    sites = sorted(path.name for path in given.data.iterdir() if path.is_dir())
+    sites = given.sites or sorted(path.name for path in given.data.iterdir() if path.is_dir())
     if not sites:
         parser.error(f"expected a folder for each site in {given.data}; there is none")
     words = ["--data", str(given.data.absolute()), "--output", str(given.output.absolute())]
     words += ["--epochs", str(given.epochs)]
     for option in ("preset", "set"):
         words += [word for value in getattr(given, option) for word in (f"--{option}", value)]
+    if given.export:
+        job_of(sites, given.rounds, words, python="python3").export_job(str(given.export))
+        print(f"job: {(given.export / 'aeflow').absolute()}")
+        return
     workspace = given.workspace or given.output / "nvflare"
     job = job_of(sites, given.rounds, words)
     status = job.simulator_run(workspace=str(workspace), clients=sites, threads=len(sites))
