@@ -23,7 +23,7 @@ from aeflow_monai import Detector
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.engine.fast_inference import FastInference
 from aeflow_monai.engine.runtimes import RUNTIMES, installed_runtimes
-from aeflow_monai.network.folded import fold_encoder
+from aeflow_monai.network.folded_encoder import fold_encoder
 
 
 def main() -> None:

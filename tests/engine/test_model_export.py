@@ -1,6 +1,7 @@
 """Models as one file for other programs, on the volumes that the tiny training saw and did not see."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,11 +39,17 @@ def exported(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+Seen = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+
+
 @pytest.fixture(scope="module")
-def slices(trained: Path, volumes: Path) -> tuple[Model, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """The processed slices of a volume with a lesion, their positions, and what torch says of them."""
+def slices(trained: Path, volumes: Path) -> Seen:
+    return seen(trained, sorted(volumes.glob("**/*.nii.gz"))[-1])
+
+
+def seen(trained: Path, path: Path) -> Seen:
+    """The processed slices of a volume, their positions, and what torch says of them."""
     model = Model(trained)
-    path = next(volumes.glob("**/*abnormal*image*"), None) or sorted(volumes.glob("**/*.nii.gz"))[-1]
     image = model.preprocessing({"image": str(path), "case": "case"})["image"]
     slicer = model.inferer.slicer
     chosen = slicer.chosen(image.as_subclass(torch.Tensor), "axial")
@@ -51,7 +58,7 @@ def slices(trained: Path, volumes: Path) -> tuple[Model, torch.Tensor, torch.Ten
     with torch.no_grad():
         scores = model.detector.finish(model.detector.infer(stack, places)[0])
     case = model.detector.score.case_score({"axial": scores.map_scores}, {"axial": scores.global_terms})
-    return model, stack, places.positions.float(), {**scores._asdict(), "case_score": case[None]}
+    return stack, places.positions.float(), {**scores._asdict(), "case_score": case[None]}
 
 
 def assert_equal_to_torch(found: dict[str, np.ndarray], expected: dict[str, torch.Tensor]) -> None:
@@ -59,12 +66,21 @@ def assert_equal_to_torch(found: dict[str, np.ndarray], expected: dict[str, torc
         np.testing.assert_allclose(found[name], value.numpy(), atol=1e-3, rtol=1e-4, err_msg=name)
 
 
-def test_onnx_says_what_torch_says(exported: Path, slices: tuple) -> None:  # type: ignore[type-arg]
-    _, stack, positions, expected = slices
+def test_onnx_says_what_torch_says(exported: Path, slices: Seen) -> None:
+    stack, positions, expected = slices
     session = onnxruntime.InferenceSession(exported / "model.onnx")
     inputs = {"image": stack.numpy(), "position": positions.numpy()}
     found = dict(zip(OUTPUTS_OF_WHOLE, session.run(None, inputs), strict=True))
     assert_equal_to_torch(found, expected)
+
+
+@pytest.mark.skipif("AEFLOW_DATA" not in os.environ, reason="AEFLOW_DATA names no folder of real data")
+def test_onnx_says_what_torch_says_of_a_real_volume(exported: Path, trained: Path) -> None:
+    stack, positions, expected = seen(trained, Path(os.environ["AEFLOW_DATA"], "brain_mri/nv_10labels/flair.nii.gz"))
+    assert len(stack) > 10
+    session = onnxruntime.InferenceSession(exported / "model.onnx")
+    found = session.run(None, {"image": stack.numpy(), "position": positions.numpy()})
+    assert_equal_to_torch(dict(zip(OUTPUTS_OF_WHOLE, found, strict=True)), expected)
 
 
 def test_the_file_beside_it_says_how_it_is_used(exported: Path, trained: Path) -> None:
@@ -77,8 +93,8 @@ def test_the_file_beside_it_says_how_it_is_used(exported: Path, trained: Path) -
     assert "Not a medical device" in about["disclaimer"]
 
 
-def test_the_example_needs_neither_torch_nor_monai(exported: Path, slices: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
-    _, stack, _, expected = slices
+def test_the_example_needs_neither_torch_nor_monai(exported: Path, slices: Seen, tmp_path: Path) -> None:
+    stack, _, expected = slices
     np.save(tmp_path / "slices.npy", stack.numpy())
     command = [sys.executable, "-c", NO_TORCH, str(EXAMPLE), str(exported / "model.onnx"), str(tmp_path / "slices.npy")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -86,9 +102,9 @@ def test_the_example_needs_neither_torch_nor_monai(exported: Path, slices: tuple
     assert f"case score {float(expected['case_score']):.2f}" in ended.stdout
 
 
-def test_openvino_says_what_torch_says(trained: Path, slices: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
+def test_openvino_says_what_torch_says(trained: Path, slices: Seen, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
-    _, stack, positions, expected = slices
+    stack, positions, expected = slices
     files = export_model(trained, "openvino", tmp_path / "of_site.xml")
     assert [file.name for file in files] == ["of_site.xml", "of_site.json"]
     assert (tmp_path / "of_site.bin").is_file()
@@ -98,8 +114,8 @@ def test_openvino_says_what_torch_says(trained: Path, slices: tuple, tmp_path: P
     assert_equal_to_torch(found, expected)
 
 
-def test_a_program_of_torch_says_the_same(trained: Path, slices: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
-    _, stack, positions, expected = slices
+def test_a_program_of_torch_says_the_same(trained: Path, slices: Seen, tmp_path: Path) -> None:
+    stack, positions, expected = slices
     path, _ = export_model(trained, "torch", tmp_path)
     program = torch.export.load(path).module()
     found = dict(zip(OUTPUTS_OF_WHOLE, program(stack, positions), strict=True))

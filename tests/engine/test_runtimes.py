@@ -8,7 +8,8 @@ from aeflow_monai.engine import Detector
 from aeflow_monai.engine.fast_inference import FastInference, Runtimes
 from aeflow_monai.engine.runtimes import RUNTIMES, chosen_runtime, require_packages, require_runtime
 from aeflow_monai.network import AEFlow, Encoder
-from aeflow_monai.network.folded import FoldedAEFlow, fold_encoder
+from aeflow_monai.network.folded import FoldedAEFlow
+from aeflow_monai.network.folded_encoder import fold_encoder
 from aeflow_monai.score import Score
 
 INSTALLED = ["torch", *(name for name in ("onnxruntime", "openvino") if optional_import(name)[1])]
