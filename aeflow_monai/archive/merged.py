@@ -24,7 +24,7 @@ from aeflow_monai.printable import some
 __all__ = ["Merged", "is_sharded", "merge"]
 
 _PICTURES = 300  # cases whose overlays are looked for
-_SAME = ("model_sha256", "options_sha256", "version", "source")
+_SAME = ("model_sha256", "options_sha256", "version", "runtime", "source")
 
 
 class Merged(NamedTuple):

@@ -33,12 +33,13 @@ _AT_ONCE = 32  # studies that are claimed together
 _SAID = 20  # failures that are said one by one
 # What all runs of one folder have to share, and what to call it.
 _SAME = {
-    "model_sha256": "model",
-    "options_sha256": "options",
-    "version": "version of aeflow_monai",
-    "source": "list",
+    "model_sha256": "another model",
+    "options_sha256": "other options",
+    "version": "another version of aeflow_monai",
+    "runtime": "another runtime",
+    "source": "another list",
 }
-_OF_RUN = ("dataset_dir", "output_dir", "overwrite", "device", "imports")  # change no result
+_OF_RUN = ("dataset_dir", "output_dir", "overwrite", "device", "runtime", "imports")  # change no result, or stand apart
 
 
 class ShardRun(NamedTuple):
@@ -168,12 +169,12 @@ class OpenShard:
 
     def _begin(self, given: GivenConfig, listing: Mapping[str, Any], retry_failed: bool) -> None:
         of_run = {**describe_run(given), "command": self.run.command}
-        settings = _settings(self.run, given)
+        settings = _settings(self.run, given, of_run["machine"].get("runtime", "torch"))
         earlier = self.ledger.settings()
         for name, what in _SAME.items():
             if earlier.get(name, settings[name]) != settings[name]:
                 raise ValueError(
-                    f"{self.run.shard_folder} was begun with another {what}: {_short(earlier[name])} there, now "
+                    f"{self.run.shard_folder} was begun with {what}: {_short(earlier[name])} there, now "
                     f"{_short(settings[name])}. Give the same, or another folder with --output_dir, or begin anew with "
                     "--overwrite True."
                 )
@@ -200,7 +201,7 @@ class OpenShard:
             _logger.warning("Further cases that fail are not said one by one.")
 
 
-def _settings(run: ShardRun, given: GivenConfig) -> dict[str, Any]:
+def _settings(run: ShardRun, given: GivenConfig, runtime: str) -> dict[str, Any]:
     content = {name: value for name, value in given.content.items() if name not in _OF_RUN}
     options = describe_run(given._replace(content=content))["config_sha256"]
     return {
@@ -210,6 +211,7 @@ def _settings(run: ShardRun, given: GivenConfig) -> dict[str, Any]:
         "model_sha256": digest_of(model_path(run.model)),
         "options_sha256": options,
         "version": __version__,
+        "runtime": runtime,  # which "auto" is by what is installed
     }
 
 

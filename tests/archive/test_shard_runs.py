@@ -126,7 +126,7 @@ def test_a_shard_that_was_not_begun_is_named(tmp_path: Path, scans: Scans, train
     ("changed", "message"),
     [
         (["--shard", "1/3"], "was begun with 2 shards; got --shard 1/3. Give --shard K/2"),
-        (["--shard", "1/2", "--outputs", "anomaly_mask"], "was begun with another options: "),
+        (["--shard", "1/2", "--outputs", "anomaly_mask"], "was begun with other options: "),
     ],
 )
 def test_other_shards_and_options_are_refused(
