@@ -6,8 +6,8 @@ on, the second 25 %, and the third 15 %. No patient is at two sites, or trained 
 
     python benchmarks/federated.py --data XRAY --output OUT [--seeds 0] [--train 400] [--test 300] [--rounds 10]
 
-XRAY holds manifest.csv; NVFlare has to be installed (the extra `federated`). Alone and together train as long as the
-bundle has it by default; the federated sites train `rounds` times 2 epochs. Written to the output: federated.json,
+XRAY holds manifest.csv; NVFlare has to be installed (the extra `federated`). Every way trains for as many epochs: the
+federated sites for 2 in each of the rounds. Written to the output: federated.json,
 table.md, and a folder for each seed with all bundles and results. What is done already is kept.
 """
 
@@ -78,9 +78,9 @@ def run(config: Sequence[str], kind: str, **options: Any) -> None:
     workflow.finalize()
 
 
-def train(data: Path, bundle: Path, seed: int) -> None:
+def train(data: Path, bundle: Path, epochs: int, seed: int) -> None:
     if not (bundle / "models/model.pt").is_file():
-        given = {"dataset_dir": str(data), "output_dir": str(bundle), "seed": seed, **OPTIONS}
+        given = {"dataset_dir": str(data), "output_dir": str(bundle), "epochs": epochs, "seed": seed, **OPTIONS}
         run(config_files("train", "chest_xray"), "train", **given)
 
 
@@ -117,10 +117,11 @@ def of_a_seed(data: Path, output: Path, seed: int, n_train: int, n_test: int, ro
     write(output / "all", "train", trained)
 
     train_federated(sites, output / "federated", rounds, seed)
-    train(output / "all", output / "together", seed)
+    epochs = rounds * EPOCHS_OF_A_ROUND
+    train(output / "all", output / "together", epochs, seed)
     found = {}
     for name, is_here in at.items():
-        train(sites / name, output / "alone" / name, seed)
+        train(sites / name, output / "alone" / name, epochs, seed)
         bundles = {way: output / way / name if way != "together" else output / way for way in WAYS}
         metrics = {way: evaluate(bundles[way], tests / name, output / "results" / way / name) for way in WAYS}
         report = metrics["alone"]
