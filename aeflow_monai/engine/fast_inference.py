@@ -53,7 +53,8 @@ class FastInference:
         folded = ScoringPass(detector, maps, image_size)
         self.names = folded.names
         name = chosen_runtime(runtime, detector.device)
-        self.runtime: Runtime = make_runtime(name, folded, [*_SUMS, *folded.names], torch.get_num_threads())
+        names, falls_back = [*_SUMS, *folded.names], runtime == "auto"
+        self.runtime: Runtime = make_runtime(name, folded, names, torch.get_num_threads(), falls_back)
 
     def infer(self, image: Tensor, places: Places | None = None) -> tuple[SliceStack, dict[str, Tensor]]:
         """See `Detector.infer`; of the maps those that were asked for."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from aeflow_monai.engine.onnx_form import onnx_of
+from aeflow_monai.printable import first_line
 
 __all__ = [
     "RUNTIMES",
@@ -119,7 +120,9 @@ def chosen_runtime(name: str, device: torch.device | str) -> str:
     return name
 
 
-def make_runtime(name: str, module: nn.Module, outputs: Sequence[str], n_threads: int) -> Runtime:
+def make_runtime(
+    name: str, module: nn.Module, outputs: Sequence[str], n_threads: int, falls_back: bool = False
+) -> Runtime:
     """What computes a module.
 
     Args:
@@ -127,13 +130,14 @@ def make_runtime(name: str, module: nn.Module, outputs: Sequence[str], n_threads
         module: takes images (N, C, H, W) and gives a tuple of tensors (N, ...); belongs to the runtime from now on.
         outputs: names of these.
         n_threads: of a CPU, for all calls together.
+        falls_back: let torch compute a network that the runtime cannot take over; without, it is an error.
     """
     if name == "torch":
         return _Torch(module)
     make: Callable[[bytes, int], Callable[[Tensor], Sequence[Tensor]]] = (
         _onnxruntime_session if name == "onnxruntime" else _OpenVino
     )
-    return _OfSizes(name, module, outputs, lambda model: make(model, n_threads))
+    return _OfSizes(name, module, outputs, lambda model: make(model, n_threads), falls_back)
 
 
 class _Torch:
@@ -161,8 +165,10 @@ class _OfSizes:
         module: nn.Module,
         outputs: Sequence[str],
         make: Callable[[bytes], Callable[[Tensor], Sequence[Tensor]]],
+        falls_back: bool,
     ) -> None:
         self.name = name
+        self.falls_back = falls_back
         self.module = module
         self.outputs = outputs
         self.make = make
@@ -173,11 +179,21 @@ class _OfSizes:
         size = tuple(image.shape[1:])
         with self.lock:
             if size not in self.made:
-                example = torch.zeros(2, *size)
-                names = ("image", *self.outputs)
-                model = onnx_of(self.module, {"image": example}, self.outputs, dict.fromkeys(names, "batch"))
-                self.made[size] = self.make(model)
+                self.made[size] = self._of_size(size)
         return self.made[size](image)
+
+    def _of_size(self, size: tuple[int, ...]) -> Callable[[Tensor], Sequence[Tensor]]:
+        names = ("image", *self.outputs)
+        try:
+            model = onnx_of(self.module, {"image": torch.zeros(2, *size)}, self.outputs, dict.fromkeys(names, "batch"))
+            return self.make(model)
+        except Exception as error:  # of torch's exporter and of the runtime, in many kinds
+            cannot = f"{self.name} cannot take over this network: {first_line(str(error))}"
+            if not self.falls_back:
+                raise ValueError(f"{cannot}. Set the runtime to torch.") from error
+            _logger.warning(f"{cannot}. Torch computes it.")
+            self.name = "torch"
+            return self.module
 
 
 def _onnxruntime_session(model: bytes, n_threads: int) -> Callable[[Tensor], Sequence[Tensor]]:

@@ -6,7 +6,7 @@ from monai.utils import optional_import
 
 from aeflow_monai.engine import Detector
 from aeflow_monai.engine.fast_inference import FastInference, Runtimes
-from aeflow_monai.engine.runtimes import RUNTIMES, chosen_runtime, require_packages, require_runtime
+from aeflow_monai.engine.runtimes import RUNTIMES, chosen_runtime, make_runtime, require_packages, require_runtime
 from aeflow_monai.network import AEFlow, Encoder
 from aeflow_monai.network.folded import FoldedAEFlow
 from aeflow_monai.network.folded_encoder import fold_encoder
@@ -139,3 +139,22 @@ def test_wrong_runtimes_are_refused() -> None:
 def test_a_runtime_of_the_cpu_is_refused_on_another_device() -> None:
     with pytest.raises(ValueError, match="computes on the CPU; the device is cuda"):
         chosen_runtime("onnxruntime", "cuda")
+
+
+class OfNoRuntime(torch.nn.Module):
+    """A network with an operation that ONNX has not."""
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor]:
+        return (torch.linalg.slogdet(image[:, 0]).logabsdet,)
+
+
+@pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="needs the extra fast")
+def test_a_network_that_no_runtime_takes_over_is_torchs_or_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    image = images(2) + torch.eye(64)
+    chosen = make_runtime("onnxruntime", OfNoRuntime(), ["heights"], n_threads=1, falls_back=True)
+    torch.testing.assert_close(chosen(image)[0], OfNoRuntime()(image)[0])
+    assert chosen.name == "torch"
+    assert "onnxruntime cannot take over this network" in caplog.text
+    asked_for = make_runtime("onnxruntime", OfNoRuntime(), ["heights"], n_threads=1)
+    with pytest.raises(ValueError, match=r"onnxruntime cannot take over this network: .*Set the runtime to torch"):
+        asked_for(image)
