@@ -136,7 +136,7 @@ def of_a_seed(data: Path, output: Path, seed: int, n_train: int, n_test: int, ro
 
 
 def table(report: dict[str, dict[str, Any]]) -> str:
-    """Means over the seeds, with the smallest and largest where there are several."""
+    """Means over the seeds, with the smallest and largest; of one seed with the interval of 95 %, by bootstrap."""
     lines = ["| site | normals trained on | normal / abnormal tested | trivial | alone | federated | all together |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name in SITES:
@@ -145,8 +145,8 @@ def table(report: dict[str, dict[str, Any]]) -> str:
         cells = []
         for key in ("trivial", *WAYS):
             values = [row[key] for row in rows]
-            spread = f" ({min(values):.3f} to {max(values):.3f})" if len(rows) > 1 and key != "trivial" else ""
-            cells.append(f"{np.mean(values):.3f}{spread}")
+            low, high = rows[0]["ci95"].get(key, (0, 0)) if len(rows) == 1 else (min(values), max(values))
+            cells.append(f"{np.mean(values):.3f}" + (f" ({low:.3f} to {high:.3f})" if key != "trivial" else ""))
         lines.append(f"| {name} | {counts[0]} | {counts[1]} / {counts[2]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
