@@ -161,16 +161,22 @@ def _lines(path: Path, file: Any) -> Iterator[_Row]:
 
 
 def _cells(path: Path, file: Any) -> Iterator[_Row]:
-    table = csv.DictReader(file)
+    table = csv.DictReader(file, strict=True)
     column = next((name for name in _PATHS if name in (table.fieldnames or ())), None)
     if column is None:
         raise ValueError(
             f"{shown(path)}: expected a column {' or '.join(_PATHS)} in its first line; got "
             f"{shown(', '.join(table.fieldnames or ()) or 'none')}."
         )
-    for row in table:
-        images = [part.strip() for part in (row[column] or "").split(";") if part.strip()]
-        yield table.line_num, images, row
+    try:
+        for row in table:
+            images = [part.strip() for part in (row[column] or "").split(";") if part.strip()]
+            yield table.line_num, images, row
+    except csv.Error as error:  # a quote that is not closed would hide all lines behind it
+        raise ValueError(
+            f"{shown(path)}, up to line {table.line_num}: the table cannot be read, {error}. Close each quote that is "
+            "opened, or double it where it is part of a cell."
+        ) from error
 
 
 def _objects(path: Path, file: Any) -> Iterator[_Row]:

@@ -67,7 +67,7 @@ def merge(folder: str | Path) -> Merged:
 
     Raises:
         FileNotFoundError: no shard was begun.
-        ValueError: shards were scored with different models, options or lists.
+        ValueError: shards were scored with different models, options or lists, or the list changed between them.
     """
     folder = Path(folder)
     with ExitStack() as stack:
@@ -80,6 +80,7 @@ def merge(folder: str | Path) -> Merged:
         if not ledgers:
             raise FileNotFoundError(f"There is no shard in {folder}. Begin one with aeflow predict --shard K/N.")
         _require_same(paths, settings)
+        _require_one_list(paths, settings)
         counts = Counts(*(sum(each) for each in zip(*(ledger.counts() for ledger in ledgers), strict=True)))
         shards = [Shard(*own["shard"]) for own in settings]
         missing = tuple(sorted(set(range(1, shards[0].total + 1)) - {shard.number for shard in shards}))
@@ -165,3 +166,15 @@ def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) 
                     f"{path.parent} was scored with another {name.partition('_')[0]} than {paths[0].parent}. Begin "
                     "it anew, with aeflow predict --shard and --overwrite."
                 )
+
+
+def _require_one_list(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse shards that read their list when it said something else: lines that were added would be lost."""
+    read = [(path, own["list_sha256"]) for path, own in zip(paths, settings, strict=True) if "list_sha256" in own]
+    for path, digest in read:
+        if digest != read[0][1]:
+            raise ValueError(
+                f"{settings[0]['source']} has changed between {read[0][0].parent} and {path.parent}, so that studies "
+                "may be missing. Give the commands of all shards again: they read the list anew, and what is done is "
+                "not done again."
+            )

@@ -180,13 +180,14 @@ class OpenShard:
                 )
         state = _state_of(self.run.source)
         self.ledger.set(**settings, record=of_run)
-        if state and earlier.get("listed") == state:  # a million lines take a minute
+        if state and earlier.get("listed") == state and "list_sha256" in earlier:  # a million lines take a minute
             self.ledger.begin(None, retry_failed)
             return
+        digest = digest_of(self.run.source) if state else None
         repeated = self.ledger.begin(
             studies_in(self.run.source, self.run.shard, self.run.folder, **listing), retry_failed
         )
-        self.ledger.set(repeated=repeated, listed=state)
+        self.ledger.set(repeated=repeated, listed=state, list_sha256=digest)
         if repeated:
             _logger.warning(f"{repeated} lines of {shown(self.run.source)} name a study again, which is scored once.")
         if gone := self.ledger.unlisted():

@@ -87,8 +87,9 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
         _write(whole, (detector.network.encoder.in_channels, *slicer.image_size), form, file)
         files.append(file)
     about = _about(Path(folder), model, planes, [file.name for file in files], form)
-    write_json(stem.with_suffix(".json"), about)
-    return [*files, stem.with_suffix(".json")]
+    json_file = stem.with_name(f"{stem.name}.json")  # a name may have further dots
+    write_json(json_file, about)
+    return [*files, json_file]
 
 
 def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path) -> None:

@@ -44,6 +44,11 @@ def test_names_and_channels_are_taken(tmp_path: Path) -> None:
         ("list.jsonl", '{"file": "a.png"}\n', r"line 1: expected a JSON object with path or image; got "),
         ("list.csv", "file\na.png\n", r"expected a column path or image in its first line; got file\."),
         ("list.csv", "path,case\n,a\n", r"line 2: it names no image"),
+        (
+            "list.csv",
+            'path,comment\na.png,"5 inch\nb.png,\n',
+            r"up to line 3: the table cannot be read, .*Close each quote",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:

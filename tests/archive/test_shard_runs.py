@@ -145,6 +145,22 @@ def test_another_list_is_refused(tmp_path: Path, scans: Scans, sharded: Path, tr
 
 
 @pytest.mark.end_to_end
+def test_a_list_that_grew_between_shards_is_not_finished(tmp_path: Path, trained: Path, capsys: Capture) -> None:
+    listed, out = tmp_path / "list.txt", tmp_path / "OUT"
+    listed.write_text("".join(f"absent{number}.png\n" for number in range(6)))
+    command = ["predict", str(listed), "-m", str(trained), "-o", str(out), *OUTPUTS, "--quiet", "--shard"]
+    main([*command, "1/2"])
+    listed.write_text("".join(f"absent{number}.png\n" for number in range(12)))
+    main([*command, "2/2"])
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 2
+    assert "Give the commands of all shards again" in capsys.readouterr().err
+    main([*command, "1/2"])
+    capsys.readouterr()
+    assert main(["report", str(out)]) == 1
+    assert "12 studies: 0 done, 12 failed, 0 open" in capsys.readouterr().out
+
+
 def test_one_process_a_shard(scans: Scans, sharded: Path, trained: Path, start_aeflow: Start) -> None:
     claim_folder(sharded / "shards/1-of-2", "output_dir")
     command = ["predict", str(scans.listed), "-m", str(trained), "-o", str(sharded), "--shard", "1/2", *OUTPUTS]

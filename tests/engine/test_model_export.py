@@ -105,9 +105,9 @@ def test_the_example_needs_neither_torch_nor_monai(exported: Path, slices: Seen,
 def test_openvino_says_what_torch_says(trained: Path, slices: Seen, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
     stack, positions, expected = slices
-    files = export_model(trained, "openvino", tmp_path / "of_site.xml")
-    assert [file.name for file in files] == ["of_site.xml", "of_site.json"]
-    assert (tmp_path / "of_site.bin").is_file()
+    files = export_model(trained, "openvino", tmp_path / "of.site.xml")
+    assert [file.name for file in files] == ["of.site.xml", "of.site.json"]
+    assert (tmp_path / "of.site.bin").is_file()
     compiled = openvino.Core().compile_model(files[0], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     given = compiled({"image": stack.numpy(), "position": positions.numpy()})
     found = {name: given[compiled.output(name)] for name in OUTPUTS_OF_WHOLE}
@@ -116,7 +116,8 @@ def test_openvino_says_what_torch_says(trained: Path, slices: Seen, tmp_path: Pa
 
 def test_a_program_of_torch_says_the_same(trained: Path, slices: Seen, tmp_path: Path) -> None:
     stack, positions, expected = slices
-    path, _ = export_model(trained, "torch", tmp_path)
+    path, about = export_model(trained, "torch", tmp_path / "site.v1.pt2")
+    assert (path.name, about.name) == ("site.v1.pt2", "site.v1.json")
     program = torch.export.load(path).module()
     found = dict(zip(OUTPUTS_OF_WHOLE, program(stack, positions), strict=True))
     assert_equal_to_torch({name: value.numpy() for name, value in found.items()}, expected)
