@@ -174,7 +174,7 @@ def _cells(path: Path, file: Any) -> Iterator[_Row]:
             yield table.line_num, images, row
     except csv.Error as error:  # a quote that is not closed would hide all lines behind it
         raise ValueError(
-            f"{shown(path)}, up to line {table.line_num}: the table cannot be read, {error}. Close each quote that is "
+            f"{shown(path)}, after line {table.line_num}: the table cannot be read, {error}. Close each quote that is "
             "opened, or double it where it is part of a cell."
         ) from error
 

@@ -47,7 +47,7 @@ def test_names_and_channels_are_taken(tmp_path: Path) -> None:
         (
             "list.csv",
             'path,comment\na.png,"5 inch\nb.png,\n',
-            r"up to line 3: the table cannot be read, .*Close each quote",
+            r"after line 1: the table cannot be read, .*Close each quote",
         ),
     ],
 )
