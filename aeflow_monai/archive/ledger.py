@@ -249,6 +249,11 @@ class Ledger:
             file = image if isinstance(image, str) else ", ".join(image)
             yield key, {"case": name, "file": file, **json.loads(result), "results": f"{number // _FOLDER:05d}"}
 
+    def names(self) -> Iterator[str]:
+        """Names of all studies, without regard to the case of ASCII letters, in their order."""
+        for (name,) in self._db.execute("SELECT lower(name) FROM studies ORDER BY 1"):
+            yield name
+
     def _list(self, study: Study) -> bool:
         """Take a line of the list; false if this study stood in it already."""
         query = (

@@ -66,7 +66,7 @@ def studies_in(
         The studies; files are not looked for yet. A path that stands twice comes twice.
 
     Raises:
-        ValueError: a line cannot be read; names it.
+        ValueError: a line cannot be read, which is named; or the list names no study.
 
     Example:
         >>> import tempfile
@@ -80,7 +80,9 @@ def studies_in(
         return
     path = Path(source).absolute()
     root = str(path.parent)
+    is_empty = True
     for line, images, row in _rows(path):
+        is_empty = False
         if not images:
             raise ValueError(f"{shown(path)}, line {line}: it names no image. Give its path, or take the line away.")
         below = [_below(root, image) for image in images]
@@ -90,6 +92,8 @@ def studies_in(
             case = fitting_name(row.get("case") or _name(below[0]))
             item = {"image": full[0] if len(full) == 1 else full, "case": case, "patient": row.get("patient") or case}
             yield Study(key, item)
+    if is_empty:
+        raise ValueError(f"{shown(path)} names no study: it is empty. Write the path of an image in each line.")
 
 
 def with_problem(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,8 +178,8 @@ def _cells(path: Path, file: Any) -> Iterator[_Row]:
             yield table.line_num, images, row
     except csv.Error as error:  # a quote that is not closed would hide all lines behind it
         raise ValueError(
-            f"{shown(path)}, up to line {table.reader.line_num}: the table cannot be read, {error}. Close each quote that is "
-            "opened, or double it where it is part of a cell."
+            f"{shown(path)}, up to line {table.reader.line_num}: the table cannot be read, {error}. Close each quote "
+            "that is opened, or double it where it is part of a cell."
         ) from error
 
 

@@ -6,6 +6,7 @@ import csv
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,12 +36,14 @@ class Merged(NamedTuple):
         missing: numbers of the shards that were not begun.
         n_shards: of all.
         repeated: lines that name a study again.
+        same_names: names, in lower case, of cases that another shard has too: `results` tells them apart.
     """
 
     counts: Counts
     missing: tuple[int, ...]
     n_shards: int
     repeated: int
+    same_names: frozenset[str] = frozenset()
 
     @property
     def is_finished(self) -> bool:
@@ -85,6 +88,7 @@ def merge(folder: str | Path) -> Merged:
         shards = [Shard(*own["shard"]) for own in settings]
         missing = tuple(sorted(set(range(1, shards[0].total + 1)) - {shard.number for shard in shards}))
         merged = Merged(counts, missing, shards[0].total, sum(own.get("repeated", 0) for own in settings))
+        merged = merged._replace(same_names=_same_names(ledgers))
         _write(folder, ledgers, settings[0], merged)
     return merged
 
@@ -105,8 +109,21 @@ def _write(folder: Path, ledgers: Sequence[Ledger], settings: Mapping[str, Any],
         _write_table(folder / f"failures{end}", columns, _rows(folder, ledgers, "failed"))
     write_json(folder / RUN_RECORD, _record(settings, merged))
     if finished:
-        folders = {case: results for _, case, results in sorted(highest, reverse=True)}
+        # a page knows pictures by the case, and would show those of one for another
+        pictured = [found for found in sorted(highest, reverse=True) if _folded(found[1]) not in merged.same_names]
+        folders = {case: results for _, case, results in pictured}
         write_report(folder, overlay_pictures(folder, folders, LIMIT, folders), settings.get("score", {}))
+
+
+def _folded(name: str) -> str:
+    """A name without regard to the case of ASCII letters, as SQLite's lower gives it."""
+    return "".join(sign.lower() if sign.isascii() else sign for sign in name)
+
+
+def _same_names(ledgers: Sequence[Ledger]) -> frozenset[str]:
+    """Names that several ledgers have; each has a name once."""
+    names = heapq.merge(*(ledger.names() for ledger in ledgers))
+    return frozenset(name for name, following in pairwise(names) if name == following)
 
 
 def _record(settings: Mapping[str, Any], merged: Merged) -> dict[str, Any]:

@@ -73,6 +73,9 @@ def report_shards(folder: Path, terminal: Terminal) -> None:
         terminal.result(f"shards that were not begun, of {merged.n_shards}: {some(merged.missing, 20)}")
     if merged.repeated:
         terminal.result(f"{merged.repeated} lines name a study again, which was scored once")
+    if merged.same_names:
+        names = some(sorted(merged.same_names), 5)
+        terminal.result(f"cases of different shards with one name, which the column results tells apart: {names}")
     terminal.result(f"results: {folder}")
     if merged.is_finished:
         terminal.result(f"report: {folder / 'report.html'}")

@@ -77,6 +77,10 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
             f"The model looks at {len(planes)} planes, {', '.join(map(str, planes))}, with a file for each. Give a "
             f"folder in place of {path}."
         )
+    if not is_file and (path.suffix in FORMS.values() or path.is_file()):
+        raise ValueError(f"Expected a folder, or a file that ends with {FORMS[form]}, to export to {form}; got {path}.")
+    if in_the_way := next((parent for parent in path.parents if parent.is_file()), None):
+        raise ValueError(f"Expected a folder to write to; {in_the_way} is a file. Give another path.")
     stem = path.with_suffix("") if is_file else path / "model"
     stem.parent.mkdir(parents=True, exist_ok=True)
     files = []

@@ -44,6 +44,8 @@ def test_names_and_channels_are_taken(tmp_path: Path) -> None:
         ("list.jsonl", '{"file": "a.png"}\n', r"line 1: expected a JSON object with path or image; got "),
         ("list.csv", "file\na.png\n", r"expected a column path or image in its first line; got file\."),
         ("list.csv", "path,case\n,a\n", r"line 2: it names no image"),
+        ("list.csv", "path,case\n", r"list\.csv names no study: it is empty"),
+        ("list.txt", "\n\n", r"list\.txt names no study: it is empty"),
         (
             "list.csv",
             'path,comment\na.png,"5 inch\nb.png,\n',

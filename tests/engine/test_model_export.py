@@ -128,3 +128,11 @@ def test_wrong_use_is_refused(trained: Path, tmp_path: Path, capsys: pytest.Capt
         export_model(trained, "tflite", tmp_path)
     assert main(["export", str(tmp_path), "--to", "onnx", "-o", str(tmp_path)]) == 2
     assert "Expected the folder of a training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "file.txt", "file.txt/below"])
+def test_a_path_that_is_no_folder_is_refused(trained: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file.txt").write_text("something else")
+    with pytest.raises(ValueError, match=r"Expected a folder"):
+        export_model(trained, "torch", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
