@@ -32,6 +32,8 @@ NOT_RUN = [
     ("docs/monai_label.md", "monailabel apps", "serves until it is stopped; tests/label/test_sample_app.py starts it"),
     ("docs/monai_label.md", "server {", "configures nginx"),
     ("docs/several_gpus.md", "torchrun", "starts processes; tests/runs/test_training_runs.py starts two"),
+    ("docs/scale.md", "find /archive", "looks through an archive; tests/archive/test_examples.py runs all shards"),
+    ("docs/scale.md", "pip install", "needs a cluster; tests/archive/test_ray_workers.py starts one"),
     ("docs/federated.md", "pip install", "installs; tests/runs/test_federated.py runs the job"),
 ]
 # what DATA is where a command needs another than a folder with a manifest
