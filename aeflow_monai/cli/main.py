@@ -29,8 +29,8 @@ _OWN_WORDS = (
     (r"--overwrite True", "--overwrite"),
     (r"--resume \S+\.pt", "--resume"),
 )
-# Threads that wait for each other spin, and on a busy machine for so long that a run takes ten times as long. With this
-# it takes twice as long, and as long as ever where the cores are free (benchmarks/busy_cores.py).
+# Threads that wait for each other spin, and keep others from running: beside three trainings a fourth took 14 times as
+# long as alone. With this it takes 5 times as long, and alone no longer than before (benchmarks/busy_cores.py).
 _WAITING = ("GOMP_SPINCOUNT", "1000")
 SOME_FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
 
