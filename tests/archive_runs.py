@@ -26,13 +26,13 @@ class Scans(NamedTuple):
 def wait_until_done(out: Path, n: int, process: "subprocess.Popen[str]", shard: str = "1-of-1") -> None:
     """Wait until a ledger has so many studies that are done."""
     path = out / "shards" / shard / LEDGER
-    for _ in range(2400):
+    for _ in range(12000):
         if process.poll() is not None:
             raise RuntimeError(f"It ended with {process.returncode}: {process.stdout and process.stdout.read()}")
         if path.is_file():
             with Ledger(path, read_only=True) as ledger:
                 if ledger.is_begun and ledger.counts().done >= n:
                     return
-        time.sleep(0.05)
+        time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     raise TimeoutError(f"{n} studies were not done.")

@@ -23,13 +23,23 @@ def scans(tmp_path_factory: pytest.TempPathFactory, volumes: Path) -> Scans:
     return Scans(folder, listed, len(names))
 
 
+# with a row stored as soon as it is there, so that a process that is quick can be killed amid its studies
+COMMAND = """
+import sys
+from importlib import import_module
+import_module("aeflow_monai.archive.ledger")._EVERY = 0.0
+from aeflow_monai.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture
 def start_aeflow() -> Start:
     """Starts `aeflow` in a process group of its own."""
 
     def start(arguments: Sequence[str | Path], **environment: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "aeflow_monai.cli.main", *map(str, arguments)],
+            [sys.executable, "-c", COMMAND, *map(str, arguments)],
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

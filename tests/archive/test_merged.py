@@ -18,7 +18,6 @@ def a_shard(folder: Path, number: int, *names: str) -> None:
             "model_sha256": "0",
             "options_sha256": "0",
             "version": "0",
-            "source": "l",
         }
         ledger.set(shard=[number, 2], source="l", **record)
         ledger.begin([Study(f"{number}/{name}.png", {"image": f"{name}.png", "case": name}) for name in names])
