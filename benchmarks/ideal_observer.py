@@ -20,7 +20,6 @@ lesions.csv of an evaluation on the same data (benchmarks/panel.py, healthy_t1) 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +29,9 @@ import numpy as np
 import planted_lesions
 from scipy import fft, ndimage
 from scipy.stats import norm
-from shared import arguments, commit, processor, read_rows
+from shared import arguments, commit, processor, read_rows, write_rows
 
-from aeflow_monai.files import write_json
+from aeflow_monai.files import read_json, write_json
 
 TILE = 32  # voxels a side, of the pieces of brain that the spectrum comes from
 N_SUBJECTS = 20  # normal brains for the spectrum
@@ -94,8 +93,8 @@ def responses(volume: Array, template: Array, power: Array | None) -> Array:
     return np.real(fft.ifftn(product if power is None else product / power, workers=1))
 
 
-def lesions_of(planted: Path) -> Iterator[tuple[str, Array, Array, Array, float, list[Lesion]]]:
-    """Of each subject: volumes without and with lesions, the mask, the voxels' size, and its lesions."""
+def lesions_of(planted: Path) -> Iterator[tuple[str, Array, Array, float, list[Lesion]]]:
+    """Of each subject: volumes without and with lesions, the voxels' size, and its lesions."""
     known = {(row["case"], int(row["label"])): row for row in read_rows(planted / "lesions.csv")}
     for path in sorted((planted / "images").glob("*_lesions.nii.gz")):
         case = path.name.removesuffix(".nii.gz")
@@ -109,7 +108,7 @@ def lesions_of(planted: Path) -> Iterator[tuple[str, Array, Array, Array, float,
             own = np.where((labels[box] == label) | (labels[box] == 0), signal[box], 0)
             row = known[case, label]
             found.append(Lesion(case, label, row["size"], float(row["contrast"]), box, own))
-        yield case, volume, changed, labels, float(nib.load(subject).header.get_zooms()[0]), found
+        yield case, volume, changed, float(nib.load(subject).header.get_zooms()[0]), found
 
 
 def second_place(response: Array, reach: int) -> float:
@@ -163,7 +162,7 @@ def main() -> None:
     normals = ((volume, inside(volume, spacing)) for volume in map(voxels_of, train[:N_SUBJECTS]))
     power = spectrum(normals, nib.load(train[0]).shape)
     rows: list[dict[str, Any]] = []
-    for case, volume, changed, _, size, lesions in lesions_of(planted):
+    for case, volume, changed, size, lesions in lesions_of(planted):
         allowed = inside(volume, size)
         for lesion in lesions:
             row = {"case": case, "lesion": lesion.label, "size": lesion.size, "contrast": abs(lesion.contrast)}
@@ -171,18 +170,13 @@ def main() -> None:
         print(case, flush=True)
     columns = ["place unknown", "unwhitened"]
     if given.lesions:
-        import json
-
-        rate = json.loads((given.lesions.parent / "localisation.json").read_text())["lesion_sensitivity"]["1"]
+        rate = read_json(given.lesions.parent / "localisation.json")["lesion_sensitivity"]["1"]
         by_lesion = aeflow_found(given.lesions, rate)
         for row in rows:
             row["AE-Flow"] = float(by_lesion[row["case"], row["lesion"]])
         columns.append("AE-Flow")
     write_json(given.output / "ideal_observer.json", {"commit": commit(), "machine": processor(), "lesions": rows})
-    with (given.output / "ideal_observer.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(given.output / "ideal_observer.csv", list(rows[0]), (list(row.values()) for row in rows))
     print(f"\n{len(rows)} lesions in {len(test)} subjects; commit {commit()}; {processor()}.\n")
     print(
         "| lesions | number | AUROC, place known | found at one false positive per volume: "

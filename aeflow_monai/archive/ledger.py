@@ -250,8 +250,8 @@ class Ledger:
             yield key, {"case": name, "file": file, **json.loads(result), "results": f"{number // _FOLDER:05d}"}
 
     def names(self) -> Iterator[str]:
-        """Names of all studies, without regard to the case of ASCII letters, in their order."""
-        for (name,) in self._db.execute("SELECT lower(name) FROM studies ORDER BY 1"):
+        """Names of all studies, in their order without regard to the case of ASCII letters."""
+        for (name,) in self._db.execute("SELECT name FROM studies ORDER BY name COLLATE NOCASE"):
             yield name
 
     def _list(self, study: Study) -> bool:

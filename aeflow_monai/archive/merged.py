@@ -43,7 +43,7 @@ class Merged(NamedTuple):
     missing: tuple[int, ...]
     n_shards: int
     repeated: int
-    same_names: frozenset[str] = frozenset()
+    same_names: frozenset[str]
 
     @property
     def is_finished(self) -> bool:
@@ -87,8 +87,8 @@ def merge(folder: str | Path) -> Merged:
         counts = Counts(*(sum(each) for each in zip(*(ledger.counts() for ledger in ledgers), strict=True)))
         shards = [Shard(*own["shard"]) for own in settings]
         missing = tuple(sorted(set(range(1, shards[0].total + 1)) - {shard.number for shard in shards}))
-        merged = Merged(counts, missing, shards[0].total, sum(own.get("repeated", 0) for own in settings))
-        merged = merged._replace(same_names=_same_names(ledgers))
+        repeated = sum(own.get("repeated", 0) for own in settings)
+        merged = Merged(counts, missing, shards[0].total, repeated, _same_names(ledgers))
         _write(folder, ledgers, settings[0], merged)
     return merged
 
@@ -116,13 +116,15 @@ def _write(folder: Path, ledgers: Sequence[Ledger], settings: Mapping[str, Any],
 
 
 def _folded(name: str) -> str:
-    """A name without regard to the case of ASCII letters, as SQLite's lower gives it."""
+    """A name without regard to the case of ASCII letters, as SQLite's NOCASE compares it."""
     return "".join(sign.lower() if sign.isascii() else sign for sign in name)
 
 
 def _same_names(ledgers: Sequence[Ledger]) -> frozenset[str]:
     """Names that several ledgers have; each has a name once."""
-    names = heapq.merge(*(ledger.names() for ledger in ledgers))
+    if len(ledgers) == 1:
+        return frozenset()
+    names = heapq.merge(*(map(_folded, ledger.names()) for ledger in ledgers))
     return frozenset(name for name, following in pairwise(names) if name == following)
 
 

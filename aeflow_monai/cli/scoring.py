@@ -160,6 +160,8 @@ def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
     """Show the most anomalous cases, and where to look."""
     if not rows:
         return
+    from aeflow_monai.output.case_score import is_diffuse
+
     of_volumes = any(row["plane"] for row in rows)
     columns = ["most anomalous", "score", "prediction", f"p (n = {rows[0]['n_held_out']})"]
     columns += ["slice, from 0", "peak voxel"] if of_volumes else ["peak pixel"]
@@ -171,8 +173,8 @@ def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
         place = [_place_of(row)] if of_volumes else []
         cells.append([row["case"], f"{float(row['anomaly_score']):.3g}", prediction, p_value, *place, peak])
     terminal.table(columns, cells)
-    abnormal = [row for row in rows if row["prediction"] == "1"]
-    diffuse = [row["case"] for row in abnormal if float(row["map_score"]) <= float(row["threshold"])]
+    parts = ("anomaly_score", "map_score", "threshold")
+    diffuse = [row["case"] for row in rows if is_diffuse(*(float(row[name]) for name in parts))]
     if diffuse:
         terminal.result(f"abnormal as a whole, by the global term; maps may show nothing: {some(diffuse, _SHOWN)}")
 

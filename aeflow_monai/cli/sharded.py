@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,10 +47,10 @@ def predict_shard(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.when_stopped = lambda: f"What is done is kept in {run.shard_folder}. Go on with:\n  {terminal.command}"
     with terminal.progress():
         counts = _score(given, run)
-    said = f"{counts.done} of {sum(counts)} studies done, {counts.failed} failed"
     if run.shard.total == 1:
         report_shards(run.folder, terminal)
         return
+    said = f"{counts.done} of {sum(counts)} studies done, {counts.failed} failed"
     terminal.result(f"shard {run.shard.number}/{run.shard.total}: {said}")
     terminal.say(f"Next, when all shards are done: aeflow report {shlex.quote(str(run.folder))}")
     _fail_if_any(run.folder, counts, "aeflow report lists them.")
@@ -90,7 +89,7 @@ def _run_of(given: argparse.Namespace, terminal: Terminal) -> ShardRun:
     options = options_of(given, outputs=outputs)
     model = user_path(given.model).absolute()
     require_sections([model / "configs" / "inference.yaml"], options)
-    source = user_path(data_of(_each_once(given.images))).absolute()
+    source = user_path(data_of([*dict.fromkeys(given.images)])).absolute()  # each once
     return ShardRun(model, source, user_path(given.output).absolute(), shard, options, terminal.command)
 
 
@@ -103,10 +102,6 @@ def _score(given: argparse.Namespace, run: ShardRun) -> Counts:
 
     score = partial(score_on_ray, address=given.ray, n_workers=given.workers)
     return run_shard(run, given.retry_failed, given.overwrite, score)
-
-
-def _each_once(images: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(images))
 
 
 def _how_to_go_on(merged: Merged, folder: Path) -> str:

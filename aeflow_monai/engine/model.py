@@ -17,7 +17,7 @@ from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.option_types import require_options
 from aeflow_monai.errors import unwrapped
-from aeflow_monai.output.case_score import GatherScoresd, MaskMapd
+from aeflow_monai.output.case_score import GatherScoresd, MaskMapd, is_diffuse
 from aeflow_monai.output.maps import MAPS
 from aeflow_monai.output.slice_place import SlicePlace, most_anomalous_place, slice_places
 
@@ -63,9 +63,10 @@ class Prediction(NamedTuple):
     def __repr__(self) -> str:
         """Say what `print` shows: score, verdict, p-value and where to look."""
         verdict = "abnormal" if self.is_abnormal else "normal"
-        if self.is_abnormal and self.map_score <= self.thresholds["case_threshold"]:
+        threshold = self.thresholds["case_threshold"]
+        if is_diffuse(self.anomaly_score, self.map_score, threshold):
             verdict += " as a whole, by its global term"
-        lines = [f"case score {self.anomaly_score:.2f}, threshold {self.thresholds['case_threshold']:.2f}: {verdict}"]
+        lines = [f"case score {self.anomaly_score:.2f}, threshold {threshold:.2f}: {verdict}"]
         if self.n_held_out:
             normals = "normal" if self.n_held_out == 1 else "normals"
             lines.append(f"p-value {self.p_value:.2g} among {self.n_held_out} held-out {normals}")

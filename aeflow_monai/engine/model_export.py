@@ -143,7 +143,7 @@ def _about(folder: Path, model: Model, planes: list[str | None], files: list[str
         }
         for name, says in _SAYS.items()
     }
-    joined = "log((exp(M) + exp(G)) / 2)" if score.has_global_term and score.global_term.is_known else "M"
+    joined = "log((exp(M) + exp(G)) / 2)" if score.knows_global_terms else "M"
     about: dict[str, Any] = {
         "disclaimer": DISCLAIMER,
         "aeflow_monai_version": __version__,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -64,8 +65,10 @@ class Decoder(nn.Module):
             )
         self.n_joining: list[int] = []  # latents that join at each block; first those that the blocks start from
         at = [1 << (stride - 1).bit_length() for stride in strides]
-        joining = [(stride, n_channels) for stride, n_channels in zip(at, latent_channels, strict=True)]
-        width, stride = sum(n for s, n in joining if s == coarsest), coarsest
+        channels_at: Counter[int] = Counter()
+        for stride, n_channels in zip(at, latent_channels, strict=True):
+            channels_at[stride] += n_channels
+        width, stride = channels_at[coarsest], coarsest
         self.n_joining.append(at.count(coarsest))
         self.blocks = nn.ModuleList()
         for out in widths:
@@ -79,7 +82,7 @@ class Decoder(nn.Module):
             )
             stride //= 2
             self.n_joining.append(at.count(stride))
-            width = out + sum(n for s, n in joining if s == stride)
+            width = out + channels_at[stride]
         self.to_image = nn.Sequential(nn.ConvTranspose2d(width, out_channels, 2, stride=2), nn.Sigmoid())
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:

@@ -76,18 +76,19 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
         return d
 
 
-def is_diffuse(scored: Mapping[Any, Any]) -> bool:
+def is_diffuse(anomaly_score: float, map_score: float, threshold: float) -> bool:
     """Whether a case is abnormal as a whole: above its threshold, but not by what its maps show.
 
     Args:
-        scored: of a case, with "anomaly_score", "map_score" and "case_threshold", see `Score.verdict`.
+        anomaly_score: of the case.
+        map_score: what of it is the maps', see `Score.verdict`.
+        threshold: of cases.
 
     Example:
-        >>> is_diffuse({"anomaly_score": 2.5, "map_score": 0.3, "case_threshold": 2.0})
+        >>> is_diffuse(2.5, 0.3, threshold=2.0)
         True
     """
-    threshold = float(scored["case_threshold"])
-    return float(scored["anomaly_score"]) > threshold >= float(scored["map_score"])
+    return anomaly_score > threshold >= map_score
 
 
 def most_anomalous_slice(slice_scores: Mapping[str, Tensor]) -> tuple[str, int] | None:

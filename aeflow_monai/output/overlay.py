@@ -235,7 +235,7 @@ def _verdict(data: Mapping[Hashable, Any]) -> list[str]:
         return [f"case score {score:.2f}"]
     threshold = float(data["case_threshold"])
     verdict = "abnormal" if score > threshold else "normal"
-    if "map_score" in data and is_diffuse(data):
+    if "map_score" in data and is_diffuse(score, float(data["map_score"]), threshold):
         verdict += " as a whole, by its global term"
     return [f"case score {score:.2f}, threshold {threshold:.2f}: {verdict}"]
 

@@ -327,12 +327,13 @@ class Score(nn.Module):
             "anomaly_score" and what it was joined from, "map_score" and "global_term", NaN if none is known; the three
             thresholds by name, "p_value" (see `HeldOutScores`) and "n_held_out".
         """
-        case_score = float(self.case_score(map_scores, global_terms))
-        is_known = bool(global_terms) and self.knows_global_terms
-        parts = {
-            "map_score": float(self.case_map_score(map_scores)),
-            "global_term": float(self.case_global_term(global_terms or {})) if is_known else math.nan,
-        }
+        of_maps, term = self.case_map_score(map_scores), torch.tensor(math.nan)
+        of_all = of_maps
+        if global_terms and self.knows_global_terms:
+            term = self.case_global_term(global_terms)
+            of_all = self.joined(of_maps, term)
+        case_score = float(of_all)
+        parts = {"map_score": float(of_maps), "global_term": float(term)}
         held_out = {"p_value": self.held_out.p_value(case_score), "n_held_out": float(self.held_out.n)}
         return {"anomaly_score": case_score, **parts, **self.thresholds, **held_out}
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv  # scipy.stats takes much longer to import
 from torch import Tensor
 
 from aeflow_monai.score.score import Score
@@ -104,7 +104,7 @@ def specificity_range(rank: int, n: int) -> tuple[float, float]:
 
     Source: Vovk, "Conditional validity of inductive conformal predictors", 2012.
     """
-    low, high = beta.ppf([0.05, 0.95], rank, n + 1 - rank).tolist()
+    low, high = betaincinv(rank, n + 1 - rank, [0.05, 0.95]).tolist()
     return low, high
 
 
