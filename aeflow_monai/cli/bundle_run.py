@@ -160,23 +160,32 @@ def _logged(path: Path, printed: _Printed) -> Iterator[None]:
 
 
 class _LogFile(logging.Handler):
-    """A log that begins when the run has made its folder; until then lines are kept."""
+    """A log that begins when the run has written its record; until then lines are kept.
+
+    A run that is refused writes no record: it leaves nothing in a folder of results that others wrote.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.kept = path, io.StringIO()
+        self.before = self._records()
         self.stream: io.TextIOBase | None = None
         self.setFormatter(logging.Formatter(_FORMAT))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line."""
-        if self.stream is None and any((place / "run.json").exists() for place in self.path.parents[:2]):
+        if self.stream is None and self._records() != self.before:
             self.path.parent.mkdir(exist_ok=True)
             self.stream = self.path.open("a", encoding="utf-8", errors="backslashreplace")
             self.stream.write(self.kept.getvalue())
         to = self.stream or self.kept
         to.write(f"{self.format(record)}\n")
         to.flush()
+
+    def _records(self) -> list[tuple[int, int]]:
+        """Inode and time in nanoseconds of each record in the log's folder and in the one that holds it."""
+        found = [(place / "run.json").stat() for place in self.path.parents[:2] if (place / "run.json").is_file()]
+        return [(each.st_ino, each.st_mtime_ns) for each in found]
 
     def close(self) -> None:
         """Close the file."""

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from outputs import files_below
 
 from aeflow_monai.cli.main import main
 from aeflow_monai.files import read_json
@@ -50,6 +51,7 @@ def test_a_dry_run_tells_what_the_run_would_be_refused_for(
         (["train", str(volumes), "-o", str(trained)], "holds a trained model, which would be lost"),
         (["train", str(volumes), "-o", "RUN", "--epochs", "0"], "epochs: expected a whole number"),
     ]
+    of_others = files_below(trained)
     for command, message in refused:
         capsys.readouterr()
         assert main(command) == 2
@@ -59,6 +61,7 @@ def test_a_dry_run_tells_what_the_run_would_be_refused_for(
         assert main([*command, "--dry-run"]) == 2
         assert capsys.readouterr().err.rpartition("error: ")[2] == real
         assert written() == before
+    assert files_below(trained) == of_others
     assert main([*maps, "--overwrite", "--dry-run"]) == 0
     assert written() == before
 
