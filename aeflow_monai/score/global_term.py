@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,10 @@ from torch.nn import functional as F
 __all__ = ["GlobalTerm", "fit_global_term", "pooled_features"]
 
 _MOST_NUMBERS = 1024  # of a slice, so that the stored matrix stays small, whatever the encoder
+_WEIGHT = 2.0  # chosen on the panel's development splits, see docs/results.md
+_MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
+_SAME = 1e-3  # standard deviations per feature: so near lies only the same slice, computed twice
+_AT_ONCE = 1024  # slices that are compared with all normals in double precision
 _LEAST_PATIENTS = 6  # with fewer normals nothing is known of what else is normal
 _PATIENTS_OF_STORED_MEAN = 10.0  # weight of the mean of the training where a new site has normals of its own; a choice
 
@@ -50,10 +55,13 @@ def _means_of_parts(stage: Tensor, grid: int) -> Tensor:
 
 
 class GlobalTerm(nn.Module):
-    """Mahalanobis distance of pooled features from those of normals, in standard deviations of normals.
+    """How far pooled features lie from those of normals, in standard deviations of normals.
 
-    The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features. Before `fit` nothing is known.
-    The buffers hold mean and deviation of each feature, what whitens them, and mean and deviation of the distances.
+    It is the mean of two distances, each standardised: that of Mahalanobis from the mean of normals, and that from the
+    nearest normal. The first sees what lies beside the main directions of normals, the second what lies between their
+    kinds. The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features. Before `fit` nothing is
+    known. The buffers hold mean and deviation of each feature, what whitens them, the normals (of many, some), for each
+    distance what is taken off it and what it is divided by, and the weight of the term where it joins a score.
 
     Example:
         >>> term = GlobalTerm()
@@ -62,20 +70,25 @@ class GlobalTerm(nn.Module):
         True
 
     Source: Rippel, Mertens, Merhof, "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for Anomaly
-    Detection", ICPR 2020; Ledoit, Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004.
+    Detection", ICPR 2020; Ledoit, Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", 2004;
+    Bergman, Cohen, Hoshen, "Deep Nearest Neighbor Anomaly Detection", 2020.
     """
 
     mean: Tensor
     std: Tensor
     whitening: Tensor
+    normals: Tensor
     unit: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(0))
         self.register_buffer("std", torch.zeros(0))
         self.register_buffer("whitening", torch.zeros(0, 0))
-        self.register_buffer("unit", torch.tensor([0.0, 1.0]))
+        self.register_buffer("normals", torch.zeros(0, 0))  # standardised
+        self.register_buffer("unit", _no_unit(2))
+        self.register_buffer("weight", torch.tensor(_WEIGHT))
 
     @property
     def is_known(self) -> bool:
@@ -84,18 +97,28 @@ class GlobalTerm(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """How unusual slices are by their `pooled_features`: (n, d) to (n,)."""
-        white = ((pooled - self.mean) / self.std) @ self.whitening
-        distance: Tensor = torch.linalg.vector_norm(white, dim=1)
-        return (distance - self.unit[0]) / self.unit[1]
+        found: Tensor = ((self.distances(pooled) - self.unit[:, 0]) / self.unit[:, 1]).sum(dim=1)
+        return found
+
+    def distances(self, pooled: Tensor) -> Tensor:
+        """Distances of slices from normals: (n, d) to (n, 2), or (n, 1) of a model that stores no normals."""
+        standard = (pooled - self.mean) / self.std
+        of_mean = torch.linalg.vector_norm(standard @ self.whitening, dim=1)
+        if not len(self.normals):
+            return torch.stack([of_mean], dim=1)
+        squares = standard.square().sum(dim=1, keepdim=True) + self.normals.square().sum(dim=1)
+        nearest = (squares - 2 * standard @ self.normals.T).amin(dim=1)
+        return torch.stack([of_mean, nearest.clamp_min(0).sqrt()], dim=1)
 
     def fit(self, pooled: Tensor) -> None:
-        """Take mean and covariance from normals (n, d); the unit stays as it is."""
+        """Take normals (n, d) with their mean and covariance; the unit stays as it is."""
         values = pooled.double().cpu()
         mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
         std[std <= 1e-6 * mean.abs() + 1e-12] = 1.0  # a feature that never changed
-        covariance, _ = ledoit_wolf(((values - mean) / std).numpy(), assume_centered=True)
+        standard = (values - mean) / std
+        covariance, _ = ledoit_wolf(standard.numpy(), assume_centered=True)
         precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
-        self._set(mean, std, torch.from_numpy(np.linalg.cholesky(precision)))
+        self._set(mean, std, torch.from_numpy(np.linalg.cholesky(precision)), _some(standard))
 
     def moved(self, pooled: Tensor, n_patients: int) -> GlobalTerm:
         """The same about a mean that moves towards that of normals (n, d) of another site."""
@@ -106,26 +129,49 @@ class GlobalTerm(nn.Module):
             other.mean.lerp_(pooled.double().mean(dim=0).to(self.mean), share)
         return other
 
+    def forget_normals(self, pooled: Tensor) -> None:
+        """Take slices (n, d) from the normals that are stored: compared with itself, each would lie too near."""
+        if len(self.normals) and len(pooled):
+            standard = (pooled.double().to(self.mean.device) - self.mean) / self.std
+            nearest = torch.stack(
+                [torch.cdist(part, self.normals.double()).amin(dim=0) for part in torch.split(standard, _AT_ONCE)]
+            )
+            self.normals = self.normals[nearest.amin(dim=0) > _SAME * math.sqrt(len(self.mean))]
+
     def set_unit(self, distances: Tensor) -> None:
-        """Standardise by normals, of which this gave `distances`, in its unit before."""
-        mean, std = distances.mean(), distances.std(correction=0)
-        self.unit.copy_(torch.stack([mean, std if std > 0 else torch.ones_like(std)]))
+        """Standardise by the `distances` (n, 2) of normals."""
+        mean, std = distances.mean(dim=0), distances.std(dim=0, correction=0)
+        std = torch.where(std > 0, std, 1.0)
+        spread = ((distances - mean) / std).sum(dim=1).std(correction=0)  # together they are standardised again
+        self.unit = torch.stack([mean, std * (spread if spread > 0 else 1.0)], dim=1).to(self.unit)
 
     def forget(self) -> None:
         """Know nothing again."""
-        nothing = self.mean.new_zeros(0)
-        self._set(nothing, nothing, self.mean.new_zeros(0, 0))
-        self.unit.copy_(torch.tensor([0.0, 1.0]))
+        nothing, nowhere = self.mean.new_zeros(0), self.mean.new_zeros(0, 0)
+        self._set(nothing, nothing, nowhere, nowhere)
+        self.unit = _no_unit(2).to(self.unit)
 
-    def _set(self, mean: Tensor, std: Tensor, whitening: Tensor) -> None:
-        self.mean, self.std, self.whitening = (found.to(self.unit) for found in (mean, std, whitening))
+    def _set(self, *found: Tensor) -> None:
+        self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take the number of features from the state; of a model from before there was this term, know nothing."""
+        """Take the sizes from the state; what a model of an earlier version does not have is not known."""
+        state_dict.setdefault(prefix + "weight", torch.tensor(1.0))
         for name, nothing in GlobalTerm().state_dict().items():
             stored = state_dict.setdefault(prefix + name, nothing)
+            if name == "unit" and stored.ndim == 1:  # of one distance
+                stored = state_dict[prefix + name] = stored[None]
             setattr(self, name, getattr(self, name).new_zeros(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _no_unit(n_distances: int) -> Tensor:
+    return torch.tensor([[0.0, 1.0]] * n_distances)
+
+
+def _some(normals: Tensor) -> Tensor:
+    """So many of the normals as are stored, evenly taken."""
+    return normals[:: -(-len(normals) // _MOST_NORMALS)]
 
 
 def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Sequence[Normals]) -> list[GlobalTerm]:
@@ -153,9 +199,11 @@ def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Seque
     if not torch.isfinite(_joined(groups)).all():
         raise ValueError("Features of normals are not finite: the encoder's weights or an image hold NaN.")
     moves = term.is_known and not any(fitted)
+    if moves:
+        term.forget_normals(_joined(groups))
     without = [_fitted(term, [group for group in groups if group is not left], moves) for left in groups]
     distances = torch.cat(
-        [own(_joined([group]).to(term.unit)) for own, group in zip(without, groups, strict=True) if group]
+        [own.distances(_joined([group]).to(term.unit)) for own, group in zip(without, groups, strict=True) if group]
     )
     whole = _fitted(term, groups, moves)
     for each in (*without, whole):
@@ -171,9 +219,7 @@ def _joined(groups: Sequence[Normals]) -> Tensor:
 def _fitted(term: GlobalTerm, groups: Sequence[Normals], moves: bool) -> GlobalTerm:
     pooled = _joined(groups).to(term.unit)
     if moves:
-        found = term.moved(pooled, sum(map(len, groups)))
-    else:
-        found = GlobalTerm().to(term.unit.device)
-        found.fit(pooled)
-    found.unit.copy_(torch.tensor([0.0, 1.0]))
+        return term.moved(pooled, sum(map(len, groups)))
+    found = GlobalTerm().to(term.unit.device)
+    found.fit(pooled)
     return found

@@ -60,7 +60,8 @@ class Score(nn.Module):
     standardised by that of held-out normal slices. So it rises with a small lesion, and with a faint change of
     everything. A slice that is easier to reconstruct than normals are, as a blurred one, is abnormal too: its `ease`
     beyond 1.5 standard deviations, times `ease_weight`, is added. What changes all of a slice may change no place by
-    much: the `GlobalTerm` of its pooled features is joined to the score as a soft maximum, log((e^score + e^term) / 2).
+    much: the `GlobalTerm` of its pooled features, times its weight, is joined to the score as a soft maximum,
+    log((e^score + e^(2 term)) / 2).
     A case's score is the mean of the highest slice scores without the term, joined likewise to the mean of the terms:
     what changes all of a case changes most slices.
 
@@ -276,8 +277,9 @@ class Score(nn.Module):
         """Soft maximum of what maps and global terms say of slices, or of a case; of maps alone if no term is known."""
         if not self.knows_global_terms:
             return map_scores
+        weighted = self.global_term.weight * global_terms.to(map_scores)
         # the logarithm of the sum of both exponentials, in operations that ONNX has
-        return map_scores + F.softplus(global_terms.to(map_scores) - map_scores) - math.log(2)
+        return map_scores + F.softplus(weighted - map_scores) - math.log(2)
 
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from score.precision import double_precision
 from sklearn.covariance import LedoitWolf
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from aeflow_monai.score import GlobalTerm, NormalSlices, PooledSlices, Score, calibrate_score, pooled_features
@@ -49,15 +51,41 @@ def test_pooled_features_are_means_of_quarters_and_of_wide_encoders_of_the_whole
     assert pooled_features([torch.ones(2, 1024, 4, 4)]).shape == (2, 1024)
 
 
-def test_distance_is_that_of_scikit_learn_in_the_unit_that_was_set() -> None:
+def test_distances_are_those_of_scikit_learn_in_the_unit_that_was_set() -> None:
     term, normals, others = GlobalTerm(), features_of(40), features_of(5, seed=1, shift=1.0)
     term.fit(normals)
-    standard = [(some - normals.mean(0)) / normals.std(0, correction=0) for some in (normals, others)]
-    expected = LedoitWolf(assume_centered=True).fit(standard[0].numpy()).mahalanobis(standard[1].numpy())
-    torch.testing.assert_close(term(others), torch.from_numpy(expected).sqrt(), rtol=1e-4, atol=1e-4)
-    before = term(others)
+    standard = [((some - normals.mean(0)) / normals.std(0, correction=0)).numpy() for some in (normals, others)]
+    of_mean = LedoitWolf(assume_centered=True).fit(standard[0]).mahalanobis(standard[1]) ** 0.5
+    nearest = NearestNeighbors(n_neighbors=1).fit(standard[0]).kneighbors(standard[1])[0][:, 0]
+    before = term.distances(others)
+    torch.testing.assert_close(before, torch.from_numpy(np.stack([of_mean, nearest], axis=1)), rtol=1e-4, atol=1e-4)
     term.set_unit(before)
-    torch.testing.assert_close(term(others), (before - before.mean()) / before.std(correction=0))
+    both = ((before - before.mean(0)) / before.std(0, correction=0)).sum(1)
+    torch.testing.assert_close(term(others), both / both.std(correction=0))
+
+
+def test_what_lies_between_two_kinds_of_normals_is_unusual() -> None:
+    kinds = torch.linspace(-20, 20, 2).repeat(30)[:, None].expand(-1, N_FEATURES)
+    term, normals = GlobalTerm(), features_of(60) + kinds * torch.linspace(1, 50, N_FEATURES)
+    fit_global_term(term, groups_of(normals), NOBODY)
+    between = features_of(60, seed=3)
+    assert term(between).mean() > term(normals).mean() + 2
+
+
+def test_of_many_normals_some_are_stored() -> None:
+    term = GlobalTerm()
+    term.fit(torch.randn(10_000, 3))
+    assert term.normals.shape == (3334, 3)
+
+
+def test_a_second_calibration_on_the_same_normals_takes_them_for_new_ones() -> None:
+    term, held_out = GlobalTerm(), groups_of(features_of(40))
+    fit_global_term(term, held_out, groups_of(features_of(200, seed=2), "trained"))
+    new = features_of(500, seed=3)
+    before = term(new).mean()
+    fit_global_term(term, held_out, NOBODY)
+    assert len(term.normals) == 200
+    assert abs((term(new).mean() - before).item()) < 0.3
 
 
 def test_new_normals_are_standard_though_normals_are_hardly_more_than_features() -> None:
@@ -106,7 +134,7 @@ def test_slice_score_is_the_soft_maximum_of_both() -> None:
     assert score.joined(of_maps, terms).tolist() == [0, 9, -1]  # nothing is known yet
     score.global_term.fit(features_of(30))
     joined = score.joined(of_maps, terms)
-    expected = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in ((0, 0), (9, 0), (-1, 7))]
+    expected = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in ((0, 0), (9, 0), (-1, 14))]
     assert joined.tolist() == pytest.approx(expected)
 
 
@@ -115,7 +143,7 @@ def test_case_score_joins_the_mean_of_the_terms_to_the_highest_map_scores() -> N
     score.global_term.fit(features_of(30))
     of_maps = {"axial": torch.tensor([0.0, 3.0, 1.0, torch.nan, 2.0])}
     terms = {"axial": torch.tensor([5.0, 1.0, 1.0, torch.nan, 1.0])}
-    assert float(score.case_score(of_maps, terms)) == pytest.approx(math.log((math.exp(3) + math.exp(2)) / 2))
+    assert float(score.case_score(of_maps, terms)) == pytest.approx(math.log((math.exp(3) + math.exp(2 * 2)) / 2))
     assert float(score.case_score(of_maps)) == 3
 
 
@@ -152,3 +180,18 @@ def test_state_carries_the_term_and_a_model_from_before_has_none() -> None:
     before = {key: value for key, value in score.state_dict().items() if not key.startswith("global_term.")}
     loaded.load_state_dict(before)
     assert not loaded.global_term.is_known
+
+
+def test_a_model_of_one_distance_scores_as_it_did() -> None:
+    score, loaded = Score(), Score()
+    score.global_term.fit(features_of(30))
+    state = {key: value for key, value in score.state_dict().items() if key.split(".")[-1] not in ("normals", "weight")}
+    state["global_term.unit"] = torch.tensor([3.0, 0.5])
+    loaded.load_state_dict(state)
+    others = features_of(4, seed=1)
+    terms = loaded.global_term(others)
+    assert torch.equal(terms, (score.global_term.distances(others)[:, 0] - 3) / 0.5)
+    assert torch.equal(loaded.joined(torch.zeros(4), terms), torch.nn.functional.softplus(terms) - math.log(2))
+    again = Score()
+    again.load_state_dict(loaded.state_dict())
+    assert torch.equal(again.global_term(others), terms)
