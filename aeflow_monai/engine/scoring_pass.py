@@ -40,7 +40,7 @@ class ScoringPass(nn.Module):
         >>> detector = Detector(AEFlow(Encoder(), n_steps=2), Score(n_terms=3)).eval()
         >>> given = ScoringPass(detector, maps=["residual"])(torch.rand(2, 1, 64, 64))
         >>> [tuple(tensor.shape) for tensor in given]
-        [(2, 1, 64, 64), (2,), (2, 608), (2, 1, 64, 64)]
+        [(2, 1, 64, 64), (2,), (2, 152, 4), (2, 1, 64, 64)]
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class ScoringPass(nn.Module):
             image: (N, C, H, W) in [0, 1].
 
         Returns:
-            The weighted sum of the terms (N, 1, H, W), the dissimilarity (N,) and the pooled features (N, d), see
+            The weighted sum of the terms (N, 1, H, W), the dissimilarity (N,) and the pooled features (N, channels, parts), see
             `SliceStack`; then the maps that were asked for, in the order of `MAPS_OF_PASS`.
         """
         output = self.network(image)

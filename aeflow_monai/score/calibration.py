@@ -43,7 +43,7 @@ class NormalSlices(NamedTuple):
         patients: whose each slice is, N names.
         files: of which image, N names; slices of one file and plane follow each other.
         places: where the slices lie in their volumes; None for images of their own.
-        pooled: see `pooled_features`, (N, d); None of a method without.
+        pooled: see `pooled_features`, (N, channels, parts); None of a method without.
     """
 
     terms: Tensor
@@ -55,7 +55,7 @@ class NormalSlices(NamedTuple):
 
 
 class PooledSlices(NamedTuple):
-    """Pooled features (N, d) of a batch of normals, see `pooled_features`, and whose each slice is."""
+    """Pooled features (N, channels, parts) of a batch of normals, see `pooled_features`, and whose each slice is."""
 
     pooled: Tensor
     patients: Sequence[str]

@@ -32,11 +32,11 @@ def pooled_features(features: Sequence[Tensor]) -> Tensor:
         features: of the encoder's stages, each (N, C_i, h_i, w_i).
 
     Returns:
-        (N, 4 * channels), or of wide encoders the mean of all of the slice, (N, channels).
+        (N, channels, 4), or of wide encoders the mean of all of the slice, (N, channels, 1).
 
     Example:
         >>> tuple(pooled_features([torch.rand(3, 40, 16, 16), torch.rand(3, 112, 8, 8)]).shape)
-        (3, 608)
+        (3, 152, 4)
     """
     grid = 2 if 4 * sum(stage.shape[1] for stage in features) <= _MOST_NUMBERS else 1
     half = (torch.float16, torch.bfloat16)
@@ -44,29 +44,30 @@ def pooled_features(features: Sequence[Tensor]) -> Tensor:
 
 
 def _means_of_parts(stage: Tensor, grid: int) -> Tensor:
-    """Adaptive mean of (N, C, h, w) over grid x grid parts, (N, C * grid * grid)."""
+    """Adaptive mean of (N, C, h, w) over grid x grid parts, (N, C, grid * grid)."""
     height, width = (int(length) for length in stage.shape[-2:])
     if height % grid == 0 and width % grid == 0:
-        return F.avg_pool2d(stage, (height // grid, width // grid)).flatten(1)
+        return F.avg_pool2d(stage, (height // grid, width // grid)).flatten(2)
     # parts that overlap by a row or column, which ONNX has no operation for
     rows, columns = ([(n * k // grid, -(-n * (k + 1) // grid)) for k in range(grid)] for n in (height, width))
     parts = [stage[:, :, top:bottom, left:right] for top, bottom in rows for left, right in columns]
-    return torch.stack([part.mean(dim=(2, 3)) for part in parts], dim=2).flatten(1)
+    return torch.stack([part.mean(dim=(2, 3)) for part in parts], dim=2)
 
 
 class GlobalTerm(nn.Module):
     """How far pooled features lie from those of normals, in standard deviations of normals.
 
-    It is the mean of two distances, each standardised: that of Mahalanobis from the mean of normals, and that from the
-    nearest normal. The first sees what lies beside the main directions of normals, the second what lies between their
-    kinds. The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features. Before `fit` nothing is
+    It is the mean of three distances, each standardised: that of Mahalanobis from the mean of normals, that from the
+    nearest normal, and that from the nearest normal by the means of all of the slice, wherever things lie in it. The
+    first sees what lies beside the main directions of normals, the others what lies between their kinds. The covariance
+    is shrunk (Ledoit, Wolf), since normals may be fewer than features. Before `fit` nothing is
     known. The buffers hold mean and deviation of each feature, what whitens them, the normals (of many, some), for each
     distance what is taken off it and what it is divided by, and the weight of the term where it joins a score.
 
     Example:
         >>> term = GlobalTerm()
-        >>> term.fit(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))
-        >>> bool(term(torch.full((1, 4), 9.0)) > term(torch.zeros(1, 4)))
+        >>> term.fit(torch.randn(50, 3, 4, generator=torch.Generator().manual_seed(0)))
+        >>> bool(term(torch.full((1, 3, 4), 9.0)) > term(torch.zeros(1, 3, 4)))
         True
 
     Source: Rippel, Mertens, Merhof, "Modeling the Distribution of Normal Data in Pre-Trained Deep Features for Anomaly
@@ -87,7 +88,7 @@ class GlobalTerm(nn.Module):
         self.register_buffer("std", torch.zeros(0))
         self.register_buffer("whitening", torch.zeros(0, 0))
         self.register_buffer("normals", torch.zeros(0, 0))  # standardised
-        self.register_buffer("unit", _no_unit(2))
+        self.register_buffer("unit", _no_unit())
         self.register_buffer("weight", torch.tensor(_WEIGHT))
 
     @property
@@ -96,23 +97,22 @@ class GlobalTerm(nn.Module):
         return self.mean.numel() > 0
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """How unusual slices are by their `pooled_features`: (n, d) to (n,)."""
+        """How unusual slices are by their `pooled_features`: (n, channels, parts) to (n,)."""
         found: Tensor = ((self.distances(pooled) - self.unit[:, 0]) / self.unit[:, 1]).sum(dim=1)
         return found
 
     def distances(self, pooled: Tensor) -> Tensor:
-        """Distances of slices from normals: (n, d) to (n, 2), or (n, 1) of a model that stores no normals."""
-        standard = (pooled - self.mean) / self.std
+        """Distances of slices from normals: (n, channels, parts) to (n, 3), or (n, 1) if no normals are stored."""
+        standard = self._standardised(pooled)
         of_mean = torch.linalg.vector_norm(standard @ self.whitening, dim=1)
         if not len(self.normals):
             return torch.stack([of_mean], dim=1)
-        squares = standard.square().sum(dim=1, keepdim=True) + self.normals.square().sum(dim=1)
-        nearest = (squares - 2 * standard @ self.normals.T).amin(dim=1)
-        return torch.stack([of_mean, nearest.clamp_min(0).sqrt()], dim=1)
+        of_whole, normals_whole = (each.reshape(-1, *pooled.shape[1:]).mean(dim=2) for each in (standard, self.normals))
+        return torch.stack([of_mean, _nearest(standard, self.normals), _nearest(of_whole, normals_whole)], dim=1)
 
     def fit(self, pooled: Tensor) -> None:
-        """Take normals (n, d) with their mean and covariance; the unit stays as it is."""
-        values = pooled.double().cpu()
+        """Take normals (n, channels, parts) with their mean and covariance; the unit stays as it is."""
+        values = pooled.double().cpu().flatten(1)
         mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
         std[std <= 1e-6 * mean.abs() + 1e-12] = 1.0  # a feature that never changed
         standard = (values - mean) / std
@@ -121,25 +121,25 @@ class GlobalTerm(nn.Module):
         self._set(mean, std, torch.from_numpy(np.linalg.cholesky(precision)), _some(standard))
 
     def moved(self, pooled: Tensor, n_patients: int) -> GlobalTerm:
-        """The same about a mean that moves towards that of normals (n, d) of another site."""
+        """The same about a mean that moves towards that of the normals of another site."""
         share = n_patients / (n_patients + _PATIENTS_OF_STORED_MEAN)
         other = GlobalTerm().to(self.mean.device)
         other.load_state_dict(self.state_dict())
         if len(pooled):
-            other.mean.lerp_(pooled.double().mean(dim=0).to(self.mean), share)
+            other.mean.lerp_(pooled.double().flatten(1).mean(dim=0).to(self.mean), share)
         return other
 
     def forget_normals(self, pooled: Tensor) -> None:
-        """Take slices (n, d) from the normals that are stored: compared with itself, each would lie too near."""
+        """Take slices from the normals that are stored: compared with itself, each would lie too near."""
         if len(self.normals) and len(pooled):
-            standard = (pooled.double().to(self.mean.device) - self.mean) / self.std
+            standard = self._standardised(pooled.double().to(self.mean.device))
             nearest = torch.stack(
                 [torch.cdist(part, self.normals.double()).amin(dim=0) for part in torch.split(standard, _AT_ONCE)]
             )
             self.normals = self.normals[nearest.amin(dim=0) > _SAME * math.sqrt(len(self.mean))]
 
     def set_unit(self, distances: Tensor) -> None:
-        """Standardise by the `distances` (n, 2) of normals."""
+        """Standardise by the `distances` of normals."""
         mean, std = distances.mean(dim=0), distances.std(dim=0, correction=0)
         std = torch.where(std > 0, std, 1.0)
         spread = ((distances - mean) / std).sum(dim=1).std(correction=0)  # together they are standardised again
@@ -149,7 +149,10 @@ class GlobalTerm(nn.Module):
         """Know nothing again."""
         nothing, nowhere = self.mean.new_zeros(0), self.mean.new_zeros(0, 0)
         self._set(nothing, nothing, nowhere, nowhere)
-        self.unit = _no_unit(2).to(self.unit)
+        self.unit = _no_unit().to(self.unit)
+
+    def _standardised(self, pooled: Tensor) -> Tensor:
+        return (pooled.flatten(1) - self.mean) / self.std
 
     def _set(self, *found: Tensor) -> None:
         self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
@@ -165,8 +168,14 @@ class GlobalTerm(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def _no_unit(n_distances: int) -> Tensor:
-    return torch.tensor([[0.0, 1.0]] * n_distances)
+def _no_unit() -> Tensor:
+    return torch.tensor([[0.0, 1.0]] * 3)
+
+
+def _nearest(slices: Tensor, normals: Tensor) -> Tensor:
+    """Distance of each of the slices (n, d) from the nearest of the normals (m, d), in operations that ONNX has."""
+    squares = slices.square().sum(dim=1, keepdim=True) + normals.square().sum(dim=1)
+    return (squares - 2 * slices @ normals.T).amin(dim=1).clamp_min(0).sqrt()
 
 
 def _some(normals: Tensor) -> Tensor:

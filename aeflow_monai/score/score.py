@@ -199,7 +199,7 @@ class Score(nn.Module):
             terms: (N, n_terms, H, W), not standardised.
             foreground: which pixels are above 0, (N, 1, H, W), boolean; see `foreground_of`.
             places: where the slices lie in their volumes; None for images of their own.
-            pooled: see `pooled_features`, (N, d); without, the scores have no global term.
+            pooled: see `pooled_features`, (N, channels, parts); without, the scores have no global term.
 
         Returns:
             The stack. Of a single term nothing is known of a reconstruction: its dissimilarity is 0.

@@ -21,7 +21,7 @@ class SliceStack(NamedTuple):
         dissimilarity: of each slice and its reconstruction, 1 - SSIM, mean over the foreground, (n,); 0 without any.
         foreground: which pixels are above 0, (n, 1, H, W), boolean.
         places: where the slices lie in their volume; None for images of their own.
-        pooled: see `pooled_features`, (n, d); None of a method without.
+        pooled: see `pooled_features`, (n, channels, parts); None of a method without.
     """
 
     weighted_sum: Tensor

@@ -27,7 +27,7 @@ def features_of(n: int, seed: int = 0, shift: float = 0.0) -> Tensor:
     """Correlated features of normals, in units of their own."""
     mixing = torch.randn(N_FEATURES, N_FEATURES, generator=torch.Generator().manual_seed(99))
     values = torch.randn(n, N_FEATURES, generator=torch.Generator().manual_seed(seed))
-    return (values @ mixing + shift) * torch.linspace(1, 50, N_FEATURES)
+    return ((values @ mixing + shift) * torch.linspace(1, 50, N_FEATURES)).view(n, N_FEATURES // 4, 4)
 
 
 def groups_of(pooled: Tensor, name: str = "patient") -> list[dict[str, Tensor]]:
@@ -47,26 +47,28 @@ def normal_slices(pooled: Tensor) -> NormalSlices:
 
 def test_pooled_features_are_means_of_quarters_and_of_wide_encoders_of_the_whole() -> None:
     stage = torch.arange(16.0).view(1, 1, 4, 4)
-    assert pooled_features([stage, 10 + stage[..., :2, :2]]).tolist() == [[2.5, 4.5, 10.5, 12.5, 10, 11, 14, 15]]
-    assert pooled_features([torch.ones(2, 1024, 4, 4)]).shape == (2, 1024)
+    assert pooled_features([stage, 10 + stage[..., :2, :2]]).tolist() == [[[2.5, 4.5, 10.5, 12.5], [10, 11, 14, 15]]]
+    assert pooled_features([torch.ones(2, 1024, 4, 4)]).shape == (2, 1024, 1)
 
 
 def test_distances_are_those_of_scikit_learn_in_the_unit_that_was_set() -> None:
     term, normals, others = GlobalTerm(), features_of(40), features_of(5, seed=1, shift=1.0)
     term.fit(normals)
     standard = [((some - normals.mean(0)) / normals.std(0, correction=0)).numpy() for some in (normals, others)]
-    of_mean = LedoitWolf(assume_centered=True).fit(standard[0]).mahalanobis(standard[1]) ** 0.5
-    nearest = NearestNeighbors(n_neighbors=1).fit(standard[0]).kneighbors(standard[1])[0][:, 0]
+    flat = [each.reshape(len(each), -1) for each in standard]
+    expected = [LedoitWolf(assume_centered=True).fit(flat[0]).mahalanobis(flat[1]) ** 0.5]
+    for theirs, ours in (flat, [each.mean(axis=2) for each in standard]):
+        expected.append(NearestNeighbors(n_neighbors=1).fit(theirs).kneighbors(ours)[0][:, 0])
     before = term.distances(others)
-    torch.testing.assert_close(before, torch.from_numpy(np.stack([of_mean, nearest], axis=1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(before, torch.from_numpy(np.stack(expected, axis=1)), rtol=1e-4, atol=1e-4)
     term.set_unit(before)
-    both = ((before - before.mean(0)) / before.std(0, correction=0)).sum(1)
-    torch.testing.assert_close(term(others), both / both.std(correction=0))
+    all_three = ((before - before.mean(0)) / before.std(0, correction=0)).sum(1)
+    torch.testing.assert_close(term(others), all_three / all_three.std(correction=0))
 
 
 def test_what_lies_between_two_kinds_of_normals_is_unusual() -> None:
     kinds = torch.linspace(-20, 20, 2).repeat(30)[:, None].expand(-1, N_FEATURES)
-    term, normals = GlobalTerm(), features_of(60) + kinds * torch.linspace(1, 50, N_FEATURES)
+    term, normals = GlobalTerm(), features_of(60) + (kinds * torch.linspace(1, 50, N_FEATURES)).view(60, -1, 4)
     fit_global_term(term, groups_of(normals), NOBODY)
     between = features_of(60, seed=3)
     assert term(between).mean() > term(normals).mean() + 2
@@ -74,7 +76,7 @@ def test_what_lies_between_two_kinds_of_normals_is_unusual() -> None:
 
 def test_of_many_normals_some_are_stored() -> None:
     term = GlobalTerm()
-    term.fit(torch.randn(10_000, 3))
+    term.fit(torch.randn(10_000, 3, 1))
     assert term.normals.shape == (3334, 3)
 
 
@@ -110,7 +112,7 @@ def test_of_too_few_patients_nothing_is_known() -> None:
 
 def test_features_that_are_not_finite_are_refused_and_the_score_is_as_before() -> None:
     score, pooled = Score(), features_of(12)
-    pooled[3, 3] = torch.nan
+    pooled[3, 1] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         calibrate_score(score, [normal_slices(pooled)])
     assert not score.global_term.is_known
@@ -163,7 +165,7 @@ def test_a_change_of_all_of_a_slice_exceeds_the_threshold_of_held_out_normals() 
     trained = PooledSlices(features_of(200, seed=2), [f"trained_{i}" for i in range(200)])
     calibrate_score(score, [slices], 0.9, trained=[trained])
     assert score.global_term.is_known
-    strange = features_of(40, seed=8) + 8 * torch.linspace(1, 50, N_FEATURES)
+    strange = features_of(40, seed=8) + 8 * torch.linspace(1, 50, N_FEATURES).view(-1, 4)
     scored = [
         score(score.stack(slices.terms, slices.foreground, None, pooled)).slice_scores
         for pooled in (features_of(40, seed=9), strange)
