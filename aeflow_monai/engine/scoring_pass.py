@@ -65,8 +65,8 @@ class ScoringPass(nn.Module):
             image: (N, C, H, W) in [0, 1].
 
         Returns:
-            The weighted sum of the terms (N, 1, H, W), the dissimilarity (N,) and the pooled features (N, channels, parts), see
-            `SliceStack`; then the maps that were asked for, in the order of `MAPS_OF_PASS`.
+            The weighted sum of the terms (N, 1, H, W), the dissimilarity (N,) and the pooled features
+            (N, channels, parts), see `SliceStack`; then the maps that were asked for, in the order of `MAPS_OF_PASS`.
         """
         output = self.network(image)
         if self.of_likelihood:
