@@ -17,6 +17,7 @@ from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
 from aeflow_monai.data.datalist.listing import find_images
 from aeflow_monai.data.datalist.naming import fitting_name, path_problem
+from aeflow_monai.data.datalist.table_rows import table_rows
 from aeflow_monai.marks import has_mark
 from aeflow_monai.printable import shown
 
@@ -172,15 +173,8 @@ def _cells(path: Path, file: Any) -> Iterator[_Row]:
             f"{shown(path)}: expected a column {' or '.join(_PATHS)} in its first line; got "
             f"{shown(', '.join(table.fieldnames or ()) or 'none')}."
         )
-    try:
-        for row in table:
-            images = [part.strip() for part in (row[column] or "").split(";") if part.strip()]
-            yield table.line_num, images, row
-    except csv.Error as error:  # a quote that is not closed would hide all lines behind it
-        raise ValueError(
-            f"{shown(path)}, up to line {table.reader.line_num}: the table cannot be read, {error}. Close each quote "
-            "that is opened, or double it where it is part of a cell."
-        ) from error
+    for line, row in table_rows(str(shown(path)), table):
+        yield line, [part.strip() for part in (row[column] or "").split(";") if part.strip()], row
 
 
 def _objects(path: Path, file: Any) -> Iterator[_Row]:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
+from aeflow_monai.archive.listed import is_list
 from aeflow_monai.archive.shard import SHARDS, Shard
 from aeflow_monai.engine.evaluation import SCORE_COLUMNS
 from aeflow_monai.engine.run_record import RUN_RECORD
 from aeflow_monai.errors import Failure
-from aeflow_monai.files import replacing, spreadsheet_safe, write_json
+from aeflow_monai.files import digest_of, replacing, spreadsheet_safe, write_json
 from aeflow_monai.output.report import write_report
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
 from aeflow_monai.output.report.page import REPORT
@@ -70,7 +71,7 @@ def merge(folder: str | Path) -> Merged:
 
     Raises:
         FileNotFoundError: no shard was begun.
-        ValueError: shards were scored with different models, options or lists, or the list changed between them.
+        ValueError: shards were scored with different models, options or lists, or the list has changed.
     """
     folder = Path(folder)
     with ExitStack() as stack:
@@ -188,12 +189,19 @@ def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) 
 
 
 def _require_one_list(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse shards that read their list when it said something else: lines that were added would be lost."""
-    read = [(path, own["list_sha256"]) for path, own in zip(paths, settings, strict=True) if "list_sha256" in own]
-    for path, digest in read:
+    """Refuse a list that said something else when a shard read it, or says so now: lines that were added would be lost.
+
+    Where the list is no longer, nothing is known of now.
+    """
+    source = Path(settings[0]["source"])
+    read = [
+        (path.parent, own["list_sha256"]) for path, own in zip(paths, settings, strict=True) if "list_sha256" in own
+    ]
+    now = [(source, digest_of(source))] if read and is_list(source) else []
+    for place, digest in [*read, *now]:
         if digest != read[0][1]:
+            when = "since its shards were scored" if place == source else f"between {read[0][0]} and {place}"
             raise ValueError(
-                f"{settings[0]['source']} has changed between {read[0][0].parent} and {path.parent}, so that studies "
-                "may be missing. Give the commands of all shards again: they read the list anew, and what is done is "
-                "not done again."
+                f"{source} has changed {when}, so that studies may be missing. Give the commands of all shards again: "
+                "they read the list anew, and what is done is not done again."
             )

@@ -51,6 +51,11 @@ def test_names_and_channels_are_taken(tmp_path: Path) -> None:
             'path,comment\na.png,"5 inch\nb.png,\n',
             r"up to line 3: the table cannot be read, .*Close each quote",
         ),
+        (
+            "list.csv",
+            'path,comment\na.png,"5 inch\nb.png,\nc.png,6 inch"\nd.png,\n',
+            r"up to line 4: a cell in quotes spans several lines, which hides them",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:

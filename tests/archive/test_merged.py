@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 from aeflow_monai.archive.ledger import LEDGER, Ledger
 from aeflow_monai.archive.listed import Study
 from aeflow_monai.archive.merged import merge
+from aeflow_monai.files import sha256_of
 
 
-def a_shard(folder: Path, number: int, *names: str) -> None:
+def a_shard(folder: Path, number: int, *names: str, source: str = "l", **read: str) -> None:
     """A ledger with a study that is done, and others that are open."""
     path = folder / "shards" / f"{number}-of-2"
     path.mkdir(parents=True)
@@ -19,7 +22,7 @@ def a_shard(folder: Path, number: int, *names: str) -> None:
             "options_sha256": "0",
             "version": "0",
         }
-        ledger.set(shard=[number, 2], source="l", **record)
+        ledger.set(shard=[number, 2], source=source, **record, **read)
         ledger.begin([Study(f"{number}/{name}.png", {"image": f"{name}.png", "case": name}) for name in names])
         (claim,) = ledger.claim(1)
         ledger.done(claim.number, {"anomaly_score": 0.5})
@@ -31,3 +34,19 @@ def test_cases_of_two_shards_with_one_name_are_told(tmp_path: Path) -> None:
     merged = merge(tmp_path)
     assert merged.same_names == {"sub_a"}
     assert tuple(merged.counts) == (2, 0, 4)
+
+
+def test_a_list_that_grew_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "list.txt"
+    source.write_text("1/a.png\n")
+    a_shard(tmp_path, 1, "a", source=str(source), list_sha256=sha256_of(source))
+    merge(tmp_path)
+    source.write_text("1/a.png\n1/b.png\n")
+    with pytest.raises(ValueError, match=r"list\.txt has changed since its shards were scored, so that studies may be"):
+        merge(tmp_path)
+    a_shard(tmp_path, 2, "b", source=str(source), list_sha256=sha256_of(source))
+    with pytest.raises(ValueError, match=r"has changed between .*1-of-2 and .*2-of-2"):
+        merge(tmp_path)
+    source.unlink()
+    with pytest.raises(ValueError, match="has changed between"):
+        merge(tmp_path)
