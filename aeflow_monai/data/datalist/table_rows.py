@@ -35,6 +35,6 @@ def table_rows(name: str, table: csv.DictReader[str]) -> Iterator[tuple[int, dic
             yield table.line_num, row
     except csv.Error as error:
         raise ValueError(
-            f"{name}, up to line {table.reader.line_num}: the table cannot be read, {error}. Close each quote that is opened, "
-            "or double it where it is part of a cell."
+            f"{name}, up to line {table.reader.line_num}: the table cannot be read, {error}. Close each quote that is "
+            "opened, or double it where it is part of a cell."
         ) from error
