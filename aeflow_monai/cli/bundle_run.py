@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.imports import without_collection
 
 __all__ = ["options_of", "quiet_log", "require_sections", "run_bundle"]
 
@@ -68,11 +69,12 @@ def run_bundle(
     Raises:
         Exception: whatever ends the run.
     """
-    import fire
-    import monai.bundle
-    from monai.bundle.scripts import run
+    with without_collection():
+        import fire
+        import monai.bundle
+        from monai.bundle.scripts import run
 
-    from aeflow_monai.engine.config_text import read_config
+        from aeflow_monai.engine.config_text import read_config
 
     files = [str(path) for path in configs]
     for file in files:

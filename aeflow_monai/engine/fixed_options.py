@@ -20,7 +20,7 @@ from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.engine.option_types import PATHS
 from aeflow_monai.engine.own_configs import FREE, require_unchanged
 from aeflow_monai.engine.stored_model import StoredModel, model_path, read_model
-from aeflow_monai.files import sha256_of
+from aeflow_monai.files import digest_of
 
 __all__ = ["PATHS", "fixed_options", "own_model", "require_own_config"]
 
@@ -65,7 +65,7 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
     trained = stored.config
     if missing := [str(file) for file in (metadata, inference) if not file.is_file()]:
         raise FileNotFoundError(f"The bundle in {folder} is not whole: {missing[0]} is missing. Copy the whole folder.")
-    if read_config(metadata).get("model_sha256") != sha256_of(path):
+    if read_config(metadata).get("model_sha256") != digest_of(path):
         raise ValueError(
             f"{path} is not the model that the bundle in {folder} was written with, by the hash in {_METADATA}. Put "
             "the bundle's own model back, or use the whole folder that this model came with."
