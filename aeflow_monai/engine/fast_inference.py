@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.runtimes import Runtime, chosen_runtime, make_runtime, require_runtime
-from aeflow_monai.engine.scoring_pass import MAPS_OF_PASS, ScoringPass
+from aeflow_monai.engine.scoring_pass import MAPS_OF_PASS, ScoringPass, maps_of_pass
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.stack import SliceStack, foreground_of
 
@@ -21,7 +22,7 @@ _SUMS = ("weighted_sum", "dissimilarity", "pooled")
 
 
 class FastInference:
-    """What `Detector.infer` says of slices, by a runtime; for a detector as it is now.
+    """What `Detector.infer` says of slices, by a runtime; for a detector as it is when the first of them come.
 
     Args:
         detector: trained, in evaluation mode.
@@ -50,11 +51,15 @@ class FastInference:
         maps: Sequence[str] = MAPS_OF_PASS,
         image_size: Sequence[int] | None = None,
     ) -> None:
-        folded = ScoringPass(detector, maps, image_size)
-        self.names = folded.names
-        name = chosen_runtime(runtime, detector.device)
-        names, falls_back = [*_SUMS, *folded.names], runtime == "auto"
-        self.runtime: Runtime = make_runtime(name, folded, names, torch.get_num_threads(), falls_back)
+        self.names = maps_of_pass(maps)
+        self.runtime: Runtime = make_runtime(
+            chosen_runtime(runtime, detector.device),
+            partial(ScoringPass, detector, maps, image_size),
+            [*_SUMS, *self.names],
+            torch.get_num_threads(),
+            falls_back=runtime == "auto",
+            made_of=(detector, image_size),
+        )
 
     def infer(self, image: Tensor, places: Places | None = None) -> tuple[SliceStack, dict[str, Tensor]]:
         """See `Detector.infer`; of the maps those that were asked for."""

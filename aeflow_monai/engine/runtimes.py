@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from aeflow_monai.engine.kept_forms import identity_of, kept_form
 from aeflow_monai.engine.onnx_form import onnx_of
 from aeflow_monai.printable import first_line
 
@@ -121,23 +122,31 @@ def chosen_runtime(name: str, device: torch.device | str) -> str:
 
 
 def make_runtime(
-    name: str, module: nn.Module, outputs: Sequence[str], n_threads: int, falls_back: bool = False
+    name: str,
+    make_module: Callable[[], nn.Module],
+    outputs: Sequence[str],
+    n_threads: int,
+    falls_back: bool = False,
+    made_of: object = None,
 ) -> Runtime:
     """What computes a module.
 
     Args:
         name: "torch", "onnxruntime" or "openvino".
-        module: takes images (N, C, H, W) and gives a tuple of tensors (N, ...); belongs to the runtime from now on.
+        make_module: makes it, at once or when the first image comes; it takes images (N, C, H, W) and gives a tuple of
+            tensors (N, ...), and belongs to the runtime.
         outputs: names of these.
         n_threads: of a CPU, for all calls together.
         falls_back: let torch compute a network that the runtime cannot take over; without, it is an error.
+        made_of: all that the module is made of, by which a later run finds what was made of it, see `identity_of`;
+            nothing is kept if None.
     """
     if name == "torch":
-        return _Torch(module)
+        return _Torch(make_module())
     make: Callable[[bytes, int], Callable[[Tensor], Sequence[Tensor]]] = (
         _onnxruntime_session if name == "onnxruntime" else _OpenVino
     )
-    return _OfSizes(name, module, outputs, lambda model: make(model, n_threads), falls_back)
+    return _OfSizes(name, make_module, outputs, lambda model: make(model, n_threads), falls_back, made_of)
 
 
 class _Torch:
@@ -162,14 +171,16 @@ class _OfSizes:
     def __init__(
         self,
         name: str,
-        module: nn.Module,
+        make_module: Callable[[], nn.Module],
         outputs: Sequence[str],
         make: Callable[[bytes], Callable[[Tensor], Sequence[Tensor]]],
         falls_back: bool,
+        made_of: object,
     ) -> None:
         self.name = name
         self.falls_back = falls_back
-        self.module = module
+        self.make_module = make_module
+        self.made_of = made_of
         self.outputs = outputs
         self.make = make
         self.made: dict[tuple[int, ...], Callable[[Tensor], Sequence[Tensor]]] = {}
@@ -183,17 +194,20 @@ class _OfSizes:
         return self.made[size](image)
 
     def _of_size(self, size: tuple[int, ...]) -> Callable[[Tensor], Sequence[Tensor]]:
-        names = ("image", *self.outputs)
+        identity = None if self.made_of is None else identity_of((self.made_of, self.outputs, size))
         try:
-            model = onnx_of(self.module, {"image": torch.zeros(2, *size)}, self.outputs, dict.fromkeys(names, "batch"))
-            return self.make(model)
+            return self.make(kept_form(identity, lambda: self._onnx_of_size(size)))
         except Exception as error:  # of torch's exporter and of the runtime, in many kinds
             cannot = f"{self.name} cannot take over this network: {first_line(str(error))}"
             if not self.falls_back:
                 raise ValueError(f"{cannot}. Set the runtime to torch.") from error
             _logger.warning(f"{cannot}. Torch computes it.")
             self.name = "torch"
-            return self.module
+            return self.make_module()
+
+    def _onnx_of_size(self, size: tuple[int, ...]) -> bytes:
+        of_any_size = dict.fromkeys(("image", *self.outputs), "batch")
+        return onnx_of(self.make_module(), {"image": torch.zeros(2, *size)}, self.outputs, of_any_size)
 
 
 def _onnxruntime_session(model: bytes, n_threads: int) -> Callable[[Tensor], Sequence[Tensor]]:

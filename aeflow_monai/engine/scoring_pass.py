@@ -13,10 +13,21 @@ from aeflow_monai.network.folded import FoldedAEFlow
 from aeflow_monai.score.global_term import pooled_features
 from aeflow_monai.score.ssim import ssim_map
 
-__all__ = ["MAPS_OF_PASS", "ScoringPass"]
+__all__ = ["MAPS_OF_PASS", "ScoringPass", "maps_of_pass"]
 
 # Maps that a pass gives beside the sums, if they are asked for; see `Detector.infer`.
 MAPS_OF_PASS = ("reconstruction", "residual", "log_likelihood")
+
+
+def maps_of_pass(names: Sequence[str]) -> list[str]:
+    """Maps in the order in which a pass gives them.
+
+    Raises:
+        ValueError: an unknown map.
+    """
+    if unknown := [name for name in names if name not in MAPS_OF_PASS]:
+        raise ValueError(f"Unknown map {unknown[0]!r}: choose of {list(MAPS_OF_PASS)}.")
+    return [name for name in MAPS_OF_PASS if name in names]
 
 
 class ScoringPass(nn.Module):
@@ -47,9 +58,7 @@ class ScoringPass(nn.Module):
         self, detector: Detector, maps: Sequence[str] = MAPS_OF_PASS, image_size: Sequence[int] | None = None
     ) -> None:
         super().__init__()
-        if unknown := [name for name in maps if name not in MAPS_OF_PASS]:
-            raise ValueError(f"Unknown map {unknown[0]!r}: choose of {list(MAPS_OF_PASS)}.")
-        self.names = [name for name in MAPS_OF_PASS if name in maps]
+        self.names = maps_of_pass(maps)
         self.of_likelihood = detector.flow_term == "likelihood"
         self.network = FoldedAEFlow(detector.network, self.of_likelihood or "log_likelihood" in maps, image_size)
         factors, offset = detector.score.term_factors()

@@ -1,11 +1,14 @@
 """What a network is computed by: torch, ONNX Runtime, OpenVINO."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from monai.utils import optional_import
 
 from aeflow_monai.engine import Detector
 from aeflow_monai.engine.fast_inference import FastInference, Runtimes
+from aeflow_monai.engine.kept_forms import identity_of, kept_form
 from aeflow_monai.engine.runtimes import RUNTIMES, chosen_runtime, make_runtime, require_packages, require_runtime
 from aeflow_monai.network import AEFlow, Encoder
 from aeflow_monai.network.folded import FoldedAEFlow
@@ -151,10 +154,44 @@ class OfNoRuntime(torch.nn.Module):
 @pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="needs the extra fast")
 def test_a_network_that_no_runtime_takes_over_is_torchs_or_an_error(caplog: pytest.LogCaptureFixture) -> None:
     image = images(2) + torch.eye(64)
-    chosen = make_runtime("onnxruntime", OfNoRuntime(), ["heights"], n_threads=1, falls_back=True)
+    chosen = make_runtime("onnxruntime", OfNoRuntime, ["heights"], n_threads=1, falls_back=True)
     torch.testing.assert_close(chosen(image)[0], OfNoRuntime()(image)[0])
     assert chosen.name == "torch"
     assert "onnxruntime cannot take over this network" in caplog.text
-    asked_for = make_runtime("onnxruntime", OfNoRuntime(), ["heights"], n_threads=1)
+    asked_for = make_runtime("onnxruntime", OfNoRuntime, ["heights"], n_threads=1)
     with pytest.raises(ValueError, match=r"onnxruntime cannot take over this network: .*Set the runtime to torch"):
         asked_for(image)
+
+
+@pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="needs the extra fast")
+def test_a_network_is_made_into_a_form_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AEFLOW_HOME", str(tmp_path))
+    detector, forms = a_detector(), tmp_path / "forms"
+    first = FastInference(detector, "onnxruntime").infer(images())[0].weighted_sum
+    (form,) = forms.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("aeflow_monai.engine.runtimes.onnx_of", lambda *_: pytest.fail("made again"))
+        again = FastInference(a_detector(), "onnxruntime").infer(images())[0].weighted_sum
+    assert torch.equal(again, first)
+    form.write_bytes(form.read_bytes()[:-1])  # damaged
+    assert torch.equal(FastInference(detector, "onnxruntime").infer(images())[0].weighted_sum, first)
+    with torch.no_grad():
+        detector.score.term_mean += 1
+    FastInference(detector, "onnxruntime").infer(images())
+    detector.flow_term = "likelihood"
+    FastInference(detector, "onnxruntime").infer(images())
+    FastInference(detector, "onnxruntime", maps=[]).infer(images())
+    FastInference(detector, "onnxruntime", maps=[]).infer(images(size=96))
+    assert len([*forms.iterdir()]) == 5
+    for number in range(20):
+        kept_form(f"{number:064d}", lambda: b"form")
+    assert len([*forms.iterdir()]) == 16
+
+
+@pytest.mark.skipif("onnxruntime" not in INSTALLED, reason="needs the extra fast")
+def test_a_home_that_cannot_be_written_to_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AEFLOW_HOME", str(tmp_path / "file"))
+    assert kept_form("0", lambda: b"form") == b"form"
+    assert kept_form(None, lambda: b"form") == b"form"
+    assert identity_of(lambda: 0) is None
