@@ -91,7 +91,7 @@ class _Named(pickle.Pickler):
     def persistent_id(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return None
-        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
 
 
