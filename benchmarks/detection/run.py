@@ -17,6 +17,7 @@ AE-Flow or a variant is its bundle.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,15 @@ class Runs:
         self.normals, self.test, self.features = output / "normals", output / "test", output / "features"
         self.config = config
         self.epochs = epochs
+        self.server: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Runs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.server is not None:
+            with self.server:  # which closes its standard input, so that it ends
+                pass
 
     def folder(self, seed: int, method: str) -> Path:
         """Of the results of a method with a seed."""
@@ -63,17 +73,26 @@ class Runs:
             return
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{task}: {label_of(method) if method else 'all'}, seed {seed}", flush=True)
-        command = [sys.executable, str(HERE / "work.py"), task, "--dataset_dir", str(dataset), "--seed", str(seed)]
-        command += ["--output", str(folder), "--features", str(self.features)]
-        command += ["--method", method] if method else []
-        command += ["--config", str(self.config)] if self.config else []
-        command += ["--epochs", str(self.epochs)] if self.epochs else []
+        words = [task, "--dataset_dir", str(dataset), "--seed", str(seed)]
+        words += ["--output", str(folder), "--features", str(self.features)]
+        words += ["--method", method] if method else []
+        words += ["--config", str(self.config)] if self.config else []
+        words += ["--epochs", str(self.epochs)] if self.epochs else []
         log = folder / f"{task}.log"
-        with log.open("w", encoding="utf-8") as stream:
-            quiet = {**os.environ, "TQDM_DISABLE": "1"}
-            code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=quiet).returncode
+        code = self._serve(words, log)
         if code:
             raise SystemExit(f"{task} of {method or 'all'}, seed {seed}, failed with exit code {code}: see {log}.")
+
+    def _serve(self, words: list[str], log: Path) -> int:
+        """Have a step done in a process of its own, which a server forks; gives its exit code."""
+        if self.server is None:
+            command, quiet = [sys.executable, str(HERE / "work.py"), "serve"], {**os.environ, "TQDM_DISABLE": "1"}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.server = subprocess.Popen(command, **pipes, text=True, env=quiet)
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        print(json.dumps([words, str(log)]), file=self.server.stdin, flush=True)
+        return int(self.server.stdout.readline() or 1)
 
     def _check(self, done: Path, task: str, method: str | None) -> None:
         if task != "fit" or method is None:
@@ -117,23 +136,22 @@ def main() -> None:
     protocol = protocols.load(given.set, given.data, output, given.split, given.normals, config, given.normal_classes)
     settings = {"set": given.set, "split": given.split, "normals": given.normals, "digest": protocol.digest()}
     same_protocol(output, settings)
-    runs = Runs(output, protocol.config, given.epochs)
-
-    # a later run that adds a method fits it as blindly as the first
-    (runs.test / "manifest.csv").unlink(missing_ok=True)
-    protocol.write_fit(runs.normals)
-    if any(method in peers for method in methods):
-        runs.call("features", runs.features, runs.normals)
-    wanted = [(seed, method, runs.folder(seed, method)) for seed in given.seeds for method in methods]
-    for seed, method, folder in wanted:
-        runs.call("fit", folder, runs.normals, seed, method)
-    if given.fit_only:
-        return
-    protocol.write_test(runs.test, [folder / "fit.json" for _, _, folder in wanted])
-    for seed, method, folder in wanted:
-        runs.call("score", folder, runs.test, seed, method)
     first = output / f"seed{given.seeds[0]}"
-    runs.call("speed", first, runs.normals, given.seeds[0])
+    with Runs(output, protocol.config, given.epochs) as runs:
+        # a later run that adds a method fits it as blindly as the first
+        (runs.test / "manifest.csv").unlink(missing_ok=True)
+        protocol.write_fit(runs.normals)
+        if any(method in peers for method in methods):
+            runs.call("features", runs.features, runs.normals)
+        wanted = [(seed, method, runs.folder(seed, method)) for seed in given.seeds for method in methods]
+        for seed, method, folder in wanted:
+            runs.call("fit", folder, runs.normals, seed, method)
+        if given.fit_only:
+            return
+        protocol.write_test(runs.test, [folder / "fit.json" for _, _, folder in wanted])
+        for seed, method, folder in wanted:
+            runs.call("score", folder, runs.test, seed, method)
+        runs.call("speed", first, runs.normals, given.seeds[0])
 
     results = [Result.read(label_of(method), seed, folder) for seed, method, folder in wanted]
     summary: dict[str, Any] = {

@@ -1,5 +1,6 @@
 """One step of the comparison, in a process of its own so that its memory and time are its own. Started by run.py.
 
+    python work.py serve                                                steps that it is told, each in a forked process
     python work.py features --dataset_dir NORMALS --output DIR ...      the frozen encoder's features, once for all
     python work.py fit --method NAME --dataset_dir NORMALS --output DIR --seed N ...
     python work.py score --method NAME --dataset_dir TEST --output DIR --seed N ...
@@ -16,6 +17,8 @@ import argparse
 import hashlib
 import itertools
 import json
+import multiprocessing
+import os
 import resource
 import shutil
 import statistics
@@ -305,7 +308,28 @@ def asked(method: MapMethod) -> Callable[[Tensor], Answer]:
     return lambda image: method.infer(image, torch.arange(len(image)))
 
 
-def main() -> None:
+def serve() -> None:
+    """Do the steps that the standard input names, each in a process forked from this one, which spares the imports.
+
+    A line has the arguments of a step and the path of its log, as JSON; the answer is the step's exit code.
+    """
+    fork = multiprocessing.get_context("fork")
+    for line in sys.stdin:
+        process = fork.Process(target=_logged, args=json.loads(line))
+        process.start()
+        process.join()
+        print(process.exitcode, flush=True)
+
+
+def _logged(given: list[str], log: str) -> None:
+    """One step, whose output goes to a file."""
+    with Path(log).open("w", encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    main(given)
+
+
+def main(words: list[str] | None = None) -> None:
     tasks = {"features": features, "fit": fit, "score": score, "speed": speed}
     parser = arguments(__doc__, "dataset_dir", "output")
     parser.add_argument("task", choices=tasks)
@@ -314,7 +338,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path, help="folder of the kept features")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     given.output.mkdir(parents=True, exist_ok=True)
     if given.method != "patchcore" or given.task != "fit":
         keep_freed_memory()  # the search for PatchCore's core set would keep one block more at each step
@@ -326,4 +350,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve() if sys.argv[1:] == ["serve"] else main()

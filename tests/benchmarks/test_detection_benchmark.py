@@ -36,20 +36,21 @@ METHODS = ["flow_only", "autoencoder", "autoencoder_rescored", *(["patchcore"] i
 
 
 def run(data: Path, output: Path, *options: str) -> None:
-    """Run the comparison in this process, which starts one for each of its steps."""
+    """Run the comparison in this process, which has one of its own for each of its steps."""
     command = ["run.py", "--data", str(data), "--output", str(output), "--set", str(data), "--seeds", "0", *options]
     command += ["--config", str(output.parent / "tiny.yaml"), "--methods", *METHODS]
     with pytest.MonkeyPatch.context() as patch:
         for folder in (BENCHMARKS, DETECTION):
             patch.syspath_prepend(str(folder))
         patch.setattr(sys, "argv", command)
+        patch.setattr(importlib.import_module("table"), "N_BOOTSTRAP", 100)
         importlib.import_module("run").main()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom_slices(
-        tmp_path_factory.mktemp("detection") / "slices", n_train=16, n_test_normal=6, n_test_abnormal=6
+        tmp_path_factory.mktemp("detection") / "slices", n_train=10, n_test_normal=5, n_test_abnormal=5
     )
 
 
@@ -88,7 +89,7 @@ def test_fits_are_given_normals_and_nothing_of_the_test_split(data: Path, fitted
     normals = rows(fitted / "normals/manifest.csv")
     assert {Path(row["path"]).parent for row in normals} == {data / "train/NORMAL"}
     assert {(row["split"], row["abnormal"]) for row in normals} == {("train", "0")}
-    assert len(normals) == 16
+    assert len(normals) == 10
     for method in METHODS:
         assert "/test/" not in (fitted / f"seed0/{method}/fit.log").read_text(encoding="utf-8")
 
@@ -184,7 +185,7 @@ def test_a_stopped_comparison_goes_on(data: Path, finished: Path) -> None:
     kept = [name for name in before if name.endswith(("fit.json", "model.pt", "peer.pt", "features.json"))]
     assert len(kept) >= 2 * len(METHODS)
     assert all(Path(name).stat().st_mtime_ns == before[name] for name in kept)
-    assert len(rows(finished / "test/manifest.csv")) == 12
+    assert len(rows(finished / "test/manifest.csv")) == 10
 
 
 def case_threshold(folder: Path) -> float:
@@ -269,8 +270,11 @@ def test_trainings_that_differ_in_more_than_the_score_have_folders_of_their_own(
     assert len({own, folder("aeflow", epochs=2), folder("aeflow", seed=1), folder("permutation")}) == 4
 
 
-def test_slices_are_resampled_with_their_case(imported: Callable[[str], ModuleType]) -> None:
+def test_slices_are_resampled_with_their_case(
+    imported: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = imported("table")
+    monkeypatch.setattr(table, "N_BOOTSTRAP", 200)
     rng = np.random.default_rng(0)
     cases = [f"case{n}" for n in range(20)]
     truth = {case: number % 2 for number, case in enumerate(cases)}
