@@ -1,20 +1,22 @@
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from monai.bundle import ConfigWorkflow
+from forked import ForkServer
+from made_once import MadeOnce
 
-from aeflow_monai import Workflow, write_phantom
+if TYPE_CHECKING:  # imported where they are used, since pytest's own process beside its workers needs none of them
+    from monai.bundle import ConfigWorkflow
 
 ROOT = Path(__file__).parent.parent
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process for each core, whose threads would slow each other
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
 # A network and a training that take seconds; explicit, so that a change of the defaults changes no test.
 TRAINING = {
     "image_size": [64, 64],
@@ -29,8 +31,19 @@ TRAINING = {
     "seed": 0,
 }
 
-RunWorkflow = Callable[..., ConfigWorkflow]
-RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+RunWorkflow = Callable[..., "ConfigWorkflow"]
+RunCommand = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers take files in the order of the next function, not those of many tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests that run the bundle as a user would come first, so that no worker ends with a long one."""
+    long = {item.path for item in items if item.get_closest_marker("end_to_end")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def config_files(configs: str | Path | Sequence[str | Path]) -> list[str]:
@@ -61,6 +74,8 @@ def tiny_training() -> dict[str, Any]:
 def start_workflow() -> RunWorkflow:
     """Reads configs of the bundle with options, as `python -m monai.bundle run` does, and initializes the workflow."""
 
+    from aeflow_monai import Workflow
+
     def start(configs: str | Path | Sequence[str | Path], **options: Any) -> ConfigWorkflow:
         files = config_files(configs)
         kind = "train" if Path(files[0]).name == "train.yaml" else "infer"
@@ -85,8 +100,20 @@ def run_workflow(start_workflow: RunWorkflow) -> RunWorkflow:
 
 
 @pytest.fixture(scope="session")
-def run_command() -> RunCommand:
-    """Runs `python -m <command> --config_file <configs> --<option> <value> ...` in a process of its own."""
+def fork_server() -> Iterator[ForkServer]:
+    """Runs commands of Python in forked processes, which have the imports done."""
+    server = ForkServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def run_command(fork_server: ForkServer) -> RunCommand:
+    """Runs `python -m <command> --config_file <configs> --<option> <value> ...` in a process of its own.
+
+    It is a new interpreter if it is to be `fresh`, else one that is forked.
+    """
+    import torch
 
     def run(
         command: str,
@@ -94,14 +121,18 @@ def run_command() -> RunCommand:
         cwd: Path = ROOT,
         home: Path | None = None,
         threads: int | None = None,
+        fresh: bool = False,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         arguments = [f"--{key}={value}" for key, value in {"config_file": config_files(configs), **options}.items()]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads or torch.get_num_threads())}
         if home:
             environment["AEFLOW_HOME"] = str(home)
+        words = ["-m", *command.split(), *arguments]
+        if not fresh:
+            return fork_server.run(words, cwd, environment)
         return subprocess.run(
-            [sys.executable, "-m", *command.split(), *arguments],
+            [sys.executable, *words],
             cwd=cwd,
             env=environment,
             capture_output=True,
@@ -114,17 +145,41 @@ def run_command() -> RunCommand:
 
 
 @pytest.fixture(scope="session")
-def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded data set, small: 6 volumes to train on, 3 normal and 3 abnormal ones to test on."""
-    folder = tmp_path_factory.mktemp("data") / "volumes"
-    return write_phantom(folder, n_train=6, n_test_normal=3, n_test_abnormal=3)
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Folders that are made once for all workers, and read only."""
+    own = tmp_path_factory.getbasetemp()
+    return MadeOnce((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "made_once")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_tests_share_stays_as_it_was(made_once: MadeOnce) -> Iterator[None]:
+    yield
+    changes = made_once.changes()
+    assert not changes, f"tests of this file, or of one that ran beside it, changed what all share: {changes}"
 
 
 @pytest.fixture(scope="session")
-def trained(
-    tmp_path_factory: pytest.TempPathFactory, volumes: Path, run_workflow: RunWorkflow, tiny_training: dict[str, Any]
-) -> Path:
+def volumes(made_once: MadeOnce) -> Path:
+    """The embedded data set, small: 6 volumes to train on, 3 normal and 3 abnormal ones to test on; read only."""
+    from aeflow_monai import write_phantom
+
+    return made_once("volumes", lambda folder: write_phantom(folder, n_train=6, n_test_normal=3, n_test_abnormal=3))
+
+
+@pytest.fixture(scope="session")
+def slices(made_once: MadeOnce) -> Path:
+    """PNG slices: 12 to train on, 5 normal and 8 abnormal ones to test on; read only."""
+    from aeflow_monai.data import write_phantom_slices
+
+    counts = {"n_train": 12, "n_test_normal": 5, "n_test_abnormal": 8}
+    return made_once("slices", lambda folder: write_phantom_slices(folder, **counts))
+
+
+@pytest.fixture(scope="session")
+def trained(made_once: MadeOnce, volumes: Path, run_workflow: RunWorkflow, tiny_training: dict[str, Any]) -> Path:
     """The bundle of one tiny training on `volumes`, shared by all tests: read only."""
-    folder = tmp_path_factory.mktemp("trained") / "RUN"
-    run_workflow("train.yaml", dataset_dir=str(volumes), output_dir=str(folder), **tiny_training)
-    return folder
+
+    def train(folder: Path) -> None:
+        run_workflow("train.yaml", dataset_dir=str(volumes), output_dir=str(folder), **tiny_training)
+
+    return made_once("trained/RUN", train)

@@ -7,20 +7,25 @@ from pathlib import Path
 
 import pytest
 from archive_runs import Scans, Start
+from made_once import MadeOnce
 
 
 @pytest.fixture(scope="session")
-def scans(tmp_path_factory: pytest.TempPathFactory, volumes: Path) -> Scans:
+def scans(made_once: MadeOnce, volumes: Path) -> Scans:
     """Twelve volumes: read only."""
-    folder = tmp_path_factory.mktemp("scans")
-    for number, path in enumerate(sorted(volumes.rglob("test_*.nii.gz"))[:6] * 2):
-        shutil.copy(path, folder / f"scan{number:02d}.nii.gz")
-    names = [path.name for path in sorted(folder.iterdir())]
-    (folder / "damaged.nii.gz").write_bytes((folder / names[0]).read_bytes()[:100])
-    lines = [*names[:3], "damaged.nii.gz", names[0], f"./{names[1]}", *names[3:], "absent.nii.gz"]
-    listed = folder / "list.txt"
-    listed.write_text("\n".join(lines))
-    return Scans(folder, listed, len(names))
+    sources = sorted(volumes.rglob("test_*.nii.gz"))[:6] * 2
+    names = [f"scan{number:02d}.nii.gz" for number in range(len(sources))]
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        for path, name in zip(sources, names, strict=True):
+            shutil.copy(path, folder / name)
+        (folder / "damaged.nii.gz").write_bytes((folder / names[0]).read_bytes()[:100])
+        lines = [*names[:3], "damaged.nii.gz", names[0], f"./{names[1]}", *names[3:], "absent.nii.gz"]
+        (folder / "list.txt").write_text("\n".join(lines))
+
+    folder = made_once("scans", write)
+    return Scans(folder, folder / "list.txt", len(names))
 
 
 # with a row stored as soon as it is there, so that a process that is quick can be killed amid its studies

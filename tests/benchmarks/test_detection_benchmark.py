@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -20,7 +21,6 @@ import yaml
 from sklearn.metrics import recall_score, roc_auc_score
 
 from aeflow_monai import Encoder, Model, Score, SlicedInferer, Slicer
-from aeflow_monai.data import write_phantom_slices
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 DETECTION = BENCHMARKS / "detection"
@@ -48,10 +48,8 @@ def run(data: Path, output: Path, *options: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_phantom_slices(
-        tmp_path_factory.mktemp("detection") / "slices", n_train=10, n_test_normal=5, n_test_abnormal=5
-    )
+def data(tmp_path_factory: pytest.TempPathFactory, slices: Path) -> Path:
+    return Path(shutil.copytree(slices, tmp_path_factory.mktemp("detection") / "slices"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +87,7 @@ def test_fits_are_given_normals_and_nothing_of_the_test_split(data: Path, fitted
     normals = rows(fitted / "normals/manifest.csv")
     assert {Path(row["path"]).parent for row in normals} == {data / "train/NORMAL"}
     assert {(row["split"], row["abnormal"]) for row in normals} == {("train", "0")}
-    assert len(normals) == 10
+    assert len(normals) == 12
     for method in METHODS:
         assert "/test/" not in (fitted / f"seed0/{method}/fit.log").read_text(encoding="utf-8")
 
@@ -185,7 +183,7 @@ def test_a_stopped_comparison_goes_on(data: Path, finished: Path) -> None:
     kept = [name for name in before if name.endswith(("fit.json", "model.pt", "peer.pt", "features.json"))]
     assert len(kept) >= 2 * len(METHODS)
     assert all(Path(name).stat().st_mtime_ns == before[name] for name in kept)
-    assert len(rows(finished / "test/manifest.csv")) == 10
+    assert len(rows(finished / "test/manifest.csv")) == 13
 
 
 def case_threshold(folder: Path) -> float:

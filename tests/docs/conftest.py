@@ -8,15 +8,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 from code_blocks import ROOT, all_blocks
+from made_once import MadeOnce
 from PIL import Image
 
 from aeflow_monai.cli.main import main
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, volumes: Path, trained: Path) -> Path:
+def world(made_once: MadeOnce, volumes: Path, trained: Path) -> Path:
     """What the pages name; the blocks read it, and write beside links to it."""
-    folder = tmp_path_factory.mktemp("world")
+    return made_once("world", lambda folder: _write_world(folder, volumes, trained))
+
+
+def _write_world(folder: Path, volumes: Path, trained: Path) -> None:
+    folder.mkdir()
     for name in ("demo", ".aeflow_monai", "DATA", "SCANS", "NORMALS"):
         (folder / name).mkdir()
     for name in ("bundle", "configs"):  # of a clone
@@ -43,7 +48,6 @@ def world(tmp_path_factory: pytest.TempPathFactory, volumes: Path, trained: Path
     (preset,) = (block for block in all_blocks() if block.language == "yaml")
     name, _, content = preset.code.removeprefix("# ").partition("\n")
     (folder / name).write_text(content, encoding="utf-8")
-    return folder
 
 
 def _write_classes(folder: Path, volumes: Path) -> None:

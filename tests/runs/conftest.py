@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from made_once import MadeOnce
 
 Run = Callable[..., Any]
 
@@ -17,20 +18,22 @@ class Evaluated(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def inferred(tmp_path_factory: pytest.TempPathFactory, volumes: Path, trained: Path, run_workflow: Run) -> Path:
+def inferred(made_once: MadeOnce, volumes: Path, trained: Path, run_workflow: Run) -> Path:
     """All that inference writes for the test images of `volumes`: read only."""
-    folder = tmp_path_factory.mktemp("inferred") / "MAPS"
-    run_workflow(trained / "configs/inference.yaml", dataset_dir=str(volumes), output_dir=str(folder))
-    return folder
+    config, data = trained / "configs/inference.yaml", str(volumes)
+    return made_once("inferred", lambda folder: run_workflow(config, dataset_dir=data, output_dir=str(folder)))
 
 
 @pytest.fixture(scope="session")
-def evaluated(tmp_path_factory: pytest.TempPathFactory, volumes: Path, trained: Path, run_workflow: Run) -> Evaluated:
+def evaluated(made_once: MadeOnce, volumes: Path, trained: Path, run_workflow: Run) -> Evaluated:
     """An evaluation of the trained model on `volumes`: read only."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    shutil.copytree(trained, folder / "RUN")
-    where = {"dataset_dir": str(volumes), "output_dir": str(folder / "RESULTS")}
-    run_workflow(folder / "RUN/configs/evaluate.yaml", **where, n_bootstrap=50)
+
+    def evaluate(folder: Path) -> None:
+        shutil.copytree(trained, folder / "RUN")
+        where = {"dataset_dir": str(volumes), "output_dir": str(folder / "RESULTS")}
+        run_workflow(folder / "RUN/configs/evaluate.yaml", **where, n_bootstrap=50)
+
+    folder = made_once("evaluated", evaluate)
     return Evaluated(folder / "RUN", folder / "RESULTS")
 
 

@@ -13,7 +13,7 @@ import pytest
 from monai.data.utils import to_affine_nd
 from outputs import MAPS, OUTPUTS, REPORTS, files_below, model_state, said, spatial, table
 
-from aeflow_monai.data.phantom import write_phantom, write_phantom_slices
+from aeflow_monai.data.phantom import write_phantom
 
 Run = Callable[..., Any]
 Options = dict[str, Any]
@@ -74,19 +74,23 @@ def test_three_planes_from_training_to_maps(
     assert {line["plane"] for line in table(tmp_path / "results/slice_scores.csv")} == {"coronal"}
 
 
-def test_png_slices_work_from_training_to_inference(tmp_path: Path, run_workflow: Run, tiny_training: Options) -> None:
-    data = write_phantom_slices(tmp_path / "slices", n_train=6, n_test_normal=2, n_test_abnormal=2)
+def test_png_slices_work_from_training_to_inference(
+    tmp_path: Path, slices: Path, run_workflow: Run, tiny_training: Options
+) -> None:
     run, results = tmp_path / "run", tmp_path / "results"
-    run_workflow("train.yaml", dataset_dir=str(data), output_dir=str(run), **{**tiny_training, "epochs": 1})
-    run_workflow(run / "configs/evaluate.yaml", dataset_dir=str(data), output_dir=str(results), n_bootstrap=10)
+    run_workflow("train.yaml", dataset_dir=str(slices), output_dir=str(run), **{**tiny_training, "epochs": 1})
+    run_workflow(run / "configs/evaluate.yaml", dataset_dir=str(slices), output_dir=str(results), n_bootstrap=10)
     metrics, localisation = (json.loads((results / f"{name}.json").read_text()) for name in ("metrics", "localisation"))
-    assert (metrics["n_normal"], metrics["n_abnormal"]) == (2, 2)
+    assert (metrics["n_normal"], metrics["n_abnormal"]) == (5, 8)
     counts = [localisation[name] for name in ("n_volumes", "n_abnormal_volumes", "n_abnormal_slices")]
-    assert counts == [4, 2, 2]
-    assert len(table(results / "slice_scores.csv")) == 4
+    assert counts == [13, 8, 8]
+    assert len(table(results / "slice_scores.csv")) == 13
 
-    image = data / "test/ABNORMAL/test_abnormal_000.png"
-    where = {"dataset_dir": str(image.parent), "output_dir": str(tmp_path / "maps")}
+    image, scans = slices / "test/ABNORMAL/test_abnormal_000.png", tmp_path / "scans"
+    scans.mkdir()
+    for number in range(2):
+        shutil.copy(image.with_name(f"test_abnormal_00{number}.png"), scans)
+    where = {"dataset_dir": str(scans), "output_dir": str(tmp_path / "maps")}
     run_workflow(run / "configs/inference.yaml", **where)
     voxels, affine = spatial(image)
     for name in (*MAPS, "anomaly_mask"):

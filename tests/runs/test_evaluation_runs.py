@@ -1,9 +1,8 @@
 import csv
 import json
+import os
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from forked import ForkServer
 from outputs import REPORTS, contents, files_below, model_state, said, table
 
 from aeflow_monai.data.transforms import ScaleForegroundd
@@ -101,12 +101,12 @@ def test_a_bundle_that_was_moved_evaluates_the_same(
 
 
 def test_the_command_of_its_record_repeats_an_evaluation(
-    tmp_path: Path, volumes: Path, trained: Path, run_command: Run
+    tmp_path: Path, volumes: Path, trained: Path, run_command: Run, fork_server: ForkServer
 ) -> None:
     run = shutil.copytree(trained, tmp_path / "my RUN", ignore=shutil.ignore_patterns("logs"))
     results = tmp_path / "results"
     options = {"dataset_dir": volumes, "output_dir": results, "n_bootstrap": 50}
-    done = run_command("monai.bundle run", run / "configs/evaluate.yaml", **options)
+    done = run_command("monai.bundle run", run / "configs/evaluate.yaml", fresh=True, **options)
     assert done.returncode == 0, done.stderr
     record, first = json.loads((results / "run.json").read_text()), contents(results)
     assert (record["state"], record["n_cases"], record["n_failed"]) == ("finished", 6, 0)
@@ -116,12 +116,12 @@ def test_the_command_of_its_record_repeats_an_evaluation(
     ]
 
     python, *arguments = shlex.split(record["command"])
-    again = [sys.executable, *arguments]
-    refused = subprocess.run(again, capture_output=True, text=True, check=False)
+    refused = fork_server.run(arguments, tmp_path, os.environ)
     assert (python, refused.returncode) == ("python", 1)
     assert "began at " + record["started"] in refused.stderr
     assert contents(results) == first
-    subprocess.run([*again, "--overwrite", "True"], capture_output=True, check=True)
+    repeated = fork_server.run([*arguments, "--overwrite", "True"], tmp_path, os.environ)
+    assert repeated.returncode == 0, repeated.stderr
     assert contents(results) == first
 
 

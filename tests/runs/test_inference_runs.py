@@ -83,7 +83,8 @@ def test_a_bundle_that_was_moved_writes_the_same_files(
     cwd.mkdir()
     # relative, as people type it
     config = "../another machine/model/configs/inference.yaml"
-    done = run_command("monai.bundle run", config, cwd=cwd, home=home, dataset_dir=volumes, output_dir="maps")
+    where = {"dataset_dir": volumes, "output_dir": "maps"}
+    done = run_command("monai.bundle run", config, cwd=cwd, home=home, fresh=True, **where)
     assert done.returncode == 0, done.stderr
     assert files_below(cwd / "maps") == files_below(inferred)
     assert_same_outputs(cwd / "maps", inferred, files_below(inferred))

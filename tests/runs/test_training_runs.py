@@ -3,8 +3,8 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import ForkServer
 from outputs import (
     BUNDLE,
     LOSSES,
@@ -29,8 +30,7 @@ from outputs import (
 )
 from PIL import Image
 
-from aeflow_monai import calibrate
-from aeflow_monai.data.phantom import write_phantom_slices
+from aeflow_monai import calibrate, config_files
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("aeflow_monai", "bundle", "configs")
@@ -56,7 +56,8 @@ def test_a_training_without_a_folder_writes_a_bundle_below_the_home_folder_and_n
     cwd.mkdir()
     before = source_files()
     train = ROOT / "bundle/configs/train.yaml"
-    done = run_command("monai.bundle run train", train, cwd=cwd, home=home, dataset_dir=volumes, **tiny_training)
+    options = {"dataset_dir": volumes, **tiny_training}
+    done = run_command("monai.bundle run train", train, cwd=cwd, home=home, fresh=True, **options)
     assert done.returncode == 0, done.stderr
     assert epochs_in_log(done.stdout) == [1, 2, 3]
     assert source_files() == before
@@ -77,7 +78,12 @@ def test_a_training_without_a_folder_writes_a_bundle_below_the_home_folder_and_n
 
 
 def test_killed_and_resumed_training_equals_an_uninterrupted_one(
-    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, tiny_training: Options
+    tmp_path: Path,
+    volumes: Path,
+    trained: Path,
+    run_workflow: Run,
+    fork_server: ForkServer,
+    tiny_training: Options,
 ) -> None:
     folder = tmp_path / "run"
     options = {**tiny_training, "dataset_dir": str(volumes), "output_dir": str(folder)}
@@ -92,8 +98,7 @@ trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: trainer.state.epoc
 workflow.run()
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", script]
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    killed = fork_server.run(["-c", script], tmp_path, environment)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (folder / "models").exists()
 
@@ -132,8 +137,35 @@ def test_slices_kept_in_files_and_loaded_by_workers_train_the_same_model(
     assert {file: (kept / file).stat().st_mtime_ns for file in slices} == written
 
 
+# what torch.distributed.run does: two processes, each with its rank
+TWO_PROCESSES = """
+import os, runpy, sys
+
+started = []
+for rank in (0, 1):
+    process = os.fork()
+    if process == 0:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+        sys.exit()
+    started.append(process)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+        return int(line.getsockname()[1])
+
+
 def test_two_processes_train_the_model_of_one_also_if_resumed(
-    tmp_path: Path, volumes: Path, run_command: Run, run_workflow: Run, tiny_training: Options
+    tmp_path: Path,
+    volumes: Path,
+    run_command: Run,
+    run_workflow: Run,
+    fork_server: ForkServer,
+    tiny_training: Options,
 ) -> None:
     # with lesions, of which the processes have different numbers
     options = {**tiny_training, "epochs": 2, "lesion_copies": 1}
@@ -142,7 +174,7 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
     abnormal = f"({batch}['abnormal'].amax(dim=(1, 2, 3)) > 0).tolist()"
     taken = f"list(zip({batch}['case'], {batch}['slice'].tolist(), {abnormal}))"
     note, event = "$@train#trainer.add_event_handler(", "ignite.engine.Events.ITERATION_COMPLETED"
-    told = "{'weights': @network.state_dict(), 'seen': @seen, 'encoded': @encoded}"
+    noted = "{'weights': @network.state_dict(), 'seen': @seen, 'encoded': @encoded}"
     notes = {
         "seen": "$[]",
         "encoded": "$[]",
@@ -152,23 +184,27 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
             f"{note}ignite.engine.Events.STARTED, lambda engine: @encoded.append(None))",  # pictures are encoded anew
             f"{note}{event}, lambda engine: @seen.append((engine.state.epoch, {taken})))",
         ],
-        "+run": [f"$torch.save({told}, '{tmp_path}/rank%d.pt' % @rank)"],
+        "+run": [f"$torch.save({noted}, '{tmp_path}/rank%d.pt' % @rank)"],
     }
     watch.write_text(yaml.safe_dump(notes))
 
-    def train(folder: Path, **given: Path) -> tuple[str, list[dict[str, Any]]]:
-        done = run_command(
-            "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run",
-            ["train.yaml", "multi_gpu_train.yaml", watch],
-            threads=1,  # each, of two cores
-            dataset_dir=volumes,
-            output_dir=folder,
-            **{**options, "batch_size": 4, **given},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout, [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    options_of_two = {**options, "batch_size": 4}
 
-    printed, (first, second) = train(run, cache_dir=tmp_path / "cache")
+    def told(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+        assert done.returncode == 0, done.stderr
+        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    done = run_command(
+        "torch.distributed.run --standalone --nproc_per_node=2 -m monai.bundle run",
+        ["train.yaml", "multi_gpu_train.yaml", watch],
+        threads=1,  # each, of two cores
+        fresh=True,
+        dataset_dir=volumes,
+        output_dir=run,
+        cache_dir=tmp_path / "cache",
+        **options_of_two,
+    )
+    first, second = told(done)
     weights = [key for key in first["weights"] if key.startswith("network.")]
     assert [key for key in weights if not torch.equal(first["weights"][key], second["weights"][key])] == []
 
@@ -183,7 +219,7 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
     # one writer: a bundle, checkpoints and event files of rank 0 only, with the calibration that rank 1 has not
     assert differing(model_state(run), first["weights"]) == []
     assert torch.isinf(second["weights"]["score.case_threshold"])
-    assert epochs_in_log(printed) == [1, 2]
+    assert epochs_in_log(done.stdout) == [1, 2]
     assert [step for step, _ in loss_curve(run, "train_loss")] == [1, 2]
     assert files_below(run) > BUNDLE
 
@@ -204,9 +240,19 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
     assert not list((tmp_path / "cache").rglob("features*"))
 
     # a resumed training goes on in both processes, and ends with the same model
-    printed, ranks = train(tmp_path / "resumed", resume=run / "logs/checkpoints/checkpoint_epoch=1.pt")
-    assert epochs_in_log(printed) == [2]
-    for rank, resumed in zip((first, second), ranks, strict=True):
+    given = {
+        "config_file": config_files("train", "multi_gpu_train", str(watch)),
+        "dataset_dir": volumes,
+        "output_dir": tmp_path / "resumed",
+        "resume": run / "logs/checkpoints/checkpoint_epoch=1.pt",
+        **options_of_two,
+    }
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    words = ["-c", TWO_PROCESSES, "run", *(f"--{name}={value}" for name, value in given.items())]
+    done = fork_server.run(words, tmp_path, {**os.environ, **meeting})
+    resumed_ranks = told(done)
+    assert epochs_in_log(done.stdout) == [2]
+    for rank, resumed in zip((first, second), resumed_ranks, strict=True):
         assert resumed["seen"] == [(epoch, items) for epoch, items in rank["seen"] if epoch == 2]
         assert differing(resumed["weights"], rank["weights"]) == []
     assert differing(model_state(tmp_path / "resumed"), model_state(run)) == []
@@ -330,9 +376,9 @@ def test_synthetic_lesions_are_trained_on_and_the_model_is_used_as_any_other(
 
 
 def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
-    tmp_path: Path, run_workflow: Run, tiny_training: Options
+    tmp_path: Path, slices: Path, run_workflow: Run, tiny_training: Options
 ) -> None:
-    data = write_phantom_slices(tmp_path / "data", n_train=12, n_test_normal=4, n_test_abnormal=8)
+    data = shutil.copytree(slices, tmp_path / "data")
     abnormal = data / "train/ABNORMAL"
     abnormal.mkdir()
     for image in sorted((data / "test/ABNORMAL").iterdir())[:4]:
@@ -341,7 +387,7 @@ def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
     states, seen = [], []
     for count in (0, 3):
         run = tmp_path / f"labelled_{count}"
-        options = {**tiny_training, "epochs": 2, "dataset_dir": str(data), "output_dir": str(run)}
+        options = {**tiny_training, "epochs": 1, "dataset_dir": str(data), "output_dir": str(run)}
         workflow = run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=count, **options)
         slices = workflow.parser.get_parsed_content("train#dataset")
         seen.append([item["case"] for item in map(slices.__getitem__, range(len(slices))) if item["abnormal"].any()])
@@ -353,7 +399,7 @@ def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
     assert any("flows" in key for key in differing(*states))
     where = {"dataset_dir": str(data), "output_dir": str(tmp_path / "results")}
     run_workflow(run / "configs/evaluate.yaml", **where, n_bootstrap=10)
-    assert len(table(tmp_path / "results/scores.csv")) == 8
+    assert len(table(tmp_path / "results/scores.csv")) == 9
     options["output_dir"] = str(tmp_path / "labelled_5")
     with pytest.raises(RuntimeError) as raised:
         run_workflow(["train.yaml", "semi_supervised.yaml"], labelled_abnormal=5, **options)

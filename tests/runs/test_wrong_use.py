@@ -1,7 +1,6 @@
 """Commands that are used wrongly end with one message; each is a process of its own."""
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import ForkServer
 from outputs import files_below, said
 
 from aeflow_monai.engine.config import config_files
@@ -55,17 +55,18 @@ def test_wrong_use_ends_with_one_message(
     assert not list(tmp_path.iterdir())
 
 
-def command(*options: str) -> list[str]:
-    return [sys.executable, "-m", "monai.bundle", "run", *options]
+# monai.bundle with a limit on the size of files, which the system treats as it treats a full disk
+LIMITED = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))
+runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+"""
 
 
-def test_a_disk_without_space_is_named(tmp_path: Path, trained: Path, volumes: Path) -> None:
-    def limit() -> None:  # which the system treats as it treats a full disk
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-
+def test_a_disk_without_space_is_named(tmp_path: Path, trained: Path, volumes: Path, fork_server: ForkServer) -> None:
     out = tmp_path / "MAPS"
     where = [f"--config_file={trained}/configs/inference.yaml", f"--dataset_dir={volumes}", f"--output_dir={out}"]
-    done = subprocess.run(command(*where), capture_output=True, text=True, check=False, preexec_fn=limit, timeout=240)
+    done = fork_server.run(["-c", LIMITED, "run", *where], tmp_path, os.environ)
     said_of_it = last_words(done)
     assert said_of_it.startswith("File too large: ")
     assert str(out) in said_of_it
@@ -82,7 +83,8 @@ def test_ctrl_c_ends_with_a_line(tmp_path: Path, volumes: Path) -> None:
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # of tests in the background of a shell, whose processes ignore the signal
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command(*where, "--epochs=200"), **pipes, env=environment, preexec_fn=heed) as process:
+    command = [sys.executable, "-m", "monai.bundle", "run", *where, "--epochs=200"]
+    with subprocess.Popen(command, **pipes, env=environment, preexec_fn=heed) as process:
         assert process.stdout is not None
         assert any(line.startswith("output folder: ") for line in process.stdout)
         process.send_signal(signal.SIGINT)
