@@ -167,12 +167,12 @@ def volumes(made_once: MadeOnce) -> Path:
 
 
 @pytest.fixture(scope="session")
-def slices(made_once: MadeOnce) -> Path:
+def png_slices(made_once: MadeOnce) -> Path:
     """PNG slices: 12 to train on, 5 normal and 8 abnormal ones to test on; read only."""
     from aeflow_monai.data import write_phantom_slices
 
     counts = {"n_train": 12, "n_test_normal": 5, "n_test_abnormal": 8}
-    return made_once("slices", lambda folder: write_phantom_slices(folder, **counts))
+    return made_once("png_slices", lambda folder: write_phantom_slices(folder, **counts))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import os
 import runpy
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,12 @@ class ForkServer:
         self._process: subprocess.Popen[str] | None = None
 
     def run(
-        self, words: Sequence[str], cwd: Path, environment: Mapping[str, str], timeout: float = 240
+        self,
+        words: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        ranks: int | None = None,
+        timeout: float = 240,
     ) -> subprocess.CompletedProcess[str]:
         """Run `python <words>`.
 
@@ -33,15 +39,19 @@ class ForkServer:
             words: `-m` and a module, or `-c` and code, and the arguments.
             cwd: the folder to run it in.
             environment: all of it.
+            ranks: of so many processes that meet, as torch.distributed.run starts them; one process if None.
             timeout: seconds after which it is killed.
         """
         if self._process is None:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self._process = subprocess.Popen([sys.executable, __file__], **pipes, text=True)
         asked, told = self._process.stdin, self._process.stdout
+        variables = dict(environment)
+        if ranks:
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(ranks)}
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            print(json.dumps([[*words], str(cwd), dict(environment), str(out), str(err)]), file=asked, flush=True)
+            print(json.dumps([[*words], str(cwd), variables, ranks, str(out), str(err)]), file=asked, flush=True)
             process = int(told.readline())
             if not select.select([told], [], [], timeout)[0]:
                 os.kill(process, signal.SIGKILL)
@@ -72,7 +82,7 @@ def _serve() -> None:
     os._exit(0)  # there is nothing to tidy up
 
 
-def _be(words: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
+def _be(words: list[str], cwd: str, environment: dict[str, str], ranks: int | None, out: str, err: str) -> None:
     """Do as `python <words>` does: never returns."""
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
@@ -82,6 +92,8 @@ def _be(words: list[str], cwd: str, environment: dict[str, str], out: str, err: 
     sys.path[0] = cwd
     if "OMP_NUM_THREADS" in environment:  # which torch has read
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    if ranks:
+        _be_a_rank(ranks)
     code = 0
     try:
         option, given, *arguments = words
@@ -104,6 +116,25 @@ def _be(words: list[str], cwd: str, environment: dict[str, str], out: str, err: 
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _be_a_rank(ranks: int) -> None:
+    """Return in a process for each rank; the one that forks them ends with them."""
+    started = []
+    for rank in range(ranks):
+        process = os.fork()
+        if process == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return
+        started.append(process)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started]
+    os._exit(int(any(codes)))
+
+
+def _free_port() -> int:
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+        return int(line.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What three processes compute together is what one computes; the first of them has abnormal images alone."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import torch
+from forked import ForkServer
 
 from aeflow_monai.processes import gathered, n_processes, process_number, summed, wait_for_all
 
@@ -58,11 +58,8 @@ print("same")
 """
 
 
-def test_processes_together_compute_what_one_does(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3", str(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+def test_processes_together_compute_what_one_does(tmp_path: Path, fork_server: ForkServer) -> None:
+    done = fork_server.run(["-c", SCRIPT], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"}, ranks=3)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("same") == 3
 

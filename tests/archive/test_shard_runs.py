@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from archive_runs import OUTPUTS, Scans, Start, wait_until_done
+from forked import ForkServer
 
 from aeflow_monai.cli.main import main
 from aeflow_monai.cli.result_tables import rows_of
@@ -161,14 +162,14 @@ def test_a_list_that_grew_between_shards_is_not_finished(tmp_path: Path, trained
     assert "12 studies: 0 done, 12 failed, 0 open" in capsys.readouterr().out
 
 
-def test_one_process_a_shard(scans: Scans, sharded: Path, trained: Path, start_aeflow: Start) -> None:
+def test_one_process_a_shard(scans: Scans, sharded: Path, trained: Path, fork_server: ForkServer) -> None:
     claim_folder(sharded / "shards/1-of-2", "output_dir")
     command = ["predict", str(scans.listed), "-m", str(trained), "-o", str(sharded), "--shard", "1/2", *OUTPUTS]
     try:
-        said, _ = start_aeflow(command).communicate()
+        refused = fork_server.run(["-m", "aeflow_monai.cli.main", *command], scans.folder, os.environ)
     finally:
         release_folder(sharded / "shards/1-of-2")
-    assert "Another run writes to" in said
+    assert "Another run writes to" in refused.stderr
 
 
 def test_failed_studies_are_scored_again_when_they_are_mended(

@@ -48,8 +48,8 @@ def run(data: Path, output: Path, *options: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory, slices: Path) -> Path:
-    return Path(shutil.copytree(slices, tmp_path_factory.mktemp("detection") / "slices"))
+def data(tmp_path_factory: pytest.TempPathFactory, png_slices: Path) -> Path:
+    return Path(shutil.copytree(png_slices, tmp_path_factory.mktemp("detection") / "slices"))
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import ForkServer
 from monai.data import DataLoader
 from torch import nn
 
@@ -57,7 +57,9 @@ class TestFeatureDataset:
             expected = FeatureDataset(slices_of(case, 2), encoder)
             assert torch.equal(dataset[1]["features"][0], expected[1]["features"][0])
 
-    def test_a_full_disk_is_told_with_the_folder_and_the_room_that_it_takes(self, tmp_path: Path) -> None:
+    def test_a_full_disk_is_told_with_the_folder_and_the_room_that_it_takes(
+        self, tmp_path: Path, fork_server: ForkServer
+    ) -> None:
         code = f"""
 import resource
 import torch
@@ -67,7 +69,7 @@ from aeflow_monai.network.encoder import Encoder
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
 FeatureDataset([dict(image=torch.zeros(1, 64, 64))] * 90, Encoder(weights="random"), {str(tmp_path)!r})
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = fork_server.run(["-c", code], tmp_path, os.environ)
         assert done.returncode == 1  # no SIGBUS
         assert f"MB for features, see cache_dir: '{tmp_path}'" in done.stderr
 

@@ -75,18 +75,18 @@ def test_three_planes_from_training_to_maps(
 
 
 def test_png_slices_work_from_training_to_inference(
-    tmp_path: Path, slices: Path, run_workflow: Run, tiny_training: Options
+    tmp_path: Path, png_slices: Path, run_workflow: Run, tiny_training: Options
 ) -> None:
     run, results = tmp_path / "run", tmp_path / "results"
-    run_workflow("train.yaml", dataset_dir=str(slices), output_dir=str(run), **{**tiny_training, "epochs": 1})
-    run_workflow(run / "configs/evaluate.yaml", dataset_dir=str(slices), output_dir=str(results), n_bootstrap=10)
+    run_workflow("train.yaml", dataset_dir=str(png_slices), output_dir=str(run), **{**tiny_training, "epochs": 1})
+    run_workflow(run / "configs/evaluate.yaml", dataset_dir=str(png_slices), output_dir=str(results), n_bootstrap=10)
     metrics, localisation = (json.loads((results / f"{name}.json").read_text()) for name in ("metrics", "localisation"))
     assert (metrics["n_normal"], metrics["n_abnormal"]) == (5, 8)
     counts = [localisation[name] for name in ("n_volumes", "n_abnormal_volumes", "n_abnormal_slices")]
     assert counts == [13, 8, 8]
     assert len(table(results / "slice_scores.csv")) == 13
 
-    image, scans = slices / "test/ABNORMAL/test_abnormal_000.png", tmp_path / "scans"
+    image, scans = png_slices / "test/ABNORMAL/test_abnormal_000.png", tmp_path / "scans"
     scans.mkdir()
     for number in range(2):
         shutil.copy(image.with_name(f"test_abnormal_00{number}.png"), scans)

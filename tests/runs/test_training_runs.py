@@ -3,7 +3,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -137,28 +136,6 @@ def test_slices_kept_in_files_and_loaded_by_workers_train_the_same_model(
     assert {file: (kept / file).stat().st_mtime_ns for file in slices} == written
 
 
-# what torch.distributed.run does: two processes, each with its rank
-TWO_PROCESSES = """
-import os, runpy, sys
-
-started = []
-for rank in (0, 1):
-    process = os.fork()
-    if process == 0:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
-        sys.exit()
-    started.append(process)
-sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in started))
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as line:
-        line.bind(("127.0.0.1", 0))
-        return int(line.getsockname()[1])
-
-
 def test_two_processes_train_the_model_of_one_also_if_resumed(
     tmp_path: Path,
     volumes: Path,
@@ -247,9 +224,8 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
         "resume": run / "logs/checkpoints/checkpoint_epoch=1.pt",
         **options_of_two,
     }
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    words = ["-c", TWO_PROCESSES, "run", *(f"--{name}={value}" for name, value in given.items())]
-    done = fork_server.run(words, tmp_path, {**os.environ, **meeting})
+    words = ["-m", "monai.bundle", "run", *(f"--{name}={value}" for name, value in given.items())]
+    done = fork_server.run(words, tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"}, ranks=2)
     resumed_ranks = told(done)
     assert epochs_in_log(done.stdout) == [2]
     for rank, resumed in zip((first, second), resumed_ranks, strict=True):
@@ -376,9 +352,9 @@ def test_synthetic_lesions_are_trained_on_and_the_model_is_used_as_any_other(
 
 
 def test_labelled_images_are_trained_on_and_the_model_is_used_as_any_other(
-    tmp_path: Path, slices: Path, run_workflow: Run, tiny_training: Options
+    tmp_path: Path, png_slices: Path, run_workflow: Run, tiny_training: Options
 ) -> None:
-    data = shutil.copytree(slices, tmp_path / "data")
+    data = shutil.copytree(png_slices, tmp_path / "data")
     abnormal = data / "train/ABNORMAL"
     abnormal.mkdir()
     for image in sorted((data / "test/ABNORMAL").iterdir())[:4]:
