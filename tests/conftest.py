@@ -183,3 +183,10 @@ def trained(made_once: MadeOnce, volumes: Path, run_workflow: RunWorkflow, tiny_
         run_workflow("train.yaml", dataset_dir=str(volumes), output_dir=str(folder), **tiny_training)
 
     return made_once("trained/RUN", train)
+
+
+@pytest.fixture(scope="session")
+def inferred(made_once: MadeOnce, volumes: Path, trained: Path, run_workflow: RunWorkflow) -> Path:
+    """All that inference writes for the test images of `volumes`: read only."""
+    config, data = trained / "configs/inference.yaml", str(volumes)
+    return made_once("inferred", lambda folder: run_workflow(config, dataset_dir=data, output_dir=str(folder)))

@@ -36,7 +36,8 @@ def test_a_dry_run_tells_what_the_run_would_be_refused_for(
         return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     monkeypatch.chdir(tmp_path)
-    maps = ["predict", str(volumes), "-m", str(trained), "-o", "MAPS"]
+    image = volumes / "images/test_normal_000.nii.gz"
+    maps = ["predict", str(image), "-m", str(trained), "-o", "MAPS"]
     (tmp_path / "FOREIGN").mkdir()
     (tmp_path / "FOREIGN/scores.csv").write_text("mine")
     assert main([*maps, "--outputs", "profile", "--quiet"]) == 0

@@ -10,7 +10,7 @@ SCRIPT = """
 import os, sys
 from aeflow_monai.cli.main import main
 assert "torch" not in sys.modules
-main(["config", "train"])
+main([])
 print(os.environ.get("GOMP_SPINCOUNT"))
 """
 

@@ -18,13 +18,6 @@ class Evaluated(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def inferred(made_once: MadeOnce, volumes: Path, trained: Path, run_workflow: Run) -> Path:
-    """All that inference writes for the test images of `volumes`: read only."""
-    config, data = trained / "configs/inference.yaml", str(volumes)
-    return made_once("inferred", lambda folder: run_workflow(config, dataset_dir=data, output_dir=str(folder)))
-
-
-@pytest.fixture(scope="session")
 def evaluated(made_once: MadeOnce, volumes: Path, trained: Path, run_workflow: Run) -> Evaluated:
     """An evaluation of the trained model on `volumes`: read only."""
 
