@@ -82,3 +82,10 @@ def test_what_people_write_is_read(tmp_path: Path) -> None:
     assert read_config(write(tmp_path / "d.json", json.dumps({"a": [1, None]}))) == {"a": [1, None]}
     for file in (template_root() / "configs").glob("*.[yj]*"):
         assert read_config(file)
+
+
+def test_what_was_read_before_may_be_changed_here_and_in_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", "image_size: [64, 64]")
+    read_config(path)["image_size"].append(1)
+    assert read_config(path) == {"image_size": [64, 64]}
+    assert read_config(write(path, "image_size: [32, 32]")) == {"image_size": [32, 32]}
