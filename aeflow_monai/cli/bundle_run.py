@@ -114,8 +114,10 @@ def require_sections(configs: Sequence[str | Path], options: Mapping[str, str]) 
         return
     from monai.bundle import ConfigParser
 
+    from aeflow_monai.engine.config_text import read_configs
+
     parser = ConfigParser()
-    parser.read_config([str(config) for config in configs])
+    parser.read_config(read_configs(configs))
     for name, section in sections.items():
         if section not in parser:
             raise ValueError(f"--set {name}={options[name]}: the config has no {section}. Check the spelling.")

@@ -23,6 +23,7 @@ from monai.bundle import ConfigParser
 from aeflow_monai.about import __version__
 from aeflow_monai.engine.card import write_card
 from aeflow_monai.engine.config import GivenConfig, differences, template_root, with_file_names
+from aeflow_monai.engine.config_text import read_configs
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import PATHS, fixed_options
 from aeflow_monai.engine.own_configs import digests_of_configs
@@ -130,7 +131,7 @@ def _scoring(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Config of a verb that uses a model: the template's, with what the training fixed in its middle."""
     parser = ConfigParser()
     names = ["inference", name] if name == "evaluate" else [name]
-    parser.read_config([str(template_root() / "configs" / f"{each}.yaml") for each in names])
+    parser.read_config(read_configs(template_root() / "configs" / f"{each}.yaml" for each in names))
     unused = (ConfigParser.meta_key, *(_OF_OUTPUTS if name == "evaluate" else ()))
     template = {key: value for key, value in parser.get().items() if key not in unused}
     template |= {key: config[key] for key in _OF_THE_DATA if key in template and key in config and name != "inference"}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
+from monai.bundle.config_parser import ConfigParser
+from monai.bundle.utils import merge_kv
 from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode
 
-__all__ = ["read_config"]
+__all__ = ["read_config", "read_configs"]
 
 _MAX_BYTES = 2**17  # eight times the longest config; of more PyYAML takes seconds
 _MAX_DEPTH = 50
@@ -60,6 +63,24 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_configs(paths: Iterable[str | Path]) -> dict[str, Any]:
+    """Read configs and merge them in their order, as MONAI's `ConfigParser.read_config` does.
+
+    Args:
+        paths: of the files.
+
+    Raises:
+        OSError: one cannot be read.
+        ValueError: one is no config, see `read_config`.
+    """
+    merged = ConfigParser(config={})
+    for path in paths:
+        for key, value in read_config(path).items():
+            merge_kv(merged, key, value)
+    content: dict[str, Any] = merged.get()
+    return content
+
+
 def _read(path: Path) -> Any:
     if path.stat().st_size > _MAX_BYTES:
         raise ValueError(f"it has {path.stat().st_size} bytes, and a config at most {_MAX_BYTES}.")
@@ -69,7 +90,7 @@ def _read(path: Path) -> Any:
     return deepcopy(_of_yaml(text))
 
 
-@lru_cache(maxsize=8)  # a run reads each of its configs several times, to compare it with others
+@lru_cache(maxsize=16)  # a run reads each of its configs several times, to compare it with others
 def _of_yaml(text: str) -> Any:
     _require_shallow(text)
     loader = _Loader(text)

@@ -9,6 +9,7 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from aeflow_monai.engine.config import GivenConfig, content_of
+from aeflow_monai.engine.config_text import read_configs
 
 __all__ = ["open_config"]
 
@@ -28,7 +29,7 @@ def open_config(
         A parser, and what the run was given.
     """
     parser = ConfigParser()
-    parser.read_config([str(config) for config in configs])
+    parser.read_config(read_configs(configs))
     parser.update({name: DefaultParseValue(value) for name, value in options.items()})
     given = GivenConfig(tuple(Path(config).absolute() for config in configs), content_of(parser))
     given.content.update(dataset_dir=data, output_dir=str(folder))

@@ -3,11 +3,12 @@ import time
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
 from aeflow_monai import Model, Workflow
 from aeflow_monai.cli.main import main
 from aeflow_monai.engine.config import config_files, template_root
-from aeflow_monai.engine.config_text import read_config
+from aeflow_monai.engine.config_text import read_config, read_configs
 
 # Billions of values in a few lines.
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -89,3 +90,14 @@ def test_what_was_read_before_may_be_changed_here_and_in_the_file(tmp_path: Path
     read_config(path)["image_size"].append(1)
     assert read_config(path) == {"image_size": [64, 64]}
     assert read_config(write(path, "image_size: [32, 32]")) == {"image_size": [32, 32]}
+
+
+@pytest.mark.parametrize("preset", ["chest_xray", "multi_gpu_train"])
+def test_configs_are_merged_as_monai_merges_them(tmp_path: Path, preset: str) -> None:
+    own = write(tmp_path / "own.yaml", "+imports: [$import os]\ntrain#slices#step: 3\n")
+    parser = ConfigParser()
+    files = [*config_files("train", preset), str(own)]
+    parser.read_config(files)
+    merged = read_configs(files)
+    assert merged == {name: value for name, value in parser.get().items() if name in merged}
+    assert merged["train"]["slices"]["step"] == 3
