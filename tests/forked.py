@@ -147,5 +147,8 @@ if __name__ == "__main__":
 
     import aeflow_monai.engine
     import aeflow_monai.label  # noqa: F401
+    from aeflow_monai import config_files
+
+    config_files("train")  # parsed once
 
     _serve()

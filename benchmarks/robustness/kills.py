@@ -50,6 +50,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from digests import digests_below, model_is_its_own
 from shared import ROOT, bundle_command, write_rows
 
+from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.files import read_json
 
 PHASES = ("cache", "training", "calibration at its end", "evaluation", "inference", "calibration of a bundle")
@@ -362,6 +363,8 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     os.environ["AEFLOW_HOME"] = str(options.output / "home")
+    for config in (ROOT / "bundle/configs").glob("*.yaml"):
+        read_config(config)  # which each run parses else
     references = References(options.output)
     if options.only is not None:
         return print(*killed(options.only, options.seed, options.output, references).items(), sep="\n")

@@ -152,13 +152,17 @@ def test_normals_to_fit_on_are_listed_without_a_look_at_abnormal_images(tmp_path
     assert [row["abnormal"] for row in test].count("1") == 5  # which were listed after the protocol was made
 
 
-@pytest.mark.parametrize(("split", "n_train", "n_tested"), [("official", 38, 20), ("dev", 18, 40)])
+@pytest.mark.parametrize(("split", "n_train", "n_tested"), [("official", 52, 6), ("dev", 46, 12)])
 def test_lesions_are_planted_when_all_is_fitted(
-    split: str, n_train: int, n_tested: int, tmp_path: Path, protocols: ModuleType
+    split: str, n_train: int, n_tested: int, tmp_path: Path, protocols: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Path(os.environ.get("AEFLOW_DATA") or "absent")
     if not ((real / "healthy_t1").is_dir() and (real / "ms_lesion").is_dir()):
         pytest.skip("needs healthy_t1 and ms_lesion in the folder that the environment variable AEFLOW_DATA names")
+    healthy = sorted((real / "healthy_t1").glob("*.nii.gz"))
+    of_the_benchmark, _, _ = protocols.planted_lesions.split(healthy, protocols.N_TEST, 0)
+    assert (len(of_the_benchmark), protocols.N_TEST) == (38, 20)
+    monkeypatch.setattr(protocols, "N_TEST", 6)  # planting takes a second of each
     protocol = protocols.healthy_t1(real, tmp_path, split, None)
     protocol.write_fit(tmp_path / "normals")
     assert not (tmp_path / "planted").exists()
@@ -171,8 +175,8 @@ def test_lesions_are_planted_when_all_is_fitted(
     assert all(Path(row["path"]).parent == real / "healthy_t1" for row in fitted_on)
     of_patients = Counter((row["patient"], row["abnormal"]) for row in tested)
     assert set(of_patients.values()) == {1}
-    assert len({patient for patient, _ in of_patients}) == 20
-    official, _, _ = protocols.planted_lesions.split(sorted((real / "healthy_t1").glob("*.nii.gz")), 20, 0)
+    assert len({patient for patient, _ in of_patients}) == 6
+    official, _, _ = protocols.planted_lesions.split(healthy, 6, 0)
     if split == "dev":  # nothing of the official test
         assert {row["patient"] for row in tested} < {protocols.planted_lesions.case_of(file) for file in official}
 

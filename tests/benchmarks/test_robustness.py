@@ -26,7 +26,7 @@ def rows_of(script: str, output: Path, n: int) -> list[dict[str, str]]:
 
 
 def test_damaged_files_are_read_as_they_were_or_named(tmp_path: Path) -> None:
-    rows = rows_of("mutants", tmp_path, 120)
+    rows = rows_of("mutants", tmp_path, 90)
     assert len({row["format"] for row in rows}) == 30
     assert [row for row in rows if row["outcome"] not in ("as before", "another content", "named error")] == []
 
