@@ -16,7 +16,7 @@ from aeflow_monai.cli.main import main
 
 @pytest.fixture(scope="session")
 def world(made_once: MadeOnce, volumes: Path, trained: Path) -> Path:
-    """What the pages name; the blocks read it, and write beside links to it."""
+    """What the pages name; the blocks only read it."""
     return made_once("world", lambda folder: _write_world(folder, volumes, trained))
 
 
@@ -82,8 +82,11 @@ def small_training(tiny_training: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 def reader(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of somebody who reads a page: a link to each thing of the world."""
+    """The folder of somebody who reads a page: a link to each thing of the world, and results of their own."""
     for path in world.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        if path.name == "results":  # of which `aeflow report` writes the page anew
+            shutil.copytree(path, tmp_path / path.name)
+        else:
+            (tmp_path / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path

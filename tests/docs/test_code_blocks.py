@@ -105,7 +105,8 @@ def test_bash_works_as_pasted(
     named = {line: set(re.findall(r" (?:-o|--output_dir) (\w+)", line)) for line in commands}
     written = set().union(*(names for line, names in named.items() if "--dry-run" not in line))
     for name in set().union(*named.values()) & {path.name for path in reader.iterdir()}:
-        (reader / name).unlink()
+        place = reader / name
+        place.unlink() if place.is_symlink() else shutil.rmtree(place)
     for words, name in OTHER_DATA.items():
         if words in block.code:
             (reader / "DATA").unlink()
