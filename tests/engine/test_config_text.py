@@ -46,7 +46,7 @@ def test_a_hostile_config_ends_at_once_with_its_name(
     monkeypatch.chdir(tmp_path)
     content, message = HOSTILE[name]
     file = write(tmp_path / name, content)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match="is no config: ") as raised:
         read_config(file)
     assert message in str(raised.value)
@@ -59,7 +59,7 @@ def test_a_hostile_config_ends_at_once_with_its_name(
     said = capsys.readouterr()
     assert said.out == ""
     assert f"{name} is no config: " in said.err
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -68,10 +68,10 @@ def test_a_hostile_config_ends_at_once_with_its_name(
 def test_a_bundle_with_a_hostile_file_is_not_opened(bundle: Path, name: str, hostile: str) -> None:
     content = HOSTILE[f"{hostile}.yaml"][0]
     write(bundle / name, "[" * 100_000 if name.endswith("json") else content)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match=f"{Path(name).name} is no config"):
         Model(bundle)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_what_people_write_is_read(tmp_path: Path) -> None:
