@@ -17,7 +17,7 @@ from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
 from aeflow_monai.data.datalist.listing import find_images
 from aeflow_monai.data.datalist.naming import fitting_name, path_problem
-from aeflow_monai.data.datalist.table_rows import table_rows
+from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
 from aeflow_monai.marks import has_mark
 from aeflow_monai.printable import shown
 
@@ -167,11 +167,12 @@ def _lines(path: Path, file: Any) -> Iterator[_Row]:
 
 def _cells(path: Path, file: Any) -> Iterator[_Row]:
     table = csv.DictReader(file, strict=True)
-    column = next((name for name in _PATHS if name in (table.fieldnames or ())), None)
+    columns = table_columns(str(shown(path)), table)
+    column = next((name for name in _PATHS if name in columns), None)
     if column is None:
         raise ValueError(
             f"{shown(path)}: expected a column {' or '.join(_PATHS)} in its first line; got "
-            f"{shown(', '.join(table.fieldnames or ()) or 'none')}."
+            f"{shown(', '.join(columns) or 'none')}."
         )
     for line, row in table_rows(str(shown(path)), table):
         yield line, [part.strip() for part in (row[column] or "").split(";") if part.strip()], row

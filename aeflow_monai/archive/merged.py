@@ -191,7 +191,7 @@ def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) 
 def _require_one_list(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a list that said something else when a shard read it, or says so now: lines that were added would be lost.
 
-    Where the list is no longer, nothing is known of now.
+    If the list is gone, only the shards are compared.
     """
     source = Path(settings[0]["source"])
     read = [

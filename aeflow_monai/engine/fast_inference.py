@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from threading import Lock
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -71,6 +70,8 @@ class FastInference:
 class Runtimes:
     """A detector's inference by a runtime, made when it is first asked for, and anew when the detector has changed.
 
+    Only that of the last detector is kept, since it holds the detector.
+
     Args:
         runtime: one of `aeflow_monai.engine.runtimes.RUNTIMES`.
         maps: which of `MAPS_OF_PASS` are given.
@@ -86,7 +87,7 @@ class Runtimes:
         self.image_size = image_size
         self.runtime = runtime
         self.maps = maps
-        self.made: WeakKeyDictionary[Detector, tuple[object, FastInference]] = WeakKeyDictionary()
+        self.made: tuple[Detector, object, FastInference] | None = None
         self.lock = Lock()
 
     def of(self, detector: Detector) -> FastInference:
@@ -95,7 +96,6 @@ class Runtimes:
         # torch counts up the version of a tensor whenever it is written to
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         with self.lock:
-            known = self.made.get(detector)
-            if known is None or known[0] != state:
-                known = self.made[detector] = (state, FastInference(detector, self.runtime, self.maps, self.image_size))
-        return known[1]
+            if self.made is None or self.made[0] is not detector or self.made[1] != state:
+                self.made = detector, state, FastInference(detector, self.runtime, self.maps, self.image_size)
+            return self.made[2]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import pickle
+import stat
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from io import BytesIO
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from aeflow_monai.about import versions
 from aeflow_monai.files import home, replacing, sweep
@@ -23,7 +26,8 @@ __all__ = ["identity_of", "kept_form"]
 _logger = logging.getLogger(__name__)
 
 _WINGS = ("engine", "network", "score")  # whose code says what a form computes
-_KEPT = 16  # forms, of ten megabytes each
+_LIBRARIES = ("aeflow_monai", "torch", "monai", "timm")  # whose versions, or code, are part of the name
+_KEPT = 16  # forms, of about five megabytes each
 _DIGEST = 32  # bytes in front of a form, its SHA-256
 
 
@@ -60,22 +64,29 @@ def kept_form(identity: str | None, make: Callable[[], bytes]) -> bytes:
     if identity is None:
         return make()
     path = Path(home("forms"), f"{identity}.onnx")
-    try:
-        content = path.read_bytes()
-        digest, form = content[:_DIGEST], content[_DIGEST:]
-        if hashlib.sha256(form).digest() == digest:
+    content = path.read_bytes() if _is_own(path) else b""
+    digest, form = content[:_DIGEST], content[_DIGEST:]
+    if content and hashlib.sha256(form).digest() == digest:
+        with suppress(OSError):  # in a home folder that is read only
             path.touch()  # the ones used last stay
-            return form
-    except OSError:
-        pass
+        return form
     form = make()
     try:
         with replacing(path) as unfinished:
             unfinished.write_bytes(hashlib.sha256(form).digest() + form)
+            unfinished.chmod(0o600)
         _forget_old(path.parent)
     except OSError as error:  # a home folder that is full, or nobody's to write to
         _logger.debug(f"The form of this network is not kept: {error}")
     return form
+
+
+def _is_own(path: Path) -> bool:
+    """Whether nobody but this user, or the machine's owner, could have written a file, which would say the scores."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False
+    found = path.stat()
+    return os.name == "nt" or (found.st_uid in (os.getuid(), 0) and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
 def _forget_old(folder: Path) -> None:
@@ -86,9 +97,11 @@ def _forget_old(folder: Path) -> None:
 
 
 class _Named(pickle.Pickler):
-    """Tensors by their content, which pickles would put behind an address in memory."""
+    """Tensors by their content, which pickles would put behind an address in memory; modules of known code alone."""
 
     def persistent_id(self, value: Any) -> Any:
+        if isinstance(value, nn.Module) and type(value).__module__.partition(".")[0] not in _LIBRARIES:
+            raise pickle.PicklingError(f"{type(value).__qualname__} is of code that has no version here")
         if not isinstance(value, Tensor):
             return None
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -17,8 +17,8 @@ __all__ = ["GlobalTerm", "fit_global_term", "pooled_features"]
 _MOST_NUMBERS = 1024  # of a slice, so that the stored matrix stays small, whatever the encoder
 _WEIGHT = 2.0  # chosen on the panel's development splits, see docs/results.md
 _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
-_SAME = 1e-3  # standard deviations per feature: so near lies only the same slice, computed twice
-_AT_ONCE = 1024  # slices that are compared with all normals in double precision
+_LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
+_AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
 _LEAST_PATIENTS = 6  # with fewer normals nothing is known of what else is normal
 _PATIENTS_OF_STORED_MEAN = 10.0  # weight of the mean of the training where a new site has normals of its own; a choice
 
@@ -57,12 +57,14 @@ def _means_of_parts(stage: Tensor, grid: int) -> Tensor:
 class GlobalTerm(nn.Module):
     """How far pooled features lie from those of normals, in standard deviations of normals.
 
-    It is the mean of three distances, each standardised: that of Mahalanobis from the mean of normals, that from the
-    nearest normal, and that from the nearest normal by the means of all of the slice, wherever things lie in it. The
-    first sees what lies beside the main directions of normals, the others what lies between their kinds. The covariance
-    is shrunk (Ledoit, Wolf), since normals may be fewer than features. Before `fit` nothing is
-    known. The buffers hold mean and deviation of each feature, what whitens them, the normals (of many, some), for each
-    distance what is taken off it and what it is divided by, and the weight of the term where it joins a score.
+    It is the mean of three distances, each standardised, and standardised again: that of Mahalanobis from the mean of
+    normals, that from the nearest normal, and that from the nearest normal by the means of all of the slice, wherever
+    things lie in it. The first sees what lies beside the main directions of normals, the others what lies between their
+    kinds. The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features.
+
+    Before `fit` nothing is known. The buffers hold mean and deviation of each feature, what whitens them, the normals
+    (of many, some), for each distance what is taken off it and what it is divided by, the weight of the term where it
+    joins a score, and whether the normals are those of a training.
 
     Example:
         >>> term = GlobalTerm()
@@ -81,6 +83,7 @@ class GlobalTerm(nn.Module):
     normals: Tensor
     unit: Tensor
     weight: Tensor
+    is_of_training: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,6 +93,7 @@ class GlobalTerm(nn.Module):
         self.register_buffer("normals", torch.zeros(0, 0))  # standardised
         self.register_buffer("unit", _no_unit())
         self.register_buffer("weight", torch.tensor(_WEIGHT))
+        self.register_buffer("is_of_training", torch.tensor(False))
 
     @property
     def is_known(self) -> bool:
@@ -102,13 +106,18 @@ class GlobalTerm(nn.Module):
         return found
 
     def distances(self, pooled: Tensor) -> Tensor:
-        """Distances of slices from normals: (n, channels, parts) to (n, 3), or (n, 1) if no normals are stored."""
-        standard = self._standardised(pooled)
-        of_mean = torch.linalg.vector_norm(standard @ self.whitening, dim=1)
-        if not len(self.normals):
-            return torch.stack([of_mean], dim=1)
-        of_whole, normals_whole = (each.reshape(-1, *pooled.shape[1:]).mean(dim=2) for each in (standard, self.normals))
-        return torch.stack([of_mean, _nearest(standard, self.normals), _nearest(of_whole, normals_whole)], dim=1)
+        """Distances of slices from normals: (n, channels, parts) to (n, 3).
+
+        Of one part there are two, and of a model that stores no normals there is one.
+        """
+        standard = (pooled.flatten(1) - self.mean) / self.std
+        found = [torch.linalg.vector_norm(standard @ self.whitening, dim=1)]
+        if len(self.normals):
+            found.append(_nearest(standard, self.normals))
+            if pooled.shape[2] > 1:
+                wholes = (each.reshape(-1, *pooled.shape[1:]).mean(dim=2) for each in (standard, self.normals))
+                found.append(_nearest(*wholes))
+        return torch.stack(found, dim=1)
 
     def fit(self, pooled: Tensor) -> None:
         """Take normals (n, channels, parts) with their mean and covariance; the unit stays as it is."""
@@ -129,30 +138,17 @@ class GlobalTerm(nn.Module):
             other.mean.lerp_(pooled.double().flatten(1).mean(dim=0).to(self.mean), share)
         return other
 
-    def forget_normals(self, pooled: Tensor) -> None:
-        """Take slices from the normals that are stored: compared with itself, each would lie too near."""
-        if len(self.normals) and len(pooled):
-            standard = self._standardised(pooled.double().to(self.mean.device))
-            nearest = torch.stack(
-                [torch.cdist(part, self.normals.double()).amin(dim=0) for part in torch.split(standard, _AT_ONCE)]
-            )
-            self.normals = self.normals[nearest.amin(dim=0) > _SAME * math.sqrt(len(self.mean))]
-
     def set_unit(self, distances: Tensor) -> None:
         """Standardise by the `distances` of normals."""
-        mean, std = distances.mean(dim=0), distances.std(dim=0, correction=0)
-        std = torch.where(std > 0, std, 1.0)
+        mean = distances.mean(dim=0)
+        # of normals that stand twice, distances are nothing but rounding
+        std = distances.std(dim=0, correction=0).clamp_min(_LEAST_SPREAD * math.sqrt(len(self.mean)))
         spread = ((distances - mean) / std).sum(dim=1).std(correction=0)  # together they are standardised again
         self.unit = torch.stack([mean, std * (spread if spread > 0 else 1.0)], dim=1).to(self.unit)
 
     def forget(self) -> None:
         """Know nothing again."""
-        nothing, nowhere = self.mean.new_zeros(0), self.mean.new_zeros(0, 0)
-        self._set(nothing, nothing, nowhere, nowhere)
-        self.unit = _no_unit().to(self.unit)
-
-    def _standardised(self, pooled: Tensor) -> Tensor:
-        return (pooled.flatten(1) - self.mean) / self.std
+        self.load_state_dict(GlobalTerm().state_dict())
 
     def _set(self, *found: Tensor) -> None:
         self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
@@ -160,6 +156,7 @@ class GlobalTerm(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Take the sizes from the state; what a model of an earlier version does not have is not known."""
         state_dict.setdefault(prefix + "weight", torch.tensor(1.0))
+        state_dict.setdefault(prefix + "is_of_training", torch.tensor(True))
         for name, nothing in GlobalTerm().state_dict().items():
             stored = state_dict.setdefault(prefix + name, nothing)
             if name == "unit" and stored.ndim == 1:  # of one distance
@@ -179,16 +176,19 @@ def _nearest(slices: Tensor, normals: Tensor) -> Tensor:
 
 
 def _some(normals: Tensor) -> Tensor:
-    """So many of the normals as are stored, evenly taken."""
-    return normals[:: -(-len(normals) // _MOST_NORMALS)]
+    """At most `_MOST_NORMALS` of the normals, by chance: their order may have a rhythm, such as left and right."""
+    chosen = torch.randperm(len(normals), generator=torch.Generator().manual_seed(0))[:_MOST_NORMALS]
+    return normals[chosen.sort().values]
 
 
 def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Sequence[Normals]) -> list[GlobalTerm]:
-    """Fit a term to normals, and for each group of held-out ones give one that is fitted to all but this.
+    """Fit a term to normals of a training, and for each group of held-out ones give what they are compared with.
 
-    The unit is that of all normals, each compared with the other groups: compared with itself, a normal would lie too
-    near. Without normals of a training, a term that is known keeps its covariance, and its mean and unit move to the
-    held-out normals: so it is on another site.
+    Held-out normals are not among what the term is fitted to: compared with themselves, now or in a later calibration,
+    they would lie too near. Where normals of a training are of too few patients, it is fitted to all; then each group
+    is compared with the others. The unit is that of all normals, each compared with others than itself. Without normals
+    of a training, a term that is of one keeps its covariance, and its mean and unit move to the held-out normals: so it
+    is on another site.
 
     Args:
         term: is changed.
@@ -207,14 +207,29 @@ def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Seque
         return []
     if not torch.isfinite(_joined(groups)).all():
         raise ValueError("Features of normals are not finite: the encoder's weights or an image hold NaN.")
-    moves = term.is_known and not any(fitted)
-    if moves:
-        term.forget_normals(_joined(groups))
-    without = [_fitted(term, [group for group in groups if group is not left], moves) for left in groups]
+    if any(fitted) or not (term.is_known and term.is_of_training):
+        is_of_training = len({patient for group in fitted for patient in group}) >= _LEAST_PATIENTS
+        to_fit = fitted if is_of_training else groups
+        whole = _fitted_to(to_fit, term)
+        whole.is_of_training.fill_(is_of_training)
+        without = [_fitted_to([group for group in to_fit if group is not left], term) for left in to_fit]
+        compared = [*zip(without, to_fit, strict=True)]
+        if is_of_training:
+            without = [whole] * len(groups)
+            compared += zip(without, held_out, strict=True)
+    else:
+        whole = term.moved(_joined(held_out).to(term.unit), sum(map(len, held_out)))
+        others = [[group for group in held_out if group is not left] for left in held_out]
+        without = [term.moved(_joined(some).to(term.unit), sum(map(len, some))) for some in others]
+        compared = [*zip(without, held_out, strict=True)]
     distances = torch.cat(
-        [own.distances(_joined([group]).to(term.unit)) for own, group in zip(without, groups, strict=True) if group]
+        [
+            own.distances(part.to(term.unit))
+            for own, group in compared
+            for part in torch.split(_joined([group]), _AT_ONCE)
+            if group
+        ]
     )
-    whole = _fitted(term, groups, moves)
     for each in (*without, whole):
         each.set_unit(distances)
     term.load_state_dict(whole.state_dict())
@@ -222,13 +237,11 @@ def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Seque
 
 
 def _joined(groups: Sequence[Normals]) -> Tensor:
-    return torch.cat([pooled for group in groups for pooled in group.values()])
+    found = [pooled for group in groups for pooled in group.values()]
+    return torch.cat(found) if found else torch.zeros(0, 0, 1)
 
 
-def _fitted(term: GlobalTerm, groups: Sequence[Normals], moves: bool) -> GlobalTerm:
-    pooled = _joined(groups).to(term.unit)
-    if moves:
-        return term.moved(pooled, sum(map(len, groups)))
-    found = GlobalTerm().to(term.unit.device)
-    found.fit(pooled)
+def _fitted_to(groups: Sequence[Normals], like: GlobalTerm) -> GlobalTerm:
+    found = GlobalTerm().to(like.unit.device)
+    found.fit(_joined(groups))
     return found

@@ -49,13 +49,15 @@ def test_names_and_channels_are_taken(tmp_path: Path) -> None:
         (
             "list.csv",
             'path,comment\na.png,"5 inch\nb.png,\n',
-            r"up to line 3: the table cannot be read, .*Close each quote",
+            r"up to line 3: the table cannot be read, .*has to be closed",
         ),
         (
             "list.csv",
             'path,comment\na.png,"5 inch\nb.png,\nc.png,6 inch"\nd.png,\n',
             r"up to line 4: a cell in quotes spans several lines, which hides them",
         ),
+        ("list.csv", 'path,"note\na.png,x\nb.png,y"\nc.png,z\n', r"up to line 3: a cell in quotes spans several lines"),
+        ("list.csv", 'path,"note\na.png,x\n', r"up to line 2: the table cannot be read, .*has to be closed"),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:

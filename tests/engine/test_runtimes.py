@@ -195,3 +195,19 @@ def test_a_home_that_cannot_be_written_to_keeps_nothing(tmp_path: Path, monkeypa
     assert kept_form("0", lambda: b"form") == b"form"
     assert kept_form(None, lambda: b"form") == b"form"
     assert identity_of(lambda: 0) is None
+
+
+class OwnEncoder(torch.nn.Module):
+    """Of code whose version nobody knows."""
+
+
+def test_a_network_of_own_code_has_no_name_for_the_next_run() -> None:
+    assert identity_of([torch.nn.Linear(2, 2)]) is not None
+    assert identity_of([torch.nn.Sequential(OwnEncoder())]) is None
+
+
+def test_a_form_that_others_may_write_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AEFLOW_HOME", str(tmp_path))
+    assert kept_form("a", lambda: b"form") == kept_form("a", lambda: b"another") == b"form"
+    (tmp_path / "forms/a.onnx").chmod(0o666)
+    assert kept_form("a", lambda: b"another") == b"another"

@@ -77,17 +77,37 @@ def test_what_lies_between_two_kinds_of_normals_is_unusual() -> None:
 def test_of_many_normals_some_are_stored() -> None:
     term = GlobalTerm()
     term.fit(torch.randn(10_000, 3, 1))
-    assert term.normals.shape == (3334, 3)
+    assert term.normals.shape == (4096, 3)
 
 
-def test_a_second_calibration_on_the_same_normals_takes_them_for_new_ones() -> None:
-    term, held_out = GlobalTerm(), groups_of(features_of(40))
-    fit_global_term(term, held_out, groups_of(features_of(200, seed=2), "trained"))
-    new = features_of(500, seed=3)
-    before = term(new).mean()
+@pytest.mark.parametrize("site", [False, True])
+def test_a_later_calibration_on_the_same_normals_does_not_make_new_ones_unusual(site: bool) -> None:
+    def wide(n: int, seed: int) -> Tensor:  # more features than normals, as in small data sets
+        return torch.randn(n, 40, 4, generator=torch.Generator().manual_seed(seed))
+
+    term, held_out = GlobalTerm(), groups_of(wide(45, 1))
+    fit_global_term(term, held_out, groups_of(wide(60, 2), "trained"))
+    if site:
+        fit_global_term(term, groups_of(wide(30, 4) + 0.05), NOBODY)
     fit_global_term(term, held_out, NOBODY)
-    assert len(term.normals) == 200
-    assert abs((term(new).mean() - before).item()) < 0.3
+    assert (term(wide(1000, 3)) > 1.645).double().mean() < 0.15
+
+
+def test_of_too_few_trained_patients_held_out_ones_are_fitted_too() -> None:
+    term, held_out = GlobalTerm(), groups_of(features_of(20))
+    for fitted in (NOBODY, groups_of(features_of(3, seed=2), "trained")):
+        without = fit_global_term(term, held_out, fitted)
+        assert len(term.normals) == 20 + sum(map(len, fitted))
+        assert not torch.equal(without[0].mean, term.mean)
+        fit_global_term(term, held_out, NOBODY)  # is no other site, but the same normals
+        assert len(term.normals) == 20
+        assert abs(term(features_of(500, seed=3)).mean().item()) < 0.5
+
+
+def test_distances_that_are_nothing_but_rounding_make_no_unit() -> None:
+    term, once = GlobalTerm(), features_of(30)
+    fit_global_term(term, groups_of(once), groups_of(torch.cat([once, once])[torch.arange(60) // 2], "trained"))
+    assert term(features_of(200, seed=3)).mean() < 100
 
 
 def test_new_normals_are_standard_though_normals_are_hardly_more_than_features() -> None:

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
-__all__ = ["table_rows"]
+__all__ = ["table_columns", "table_rows"]
+
+
+def table_columns(name: str, table: csv.DictReader[str]) -> list[str]:
+    """Names of the columns of a table, as its first line has them.
+
+    Args:
+        name: of the table, for messages.
+        table: was made with `strict=True`; otherwise a quote that is not closed hides all rows behind it.
+
+    Raises:
+        ValueError: the line cannot be read, or spans several.
+    """
+    with _read(name, table):
+        columns = list(table.fieldnames or ())
+        _require_lines(name, table, columns)
+    return columns
 
 
 def table_rows(name: str, table: csv.DictReader[str]) -> Iterator[tuple[int, dict[str | Any, str | Any]]]:
     """Number of the line and cells of each row.
 
     Args:
-        name: of the table, for messages.
-        table: was made with `strict=True`; otherwise a quote that is not closed hides all rows behind it.
+        name: see `table_columns`.
+        table: see `table_columns`.
 
     Raises:
         ValueError: a row cannot be read, or a cell in quotes spans several lines.
@@ -24,17 +42,27 @@ def table_rows(name: str, table: csv.DictReader[str]) -> Iterator[tuple[int, dic
         >>> list(table_rows("list.csv", rows))
         [(2, {'path': 'a.png', 'note': 'a, b'})]
     """
-    try:
+    with _read(name, table):
         for row in table:
-            cells = (cell for cells in row.values() for cell in (cells if isinstance(cells, list) else [cells]))
-            if any("\n" in cell or "\r" in cell for cell in cells if cell):
-                raise ValueError(
-                    f"{name}, up to line {table.line_num}: a cell in quotes spans several lines, which hides them if a "
-                    "quote stands there by mistake. Take out the quote, or the break of the line."
-                )
+            more = (cells if isinstance(cells, list) else [cells] for cells in row.values())
+            _require_lines(name, table, chain.from_iterable(more))
             yield table.line_num, row
+
+
+def _require_lines(name: str, table: csv.DictReader[str], cells: Iterable[str | None]) -> None:
+    if any("\n" in cell or "\r" in cell for cell in cells if cell):
+        raise ValueError(
+            f"{name}, up to line {table.reader.line_num}: a cell in quotes spans several lines, which hides them if a "
+            "quote stands there by mistake. Take out the quote, or the break of the line."
+        )
+
+
+@contextmanager
+def _read(name: str, table: csv.DictReader[str]) -> Iterator[None]:
+    try:
+        yield
     except csv.Error as error:
         raise ValueError(
-            f"{name}, up to line {table.reader.line_num}: the table cannot be read, {error}. Close each quote that is "
-            "opened, or double it where it is part of a cell."
+            f"{name}, up to line {table.reader.line_num}: the table cannot be read, {error}. A quote that is opened "
+            "has to be closed, or doubled where it is part of a cell."
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from aeflow_monai.data.datalist.class_labels import parse_label
 from aeflow_monai.data.datalist.entries import JSON_KEYS, SPLITS, UNSPLIT, Entry
-from aeflow_monai.data.datalist.table_rows import table_rows
+from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
 from aeflow_monai.printable import shown, some
 
 _logger = logging.getLogger(__name__)
@@ -40,10 +40,7 @@ _ABOUT = frozenset(
 def read_table(file: Path) -> list[Entry]:
     """Rows of a table with the columns path, split, abnormal and, if wanted, mask, case and patient."""
     rows = csv.DictReader(io.StringIO(_text(file), newline=""), restkey=_MORE, strict=True)
-    try:
-        rows.fieldnames = found = [name.strip() for name in rows.fieldnames or ()]
-    except csv.Error as error:
-        raise ValueError(f"{file}: its first line is none of a table: {error}. Correct it there.") from error
+    rows.fieldnames = found = [name.strip() for name in table_columns(str(file), rows)]
     _check_columns(file, found)
     return [_row_entry(file, row, f"{file}, row {line}") for line, row in table_rows(str(file), rows)]
 

@@ -227,7 +227,7 @@ def test_json_segmentation_that_is_missing(tmp_path: Path) -> None:
 
 def test_a_first_line_without_end_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,split,abnormal" + "9" * 200000 + "\n")
-    with pytest.raises(ValueError, match=r"manifest\.csv: its first line is none of a table: field larger than"):
+    with pytest.raises(ValueError, match=r"manifest\.csv, up to line \d: the table cannot be read, field larger than"):
         load_datalist(tmp_path, "train")
 
 
@@ -247,7 +247,7 @@ def test_series_are_not_chosen_among_what_a_list_names(table: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ('a.png,train,0,"5 inch\nb.png,train,0,\n', r"up to line 3: the table cannot be read, .*Close each quote"),
+        ('a.png,train,0,"5 inch\nb.png,train,0,\n', r"up to line 3: the table cannot be read, .*has to be closed"),
         (
             'a.png,train,0,"5 inch\nb.png,train,0,\nc.png,train,0,6 inch"\n',
             r"up to line 4: a cell in quotes spans several lines, which hides them",
@@ -258,4 +258,11 @@ def test_a_stray_quote_hides_no_rows(tmp_path: Path, rows: str, message: str) ->
     root = write_images(tmp_path, ["a.png", "b.png", "c.png"])
     (root / "manifest.csv").write_text("path,split,abnormal,note\n" + rows)
     with pytest.raises(ValueError, match=rf"manifest\.csv, {message}"):
+        load_datalist(root, "train")
+
+
+def test_a_stray_quote_in_the_first_line_hides_no_rows(tmp_path: Path) -> None:
+    root = write_images(tmp_path, ["a.png", "b.png", "c.png"])
+    (root / "manifest.csv").write_text('path,split,abnormal,"note\na.png,train,0,\nb.png,train,0,y"\nc.png,train,0,z\n')
+    with pytest.raises(ValueError, match=r"manifest\.csv, up to line 3: a cell in quotes spans several lines"):
         load_datalist(root, "train")
