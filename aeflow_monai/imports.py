@@ -15,7 +15,7 @@ def without_collection() -> Iterator[None]:
     """Import without looking for garbage, neither meanwhile nor ever again among what is imported.
 
     Nothing of a library becomes garbage. To look through its objects again and again while it is imported, and once
-    more when the process ends, takes a fifth of the processor time of a run on one volume.
+    more when the process ends, takes seconds of a run on one volume (benchmarks/volume_command.py).
 
     Example:
         >>> with without_collection():

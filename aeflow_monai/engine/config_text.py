@@ -20,7 +20,7 @@ __all__ = ["read_config", "read_configs"]
 _MAX_BYTES = 2**17  # eight times the longest config; of more PyYAML takes seconds
 _MAX_DEPTH = 50
 _MAX_VALUES = 100_000
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with it: five times as fast
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with it
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
