@@ -81,7 +81,7 @@ def paste(code: str, folder: Path, programs: Mapping[str, Program], **environmen
                 while shell.poll() is None:
                     with contextlib.suppress(TimeoutError):
                         _answer(line.accept()[0], programs)
-            printed, errors = (place / "out").read_text(), (place / "err").read_text()
+            printed, errors = ((place / name).read_text(encoding="utf-8") for name in ("out", "err"))
     assert shell.returncode == 0, f"exit code {shell.returncode} of\n{code}\n{printed}\n{errors}"
     return printed
 

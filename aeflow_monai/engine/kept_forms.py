@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def identity_of(made_of: Any) -> str | None:
     """
     stream = BytesIO()
     try:
-        _Named(stream, protocol=4).dump((made_of, {**versions(), "onnx": version("onnx")}, _code()))
+        _Named(stream, protocol=4).dump((made_of, {**versions(), "onnx": _version_of_onnx()}, _code()))
     except Exception as error:  # of what cannot be pickled, in many kinds
         _logger.debug(f"The form of this network is not kept: {error}")
         return None
@@ -106,6 +106,13 @@ class _Named(pickle.Pickler):
             return None
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
+
+
+def _version_of_onnx() -> str:
+    try:
+        return version("onnx")
+    except PackageNotFoundError:  # nothing is made without it
+        return ""
 
 
 @cache

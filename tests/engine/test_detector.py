@@ -441,7 +441,7 @@ class TestCalibrate:
         assert not detector.network.encoder.training
         changed = {key for key, value in detector.state_dict().items() if not torch.equal(value, before[key])}
         fixed = {
-            "score.global_term.weight",
+            *("score.global_term.weight", "score.global_term.is_of_training"),
             *(name for name in before if name.startswith("score.") and "_norm." in name),
         }
         assert changed - fixed == {name for name in before if name.startswith("score.")} - fixed
