@@ -110,7 +110,9 @@ def test_the_most_anomalous_slice_is_where_the_reply_says(server: Any, from_comm
     # the profile says which slice of the answer is whose: where the map is high the score is, apart from what
     # no map shows: the global term, and what is too easy to reconstruct
     beside = zip(profile["scores"], profile["global_terms"], profile["ease"], strict=True)
-    of_maps = [math.log(2 * math.exp(s) - math.exp(term)) - 2 * max(0.0, ease - 1.5) for s, term, ease in beside]
+    of_maps = [
+        math.log(max(1e-6, 2 * math.exp(s) - math.exp(2 * term))) - 2 * max(0.0, ease - 1.5) for s, term, ease in beside
+    ]
     planes = np.moveaxis(answer.get_fdata(), axis, 0).reshape(len(of_maps), -1)
     highest = np.sort(planes, axis=1)[:, -planes.shape[1] // 20 :].mean(axis=1)
     heights = highest / highest.std() + planes.mean(axis=1) / planes.mean(axis=1).std()
