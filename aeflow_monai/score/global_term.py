@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -207,21 +208,17 @@ def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Seque
         return []
     if not torch.isfinite(_joined(groups)).all():
         raise ValueError("Features of normals are not finite: the encoder's weights or an image hold NaN.")
+    of_training = len({patient for group in fitted for patient in group}) >= _LEAST_PATIENTS
     if any(fitted) or not (term.is_known and term.is_of_training):
-        is_of_training = len({patient for group in fitted for patient in group}) >= _LEAST_PATIENTS
-        to_fit = fitted if is_of_training else groups
-        whole = _fitted_to(to_fit, term)
-        whole.is_of_training.fill_(is_of_training)
-        without = [_fitted_to([group for group in to_fit if group is not left], term) for left in to_fit]
-        compared = [*zip(without, to_fit, strict=True)]
-        if is_of_training:
-            without = [whole] * len(groups)
-            compared += zip(without, held_out, strict=True)
+        normals, fit = fitted if of_training else groups, partial(_fitted_to, term, of_training)
     else:
-        whole = term.moved(_joined(held_out).to(term.unit), sum(map(len, held_out)))
-        others = [[group for group in held_out if group is not left] for left in held_out]
-        without = [term.moved(_joined(some).to(term.unit), sum(map(len, some))) for some in others]
-        compared = [*zip(without, held_out, strict=True)]
+        normals, fit = held_out, partial(_moved_to, term)
+    whole = fit(normals)
+    without = [fit([group for group in normals if group is not left]) for left in normals]
+    compared = [*zip(without, normals, strict=True)]
+    if of_training:
+        without = [whole] * len(groups)
+        compared += zip(without, held_out, strict=True)
     distances = torch.cat(
         [
             own.distances(part.to(term.unit))
@@ -241,7 +238,12 @@ def _joined(groups: Sequence[Normals]) -> Tensor:
     return torch.cat(found) if found else torch.zeros(0, 0, 1)
 
 
-def _fitted_to(groups: Sequence[Normals], like: GlobalTerm) -> GlobalTerm:
+def _fitted_to(like: GlobalTerm, is_of_training: bool, groups: Sequence[Normals]) -> GlobalTerm:
     found = GlobalTerm().to(like.unit.device)
     found.fit(_joined(groups))
+    found.is_of_training.fill_(is_of_training)
     return found
+
+
+def _moved_to(term: GlobalTerm, groups: Sequence[Normals]) -> GlobalTerm:
+    return term.moved(_joined(groups).to(term.unit), sum(map(len, groups)))
