@@ -17,6 +17,8 @@ from monai.data import DataLoader
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from aeflow_monai.network.encoder import Encoder
+from aeflow_monai.network.folded_encoder import fold_encoder
 from aeflow_monai.processes import gathered, n_processes, process_number, wait_for_all
 from aeflow_monai.progress import tracked
 
@@ -66,8 +68,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         batches = [range(n_slices)[start : start + batch_size] for start in range(0, n_slices, batch_size)]
         processes, own = (n_processes(), process_number()) if all_processes else (1, 0)
         loader = iter(DataLoader(slices, batch_sampler=batches[own::processes]))
+        features_of = _Folded(encoder, device)
         for first in tracked(range(0, len(batches), processes), "features"):
-            part: _Part = _encoded(encoder, next(loader), device) if first + own < len(batches) else []
+            part: _Part = features_of(next(loader)) if first + own < len(batches) else []
             parts = gathered(part) if all_processes else [part]
             if not self.stages:
                 shapes = [(n_slices, *stage.shape[1:]) for stage in parts[0]]
@@ -90,10 +93,25 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         return {**self.slices[index], "features": features}
 
 
-def _encoded(encoder: nn.Module, batch: Mapping[str, Any], device: torch.device | str) -> _Part:
-    """The encoder's features of a batch, by stage."""
-    with torch.no_grad():
-        return [stage.cpu().numpy() for stage in encoder(batch["image"].to(device))]
+class _Folded:
+    """The encoder's features of batches, by stage; folded for the size of the first batch, which takes less time."""
+
+    def __init__(self, encoder: nn.Module, device: torch.device | str) -> None:
+        self.encoder, self.device = encoder, device
+        self.folded: nn.Module | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: Mapping[str, Any]) -> _Part:
+        image = batch["image"].to(self.device)
+        if self.folded is None:
+            self.folded = self._of_size(image)
+        return [stage.cpu().numpy() for stage in self.folded(image)]
+
+    def _of_size(self, image: Tensor) -> nn.Module:
+        if not isinstance(self.encoder, Encoder):
+            return self.encoder
+        folded = fold_encoder(self.encoder, image.shape[-2:])
+        return folded.to(memory_format=torch.channels_last) if image.device.type == "cpu" else folded
 
 
 def _allocate(shapes: Sequence[tuple[int, ...]], folder: str | Path | None) -> list[Any]:
@@ -154,7 +172,8 @@ def prepare_slice_batch(
 ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor], tuple[()], dict[str, Any]]:
     """Prepare a batch of slices for MONAI's engines: the image is input and target, kept features go along.
 
-    The target of labelled slices is a pair, image and "abnormal", as `MixtureLoss` takes it.
+    The target of labelled slices is a pair, image and "abnormal", as `MixtureLoss` takes it. Only the normal ones among
+    them are reconstructed, see `AEFlow.forward`.
 
     Args:
         batch: "image" (N, C, H, W) and, if kept, "features"; of `LabelledSlices` "abnormal" too, (N, 1, H, W).
@@ -163,12 +182,13 @@ def prepare_slice_batch(
         kwargs: further options of `Tensor.to`.
 
     Returns:
-        Input, target, no positional and possibly one keyword argument of the network.
+        Input, target, no positional and possibly some keyword arguments of the network.
     """
     image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
-    labelled = "abnormal" in batch
-    target = (image, batch["abnormal"].to(device, non_blocking=non_blocking)) if labelled else image
-    if "features" not in batch:
-        return image, target, (), {}
-    features = [stage.to(device, non_blocking=non_blocking, **kwargs) for stage in batch["features"]]
-    return image, target, (), {"features": features}
+    options: dict[str, Any] = {}
+    if "features" in batch:
+        options["features"] = [stage.to(device, non_blocking=non_blocking, **kwargs) for stage in batch["features"]]
+    if "abnormal" not in batch:
+        return image, image, (), options
+    options["is_target"] = (batch["abnormal"].flatten(1).amax(dim=1) == 0).to(device, non_blocking=non_blocking)
+    return image, (image, batch["abnormal"].to(device, non_blocking=non_blocking)), (), options

@@ -88,8 +88,9 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         foreground = torch.stack([(plane > 0).any(dim=0) for plane in slices]).any(dim=0)
         mask = torch.zeros(1, *foreground.shape)
         if self._do_transform and foreground.any():
+            places = foreground.nonzero()
             for _ in range(self.R.randint(1, self.most + 1)):
-                self._add_shape(mask[0], foreground)
+                self._add_shape(mask[0], places)
             mask *= foreground
             kind = _KINDS[self.R.randint(len(_KINDS))]
             change = torch.zeros_like(mask[0])
@@ -103,10 +104,9 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         d[self.lesion_key] = mask
         return d
 
-    def _add_shape(self, mask: Tensor, foreground: Tensor) -> None:
-        """Draw one soft, uneven ellipse somewhere in the foreground, into the mask (H, W)."""
+    def _add_shape(self, mask: Tensor, places: Tensor) -> None:
+        """Draw one soft, uneven ellipse around one of the places (n, 2), into the mask (H, W)."""
         height, width = mask.shape
-        places = foreground.nonzero()
         row, column = places[self.R.randint(len(places))].tolist()
         smallest, largest = (fraction * max(height, width) for fraction in self.radius)
         radius = smallest + (largest - smallest) * self.R.rand() ** 2

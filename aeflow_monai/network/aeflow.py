@@ -83,12 +83,16 @@ class AEFlow(nn.Module):
         )
         self.decoder = Decoder(encoder.channels, encoder.strides, encoder.in_channels, decoder_channels)
 
-    def forward(self, image: Tensor, features: Sequence[Tensor] | None = None) -> AEFlowOutput:
+    def forward(
+        self, image: Tensor, features: Sequence[Tensor] | None = None, is_target: Tensor | None = None
+    ) -> AEFlowOutput:
         """Encode, flow, reconstruct.
 
         Args:
             image: (N, C, H, W) in [0, 1]; H and W multiples of the encoder's largest stride.
             features: the encoder's features of these images, if they were computed before; see `Encoder.forward`.
+            is_target: which images are to be reconstructed, (N,) of bool; all if None, or if none is. The
+                reconstruction of the others is black: in a training no loss looks at it, and it takes time.
 
         Returns:
             Latents and log-likelihood maps per stage, and the reconstruction.
@@ -108,4 +112,11 @@ class AEFlow(nn.Module):
             latent, log_abs_det_jacobian = flow(stage)
             latents.append(latent)
             log_likelihoods.append(log_likelihood_per_channel(latent, log_abs_det_jacobian))
-        return AEFlowOutput(latents, log_likelihoods, self.decoder(latents), stages)
+        return AEFlowOutput(latents, log_likelihoods, self._reconstruction(latents, is_target), stages)
+
+    def _reconstruction(self, latents: list[Tensor], is_target: Tensor | None) -> Tensor:
+        if is_target is not None and 0 < int(is_target.sum()) < len(is_target):
+            some: Tensor = self.decoder([latent[is_target] for latent in latents])
+            return some.new_zeros(len(is_target), *some.shape[1:]).index_put((is_target,), some)
+        whole: Tensor = self.decoder(latents)
+        return whole

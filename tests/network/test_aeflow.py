@@ -71,6 +71,31 @@ def test_gradient_of_the_reconstruction_reaches_the_flows() -> None:
         assert sum(float(p.grad.abs().sum()) for p in flow.parameters() if p.grad is not None) > 0
 
 
+def test_images_that_no_loss_looks_at_are_not_reconstructed_and_the_rest_is_the_same() -> None:
+    model = AEFlow(Encoder(weights="random"), n_steps=1).eval()
+    image, is_target = torch.rand(4, 1, 64, 64), torch.tensor([True, False, True, True])
+    whole, some = model(image), model(image, is_target=is_target)
+    assert not some.reconstruction[1].any()
+    torch.testing.assert_close(some.reconstruction[is_target], whole.reconstruction[is_target])
+    for name in ("latents", "log_likelihoods"):
+        for one, other in zip(getattr(some, name), getattr(whole, name), strict=True):
+            assert torch.equal(one, other)
+    gradients = []
+    for output in (whole, some):
+        model.zero_grad()
+        output.reconstruction[is_target].square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_without_an_image_to_reconstruct_gives_the_decoder_a_gradient_all_the_same() -> None:
+    """Other processes of a training wait for it."""
+    model = AEFlow(Encoder(weights="random"), n_steps=1)
+    output = model(torch.rand(2, 1, 64, 64), is_target=torch.zeros(2, dtype=torch.bool))
+    output.reconstruction.sum().backward()
+    assert all(p.grad is not None for p in model.decoder.parameters())
+
+
 def test_gradient_of_an_unfrozen_encoder() -> None:
     model = AEFlow(Encoder("resnet10t", stages=[2], weights="random", frozen=False), n_steps=1)
     AEFlowLoss()(model(images()), images()).backward()
