@@ -90,6 +90,11 @@ class Runtimes:
         self.made: tuple[Detector, object, FastInference] | None = None
         self.lock = Lock()
 
+    @property
+    def used(self) -> str | None:
+        """Name of what computes: of another runtime than was asked for, where that could not; None before any did."""
+        return None if self.made is None else self.made[2].runtime.name
+
     def of(self, detector: Detector) -> FastInference:
         """The inference of a detector with its weights of now."""
         tensors = [*detector.parameters(), *detector.buffers()]

@@ -23,6 +23,7 @@ from aeflow_monai.data.datalist.item import files_of
 from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.earlier_results import RUN_RECORD
+from aeflow_monai.engine.inferer import SlicedInferer
 from aeflow_monai.engine.own_configs import FREE
 from aeflow_monai.engine.runtimes import chosen_runtime
 from aeflow_monai.files import digest_of, read_json, write_json
@@ -75,11 +76,16 @@ class RunRecord(CaseHandler):
     Args:
         folder: of the results.
         datalist: of the run.
+        inferer: of the run, which knows what computed it; None if that is what was asked for.
     """
 
-    def __init__(self, folder: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(
+        self, folder: str | Path, datalist: Sequence[Mapping[str, Any]], inferer: SlicedInferer | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.datalist = datalist
+        self.inferer = inferer
+        self.runtime: str | None = None
         self.begun: Mapping[str, Any] | None = None
         self.replaced: Sequence[Path] = ()
 
@@ -99,6 +105,7 @@ class RunRecord(CaseHandler):
         super().attach(engine)
         for event in (IterationEvents.FORWARD_COMPLETED, Events.EPOCH_COMPLETED):
             engine.add_event_handler(event, self._begin)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._note_runtime)
 
     def _begin(self) -> None:
         if self.begun is not None:
@@ -106,6 +113,16 @@ class RunRecord(CaseHandler):
             self.begun = None
             for path in self.replaced:
                 path.unlink(missing_ok=True)
+
+    def _note_runtime(self) -> None:
+        """Say which runtime computes, where it is not the one that was to."""
+        used = None if self.inferer is None else self.inferer.runtimes.used
+        if used in (None, self.runtime):
+            return
+        self.runtime = used
+        record = read_json(self.folder / RUN_RECORD)
+        if record["machine"].get("runtime") != used:
+            write_json(self.folder / RUN_RECORD, {**record, "machine": {**record["machine"], "runtime": used}})
 
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""

@@ -4,14 +4,20 @@ import subprocess
 from pathlib import Path
 
 import numpy
+import pytest
 import torch
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 from outputs import given_of
 
+from aeflow_monai import AEFlow, Detector, Encoder
 from aeflow_monai.about import __version__, versions
+from aeflow_monai.data import Slicer
+from aeflow_monai.engine import SlicedInferer
 from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, describe_run, hashes_of
-from aeflow_monai.files import sha256_of
+from aeflow_monai.engine.runtimes import installed_runtimes
+from aeflow_monai.files import sha256_of, write_json
+from aeflow_monai.score import Score
 
 
 def test_versions_are_those_of_the_packages(tmp_path: Path) -> None:
@@ -68,3 +74,27 @@ def test_the_record_is_completed_when_all_cases_are_seen(tmp_path: Path) -> None
     record = json.loads((tmp_path / RUN_RECORD).read_text())
     assert (record["state"], record["n_cases"], record["n_failed"]) == ("finished", 2, 0)
     assert record["inputs"] == [hashes_of(item) for item in data]
+
+
+@pytest.mark.skipif("onnxruntime" not in installed_runtimes(), reason="needs the extra fast")
+def test_the_record_names_the_runtime_that_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr("aeflow_monai.engine.runtimes.kept_form", refuse)
+    (tmp_path / "a").write_text("a")
+    write_json(tmp_path / RUN_RECORD, {"state": "unfinished", "machine": {"cores": 2, "runtime": "onnxruntime"}})
+    detector = Detector(AEFlow(Encoder(weights="random"), n_steps=1), Score(n_terms=3)).eval()
+    detector.score.case_threshold.fill_(1.0)
+    inferer = SlicedInferer(Slicer(["axial"], image_size=[64, 64]), runtime="auto")
+
+    def look(engine: Engine, batch: object) -> None:
+        inferer(torch.rand(1, 1, 64, 64, 1), detector)
+        engine.fire_event(IterationEvents.FORWARD_COMPLETED)
+
+    engine = Engine(look)
+    engine.register_events(*IterationEvents)
+    RunRecord(tmp_path, [{"case": "a", "image": str(tmp_path / "a")}], inferer).attach(engine)
+    engine.run([0])
+    record = json.loads((tmp_path / RUN_RECORD).read_text(encoding="utf-8"))
+    assert record["machine"] == {"cores": 2, "runtime": "torch"}
