@@ -49,7 +49,32 @@ class TestFeatureDataset:
             expected = [stage[0] for stage in encoder(plain["image"][None])]
             for one, two, three in zip(kept["features"], stored["features"], expected, strict=True):
                 assert torch.equal(one, two)
-                torch.testing.assert_close(one, three, rtol=1e-5, atol=1e-4)
+                assert one.dtype == torch.float32
+                torch.testing.assert_close(one, three, rtol=1e-3, atol=1e-3)  # they are kept in half precision
+
+    @pytest.mark.parametrize(
+        ("first", "later", "kept", "kind"),
+        [
+            (1.0, 1e6, 65504.0, np.float16),  # the largest half, not infinity
+            (1e3, 1e6, 1e6, np.float32),
+            (float("nan"), 1.0, 1.0, np.float32),
+            (1.0, float("inf"), float("inf"), np.float16),
+            (1.0, float("-inf"), float("-inf"), np.float16),
+        ],
+    )
+    def test_large_features_stay_what_they_are(self, first: float, later: float, kept: float, kind: type) -> None:
+        class Plain(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_parameter("frozen", nn.Parameter(torch.zeros(1), requires_grad=False))
+
+            def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+                return [image]
+
+        items = [{"image": torch.full((1, 2, 2), value)} for value in (first, later)]
+        dataset = FeatureDataset(items, Plain().eval(), batch_size=1)
+        assert dataset.stages[0].dtype == kind
+        assert dataset[1]["features"][0].unique().tolist() == [kept]
 
     def test_two_in_one_folder_keep_their_own(self, encoder: Encoder, tmp_path: Path) -> None:
         both = {case: FeatureDataset(slices_of(case, 2), encoder, tmp_path) for case in "ab"}
@@ -102,8 +127,8 @@ class TestPrepareSliceBatch:
             outputs.append(model(image, *args, **kwargs))
         computed, kept = outputs
         for one, two in zip(computed.log_likelihoods, kept.log_likelihoods, strict=True):
-            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(computed.reconstruction, kept.reconstruction)
+            torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(computed.reconstruction, kept.reconstruction, rtol=1e-3, atol=1e-3)
 
     def test_options_reach_image_and_features(self, slices: Slices, encoder: Encoder) -> None:
         (batch,) = DataLoader(FeatureDataset(slices, encoder), batch_size=7)
@@ -122,4 +147,4 @@ def test_labels_of_slices_go_into_the_target_with_kept_features(encoder: Encoder
     assert labels.amax(dim=(1, 2, 3)).tolist() == [0, 0, 1]
     assert options["is_target"].tolist() == [True, True, False]
     for stage, expected in zip(options["features"], encoder(image), strict=True):
-        torch.testing.assert_close(stage, expected, rtol=1e-4, atol=1e-4)  # kept ones are of a folded encoder
+        torch.testing.assert_close(stage, expected, rtol=1e-3, atol=1e-3)
