@@ -3,7 +3,8 @@
     python benchmarks/scale_cost.py [--repeats 5] [--page docs/scale.md]
 
 Scores slices of 512 x 512 and volumes of 240 x 240 x 155 by the default network, untrained, with one thread, by the
-class that shards and Ray workers use; but one stage after the other. Times are those of the processor, so that other
+class that shards and Ray workers use; but one stage after the other. By the fastest runtime that is installed with all
+kinds of outputs, and by the others with masks. Times are those of the processor, so that other
 work on the machine disturbs them little; medians. With `--page` the table is written into that page, between the lines
 `<!-- scale_cost.py -->` and `<!-- end of scale_cost.py -->`.
 """
@@ -23,6 +24,7 @@ from shared import LARGE, arguments, commit, machine, write_untrained, write_vol
 
 from aeflow_monai.archive.ledger import Claim
 from aeflow_monai.archive.study_scorer import StudyScorer
+from aeflow_monai.engine.runtimes import installed_runtimes
 from aeflow_monai.files import replacing
 
 BEGIN, END = "<!-- scale_cost.py -->", "<!-- end of scale_cost.py -->"
@@ -49,7 +51,10 @@ def stages(scorer: StudyScorer, image: Path, repeats: int) -> list[float]:
 
 def table(repeats: int) -> str:
     """The table in Markdown, with a line on the machine."""
-    lines = ["| study | written | read, s | network, s | write, s | core hours |", "|---|---|---|---|---|---|"]
+    names = ("study", "runtime", "written", "read, s", "network, s", "write, s", "core hours")
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    fastest, *others = installed_runtimes()
+    cases = [(fastest, written) for written in OUTPUTS] + [(runtime, "masks") for runtime in others]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8)).save(folder / "slice.png")
@@ -58,13 +63,14 @@ def table(repeats: int) -> str:
             "CT slice, 512 x 512": ("slice.png", {}, 100_000),
             "brain, 240 x 240 x 155": ("brain.nii.gz", LARGE, 10_000),
         }
-        for kind, (image, options, n) in kinds.items():
-            run = write_untrained(folder / f"RUN_{n}", **options, device="cpu")
-            for written, outputs in OUTPUTS.items():
-                scorer = StudyScorer(run, {"outputs": outputs, "device": "cpu"}, folder / "OUT")
-                times = stages(scorer, folder / image, repeats)
+        for kind, (image, of_training, n) in kinds.items():
+            run = write_untrained(folder / f"RUN_{n}", **of_training, device="cpu")
+            for runtime, written in cases:
+                options = {"outputs": OUTPUTS[written], "device": "cpu", "runtime": runtime}
+                times = stages(StudyScorer(run, options, folder / "OUT"), folder / image, repeats)
                 hours = f"{n * sum(times) / 3600:.1f} for {n:,}".replace(",", " ")
-                lines.append(f"| {kind} | {written} | " + " | ".join(f"{t:.3f}" for t in times) + f" | {hours} |")
+                cells = [kind, runtime, written, *(f"{seconds:.3f}" for seconds in times), hours]
+                lines.append("| " + " | ".join(cells) + " |")
                 print(lines[-1], flush=True)
     return "\n".join([*lines, "", f"Medians of {repeats}, commit {commit()}, {machine()}."])
 
