@@ -2,9 +2,10 @@
 
 Both see the same batch, in turn, in one process; weights are random, which takes the same time. Usage:
 
-    python benchmarks/network_speed.py [--config paper] [--batch_size 16] [--repeats 5] [--parts]
+    python benchmarks/network_speed.py [--config paper] [--batch_size 16] [--repeats 5] [--parts [--normals 1000]]
 
-With --parts the flow, the decoder and the score are timed too.
+With --parts the flow, the decoder, the score of places and the global term are timed too; the latter compares with as
+many normals as are given, which are made up.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from shared import arguments, in_turn, machine, template
 
 from aeflow_monai import Detector
 from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.score import foreground_of
+from aeflow_monai.score import foreground_of, pooled_features
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--normals", type=int, default=1000, help="that the global term stores")
     given = parser.parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
@@ -46,6 +48,9 @@ def main() -> None:
         timed["flow"] = lambda: [flow(stage) for flow, stage in zip(network.flows, features, strict=True)]
         timed["decoder"] = lambda: network.decoder(output.latents)
         timed["score"] = lambda: score.anomaly_map(score.stack(detector.terms(output, image), foreground_of(image)))
+        pooled = pooled_features(features)
+        score.global_term.fit(torch.randn(given.normals, *pooled.shape[1:]))
+        timed["global term"] = lambda: score.global_term(pooled)
     with torch.no_grad():
         times = in_turn(timed, given.repeats)
     found = {name: 1000 * statistics.median(taken) / len(image) for name, taken in times.items()}

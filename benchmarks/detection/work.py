@@ -76,7 +76,7 @@ class KeptSlices(Dataset[dict[str, Any]]):
         return len(self.slices)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        features = [torch.from_numpy(np.array(stage[index])) for stage in self.stages]
+        features = [torch.from_numpy(np.array(stage[index], dtype=np.float32)) for stage in self.stages]
         return {**self.slices[index], "features": features}
 
 
