@@ -1,0 +1,85 @@
+"""Normals as a calibration is given them, in batches of slices, and the stacks that these slices make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from aeflow_monai.geometry import Places
+from aeflow_monai.score.score import Score
+from aeflow_monai.score.stack import SliceStack
+
+__all__ = ["NormalSlices", "NormalStack", "PooledSlices", "stacks_of"]
+
+
+class NormalSlices(NamedTuple):
+    """A batch of slices of normals, as any method's maps give it.
+
+    Attributes:
+        terms: (N, n_terms, H, W), see `Score`.
+        foreground: (N, 1, H, W), boolean, see `foreground_of`.
+        patients: whose each slice is, N names.
+        files: of which image, N names; slices of one file and plane follow each other.
+        places: where the slices lie in their volumes; None for images of their own.
+        pooled: see `pooled_features`, (N, channels, parts); None of a method without.
+    """
+
+    terms: Tensor
+    foreground: Tensor
+    patients: Sequence[str]
+    files: Sequence[str]
+    places: Places | None
+    pooled: Tensor | None = None
+
+
+class PooledSlices(NamedTuple):
+    """Pooled features (N, channels, parts) of a batch of normals, see `pooled_features`, and whose each slice is."""
+
+    pooled: Tensor
+    patients: Sequence[str]
+
+
+class NormalStack(NamedTuple):
+    """The slices of one plane of one image, and whose they are.
+
+    Attributes:
+        patient: its name.
+        file: the image's name.
+        plane: "axial", "coronal" or "sagittal"; "axial" for images of their own.
+        slices: blurred through the slices, see `Score.blurred`.
+    """
+
+    patient: str
+    file: str
+    plane: str
+    slices: SliceStack
+
+
+def stacks_of(score: Score, batches: Iterable[NormalSlices]) -> Iterator[NormalStack]:
+    """Put together what batches hold, by image and plane.
+
+    Args:
+        score: sums the terms and blurs the slices.
+        batches: of slices; those of one image and plane may lie in several.
+
+    Returns:
+        One at a time, in the order of the batches.
+    """
+    waiting: list[NormalStack] = []
+    for batch in batches:
+        stack = score.stack(batch.terms, batch.foreground, batch.places, batch.pooled)
+        for index, patient, file in zip(range(len(batch.terms)), batch.patients, batch.files, strict=True):
+            plane = "axial" if batch.places is None else batch.places.planes[index]
+            one = NormalStack(patient, file, plane, stack.part(slice(index, index + 1)))
+            if waiting and (one.slices.places is None or one[:3] != waiting[0][:3]):
+                yield _joined(score, waiting)
+                waiting = []
+            waiting.append(one)
+    if waiting:
+        yield _joined(score, waiting)
+
+
+def _joined(score: Score, parts: Sequence[NormalStack]) -> NormalStack:
+    return parts[0]._replace(slices=score.blurred(SliceStack.join([part.slices for part in parts])))
