@@ -1,12 +1,13 @@
 """What the global term is made of: distances of pooled features from normals, alone and joined to the map's score.
 
-    python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 --methods aeflow
-    python benchmarks/global_terms.py --data DATA --sets SETS --panel OUT
+    python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow
+    python benchmarks/global_terms.py --panel OUT --seeds 0 1 2
 
 For each set of images of the panel: features of the default encoder at the bundle's size, pooled; distances as they are
-named below, each standardised by normals that are compared with those of other patients; AUROC of each alone, of their
-sums, and of the soft maximum with the map scores that the panel's seed 0 has in scores.csv. Labels of development
-splits alone. Features are kept in OUT/<set>/pooled.npz.
+named below, fitted to the normals that a seed has trained on, and standardised by these, compared with those of other
+patients, and by its held-out ones; AUROC of each alone, of their sums, and of the soft maximum with the map scores of
+that seed, in the mean over seeds. Last, for each set, what the others would choose. Labels of development splits alone.
+Features are kept in OUT/<set>/pooled.npz.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +30,13 @@ from torch.utils.data import DataLoader
 
 from aeflow_monai import Encoder
 from aeflow_monai.data import SliceDataset
+from aeflow_monai.files import read_json
 from aeflow_monai.score import pooled_features
 
 Array = NDArray[np.float64]
+Words = NDArray[np.str_]
+Terms = dict[str, tuple[Array, Array]]
+Seed = tuple[NDArray[np.int64], Array, Terms]  # labels, map scores and terms of the test images
 HERE = Path(__file__).parent
 ALONE = [
     ("mahalanobis",),
@@ -77,76 +83,98 @@ DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-def terms(normals: Array, patients: NDArray[np.str_], slices: Array) -> dict[str, tuple[Array, Array]]:
-    """Standardised distances of slices, and of normals from those of other patients, by name."""
+def terms(normals: Array, patients: Words, is_trained: NDArray[np.bool_], slices: Array) -> Terms:
+    """Standardised distances of slices, and of normals from those of other patients that were trained on, by name."""
     found = {}
+    trained, groups = normals[is_trained], patients[is_trained]
     for name, distance in DISTANCES.items():
         of_normals = np.empty(len(normals))
-        for others, group in GroupKFold(5).split(normals, groups=patients):
-            of_normals[group] = distance(normals[others], normals[group])
+        of_normals[~is_trained] = distance(trained, normals[~is_trained])
+        of_trained = np.empty(len(trained))
+        for others, group in GroupKFold(5).split(trained, groups=groups):
+            of_trained[group] = distance(trained[others], trained[group])
+        of_normals[is_trained] = of_trained
         mean, std = of_normals.mean(), of_normals.std()
-        found[name] = ((distance(normals, slices) - mean) / std, (of_normals - mean) / std)
+        found[name] = ((distance(trained, slices) - mean) / std, (of_normals - mean) / std)
     return found
 
 
-def together(of: dict[str, tuple[Array, Array]], names: Sequence[str]) -> Array:
+def together(of: Terms, names: Sequence[str]) -> Array:
     """The mean of some terms, standardised again."""
     slices, normals = (sum(of[name][number] for name in names) for number in (0, 1))
     return slices / normals.std()
 
 
-def pooled(folder: Path) -> tuple[Array, NDArray[np.str_], NDArray[np.str_]]:
-    """Pooled features, file and patient of the slices of a folder with manifest.csv."""
+def pooled(folder: Path) -> dict[str, NDArray[Any]]:
+    """Pooled features, file, case and patient of the slices of a folder with manifest.csv."""
     parser = template(HERE / "panel.yaml", dataset_dir=str(folder))
     encoder = Encoder(parser["backbone"], parser["stages"], parser["encoder_weights"], parser["in_channels"])
     rows = list(csv.DictReader((folder / "manifest.csv").open(encoding="utf-8")))
     items = [{"image": row["path"], "case": row["case"], "patient": row["patient"] or row["case"]} for row in rows]
     parts = [parser.get_parsed_content(name) for name in ("preprocessing", "slicer")]
-    found: dict[str, list[NDArray[np.generic]]] = {"pooled": [], "file": [], "patient": []}
+    found: dict[str, list[NDArray[Any]]] = {"pooled": [], "file": [], "case": [], "patient": []}
     for batch in DataLoader(SliceDataset(items, *parts), batch_size=16):
-        found["pooled"].append(pooled_features(encoder(torch.as_tensor(batch["image"]))).numpy())
-        found["file"].append(np.array(batch["file"]))
-        found["patient"].append(np.array(batch["patient"]))
-    whole = {name: np.concatenate(each) for name, each in found.items()}
-    return whole["pooled"].astype(np.float64), whole["file"], whole["patient"]
+        found["pooled"].append(pooled_features(encoder(torch.as_tensor(batch["image"]))).double().numpy())
+        for name in ("file", "case", "patient"):
+            found[name].append(np.array(batch[name]))
+    return {name: np.concatenate(each) for name, each in found.items()}
 
 
-def of_set(folder: Path) -> tuple[NDArray[np.int64], Array, dict[str, tuple[Array, Array]]]:
-    """Labels, map scores and standardised distances of the test images of a set."""
-    kept = folder / "pooled.npz"
-    if not kept.exists():
-        normals, _, patients = pooled(folder / "normals")
-        slices, files, _ = pooled(folder / "test")
-        np.savez(kept, normals=normals, patients=patients, slices=slices, files=files)
-    stored = np.load(kept)
-    scores = (folder / "seed0/aeflow/results/scores.csv").open(encoding="utf-8")
-    rows = {row["file"]: row for row in csv.DictReader(scores)}
-    chosen = [rows[file] for file in stored["files"]]
-    labels, maps = (np.array([float(row[name]) for row in chosen]) for name in ("label", "map_score"))
-    return labels.astype(int), maps, terms(stored["normals"], stored["patients"], stored["slices"])
+def kept(folder: Path, kind: str) -> dict[str, NDArray[Any]]:
+    """What `pooled` gives of the "normals" or the "test" images of a set, computed once."""
+    file = folder / f"pooled_{kind}.npz"
+    if not file.exists():
+        np.savez(file, **pooled(folder / kind))
+    return dict(np.load(file))
+
+
+def of_set(folder: Path, seeds: Sequence[str]) -> list[Seed]:
+    """What each seed has of the test images of a set."""
+    normals, test = kept(folder, "normals"), kept(folder, "test")
+    found = []
+    for seed in seeds:
+        run = folder / f"seed{seed}/aeflow"
+        rows = {row["file"]: row for row in csv.DictReader((run / "results/scores.csv").open(encoding="utf-8"))}
+        chosen = [rows[file] for file in test["file"]]
+        labels, maps = (np.array([float(row[name]) for row in chosen]) for name in ("label", "map_score"))
+        held_out = [each["case"] for each in read_json(run / "logs/run.json")["held_out"]]
+        is_trained = ~np.isin(normals["case"], held_out)
+        found.append(
+            (labels.astype(int), maps, terms(normals["pooled"], normals["patient"], is_trained, test["pooled"]))
+        )
+    return found
 
 
 def main() -> None:
-    parser = arguments(__doc__, "data", "sets", "panel")
+    parser = arguments(__doc__, "panel")
     parser.add_argument("--only", nargs="+", default=IMAGES, help="names of sets; all of images by default")
+    parser.add_argument("--seeds", nargs="+", default=["0"])
     given = parser.parse_args()
     torch.set_grad_enabled(False)
-    sets = {name: of_set(given.panel / name) for name in given.only}
+    sets = {name: of_set(given.panel / name, given.seeds) for name in given.only}
+    joined: dict[str, Array] = {}
 
-    def row(name: str, score: Callable[[Array, dict[str, tuple[Array, Array]]], Array]) -> None:
-        found = [roc_auc_score(labels, score(maps, of)) for labels, maps, of in sets.values()]
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in (*found, np.mean(found))) + " |")
+    def row(name: str, score: Callable[[Array, Terms], Array]) -> Array:
+        each = [[roc_auc_score(labels, score(maps, of)) for labels, maps, of in seeds] for seeds in sets.values()]
+        found = np.mean(each, axis=1)
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in (*found, np.mean(found))) + " |", flush=True)
+        return found
 
-    print(f"Development splits, seed 0; commit {commit()}; {processor()}.\n")
+    print(f"Development splits, seeds {', '.join(given.seeds)}; commit {commit()}; {processor()}.\n")
     print("| | " + " | ".join((*sets, "mean")) + " |\n|---|" + "---:|" * (len(sets) + 1))
     row("map", lambda maps, of: maps)
     for names in ALONE:
         row(" + ".join(names), lambda _, of, names=names: together(of, names))
         for weight in WEIGHTS:
-            row(
+            joined[f"{' + '.join(names)}, weight {weight}"] = row(
                 f"the same with the map, weight {weight}",
                 lambda maps, of, names=names, weight=weight: np.logaddexp(maps, weight * together(of, names)),
             )
+    print()
+    for number, name in enumerate(sets):
+        means = {choice: float(np.delete(found, number).mean()) for choice, found in joined.items()}
+        best = max(means, key=means.__getitem__)
+        print(f"Without {name} the others would choose: {best} ({means[best]:.4f}).")
 
 
 if __name__ == "__main__":
