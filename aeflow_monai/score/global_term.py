@@ -155,15 +155,28 @@ class GlobalTerm(nn.Module):
         self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take the sizes from the state; what a model of an earlier version does not have is not known."""
-        state_dict.setdefault(prefix + "weight", torch.tensor(1.0))
-        state_dict.setdefault(prefix + "is_of_training", torch.tensor(True))
-        for name, nothing in GlobalTerm().state_dict().items():
-            stored = state_dict.setdefault(prefix + name, nothing)
-            if name == "unit" and stored.ndim == 1:  # of one distance
-                stored = state_dict[prefix + name] = stored[None]
+        """Take the sizes from the state, whichever version it is of."""
+        state = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
+        for name, stored in _upgraded(state).items():
+            state_dict[prefix + name] = stored
             setattr(self, name, getattr(self, name).new_zeros(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a term of any version, by the buffers' names, with all that this version stores.
+
+    A state of 0.1.0 has no term: nothing is known of it then. On the way to 0.2.0 states gained
+
+    - `normals`, `weight`, and a `unit` of several distances. A state without them has the distance from the mean alone,
+      whose unit is a pair, (2,), and its term joins scores with a weight of 1.
+    - `is_of_training`. A term without it moves to another site, as one that was fitted to normals of a training does.
+    """
+    of_earlier = {"weight": torch.tensor(1.0), "is_of_training": torch.tensor(True)}
+    upgraded = {**GlobalTerm().state_dict(), **of_earlier, **state}
+    if upgraded["unit"].ndim == 1:
+        upgraded["unit"] = upgraded["unit"][None]
+    return upgraded
 
 
 def _no_unit() -> Tensor:
