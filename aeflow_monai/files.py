@@ -31,8 +31,8 @@ __all__ = [
     "iter_rows",
     "new_folder",
     "read_json",
-    "read_rows",
     "replacing",
+    "rows_of",
     "sha256_of",
     "spreadsheet_safe",
     "sweep",
@@ -326,22 +326,24 @@ def spreadsheet_safe(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
 
 
-def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a table that `Table` wrote, by column; the apostrophes of `spreadsheet_safe` are taken away.
+def rows_of(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a table that `Table` wrote, by column; none if it is not there.
+
+    The apostrophes of `spreadsheet_safe` are taken away.
 
     Example:
         >>> import tempfile
         >>> table = Table(f"{tempfile.mkdtemp()}/scores.csv", ["case"])
         >>> table.append({"case": "=1+1"})
         >>> table.finish()
-        >>> read_rows(table.path)
-        [{'case': '=1+1'}]
+        >>> rows_of(table.path), rows_of(table.path.with_name("lesions.csv"))
+        ([{'case': '=1+1'}], [])
     """
-    return list(iter_rows(path))
+    return list(iter_rows(path)) if Path(path).is_file() else []
 
 
 def iter_rows(path: str | Path) -> Iterator[dict[str, str]]:
-    """Rows of a table one by one, see `read_rows`."""
+    """Rows of a table one by one, see `rows_of`; it has to be there."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             yield {name: _plain(cell or "") for name, cell in row.items() if name}

@@ -7,20 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from aeflow_monai.files import home, read_rows, write_json
+from aeflow_monai.files import home, rows_of, write_json
 
 __all__ = ["data_of", "rows_of"]
-
-
-def rows_of(table: Path) -> list[dict[str, str]]:
-    """Rows of a table of results; none if it is not there.
-
-    Args:
-        table: path of the .csv file.
-    """
-    if not table.is_file():
-        return []
-    return read_rows(table)
 
 
 def data_of(images: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from aeflow_monai.files import iter_rows, read_json, read_rows
+from aeflow_monai.files import iter_rows, read_json, rows_of
 from aeflow_monai.printable import shown
 
 __all__ = ["read_run", "require_whole"]
@@ -62,13 +62,13 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         if not path.stat().st_size:
             raise ValueError("it is empty")
     # at the end of a run their table has no name yet
-    failed = _rows_if_any(folder / "failures.unfinished.csv", _failure)
-    failed = failed or _rows_if_any(folder / "failures.csv", _failure)
+    failed = _read_table(folder / "failures.unfinished.csv", _failure)
+    failed = failed or _read_table(folder / "failures.csv", _failure)
     record = read_json(folder / "run.json")
     return {
         "kind": "evaluation" if any("label" in row for row in rows) else "inference",
         "cases": cases,
-        "lesions": _rows_if_any(folder / "lesions.csv", _lesion),
+        "lesions": _read_table(folder / "lesions.csv", _lesion),
         "failures": failed,
         "metrics": _metrics(folder / "metrics.json"),
         "localisation": read_json(folder / "localisation.json"),
@@ -151,11 +151,9 @@ def _failure(row: Mapping[str, str]) -> dict[str, Any]:
     return {"case": row["case"], "file": _name(file), "stage": row["stage"], "message": message}
 
 
-def _rows_if_any(path: Path, read: Callable[[Mapping[str, str]], dict[str, Any]]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
+def _read_table(path: Path, read: Callable[[Mapping[str, str]], dict[str, Any]]) -> list[dict[str, Any]]:
     with _naming(path):
-        return [read(row) for row in read_rows(path)]
+        return [read(row) for row in rows_of(path)]
 
 
 def _metrics(path: Path) -> dict[str, Any]:
