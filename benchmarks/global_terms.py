@@ -106,17 +106,17 @@ def together(of: Terms, names: Sequence[str]) -> Array:
 
 
 def pooled(folder: Path) -> dict[str, NDArray[Any]]:
-    """Pooled features, file, case and patient of the slices of a folder with manifest.csv."""
+    """Pooled features, path, case and patient of the slices of a folder with manifest.csv."""
     parser = template(HERE / "panel.yaml", dataset_dir=str(folder))
     encoder = Encoder(parser["backbone"], parser["stages"], parser["encoder_weights"], parser["in_channels"])
     rows = list(csv.DictReader((folder / "manifest.csv").open(encoding="utf-8")))
     items = [{"image": row["path"], "case": row["case"], "patient": row["patient"] or row["case"]} for row in rows]
     parts = [parser.get_parsed_content(name) for name in ("preprocessing", "slicer")]
-    found: dict[str, list[NDArray[Any]]] = {"pooled": [], "file": [], "case": [], "patient": []}
+    found: dict[str, list[NDArray[Any]]] = {"pooled": [], "path": [], "case": [], "patient": []}
     for batch in DataLoader(SliceDataset(items, *parts), batch_size=16):
         found["pooled"].append(pooled_features(encoder(torch.as_tensor(batch["image"]))).double().numpy())
-        for name in ("file", "case", "patient"):
-            found[name].append(np.array(batch[name]))
+        for name, of_slices in (("path", "file"), ("case", "case"), ("patient", "patient")):
+            found[name].append(np.array(batch[of_slices]))
     return {name: np.concatenate(each) for name, each in found.items()}
 
 
@@ -135,7 +135,7 @@ def of_set(folder: Path, seeds: Sequence[str]) -> list[Seed]:
     for seed in seeds:
         run = folder / f"seed{seed}/aeflow"
         rows = {row["file"]: row for row in csv.DictReader((run / "results/scores.csv").open(encoding="utf-8"))}
-        chosen = [rows[file] for file in test["file"]]
+        chosen = [rows[file] for file in test["path"]]
         labels, maps = (np.array([float(row[name]) for row in chosen]) for name in ("label", "map_score"))
         held_out = [each["case"] for each in read_json(run / "logs/run.json")["held_out"]]
         is_trained = ~np.isin(normals["case"], held_out)

@@ -82,6 +82,7 @@ class GlobalTerm(nn.Module):
     std: Tensor
     whitening: Tensor
     normals: Tensor
+    wholes: Tensor
     unit: Tensor
     weight: Tensor
     is_of_training: Tensor
@@ -91,7 +92,8 @@ class GlobalTerm(nn.Module):
         self.register_buffer("mean", torch.zeros(0))
         self.register_buffer("std", torch.zeros(0))
         self.register_buffer("whitening", torch.zeros(0, 0))
-        self.register_buffer("normals", torch.zeros(0, 0))  # standardised
+        self.register_buffer("normals", torch.zeros(0, 0, 1))  # standardised: (m, channels, parts)
+        self.register_buffer("wholes", torch.zeros(0, 0), persistent=False)  # their means: (m, channels)
         self.register_buffer("unit", _no_unit())
         self.register_buffer("weight", torch.tensor(_WEIGHT))
         self.register_buffer("is_of_training", torch.tensor(False))
@@ -114,10 +116,9 @@ class GlobalTerm(nn.Module):
         standard = (pooled.flatten(1) - self.mean) / self.std
         found = [torch.linalg.vector_norm(standard @ self.whitening, dim=1)]
         if len(self.normals):
-            found.append(_nearest(standard, self.normals))
+            found.append(_nearest(standard, self.normals.flatten(1)))
             if pooled.shape[2] > 1:
-                wholes = (each.reshape(-1, *pooled.shape[1:]).mean(dim=2) for each in (standard, self.normals))
-                found.append(_nearest(*wholes))
+                found.append(_nearest(standard.view(pooled.shape).mean(dim=2), self.wholes))
         return torch.stack(found, dim=1)
 
     def fit(self, pooled: Tensor) -> None:
@@ -128,7 +129,8 @@ class GlobalTerm(nn.Module):
         standard = (values - mean) / std
         covariance, _ = ledoit_wolf(standard.numpy(), assume_centered=True)
         precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
-        self._set(mean, std, torch.from_numpy(np.linalg.cholesky(precision)), _some(standard))
+        normals = _some(standard).view(-1, *pooled.shape[1:])
+        self._set(mean, std, torch.from_numpy(np.linalg.cholesky(precision)), normals)
 
     def moved(self, pooled: Tensor, n_patients: int) -> GlobalTerm:
         """The same about a mean that moves towards that of the normals of another site."""
@@ -153,6 +155,7 @@ class GlobalTerm(nn.Module):
 
     def _set(self, *found: Tensor) -> None:
         self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
+        self.wholes = self.normals.mean(dim=2)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Take the sizes from the state, whichever version it is of."""
@@ -161,6 +164,7 @@ class GlobalTerm(nn.Module):
             state_dict[prefix + name] = stored
             setattr(self, name, getattr(self, name).new_zeros(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self.wholes = self.normals.mean(dim=2)
 
 
 def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -170,12 +174,16 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     - `normals`, `weight`, and a `unit` of several distances. A state without them has the distance from the mean alone,
       whose unit is a pair, (2,), and its term joins scores with a weight of 1.
+    - channels and parts of `normals`, which were joined: four parts, or where these are one no mean of them is needed.
     - `is_of_training`. A term without it moves to another site, as one that was fitted to normals of a training does.
     """
     of_earlier = {"weight": torch.tensor(1.0), "is_of_training": torch.tensor(True)}
     upgraded = {**GlobalTerm().state_dict(), **of_earlier, **state}
     if upgraded["unit"].ndim == 1:
         upgraded["unit"] = upgraded["unit"][None]
+    if upgraded["normals"].ndim == 2:
+        m, d = upgraded["normals"].shape
+        upgraded["normals"] = upgraded["normals"].view(m, d // 4, 4) if d % 4 == 0 else upgraded["normals"][:, :, None]
     return upgraded
 
 

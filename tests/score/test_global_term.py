@@ -77,7 +77,20 @@ def test_what_lies_between_two_kinds_of_normals_is_unusual() -> None:
 def test_of_many_normals_some_are_stored() -> None:
     term = GlobalTerm()
     term.fit(torch.randn(10_000, 3, 1))
-    assert term.normals.shape == (4096, 3)
+    assert term.normals.shape == (4096, 3, 1)
+
+
+@pytest.mark.parametrize("parts", [4, 1])
+def test_a_state_with_channels_and_parts_joined_says_the_same(parts: int) -> None:
+    """Which states were like before they held both."""
+    term, loaded = GlobalTerm(), GlobalTerm()
+    term.fit(features_of(30)[..., :parts])
+    state = term.state_dict()
+    loaded.load_state_dict({**state, "normals": state["normals"].flatten(1)})
+    others = features_of(10, seed=1)[..., :parts]
+    assert torch.equal(loaded.distances(others), term.distances(others))
+    loaded.load_state_dict(state)
+    assert torch.equal(loaded.distances(others), term.distances(others))
 
 
 @pytest.mark.parametrize("site", [False, True])
