@@ -10,9 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from monai.data import MetaTensor
-from monai.utils import ImageMetaKey, ensure_tuple
-
 from aeflow_monai import progress
 from aeflow_monai.files import Table
 from aeflow_monai.printable import first_line, shown
@@ -156,6 +153,9 @@ def failure_of(item: Mapping[Any, Any], stage: str, error: Exception) -> Failure
     Returns:
         The record.
     """
+    from monai.data import MetaTensor  # which a command that scores nothing does without
+    from monai.utils import ensure_tuple
+
     image = item.get("image", "")
     file = file_of(image) if isinstance(image, MetaTensor) else ", ".join(str(path) for path in ensure_tuple(image))
     case = ", ".join(str(name) for name in ensure_tuple(item.get("case", file)))
@@ -169,6 +169,9 @@ def file_of(image: Any, default: object = "") -> str:
         image: a `MetaTensor`, or a batch of one; anything else has no file.
         default: what to call an image without a file.
     """
+    from monai.data import MetaTensor
+    from monai.utils import ImageMetaKey, ensure_tuple
+
     file = image.meta.get(ImageMetaKey.FILENAME_OR_OBJ) if isinstance(image, MetaTensor) else None
     return ", ".join(str(path) for path in ensure_tuple(file)) if file else str(default)
 

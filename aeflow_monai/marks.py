@@ -7,9 +7,10 @@ import os
 import stat
 import zlib
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import nibabel as nib
+if TYPE_CHECKING:
+    import nibabel as nib
 
 __all__ = ["MARK", "has_mark", "mark_nifti"]
 
@@ -29,6 +30,7 @@ def mark_nifti(header: nib.Nifti1Header, what: str) -> None:
         what: the file holds, such as "anomaly_map".
 
     Example:
+        >>> import nibabel as nib
         >>> header = nib.Nifti1Header()
         >>> mark_nifti(header, "residual")
         >>> header["descrip"].item(), header["intent_name"].item()
