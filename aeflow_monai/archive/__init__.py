@@ -1,9 +1,10 @@
 """Archives: more studies than one process can score, in shards that stop, go on and are merged."""
 
 from aeflow_monai.archive.ledger import Claim, Ledger
-from aeflow_monai.archive.listed import Study, studies_in
+from aeflow_monai.archive.listed import studies_in
 from aeflow_monai.archive.merged import Merged, is_sharded, merge
-from aeflow_monai.archive.shard import Shard
-from aeflow_monai.archive.shard_run import ShardRun, run_shard
+from aeflow_monai.archive.shard import Shard, ShardRun
+from aeflow_monai.archive.shard_run import run_shard
+from aeflow_monai.archive.study import Study
 
 __all__ = ["Claim", "Ledger", "Merged", "Shard", "ShardRun", "Study", "is_sharded", "merge", "run_shard", "studies_in"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from aeflow_monai.archive.listed import Study
+from aeflow_monai.archive.study import Study
 from aeflow_monai.data.datalist.naming import fitting_name
 
 __all__ = ["LEDGER", "Claim", "Counts", "Ledger"]

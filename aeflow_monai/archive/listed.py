@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from monai.utils import ensure_tuple
 
 from aeflow_monai.archive.shard import Shard
+from aeflow_monai.archive.study import Study, is_list
 from aeflow_monai.data.datalist.dicom_series import source_problem
 from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
@@ -21,29 +22,11 @@ from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
 from aeflow_monai.marks import has_mark
 from aeflow_monai.printable import shown
 
-__all__ = ["LISTS", "Study", "is_list", "studies_in", "with_problem"]
+__all__ = ["studies_in", "with_problem"]
 
-LISTS = (".txt", ".csv", ".jsonl")
 _PATHS = ("path", "image")  # what the column or key may be called
 _NOTHING: dict[str, str | None] = {}
 _Row = tuple[int, Sequence[str], Mapping[str, str | None]]  # number of the line, paths, "case" and "patient" if known
-
-
-class Study(NamedTuple):
-    """One study of an archive.
-
-    Attributes:
-        key: its path below the folder of the list, or its absolute path: what it is known by.
-        item: of a datalist: "image", "case", "patient", and "problem" if it cannot be used.
-    """
-
-    key: str
-    item: dict[str, Any]
-
-
-def is_list(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a list that is read line by line."""
-    return Path(path).suffix.lower() in LISTS and Path(path).is_file()
 
 
 def studies_in(

@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
-from aeflow_monai.archive.listed import is_list
 from aeflow_monai.archive.shard import SHARDS, Shard
-from aeflow_monai.engine.evaluation import SCORE_COLUMNS
-from aeflow_monai.engine.run_record import RUN_RECORD
+from aeflow_monai.archive.study import is_list
 from aeflow_monai.errors import Failure
 from aeflow_monai.files import digest_of, replacing, spreadsheet_safe, write_json
 from aeflow_monai.output.report import write_report
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
 from aeflow_monai.output.report.page import REPORT
 from aeflow_monai.output.report.picture_budget import LIMIT
+from aeflow_monai.output.result_files import RUN_RECORD, SCORE_COLUMNS
 from aeflow_monai.printable import some
 
 __all__ = ["Merged", "is_sharded", "merge"]

@@ -1,12 +1,14 @@
-"""Shards: which of several processes a study belongs to, by its path alone."""
+"""Shards: which of several processes a study belongs to, by its path alone, and what one is scored with."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["SHARDS", "Shard"]
+__all__ = ["SHARDS", "Shard", "ShardRun"]
 
 SHARDS = "shards"  # folder of the results that holds a folder for each
 
@@ -63,3 +65,28 @@ class Shard(NamedTuple):
             return True
         digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.total == self.number - 1
+
+
+class ShardRun(NamedTuple):
+    """What a shard is scored with.
+
+    Attributes:
+        model: folder of a training.
+        source: list or folder of the images.
+        folder: of the results of all shards.
+        shard: of several.
+        options: of the config, by name, as they would be typed.
+        command: as it was typed, for the record.
+    """
+
+    model: Path
+    source: Path
+    folder: Path
+    shard: Shard
+    options: Mapping[str, str]
+    command: str = ""
+
+    @property
+    def shard_folder(self) -> Path:
+        """Folder of the shard's ledger and files."""
+        return self.folder / SHARDS / self.shard.folder

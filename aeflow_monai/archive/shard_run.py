@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from aeflow_monai import progress
 from aeflow_monai.about import __version__
 from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
-from aeflow_monai.archive.listed import is_list, studies_in
-from aeflow_monai.archive.shard import SHARDS, Shard
+from aeflow_monai.archive.listed import studies_in
+from aeflow_monai.archive.shard import SHARDS, ShardRun
+from aeflow_monai.archive.study import is_list
 from aeflow_monai.archive.study_scorer import Outcome, StudyScorer
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.report_writer import report_model
@@ -25,7 +26,7 @@ from aeflow_monai.files import digest_of, sweep
 from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.printable import first_line, shown
 
-__all__ = ["OpenShard", "ShardRun", "run_shard"]
+__all__ = ["OpenShard", "run_shard"]
 
 _logger = logging.getLogger(__name__)
 
@@ -40,31 +41,6 @@ _SAME = {
     "source": "another list",
 }
 _OF_RUN = ("dataset_dir", "output_dir", "overwrite", "device", "runtime", "imports")  # change no result, or stand apart
-
-
-class ShardRun(NamedTuple):
-    """What a shard is scored with.
-
-    Attributes:
-        model: folder of a training.
-        source: list or folder of the images.
-        folder: of the results of all shards.
-        shard: of several.
-        options: of the config, by name, as they would be typed.
-        command: as it was typed, for the record.
-    """
-
-    model: Path
-    source: Path
-    folder: Path
-    shard: Shard
-    options: Mapping[str, str]
-    command: str = ""
-
-    @property
-    def shard_folder(self) -> Path:
-        """Folder of the shard's ledger and files."""
-        return self.folder / SHARDS / self.shard.folder
 
 
 def run_shard(

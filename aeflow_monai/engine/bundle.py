@@ -27,9 +27,10 @@ from aeflow_monai.engine.config_text import read_configs
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import PATHS, fixed_options
 from aeflow_monai.engine.own_configs import digests_of_configs
-from aeflow_monai.engine.run_record import RUN_RECORD, describe_run
+from aeflow_monai.engine.run_record import describe_run
 from aeflow_monai.engine.stored_model import model_path, not_finite, write_saved
 from aeflow_monai.files import read_json, replacing, sha256_of, unfinished_path, write_json
+from aeflow_monai.output.result_files import RUN_RECORD
 
 __all__ = ["options_of", "write_bundle", "write_training_config"]
 

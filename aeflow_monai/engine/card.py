@@ -13,10 +13,10 @@ from ignite.engine import Engine
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
 from aeflow_monai.engine.case_handler import CaseHandler
-from aeflow_monai.engine.earlier_results import RUN_RECORD
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import digest_of, read_json, replacing, sweep
 from aeflow_monai.locks import turn_in
+from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed, specificity_range
 

@@ -10,11 +10,10 @@ from aeflow_monai.files import read_json
 from aeflow_monai.marks import has_mark
 from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
 from aeflow_monai.output.report.page import REPORT, is_report
-from aeflow_monai.output.slice_place import PEAK_COLUMNS, PLACE_COLUMNS
+from aeflow_monai.output.result_files import PEAK_COLUMNS, PLACE_COLUMNS, RUN_RECORD
 
-__all__ = ["RUN_RECORD", "find_in_the_way", "find_results", "is_unfinished_table"]
+__all__ = ["find_in_the_way", "find_results", "is_unfinished_table"]
 
-RUN_RECORD = "run.json"
 _PLACE, _PEAK = ",".join(PLACE_COLUMNS), ",".join(PEAK_COLUMNS)
 # First lines of the tables, and a key of each JSON file, that runs write.
 _TABLES = re.compile(

@@ -28,9 +28,8 @@ from aeflow_monai.metrics import (
     slice_report,
 )
 from aeflow_monai.output.case_score import most_anomalous_slice
+from aeflow_monai.output.result_files import PLACE_COLUMNS, SCORE_COLUMNS
 from aeflow_monai.output.slice_place import (
-    PEAK_COLUMNS,
-    PLACE_COLUMNS,
     SlicePlace,
     most_anomalous_place,
     peak_row,
@@ -39,14 +38,7 @@ from aeflow_monai.output.slice_place import (
 )
 from aeflow_monai.score.score import Score
 
-__all__ = ["SCORE_COLUMNS", "DetectionReport", "LocalisationReport", "ScoreWriter", "score_row"]
-
-SCORE_COLUMNS = (
-    *("anomaly_score", "threshold", "prediction", "p_value", "n_held_out"),
-    *PLACE_COLUMNS,
-    *PEAK_COLUMNS,
-    *("ease", "map_score", "global_term"),
-)
+__all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter", "score_row"]
 
 
 class ScoreWriter(CaseHandler):

@@ -11,10 +11,11 @@ from aeflow_monai.engine.card import count_seen, facts_of_data, fingerprints_of
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.detector import Detector, calibrate
 from aeflow_monai.engine.fixed_options import require_own_config
-from aeflow_monai.engine.run_record import RUN_RECORD, describe_run, finish_record, hashes_of
+from aeflow_monai.engine.run_record import describe_run, finish_record, hashes_of
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import write_json
 from aeflow_monai.locks import release_folder
+from aeflow_monai.output.result_files import RUN_RECORD
 
 __all__ = ["recalibrate"]
 

@@ -12,10 +12,11 @@ from aeflow_monai.data.datalist.unused import Datalist
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.earlier_results import find_in_the_way, find_results, is_unfinished_table
 from aeflow_monai.engine.picture_warning import warn_of_pictures
-from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, describe_run
+from aeflow_monai.engine.run_record import RunRecord, describe_run
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import digest_of, home, read_json, sweep, user_path
 from aeflow_monai.locks import claim_folder, release_folder
+from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import some
 
 __all__ = [

@@ -22,14 +22,14 @@ from aeflow_monai.about import versions
 from aeflow_monai.data.datalist.item import files_of
 from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.engine.config import GivenConfig
-from aeflow_monai.engine.earlier_results import RUN_RECORD
 from aeflow_monai.engine.inferer import SlicedInferer
 from aeflow_monai.engine.own_configs import FREE
 from aeflow_monai.engine.runtimes import chosen_runtime
 from aeflow_monai.files import digest_of, read_json, write_json
 from aeflow_monai.locks import release_folder
+from aeflow_monai.output.result_files import RUN_RECORD
 
-__all__ = ["RUN_RECORD", "RunRecord", "describe_run", "finish_record", "hashes_of"]
+__all__ = ["RunRecord", "describe_run", "finish_record", "hashes_of"]
 
 
 def describe_run(given: GivenConfig) -> dict[str, Any]:

@@ -22,9 +22,10 @@ from aeflow_monai.engine.card import facts_of_data, fingerprints_of, hash_of_lis
 from aeflow_monai.engine.config import GivenConfig, differences
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
 from aeflow_monai.engine.run_folders import is_first_process
-from aeflow_monai.engine.run_record import RUN_RECORD, finish_record, hashes_of
+from aeflow_monai.engine.run_record import finish_record, hashes_of
 from aeflow_monai.engine.stored_model import load_saved, model_path, write_saved
 from aeflow_monai.files import read_json
+from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import first_line
 from aeflow_monai.score.thresholds import require_specificity
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from aeflow_monai.geometry import PLANES, format_position, ras_affine
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.file_grid import file_grid
+from aeflow_monai.output.result_files import PEAK_COLUMNS, PLACE_COLUMNS
 
 __all__ = [
-    "PEAK_COLUMNS",
-    "PLACE_COLUMNS",
     "Peak",
     "SlicePlace",
     "most_anomalous_place",
@@ -28,8 +27,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-PLACE_COLUMNS = ("plane", "axis", "slice_from_0", "position_mm")
-PEAK_COLUMNS = ("peak_i", "peak_j", "peak_k", "peak_r_mm", "peak_a_mm", "peak_s_mm")
 
 
 class SlicePlace(NamedTuple):

@@ -13,12 +13,12 @@ from outputs import given_of
 from aeflow_monai.data import find_images
 from aeflow_monai.engine.evaluation import ScoreWriter
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, begin_results
-from aeflow_monai.engine.run_record import RUN_RECORD, RunRecord, finish_record
+from aeflow_monai.engine.run_record import RunRecord, finish_record
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import Table, unfinished_path
 from aeflow_monai.locks import release_folder
 from aeflow_monai.marks import mark_nifti
-from aeflow_monai.output.slice_place import PLACE_COLUMNS
+from aeflow_monai.output.result_files import PLACE_COLUMNS, RUN_RECORD
 
 LOCK = {".lock", ".lock.json"}
 
