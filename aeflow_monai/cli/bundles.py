@@ -34,7 +34,7 @@ def config(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: there is no config of a name, or their order is wrong.
     """
-    from aeflow_monai.engine.config import config_files, require_order
+    from aeflow_monai.engine.template import config_files, require_order
 
     files = config_files(*given.names)
     require_order(files)

@@ -23,8 +23,8 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: the training would be refused.
     """
     from aeflow_monai.data import load_datalist
-    from aeflow_monai.engine.config import config_files
     from aeflow_monai.engine.run_folders import model_folder, require_new
+    from aeflow_monai.engine.template import config_files
     from aeflow_monai.engine.verbs import check_training
 
     folder = model_folder(given.output)

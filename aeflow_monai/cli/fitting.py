@@ -105,7 +105,7 @@ def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _train_configs(presets: list[str]) -> list[str]:
-    from aeflow_monai.engine.config import config_files
+    from aeflow_monai.engine.template import config_files
 
     return config_files("train", *presets)
 

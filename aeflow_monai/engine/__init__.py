@@ -2,7 +2,7 @@
 
 from aeflow_monai.engine.card import CardWriter
 from aeflow_monai.engine.command_line import given_config, path_of
-from aeflow_monai.engine.config import Workflow, bundle_root, config_files
+from aeflow_monai.engine.config import Workflow, bundle_root
 from aeflow_monai.engine.detector import Detector, calibrate
 from aeflow_monai.engine.evaluation import DetectionReport, LocalisationReport, ScoreWriter
 from aeflow_monai.engine.evaluator import GuardedEvaluator
@@ -15,6 +15,7 @@ from aeflow_monai.engine.report_writer import ReportWriter
 from aeflow_monai.engine.run_folders import begin_results, model_folder, run_folder
 from aeflow_monai.engine.run_record import RunRecord
 from aeflow_monai.engine.stacked_maps import StackMapsd
+from aeflow_monai.engine.template import config_files
 from aeflow_monai.engine.training import BundleWriter, Checkpoints, DivergenceGuard, PictureLogger
 from aeflow_monai.engine.training_progress import TrainingProgress
 from aeflow_monai.engine.verbs import (

@@ -22,13 +22,14 @@ from monai.bundle import ConfigParser
 
 from aeflow_monai.about import __version__
 from aeflow_monai.engine.card import write_card
-from aeflow_monai.engine.config import GivenConfig, differences, template_root, with_file_names
+from aeflow_monai.engine.config import GivenConfig, differences, with_file_names
 from aeflow_monai.engine.config_text import read_configs
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import PATHS, fixed_options
 from aeflow_monai.engine.own_configs import digests_of_configs
 from aeflow_monai.engine.run_record import describe_run
 from aeflow_monai.engine.stored_model import model_path, not_finite, write_saved
+from aeflow_monai.engine.template import template_root
 from aeflow_monai.files import read_json, replacing, sha256_of, unfinished_path, write_json
 from aeflow_monai.output.result_files import RUN_RECORD
 

@@ -26,18 +26,14 @@ __all__ = [
     "GivenConfig",
     "Workflow",
     "bundle_root",
-    "config_files",
     "content_of",
     "differences",
     "ids_of",
     "refuse_unknown_keys",
-    "require_order",
-    "template_root",
     "with_file_names",
     "with_references",
 ]
 
-_PACKAGE = Path(__file__).parent.parent
 GIVEN = "given"  # id under which a config knows itself
 
 # Ids that MONAI or MONAI Label read by their name, so that no other part of the config has to refer to them.
@@ -81,6 +77,7 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
         options: of `monai.bundle.ConfigWorkflow`, and ids of the config with their values.
 
     Example:
+        >>> from aeflow_monai import config_files
         >>> workflow = Workflow(config_files("train"), logging_file=False, epochs=2)
         >>> workflow.parser["given"].content["epochs"]
         2
@@ -125,67 +122,9 @@ def _releasing_on_error() -> Iterator[None]:
         raise
 
 
-def config_files(*names: str) -> list[str]:
-    """Paths of the package's own configs, in the order in which MONAI merges them.
-
-    Args:
-        names: of the template bundle ("train", "multi_gpu_train") and of presets ("chest_xray", "healthy_t1",
-            "brats2021", "paper", "semi_supervised"); anything that is the path of a file stays as it is.
-
-    Raises:
-        ValueError: there is no config of that name, nor a file; or it is none that can be read.
-
-    Example:
-        >>> [Path(file).name for file in config_files("train", "chest_xray")]
-        ['train.yaml', 'chest_xray.yaml']
-    """
-    folders = (template_root() / "configs", template_root().parent / "configs")
-    known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
-    found = []
-    for name in names:
-        file = known.get(name, Path(name))
-        if not file.is_file():
-            raise ValueError(
-                f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file."
-            )
-        read_config(file)
-        found.append(str(file.absolute()))
-    return found
-
-
-def template_root() -> Path:
-    """Folder of the template bundle that trainings start from: in the package, or beside it in a checkout."""
-    installed = _PACKAGE / "bundle"
-    return installed if installed.is_dir() else _PACKAGE.parent / "bundle"
-
-
 def bundle_root(given: GivenConfig | None) -> str:
     """Root folder of the bundle that is run; "." where that is not known, as MONAI's own bundles have it."""
     return "." if given is None else given.bundle_root
-
-
-def require_order(files: Sequence[str | Path]) -> None:
-    """Refuse config files of which one would replace what another one says.
-
-    Args:
-        files: as they are merged: one that stands alone, such as train.yaml or the inference.yaml of a bundle, and
-            then presets.
-
-    Raises:
-        ValueError: a preset stands before the config that it changes, or there are two that stand alone.
-    """
-    paths = [Path(file) for file in files]
-    whole = [file for file in paths if "bundle_root" in read_config(file)]
-    if len(whole) > 1:
-        raise ValueError(
-            f"--config_file: expected one config and its presets; got {len(whole)} that stand alone, "
-            f"{' and '.join(map(str, whole))}. Run one after the other."
-        )
-    if whole and whole[0] != paths[0]:
-        raise ValueError(
-            f"--config_file: {whole[0]} would replace the options of {paths[0]}, which stands before it. Name "
-            f"{whole[0].name} first, and presets behind it."
-        )
 
 
 def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = ()) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from monai.bundle.config_parser import ConfigParser
-from monai.bundle.utils import merge_kv
 from yaml.events import CollectionEndEvent, CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode
 
@@ -73,6 +71,9 @@ def read_configs(paths: Iterable[str | Path]) -> dict[str, Any]:
         OSError: one cannot be read.
         ValueError: one is no config, see `read_config`.
     """
+    from monai.bundle import ConfigParser
+    from monai.bundle.utils import merge_kv  # which reading a single config does without
+
     merged = ConfigParser(config={})
     for path in paths:
         for key, value in read_config(path).items():

@@ -15,7 +15,7 @@ from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.engine.arguments import refuse_other_kinds, refuse_unknown_arguments
 from aeflow_monai.engine.command_line import path_of
-from aeflow_monai.engine.config import GivenConfig, config_files, ids_of, refuse_unknown_keys, require_order
+from aeflow_monai.engine.config import GivenConfig, ids_of, refuse_unknown_keys
 from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.failure_message import end_with_one_message
@@ -25,6 +25,7 @@ from aeflow_monai.engine.output_place import require_writable
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, is_first_process
 from aeflow_monai.engine.runtimes import require_runtime
 from aeflow_monai.engine.stored_model import model_path
+from aeflow_monai.engine.template import config_files, require_order
 from aeflow_monai.engine.training import require_same_options
 from aeflow_monai.files import home, user_path
 from aeflow_monai.locks import release_all

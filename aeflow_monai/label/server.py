@@ -7,6 +7,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from aeflow_monai.engine.template import config_files
 from aeflow_monai.label.addresses import is_loopback, parse_origin
 
 __all__ = ["MAX_UPLOAD_MB", "make_app_folder", "refuse_presets_beside_a_model", "serve"]
@@ -93,8 +94,7 @@ def serve(
     if not max_upload_mb > 0:
         raise ValueError(f"Expected a number of megabytes above 0 for --max-upload-mb; got {max_upload_mb:g}.")
     known = [*map(parse_origin, origins), *_own_names(host, port)]
-    from aeflow_monai.engine.config import config_files  # with torch, which the command's help does without
-    from aeflow_monai.label.models import require_bundle
+    from aeflow_monai.label.models import require_bundle  # with torch, which the command's help does without
 
     # checked here, where an error is only a message; absolute, since MONAI Label's own processes may run elsewhere
     conf = {

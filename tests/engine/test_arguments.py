@@ -4,8 +4,9 @@ import pytest
 from monai.bundle import ConfigParser
 
 from aeflow_monai.engine.arguments import refuse_other_kinds, refuse_unknown_arguments
-from aeflow_monai.engine.config import config_files, content_of
+from aeflow_monai.engine.config import content_of
 from aeflow_monai.engine.config_text import read_config
+from aeflow_monai.engine.template import config_files
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from aeflow_monai.engine.command_line import given_config, path_of
-from aeflow_monai.engine.config import GivenConfig, config_files
+from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.template import config_files
 
 Read = Callable[..., GivenConfig | None]
 PROGRAM = str(Path("/somewhere/monai/bundle/__main__.py"))

@@ -7,8 +7,8 @@ from monai.bundle import ConfigParser
 
 from aeflow_monai import Model, Workflow
 from aeflow_monai.cli.main import main
-from aeflow_monai.engine.config import config_files, template_root
 from aeflow_monai.engine.config_text import read_config, read_configs
+from aeflow_monai.engine.template import config_files, template_root
 
 # Billions of values in a few lines.
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from aeflow_monai import Workflow
-from aeflow_monai.engine.config import config_files
 from aeflow_monai.engine.failure_message import end_with_one_message, message_of
+from aeflow_monai.engine.template import config_files
 from aeflow_monai.engine.verbs import begin_training
 from aeflow_monai.errors import CaseFailures
 from aeflow_monai.locks import FolderInUse

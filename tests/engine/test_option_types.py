@@ -7,8 +7,9 @@ import torch
 from monai.bundle import ConfigParser
 from outputs import files_below, said
 
-from aeflow_monai.engine.config import config_files, content_of
+from aeflow_monai.engine.config import content_of
 from aeflow_monai.engine.option_types import expected_of, require_options
+from aeflow_monai.engine.template import config_files
 
 Run = Callable[..., Any]
 
