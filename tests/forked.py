@@ -145,10 +145,10 @@ if __name__ == "__main__":
     import torch
     from torch.utils import tensorboard  # noqa: F401
 
-    import aeflow_monai.engine
-    import aeflow_monai.label  # noqa: F401
     from aeflow_monai import config_files
+    from aeflow_monai.imports import import_names
 
+    import_names("aeflow_monai.data", "aeflow_monai.engine", "aeflow_monai.label", "aeflow_monai.output")
     config_files("train")  # parsed once
 
     _serve()

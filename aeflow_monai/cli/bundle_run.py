@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.imports import without_collection
+from aeflow_monai.imports import import_names, without_collection
 
 __all__ = ["options_of", "quiet_log", "require_sections", "run_bundle"]
 
@@ -74,7 +74,8 @@ def run_bundle(
         import monai.bundle
         from monai.bundle.scripts import run
 
-        from aeflow_monai.engine.config_text import read_config
+        import_names("aeflow_monai.data", "aeflow_monai.engine", "aeflow_monai.output")
+    from aeflow_monai.engine.config_text import read_config
 
     files = [str(path) for path in configs]
     for file in files:

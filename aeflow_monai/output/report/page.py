@@ -11,9 +11,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
-
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.files import replacing
 from aeflow_monai.marks import MARK
@@ -116,5 +113,8 @@ def _part(name: str) -> str:
 @cache
 def _colours() -> str:
     """Colours of the anomaly map as on an overlay: 256 times red, green and blue, in hexadecimal."""
+    import matplotlib  # which archives that are not finished, and so have no page, do without
+    import numpy as np
+
     colours = matplotlib.colormaps["inferno"](np.linspace(0.25, 1, 256), bytes=True)[:, :3]
     return bytes(np.ascontiguousarray(colours)).hex()
