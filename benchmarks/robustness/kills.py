@@ -52,7 +52,9 @@ from shared import ROOT, bundle_command, write_rows
 
 from aeflow_monai.engine.config_text import read_config
 from aeflow_monai.files import read_json
+from aeflow_monai.imports import import_names
 
+import_names("aeflow_monai.data", "aeflow_monai.engine", "aeflow_monai.output")  # likewise
 PHASES = ("cache", "training", "calibration at its end", "evaluation", "inference", "calibration of a bundle")
 OUTCOMES = ("recovered", "file not whole", "not recovered", "other results", "leftovers")
 COLUMNS = ("kill", "phase", "moment", "delay", "by", "outcome", "detail")
