@@ -59,7 +59,9 @@ def main() -> None:
         if all((given.panel / name / f"seed{seed}/{given.method}/score.json").exists() for seed in given.seeds):
             rows.append(row_of(given.panel / name, given.method, given.seeds))
             print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in rows[-1]) + " |")
-    print("| mean | " + " | ".join(f"{value:.3f}" for value in np.mean(rows, axis=0)) + " |")
+    if not rows:
+        raise SystemExit(f"{given.panel} holds no set with {given.method} of these seeds: run panel.py first.")
+    print("| mean | " + " | ".join(f"{value:.3f}" for value in np.nanmean(rows, axis=0)) + " |")
     print(f"\nDevelopment splits, seeds {', '.join(given.seeds)}; commit {commit()}.")
 
 

@@ -7,7 +7,7 @@ For each set of images of the panel: features of the default encoder at the bund
 named below, fitted to the normals that a seed has trained on, and standardised by these, compared with those of other
 patients, and by its held-out ones; AUROC of each alone, of their sums, and of the soft maximum with the map scores of
 that seed, in the mean over seeds. Last, for each set, what the others would choose. Labels of development splits alone.
-Features are kept in OUT/<set>/pooled.npz.
+Features are kept in OUT/<set>/pooled_normals.npz and pooled_test.npz: delete these where images or encoder change.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ def of_set(folder: Path, seeds: Sequence[str]) -> list[Seed]:
         labels, maps = (np.array([float(row[name]) for row in chosen]) for name in ("label", "map_score"))
         held_out = [each["case"] for each in read_json(run / "logs/run.json")["held_out"]]
         is_trained = ~np.isin(normals["case"], held_out)
+        if is_trained.all():
+            raise SystemExit(f"{folder}: {run} held out none of the normals whose features are kept. Delete those.")
         found.append(
             (labels.astype(int), maps, terms(normals["pooled"], normals["patient"], is_trained, test["pooled"]))
         )

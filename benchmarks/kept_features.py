@@ -41,9 +41,9 @@ def epoch(model: AEFlow, dataset: Dataset, batch_size: int) -> None:
     optimizer = torch.optim.AdamW(p for p in model.parameters() if p.requires_grad)
     model.train()
     for batch in DataLoader(dataset, batch_size=batch_size, shuffle=True):
-        image, target, _, features = prepare_slice_batch(batch)
+        image, target, _, options = prepare_slice_batch(batch)
         optimizer.zero_grad()
-        loss_function(model(image, **features), target).backward()
+        loss_function(model(image, **options), target).backward()
         optimizer.step()
 
 

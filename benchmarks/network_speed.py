@@ -2,10 +2,10 @@
 
 Both see the same batch, in turn, in one process; weights are random, which takes the same time. Usage:
 
-    python benchmarks/network_speed.py [--config paper] [--batch_size 16] [--repeats 5] [--parts [--normals 1000]]
+    python benchmarks/network_speed.py [--config paper] [--batch_size 16] [--repeats 5] [--normals 1000] [--parts]
 
-With --parts the flow, the decoder, the score of places and the global term are timed too; the latter compares with as
-many normals as are given, which are made up.
+The global term compares with as many normals as are given, which are made up. With --parts the flow, the decoder, the
+anomaly map and the global term are timed too.
 """
 
 from __future__ import annotations
@@ -37,20 +37,25 @@ def main() -> None:
     detector: Detector = config.get_parsed_content("network_def").eval()
     network, score = detector.network, detector.score
     image = torch.rand(given.batch_size, config["in_channels"], *(given.image_size or config["image_size"]))
+    with torch.no_grad():
+        features = network.encoder(image)
+    pooled = pooled_features(features)
+    if score.has_global_term:
+        score.global_term.fit(torch.randn(given.normals, *pooled.shape[1:]))
     timed: dict[str, Callable[[], Any]] = {
         "encoder": lambda: network.encoder(image),
         "scoring": lambda: detector.maps(image),
     }
     if given.parts:
         with torch.no_grad():
-            features = network.encoder(image)
             output = network(image, features)
         timed["flow"] = lambda: [flow(stage) for flow, stage in zip(network.flows, features, strict=True)]
         timed["decoder"] = lambda: network.decoder(output.latents)
-        timed["score"] = lambda: score.anomaly_map(score.stack(detector.terms(output, image), foreground_of(image)))
-        pooled = pooled_features(features)
-        score.global_term.fit(torch.randn(given.normals, *pooled.shape[1:]))
-        timed["global term"] = lambda: score.global_term(pooled)
+        timed["anomaly map"] = lambda: score.anomaly_map(
+            score.stack(detector.terms(output, image), foreground_of(image))
+        )
+        if score.has_global_term:
+            timed["global term"] = lambda: score.global_term(pooled)
     with torch.no_grad():
         times = in_turn(timed, given.repeats)
     found = {name: 1000 * statistics.median(taken) / len(image) for name, taken in times.items()}

@@ -4,7 +4,9 @@ All see the same batch, in turn, in one process; the encoder has its own weights
 with, which takes the same time. Usage:
 
     OMP_NUM_THREADS=1 python benchmarks/runtime_speed.py [--image_size 128 256] [--batch_size 16] [--repeats 9]
+        [--normals 1000]
 
+The global term compares with as many normals as are given, which are made up.
 Times are those of the processor, on which other programs of a busy machine tell less than on those of the clock. Also
 says how far each runtime's scores lie from those of the network as it is trained.
 """
@@ -24,6 +26,7 @@ from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.engine.fast_inference import FastInference
 from aeflow_monai.engine.runtimes import RUNTIMES, installed_runtimes
 from aeflow_monai.network.folded_encoder import fold_encoder
+from aeflow_monai.score import pooled_features
 
 
 def main() -> None:
@@ -31,11 +34,12 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--normals", type=int, default=1000, help="that the global term stores")
     given = parser.parse_args()
     keep_freed_memory()
     print(f"batch {given.batch_size}, {machine()}, commit {commit()}")
     for size in given.image_size:
-        measure(size, given.batch_size, given.repeats)
+        measure(size, given.batch_size, given.repeats, given.normals)
 
 
 def processor_seconds(way: Callable[[], Any]) -> float:
@@ -45,11 +49,13 @@ def processor_seconds(way: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def measure(size: int, batch_size: int, repeats: int) -> None:
+def measure(size: int, batch_size: int, repeats: int, n_normals: int) -> None:
     torch.manual_seed(0)
     detector: Detector = template().get_parsed_content("network_def").eval()
     image = torch.rand(batch_size, detector.network.encoder.in_channels, size, size)
     with torch.no_grad():
+        pooled = pooled_features(detector.network.encoder(image))
+        detector.score.global_term.fit(torch.randn(n_normals, *pooled.shape[1:]))
         expected = detector.score(detector.infer(image)[0]).anomaly_map
         folded = fold_encoder(detector.network.encoder).to(memory_format=torch.channels_last)
         timed: dict[str, Callable[[], Any]] = {

@@ -131,8 +131,10 @@ def _same_names(ledgers: Sequence[Ledger]) -> frozenset[str]:
 def _record(settings: Mapping[str, Any], merged: Merged) -> dict[str, Any]:
     """run.json of all shards."""
     done, failed, n_open = merged.counts
+    record = settings["record"]
     return {
-        **settings["record"],
+        **record,
+        "machine": {**record["machine"], "runtime": ", ".join(_computed_by(settings))},
         "state": "finished" if merged.is_finished else "unfinished",
         "model": {"file": settings["model"], "sha256": settings["model_sha256"]},
         "n_cases": done + failed,
@@ -173,11 +175,17 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
             writer.writerow(repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells)
 
 
+def _computed_by(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the runtimes that computed a shard; before any did, of the one that is to."""
+    return settings.get("computed_by") or [settings["runtime"]]
+
+
 def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:
     """Refuse shards that were scored differently."""
     counts = {own["shard"][1] for own in settings}
     if len(counts) > 1:
         raise ValueError(f"The shards have different counts: {some(sorted(counts))}. Keep those of one count.")
+    settings = [{**own, "runtime": _computed_by(own)} for own in settings]
     for name in _SAME:
         for path, own in zip(paths, settings, strict=True):
             if own.get(name) != settings[0].get(name):

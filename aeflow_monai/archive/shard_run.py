@@ -129,8 +129,11 @@ class OpenShard:
 
     def take(self, outcome: Outcome) -> None:
         """Note what came of a study, and tell."""
-        number, row, failure = outcome
+        number, row, failure, runtime = outcome
         done, failed, n_open = self.counts
+        if runtime is not None and runtime not in self.computed_by:
+            self.computed_by.append(runtime)
+            self.ledger.set(computed_by=sorted(self.computed_by))
         if row is not None:
             self.ledger.done(number, row)
             self.counts = Counts(done + 1, failed, n_open - 1)
@@ -155,6 +158,7 @@ class OpenShard:
                     "--overwrite True."
                 )
         state = _state_of(self.run.source)
+        self.computed_by: list[str] = earlier.get("computed_by", [])
         self.ledger.set(**settings, record=of_run)
         if state and earlier.get("listed") == state and "list_sha256" in earlier:  # a million lines take a minute
             self.ledger.begin(None, retry_failed)

@@ -38,11 +38,13 @@ class Outcome(NamedTuple):
         number: of the study in its ledger.
         row: cells of scores.csv, and the hash of the image; None if it failed.
         failure: cells of failures.csv; None if it did not.
+        runtime: that computed it, which is torch where another could not.
     """
 
     number: int
     row: dict[str, Any] | None
     failure: dict[str, Any] | None
+    runtime: str | None = None
 
 
 class _Chain(NamedTuple):
@@ -153,7 +155,8 @@ class StudyScorer:
             try:
                 row = score_row(study.data, study.chain.postprocessing(study.data))
                 hashes = {name: value for name, value in hashes_of(item).items() if name != "case"}
-                return Outcome(number, {name: _plain(value) for name, value in {**row, **hashes}.items()}, None)
+                cells = {name: _plain(value) for name, value in {**row, **hashes}.items()}
+                return Outcome(number, cells, None, self.inferer.runtimes.used)
             except Exception as error:
                 failure = _failure(item, "score", error)
         return Outcome(number, None, failure._asdict())

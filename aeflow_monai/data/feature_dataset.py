@@ -27,14 +27,15 @@ __all__ = ["FeatureDataset", "prepare_slice_batch"]
 _logger = logging.getLogger(__name__)
 
 _Part = list[np.ndarray[Any, np.dtype[np.float32]]]  # of the features: of each stage those of one batch
-_HALF_UP_TO = 600.0  # in a first batch; a hundredth of the largest half, so that what follows is smaller too
+# What half precision may change: a hundredth of a channel's deviation, and features a hundredth as large as it holds.
+_ROUNDED, _LARGE = 0.01, 600.0
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
     """A data set of slices with the features that a frozen encoder gives them.
 
-    They are kept in half precision, which takes half of the room and changes scores by less than a thousandth of their
-    deviation, unless they are too large for it; and are given in single precision.
+    They are kept in half precision, which takes half of the room, where that changes no channel of the first batch by
+    more than a hundredth of its deviation; and are given in single precision.
 
     In a training of several processes each of them encodes its own batches, and gets the features of all others from
     them. With a folder those of a node read them from the same files.
@@ -78,7 +79,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             parts = gathered(part) if all_processes else [part]
             if not self.stages:
                 shapes = [(n_slices, *stage.shape[1:]) for stage in parts[0]]
-                kind = _kind_for(parts)
+                kind = _kind_for(parts[0])
                 self.stages = (_allocate_for_node if processes > 1 else _allocate)(shapes, folder, kind)
             if folder is not None and processes > 1 and not _is_first_of_node():
                 continue  # which writes the files
@@ -88,7 +89,9 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         if all_processes:
             wait_for_all()
         size = sum(store.nbytes for store in self.stages) / 2**20
-        _logger.info(f"Encoder features of {n_slices} slices kept in {folder or 'memory'} ({size:.0f} MB)")
+        precision = "half" if any(store.dtype == np.float16 for store in self.stages) else "single"
+        place = folder or "memory"
+        _logger.info(f"Encoder features of {n_slices} slices kept in {place} ({size:.0f} MB, {precision} precision)")
 
     def __len__(self) -> int:
         return len(self.slices)  # type: ignore[arg-type]
@@ -119,14 +122,24 @@ class _Folded:
         return folded.to(memory_format=torch.channels_last) if image.device.type == "cpu" else folded
 
 
-def _kind_for(parts: Sequence[_Part]) -> type[np.floating[Any]]:
-    """Half precision if the first features are small, and finite."""
-    return np.float16 if all(np.abs(stage).max() < _HALF_UP_TO for part in parts for stage in part) else np.float32
+def _kind_for(first: _Part) -> type[np.floating[Any]]:
+    """Half precision if it keeps what the features of the first batch say; of all processes' the same one."""
+    for stage in first:
+        if not np.abs(stage).max() < _LARGE:  # or not finite
+            return np.float32
+        others = (0, *range(2, stage.ndim))
+        error = np.sqrt(np.square(stage.astype(np.float16) - stage).mean(axis=others))
+        if (error > _ROUNDED * stage.std(axis=others)).any():
+            return np.float32
+    return np.float16
 
 
 def _within(stage: np.ndarray[Any, np.dtype[np.float32]], kind: np.dtype[Any]) -> Any:
     """Features, of which none becomes infinite by being kept."""
     most = np.finfo(kind).max
+    if not (np.abs(stage[np.isfinite(stage)]) > most).any():
+        return stage
+    _logger.warning(f"Features beyond {most:g}, the largest number of their half precision, are kept as that.")
     return np.where(np.isfinite(stage), np.clip(stage, -most, most), stage)
 
 

@@ -83,6 +83,7 @@ class GlobalTerm(nn.Module):
     whitening: Tensor
     normals: Tensor
     wholes: Tensor
+    squares: Tensor
     unit: Tensor
     weight: Tensor
     is_of_training: Tensor
@@ -93,7 +94,9 @@ class GlobalTerm(nn.Module):
         self.register_buffer("std", torch.zeros(0))
         self.register_buffer("whitening", torch.zeros(0, 0))
         self.register_buffer("normals", torch.zeros(0, 0, 1))  # standardised: (m, channels, parts)
-        self.register_buffer("wholes", torch.zeros(0, 0), persistent=False)  # their means: (m, channels)
+        # what of them does not depend on a slice: means (m, channels), and squares of their lengths and of these (2, m)
+        self.register_buffer("wholes", torch.zeros(0, 0), persistent=False)
+        self.register_buffer("squares", torch.zeros(2, 0), persistent=False)
         self.register_buffer("unit", _no_unit())
         self.register_buffer("weight", torch.tensor(_WEIGHT))
         self.register_buffer("is_of_training", torch.tensor(False))
@@ -116,9 +119,9 @@ class GlobalTerm(nn.Module):
         standard = (pooled.flatten(1) - self.mean) / self.std
         found = [torch.linalg.vector_norm(standard @ self.whitening, dim=1)]
         if len(self.normals):
-            found.append(_nearest(standard, self.normals.flatten(1)))
+            found.append(_nearest(standard, self.normals.flatten(1), self.squares[0]))
             if pooled.shape[2] > 1:
-                found.append(_nearest(standard.view(pooled.shape).mean(dim=2), self.wholes))
+                found.append(_nearest(standard.view(pooled.shape).mean(dim=2), self.wholes, self.squares[1]))
         return torch.stack(found, dim=1)
 
     def fit(self, pooled: Tensor) -> None:
@@ -155,7 +158,11 @@ class GlobalTerm(nn.Module):
 
     def _set(self, *found: Tensor) -> None:
         self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
+        self._prepare()
+
+    def _prepare(self) -> None:
         self.wholes = self.normals.mean(dim=2)
+        self.squares = torch.stack([each.flatten(1).square().sum(dim=1) for each in (self.normals, self.wholes)])
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Take the sizes from the state, whichever version it is of."""
@@ -164,7 +171,7 @@ class GlobalTerm(nn.Module):
             state_dict[prefix + name] = stored
             setattr(self, name, getattr(self, name).new_zeros(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self.wholes = self.normals.mean(dim=2)
+        self._prepare()
 
 
 def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +181,7 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     - `normals`, `weight`, and a `unit` of several distances. A state without them has the distance from the mean alone,
       whose unit is a pair, (2,), and its term joins scores with a weight of 1.
-    - channels and parts of `normals`, which were joined: four parts, or where these are one no mean of them is needed.
+    - channels and parts of `normals`, which were joined.
     - `is_of_training`. A term without it moves to another site, as one that was fitted to normals of a training does.
     """
     of_earlier = {"weight": torch.tensor(1.0), "is_of_training": torch.tensor(True)}
@@ -182,8 +189,9 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if upgraded["unit"].ndim == 1:
         upgraded["unit"] = upgraded["unit"][None]
     if upgraded["normals"].ndim == 2:
+        parts = 4 if len(upgraded["unit"]) == 3 else 1  # of one part there is no third distance
         m, d = upgraded["normals"].shape
-        upgraded["normals"] = upgraded["normals"].view(m, d // 4, 4) if d % 4 == 0 else upgraded["normals"][:, :, None]
+        upgraded["normals"] = upgraded["normals"].view(m, d // parts, parts)
     return upgraded
 
 
@@ -191,10 +199,13 @@ def _no_unit() -> Tensor:
     return torch.tensor([[0.0, 1.0]] * 3)
 
 
-def _nearest(slices: Tensor, normals: Tensor) -> Tensor:
-    """Distance of each of the slices (n, d) from the nearest of the normals (m, d), in operations that ONNX has."""
-    squares = slices.square().sum(dim=1, keepdim=True) + normals.square().sum(dim=1)
-    return (squares - 2 * slices @ normals.T).amin(dim=1).clamp_min(0).sqrt()
+def _nearest(slices: Tensor, normals: Tensor, squares: Tensor) -> Tensor:
+    """Distance of each of the slices (n, d) from the nearest of the normals (m, d), in operations that ONNX has.
+
+    The squares of the normals' lengths are (m,).
+    """
+    both = slices.square().sum(dim=1, keepdim=True) + squares
+    return (both - 2 * slices @ normals.T).amin(dim=1).clamp_min(0).sqrt()
 
 
 def _some(normals: Tensor) -> Tensor:

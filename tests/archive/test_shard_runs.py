@@ -13,6 +13,7 @@ from forked import ForkServer
 
 from aeflow_monai.cli.main import main
 from aeflow_monai.cli.result_tables import rows_of
+from aeflow_monai.engine.runtimes import installed_runtimes
 from aeflow_monai.files import read_json, sha256_of
 from aeflow_monai.locks import claim_folder, release_folder
 
@@ -46,6 +47,21 @@ def maps_of(out: Path) -> dict[str, str]:
 
 def without_place(table: Path) -> list[dict[str, str]]:
     return [{name: cell for name, cell in row.items() if name != "results"} for row in rows_of(table)]
+
+
+@pytest.mark.skipif("onnxruntime" not in installed_runtimes(), reason="needs the extra fast")
+def test_the_record_names_the_runtime_that_computed_a_shard(
+    tmp_path: Path, scans: Scans, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, image = tmp_path / "OUT", next(scans.folder.glob("scan*.nii.gz"))
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{image}\n", encoding="utf-8")
+    command = ["predict", str(listed), "-m", str(trained), "-o", str(out), "--shard", "1/1", *OUTPUTS, "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr("aeflow_monai.engine.runtimes.kept_form", lambda *_: 1 / 0)
+        assert main(command) == 0
+    assert main(["report", str(out), "--quiet"]) == 0
+    assert read_json(out / "run.json")["machine"]["runtime"] == "torch"
 
 
 @pytest.mark.end_to_end

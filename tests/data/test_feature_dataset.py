@@ -55,14 +55,19 @@ class TestFeatureDataset:
     @pytest.mark.parametrize(
         ("first", "later", "kept", "kind"),
         [
-            (1.0, 1e6, 65504.0, np.float16),  # the largest half, not infinity
-            (1e3, 1e6, 1e6, np.float32),
-            (float("nan"), 1.0, 1.0, np.float32),
-            (1.0, float("inf"), float("inf"), np.float16),
-            (1.0, float("-inf"), float("-inf"), np.float16),
+            ([0.0, 1.0], 2.0, 2.0, np.float16),
+            ([0.0, 1.0], 1e6, 65504.0, np.float16),  # the largest half, and a warning
+            ([0.0, 1.0], float("inf"), float("inf"), np.float16),
+            ([0.0, 1.0], float("-inf"), float("-inf"), np.float16),
+            ([0.0, 1e3], 1e6, 1e6, np.float32),
+            ([0.0, float("nan")], 1.0, 1.0, np.float32),
+            ([500.0, 500.03], 1.0, 1.0, np.float32),  # of which half precision makes one number
+            ([1e-8, 2e-8], 1.0, 1.0, np.float32),  # of which it makes 0
         ],
     )
-    def test_large_features_stay_what_they_are(self, first: float, later: float, kept: float, kind: type) -> None:
+    def test_features_are_kept_in_half_precision_only_where_that_keeps_what_they_say(
+        self, first: list[float], later: float, kept: float, kind: type, caplog: pytest.LogCaptureFixture
+    ) -> None:
         class Plain(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -71,10 +76,11 @@ class TestFeatureDataset:
             def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
                 return [image]
 
-        items = [{"image": torch.full((1, 2, 2), value)} for value in (first, later)]
+        items = [{"image": torch.tensor(first).view(1, 1, 2)}, {"image": torch.full((1, 1, 2), later)}]
         dataset = FeatureDataset(items, Plain().eval(), batch_size=1)
         assert dataset.stages[0].dtype == kind
         assert dataset[1]["features"][0].unique().tolist() == [kept]
+        assert ("beyond 65504" in caplog.text) == (kept == 65504)
 
     def test_two_in_one_folder_keep_their_own(self, encoder: Encoder, tmp_path: Path) -> None:
         both = {case: FeatureDataset(slices_of(case, 2), encoder, tmp_path) for case in "ab"}

@@ -80,17 +80,20 @@ def test_of_many_normals_some_are_stored() -> None:
     assert term.normals.shape == (4096, 3, 1)
 
 
-@pytest.mark.parametrize("parts", [4, 1])
-def test_a_state_with_channels_and_parts_joined_says_the_same(parts: int) -> None:
-    """Which states were like before they held both."""
-    term, loaded = GlobalTerm(), GlobalTerm()
-    term.fit(features_of(30)[..., :parts])
+@pytest.mark.parametrize(("channels", "parts"), [(4, 4), (8, 1), (3, 1)])
+def test_a_state_says_the_same_when_it_is_loaded_also_with_channels_and_parts_joined(channels: int, parts: int) -> None:
+    """Joined they were in states that did not hold both."""
+    normals, others = torch.randn(2, 30, channels, parts, generator=torch.Generator().manual_seed(0))
+    term = GlobalTerm()
+    term.fit(normals)
+    term.set_unit(term.distances(others))
     state = term.state_dict()
-    loaded.load_state_dict({**state, "normals": state["normals"].flatten(1)})
-    others = features_of(10, seed=1)[..., :parts]
-    assert torch.equal(loaded.distances(others), term.distances(others))
-    loaded.load_state_dict(state)
-    assert torch.equal(loaded.distances(others), term.distances(others))
+    for stored in (state["normals"], state["normals"].flatten(1)):
+        loaded = GlobalTerm()
+        loaded.fit(torch.randn(5, 3, 4))
+        loaded.load_state_dict({**state, "normals": stored})
+        assert loaded.normals.shape == (30, channels, parts)
+        assert torch.equal(loaded(others), term(others))
 
 
 @pytest.mark.parametrize("site", [False, True])

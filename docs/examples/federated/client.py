@@ -87,9 +87,9 @@ class Site:
     def start(self) -> None:
         """Standardise the features by the first batch, as a training does; nothing is trained."""
         batch = next(iter(self.trainer.data_loader))
-        image, _, _, features = prepare_slice_batch(batch, self.trainer.state.device)
+        image, _, _, options = prepare_slice_batch(batch, self.trainer.state.device)
         self.network.train()
-        self.network(image, **features)
+        self.network(image, **options)
 
     def train(self, epochs: int) -> None:
         """Go on with the training, until it has had so many epochs."""
