@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aeflow_monai.data.slicer import Slicer
     from aeflow_monai.data.synthetic_lesions import LesionSlices, RandLesiond
     from aeflow_monai.data.transforms import EnsureVolumed, MatchChannelsd, ScaleForegroundd
+    from aeflow_monai.data.varied_slices import RandAcquisitiond, VariedSlices
 
 __all__ = [
     "CheckImaged",
@@ -37,11 +38,13 @@ __all__ = [
     "LesionSlices",
     "LoadCased",
     "MatchChannelsd",
+    "RandAcquisitiond",
     "RandLesiond",
     "ScaleForegroundd",
     "SliceDataset",
     "Slicer",
     "SomeCases",
+    "VariedSlices",
     "choose_abnormal",
     "find_images",
     "load_datalist",
@@ -77,5 +80,6 @@ if not TYPE_CHECKING:  # or mypy would take any name
             "slicer": ["Slicer"],
             "synthetic_lesions": ["LesionSlices", "RandLesiond"],
             "transforms": ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"],
+            "varied_slices": ["RandAcquisitiond", "VariedSlices"],
         },
     )

@@ -1,0 +1,97 @@
+"""Normal slices as another acquisition might show them: what has to stay normal, though it looks a little different."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.transforms import (
+    EnsureTyped,
+    OneOf,
+    RandAdjustContrastd,
+    RandAffined,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    ThresholdIntensityd,
+)
+from torch.utils.data import Dataset
+
+__all__ = ["RandAcquisitiond", "VariedSlices"]
+
+# How far acquisitions of normals differ, as is plausible and not more; a choice, see docs/results.md.
+_GAMMA = (0.75, 1.35)
+_SIGMA = (0.3, 1.2)  # of the blur, pixels of the network's input
+_NOISE = 0.03  # largest standard deviation, of intensities in [0, 1]
+_MOVED = 0.05  # of the slice's size
+_TURNED = math.radians(5)
+_SCALED = (-0.08, 0.10)
+
+
+class RandAcquisitiond(OneOf):  # type: ignore[misc]
+    """Show slices as another acquisition might: brighter or darker, blurred, noisy, moved, or turned and scaled.
+
+    One of these at a time, by MONAI's transforms; the intensities stay in [0, 1].
+
+    Args:
+        keys: of slices (C, H, W) in [0, 1], of one size.
+        size: rows and columns of the slices.
+
+    Example:
+        >>> import torch
+        >>> vary = RandAcquisitiond("image", size=[32, 32]).set_random_state(seed=0)
+        >>> varied = vary({"image": torch.rand(1, 32, 32)})["image"]
+        >>> tuple(varied.shape), bool(varied.min() >= 0), bool(varied.max() <= 1)
+        ((1, 32, 32), True, True)
+    """
+
+    def __init__(self, keys: KeysCollection, size: Sequence[int]) -> None:
+        affine = {"prob": 1.0, "padding_mode": "zeros"}
+        super().__init__(
+            [
+                RandAdjustContrastd(keys, prob=1.0, gamma=_GAMMA),
+                RandGaussianSmoothd(keys, sigma_x=_SIGMA, sigma_y=_SIGMA, prob=1.0),
+                RandGaussianNoised(keys, prob=1.0, std=_NOISE),
+                RandAffined(keys, translate_range=[_MOVED * length for length in size], **affine),
+                RandAffined(keys, rotate_range=_TURNED, scale_range=[_SCALED, _SCALED], **affine),
+            ]
+        )
+        self.within = [
+            ThresholdIntensityd(keys, threshold=0.0, above=True, cval=0.0),
+            ThresholdIntensityd(keys, threshold=1.0, above=False, cval=1.0),
+            EnsureTyped(keys, track_meta=False),
+        ]
+
+    def __call__(self, data: Mapping[Any, Any], **options: Any) -> Any:
+        """Vary the slices of an item."""
+        varied = super().__call__(dict(data), **options)
+        for transform in self.within:
+            varied = transform(varied)
+        return varied
+
+
+class VariedSlices(Dataset[dict[str, Any]]):
+    """One copy of each slice as another acquisition might show it, always the same one.
+
+    Args:
+        slices: items hold "image" (C, H, W) in [0, 1].
+        seed: of the copies.
+    """
+
+    def __init__(self, slices: Sequence[Mapping[str, Any]], seed: int = 0) -> None:
+        self.slices = slices
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"Index {index} of {len(self)} slices.")
+        item = self.slices[index]
+        state = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
+        vary = RandAcquisitiond("image", item["image"].shape[1:]).set_random_state(seed=int(state))
+        varied: dict[str, Any] = vary({**item})
+        return varied
