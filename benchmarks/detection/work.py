@@ -115,7 +115,7 @@ def all_slices(given: argparse.Namespace, parser: ConfigParser) -> SliceDataset:
 
 def batches_of_normals(parser: ConfigParser) -> list[DataLoader[Any]]:
     """Held-out normals, and some and all that are fitted on, as a training calibrates on them; without features."""
-    fitted = {f"train#{name}#dataset#dataset": "@train#slices" for name in ("fitted", "trained")}
+    fitted = {f"train#{name}#dataset#dataset": "@train#slices" for name in ("fitted", "as_trained")}
     parser.update({"validate#dataloader#dataset": "@validate#slices", **fitted})
     return [parser.get_parsed_content(name) for name in ("validate#dataloader", "train#fitted", "train#trained")]
 
