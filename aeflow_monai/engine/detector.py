@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -142,6 +143,7 @@ def calibrate(
     specificity: float = 0.95,
     fitted: Iterable[Mapping[str, Any]] = (),
     trained: Iterable[Mapping[str, Any]] = (),
+    varied: Iterable[Mapping[str, Any]] = (),
 ) -> None:
     """Calibrate a trained detector on normals that it has not seen; see `calibrate_score`.
 
@@ -155,6 +157,7 @@ def calibrate(
         specificity: fraction of normals that the thresholds should let pass, in (0, 1).
         fitted: batches of normals that it was trained on, of the same kind.
         trained: batches of all normals that it was trained on, of which only the encoder's features are used.
+        varied: batches of copies of these that have to stay normal, likewise, see `VariedSlices`.
 
     Raises:
         ValueError: no batches, or such as can be iterated once only; a specificity out of its range; images or
@@ -166,18 +169,21 @@ def calibrate(
         of_held_out, of_fitted = (
             batches if isinstance(batches, Iterator) else _Normals(detector, batches) for batches in (held_out, fitted)
         )
-        calibrate_score(detector.score, of_held_out, specificity, of_fitted, _pooled(detector, trained))
+        pooled = chain(_pooled(detector, trained), _pooled(detector, varied, are_copies=True))
+        calibrate_score(detector.score, of_held_out, specificity, of_fitted, pooled)
     finally:
         detector.train(was_training)
 
 
-def _pooled(detector: Detector, batches: Iterable[Mapping[str, Any]]) -> Iterator[PooledSlices]:
+def _pooled(
+    detector: Detector, batches: Iterable[Mapping[str, Any]], are_copies: bool = False
+) -> Iterator[PooledSlices]:
     """Pooled features of batches of normals; the encoder runs where none were kept."""
     for batch in tracked(batches, "normals"):
         features = batch.get("features")
         if features is None:
             features = detector.network.encoder(torch.as_tensor(batch["image"]).to(detector.device))
-        yield PooledSlices(pooled_features(features), batch.get("patient", batch["case"]))
+        yield PooledSlices(pooled_features(features), batch.get("patient", batch["case"]), are_copies)
 
 
 class _Normals:

@@ -48,6 +48,7 @@ class BundleWriter:
         seed: of the training.
         specificity: see `calibrate`.
         trained: batches of all normals of the training, see `calibrate`.
+        varied: batches of copies of them, see `calibrate`.
 
     Raises:
         ValueError: a specificity out of its range; now, not when the training is over.
@@ -64,6 +65,7 @@ class BundleWriter:
         seed: int = 0,
         specificity: float = 0.95,
         trained: Iterable[Mapping[str, Any]] = (),
+        varied: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         require_specificity(specificity)
         self.folder = Path(folder)
@@ -71,6 +73,7 @@ class BundleWriter:
         self.held_out = held_out
         self.fitted = fitted
         self.trained = trained
+        self.varied = varied
         self.specificity = specificity
         data = facts_of_data(trained_on=split[0], held_out=split[1])
         self.facts = {"seed": seed, "specificity": specificity, "data": data}
@@ -89,7 +92,7 @@ class BundleWriter:
 
     def __call__(self, engine: Engine) -> None:
         """Calibrate, and write the bundle."""
-        calibrate(self.detector, self.held_out, self.specificity, self.fitted, self.trained)
+        calibrate(self.detector, self.held_out, self.specificity, self.fitted, self.trained, self.varied)
         record = self.folder / "logs" / RUN_RECORD
         card = {**self.facts, "versions": read_json(record)["versions"], **self.seen}
         write_bundle(self.folder, self.detector, self.given.content, card)

@@ -140,10 +140,12 @@ def _fit_global_term(score: Score, of: _Groups, trained: Iterable[PooledSlices])
         return [score.global_term] * _GROUPS
     group_of: dict[str, int] = {}
     fitted: list[dict[str, Tensor]] = [{} for _ in range(_GROUPS)]
+    copies: list[dict[str, Tensor]] = [{} for _ in range(_GROUPS)]
     for batch in trained:
         for patient, pooled in zip(batch.patients, batch.pooled, strict=True):
-            _append(fitted[group_of.setdefault(patient, len(group_of) % _GROUPS)], patient, pooled[None])
-    return fit_global_term(score.global_term, of.pooled, fitted) or [score.global_term] * _GROUPS
+            group = group_of.setdefault(patient, len(group_of) % _GROUPS)
+            _append((copies if batch.are_copies else fitted)[group], patient, pooled[None])
+    return fit_global_term(score.global_term, of.pooled, fitted, copies) or [score.global_term] * _GROUPS
 
 
 def _append(found: dict[str, Tensor], patient: str, pooled: Tensor) -> None:

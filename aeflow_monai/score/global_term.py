@@ -214,7 +214,9 @@ def _some(normals: Tensor) -> Tensor:
     return normals[chosen.sort().values]
 
 
-def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Sequence[Normals]) -> list[GlobalTerm]:
+def fit_global_term(
+    term: GlobalTerm, held_out: Sequence[Normals], fitted: Sequence[Normals], copies: Sequence[Normals] = ()
+) -> list[GlobalTerm]:
     """Fit a term to normals of a training, and for each group of held-out ones give what they are compared with.
 
     Held-out normals are not among what the term is fitted to: compared with themselves, now or in a later calibration,
@@ -223,10 +225,14 @@ def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Seque
     of a training, a term that is of one keeps its covariance, and its mean and unit move to the held-out normals: so it
     is on another site.
 
+    Copies of the training's normals, as another acquisition might show them, are among what the term is fitted to. They
+    set no unit, which is that of normals as they are.
+
     Args:
         term: is changed.
         held_out: of each group, from the patient to the `pooled_features` of all slices.
         fitted: likewise of what the method was fitted on, in as many groups.
+        copies: likewise of copies of these, in the same groups; none if empty.
 
     Returns:
         As many as there are groups; none if the normals are of too few patients, and the term knows nothing then.
@@ -245,8 +251,14 @@ def fit_global_term(term: GlobalTerm, held_out: Sequence[Normals], fitted: Seque
         normals, fit = fitted if of_training else groups, partial(_fitted_to, term, of_training)
     else:
         normals, fit = held_out, partial(_moved_to, term)
-    whole = fit(normals)
-    without = [fit([group for group in normals if group is not left]) for left in normals]
+    added = copies if of_training and normals is fitted and copies else [{}] * len(normals)
+    pairs = [*zip(normals, added, strict=True)]
+
+    def fitted_but(left: int | None) -> GlobalTerm:
+        return fit([each for number, pair in enumerate(pairs) if number != left for each in pair])
+
+    whole = fitted_but(None)
+    without = [fitted_but(number) for number in range(len(pairs))]
     compared = [*zip(without, normals, strict=True)]
     if of_training:
         without = [whole] * len(groups)

@@ -35,10 +35,14 @@ class NormalSlices(NamedTuple):
 
 
 class PooledSlices(NamedTuple):
-    """Pooled features (N, channels, parts) of a batch of normals, see `pooled_features`, and whose each slice is."""
+    """Pooled features (N, channels, parts) of a batch of normals, see `pooled_features`, and whose each slice is.
+
+    Copies of normals, as another acquisition might show them, are told apart: they set no unit.
+    """
 
     pooled: Tensor
     patients: Sequence[str]
+    are_copies: bool = False
 
 
 class NormalStack(NamedTuple):

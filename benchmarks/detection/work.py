@@ -114,10 +114,11 @@ def all_slices(given: argparse.Namespace, parser: ConfigParser) -> SliceDataset:
 
 
 def batches_of_normals(parser: ConfigParser) -> list[DataLoader[Any]]:
-    """Held-out normals, and some and all that are fitted on, as a training calibrates on them; without features."""
-    fitted = {f"train#{name}#dataset#dataset": "@train#slices" for name in ("fitted", "as_trained")}
+    """Held-out normals, some and all that are fitted on, and copies, as a training calibrates on them; no features."""
+    fitted = {f"train#{name}#dataset#dataset": "@train#slices" for name in ("fitted", "trained")}
     parser.update({"validate#dataloader#dataset": "@validate#slices", **fitted})
-    return [parser.get_parsed_content(name) for name in ("validate#dataloader", "train#fitted", "train#trained")]
+    names = ("validate#dataloader", "train#fitted", "train#trained", "train#varied")
+    return [parser.get_parsed_content(name) for name in names]
 
 
 def single_score(parser: ConfigParser) -> Score:
@@ -255,8 +256,8 @@ def fit_variant(given: argparse.Namespace) -> dict[str, Any]:
         prefix, state = "network.", stored.state
         of_network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         detector.network.load_state_dict(of_network)
-        held_out, fitted, trained = batches_of_normals(parser)
-        calibrate(detector, held_out, content["specificity"], fitted, trained)
+        held_out, fitted, trained, varied = batches_of_normals(parser)
+        calibrate(detector, held_out, content["specificity"], fitted, trained, varied)
         write_bundle(
             given.output, detector, {**content, **data}, {**stored.card, "specificity": content["specificity"]}
         )
