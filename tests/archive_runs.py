@@ -29,7 +29,8 @@ def a_shard(folder: Path, number: int, *names: str, source: str = "l", **read: s
     path.mkdir(parents=True)
     with Ledger(path / LEDGER) as ledger:
         record = {
-            "record": {},
+            "record": {"machine": {}},
+            "runtime": "torch",
             "model": "RUN",
             "model_sha256": "0",
             "options_sha256": "0",

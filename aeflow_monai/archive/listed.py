@@ -123,7 +123,11 @@ def _found(
 def _below(root: str, path: str) -> str:
     """A path as it is from a folder, or the whole of one that leads out of it."""
     if path[:1] == os.sep or "./" in path or "//" in path or path[-1:] == "/":  # or it is so already
-        path = os.path.normpath(os.path.join(root, path))  # noqa: PTH118
+        full = os.path.join(root, path)  # noqa: PTH118
+        path = os.path.normpath(full)
+        # the folder above a linked one is that of where the link leads
+        if ".." in full and os.path.realpath(full) != os.path.realpath(path):
+            path = os.path.realpath(full)
     return path[len(root) + 1 :] if path.startswith(root + os.sep) else path
 
 

@@ -185,6 +185,15 @@ def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) 
     counts = {own["shard"][1] for own in settings}
     if len(counts) > 1:
         raise ValueError(f"The shards have different counts: {some(sorted(counts))}. Keep those of one count.")
+    places: dict[int, Path] = {}
+    for path, own in zip(paths, settings, strict=True):
+        number = int(own["shard"][0])
+        if number in places:
+            raise ValueError(
+                f"{places[number]} and {path.parent} are both shard {number} of {own['shard'][1]}: one is a copy, and "
+                "its studies would count twice. Take one away."
+            )
+        places[number] = path.parent
     settings = [{**own, "runtime": _computed_by(own)} for own in settings]
     for name in _SAME:
         for path, own in zip(paths, settings, strict=True):

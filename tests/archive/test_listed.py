@@ -30,6 +30,18 @@ def test_lists_of_all_kinds_say_the_same(tmp_path: Path) -> None:
     assert [study.item["case"] for study in found[0]] == ["a", "sub dir_b", "elsewhere_c"]
 
 
+def test_the_folder_above_a_linked_one_is_that_of_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "far/deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/deep")
+    for place in (".", "far"):
+        (tmp_path / place / "x.png").touch()
+    (tmp_path / "far/deep/list.txt").write_text("../x.png\n")
+    (item,) = items_of(tmp_path / "link/list.txt")
+    assert Path(item["image"]) == tmp_path.resolve() / "far/x.png"
+    (tmp_path / "both.txt").write_text("x.png\nlink/../x.png\nfar/../x.png\n")
+    assert [study.key for study in studies_in(tmp_path / "both.txt", ALL)] == ["x.png", "far/x.png", "x.png"]
+
+
 def test_names_and_channels_are_taken(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("image,case,patient\nt1.nii;t2.nii,scan 1,p1\nb.nii,,\n")
     first, second = items_of(tmp_path / "list.csv")

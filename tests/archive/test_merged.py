@@ -1,5 +1,6 @@
 """Ledgers of several shards as one."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ def test_cases_of_two_shards_with_one_name_are_told(tmp_path: Path) -> None:
     merged = merge(tmp_path)
     assert merged.same_names == {"sub_a"}
     assert tuple(merged.counts) == (2, 0, 4)
+
+
+def test_a_copy_of_a_shard_is_told(tmp_path: Path) -> None:
+    a_shard(tmp_path, 1, "a")
+    shutil.copytree(tmp_path / "shards/1-of-2", tmp_path / "shards/1-of-2.bak")
+    with pytest.raises(ValueError, match=r"1-of-2 and .*1-of-2\.bak are both shard 1 of 2: one is a copy"):
+        merge(tmp_path)
 
 
 def test_a_list_that_grew_is_told(tmp_path: Path) -> None:
