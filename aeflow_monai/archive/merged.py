@@ -14,7 +14,7 @@ from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
 from aeflow_monai.archive.shard import SHARDS, Shard
 from aeflow_monai.archive.study import is_list
 from aeflow_monai.errors import Failure
-from aeflow_monai.files import digest_of, replacing, spreadsheet_safe, write_json
+from aeflow_monai.files import digest_of, read_json, replacing, spreadsheet_safe, write_json
 from aeflow_monai.output.report import write_report
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
 from aeflow_monai.output.report.page import REPORT
@@ -82,6 +82,7 @@ def merge(folder: str | Path) -> Merged:
         paths = [ledger.path for ledger in ledgers]
         if not ledgers:
             raise FileNotFoundError(f"There is no shard in {folder}. Begin one with aeflow predict --shard K/N.")
+        _require_own_folder(folder)
         _require_same(paths, settings)
         _require_one_list(paths, settings)
         counts = Counts(*(sum(each) for each in zip(*(ledger.counts() for ledger in ledgers), strict=True)))
@@ -178,6 +179,16 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
 def _computed_by(settings: Mapping[str, Any]) -> list[str]:
     """Names of the runtimes that computed a shard; before any did, of the one that is to."""
     return settings.get("computed_by") or [settings["runtime"]]
+
+
+def _require_own_folder(folder: Path) -> None:
+    """Refuse to write over the results of a run that kept no ledger, which came after the shards."""
+    record = read_json(folder / RUN_RECORD)
+    if record and "n_shards" not in record:
+        raise ValueError(
+            f"{folder} holds the results of a run that kept no ledger beside those of shards: {folder / SHARDS} is of "
+            "an earlier one. Take it away, or move it to a folder of its own."
+        )
 
 
 def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:

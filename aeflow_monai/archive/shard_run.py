@@ -22,8 +22,9 @@ from aeflow_monai.engine.run_config import open_config
 from aeflow_monai.engine.run_record import describe_run
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.engine.verbs import check_scoring
-from aeflow_monai.files import digest_of, sweep
+from aeflow_monai.files import digest_of, read_json, sweep
 from aeflow_monai.locks import claim_folder, release_folder
+from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import first_line, shown
 
 __all__ = ["OpenShard", "run_shard"]
@@ -103,6 +104,7 @@ class OpenShard:
         )
         check_scoring(given, str(run.model), str(run.source))
         _require_count(run)
+        _require_no_other_run(run.folder, overwrite)
         claim_folder(run.shard_folder, "output_dir")
         try:
             if overwrite:
@@ -213,6 +215,19 @@ def _require_count(run: ShardRun) -> None:
                 f"{run.folder} was begun with {count} shards; got --shard {run.shard.number}/{run.shard.total}. Give "
                 f"--shard K/{count}, or another folder with --output_dir."
             )
+
+
+def _require_no_other_run(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder with the results of a run that kept no ledger, or let its run.json go if they may be replaced."""
+    record = read_json(folder / RUN_RECORD)
+    if not record or "n_shards" in record:
+        return
+    if not overwrite:
+        raise ValueError(
+            f"{folder} holds the results of a run that kept no ledger, which cannot go on. Give another folder with "
+            "--output_dir, or --overwrite True to replace them."
+        )
+    (folder / RUN_RECORD).unlink()
 
 
 def _empty(folder: Path) -> None:

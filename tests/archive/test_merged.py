@@ -7,7 +7,7 @@ import pytest
 from archive_runs import a_shard
 
 from aeflow_monai.archive.merged import merge
-from aeflow_monai.files import sha256_of
+from aeflow_monai.files import read_json, sha256_of, write_json
 
 
 def test_cases_of_two_shards_with_one_name_are_told(tmp_path: Path) -> None:
@@ -23,6 +23,16 @@ def test_a_copy_of_a_shard_is_told(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "shards/1-of-2", tmp_path / "shards/1-of-2.bak")
     with pytest.raises(ValueError, match=r"1-of-2 and .*1-of-2\.bak are both shard 1 of 2: one is a copy"):
         merge(tmp_path)
+
+
+def test_results_of_a_run_without_a_ledger_are_not_written_over(tmp_path: Path) -> None:
+    a_shard(tmp_path, 1, "a")
+    merge(tmp_path)
+    merge(tmp_path)  # over its own
+    write_json(tmp_path / "run.json", {"config_sha256": "0"})
+    with pytest.raises(ValueError, match=r"holds the results of a run that kept no ledger beside those of shards"):
+        merge(tmp_path)
+    assert read_json(tmp_path / "run.json") == {"config_sha256": "0"}
 
 
 def test_a_list_that_grew_is_told(tmp_path: Path) -> None:

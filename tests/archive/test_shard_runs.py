@@ -49,6 +49,20 @@ def without_place(table: Path) -> list[dict[str, str]]:
     return [{name: cell for name, cell in row.items() if name != "results"} for row in rows_of(table)]
 
 
+def test_results_of_a_run_without_a_ledger_are_replaced_only_where_that_is_asked_for(
+    tmp_path: Path, scans: Scans, trained: Path, capsys: Capture
+) -> None:
+    out, image = tmp_path / "OUT", str(next(scans.folder.glob("scan*.nii.gz")))
+    command = ["predict", image, "-m", str(trained), "-o", str(out), *OUTPUTS, "--quiet"]
+    assert main(command) == 0
+    before = (out / "scores.csv").read_text(encoding="utf-8")
+    assert main([*command, "--resume"]) == 2
+    assert "holds the results of a run that kept no ledger, which cannot go on" in capsys.readouterr().err
+    assert (out / "scores.csv").read_text(encoding="utf-8") == before
+    assert main([*command, "--resume", "--overwrite"]) == 0
+    assert read_json(out / "run.json")["n_shards"] == 1
+
+
 @pytest.mark.skipif("onnxruntime" not in installed_runtimes(), reason="needs the extra fast")
 def test_the_record_names_the_runtime_that_computed_a_shard(
     tmp_path: Path, scans: Scans, trained: Path, monkeypatch: pytest.MonkeyPatch
