@@ -11,14 +11,12 @@ from aeflow_monai.engine.config import (
     Difference,
     GivenConfig,
     bundle_root,
-    config_files,
     differences,
     ids_of,
     refuse_unknown_keys,
-    require_order,
-    template_root,
     with_references,
 )
+from aeflow_monai.engine.template import config_files, require_order, template_root
 
 KNOWN = {"rate": 0.1, "train": {"batch": 3}, "run": ["$@train#batch + @rate"]}
 
