@@ -22,7 +22,7 @@ from aeflow_monai.output.report.picture_budget import LIMIT
 from aeflow_monai.output.result_files import RUN_RECORD, SCORE_COLUMNS
 from aeflow_monai.printable import some
 
-__all__ = ["Merged", "is_sharded", "merge"]
+__all__ = ["Merged", "holds_other_run", "is_sharded", "merge"]
 
 _PICTURES = 300  # cases whose overlays are looked for
 _SAME = ("model_sha256", "options_sha256", "version", "runtime", "source")
@@ -176,6 +176,12 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
             writer.writerow(repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells)
 
 
+def holds_other_run(folder: Path) -> bool:
+    """Whether the results in a folder are of a run that kept no ledger."""
+    record = read_json(folder / RUN_RECORD)
+    return bool(record) and "n_shards" not in record
+
+
 def _computed_by(settings: Mapping[str, Any]) -> list[str]:
     """Names of the runtimes that computed a shard; before any did, of the one that is to."""
     return settings.get("computed_by") or [settings["runtime"]]
@@ -183,8 +189,7 @@ def _computed_by(settings: Mapping[str, Any]) -> list[str]:
 
 def _require_own_folder(folder: Path) -> None:
     """Refuse to write over the results of a run that kept no ledger, which came after the shards."""
-    record = read_json(folder / RUN_RECORD)
-    if record and "n_shards" not in record:
+    if holds_other_run(folder):
         raise ValueError(
             f"{folder} holds the results of a run that kept no ledger beside those of shards: {folder / SHARDS} is of "
             "an earlier one. Take it away, or move it to a folder of its own."

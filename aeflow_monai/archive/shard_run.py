@@ -13,6 +13,7 @@ from aeflow_monai import progress
 from aeflow_monai.about import __version__
 from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
 from aeflow_monai.archive.listed import studies_in
+from aeflow_monai.archive.merged import holds_other_run
 from aeflow_monai.archive.shard import SHARDS, ShardRun
 from aeflow_monai.archive.study import is_list
 from aeflow_monai.archive.study_scorer import Outcome, StudyScorer
@@ -22,7 +23,7 @@ from aeflow_monai.engine.run_config import open_config
 from aeflow_monai.engine.run_record import describe_run
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.engine.verbs import check_scoring
-from aeflow_monai.files import digest_of, read_json, sweep
+from aeflow_monai.files import digest_of, sweep
 from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import first_line, shown
@@ -219,8 +220,7 @@ def _require_count(run: ShardRun) -> None:
 
 def _require_no_other_run(folder: Path, overwrite: bool) -> None:
     """Refuse a folder with the results of a run that kept no ledger, or let its run.json go if they may be replaced."""
-    record = read_json(folder / RUN_RECORD)
-    if not record or "n_shards" in record:
+    if not holds_other_run(folder):
         return
     if not overwrite:
         raise ValueError(

@@ -251,7 +251,7 @@ def fit_global_term(
         normals, fit = fitted if of_training else groups, partial(_fitted_to, term, of_training)
     else:
         normals, fit = held_out, partial(_moved_to, term)
-    added = copies if of_training and normals is fitted and copies else [{}] * len(normals)
+    added = copies if of_training and copies else [{}] * len(normals)
     pairs = [*zip(normals, added, strict=True)]
 
     def fitted_but(left: int | None) -> GlobalTerm:
