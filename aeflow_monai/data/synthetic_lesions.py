@@ -6,13 +6,13 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+
+from aeflow_monai.data.slice_copies import SliceCopies
 
 __all__ = ["LesionSlices", "RandLesiond"]
 
@@ -149,11 +149,8 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         return F.interpolate(coarse, size=tuple(shape), mode="bicubic", align_corners=False)[0, 0]
 
 
-class LesionSlices(Dataset[dict[str, Any]]):
+class LesionSlices(SliceCopies):
     """Copies of normal slices with synthetic lesions, each with its mask under "lesion".
-
-    The lesions are added when a slice is asked for, always the same ones: which, depends on the seed, the place and
-    the transform. So they take no memory, and an encoder's features of them can be kept.
 
     Args:
         slices: items hold "image" (C, H, W) in [0, 1].
@@ -170,18 +167,4 @@ class LesionSlices(Dataset[dict[str, Any]]):
     ) -> None:
         if copies < 0:
             raise ValueError(f"lesion_copies of each slice have to be 0 or more; got {copies}.")
-        self.slices = slices
-        self.transform = transform
-        self.copies = copies
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.copies * len(self.slices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} of {len(self)} slices.")
-        state = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
-        self.transform.set_random_state(seed=int(state))
-        planted = self.transform(self.slices[index % len(self.slices)])
-        return {str(key): value for key, value in planted.items()}
+        super().__init__(slices, transform, copies, seed)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import (
     EnsureTyped,
@@ -17,7 +16,8 @@ from monai.transforms import (
     RandGaussianSmoothd,
     ThresholdIntensityd,
 )
-from torch.utils.data import Dataset
+
+from aeflow_monai.data.slice_copies import SliceCopies
 
 __all__ = ["RandAcquisitiond", "VariedSlices"]
 
@@ -72,26 +72,13 @@ class RandAcquisitiond(OneOf):  # type: ignore[misc]
         return varied
 
 
-class VariedSlices(Dataset[dict[str, Any]]):
+class VariedSlices(SliceCopies):
     """One copy of each slice as another acquisition might show it, always the same one.
 
     Args:
-        slices: items hold "image" (C, H, W) in [0, 1].
+        slices: items hold "image" (C, H, W) in [0, 1], of one size.
         seed: of the copies.
     """
 
     def __init__(self, slices: Sequence[Mapping[str, Any]], seed: int = 0) -> None:
-        self.slices = slices
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"Index {index} of {len(self)} slices.")
-        item = self.slices[index]
-        state = np.random.SeedSequence([self.seed, index]).generate_state(1)[0]
-        vary = RandAcquisitiond("image", item["image"].shape[1:]).set_random_state(seed=int(state))
-        varied: dict[str, Any] = vary({**item})
-        return varied
+        super().__init__(slices, RandAcquisitiond("image", slices[0]["image"].shape[1:]), copies=1, seed=seed)
