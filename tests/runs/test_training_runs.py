@@ -151,13 +151,17 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
     abnormal = f"({batch}['abnormal'].amax(dim=(1, 2, 3)) > 0).tolist()"
     taken = f"list(zip({batch}['case'], {batch}['slice'].tolist(), {abnormal}))"
     note, event = "$@train#trainer.add_event_handler(", "ignite.engine.Events.ITERATION_COMPLETED"
+    # in its folded form, which a probe goes through alone
+    is_encoder = "type(module).__name__ == '_Scaled' and len(given[0]) > 1"
+    taken_by_encoder = (
+        f"lambda module, given: @encoded.extend(given[0].sum(dim=(1, 2, 3)).tolist() if {is_encoder} else [])"
+    )
     noted = "{'weights': @network.state_dict(), 'seen': @seen, 'encoded': @encoded}"
     notes = {
         "seen": "$[]",
         "encoded": "$[]",
         "+initialize": [
-            "$@network.network.encoder.register_forward_pre_hook("
-            "lambda _, given: @encoded.extend(given[0].sum(dim=(1, 2, 3)).tolist()))",
+            f"$torch.nn.modules.module.register_module_forward_pre_hook({taken_by_encoder})",
             f"{note}ignite.engine.Events.STARTED, lambda engine: @encoded.append(None))",  # pictures are encoded anew
             f"{note}{event}, lambda engine: @seen.append((engine.state.epoch, {taken})))",
         ],
