@@ -65,8 +65,16 @@ class Runs:
         """Of the results of a method with a seed."""
         return self.output / f"seed{seed}" / label_of(method)
 
-    def call(self, task: str, folder: Path, dataset: Path, seed: int = 0, method: str | None = None) -> None:
-        """Run a task in a process of its own, unless its result is there."""
+    def call(
+        self,
+        task: str,
+        folder: Path,
+        dataset: Path,
+        seed: int = 0,
+        method: str | None = None,
+        fitted: Path | None = None,
+    ) -> None:
+        """Run a task in a process of its own, unless its result is there; of a method that lies there or elsewhere."""
         done = folder / f"{task}.json"
         if done.exists() and task != "speed":
             self._check(done, task, method)
@@ -76,6 +84,7 @@ class Runs:
         words = [task, "--dataset_dir", str(dataset), "--seed", str(seed)]
         words += ["--output", str(folder), "--features", str(self.features)]
         words += ["--method", method] if method else []
+        words += ["--fitted", str(fitted)] if fitted else []
         words += ["--config", str(self.config)] if self.config else []
         words += ["--epochs", str(self.epochs)] if self.epochs else []
         log = folder / f"{task}.log"

@@ -275,15 +275,16 @@ def fit(given: argparse.Namespace) -> dict[str, Any]:
 def score(given: argparse.Namespace) -> dict[str, Any]:
     """Evaluate a variant of AE-Flow by its bundle; another method by the template of it, without a training."""
     options = {"dataset_dir": str(given.dataset_dir), "output_dir": str(given.output / "results"), "device": "cpu"}
+    fitted = given.fitted or given.output
     if options_of(given.method) is not None:
-        configs = given.output / "configs"
+        configs = fitted / "configs"
         logging = str(configs / "logging.conf")
         workflow = Workflow(str(configs / "evaluate.yaml"), workflow_type="infer", logging_file=logging, **options)
         workflow.initialize()
         steps: list[Callable[[], object]] = [workflow.run, workflow.finalize]
     else:
         parser = template(*configs_of(given), "inference", "evaluate", **options)
-        steps = [evaluator_of(parser, load_method(given.output)).run]
+        steps = [evaluator_of(parser, load_method(fitted)).run]
     spent = Spent()
     for step in steps:
         step()
@@ -336,6 +337,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("task", choices=tasks)
     parser.add_argument("--method")
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--fitted", type=Path, help="folder of the fit, if it is not the output")
     parser.add_argument("--features", type=Path, help="folder of the kept features")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)

@@ -1,0 +1,174 @@
+"""How methods hold where half of the test images are as another acquisition might show them.
+
+    python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow padim dfm knn
+    python benchmarks/detection/acquisitions.py --panel OUT --seeds 0 1 2 --methods aeflow padim dfm knn
+
+Of each set of images of the panel half of the test images, normal and abnormal ones alike, are changed and written as
+PNG; then each method that is fitted scores all of them. Three columns: the images as they are; changed in the ways of
+which AE-Flow's global term is fitted to copies (RandAcquisitiond); and changed in ways that it is not fitted to: saved
+as coarse JPEG, sampled coarsely, cut to a narrower window, shaded. How an image is changed depends on its place in the
+list alone. Development splits; no method is fitted or calibrated anew. What is done already is kept. Written to OUT:
+acquisitions.md, and in the folder of each set the images, in that of each method the scores.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.transforms import RandBiasField
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
+
+from aeflow_monai.data import RandAcquisitiond
+from aeflow_monai.files import replacing
+
+sys.path.append(str(Path(__file__).parent.parent))
+from methods import label_of, resolve
+from panel import HERE, IMAGES
+from run import Runs
+from shared import arguments, commit, processor, read_rows, write_rows
+
+SHARE = 0.5  # of the images that are changed
+NETWORK_SIZE = 128  # pixels, of the panel
+Pixels = NDArray[np.float32]
+Change = Callable[[Pixels, np.random.RandomState], Pixels]
+
+
+def known(image: Pixels, rng: np.random.RandomState) -> Pixels:
+    """Change an image in one of the ways that the global term is fitted to; at the size that the network sees."""
+    small = as_seen(image)
+    vary = RandAcquisitiond("image", small.shape[1:]).set_random_state(state=rng)
+    changed: Pixels = vary({"image": torch.from_numpy(small)})["image"].numpy()
+    return changed
+
+
+def as_jpeg(image: Pixels, rng: np.random.RandomState) -> Pixels:
+    """Save an image with a low quality."""
+    file = io.BytesIO()
+    picture(as_seen(image)).save(file, "JPEG", quality=int(rng.randint(15, 45)))
+    return pixels(Image.open(file))
+
+
+def coarse(image: Pixels, rng: np.random.RandomState) -> Pixels:
+    """Take fewer samples."""
+    return resized(as_seen(image), rng.uniform(0.4, 0.7))
+
+
+def windowed(image: Pixels, rng: np.random.RandomState) -> Pixels:
+    """Cut off the darkest and the brightest intensities, and spread the others."""
+    low, high = np.percentile(image, [rng.uniform(0, 5), rng.uniform(95, 99.5)])
+    return np.clip((image - low) / max(high - low, 1e-3), 0, 1).astype(np.float32)
+
+
+def shaded(image: Pixels, rng: np.random.RandomState) -> Pixels:
+    """Make an image darker at some places than at others, as coils and fields do."""
+    shade = RandBiasField(prob=1.0, degree=2, coeff_range=(-0.25, 0.25)).set_random_state(state=rng)
+    changed = np.asarray(shade(image), np.float32)
+    return changed / max(1.0, float(changed.max()))
+
+
+UNKNOWN = (as_jpeg, coarse, windowed, shaded)
+KINDS = ("known", "unknown")
+
+
+def as_seen(image: Pixels) -> Pixels:
+    """An image of about the size that the network sees."""
+    return resized(image, NETWORK_SIZE / min(image.shape[1:]))
+
+
+def resized(image: Pixels, factor: float) -> Pixels:
+    """An image of another size, smoothed where it gets smaller."""
+    size = [max(8, round(factor * length)) for length in image.shape[1:]]
+    return F.interpolate(torch.from_numpy(image)[None], size, mode="bilinear", antialias=True)[0].numpy()
+
+
+def pixels(image: Image.Image) -> Pixels:
+    """A picture as an array (C, H, W) in [0, 1], of one channel or three."""
+    plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    array = np.asarray(plain, np.float32) / 255
+    return np.ascontiguousarray(np.moveaxis(array if array.ndim == 3 else array[..., None], -1, 0))
+
+
+def picture(image: Pixels) -> Image.Image:
+    """An array as a picture."""
+    array = np.moveaxis(np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8), 0, -1)
+    return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+
+
+def write_changed(test: Path, folder: Path, kind: str) -> None:
+    """Write the images of a test list, half of them changed, with a manifest.csv; unless it is there."""
+    if (folder / "manifest.csv").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, row in enumerate(read_rows(test / "manifest.csv")):
+        rng = np.random.RandomState(np.random.SeedSequence([KINDS.index(kind), number]).generate_state(1)[0])
+        path = Path(row["path"])
+        if rng.uniform() < SHARE:
+            change = known if kind == "known" else UNKNOWN[rng.randint(len(UNKNOWN))]
+            with Image.open(path) as image:
+                changed = change(pixels(image), rng)
+            path = folder / f"{number:04d}_{path.stem}.png"
+            picture(changed).save(path)
+        rows.append([str(path), row["case"], row["patient"], "test", row["abnormal"]])
+    write_rows(folder / "manifest.csv", ["path", "case", "patient", "split", "abnormal"], rows)
+
+
+def auroc(results: Path) -> float:
+    """Of the scores that an evaluation has written."""
+    rows = read_rows(results / "scores.csv")
+    return float(roc_auc_score([int(row["label"]) for row in rows], [float(row["anomaly_score"]) for row in rows]))
+
+
+def markdown(found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """A table of each kind of images, from method to set to AUROC; then the means of all kinds."""
+    sets = [*next(iter(found["as they are"].values()))]
+    lines = []
+    for kind, methods in found.items():
+        lines += [f"| {kind} | {' | '.join(sets)} | mean |", "|---|" + "---:|" * (len(sets) + 1)]
+        for method, of_sets in methods.items():
+            cells = [f"{value:.3f}" for value in (*of_sets.values(), np.mean([*of_sets.values()]))]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = arguments(__doc__, "panel")
+    parser.add_argument("--only", nargs="+", default=IMAGES, help="names of sets; all of images by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--methods", nargs="+", default=["aeflow"], help="of the panel, or paths of variants")
+    given = parser.parse_args()
+    methods = {label_of(method): resolve(method) for method in given.methods}
+    kinds = ("as they are", *KINDS)
+    found: dict[str, dict[str, dict[str, float]]] = {kind: {name: {} for name in methods} for kind in kinds}
+    for name in given.only:
+        output = given.panel / name
+        for kind in KINDS:
+            write_changed(output / "test", output / kind, kind)
+        with Runs(output, HERE / "panel.yaml", None) as runs:
+            for label, method in methods.items():
+                of_kinds: dict[str, list[float]] = {kind: [] for kind in kinds}
+                for seed in given.seeds:
+                    fitted = runs.folder(seed, method)
+                    of_kinds["as they are"].append(auroc(fitted / "results"))
+                    for kind in KINDS:
+                        runs.call("score", fitted / kind, output / kind, seed, method, fitted)
+                        of_kinds[kind].append(auroc(fitted / kind / "results"))
+                for kind, values in of_kinds.items():
+                    found[kind][label][name] = float(np.mean(values))
+        head = f"Development splits, seeds {', '.join(map(str, given.seeds))}; commit {commit()}; {processor()}.\n\n"
+        with replacing(given.panel / "acquisitions.md") as unfinished:
+            unfinished.write_text(head + markdown(found), encoding="utf-8")
+    print(head + markdown(found))
+
+
+if __name__ == "__main__":
+    main()
