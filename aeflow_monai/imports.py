@@ -5,49 +5,10 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
-import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-__all__ = ["import_names", "on_first_use", "without_collection"]
-
-
-def on_first_use(
-    package: str, places: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make the `__getattr__` and `__dir__` of a package whose names are imported when they are first used.
-
-    To import torch and MONAI takes seconds, which a command that needs neither should not wait for.
-
-    Args:
-        package: its full name.
-        places: from each of its modules to the public names of the package that are there.
-
-    Returns:
-        Both functions. The first finds all modules of the package too.
-
-    Example:
-        >>> find, names = on_first_use("aeflow_monai.archive", {"shard": ["SHARDS", "Shard"]})
-        >>> find("SHARDS"), "Shard" in names()
-        ('shards', True)
-        >>> find("shards")
-        Traceback (most recent call last):
-        AttributeError: module 'aeflow_monai.archive' has no attribute 'shards'
-    """
-    module_of = {name: module for module, names in places.items() for name in names}
-
-    def find(name: str) -> Any:
-        if name in module_of:
-            return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
-        if importlib.util.find_spec(f"{package}.{name}") is not None:
-            return importlib.import_module(f"{package}.{name}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-
-    def names() -> list[str]:
-        return sorted({*vars(importlib.import_module(package)), *module_of})
-
-    return find, names
+__all__ = ["import_names", "without_collection"]
 
 
 def import_names(*packages: str) -> None:

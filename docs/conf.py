@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def write_api() -> None:
     lines = ["# Python names", "", "What `aeflow_monai` exports.", "", "```{eval-rst}"]
     for name in aeflow_monai.__all__:
         value = getattr(aeflow_monai, name)
-        if isinstance(value, str):
+        if isinstance(value, str) or inspect.ismodule(value):
             continue
         kind = "autoclass" if isinstance(value, type) else "autofunction"
         lines += [f".. {kind}:: aeflow_monai.{name}", *(["   :members:"] if kind == "autoclass" else []), ""]

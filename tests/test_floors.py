@@ -39,18 +39,29 @@ def wing_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+def package_of(path: Path) -> str:
+    return ".".join(("aeflow_monai", *path.relative_to(PACKAGE).parent.parts))
+
+
+def is_module(name: str) -> bool:
+    path = PACKAGE / Path(*name.split(".")[1:])
+    return path.with_suffix(".py").is_file() or path.is_dir()
+
+
 def imported_by(path: Path) -> set[str]:
-    """Modules of the package that a file imports, anywhere in it, by their full names."""
+    """Modules of the package that a file imports, anywhere in it, by their full names; late ones too."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    stub = path.with_suffix(".pyi")  # says what a package imports when it is first used
+    for node in ast.walk(ast.parse((stub if stub.exists() else path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.split(".")[0] == "aeflow_monai"}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path} imports relatively"
-            if str(node.module).split(".")[0] == "aeflow_monai":
-                names = {f"{node.module}.{alias.name}" for alias in node.names}
-                files = {name for name in names if (PACKAGE / Path(*name.split(".")[1:])).with_suffix(".py").is_file()}
-                found |= files | ({str(node.module)} if files != names else set())
+            assert not node.level or stub.exists(), f"{path} imports relatively"
+            module = ".".join(filter(None, (package_of(path) if node.level else "", node.module)))
+            if module.split(".")[0] == "aeflow_monai":
+                names = {f"{module}.{alias.name}" for alias in node.names}
+                found |= (modules := {name for name in names if is_module(name)})
+                found |= {module} if modules != names else set()
     return found
 
 
@@ -106,11 +117,12 @@ def test_public_names_are_sorted_and_there(module: str) -> None:
     loaded = importlib.import_module(module)
     names = list(getattr(loaded, "__all__", []))
     assert len(set(names)) == len(names)
-    # ruff's order: constants, classes, functions
-    assert names == sorted(names, key=lambda name: (not name.isupper(), not name[:1].isupper(), name))
+    # ruff's order: constants, classes, functions; or that of a package which imports them late
+    assert names in (sorted(names, key=lambda name: (not name.isupper(), not name[:1].isupper(), name)), sorted(names))
     for name in names:
         assert hasattr(loaded, name)
 
 
 def test_the_package_exports_about_a_dozen_names() -> None:
-    assert len(aeflow_monai.__all__) <= 16
+    names = [name for name in aeflow_monai.__all__ if not inspect.ismodule(getattr(aeflow_monai, name))]
+    assert 12 <= len(names) <= 16

@@ -1,0 +1,10 @@
+from .ledger import Claim as Claim
+from .ledger import Ledger as Ledger
+from .listed import studies_in as studies_in
+from .merged import Merged as Merged
+from .merged import is_sharded as is_sharded
+from .merged import merge as merge
+from .shard import Shard as Shard
+from .shard import ShardRun as ShardRun
+from .shard_run import run_shard as run_shard
+from .study import Study as Study

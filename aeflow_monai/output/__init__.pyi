@@ -1,0 +1,12 @@
+from .alongside import Alongside as Alongside
+from .case_score import GatherScoresd as GatherScoresd
+from .case_score import MaskMapd as MaskMapd
+from .deferred import AssembleMapsd as AssembleMapsd
+from .deferred import EachMapd as EachMapd
+from .file_grid import InvertMapd as InvertMapd
+from .maps import WriteMapsd as WriteMapsd
+from .overlay import WriteOverlayd as WriteOverlayd
+from .profile import WriteProfiled as WriteProfiled
+from .slice_place import SlicePlace as SlicePlace
+from .slice_place import slice_places as slice_places
+from .viewer import ViewerResultd as ViewerResultd
