@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.cli.bundle_run import options_of, require_sections
-from aeflow_monai.cli.result_tables import data_of
+from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.terminal import Terminal
 
 __all__ = ["say_images", "say_sections", "say_test"]

@@ -10,9 +10,9 @@ from pathlib import Path
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.dry_run import say_sections
 from aeflow_monai.cli.given_paths import require_data, require_model
-from aeflow_monai.cli.result_tables import rows_of
 from aeflow_monai.cli.scoring import evaluate_folder, predict_images
 from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.files import rows_of
 
 __all__ = ["calibrate", "demo", "prepare", "train"]
 

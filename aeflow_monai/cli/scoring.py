@@ -14,11 +14,11 @@ from typing import Any
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.dry_run import say_images, say_test
+from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import require_data, require_model
-from aeflow_monai.cli.result_tables import data_of, rows_of
 from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import read_json
+from aeflow_monai.files import read_json, rows_of
 from aeflow_monai.printable import some
 
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]

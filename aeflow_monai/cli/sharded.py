@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aeflow_monai.cli.bundle_run import options_of, require_sections
+from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import WrongUse
-from aeflow_monai.cli.result_tables import data_of
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import user_path
 from aeflow_monai.printable import some

@@ -22,7 +22,7 @@ from aeflow_monai.score.thresholds import (
     specificity_range,
 )
 
-__all__ = ["NormalSlices", "PooledSlices", "calibrate_score"]
+__all__ = ["calibrate_score"]
 
 _logger = logging.getLogger(__name__)
 

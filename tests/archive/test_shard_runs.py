@@ -12,9 +12,8 @@ from archive_runs import OUTPUTS, Scans, Start, wait_until_done
 from forked import ForkServer
 
 from aeflow_monai.cli.main import main
-from aeflow_monai.cli.result_tables import rows_of
 from aeflow_monai.engine.runtimes import installed_runtimes
-from aeflow_monai.files import read_json, sha256_of
+from aeflow_monai.files import read_json, rows_of, sha256_of
 from aeflow_monai.locks import claim_folder, release_folder
 
 # what `monai.bundle run` says of every config

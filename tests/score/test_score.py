@@ -9,7 +9,8 @@ from score.precision import double_precision, rounding_error
 from torch import Tensor
 
 from aeflow_monai.geometry import Places
-from aeflow_monai.score.calibration import NormalSlices, calibrate_score
+from aeflow_monai.score.calibration import calibrate_score
+from aeflow_monai.score.normal_slices import NormalSlices
 from aeflow_monai.score.score import Score, _is_tissue
 from aeflow_monai.score.stack import SliceStack
 

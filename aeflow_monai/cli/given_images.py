@@ -1,4 +1,4 @@
-"""Tables that runs write, and lists of images that they take."""
+"""Images that a command was given, as a config takes them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from aeflow_monai.files import home, rows_of, write_json
+from aeflow_monai.files import home, write_json
 
-__all__ = ["data_of", "rows_of"]
+__all__ = ["data_of"]
 
 
 def data_of(images: Sequence[str]) -> str:
