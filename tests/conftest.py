@@ -25,6 +25,7 @@ TRAINING = {
     "slicer#min_foreground": 0.0,
     "epochs": 3,
     "lesion_copies": 0,
+    "acquisition_copies": 0,
     "batch_size": 8,
     "learning_rate": 0.001,
     "calibration_fraction": 0.15,

@@ -30,6 +30,7 @@ _TINY = {
     "epochs": "1",
     "network_def#network#n_steps": "1",
     "lesion_copies": "0",
+    "acquisition_copies": "0",
     "device": "cpu",
 }
 

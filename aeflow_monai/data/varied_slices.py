@@ -73,12 +73,18 @@ class RandAcquisitiond(OneOf):  # type: ignore[misc]
 
 
 class VariedSlices(SliceCopies):
-    """One copy of each slice as another acquisition might show it, always the same one.
+    """Copies of each slice as other acquisitions might show it, always the same ones.
 
     Args:
         slices: items hold "image" (C, H, W) in [0, 1], of one size.
+        copies: of each slice, 0 or more.
         seed: of the copies.
+
+    Raises:
+        ValueError: copies below 0.
     """
 
-    def __init__(self, slices: Sequence[Mapping[str, Any]], seed: int = 0) -> None:
-        super().__init__(slices, RandAcquisitiond("image", slices[0]["image"].shape[1:]), copies=1, seed=seed)
+    def __init__(self, slices: Sequence[Mapping[str, Any]], copies: int = 1, seed: int = 0) -> None:
+        if copies < 0:
+            raise ValueError(f"acquisition_copies of each slice have to be 0 or more; got {copies}.")
+        super().__init__(slices, RandAcquisitiond("image", slices[0]["image"].shape[1:]), copies, seed)

@@ -144,6 +144,7 @@ _TYPES = {
     "stages": _are_ascending(_list("stages from 0, ascending", "[2,3]", _whole(0).accepts, least=1)),
     "encoder_weights": _Type(f"{', '.join(_WEIGHTS)}, or the path of a file that exists", _is_weights),
     "lesion_copies": _or_null(_whole(0, 1000)),
+    "acquisition_copies": _whole(0, 1000),
     "specificity": _number(0, 1, above=True, below=True),
     "calibration_fraction": _number(0, 1, above=True, below=True),
     "labelled_abnormal": _or_null(_whole(0)),

@@ -215,20 +215,26 @@ def cache_folder(cache_dir: str | None, *parts: str) -> str | None:
     return None if cache_dir is None else str(Path(cache_dir, *parts))
 
 
-def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_steps: int = 250) -> int:
-    """Epochs of a training: 6, or with few slices as many as give enough batches, up to 200.
+def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_steps: int = 250, copies: int = 0) -> int:
+    """Epochs of a training: as many as show a slice 6 times, or with few as many as give enough batches, up to 200.
 
     Args:
         epochs: as they were given; None to count them.
         n_slices: normal slices of the training.
         batch_size: of the training.
         min_steps: batches of normal slices, at least.
+        copies: of each normal slice, which an epoch shows too.
 
     Example:
         >>> number_of_epochs(None, 1600, 16), number_of_epochs(None, 80, 16), number_of_epochs(3, 80, 16)
         (6, 50, 3)
+        >>> number_of_epochs(None, 1600, 16, copies=1)
+        3
     """
-    return max(6, min(200, math.ceil(min_steps * batch_size / n_slices))) if epochs is None else epochs
+    if epochs is not None:
+        return epochs
+    shown = n_slices * (1 + copies)
+    return max(math.ceil(6 / (1 + copies)), min(200, math.ceil(min_steps * batch_size / shown)))
 
 
 def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:

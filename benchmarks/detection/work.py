@@ -115,7 +115,7 @@ def all_slices(given: argparse.Namespace, parser: ConfigParser) -> SliceDataset:
 
 def batches_of_normals(parser: ConfigParser) -> list[DataLoader[Any]]:
     """Held-out normals, some and all that are fitted on, and copies, as a training calibrates on them; no features."""
-    fitted = {f"train#{name}#dataset#dataset": "@train#slices" for name in ("fitted", "trained")}
+    fitted = {f"train#{name}#dataset#dataset": "@train#normal" for name in ("fitted", "trained", "varied")}
     parser.update({"validate#dataloader#dataset": "@validate#slices", **fitted})
     names = ("validate#dataloader", "train#fitted", "train#trained", "train#varied")
     return [parser.get_parsed_content(name) for name in names]

@@ -145,7 +145,7 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
     tiny_training: Options,
 ) -> None:
     # with lesions, of which the processes have different numbers
-    options = {**tiny_training, "epochs": 2, "lesion_copies": 1}
+    options = {**tiny_training, "epochs": 2, "lesion_copies": 1, "acquisition_copies": 1}
     watch, run = tmp_path / "watch.yaml", tmp_path / "run"
     batch = "engine.state.batch"
     abnormal = f"({batch}['abnormal'].amax(dim=(1, 2, 3)) > 0).tolist()"
