@@ -163,7 +163,9 @@ class LocalisationReport(_Report):
     """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
 
     Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
-    unclear ones do not count. Each is listed in slice_scores.csv, by its `SlicePlace`, and each lesion in lesions.csv.
+    unclear ones do not count. Each is listed in slice_scores.csv, by its `SlicePlace`, and each lesion in lesions.csv,
+    with the largest value of the map in it. It is found if that exceeds the map threshold: then the anomaly mask covers
+    a voxel of it, or more. `LesionMetrics` counts otherwise, for FROC: by the peaks of the map.
     Voxels and lesions count on the grid of the file, where the image is not background, which anything would find
     normal. A case with label 0 needs no mask. Abnormal cases without one are left out and counted; if no mask holds a
     lesion, there is no report. Without normal and abnormal slices of two patients or more it leaves out the slices.
@@ -214,7 +216,7 @@ class LocalisationReport(_Report):
         found = self.lesions.update(anomaly_map, lesion, spacing, foreground)
         for number, (n_voxels, diameter, value) in enumerate(found, start=1):
             row = {"case": str(source["case"]), "lesion": number, "n_voxels": n_voxels, "diameter_mm": diameter}
-            row |= {"map_value": value if math.isfinite(value) else "", "found": int(value > self.score.map_threshold)}
+            row |= {"map_value": value, "found": int(value > self.score.map_threshold)}
             self.lesion_rows.append(row)
 
     def _take_slices(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:

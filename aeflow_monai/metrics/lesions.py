@@ -25,7 +25,7 @@ class Lesion(NamedTuple):
     Attributes:
         n_voxels: of the mask.
         diameter_mm: of a ball, in 2D a disc, of its size.
-        map_value: the largest of the candidates that hit it; -inf if none does.
+        map_value: the largest of the map in it.
     """
 
     n_voxels: int
@@ -59,7 +59,7 @@ class LesionMetrics:
         >>> anomaly_map[5, 5, 5], anomaly_map[5, 15, 5] = 3, 2  # a hit and a false positive; one lesion is missed
         >>> metrics = LesionMetrics()
         >>> [lesion.map_value for lesion in metrics.update(anomaly_map, mask, spacing_mm=(1, 1, 1))]
-        [3.0, -inf]
+        [3.0, 0.0]
         >>> report = metrics.compute()
         >>> report["n_lesions"], report["lesion_sensitivity"]["1"], report["froc_score"]
         (2, 0.5, 0.5)
@@ -117,6 +117,8 @@ class LesionMetrics:
         coords = find_candidates(values, inside, spacing, self.radius_mm)[: self.max_candidates]
         lesions, n_lesions = components(lesion)
         sizes = np.bincount(lesions[lesion], minlength=n_lesions + 1)[1:]
+        largest = np.full(n_lesions + 1, -np.inf, np.float32)
+        np.maximum.at(largest, lesions[lesion], values[lesion])
         if n_lesions and len(coords):
             # dilated lesions, looked up at the candidates alone
             voxels = np.argwhere(lesion)
@@ -129,8 +131,7 @@ class LesionMetrics:
         ranks = np.arange(len(coords), 0, -1)
         false_ranks, found_ranks, _ = compute_fp_tp_probs_nd(ranks, coords, lesions)
         self._false.append(confidence[len(coords) - false_ranks.astype(np.int64)])
-        found = confidence[len(coords) - found_ranks.astype(np.int64)]
-        self._found.append(found)
+        self._found.append(confidence[len(coords) - found_ranks.astype(np.int64)])
         self._n_volumes += 1
         self._n_abnormal += int(n_lesions > 0)
         self._n_lesions += n_lesions
@@ -138,7 +139,7 @@ class LesionMetrics:
         voxel = float(spacing.prod())
         return [
             Lesion(int(size), _diameter(size * voxel, values.ndim), float(value))
-            for size, value in zip(sizes, found, strict=True)
+            for size, value in zip(sizes, largest[1:], strict=True)
         ]
 
     def compute(self) -> dict[str, Any]:

@@ -35,17 +35,27 @@ def test_froc_by_hand(low: float) -> None:
     assert report["froc_score"] == pytest.approx(np.mean(list(expected.values())))
 
 
-def test_each_lesion_has_its_size_and_its_largest_candidate() -> None:
+def test_each_lesion_has_its_size_and_its_largest_map_value() -> None:
     mask = np.zeros((40, 40, 40))
     mask[5:8, 5:8, 5:8] = mask[30, 30, 30] = 1
     found = LesionMetrics(radius_mm=3).update(point_map({(5, 5, 5): 2, (7, 7, 7): 6, (20, 20, 20): 9}), mask, (1, 1, 2))
-    assert [(lesion.n_voxels, lesion.map_value) for lesion in found] == [(27, 6), (1, -np.inf)]
+    assert [(lesion.n_voxels, lesion.map_value) for lesion in found] == [(27, 6), (1, 0)]
     assert [lesion.diameter_mm for lesion in found] == pytest.approx(
         [(6 * 54 / np.pi) ** (1 / 3), (12 / np.pi) ** (1 / 3)]
     )
     flat = LesionMetrics(radius_mm=3).update(mask[6], mask[6], (1, 1))
     assert [lesion.diameter_mm for lesion in flat] == pytest.approx([2 * np.sqrt(9 / np.pi)])
     assert LesionMetrics().update(mask, mask * 0, MM) == []
+
+
+def test_the_value_of_a_lesion_needs_no_peak_in_it() -> None:
+    mask = np.zeros((40, 40, 40))
+    mask[10, 10, 10:12] = 1
+    metrics = LesionMetrics()
+    values = point_map({(10, 10, 10): 3, (10, 10, 11): 4, (10, 10, 14): 5})  # the largest value near it is outside
+    (lesion,) = metrics.update(values, mask, MM)
+    assert lesion.map_value == 4
+    assert metrics.compute()["froc_score"] == 0
 
 
 def test_the_lowest_candidate_counts_too() -> None:

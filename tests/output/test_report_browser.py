@@ -1,6 +1,7 @@
 """The report as people see it: opened from disk in Chromium, clicked, and looked at for requests and errors."""
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -190,8 +191,18 @@ def test_lesions_are_listed_and_lead_to_their_case(open_report: Open) -> None:
     page.locator("#lesions").get_by_role("button", name="Missed").click()
     rows = page.locator("#lesions .scroll tbody tr")
     assert rows.count() == 1
+    assert rows.first.locator("td").nth(4).inner_text() == "1.25"
     rows.first.click()
     assert page.locator("#viewer-title").inner_text() == SCRIPT
+
+
+def test_the_rules_of_lesions_are_those_of_the_docs(open_report: Open) -> None:
+    said = open_report("evaluation").locator("#lesions").inner_text()
+    assert "Lesions at the map threshold of 3.00: 2 of 3 found" in said
+    docs = " ".join((Path(__file__).parents[2] / "docs/report.md").read_text("utf-8").split())
+    rules = re.findall(r"A lesion is \w+ if .*?\.(?= |$)", " ".join(said.split()))
+    assert len(rules) == 2
+    assert all(rule in docs for rule in rules)
 
 
 def test_a_case_can_be_linked_to(open_report: Open, reports: dict[str, Path]) -> None:

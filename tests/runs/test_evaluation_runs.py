@@ -13,6 +13,7 @@ import pytest
 import torch
 from forked import ForkServer
 from outputs import REPORTS, contents, files_below, model_state, said, table
+from scipy import ndimage
 
 from aeflow_monai.data.transforms import ScaleForegroundd
 from aeflow_monai.engine.earlier_results import find_results
@@ -123,6 +124,24 @@ def test_the_command_of_its_record_repeats_an_evaluation(
     repeated = fork_server.run([*arguments, "--overwrite", "True"], tmp_path, os.environ)
     assert repeated.returncode == 0, repeated.stderr
     assert contents(results) == first
+
+
+def test_a_lesion_is_found_where_the_mask_of_an_inference_covers_it(
+    volumes: Path, evaluated: Any, inferred: Path
+) -> None:
+    of_cases = {row["case"]: row for row in table(volumes / "manifest.csv")}
+    listed = table(evaluated.results / "lesions.csv")
+    for row in listed:
+        case = row["case"]
+        truth = np.asarray(nib.load(volumes / of_cases[case]["mask"]).dataobj) > 0
+        lesion = ndimage.label(truth, np.ones((3, 3, 3)))[0] == int(row["lesion"])
+        values, mask = (
+            np.asarray(nib.load(inferred / f"{case}_{name}.nii.gz").dataobj) for name in ("anomaly_map", "anomaly_mask")
+        )
+        assert int(row["n_voxels"]) == lesion.sum()
+        assert float(row["map_value"]) == pytest.approx(values[lesion].max(), rel=1e-4)
+        assert int(row["found"]) == mask[lesion].any()
+    assert len({row["case"] for row in listed}) == 3
 
 
 def test_voxel_numbers_are_those_of_the_maps_that_inference_writes(

@@ -157,9 +157,9 @@ function lesionSection(report) {
   const with95 = (key) => found[key] === undefined ? undefined : `${fixed(found[key])} [${interval(found[`${key}_ci95`])}]`;
   const cards = [];
   if (found.lesion_sensitivity) {
-    cards.push(el("div", { class: "card" }, el("h3", {}, "Lesions, one by one"),
-      el("p", { class: "dim" }, `${plural(found.n_lesions, "lesion")}; a lesion is found if one of the map's largest values lies within ${found.hit_tolerance_mm} mm of it.`),
-      el("table", { class: "plain" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "False positives per volume"), el("th", { scope: "col", class: "right" }, "Lesions found"))),
+    cards.push(el("div", { class: "card" }, el("h3", {}, "Lesions at any threshold (FROC)"),
+      el("p", { class: "dim" }, `${plural(found.n_lesions, "lesion")}. ${hitRule(found)}`),
+      el("table", { class: "plain" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "False positives per volume"), el("th", { scope: "col", class: "right" }, "Lesions hit"))),
         el("tbody", {}, Object.entries(found.lesion_sensitivity).sort((a, b) => a[0] - b[0]).map(([rate, value]) => el("tr", {}, el("td", {}, rate), el("td", { class: "right" }, `${fixed(value)} (${share(Math.round(value * found.n_lesions), found.n_lesions)})`))),
           el("tr", {}, el("td", {}, el("b", {}, "FROC score (mean)")), el("td", { class: "right" }, el("b", {}, fixed(found.froc_score))))))));
   }
@@ -174,7 +174,18 @@ function lesionSection(report) {
   }
   const left = found.n_abnormal_without_mask;
   return section("lesions", "Lesions and voxels", el("p", { class: "dim" }, "Compared with the lesion masks, on the grid of the files."),
-    el("div", { class: "two" }, cards), report.lesions.length ? lesionTable(report) : null, left ? el("p", { class: "warn" }, `${plural(left, "abnormal case")} without a mask ${left === 1 ? "is" : "are"} left out here.`) : null);
+    el("div", { class: "two" }, cards), report.lesions.length ? lesionList(report) : null, left ? el("p", { class: "warn" }, `${plural(left, "abnormal case")} without a mask ${left === 1 ? "is" : "are"} left out here.`) : null);
+}
+
+// FROC and the list of lesions ask two questions; docs/report.md says both rules in these words.
+const hitRule = (found) => `A lesion is hit if a peak of the map, a voxel with no larger one within ${found.candidate_radius_mm} mm, lies within ${found.hit_tolerance_mm} mm of it.`;
+const FOUND_RULE = "A lesion is found if the anomaly mask covers at least one voxel of it, so that the largest map value in it exceeds the map threshold; otherwise it is missed.";
+
+function lesionList(report) {
+  const { lesions } = report;
+  const limit = report.localisation.map_threshold;
+  return [el("h3", { class: "list" }, `Lesions at the map threshold of ${fixed(limit)}: ${share(lesions.filter((one) => one.found).length, lesions.length)} found`),
+    el("p", { class: "dim" }, FOUND_RULE), lesionTable(report)];
 }
 
 function lesionTable(report) {
@@ -185,7 +196,7 @@ function lesionTable(report) {
     { name: "Lesion", right: true, value: (one) => one.lesion, cell: (one) => String(one.lesion) },
     { name: "Diameter of its size, mm", right: true, first: true, value: (one) => one.diameter_mm, cell: (one) => fixed(one.diameter_mm, 1) },
     { name: "Voxels", right: true, value: (one) => one.n_voxels, cell: (one) => String(one.n_voxels) },
-    { name: "Largest map value at it, SD", right: true, value: (one) => one.map_value, cell: (one) => fixed(one.map_value) },
+    { name: "Largest map value in it, SD", right: true, value: (one) => one.map_value, cell: (one) => fixed(one.map_value) },
     { name: "At the map threshold", value: found, cell: (one) => el("span", { class: one.found ? "state" : "state wrong" }, found(one)) },
   ];
   const filters = [{ name: "All", keep: () => true }, { name: "Missed", keep: (one) => !one.found }, { name: "Found", keep: (one) => one.found }];
