@@ -18,7 +18,7 @@ from aeflow_monai import progress
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fast_inference import FastInference, Runtimes
-from aeflow_monai.engine.picture_warning import saw_pictures
+from aeflow_monai.engine.picture_warning import note_on_volumes
 from aeflow_monai.engine.saliency import require_saliency, saliency
 from aeflow_monai.engine.scoring_pass import MAPS_OF_PASS
 from aeflow_monai.engine.side_by_side import side_by_side, sides_of
@@ -57,6 +57,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         outputs: names of what is made of a detector's maps; its residual and log-likelihood are computed only if they
             are named. All maps are if None.
 
+    Attributes:
+        notes: sentences on images that the model was not trained for, as they came.
+
     Raises:
         ValueError: batch_size below 1, or an unknown saliency or runtime.
         ModuleNotFoundError: the runtime is not installed.
@@ -85,7 +88,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         self.saliency = saliency
         maps = [name for name in MAPS_OF_PASS if outputs is None or name in outputs or name == "reconstruction"]
         self.runtimes = Runtimes(runtime, maps, slicer.image_size)
-        self._has_warned = False
+        self.notes: list[str] = []
 
     def __call__(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> Output:
         """Look at a volume.
@@ -163,7 +166,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 "or check the intensity normalisation."
             )
         if detector is not None:
-            self._warn_of_volumes(detector, max(map(len, found.indices.values())))
+            self._note_volumes(detector, max(map(len, found.indices.values())))
         return {
             "stacks": {
                 name: {plane: stack[None] for plane, stack in of_planes.items()}
@@ -174,14 +177,11 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             **({} if detector is None else _of_case(detector, finished)),
         }
 
-    def _warn_of_volumes(self, detector: Detector, n_slices: int) -> None:
-        """Say once that the model was trained on 2D images, if a volume comes."""
-        if n_slices > 1 and not self._has_warned and saw_pictures(detector.score.state_dict(prefix="score.")):
-            self._has_warned = True
-            _logger.warning(
-                f"The image has {n_slices} slices, but the model was trained on 2D images: each slice is scored as one "
-                "of them. Train on volumes to score volumes."
-            )
+    def _note_volumes(self, detector: Detector, n_slices: int) -> None:
+        """Note and say once that the model was trained on 2D images, if a volume comes."""
+        if not self.notes and (note := note_on_volumes(detector.score.state_dict(prefix="score."), n_slices)):
+            self.notes.append(note)
+            _logger.warning(note)
 
     def _look(self, volume: Tensor, axis: str, found: _Found, look: Callable[[Tensor, Places, int], Output]) -> None:
         """Look at the chosen slices of a plane, batch by batch."""

@@ -12,7 +12,7 @@ from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.engine.fixed_options import fixed_options
 from aeflow_monai.engine.model import Model
 from aeflow_monai.engine.onnx_form import onnx_of
-from aeflow_monai.engine.picture_warning import saw_pictures
+from aeflow_monai.engine.picture_warning import saw_volumes
 from aeflow_monai.engine.runtimes import require_packages
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.engine.whole_model import OUTPUTS_OF_WHOLE, WholeModel
@@ -69,7 +69,7 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
     require_packages(f"Exporting to {form}", _PACKAGES[form])
     model, path = Model(folder), Path(output)
     slicer, detector = model.inferer.slicer, model.detector
-    of_pictures = saw_pictures(detector.score.state_dict(prefix="score."))
+    of_pictures = not saw_volumes(detector.score.state_dict(prefix="score."))
     planes = [None] if of_pictures else [*slicer.axes]
     is_file = path.suffix == FORMS[form]
     if is_file and len(planes) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,11 @@ from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import any_picture
 from aeflow_monai.printable import some
+from aeflow_monai.score.position import UNKNOWN
 
-__all__ = ["saw_pictures", "saw_volumes", "warn_of_pictures"]
+__all__ = ["note_on_pictures", "note_on_volumes", "saw_pictures", "saw_volumes"]
 
-_logger = logging.getLogger(__name__)
-
-_NORMALS = "score.dissimilarity_norm.mean"  # of normals by plane and relative slice position
+_NORMALS = "score.dissimilarity_norm"  # of normals by plane and relative slice position
 _ROUNDED = 1e-4
 
 
@@ -44,25 +42,47 @@ def saw_pictures(state: Mapping[str, Tensor]) -> bool:
 
 
 def _is_same_everywhere(state: Mapping[str, Tensor]) -> bool | None:
-    """Whether all relative positions have the same normals; None where it is not known."""
-    mean = state.get(_NORMALS)
-    if mean is None or mean.ndim != 4:
+    """Whether all relative positions have the same normals; None where it is not known, as of too few normals."""
+    mean, std = (state.get(f"{_NORMALS}.{name}") for name in ("mean", "std"))
+    if mean is None or std is None or mean.ndim != 4 or bool((std >= UNKNOWN).any()):
         return None
     return bool((mean.amax(dim=1) - mean.amin(dim=1)).max() <= _ROUNDED * mean.abs().max())
 
 
-def warn_of_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
+def note_on_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) -> str:
     """Say which images are pictures, if the model was trained on volumes.
 
     Args:
         bundle: folder of the model.
         datalist: of the run.
+
+    Returns:
+        A sentence without folders, which may tell more than a report should; empty if all is well.
     """
     paths = [first_path(item) for item in datalist if "image" in item]
     pictures = [path for path in paths if any_picture(path)]
-    if pictures and saw_volumes(read_model(model_path(bundle)).state):
-        _logger.warning(
-            f"{len(pictures)} of {len(paths)} images are 2D pictures, but the model was trained on volumes: "
-            f"{some(pictures)}. Each is scored as the middle slice of a volume, by thresholds of "
-            "volumes. Train on pictures to score pictures."
-        )
+    if not pictures or not saw_volumes(read_model(model_path(bundle)).state):
+        return ""
+    return (
+        f"{len(pictures)} of {len(paths)} images are 2D pictures, but the model was trained on volumes: "
+        f"{some([Path(path).name for path in pictures])}. Each is scored as the middle slice of a volume, by "
+        "thresholds of volumes. Train on pictures to score pictures."
+    )
+
+
+def note_on_volumes(state: Mapping[str, Tensor], n_slices: int) -> str:
+    """Say that an image is a volume, if the model was trained on 2D images.
+
+    Args:
+        state: of the detector.
+        n_slices: of the image that are scored.
+
+    Returns:
+        A sentence; empty if all is well.
+    """
+    if n_slices == 1 or not saw_pictures(state):
+        return ""
+    return (
+        f"A volume of {n_slices} slices was given, but the model was trained on 2D images: each slice is scored as one "
+        "of them. Train on volumes to score volumes."
+    )

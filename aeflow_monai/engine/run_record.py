@@ -76,7 +76,8 @@ class RunRecord(CaseHandler):
     Args:
         folder: of the results.
         datalist: of the run.
-        inferer: of the run, which knows what computed it; None if that is what was asked for.
+        inferer: of the run, which knows what computed it, and which images were unlike those of the training; None if
+            nothing is to be said of either.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class RunRecord(CaseHandler):
         self.folder = Path(folder)
         self.datalist = datalist
         self.inferer = inferer
-        self.runtime: str | None = None
+        self.noted: tuple[str | None, int] = (None, 0)  # runtime and number of notes that run.json has
         self.begun: Mapping[str, Any] | None = None
         self.replaced: Sequence[Path] = ()
 
@@ -105,7 +106,7 @@ class RunRecord(CaseHandler):
         super().attach(engine)
         for event in (IterationEvents.FORWARD_COMPLETED, Events.EPOCH_COMPLETED):
             engine.add_event_handler(event, self._begin)
-        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._note_runtime)
+        engine.add_event_handler(IterationEvents.FORWARD_COMPLETED, self._note)
 
     def _begin(self) -> None:
         if self.begun is not None:
@@ -114,15 +115,19 @@ class RunRecord(CaseHandler):
             for path in self.replaced:
                 path.unlink(missing_ok=True)
 
-    def _note_runtime(self) -> None:
-        """Say which runtime computes, where it is not the one that was to."""
-        used = None if self.inferer is None else self.inferer.runtimes.used
-        if used in (None, self.runtime):
+    def _note(self) -> None:
+        """Say which runtime computes, which may not be the one that was to, and what the inferer has noted."""
+        if self.inferer is None:
             return
-        self.runtime = used
+        used, notes = self.inferer.runtimes.used, self.inferer.notes
+        if (used, len(notes)) == self.noted:
+            return
+        self.noted = used, len(notes)
         record = read_json(self.folder / RUN_RECORD)
-        if record["machine"].get("runtime") != used:
-            write_json(self.folder / RUN_RECORD, {**record, "machine": {**record["machine"], "runtime": used}})
+        machine = record["machine"] if used is None else {**record["machine"], "runtime": used}
+        known = record.get("notes", [])
+        known += [note for note in notes if note not in known]
+        write_json(self.folder / RUN_RECORD, {**record, "machine": machine, "notes": known})
 
     def start(self, engine: Engine) -> None:
         """Forget the cases of an earlier run."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from aeflow_monai.geometry import PLANES, Places
 
-__all__ = ["PositionMoments", "PositionNorm", "blur_through_slices"]
+__all__ = ["UNKNOWN", "PositionMoments", "PositionNorm", "blur_through_slices"]
 
 _GRID = 16  # rows and columns of the statistics, over the whole slice
 _POSITIONS = 32  # of the statistics, from the first slice of a case to its last
@@ -24,7 +24,7 @@ _SIGMA_IN_PLANE = 0.1  # of the slice's size
 _SIGMA_OF_POSITION = 0.03  # of the distance from first to last slice
 _PATIENTS_OF_ALL_PLACES = 0.3  # weight, in patients, of the statistics over all places
 
-_UNKNOWN = 1e30  # deviation where too few normals were seen to know one
+UNKNOWN = 1e30  # deviation where too few normals were seen to know one
 
 _PLANE_NAMES = list(PLANES)
 
@@ -126,12 +126,12 @@ class PositionNorm(nn.Module):
     @property
     def is_known(self) -> Tensor:
         """Whether enough normals were seen, see `set_unknown`: a boolean scalar."""
-        return (self.std < _UNKNOWN).all()
+        return (self.std < UNKNOWN).all()
 
     def set_unknown(self) -> None:
         """Too few normals were seen: every map becomes 0."""
         self.mean.zero_()
-        self.std.fill_(_UNKNOWN)
+        self.std.fill_(UNKNOWN)
 
     def reset(self) -> None:
         """Forget the normals; maps stay as they are."""

@@ -5,17 +5,16 @@ import torch
 from monai.data import MetaTensor
 
 from aeflow_monai import Model
-from aeflow_monai.engine.picture_warning import saw_pictures, saw_volumes, warn_of_pictures
+from aeflow_monai.engine.picture_warning import note_on_pictures, saw_pictures, saw_volumes
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.position import PositionMoments, PositionNorm
 
 
-def test_pictures_for_a_model_of_volumes_are_named(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_pictures(trained, [{"image": "a.nii.gz"}, {"image": ["b.nrrd", "c.nrrd"]}])
-    assert not caplog.text
-    warn_of_pictures(trained, [{"image": "a.nii.gz"}, {"image": "photos/b.PNG"}])
-    assert "1 of 2 images are 2D pictures, but the model was trained on volumes: photos/b.PNG" in caplog.text
+def test_pictures_for_a_model_of_volumes_are_named(trained: Path) -> None:
+    assert not note_on_pictures(trained, [{"image": "a.nii.gz"}, {"image": ["b.nrrd", "c.nrrd"]}])
+    note = note_on_pictures(trained, [{"image": "a.nii.gz"}, {"image": "photos/b.PNG"}])
+    assert note.startswith("1 of 2 images are 2D pictures, but the model was trained on volumes: b.PNG. Each is")
 
 
 @pytest.mark.parametrize("of_volumes", [True, False])
@@ -27,12 +26,14 @@ def test_what_a_model_was_calibrated_on(trained: Path, of_volumes: bool) -> None
         moments.add(maps, torch.ones_like(maps), places, f"patient {case}")
     norm = PositionNorm(grid=1)
     norm.fit([moments])
-    name = "score.dissimilarity_norm.mean"
-    assert saw_volumes({name: norm.mean}) == of_volumes
-    assert saw_pictures({name: norm.mean}) != of_volumes
+    state = norm.state_dict(prefix="score.dissimilarity_norm.")
+    assert saw_volumes(state) == of_volumes
+    assert saw_pictures(state) != of_volumes
     assert not saw_pictures({})
     assert saw_volumes(read_model(model_path(trained)).state)
-    assert not saw_volumes({name: torch.zeros_like(norm.mean)})
+    norm.set_unknown()  # of too few patients, which tell of neither
+    assert not saw_volumes(state)
+    assert not saw_pictures(state)
 
 
 def test_a_volume_for_a_model_of_pictures_is_told_once(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -44,4 +45,4 @@ def test_a_volume_for_a_model_of_pictures_is_told_once(trained: Path, caplog: py
     for _ in range(2):
         model.infer(volume)
     model.infer(volume[..., :1])
-    assert caplog.text.count("The image has 4 slices, but the model was trained on 2D images") == 1
+    assert caplog.text.count("A volume of 4 slices was given, but the model was trained on 2D images") == 1

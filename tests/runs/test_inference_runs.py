@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from aeflow_monai import Model, predict
 from aeflow_monai.engine.bundle import write_bundle
 from aeflow_monai.engine.earlier_results import find_results
 from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.output.report.run_tables import read_run
 
 Run = Callable[..., Any]
 
@@ -232,3 +234,24 @@ def test_maps_of_real_volumes_keep_their_geometry(
         assert written.shape == voxels.shape
         np.testing.assert_allclose(written_affine, affine, atol=1e-4)
     assert (tmp_path / f"{case}_overlay.png").is_file()
+
+
+@pytest.mark.parametrize("is_volume", [True, False])
+def test_images_of_another_kind_than_the_trainings_are_told(
+    tmp_path: Path, volumes: Path, png_slices: Path, trained: Path, run_workflow: Run, is_volume: bool
+) -> None:
+    stored, detector = read_model(model_path(trained)), Model(trained).detector
+    if is_volume:  # the relative position of 2D images is one, so that their normals differ by none
+        mean = detector.score.dissimilarity_norm.mean
+        mean.copy_(mean[:, :1].expand_as(mean).clone())
+    write_bundle(tmp_path / "model", detector, stored.config, stored.card)
+    image = sorted((volumes if is_volume else png_slices).rglob("*.nii.gz" if is_volume else "*.png"))[0]
+    out = tmp_path / "out"
+    where = {"dataset_dir": str(image), "output_dir": str(out), "outputs": []}
+    run_workflow(tmp_path / "model/configs/inference.yaml", **where)
+    (note,) = json.loads((out / "run.json").read_text("utf-8"))["notes"]
+    trained_on, given = ("2D images", "A volume of 20 slices") if is_volume else ("volumes", "1 of 1 images are 2D")
+    assert note.startswith(given)
+    assert f"the model was trained on {trained_on}" in note
+    assert read_run(out)["run"]["notes"] == [note]
+    assert note in (out / "report.html").read_text("utf-8")

@@ -43,8 +43,9 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     Returns:
         What JSON can hold: "kind", "evaluation" or "inference"; "cases", a dictionary each, with the columns of
         scores.csv that are known, of an archive the most anomalous 10 000; "lesions", those of lesions.csv; "failures";
-        "metrics" and "localisation", empty without; "run": time, versions, the beginning of the model's hash, what of
-        the data was not used, and of an archive "n_scored" and "n_above", of all its cases.
+        "metrics" and "localisation", empty without; "run": time, versions, "notes" on images that the model was not
+        trained for, the beginning of the model's hash, what of the data was not used, and of an archive "n_scored" and
+        "n_above", of all its cases.
 
     Raises:
         FileNotFoundError: there is no scores.csv.
@@ -75,6 +76,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         "run": {
             "started": record.get("started", ""),
             "versions": record.get("versions", {}),
+            "notes": record.get("notes", []),
             # how many of each kind; their paths are in run.json
             "unused": {kind: n for kind, n in record.get("unused", {}).items() if isinstance(n, int)},
             "model": str((record.get("model") or {}).get("sha256", ""))[:12],

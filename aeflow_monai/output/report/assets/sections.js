@@ -22,10 +22,10 @@ function summaryOfEvaluation(report) {
   const { positive, negative } = counts;
   if (metrics.auroc === undefined) {
     return [el("h1", {}, `No verdict: ${cases.length ? cases.length === 1 ? `the only case is ${positive ? "abnormal" : "normal"}` : `all ${cases.length} cases are ${positive ? "abnormal" : "normal"}` : "no case was scored"}`),
-      el("p", { class: "lead" }, "AUROC, sensitivity and specificity need normal and abnormal cases."), failureLine(failures)];
+      el("p", { class: "lead" }, "AUROC, sensitivity and specificity need normal and abnormal cases."), noteLines(report), failureLine(failures)];
   }
   const passed = negative - counts.alarms;
-  const notes = [];
+  const notes = noteLines(report);
   if (metrics.expected_specificity !== undefined) {
     notes.push(metrics.expected_specificity_holds
       ? el("p", { class: "fine" }, el("b", {}, "The expected specificity holds. "), `${percent(metrics.expected_specificity)} of new normal cases were expected to pass; ${percent(metrics.specificity)} did, which is within chance.`)
@@ -63,7 +63,7 @@ function summaryOfInference(report) {
     top.length ? el("p", { class: "lead" }, "Most anomalous: ", top.map((one, k) => [k ? ", " : "",
       el("button", { class: "link", type: "button", onclick: () => report.open(one) }, one.case), ` (${fixed(one.anomaly_score)})`]), ".") : null,
     expected ? el("p", {}, `The threshold was set on ${plural(held, "held-out patient")}: about ${percent(1 - expected)} of new normal cases of the same kind exceed it too. A score says how much an image differs from the normal images of the training, not what it shows.`) : null,
-    uncertainThreshold(report),
+    noteLines(report), uncertainThreshold(report),
     el("div", { class: "tiles" }, tile("Cases", String(scored), "scored"),
       tile("Above the threshold", String(exceed), report.threshold === undefined ? "" : `of ${fixed(report.threshold)}`),
       tile("Highest score", top.length ? fixed(top[0].anomaly_score) : "\u2013", "standard deviations of normals"),
@@ -77,6 +77,9 @@ function uncertainThreshold(report) {
   return range ? el("p", { class: "warn" }, el("b", {}, "The threshold comes from few patients. "), `By the chance of which ${held} were held out, anything from ${percent(range[0])} to ${percent(range[1])} of new normal cases may pass it. `
     + "Compare scores and p-values rather than predictions, or calibrate the model on more normals.") : null;
 }
+
+// What the scores mean less for, as volumes for a model of 2D images.
+const noteLines = (report) => report.run.notes.map((note) => el("p", { class: "warn" }, note));
 
 function failureLine(failures) {
   return failures.length ? el("p", { class: "warn" }, `${plural(failures.length, "case")} failed and ${failures.length === 1 ? "is" : "are"} in none of these numbers: `,
