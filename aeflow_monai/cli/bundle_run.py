@@ -134,7 +134,7 @@ def quiet_log(terminal: Terminal) -> Iterator[None]:
     root = logging.getLogger()
     known = [logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
     before = {logger: (logger.handlers[:], logger.propagate) for logger in (root, *known) if logger.handlers}
-    level = root.level
+    level, is_nested = root.level, any(isinstance(handler, _Shown) for handler in root.handlers)
     for logger in before:  # such as MONAI's, which write to the terminal by themselves
         logger.handlers.clear()
         logger.propagate = True
@@ -144,7 +144,7 @@ def quiet_log(terminal: Terminal) -> Iterator[None]:
     try:
         yield
     finally:
-        logging.captureWarnings(False)
+        logging.captureWarnings(is_nested)
         root.handlers.clear()
         root.setLevel(level)
         for logger, (handlers, propagate) in before.items():

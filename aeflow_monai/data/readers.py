@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +69,8 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         super().__init__(keys, allow_missing_keys)
         self.mask_keys = tuple(mask_keys)
         # for what has a way of its own in none of the formats below; the last that knows a file reads it
-        self.load = LoadImage(reader=("ITKReader", "NibabelReader"), image_only=True)
+        with _without_nvimagecodec():
+            self.load = LoadImage(reader=("ITKReader", "NibabelReader"), image_only=True)
         self.channel_first = EnsureChannelFirst()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -119,6 +123,23 @@ class LoadCased(MapTransform):  # type: ignore[misc]
             return self.channel_first(self.load(path))
         except Exception as error:
             raise ValueError(_unreadable(path, error)) from error
+
+
+@contextmanager
+def _without_nvimagecodec() -> Iterator[None]:
+    """MONAI makes each of its readers; that of GPUs, which is not used here, complains where it would not work."""
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    logger.addFilter(_none)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "NvImgCodecPydicomReader")
+            yield
+    finally:
+        logger.removeFilter(_none)
+
+
+def _none(_: logging.LogRecord) -> bool:
+    return False
 
 
 def _read_itk_volume(path: Path) -> MetaTensor:

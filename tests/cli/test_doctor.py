@@ -16,9 +16,10 @@ Capture = pytest.CaptureFixture[str]
 
 def test_where_all_is_well(capsys: Capture) -> None:
     assert main(["doctor"]) == 0
-    said = capsys.readouterr().out
-    assert "FAIL" not in said
-    assert said.splitlines()[-1] == "Everything that is needed is here and works."
+    said = capsys.readouterr()
+    assert "FAIL" not in said.out
+    assert said.out.splitlines()[-1] == "Everything that is needed is here and works."
+    assert said.err == ""
 
 
 def test_a_model_is_tried(trained: Path, capsys: Capture) -> None:

@@ -3,12 +3,14 @@
 import io
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from aeflow_monai import progress
+from aeflow_monai.cli.bundle_run import quiet_log
 from aeflow_monai.cli.terminal import Terminal
 
 Capture = pytest.CaptureFixture[str]
@@ -97,3 +99,13 @@ def test_a_pipe_gets_lines_of_what_takes_long(capsys: Capture, monkeypatch: pyte
         for n in range(6):
             progress.advance("reading", n, 6)
     assert capsys.readouterr().err == "reading 3/6\n"
+
+
+@pytest.mark.filterwarnings("always:of a library:UserWarning")
+def test_warnings_of_libraries_go_to_the_log_after_a_run_within_too(capsys: Capture) -> None:
+    terminal = Terminal(verbose=True)
+    with quiet_log(terminal):
+        with quiet_log(terminal):  # as of a run, whose libraries have made loggers
+            pass
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+    assert "py.warnings: " in capsys.readouterr().err

@@ -1,4 +1,6 @@
 import hashlib
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,12 @@ def test_keys_that_are_missing_may_be_allowed() -> None:
     assert LoadCased("lesion", allow_missing_keys=True)({"case": "a"}) == {"case": "a"}
     with pytest.raises(KeyError, match="lesion"):
         LoadCased("lesion")({"case": "a"})
+
+
+def test_a_reader_that_is_not_used_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        LoadCased("image")
+        logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").warning("of a reader that is used")
+    assert [str(warning.message) for warning in warned] == []
+    assert caplog.messages == ["of a reader that is used"]
