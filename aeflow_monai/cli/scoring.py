@@ -68,7 +68,7 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
 
     folder = Path(run_folder(given.output, "evaluations"))
     evaluate_folder(Path(given.model), given.data, folder, options, terminal)
-    terminal.say(f"Next: aeflow predict SCANS -m {shlex.quote(given.model)} -o MAPS")
+    terminal.say(f"Next: open {shlex.quote(str(folder / 'report.html'))} in a browser.")
 
 
 def report(given: argparse.Namespace, terminal: Terminal) -> None:
