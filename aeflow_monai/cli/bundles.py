@@ -29,13 +29,16 @@ def bundle(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def config(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Print paths of configs.
+    """Print paths of configs; without names the names that there are.
 
     Raises:
         ValueError: there is no config of a name, or their order is wrong.
     """
-    from aeflow_monai.engine.template import config_files, require_order
+    from aeflow_monai.engine.template import config_files, known_configs, require_order
 
+    if not given.names:
+        terminal.table(["name", "file"], [*known_configs().items()])
+        return
     files = config_files(*given.names)
     require_order(files)
     terminal.result(str(files))

@@ -242,10 +242,11 @@ def _config(add: _Add) -> None:
         "config",
         "bundles:config",
         "print the paths of the package's own configs and presets, as --config_file of MONAI takes them",
+        "aeflow config    # which there are",
         "aeflow config train chest_xray",
         'python -m monai.bundle run train --config_file "$(aeflow config train)" --dataset_dir DATA --output_dir RUN',
     )
-    verb.add_argument("names", nargs="+", metavar="NAME", help="train, then presets, by name or path")
+    verb.add_argument("names", nargs="*", metavar="NAME", help="train, then presets, by name or path; if none, all")
 
 
 def _label(add: _Add) -> None:

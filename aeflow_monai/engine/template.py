@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aeflow_monai.engine.config_text import read_config
 
-__all__ = ["config_files", "require_order", "template_root"]
+__all__ = ["config_files", "known_configs", "require_order", "template_root"]
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -26,8 +26,7 @@ def config_files(*names: str) -> list[str]:
         >>> [Path(file).name for file in config_files("train", "chest_xray")]
         ['train.yaml', 'chest_xray.yaml']
     """
-    folders = (template_root() / "configs", template_root().parent / "configs")
-    known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    known = known_configs()
     found = []
     for name in names:
         file = known.get(name, Path(name))
@@ -38,6 +37,17 @@ def config_files(*names: str) -> list[str]:
         read_config(file)
         found.append(str(file.absolute()))
     return found
+
+
+def known_configs() -> dict[str, Path]:
+    """From name to file of the package's own configs: those of the template bundle, then presets.
+
+    Example:
+        >>> "chest_xray" in known_configs()
+        True
+    """
+    folders = (template_root() / "configs", template_root().parent / "configs")
+    return {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
 
 
 def template_root() -> Path:

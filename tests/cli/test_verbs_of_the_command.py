@@ -257,3 +257,13 @@ def test_wrong_use_ends_with_one_message(
     assert len(text.splitlines()) <= 5
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_every_config_that_is_listed_can_be_asked_for(capsys: Capture) -> None:
+    assert main(["config"]) == 0
+    head, *rows = [line.rstrip().split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert head == ["name", "file"]
+    assert {"train", "chest_xray", "paper", "multi_gpu_train"} <= {name for name, _ in rows}
+    for name, file in rows:
+        assert main(["config", name]) == 0
+        assert capsys.readouterr().out == f"['{file}']\n"

@@ -52,6 +52,7 @@ def test_a_report_of_one_inference(tmp_path: Path) -> None:
         (("report", "empty"), 2, "There is no scores.csv in {}/empty. Give the folder of a finished inference"),
         (("report", "absent"), 2, "There is no scores.csv in {}/absent. Give the folder of a finished inference"),
         (("config", "train", "chest_xray"), 0, "configs/chest_xray.yaml"),
+        (("config",), 0, "healthy_t1"),
         (("config", "nonsense"), 2, "There is no config 'nonsense': choose one of"),
         (("config", "chest_xray", "train"), 2, "Name train.yaml first, and presets behind it."),
         (("train", ".", "-o", "RUN", "--preset", "nonsense"), 2, "There is no config 'nonsense': choose one of"),
