@@ -22,7 +22,7 @@ from aeflow_monai import load_datalist
 from aeflow_monai.data import split_normals
 from aeflow_monai.files import write_json
 
-FIGURES = ("auroc", "sensitivity", "specificity", "expected_specificity", "expected_specificity_holds")
+FIGURES = ("auroc", "sensitivity", "specificity", "expected_specificity", "is_specificity_contradicted")
 
 
 def write_manifest(folder: Path, split: str, items: Sequence[dict[str, Any]]) -> None:

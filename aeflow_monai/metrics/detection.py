@@ -18,7 +18,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-__all__ = ["detection_report", "format_report", "intensity_statistics", "specificity_holds"]
+__all__ = ["detection_report", "expected_passing", "format_report", "intensity_statistics"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -49,8 +49,9 @@ def detection_report(
     for a fraction p of abnormal cases; an F1 means nothing without it.
 
     A threshold that is the k-th of the n scores of held-out normals lets k / (n + 1) of new ones pass, on average:
-    the expected specificity. `expected_specificity_holds` is false if normals of the same kind would exceed the
-    threshold so often with a probability below 0.025: their number is beta-binomial, because n scores are a draw too.
+    the expected specificity. How many of the normal cases pass differs from draw to draw of both: see
+    `expected_passing`. Fewer than that contradict the expected specificity; otherwise it is neither contradicted nor
+    shown. `specificity_note` says so with the numbers.
 
     Args:
         labels: 0 for normal and 1 for abnormal, shape (N,).
@@ -67,8 +68,8 @@ def detection_report(
         A dictionary that JSON can hold: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`,
         `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
         interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
-        `baselines`, `n_bootstrap`, `bootstrap_seed`; `expected_specificity` and `expected_specificity_holds`, if the
-        rank was given.
+        `baselines`, `n_bootstrap`, `bootstrap_seed`; if the rank was given `expected_specificity`,
+        `expected_passing_ci95`, `is_specificity_contradicted` and `specificity_note`.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.
@@ -112,31 +113,49 @@ def detection_report(
         report["baselines"][name] = max(auroc, 1 - auroc)
     if calibrated_rank is not None:
         rank, n_calibrated = calibrated_rank
-        exceeding = int(called[truth == 0].sum())
+        passed = int((~called[truth == 0]).sum())
+        low, high = expected_passing(report["n_normal"], calibrated_rank)
         report["expected_specificity"] = rank / (n_calibrated + 1)
-        report["expected_specificity_holds"] = specificity_holds(exceeding, report["n_normal"], calibrated_rank)
+        report["expected_passing_ci95"] = [low, high]
+        report["is_specificity_contradicted"] = passed < low
+        report["specificity_note"] = _specificity_note(report, passed)
     return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}
 
 
-def specificity_holds(n_exceeding: int, n_normal: int, calibrated_rank: tuple[int, int]) -> bool:
-    """Tell whether as many normal cases exceed a threshold as could be expected of the normals that it was set on.
+def expected_passing(n_normal: int, calibrated_rank: tuple[int, int]) -> tuple[int, int]:
+    """How many of so many normal cases lie at or below a threshold, if they are like those that it was set on.
 
     Args:
-        n_exceeding: normal cases above the threshold, 0 to `n_normal`.
         n_normal: normal cases.
         calibrated_rank: rank of the threshold among the scores of the calibration's normals, counted from 1, and the
             number of those normals.
 
     Returns:
-        False if normals of the same kind would exceed it that often in less than 2.5 % of cases: the number that
-        exceed an order statistic has a beta-binomial distribution.
+        The least and the most in 95 of 100 draws: the number above an order statistic has a beta-binomial distribution.
 
     Example:
-        >>> specificity_holds(5, 100, (95, 99)), specificity_holds(20, 100, (95, 99))
-        (True, False)
+        >>> expected_passing(100, (95, 99)), expected_passing(20, (6, 6))
+        ((88, 100), (10, 20))
     """
     rank, n_calibrated = calibrated_rank
-    return bool(betabinom.sf(n_exceeding - 1, n_normal, n_calibrated + 1 - rank, rank) >= 0.025)
+    above = betabinom(n_normal, n_calibrated + 1 - rank, rank)
+    return n_normal - int(above.ppf(0.975)), n_normal - int(above.ppf(0.025))
+
+
+def _specificity_note(report: Mapping[str, Any], passed: int) -> str:
+    """What the normal cases say of the expected specificity, in numbers."""
+    (low, high), (least, most), n = report["specificity_ci95"], report["expected_passing_ci95"], report["n_normal"]
+    measured = (
+        f"{passed} of {n} normal cases passed: a specificity of {report['specificity']:.2f} (95 % interval {low:.2f} "
+        f"to {high:.2f}), where {report['expected_specificity']:.2f} was expected."
+    )
+    draws = f"Of {n} normal cases like those that the threshold was set on, {least} to {most} pass in 95 of 100 draws"
+    if report["is_specificity_contradicted"]:
+        return (
+            f"{measured} {draws}. These most likely differ from them (site, scanner, patients, preparation): calibrate "
+            "the model on normals like these."
+        )
+    return f"{measured} {draws}: this neither contradicts nor confirms what was expected."
 
 
 def format_report(report: Mapping[str, Any]) -> str:
@@ -181,13 +200,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
     lines.append(f"Brackets: 95 % bootstrap intervals, {report['n_bootstrap']} resamples.")
-    if not report.get("expected_specificity_holds", True):
-        lines.append(
-            "The threshold does not hold here: more normal cases exceed it than expected. They most likely differ "
-            "from the normals that it was set on (site, scanner, patients, preparation?); calibrate.yaml sets it on "
-            "normals like these."
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [report.get("specificity_note")])])
 
 
 def intensity_statistics(image: Tensor) -> dict[str, float]:

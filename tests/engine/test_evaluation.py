@@ -104,7 +104,7 @@ def test_the_report_is_written_and_printed(tmp_path: Path, score: Score, capsys:
     )
     assert (metrics["auroc"], metrics["threshold"]) == (1.0, 2.0)
     assert (metrics["sensitivity"], metrics["specificity"], metrics["oracle_best_f1"]) == (0.5, 1.0, 1.0)
-    assert (metrics["expected_specificity"], metrics["expected_specificity_holds"]) == (0.75, True)
+    assert (metrics["expected_specificity"], metrics["is_specificity_contradicted"]) == (0.75, False)
     assert metrics["baselines"] == {"intensity_mean": 1.0, "intensity_std": 0.5, "intensity_p95": 1.0}
     printed = capsys.readouterr().out
     assert "4 (2 normal, 2 abnormal)" in printed

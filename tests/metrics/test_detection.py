@@ -12,9 +12,9 @@ from aeflow_monai.metrics.detection import (
     STATISTICS,
     _statistics,
     detection_report,
+    expected_passing,
     format_report,
     intensity_statistics,
-    specificity_holds,
 )
 
 Array = npt.NDArray[Any]
@@ -112,16 +112,26 @@ def test_calling_all_abnormal_has_the_f1_of_the_formula() -> None:
         assert report["all_abnormal_f1"] == report["f1"] == f1_score(labels, np.ones(len(labels)))
 
 
-@pytest.mark.parametrize(("rank", "holds"), [((95, 99), False), ((9, 9), True), ((80, 99), True), ((4, 4), True)])
-def test_normals_that_exceed_the_threshold_too_often_are_reported(rank: tuple[int, int], holds: bool) -> None:
+@pytest.mark.parametrize(
+    ("rank", "contradicted"), [((95, 99), True), ((9, 9), False), ((80, 99), False), ((4, 4), False)]
+)
+def test_normals_that_exceed_the_threshold_too_often_are_reported(rank: tuple[int, int], contradicted: bool) -> None:
     labels, scores = [0] * 100 + [1] * 100, [*range(100), *range(50, 150)]
     report = detection_report(labels, scores, 79, calibrated_rank=rank)
     assert report["specificity"] == 0.8
     expected = rank[0] / (rank[1] + 1)
-    assert (report["expected_specificity"], report["expected_specificity_holds"]) == (expected, holds)
+    assert (report["expected_specificity"], report["is_specificity_contradicted"]) == (expected, contradicted)
     text = format_report(report)
     assert f"(expected: {expected:.3f})" in text
-    assert ("The threshold does not hold here" in text) == (not holds)
+    note = text.splitlines()[-1]
+    low, high = report["specificity_ci95"]
+    assert note.startswith(
+        f"80 of 100 normal cases passed: a specificity of 0.80 (95 % interval {low:.2f} to {high:.2f}), where "
+        f"{expected:.2f} was expected. "
+    )
+    assert "{} to {} pass".format(*report["expected_passing_ci95"]) in note
+    assert ("calibrate the model" in note) == contradicted
+    assert ("neither contradicts nor confirms what was expected" in note) == (not contradicted)
 
 
 @pytest.mark.parametrize("n_calibrated", [4, 19, 99])
@@ -130,13 +140,14 @@ def test_normals_of_the_same_kind_seldom_exceed_the_threshold_too_often(n_calibr
     generator, rank = np.random.default_rng(0), min(math.ceil((n_calibrated + 1) * 0.95), n_calibrated)
     thresholds = np.sort(generator.normal(size=(400, n_calibrated)))[:, rank - 1]
     exceeding = (generator.normal(size=(400, n_normal)) > thresholds[:, None]).sum(axis=1)
-    holds = [specificity_holds(n, n_normal, (rank, n_calibrated)) for n in exceeding.tolist()]
-    assert np.mean(holds) >= 0.95
+    least, most = expected_passing(n_normal, (rank, n_calibrated))
+    assert np.mean(n_normal - exceeding >= least) >= 0.95
+    assert np.mean(n_normal - exceeding <= most) >= 0.95
 
 
 def test_without_a_rank_nothing_is_expected() -> None:
     report = detection_report([0, 0, 1], [2, 3, 4], threshold=1)
-    assert "expected_specificity_holds" not in report
+    assert "specificity_note" not in report
     assert "expected" not in format_report(report)
 
 

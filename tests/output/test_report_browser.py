@@ -85,7 +85,11 @@ def pixels(page: Page) -> str:
 def test_the_verdict_is_on_top(open_report: Open) -> None:
     page = open_report("evaluation")
     assert "of 20 abnormal cases found" in page.locator("h1").inner_text()
-    assert "The expected specificity" in page.locator("#summary").inner_text()
+    said = page.locator("#summary").inner_text()
+    note = re.search(r"(\d+) of 40 normal cases passed: a specificity of (0\.\d\d) ", said)
+    assert note
+    assert f"{int(note[1]) / 40:.2f}" == note[2]
+    assert "0.95 was expected" in said
     assert "which 19 were held out, anything from 85 % to 100 % of new normal" in page.locator("#summary").inner_text()
     assert "Research use only" in page.locator("#summary").inner_text()
     assert page.locator(".tile").count() == 4

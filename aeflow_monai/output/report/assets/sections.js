@@ -26,12 +26,7 @@ function summaryOfEvaluation(report) {
   }
   const passed = negative - counts.alarms;
   const notes = noteLines(report);
-  if (metrics.expected_specificity !== undefined) {
-    notes.push(metrics.expected_specificity_holds
-      ? el("p", { class: "fine" }, el("b", {}, "The expected specificity holds. "), `${percent(metrics.expected_specificity)} of new normal cases were expected to pass; ${percent(metrics.specificity)} did, which is within chance.`)
-      : el("p", { class: "warn" }, el("b", {}, "The expected specificity does not hold. "), `${percent(metrics.expected_specificity)} of new normal cases were expected to pass; only ${percent(metrics.specificity)} did. `
-        + "These normal cases most likely differ from those that the threshold was set on (site, scanner, patients, preparation). Calibrate the model on normals like these."));
-  }
+  if (metrics.specificity_note) notes.push(el("p", { class: metrics.is_specificity_contradicted ? "warn" : "fine" }, metrics.specificity_note));
   notes.push(uncertainThreshold(report));
   if (metrics.auroc_ci95[0] <= 0.5) notes.push(el("p", { class: "warn" }, "The interval of the AUROC includes 0.5: these cases do not show that the score does better than chance."));
   const [best] = Object.entries(metrics.baselines || {}).sort((a, b) => b[1] - a[1]);
