@@ -212,7 +212,7 @@ def _whole_way(model: str | None) -> Callable[[], Iterator[_Finding]]:
             prediction = opened.predict(_with_channels(volume, opened.detector.network.encoder.in_channels))
             took = time.perf_counter() - start
             what = f"a volume was scored with {model}" if model else "a small model was trained and scored a volume"
-            yield _Finding("whole way", "ok", f"{what}: {prediction.anomaly_score:.3g}, in {took:.0f} s")
+            yield _Finding("whole way", "ok", f"{what}: {prediction.anomaly_score:.2f}, in {took:.0f} s")
 
     return whole_way
 

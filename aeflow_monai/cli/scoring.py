@@ -141,7 +141,7 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     scores, failures = rows_of(folder / "scores.csv"), rows_of(folder / "failures.csv")
     abnormal = [row for row in scores if row["prediction"] == "1"]
     # one model scored all of them
-    threshold = f" of {float(scores[0]['threshold']):.3g}" if scores else ""
+    threshold = f" of {float(scores[0]['threshold']):.2f}" if scores else ""
     cases = "1 case" if len(scores) == 1 else f"{len(scores)} cases"
     terminal.result(f"{cases}, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed")
     _say_highest(sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN], terminal)
@@ -171,7 +171,7 @@ def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
         p_value = f"{float(row['p_value']):.2g}" if row["p_value"] else ""
         peak = " ".join(row[f"peak_{axis}"] for axis in "ijk").strip()
         place = [_place_of(row)] if of_volumes else []
-        cells.append([row["case"], f"{float(row['anomaly_score']):.3g}", prediction, p_value, *place, peak])
+        cells.append([row["case"], f"{float(row['anomaly_score']):.2f}", prediction, p_value, *place, peak])
     terminal.table(columns, cells)
     parts = ("anomaly_score", "map_score", "threshold")
     diffuse = [row["case"] for row in rows if is_diffuse(*(float(row[name]) for name in parts))]
@@ -183,8 +183,8 @@ def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:
     """Show how well cases were told apart, and whether the threshold can be trusted here."""
     low, high = metrics["auroc_ci95"]
     terminal.result(
-        f"AUROC {metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), sensitivity {metrics['sensitivity']:.2f}, "
-        f"specificity {metrics['specificity']:.2f}"
+        f"AUROC {metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), sensitivity {metrics['sensitivity']:.3f}, "
+        f"specificity {metrics['specificity']:.3f}"
     )
     name, baseline = max(metrics.get("baselines", {}).items(), key=lambda found: found[1], default=("", 0.0))
     if baseline >= metrics["auroc"]:

@@ -146,8 +146,8 @@ def _specificity_note(report: Mapping[str, Any], passed: int) -> str:
     """What the normal cases say of the expected specificity, in numbers."""
     (low, high), (least, most), n = report["specificity_ci95"], report["expected_passing_ci95"], report["n_normal"]
     measured = (
-        f"{passed} of {n} normal cases passed: a specificity of {report['specificity']:.2f} (95 % interval {low:.2f} "
-        f"to {high:.2f}), where {report['expected_specificity']:.2f} was expected."
+        f"{passed} of {n} normal cases passed: a specificity of {report['specificity']:.3f} (95 % interval {low:.3f} "
+        f"to {high:.3f}), where {report['expected_specificity']:.3f} was expected."
     )
     draws = f"Of {n} normal cases like those that the threshold was set on, {least} to {most} pass in 95 of 100 draws"
     if report["is_specificity_contradicted"]:

@@ -126,8 +126,8 @@ def test_normals_that_exceed_the_threshold_too_often_are_reported(rank: tuple[in
     note = text.splitlines()[-1]
     low, high = report["specificity_ci95"]
     assert note.startswith(
-        f"80 of 100 normal cases passed: a specificity of 0.80 (95 % interval {low:.2f} to {high:.2f}), where "
-        f"{expected:.2f} was expected. "
+        f"80 of 100 normal cases passed: a specificity of 0.800 (95 % interval {low:.3f} to {high:.3f}), where "
+        f"{expected:.3f} was expected. "
     )
     assert "{} to {} pass".format(*report["expected_passing_ci95"]) in note
     assert ("calibrate the model" in note) == contradicted

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from report_results import ELEMENT, MODEL, SCRIPT, write_results
 
+from aeflow_monai.cli.scoring import _say_metrics
+from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.files import read_json
+from aeflow_monai.metrics import format_report
 from aeflow_monai.output.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
@@ -17,6 +21,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
 
 Page = Any
+Capture = pytest.CaptureFixture[str]
 Open = Callable[..., Page]
 
 
@@ -86,15 +91,35 @@ def test_the_verdict_is_on_top(open_report: Open) -> None:
     page = open_report("evaluation")
     assert "of 20 abnormal cases found" in page.locator("h1").inner_text()
     said = page.locator("#summary").inner_text()
-    note = re.search(r"(\d+) of 40 normal cases passed: a specificity of (0\.\d\d) ", said)
+    note = re.search(r"(\d+) of 40 normal cases passed: a specificity of (0\.\d{3}) ", said)
     assert note
-    assert f"{int(note[1]) / 40:.2f}" == note[2]
-    assert "0.95 was expected" in said
+    assert f"{int(note[1]) / 40:.3f}" == note[2]
+    assert "0.950 was expected" in said
     assert "which 19 were held out, anything from 85 % to 100 % of new normal" in page.locator("#summary").inner_text()
     assert "Research use only" in page.locator("#summary").inner_text()
     assert page.locator(".tile").count() == 4
     assert page.locator("#failures tbody tr").count() == 1
     assert "2 files of other kinds" in page.locator("#about").inner_text()
+
+
+def test_a_metric_is_shown_in_one_way(open_report: Open, reports: dict[str, Path], capsys: Capture) -> None:
+    folder = reports["evaluation"].parent
+    metrics = read_json(folder / "metrics.json")
+    said = open_report("evaluation").locator("main").inner_text()
+    log = format_report(metrics)
+    terminal = Terminal()
+    _say_metrics(metrics, terminal)
+    printed = capsys.readouterr().out
+    for name in ("auroc", "sensitivity", "specificity"):
+        low, high = metrics[f"{name}_ci95"]
+        assert f"{metrics[name]:.3f}" in said
+        assert f"{low:.3f}\N{EN DASH}{high:.3f}" in said
+        assert f"{metrics[name]:.3f}  [{low:.3f}, {high:.3f}]" in log
+        assert f"{metrics[name]:.3f}" in printed
+    assert f"the higher score in {metrics['auroc']:.3f} of all pairs (the AUROC)" in said
+    assert metrics["specificity_note"] in said
+    assert metrics["specificity_note"] in log
+    assert metrics["specificity_note"] in printed
 
 
 def test_names_stay_text(open_report: Open) -> None:
@@ -142,9 +167,9 @@ def test_the_slider_explores_other_thresholds(open_report: Open) -> None:
     assert "Exploratory" in page.locator(".explorer").inner_text()
     page.locator("#explore").focus()
     page.keyboard.press("Home")
-    assert "sensitivity 1.00 (20 of 20), specificity" in text.inner_text()
+    assert "sensitivity 1.000 (20 of 20), specificity" in text.inner_text()
     page.keyboard.press("End")
-    assert "sensitivity 0.00 (0 of 20), specificity 1.00" in text.inner_text()
+    assert "sensitivity 0.000 (0 of 20), specificity 1.000" in text.inner_text()
     page.get_by_role("button", name="Back to the stored one").click()
     assert text.inner_text() == before
 

@@ -19,6 +19,8 @@ const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG,
 const MINUS = "\u2212";
 const fixed = (value, digits = 2) =>
   value === undefined || value === null || Number.isNaN(value) ? "\u2013" : value.toFixed(digits).replace("-", MINUS);
+const metric = (value) => fixed(value, 3); // as in the log, the terminal, the model card and docs/results.md
+const pValue = (value) => (value === undefined ? "\u2013" : String(Number(value.toPrecision(2)))); // as in the terminal
 const share = (part, whole) => `${part} of ${whole}`;
 const percent = (value) => `${(100 * value).toFixed(value > 0.995 && value < 1 ? 1 : 0)} %`;
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;

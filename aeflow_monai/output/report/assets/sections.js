@@ -4,7 +4,7 @@ function section(id, name, ...children) {
   return { id, name, node: el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, name), children) };
 }
 
-const interval = (pair) => `${fixed(pair[0])}\u2013${fixed(pair[1])}`;
+const interval = (pair) => `${metric(pair[0])}\u2013${metric(pair[1])}`;
 
 function tile(what, value, more, pair, at, mark) {
   const x = linear(0, 1, 3, 197);
@@ -30,16 +30,16 @@ function summaryOfEvaluation(report) {
   notes.push(uncertainThreshold(report));
   if (metrics.auroc_ci95[0] <= 0.5) notes.push(el("p", { class: "warn" }, "The interval of the AUROC includes 0.5: these cases do not show that the score does better than chance."));
   const [best] = Object.entries(metrics.baselines || {}).sort((a, b) => b[1] - a[1]);
-  if (best && best[1] >= metrics.auroc) notes.push(el("p", { class: "warn" }, `A trivial baseline does as well: ${best[0].replaceAll("_", " ")} alone has an AUROC of ${fixed(best[1])}.`));
+  if (best && best[1] >= metrics.auroc) notes.push(el("p", { class: "warn" }, `A trivial baseline does as well: ${best[0].replaceAll("_", " ")} alone has an AUROC of ${metric(best[1])}.`));
   return [
     el("h1", {}, `${counts.hits} of ${plural(positive, "abnormal case")} found, ${passed} of ${plural(negative, "normal case")} passed`),
-    el("p", { class: "lead" }, `At the stored threshold of ${fixed(report.threshold)}. Of two cases, one normal and one abnormal, the abnormal one has the higher score in ${percent(metrics.auroc)} of all pairs (the AUROC).`),
+    el("p", { class: "lead" }, `At the stored threshold of ${fixed(report.threshold)}. Of two cases, one normal and one abnormal, the abnormal one has the higher score in ${metric(metrics.auroc)} of all pairs (the AUROC).`),
     notes,
     el("div", { class: "tiles" },
       tile("Cases", String(cases.length), `${negative} normal, ${positive} abnormal${failures.length ? `; ${failures.length} more failed` : ""}`),
-      tile("AUROC", fixed(metrics.auroc), `95 % interval ${interval(metrics.auroc_ci95)}; chance 0.5`, metrics.auroc_ci95, metrics.auroc, 0.5),
-      tile("Sensitivity", fixed(metrics.sensitivity), `${share(counts.hits, positive)} abnormal; ${interval(metrics.sensitivity_ci95)}`, metrics.sensitivity_ci95, metrics.sensitivity),
-      tile("Specificity", fixed(metrics.specificity), `${share(passed, negative)} normal; ${interval(metrics.specificity_ci95)}${metrics.expected_specificity === undefined ? "" : `; expected ${fixed(metrics.expected_specificity)}`}`,
+      tile("AUROC", metric(metrics.auroc), `95 % interval ${interval(metrics.auroc_ci95)}; chance 0.5`, metrics.auroc_ci95, metrics.auroc, 0.5),
+      tile("Sensitivity", metric(metrics.sensitivity), `${share(counts.hits, positive)} abnormal; ${interval(metrics.sensitivity_ci95)}`, metrics.sensitivity_ci95, metrics.sensitivity),
+      tile("Specificity", metric(metrics.specificity), `${share(passed, negative)} normal; ${interval(metrics.specificity_ci95)}${metrics.expected_specificity === undefined ? "" : `; expected ${metric(metrics.expected_specificity)}`}`,
         metrics.specificity_ci95, metrics.specificity, metrics.expected_specificity)),
     failureLine(failures),
   ];
@@ -108,7 +108,7 @@ function explorer(report, held, charts) {
     const tried = rates(cases, value);
     const called = cases.filter((one) => one.anomaly_score > value).length;
     text.textContent = labelled && tried.positive && tried.negative
-      ? `${fixed(value)}: sensitivity ${fixed(tried.sensitivity)} (${share(tried.hits, tried.positive)}), specificity ${fixed(tried.specificity)} (${share(tried.negative - tried.alarms, tried.negative)})`
+      ? `${fixed(value)}: sensitivity ${metric(tried.sensitivity)} (${share(tried.hits, tried.positive)}), specificity ${metric(tried.specificity)} (${share(tried.negative - tried.alarms, tried.negative)})`
       : `${fixed(value)}: ${share(called, cases.length)} above`;
     input.setAttribute("aria-valuetext", text.textContent);
     charts.forEach((chart) => chart.move(chart.box ? value : stored, value === threshold ? null : tried));
@@ -125,17 +125,17 @@ function explorer(report, held, charts) {
 function curveCards(report) {
   const { cases, metrics } = report;
   const { roc, recall, prevalence } = curvePoints(cases);
-  const one = squareChart(`ROC curve, area ${fixed(metrics.auroc)}`, ["1 \u2212 specificity", "sensitivity"], roc, [0, 1], (c) => [1 - c.specificity, c.sensitivity]);
-  const two = squareChart(`Precision-recall curve, average precision ${fixed(metrics.average_precision)}`, ["recall (sensitivity)", "precision"], recall, [prevalence, prevalence], (c) => [c.sensitivity, c.precision]);
+  const one = squareChart(`ROC curve, area ${metric(metrics.auroc)}`, ["1 \u2212 specificity", "sensitivity"], roc, [0, 1], (c) => [1 - c.specificity, c.sensitivity]);
+  const two = squareChart(`Precision-recall curve, average precision ${metric(metrics.average_precision)}`, ["recall (sensitivity)", "precision"], recall, [prevalence, prevalence], (c) => [c.sensitivity, c.precision]);
   const legend = el("div", { class: "legend" }, el("span", {}, sign("stored"), "stored threshold"), el("span", {}, sign("tried"), "exploratory"), el("span", {}, "dotted: chance"));
   const rows = [["Average precision", "average_precision"], ["F1 at the threshold", "f1"], ["Accuracy at the threshold", "accuracy"]];
   const node = el("div", { class: "charts" },
-    el("div", { class: "card" }, el("h3", {}, `ROC curve \u2013 area ${fixed(metrics.auroc)}`), one.chart, legend),
-    el("div", { class: "card" }, el("h3", {}, `Precision and recall \u2013 average ${fixed(metrics.average_precision)}`), two.chart, legend.cloneNode(true)),
+    el("div", { class: "card" }, el("h3", {}, `ROC curve \u2013 area ${metric(metrics.auroc)}`), one.chart, legend),
+    el("div", { class: "card" }, el("h3", {}, `Precision and recall \u2013 average ${metric(metrics.average_precision)}`), two.chart, legend.cloneNode(true)),
     el("div", { class: "card last" }, el("h3", {}, "Against trivial baselines"), baselines(metrics),
-      el("h3", {}, "More numbers"), el("dl", { class: "facts" }, rows.map(([name, key]) => [el("dt", {}, name), el("dd", {}, `${fixed(metrics[key])} [${interval(metrics[`${key}_ci95`])}]`)]),
-        el("dt", {}, "F1 if all were called abnormal"), el("dd", {}, fixed(metrics.all_abnormal_f1)),
-        el("dt", {}, "Best F1 of any threshold"), el("dd", {}, `${fixed(metrics.oracle_best_f1)} (oracle: chosen on test labels)`)),
+      el("h3", {}, "More numbers"), el("dl", { class: "facts" }, rows.map(([name, key]) => [el("dt", {}, name), el("dd", {}, `${metric(metrics[key])} [${interval(metrics[`${key}_ci95`])}]`)]),
+        el("dt", {}, "F1 if all were called abnormal"), el("dd", {}, metric(metrics.all_abnormal_f1)),
+        el("dt", {}, "Best F1 of any threshold"), el("dd", {}, `${metric(metrics.oracle_best_f1)} (oracle: chosen on test labels)`)),
       el("p", { class: "dim" }, `Intervals are 95 % bootstraps over cases, ${metrics.n_bootstrap} resamples.`)));
   return { node, charts: [{ move: (stored, tried) => { one.move(stored, tried); two.move(stored, tried); } }] };
 }
@@ -145,27 +145,27 @@ function baselines(metrics) {
   return el("div", { class: "bars" }, el("p", { class: "dim" }, "AUROC; of baselines in their better direction."),
     el("table", { class: "plain" }, el("tbody", {}, rows.map(([name, value], k) => el("tr", {}, el("th", { scope: "row" }, name),
       el("td", {}, svg("svg", { class: "bar-of", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
-        svg("rect", { class: k ? "fill other" : "fill", width: Math.max(1, (value - 0.5) * 200), height: 10, rx: 2 }))), el("td", { class: "right" }, fixed(value)))))));
+        svg("rect", { class: k ? "fill other" : "fill", width: Math.max(1, (value - 0.5) * 200), height: 10, rx: 2 }))), el("td", { class: "right" }, metric(value)))))));
 }
 
 function lesionSection(report) {
   const found = report.localisation;
   if (found.n_volumes === undefined) return null;
   const list = (rows) => el("dl", { class: "facts" }, rows.filter((row) => row[1] !== undefined).map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
-  const with95 = (key) => found[key] === undefined ? undefined : `${fixed(found[key])} [${interval(found[`${key}_ci95`])}]`;
+  const with95 = (key) => found[key] === undefined ? undefined : `${metric(found[key])} [${interval(found[`${key}_ci95`])}]`;
   const cards = [];
   if (found.lesion_sensitivity) {
     cards.push(el("div", { class: "card" }, el("h3", {}, "Lesions at any threshold (FROC)"),
       el("p", { class: "dim" }, `${plural(found.n_lesions, "lesion")}. ${hitRule(found)}`),
       el("table", { class: "plain" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "False positives per volume"), el("th", { scope: "col", class: "right" }, "Lesions hit"))),
-        el("tbody", {}, Object.entries(found.lesion_sensitivity).sort((a, b) => a[0] - b[0]).map(([rate, value]) => el("tr", {}, el("td", {}, rate), el("td", { class: "right" }, `${fixed(value)} (${share(Math.round(value * found.n_lesions), found.n_lesions)})`))),
-          el("tr", {}, el("td", {}, el("b", {}, "FROC score (mean)")), el("td", { class: "right" }, el("b", {}, fixed(found.froc_score))))))));
+        el("tbody", {}, Object.entries(found.lesion_sensitivity).sort((a, b) => a[0] - b[0]).map(([rate, value]) => el("tr", {}, el("td", {}, rate), el("td", { class: "right" }, `${metric(value)} (${share(Math.round(value * found.n_lesions), found.n_lesions)})`))),
+          el("tr", {}, el("td", {}, el("b", {}, "FROC score (mean)")), el("td", { class: "right" }, el("b", {}, metric(found.froc_score))))))));
   }
   cards.push(el("div", { class: "card" }, el("h3", {}, "Voxels"), list([
-    ["Volumes", `${found.n_volumes}, ${found.n_abnormal_volumes} with lesions`], ["AUROC", fixed(found.voxel_auroc)],
-    ["Average precision", `${fixed(found.voxel_average_precision)} (chance ${fixed(found.lesion_fraction, 3)})`], ["AUPRO", fixed(found.aupro)],
-    ["Dice at the map threshold", fixed(found.dice)], ["Mean Dice of a volume", fixed(found.mean_volume_dice)],
-    ["Best Dice of any threshold", `${fixed(found.oracle_best_dice)} (oracle: chosen on test labels)`]])));
+    ["Volumes", `${found.n_volumes}, ${found.n_abnormal_volumes} with lesions`], ["AUROC", metric(found.voxel_auroc)],
+    ["Average precision", `${metric(found.voxel_average_precision)} (chance ${metric(found.lesion_fraction)})`], ["AUPRO", metric(found.aupro)],
+    ["Dice at the map threshold", metric(found.dice)], ["Mean Dice of a volume", metric(found.mean_volume_dice)],
+    ["Best Dice of any threshold", `${metric(found.oracle_best_dice)} (oracle: chosen on test labels)`]])));
   if (found.slice_auroc !== undefined) {
     cards.push(el("div", { class: "card" }, el("h3", {}, "Slices"), list([["Slices", `${found.n_slices}, ${found.n_abnormal_slices} abnormal`],
       ["AUROC", with95("slice_auroc")], ["Average precision", with95("slice_average_precision")]])));

@@ -38,7 +38,7 @@ function peakText(one) {
 
 function caseFacts(report, one) {
   const facts = [`score ${fixed(one.anomaly_score)}, threshold ${fixed(one.limit)}`, report.labelled ? `${one.kind}, ${one.outcome}` : one.outcome];
-  if (one.p_value !== undefined) facts.push(`p ${fixed(one.p_value, 3)} among ${plural(one.n_held_out, "held-out normal")}`);
+  if (one.p_value !== undefined) facts.push(`p ${pValue(one.p_value)} among ${plural(one.n_held_out, "held-out normal")}`);
   if (one.peak_i !== undefined) facts.push(`map highest at the ${one.slice_from_0 === undefined ? "pixel" : "voxel"} ${peakText(one)}`);
   if (one.global_term !== undefined) facts.push(`${fixed(one.map_score)} by the map, ${fixed(one.global_term)} by the global term`);
   if (one.global_term !== undefined && one.anomaly_score > one.limit && one.map_score <= one.limit) facts.push("abnormal as a whole, by its global term: the map may show nothing");
@@ -55,7 +55,7 @@ function columnsOf(report) {
     report.labelled && { name: "Label", value: (one) => one.kind, cell: (one) => el("span", { class: "state" }, sign(one.kind), one.kind) },
     { name: report.labelled ? "Outcome" : "Prediction", value: (one) => one.outcome, cell: (one) => el("span", { class: wrong.includes(one.outcome) ? "state wrong" : "state" },
       report.labelled ? null : sign(one.kind), one.outcome) },
-    report.cases.some((one) => one.p_value !== undefined) && { name: "p among normals", right: true, value: (one) => one.p_value, cell: (one) => fixed(one.p_value, 3) },
+    report.cases.some((one) => one.p_value !== undefined) && { name: "p among normals", right: true, value: (one) => one.p_value, cell: (one) => pValue(one.p_value) },
     report.volumes && { name: "Most anomalous slice, from 0", value: (one) => one.slice_from_0, cell: placeText },
     { name: "File", class: "name dim", value: (one) => one.file, cell: (one) => one.file },
   ];
