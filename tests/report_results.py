@@ -1,5 +1,6 @@
 """A folder of results with tables, reports and pictures, as a run leaves it before its report."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ MODEL = {
     "specificity_range": [0.85, 1.0],
     "n_held_out": 19,
     "held_out_scores": [round(0.1 * k, 2) for k in range(19)],
+    "global_weight": 2.0,
 }
 LOCALISATION = {
     **{"n_abnormal_without_mask": 1, "n_volumes": 59, "n_abnormal_volumes": 3, "n_lesions": 3, "hit_tolerance_mm": 2.0},
@@ -64,6 +66,7 @@ def write_results(
     scores = [float(score) for score in rng.normal(0.5, 1, n_cases) + 2 * np.array(labels)]
     label = ["label"] if labelled else []
     told = ["anomaly_score", "threshold", "prediction", "p_value", "n_held_out", *PLACE_COLUMNS, *PEAK_COLUMNS]
+    told += ["map_score", "global_term"]
     table = Table(folder / "scores.csv", ["case", "file", *label, *told])
     budget = PictureBudget()
     for number, (name, kind, score) in enumerate(zip(names, labels, scores, strict=True)):
@@ -71,6 +74,8 @@ def write_results(
         row |= {"threshold": 2.0, "prediction": int(score > 2), "p_value": 0.25, "n_held_out": 19}
         row |= dict(zip(PLACE_COLUMNS, ("axial", "k", 3, 14.0) if n_slices > 1 else ("",) * 4, strict=True))
         row |= dict(zip(PEAK_COLUMNS, (5, 6, 3, 1.5, -20.0, 14.5) if n_slices > 1 else (5, 6, *("",) * 4), strict=True))
+        # a score is the soft maximum of both
+        row |= {"global_term": score / 2 - 0.5, "map_score": score + math.log(2 - math.exp(-1))}
         table.append(row | ({"label": kind} if labelled else {}))
         budget.add(name, score, 2.0, block(n_slices, seed=number), kind if labelled else None)
     table.finish()

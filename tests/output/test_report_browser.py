@@ -1,5 +1,6 @@
 """The report as people see it: opened from disk in Chromium, clicked, and looked at for requests and errors."""
 
+import math
 import os
 import re
 import shutil
@@ -198,6 +199,19 @@ def test_a_case_is_walked_through_with_the_keyboard(open_report: Open) -> None:
     assert title.inner_text() == first
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
+
+
+def test_the_parts_of_a_score_give_it_by_the_formula_that_stands_beside_them(open_report: Open) -> None:
+    page = open_report("inference")
+    page.locator("#cases tbody .link").first.press("Enter")
+    said = page.locator("#viewer .facts-line").inner_text().replace("\N{MINUS SIGN}", "-")
+    number = r"(-?\d+\.\d\d)"
+    parts = rf"map {number} and global term {number}, joined by a soft maximum, no sum"
+    found = re.search(rf"score {number}, threshold .*{parts}", said, re.DOTALL)
+    assert found
+    score, of_map, term = map(float, found.groups())
+    assert "score = log((exp(map) + exp(2 \N{MULTIPLICATION SIGN} term)) / 2)" in said
+    assert score == pytest.approx(math.log((math.exp(of_map) + math.exp(2 * term)) / 2), abs=0.02)
 
 
 def test_other_planes_follow_a_click_and_opacity_a_slider(open_report: Open) -> None:

@@ -82,7 +82,7 @@ function caseViewer(report) {
         el("kbd", {}, "+"), " ", el("kbd", {}, MINUS), " opacity, ", el("kbd", {}, "O"), " outline, ",
         has("lesion") ? [el("kbd", {}, "L"), " lesion, "] : null, el("kbd", {}, "Esc"), " close"),
       el("p", { class: "keys" }, "Pictures are reduced to at most 128 pixels a side and 64 slices (2D images: 320 pixels) and compressed; "
-        + "outlines here are approximate. The files hold the values."),
+        + "outlines here are approximate. The files hold the values. Where nothing in the tissue stands out, the map may be highest in the noise of the air around it."),
     ];
   }
 
