@@ -44,11 +44,18 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "inference": {"labelled": False},
         "pictures": {"labelled": False, "n_slices": 1},
         "bare": {},
+        "outlier": {"labelled": False},
     }
     found = {}
     for name, options in kinds.items():
         folder = tmp_path_factory.mktemp(name)
         pictures = write_results(folder, **options)
+        if name == "outlier":  # a score many times the others
+            table = folder / "scores.csv"
+            lines = table.read_text("utf-8").splitlines()
+            cells = lines[-1].split(",")
+            cells[2] = "250.0"
+            table.write_text("\n".join([*lines[:-1], ",".join(cells)]), "utf-8")
         found[name] = write_report(folder, {} if name == "bare" else pictures, {} if name == "bare" else MODEL)
     return found
 
@@ -173,6 +180,17 @@ def test_the_slider_explores_other_thresholds(open_report: Open) -> None:
     assert "sensitivity 0.000 (0 of 20), specificity 1.000" in text.inner_text()
     page.get_by_role("button", name="Back to the stored one").click()
     assert text.inner_text() == before
+
+
+def test_a_bent_axis_says_so_and_has_round_ticks(open_report: Open) -> None:
+    for name, is_bent in (("evaluation", False), ("outlier", True)):
+        chart = open_report(name).locator("#scores svg").first
+        assert ("on a bent axis (asinh)" in chart.text_content()) == is_bent
+        ticks = [float(text.replace("\N{MINUS SIGN}", "-")) for text in chart.locator(".tick").all_text_contents()]
+        assert len(ticks) >= 3
+        assert ticks == sorted(ticks)
+        if is_bent:
+            assert all(re.fullmatch(r"-?0*[125]?0*", str(tick).replace(".", "")) for tick in ticks)
 
 
 def test_a_case_is_walked_through_with_the_keyboard(open_report: Open) -> None:

@@ -86,7 +86,7 @@ function strips(groups, threshold, open) {
       top += height + 30;
       return row;
     });
-    const height = top + 22;
+    const height = top + 42;
     const line = svg("g", {});
     draw = () => line.replaceChildren(...marksAt(scale, threshold, tried, top, width));
     draw();
@@ -94,7 +94,8 @@ function strips(groups, threshold, open) {
       "aria-label": `Scores of ${groups.map((group) => `${group.cases.length} ${group.name}`).join(", ")}` },
       line, rows, scale.ticks(Math.max(3, Math.round(width / 110))).map((tick) => [
         svg("line", { class: "axis", x1: scale(tick), x2: scale(tick), y1: top, y2: top + 5 }),
-        svg("text", { x: scale(tick), y: top + 18, "text-anchor": "middle" }, tickText(tick))])));
+        svg("text", { class: "tick", x: scale(tick), y: top + 18, "text-anchor": "middle" }, tickText(tick))]),
+      svg("text", { x: width / 2, y: top + 37, "text-anchor": "middle" }, scale.bent ? "score, on a bent axis (asinh): the same distance is a larger difference farther out" : "score")));
   };
   let before = 0;
   new ResizeObserver(() => { if (box.clientWidth !== before) { before = box.clientWidth; redraw(); } }).observe(box);

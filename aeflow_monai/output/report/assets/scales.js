@@ -21,13 +21,23 @@ function scoreScale(values, from, to) {
   const outer = linear(bend(low) - 0.1, bend(high) + 0.1, from, to);
   const scale = (value) => outer(bend(value));
   scale.invert = (place) => centre + middle * Math.sinh(outer.invert(place));
-  scale.ticks = (count) => {
-    const step = 2 * niceStep(bend(high) - bend(low), count);
-    const found = [];
-    for (let place = bend(low); place <= bend(high); place += step) found.push(rounded(centre + middle * Math.sinh(place)));
-    return [...new Set(found)];
-  };
+  scale.bent = true;
+  scale.ticks = (count) => roundTicks(scale, low, high, Math.abs(to - from) / count);
   return scale;
+}
+
+// The roundest numbers that lie so far apart on a bent scale: 0, then 1, 2 and 5 with zeros, large ones first; far from 0
+// there are few of these, and multiples of them have to do.
+function roundTicks(scale, low, high, apart) {
+  const steps = [niceStep(high - low, 1)];
+  while (steps.length < 12) steps.push(niceStep(0.4 * steps[steps.length - 1], 1)); // 10, 5, 2, 1
+  const found = [];
+  const take = (tick) => {
+    if (tick >= low && tick <= high && found.every((other) => Math.abs(scale(other) - scale(tick)) >= apart)) found.push(tick);
+  };
+  [0, ...steps.flatMap((step) => [step, -step])].forEach(take);
+  if (found.length < 4) steps.filter((step) => (high - low) / step < 2000).forEach((step) => multiples(step, low, high).forEach(take));
+  return found.sort((a, b) => a - b);
 }
 
 function niceStep(width, count) {
@@ -36,12 +46,12 @@ function niceStep(width, count) {
   return power * [1, 2, 5, 10].find((step) => step * power >= raw);
 }
 
-function niceTicks(low, high, count) {
-  const step = niceStep(high - low, count);
+const niceTicks = (low, high, count) => multiples(niceStep(high - low, count), low, high);
+
+function multiples(step, low, high) {
   const found = [];
   for (let k = Math.ceil(low / step); k * step <= high; k += 1) found.push(Number((k * step).toPrecision(10)));
   return found;
 }
 
-const rounded = (value) => Number(value.toPrecision(2));
 const tickText = (value) => String(value).replace("-", MINUS);
