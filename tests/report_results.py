@@ -14,6 +14,7 @@ from aeflow_monai.output.result_files import PEAK_COLUMNS, PLACE_COLUMNS
 SCRIPT = "<img src=x onerror=alert(1)>"
 ELEMENT = "</script><script>alert(2)</script>"
 FORMULA = "=cmd|' /C calc'!A0"
+LONG = f"sub-0001_ses-01_acq-{'highres' * 9}_desc-preprocessed_run-07_T1w"
 MODEL = {
     "thresholds": {"case_threshold": 2.0, "slice_threshold": 2.5, "map_threshold": 3.0},
     "rank": 19,
@@ -61,7 +62,7 @@ def write_results(
 ) -> dict[str, dict[str, Any]]:
     """Write the tables of a run of so many cases, and give their pictures."""
     rng = np.random.default_rng(seed)
-    names = [SCRIPT, ELEMENT, FORMULA, *(f"case_{number:03d}" for number in range(3, n_cases))]
+    names = [SCRIPT, ELEMENT, FORMULA, *(f"case_{number:03d}" for number in range(3, n_cases - 1)), LONG]
     labels = [int(number % 3 == 0) for number in range(n_cases)]
     scores = [float(score) for score in rng.normal(0.5, 1, n_cases) + 2 * np.array(labels)]
     label = ["label"] if labelled else []

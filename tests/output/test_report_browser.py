@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_results import ELEMENT, MODEL, SCRIPT, write_results
+from report_results import ELEMENT, LONG, MODEL, SCRIPT, write_results
 
 from aeflow_monai.cli.scoring import _say_metrics
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import read_json
+from aeflow_monai.files import read_json, rows_of
 from aeflow_monai.metrics import format_report
 from aeflow_monai.output.report import write_report
 
@@ -45,6 +45,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "pictures": {"labelled": False, "n_slices": 1},
         "bare": {},
         "outlier": {"labelled": False},
+        "few": {"n_cases": 4, "labelled": False},
     }
     found = {}
     for name, options in kinds.items():
@@ -243,8 +244,38 @@ def test_other_planes_follow_a_click_and_opacity_a_slider(open_report: Open) -> 
     page.locator("#opacity").fill("0.2")
     assert pixels(page) != shown
     page.get_by_role("button", name="Close").click()
+
+
+def test_lists_of_pictures_are_short_and_say_by_which_rule(open_report: Open, reports: dict[str, Path]) -> None:
+    page = open_report("evaluation")
+    scores = [float(row["anomaly_score"]) for row in rows_of(reports["evaluation"].parent / "scores.csv")]
+    near = sum(abs(score - 2) <= 0.5 for score in scores)
+    assert 0 < near < 14
+    tabs = page.locator("#gallery [role=tab]")
+    assert tabs.first.inner_text() == "Most anomalous 7 of 60"
+    assert page.locator(".thumb").count() == 7
     page.get_by_role("tab", name="Borderline").click()
-    assert page.locator(".thumb").count() == 14
+    assert page.get_by_role("tab", name="Borderline").inner_text() == f"Borderline {near}"
+    assert page.locator(".thumb").count() == near
+    assert "within 0.5 of the threshold" in page.locator("#gallery").inner_text()
+    page = open_report("few")
+    assert page.locator("#gallery [role=tab]").first.inner_text() == "Most anomalous 2 of 4"
+
+
+@pytest.mark.parametrize(("width", "room"), [(400, False), (1280, True)])
+def test_a_long_name_is_cut_in_the_middle_and_shown_by_a_pointer(open_report: Open, width: int, room: bool) -> None:
+    page = open_report("evaluation", width)
+    page.locator("#cases input[type=search]").fill("highres")
+    assert cells(page, 1) == [LONG]
+    name = page.locator("#cases tbody .cut").first
+    assert name.get_attribute("title") == LONG
+    is_cut = "span => span.scrollWidth > span.clientWidth"
+    assert name.locator("span").first.evaluate(is_cut)
+    cell, end = page.locator("#cases tbody td").first.bounding_box(), name.locator("span").last.bounding_box()
+    assert end["x"] + end["width"] <= cell["x"] + cell["width"]  # the end is in sight
+    assert name.locator("span").last.inner_text() == LONG[-10:]
+    page.locator("#cases input[type=search]").fill("onerror")  # of 28 characters
+    assert page.locator("#cases tbody .cut span").first.evaluate(is_cut) != room
 
 
 def test_lesions_are_listed_and_lead_to_their_case(open_report: Open) -> None:

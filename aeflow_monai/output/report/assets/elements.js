@@ -16,6 +16,15 @@ function fill(element, attributes, children) {
 const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
 const svg = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
+// A name whose middle is cut where there is no room, since both ends tell cases apart; a pointer over it shows all.
+const TAIL = 10;
+const SHORT = 18;
+function named(name) {
+  const signs = [...name];
+  if (signs.length <= SHORT) return el("span", { title: name }, name);
+  return el("span", { class: "cut", title: name }, el("span", {}, signs.slice(0, -TAIL).join("")), el("span", {}, signs.slice(-TAIL).join("")));
+}
+
 const MINUS = "\u2212";
 const fixed = (value, digits = 2) =>
   value === undefined || value === null || Number.isNaN(value) ? "\u2013" : value.toFixed(digits).replace("-", MINUS);

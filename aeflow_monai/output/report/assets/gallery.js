@@ -1,21 +1,28 @@
 // Lists of pictures: the most anomalous, the borderline, what was missed and what was a false alarm.
 
-const LISTED = 14;
+const LISTED = 14; // two rows
+const MOST = 7;
+const BORDERLINE = 0.5; // standard deviations of normals, which scores are in
 
 function galleryLists(report) {
   const { cases } = report;
-  const by = (order) => (list) => [...list].sort(order).slice(0, LISTED);
+  const near = (one) => Math.abs(one.anomaly_score - one.limit);
+  const list = (name, rule, of, order, limit = LISTED) => {
+    const shown = [...of].sort(order).slice(0, limit);
+    return { name, cases: shown, all: of.length, note: rule };
+  };
+  const highest = (a, b) => b.anomaly_score - a.anomaly_score;
   const lists = [
-    { name: "Most anomalous", note: "The highest scores.", cases: by((a, b) => b.anomaly_score - a.anomaly_score)(cases) },
-    { name: "Borderline", note: "Scores next to the threshold, on either side of it.",
-      cases: by((a, b) => Math.abs(a.anomaly_score - a.limit) - Math.abs(b.anomaly_score - b.limit))(cases) },
+    list("Most anomalous", `The highest scores: at most ${MOST} cases, and at most half of them.`, cases, highest, Math.min(MOST, Math.ceil(cases.length / 2))),
+    list("Borderline", `Scores within ${BORDERLINE} of the threshold, on either side of it; the nearest first.`,
+      cases.filter((one) => near(one) <= BORDERLINE), (a, b) => near(a) - near(b)),
   ];
   if (report.labelled) {
     lists.splice(1, 0,
-      { name: "Missed", note: "Abnormal, but not above the threshold; the lowest scores first.",
-        cases: by((a, b) => a.anomaly_score - b.anomaly_score)(cases.filter((one) => one.outcome === "missed")) },
-      { name: "False alarms", note: "Normal, but above the threshold; the highest scores first.",
-        cases: by((a, b) => b.anomaly_score - a.anomaly_score)(cases.filter((one) => one.outcome === "false alarm")) });
+      list("Missed", "Abnormal, but not above the threshold; the lowest scores first.",
+        cases.filter((one) => one.outcome === "missed"), (a, b) => a.anomaly_score - b.anomaly_score),
+      list("False alarms", "Normal, but above the threshold; the highest scores first.",
+        cases.filter((one) => one.outcome === "false alarm"), highest));
   }
   return lists;
 }
@@ -32,7 +39,7 @@ function gallery(report, open) {
       show(next);
       tabs[next].focus();
     },
-  }, `${list.name} ${list.cases.length}`));
+  }, `${list.name} ${list.cases.length < list.all ? share(list.cases.length, list.all) : list.all}`));
 
   function show(index) {
     tabs.forEach((tab, k) => { tab.setAttribute("aria-selected", String(k === index)); tab.tabIndex = k === index ? 0 : -1; });
@@ -61,6 +68,6 @@ function thumb(report, one, open) {
     frame.replaceChildren(el("img", { src: pictures.overlay, alt: "" }));
   }
   return el("button", { class: "thumb", type: "button", onclick: open, "aria-label": `${one.case}, score ${fixed(one.anomaly_score)}` },
-    frame, el("span", { class: "caption" }, el("b", { title: one.case }, one.case),
+    frame, el("span", { class: "caption" }, el("b", {}, named(one.case)),
       el("span", { class: "state" }, sign(one.kind), `${fixed(one.anomaly_score)} \u00b7 ${one.outcome}`)));
 }

@@ -190,7 +190,7 @@ function lesionTable(report) {
   const found = (one) => (one.found ? "found" : "missed");
   const cases = new Map(report.cases.map((one) => [one.case, one]));
   const columns = [
-    { name: "Case", class: "name", value: (one) => one.case, cell: (one) => el("button", { class: "link", type: "button", title: one.case }, one.case) },
+    { name: "Case", class: "name", value: (one) => one.case, cell: (one) => el("button", { class: "link", type: "button" }, named(one.case)) },
     { name: "Lesion", right: true, value: (one) => one.lesion, cell: (one) => String(one.lesion) },
     { name: "Diameter of its size, mm", right: true, first: true, value: (one) => one.diameter_mm, cell: (one) => fixed(one.diameter_mm, 1) },
     { name: "Voxels", right: true, value: (one) => one.n_voxels, cell: (one) => String(one.n_voxels) },
@@ -205,7 +205,7 @@ function failureSection(report) {
   if (!report.failures.length) return null;
   return section("failures", "Failed cases", el("p", { class: "dim" }, "These were not scored; the others went on."),
     el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, ["Case", "File", "When", "What is wrong"].map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, report.failures.map((one) => el("tr", {}, el("td", { class: "name" }, one.case), el("td", { class: "name" }, one.file), el("td", {}, one.stage), el("td", { class: "wrap" }, one.message)))))));
+      el("tbody", {}, report.failures.map((one) => el("tr", {}, el("td", { class: "name" }, named(one.case)), el("td", { class: "name" }, named(one.file)), el("td", {}, one.stage), el("td", { class: "wrap" }, one.message)))))));
 }
 
 function aboutSection(report) {

@@ -55,14 +55,14 @@ function columnsOf(report) {
   const top = Math.max(...report.cases.map((one) => one.anomaly_score), report.threshold || 0) || 1;
   const wrong = ["missed", "false alarm"];
   const columns = [
-    { name: "Case", class: "name", value: (one) => one.case, cell: (one) => el("button", { class: "link", type: "button", title: one.case }, one.case) },
+    { name: "Case", class: "name", value: (one) => one.case, cell: (one) => el("button", { class: "link", type: "button" }, named(one.case)) },
     { name: "Score", right: true, first: true, value: (one) => one.anomaly_score, cell: (one) => [fixed(one.anomaly_score), scoreMeter(one.anomaly_score, one.limit, top)] },
     report.labelled && { name: "Label", value: (one) => one.kind, cell: (one) => el("span", { class: "state" }, sign(one.kind), one.kind) },
     { name: report.labelled ? "Outcome" : "Prediction", value: (one) => one.outcome, cell: (one) => el("span", { class: wrong.includes(one.outcome) ? "state wrong" : "state" },
       report.labelled ? null : sign(one.kind), one.outcome) },
     report.cases.some((one) => one.p_value !== undefined) && { name: "p among normals", right: true, value: (one) => one.p_value, cell: (one) => pValue(one.p_value) },
     report.volumes && { name: "Most anomalous slice, from 0", value: (one) => one.slice_from_0, cell: placeText },
-    { name: "File", class: "name dim", value: (one) => one.file, cell: (one) => one.file },
+    { name: "File", class: "name dim", value: (one) => one.file, cell: (one) => named(one.file) },
   ];
   return columns.filter(Boolean);
 }

@@ -41,7 +41,7 @@ function caseViewer(report) {
     const move = (by, name) => el("button", { class: "button", type: "button", "data-move": by, disabled: !list[place + by], onclick: () => step(by) }, name);
     dialog.replaceChildren(
       el("div", { class: "case-head" },
-        el("h2", { id: "viewer-title", title: current.case }, current.case),
+        el("h2", { id: "viewer-title" }, named(current.case)),
         el("div", { class: "facts-line" }, caseFacts(report, current).map((fact) => el("span", {}, fact))),
         el("div", { class: "moves" }, move(-1, "\u2190 Previous"), move(1, "Next \u2192"),
           el("button", { class: "button", type: "button", onclick: () => dialog.close(), "aria-label": "Close" }, "Close"))),
