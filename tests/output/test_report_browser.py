@@ -276,6 +276,11 @@ def test_a_long_name_is_cut_in_the_middle_and_shown_by_a_pointer(open_report: Op
     assert name.locator("span").last.inner_text() == LONG[-10:]
     page.locator("#cases input[type=search]").fill("onerror")  # of 28 characters
     assert page.locator("#cases tbody .cut span").first.evaluate(is_cut) != room
+    # whatever holds a name has room for what is left of it, or its end would be cut too
+    assert page.evaluate(
+        "[...document.querySelectorAll('.cut')].map(cut => cut.parentElement)"
+        ".every(room => room.scrollWidth <= room.clientWidth)"
+    )
 
 
 def test_lesions_are_listed_and_lead_to_their_case(open_report: Open) -> None:
