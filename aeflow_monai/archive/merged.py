@@ -90,7 +90,8 @@ def merge(folder: str | Path) -> Merged:
         missing = tuple(sorted(set(range(1, shards[0].total + 1)) - {shard.number for shard in shards}))
         repeated = sum(own.get("repeated", 0) for own in settings)
         merged = Merged(counts, missing, shards[0].total, repeated, _same_names(ledgers))
-        _write(folder, ledgers, settings[0], merged)
+        notes = {note: None for own in settings for note in own.get("notes", [])}  # each once
+        _write(folder, ledgers, {**settings[0], "notes": [*notes]}, merged)
     return merged
 
 
@@ -138,6 +139,7 @@ def _record(settings: Mapping[str, Any], merged: Merged) -> dict[str, Any]:
         "machine": {**record["machine"], "runtime": ", ".join(_computed_by(settings))},
         "state": "finished" if merged.is_finished else "unfinished",
         "model": {"file": settings["model"], "sha256": settings["model_sha256"]},
+        "notes": settings["notes"],
         "n_cases": done + failed,
         "n_failed": failed,
         "n_open": n_open,

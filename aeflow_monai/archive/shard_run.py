@@ -132,11 +132,14 @@ class OpenShard:
 
     def take(self, outcome: Outcome) -> None:
         """Note what came of a study, and tell."""
-        number, row, failure, runtime = outcome
+        number, row, failure, runtime, note = outcome
         done, failed, n_open = self.counts
         if runtime is not None and runtime not in self.computed_by:
             self.computed_by.append(runtime)
             self.ledger.set(computed_by=sorted(self.computed_by))
+        if note and note not in self.notes:
+            self.notes.append(note)
+            self.ledger.set(notes=self.notes)
         if row is not None:
             self.ledger.done(number, row)
             self.counts = Counts(done + 1, failed, n_open - 1)
@@ -162,6 +165,7 @@ class OpenShard:
                 )
         state = _state_of(self.run.source)
         self.computed_by: list[str] = earlier.get("computed_by", [])
+        self.notes: list[str] = earlier.get("notes", [])
         self.ledger.set(**settings, record=of_run)
         if state and earlier.get("listed") == state and "list_sha256" in earlier:  # a million lines take a minute
             self.ledger.begin(None, retry_failed)

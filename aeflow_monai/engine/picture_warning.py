@@ -14,10 +14,13 @@ from aeflow_monai.geometry import any_picture
 from aeflow_monai.printable import some
 from aeflow_monai.score.position import UNKNOWN
 
-__all__ = ["note_on_pictures", "note_on_volumes", "saw_pictures", "saw_volumes"]
+__all__ = ["note_on_picture", "note_on_pictures", "note_on_volumes", "saw_pictures", "saw_volumes"]
 
 _NORMALS = "score.dissimilarity_norm"  # of normals by plane and relative slice position
 _ROUNDED = 1e-4
+_AS_SLICE = (
+    "Each is scored as the middle slice of a volume, by thresholds of volumes. Train on pictures to score pictures."
+)
 
 
 def saw_volumes(state: Mapping[str, Tensor]) -> bool:
@@ -65,9 +68,23 @@ def note_on_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) 
         return ""
     return (
         f"{len(pictures)} of {len(paths)} images are 2D pictures, but the model was trained on volumes: "
-        f"{some([Path(path).name for path in pictures])}. Each is scored as the middle slice of a volume, by "
-        "thresholds of volumes. Train on pictures to score pictures."
+        f"{some([Path(path).name for path in pictures])}. {_AS_SLICE}"
     )
+
+
+def note_on_picture(state: Mapping[str, Tensor], item: Mapping[str, Any]) -> str:
+    """Say that an image is a picture, if the model was trained on volumes.
+
+    Args:
+        state: of the detector.
+        item: of a datalist.
+
+    Returns:
+        A sentence; empty if all is well.
+    """
+    if not any_picture(first_path(item)) or not saw_volumes(state):
+        return ""
+    return f"A 2D picture was given, but the model was trained on volumes. {_AS_SLICE}"
 
 
 def note_on_volumes(state: Mapping[str, Tensor], n_slices: int) -> str:
@@ -83,6 +100,6 @@ def note_on_volumes(state: Mapping[str, Tensor], n_slices: int) -> str:
     if n_slices == 1 or not saw_pictures(state):
         return ""
     return (
-        f"A volume of {n_slices} slices was given, but the model was trained on 2D images: each slice is scored as one "
-        "of them. Train on volumes to score volumes."
+        "A volume was given, but the model was trained on 2D images: each of its slices is scored as one of them. "
+        "Train on volumes to score volumes."
     )

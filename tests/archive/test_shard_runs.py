@@ -77,6 +77,21 @@ def test_the_record_names_the_runtime_that_computed_a_shard(
     assert read_json(out / "run.json")["machine"]["runtime"] == "torch"
 
 
+def test_images_that_the_model_was_not_trained_for_are_told_of_an_archive_too(
+    tmp_path: Path, scans: Scans, png_slices: Path, trained: Path
+) -> None:
+    out, listed = tmp_path / "OUT", tmp_path / "list.txt"
+    pictures = sorted(png_slices.rglob("*.png"))[:2]
+    listed.write_text("\n".join(map(str, [*pictures, next(scans.folder.glob("scan*.nii.gz"))])), encoding="utf-8")
+    for shard in ("1/2", "2/2"):
+        command = ["predict", str(listed), "-m", str(trained), "-o", str(out), "--shard", shard, *OUTPUTS, "--quiet"]
+        assert main(command) == 0
+    assert main(["report", str(out), "--quiet"]) == 0
+    (note,) = read_json(out / "run.json")["notes"]
+    assert note.startswith("A 2D picture was given, but the model was trained on volumes.")
+    assert note in (out / "report.html").read_text("utf-8")
+
+
 @pytest.mark.end_to_end
 def test_a_killed_run_goes_on_and_is_as_one_that_nobody_killed(
     tmp_path: Path, scans: Scans, trained: Path, undisturbed: Path, start_aeflow: Start, capsys: Capture
