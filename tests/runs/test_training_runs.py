@@ -192,7 +192,7 @@ def test_two_processes_train_the_model_of_one_also_if_resumed(
     orders = []
     for epoch in (1, 2):
         shares = [[item for at, items in rank["seen"] if at == epoch for item in items] for rank in (first, second)]
-        assert len(shares[0]) == len(shares[1]) == 150  # of 5 volumes of 20 slices, twice, and half as many with lesions
+        assert len(shares[0]) == len(shares[1]) == 150  # of 100 slices and copies, and half as many with lesions
         assert sum(not abnormal for share in shares for *_, abnormal in share) >= 200
         orders.append(shares)
     assert orders[0] != orders[1]
