@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -16,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from aeflow_monai.archive.ledger_file import LedgerFile
 from aeflow_monai.archive.study import Study
 from aeflow_monai.data.datalist.naming import fitting_name
 
@@ -25,17 +24,6 @@ LEDGER = "ledger.sqlite"
 _EVERY = 1.0  # seconds between commits: each waits for the disk, for some 10 ms
 _SUSPECT, _MOST = 2, 5  # ends of processes until a study is scored alone, and until it is given up
 _FOLDER = 1000  # studies in a folder of results
-_TABLES = """
-CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS runs (
-    run INTEGER PRIMARY KEY, started TEXT NOT NULL, process INTEGER NOT NULL, machine TEXT NOT NULL, ended TEXT
-);
-CREATE TABLE IF NOT EXISTS studies (
-    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE COLLATE NOCASE, item TEXT NOT NULL,
-    seen INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'open', ends INTEGER NOT NULL DEFAULT 0, run INTEGER, result TEXT
-);
-CREATE INDEX IF NOT EXISTS unfinished ON studies (state, ends, number) WHERE state != 'done';
-"""
 
 
 class Claim(NamedTuple):
@@ -67,8 +55,8 @@ class Ledger:
     is stored, or failed, with a message. What a process that ended has claimed is open for the next one. One that was
     claimed whenever a process ended is suspected of ending it: it is scored alone, and given up after five times.
 
-    One process writes a ledger; others may read it meanwhile. There is no write-ahead log, which SQLite can not share
-    between machines; rows are written together, once a second, so that slow disks do not matter.
+    One process writes a ledger; others may read it meanwhile. Rows are written together, once a second, so that slow
+    disks do not matter.
 
     Args:
         path: of the file; made if it is missing.
@@ -76,6 +64,8 @@ class Ledger:
 
     Raises:
         FileNotFoundError: there is none to be read.
+        LedgerError: the disk is full, another program holds the file, or it cannot be written. As all methods do.
+        DamagedLedger: the file is no ledger, or a damaged one. As all methods do.
 
     Example:
         >>> import tempfile
@@ -93,10 +83,7 @@ class Ledger:
             raise FileNotFoundError(f"There is no ledger {self.path}. Begin it with aeflow predict --shard K/N.")
         self._run = 0
         self._committed = time.monotonic()
-        self._db = _readable(self.path) if read_only else _opened(self.path, "rwc")
-        if not read_only:
-            self._db.execute("PRAGMA journal_mode = TRUNCATE")
-            self._db.executescript(_TABLES)
+        self._file = LedgerFile(self.path, read_only)
 
     def __enter__(self) -> Ledger:
         return self
@@ -108,22 +95,21 @@ class Ledger:
 
     def close(self) -> None:
         """Store what is pending, and close the file."""
-        self.commit()
-        self._db.close()
+        self._file.close()
 
     @property
     def is_begun(self) -> bool:
         """Whether a process has made the tables, which takes a moment."""
-        return bool(self._db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'unfinished'").fetchone()[0])
+        return any(self._file.read("SELECT 1 FROM sqlite_master WHERE name = 'unfinished'"))
 
     def settings(self) -> dict[str, Any]:
         """What the shard was begun with; empty of a new one."""
-        return {name: json.loads(value) for name, value in self._db.execute("SELECT name, value FROM settings")}
+        return {name: self._file.content(value) for name, value in self._file.read("SELECT name, value FROM settings")}
 
     def set(self, **settings: Any) -> None:
         """Store settings, with what JSON can hold."""
         rows = [(name, json.dumps(value)) for name, value in settings.items()]
-        self._db.executemany("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
+        self._file.write_each("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
     def begin(self, studies: Iterable[Study] | None, retry_failed: bool = False) -> int:
         """Begin a run of the shard: take the list, and open what an earlier run has not finished.
@@ -137,16 +123,16 @@ class Ledger:
         Returns:
             How many of the listed studies stand in the list once more.
         """
-        self._begin_writing()
+        self._file.begin()
         values = (datetime.now().astimezone().isoformat(timespec="seconds"), os.getpid(), platform.node())
-        cursor = self._db.execute("INSERT INTO runs (started, process, machine) VALUES (?, ?, ?)", values)
+        cursor = self._file.write("INSERT INTO runs (started, process, machine) VALUES (?, ?, ?)", values)
         self._run = int(cursor.lastrowid or 0)
         repeated = 0
         if studies is not None:
             repeated = sum(not self._list(study) for study in studies)
-            self._db.execute("DELETE FROM studies WHERE state != 'done' AND seen < ?", (self._run,))
+            self._file.write("DELETE FROM studies WHERE state != 'done' AND seen < ?", (self._run,))
         if retry_failed:
-            self._db.execute("UPDATE studies SET state = 'open', ends = 0, result = NULL WHERE state = 'failed'")
+            self._file.write("UPDATE studies SET state = 'open', ends = 0, result = NULL WHERE state = 'failed'")
         self._open_again("state = 'claimed'")
         self.commit()
         return repeated
@@ -161,13 +147,16 @@ class Ledger:
             The studies; one alone if it is suspected of ending processes; none if no study is open.
         """
         chosen = "SELECT number, name, item FROM studies WHERE state = 'open' AND ends {} ORDER BY number LIMIT ?"
-        rows = self._db.execute(chosen.format(f"< {_SUSPECT}"), (limit,)).fetchall()
-        rows = rows or self._db.execute(chosen.format(f">= {_SUSPECT}"), (1,)).fetchall()
-        self._begin_writing()
+        rows = [*self._file.read(chosen.format(f"< {_SUSPECT}"), (limit,))]
+        rows = rows or [*self._file.read(chosen.format(f">= {_SUSPECT}"), (1,))]
+        self._file.begin()
         marked = "UPDATE studies SET state = 'claimed' WHERE number = ?"
-        self._db.executemany(marked, [(number,) for number, _, _ in rows])
+        self._file.write_each(marked, [(number,) for number, _, _ in rows])
         self.commit()
-        return [Claim(n, f"{n // _FOLDER:05d}", {**json.loads(item), "case": name}) for n, name, item in rows]
+        return [
+            Claim(number, f"{number // _FOLDER:05d}", {**self._file.content(item), "case": name})
+            for number, name, item in rows
+        ]
 
     def done(self, number: int, row: Mapping[str, Any]) -> None:
         """Note that a study is done: all of its files have their names.
@@ -193,12 +182,12 @@ class Ledger:
         Args:
             numbers: of studies; all that are claimed if None.
         """
-        self._begin_writing()
+        self._file.begin()
         if numbers is None:
-            self._db.execute("UPDATE studies SET state = 'open' WHERE state = 'claimed'")
+            self._file.write("UPDATE studies SET state = 'open' WHERE state = 'claimed'")
         else:
             opened = "UPDATE studies SET state = 'open' WHERE state = 'claimed' AND number = ?"
-            self._db.executemany(opened, [(number,) for number in numbers])
+            self._file.write_each(opened, [(number,) for number in numbers])
         self.commit()
 
     def ended(self, numbers: Iterable[int]) -> None:
@@ -207,32 +196,32 @@ class Ledger:
         Args:
             numbers: of the studies.
         """
-        self._begin_writing()
+        self._file.begin()
         self._open_again(f"state = 'claimed' AND number IN ({', '.join(str(int(number)) for number in numbers)})")
         self.commit()
 
     def end(self) -> None:
         """Note that the run came to its end."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        self._begin_writing()
-        self._db.execute("UPDATE runs SET ended = ? WHERE run = ?", (now, self._run))
+        self._file.begin()
+        self._file.write("UPDATE runs SET ended = ? WHERE run = ?", (now, self._run))
         self.commit()
 
     def commit(self) -> None:
         """Store what is pending."""
-        if self._db.in_transaction:
-            self._db.execute("COMMIT")
+        self._file.commit()
         self._committed = time.monotonic()
 
     def counts(self) -> Counts:
         """How many studies are in which state."""
-        found: dict[str, int] = dict(self._db.execute("SELECT state, count(*) FROM studies GROUP BY state"))
+        found: dict[str, int] = dict(self._file.read("SELECT state, count(*) FROM studies GROUP BY state"))
         return Counts(found.get("done", 0), found.get("failed", 0), found.get("open", 0) + found.get("claimed", 0))
 
     def unlisted(self) -> int:
         """How many studies are done and stood no longer in the list when it was last read."""
         query = "SELECT count(*) FROM studies WHERE seen < (SELECT max(seen) FROM studies)"
-        return int(self._db.execute(query).fetchone()[0])
+        ((n_unlisted,),) = self._file.read(query)
+        return int(n_unlisted)
 
     def rows(self, state: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Studies that are done or failed, in the order of their keys.
@@ -244,14 +233,14 @@ class Ledger:
             The key, and the row: of scores, or of failures.
         """
         query = "SELECT key, number, name, item, result FROM studies WHERE state = ? ORDER BY key"
-        for key, number, name, item, result in self._db.execute(query, (state,)):
-            image = json.loads(item)["image"]
+        for key, number, name, item, result in self._file.read(query, (state,)):
+            image = self._file.content(item)["image"]
             file = image if isinstance(image, str) else ", ".join(image)
-            yield key, {"case": name, "file": file, **json.loads(result), "results": f"{number // _FOLDER:05d}"}
+            yield key, {"case": name, "file": file, **self._file.content(result), "results": f"{number // _FOLDER:05d}"}
 
     def names(self) -> Iterator[str]:
         """Names of all studies, in their order without regard to the case of ASCII letters."""
-        for (name,) in self._db.execute("SELECT name FROM studies ORDER BY name COLLATE NOCASE"):
+        for (name,) in self._file.read("SELECT name FROM studies ORDER BY name COLLATE NOCASE"):
             yield name
 
     def _list(self, study: Study) -> bool:
@@ -262,10 +251,10 @@ class Ledger:
         )
         item, name = json.dumps(study.item), study.item["case"]
         try:
-            return bool(self._db.execute(query, (study.key, name, item, self._run)).rowcount)
+            return bool(self._file.write(query, (study.key, name, item, self._run)).rowcount)
         except sqlite3.IntegrityError:  # another study has this name
             tail = hashlib.sha256(study.key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-            return bool(self._db.execute(query, (study.key, fitting_name(f"{name}-{tail}"), item, self._run)).rowcount)
+            return bool(self._file.write(query, (study.key, fitting_name(f"{name}-{tail}"), item, self._run)).rowcount)
 
     def _open_again(self, which: str) -> None:
         """Open studies of processes that ended; those of which too many did have failed."""
@@ -273,45 +262,19 @@ class Ledger:
             f"The process ended {_MOST} times while this study was scored: it may need more memory than there is, or "
             "crash a library. Look at it by itself, or try it again with --retry-failed."
         )
-        self._db.execute(f"UPDATE studies SET state = 'open', ends = ends + 1 WHERE {which}")
-        self._db.execute(
+        self._file.write(f"UPDATE studies SET state = 'open', ends = ends + 1 WHERE {which}")
+        self._file.write(
             "UPDATE studies SET state = 'failed', result = ?, run = ? WHERE state = 'open' AND ends >= ?",
             (json.dumps({"stage": "score", "message": message}), self._run, _MOST),
         )
 
     def _finish(self, number: int, state: str, result: Mapping[str, Any]) -> None:
-        self._begin_writing()
+        self._file.begin()
         query = "UPDATE studies SET state = ?, run = ?, result = ? WHERE number = ? AND state = 'claimed'"
-        if self._db.execute(query, (state, self._run, json.dumps(dict(result)), number)).rowcount != 1:
+        if self._file.write(query, (state, self._run, json.dumps(dict(result)), number)).rowcount != 1:
             raise RuntimeError(
                 f"{self.path}: study {number} was finished by another process meanwhile. One process at a time may "
                 "work at a shard: end the other."
             )
         if time.monotonic() - self._committed > _EVERY:
             self.commit()
-
-    def _begin_writing(self) -> None:
-        if not self._db.in_transaction:
-            self._db.execute("BEGIN IMMEDIATE")
-
-
-def _opened(path: Path, mode: str) -> sqlite3.Connection:
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, timeout=60, isolation_level=None, check_same_thread=False)
-
-
-def _readable(path: Path) -> sqlite3.Connection:
-    """A ledger to be read; if a process was killed amid writing, a copy from which its half is taken away."""
-    ledger = _opened(path, "ro")
-    try:
-        ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:  # the journal has to be rolled back, which is for the next writer
-        ledger.close()
-        with tempfile.TemporaryDirectory() as folder:
-            for name in (path.name, f"{path.name}-journal"):
-                shutil.copy(path.with_name(name), folder)
-            whole = _opened(Path(folder, path.name), "rw")
-            ledger = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            whole.backup(ledger)
-            whole.close()
-    return ledger

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def run_shard(
         FolderInUse: another process works at this shard.
         ValueError: the folder was begun with another model, list, options, or number of shards; the list cannot be
             read; or an option is refused, see `check_scoring`.
+        LedgerError: the ledger cannot be written; what it holds is kept.
         OSError: the disk is full or read-only.
     """
     with closing(OpenShard(run, retry_failed, overwrite)) as opened:
@@ -122,9 +123,10 @@ class OpenShard:
 
     def close(self) -> None:
         """Store what is pending, and let others work at the shard."""
-        self.ledger.release()
-        self.ledger.close()
-        release_folder(self.run.shard_folder)
+        with ExitStack() as last:  # also if the disk is full
+            last.callback(release_folder, self.run.shard_folder)
+            last.callback(self.ledger.close)
+            self.ledger.release()
 
     def tell(self) -> None:
         """Tell how many studies are finished."""

@@ -1,0 +1,184 @@
+"""The SQLite file of a ledger: its errors name the file, and say what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+__all__ = ["DamagedLedger", "LedgerError", "LedgerFile"]
+
+_WAIT = 60  # seconds, for another process that writes
+_TABLES = """
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (
+    run INTEGER PRIMARY KEY, started TEXT NOT NULL, process INTEGER NOT NULL, machine TEXT NOT NULL, ended TEXT
+);
+CREATE TABLE IF NOT EXISTS studies (
+    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE COLLATE NOCASE, item TEXT NOT NULL,
+    seen INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'open', ends INTEGER NOT NULL DEFAULT 0, run INTEGER, result TEXT
+);
+CREATE INDEX IF NOT EXISTS unfinished ON studies (state, ends, number) WHERE state != 'done';
+"""
+_OWN = {"settings", "runs", "studies"}
+# By a word of what SQLite says, whose codes Python 3.10 does not tell.
+_REMEDIES = {
+    "locked": "Another program has it open: end that",
+    "full": "Free space on its disk",
+    "I/O": "Free space on its disk, or look after the disk",
+    "readonly": "Let this user write to the file and its folder",
+    "unable to open": "Let this user write to the file and its folder",
+}
+
+
+class LedgerError(RuntimeError):
+    """A ledger cannot be read or written for now; what it holds is kept."""
+
+
+class DamagedLedger(ValueError):
+    """A file is no ledger, or a damaged one."""
+
+
+class LedgerFile:
+    r"""Open the SQLite file of a ledger, and make its tables if it is to be written.
+
+    There is no write-ahead log, which SQLite cannot share between machines.
+
+    Args:
+        path: of the file.
+        read_only: whether it is only read; then it has to be there.
+
+    Raises:
+        LedgerError: the disk is full, another program holds the file, or it cannot be written. As all methods do.
+        DamagedLedger: it is no ledger, or was cut. As all methods do.
+
+    Example:
+        >>> file = LedgerFile(Path(tempfile.mkdtemp(), "ledger.sqlite"))
+        >>> _ = file.write("INSERT INTO settings VALUES ('source', '\"list.txt\"')")
+        >>> list(file.read("SELECT name FROM settings"))
+        [('source',)]
+        >>> file.close()
+    """
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.path = path
+        with self._told():
+            self._db = _readable(path) if read_only else _opened(path, "rwc")
+            self._require_own()
+            if not read_only:
+                # the journal keeps its room, so that studies can be released when the disk is full
+                self._db.execute("PRAGMA journal_mode = PERSIST")
+                self._db.executescript(_TABLES)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether something is pending."""
+        return self._db.in_transaction
+
+    def begin(self) -> None:
+        """Begin a transaction, unless one has begun."""
+        if not self._db.in_transaction:
+            self.write("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Store what is pending."""
+        if self._db.in_transaction:
+            self.write("COMMIT")
+
+    def write(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run a query that gives no rows.
+
+        Raises:
+            sqlite3.IntegrityError: a row with this value is there.
+        """
+        with self._told():
+            return self._db.execute(query, values)
+
+    def write_each(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a query that gives no rows for each of several values."""
+        with self._told():
+            self._db.executemany(query, rows)
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """Rows of a query."""
+        with self._told():
+            yield from self._db.execute(query, values)
+
+    def content(self, text: str) -> Any:
+        """What a cell says in JSON."""
+        try:
+            return json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise self._damaged(f"a cell that says {text!r:.80}") from error
+
+    def close(self) -> None:
+        """Store what is pending, and close the file."""
+        try:
+            self.commit()
+        finally:
+            self._db.close()
+
+    def _require_own(self) -> None:
+        """Refuse a file of another program before anything is written to it, and one that was cut."""
+        self._db.execute("BEGIN")
+        names = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        # while this transaction goes on no process writes
+        in_file = self._db.execute("PRAGMA database_list").fetchone()[2]
+        (n_pages,), (size,) = (self._db.execute(f"PRAGMA page_{name}").fetchone() for name in ("count", "size"))
+        n_bytes = Path(in_file).stat().st_size if in_file else n_pages * size
+        self._db.execute("COMMIT")
+        if others := sorted(names - _OWN):
+            raise self._damaged(f"an SQLite file with the table {others[0]}")
+        if n_bytes != n_pages * size:
+            raise self._damaged(f"{n_bytes} bytes of {n_pages * size}")
+
+    def _damaged(self, got: object) -> DamagedLedger:
+        return DamagedLedger(
+            f"Expected the ledger of a shard in {self.path}; got {got}. Put the right file back, or begin this shard "
+            "anew with --overwrite True."
+        )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            remedy = next((remedy for word, remedy in _REMEDIES.items() if word in str(error)), None)
+            if remedy is None:
+                raise self._damaged(f"what SQLite cannot read: {error}") from error
+            raise LedgerError(
+                f"The ledger {self.path} cannot be used: {error}. {remedy}, and give the same command again: what is "
+                "done is not done again."
+            ) from error
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=_WAIT, isolation_level=None, check_same_thread=False)
+
+
+def _readable(path: Path) -> sqlite3.Connection:
+    """A ledger to be read; if a process was killed amid writing, a copy from which its half is taken away."""
+    ledger = _opened(path, "ro")
+    try:
+        ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        if "readonly" not in str(error):
+            raise
+        # the journal has to be rolled back, which is for the next writer
+        ledger.close()
+        with tempfile.TemporaryDirectory() as folder:
+            for name in (path.name, f"{path.name}-journal"):
+                shutil.copy(path.with_name(name), folder)
+            whole = _opened(Path(folder, path.name), "rw")
+            ledger = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            whole.backup(ledger)
+            whole.close()
+    return ledger
