@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ __all__ = [
     "new_folder",
     "read_json",
     "replacing",
+    "replacing_together",
     "rows_of",
     "sha256_of",
     "spreadsheet_safe",
@@ -120,6 +122,51 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_together(folder: str | Path) -> Iterator[Path]:
+    """Write files that belong together beside their place, and move all of them there when they are whole.
+
+    If the block raises, none of them is there, and earlier ones of these names stay.
+
+    Args:
+        folder: of the files; made if it is missing.
+
+    Yields:
+        The folder to write to, in which the files have their names.
+
+    Raises:
+        OSError: as the block raises it, of a full disk for example; it names the file in its place.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with replacing_together(folder) as unfinished:
+        ...     _ = (unfinished / "model.xml").write_text("layers"), (unfinished / "model.bin").write_text("weights")
+        ...     (folder / "model.xml").exists()
+        False
+        >>> sorted(file.name for file in folder.iterdir())
+        ['model.bin', 'model.xml']
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    unfinished = unfinished_path(folder / "files")
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        places = {path: folder / path.name for path in unfinished.iterdir()}
+        if in_the_way := next(filter(Path.is_dir, places.values()), None):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(in_the_way))
+        for path, place in places.items():
+            path.replace(place)
+    except OSError as error:
+        if error.errno is None or not Path(error.filename or "").is_relative_to(unfinished):
+            raise
+        raise OSError(error.errno, error.strerror, str(folder / Path(error.filename).name)) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from aeflow_monai.engine.picture_warning import saw_volumes
 from aeflow_monai.engine.runtimes import require_packages
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.engine.whole_model import OUTPUTS_OF_WHOLE, WholeModel
-from aeflow_monai.files import replacing, sha256_of, write_json
+from aeflow_monai.files import replacing, replacing_together, sha256_of, write_json
 
 __all__ = ["FORMS", "export_model"]
 
@@ -61,6 +63,7 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
 
     Raises:
         FileNotFoundError: there is no model.
+        OSError: the disk is full, for example; then none of the files is there.
         ValueError: an unknown form; a path of one file for a model of several planes; or see `require_own_config`.
         ModuleNotFoundError: names a package that the form needs.
     """
@@ -82,17 +85,16 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
     if in_the_way := next((parent for parent in path.parents if parent.is_file()), None):
         raise ValueError(f"Expected a folder to write to; {in_the_way} is a file. Give another path.")
     stem = path.with_suffix("") if is_file else path / "model"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    files = []
-    for plane in planes:
-        name = stem.name if len(planes) == 1 else f"{stem.name}_{plane}"
-        file = stem.with_name(name + FORMS[form])
-        whole = WholeModel(detector, plane, slicer.image_size)
-        _write(whole, (detector.network.encoder.in_channels, *slicer.image_size), form, file)
-        files.append(file)
-    about = _about(Path(folder), model, planes, [file.name for file in files], form)
     json_file = stem.with_name(f"{stem.name}.json")  # a name may have further dots
-    write_json(json_file, about)
+    names = [f"{stem.name}_{plane}" if len(planes) > 1 else stem.name for plane in planes]
+    files = [stem.with_name(name + FORMS[form]) for name in names]
+    with replacing_together(stem.parent) as unfinished:
+        for plane, file in zip(planes, files, strict=True):
+            whole = WholeModel(detector, plane, slicer.image_size)
+            size = (detector.network.encoder.in_channels, *slicer.image_size)
+            _write(whole, size, form, unfinished / file.name)
+        about = _about(Path(folder), model, planes, [file.name for file in files], form)
+        write_json(unfinished / json_file.name, about)
     return [*files, json_file]
 
 
@@ -104,21 +106,36 @@ def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path) -> N
     of_any_size = {name: "N" for name in (*inputs, *OUTPUTS_OF_WHOLE) if name not in of_case}
     if form == "torch":
         any_size = torch.export.Dim("N", min=1)
-        with torch.no_grad(), replacing(path) as unfinished:
+        with torch.no_grad():
             shapes = tuple({0: any_size} for _ in inputs)
             program = torch.export.export(whole, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
-            with unfinished.open("wb") as stream:
-                torch.export.save(program, stream)
+            stream = io.BytesIO()  # torch aborts the process if a file cannot be written
+            torch.export.save(program, stream)
+        _write_bytes(path, stream.getvalue())
         return
     model = onnx_of(whole, inputs, OUTPUTS_OF_WHOLE, of_any_size)
     if form == "onnx":
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(model)
+        _write_bytes(path, model)
         return
+    _write_openvino(path, model)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as unfinished:  # which names the file in an error
+        unfinished.write_bytes(content)
+
+
+def _write_openvino(path: Path, model: bytes) -> None:
+    """Write an ONNX model as OpenVINO's pair of files, of which the second ends with .bin."""
     import openvino
 
-    # which writes a second file, .bin, beside the first
-    openvino.save_model(openvino.Core().read_model(model, b""), path, compress_to_fp16=False)
+    core = openvino.Core()
+    layers = core.read_model(model, b"")
+    try:
+        openvino.save_model(layers, path, compress_to_fp16=False)
+        core.read_model(path)  # a stream that fails when it is closed is not told
+    except RuntimeError as error:  # OpenVINO has no number for what failed
+        raise OSError(errno.ENOSPC, "No space left, or a limit on the size of files", str(path)) from error
 
 
 def _about(folder: Path, model: Model, planes: list[str | None], files: list[str], form: str) -> dict[str, Any]:

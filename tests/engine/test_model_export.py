@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import ForkServer
 
 from aeflow_monai import Model
 from aeflow_monai.cli.main import main
-from aeflow_monai.engine.model_export import export_model
+from aeflow_monai.engine.model_export import FORMS, export_model
 from aeflow_monai.engine.whole_model import OUTPUTS_OF_WHOLE
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra fast")
@@ -122,6 +124,41 @@ def test_a_program_of_torch_says_the_same(trained: Path, slices: Seen, tmp_path:
     program = torch.export.load(path).module()
     found = dict(zip(OUTPUTS_OF_WHOLE, program(stack, positions), strict=True))
     assert_equal_to_torch({name: value.numpy() for name, value in found.items()}, expected)
+
+
+# aeflow with a limit on the size of files, which the system treats as it treats a full disk
+LIMITED = """
+import resource, sys
+from aeflow_monai.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino", "torch"])
+def test_a_full_disk_is_told_and_leaves_no_half_of_a_model(
+    trained: Path, tmp_path: Path, fork_server: ForkServer, form: str
+) -> None:
+    pytest.importorskip("openvino" if form == "openvino" else "onnx")
+    folder, suffix = tmp_path / "EXPORTED", FORMS[form]
+    before = {f"model{suffix}": "of an earlier export", "model.json": "{}", "model.bin": "of an earlier export"}
+    folder.mkdir()
+    for name, content in before.items():
+        (folder / name).write_text(content, encoding="utf-8")
+    command = ["export", str(trained), "--to", form, "-o", str(folder)]
+    done = fork_server.run(["-c", LIMITED, *command], tmp_path, os.environ)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert re.match(rf"error: (File too large|No space left, .*): {folder}/model\{suffix}\. Free space there, or", last)
+    assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == before
+
+
+def test_a_folder_in_the_way_leaves_no_half_of_a_model(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"model\.json"):
+        export_model(trained, "onnx", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
 
 
 def test_wrong_use_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
