@@ -9,6 +9,7 @@ import platform
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -250,11 +251,11 @@ class Ledger:
             "ON CONFLICT (key) DO UPDATE SET item = excluded.item, seen = excluded.seen WHERE seen < excluded.seen"
         )
         item, name = json.dumps(study.item), study.item["case"]
-        try:
-            return bool(self._file.write(query, (study.key, name, item, self._run)).rowcount)
-        except sqlite3.IntegrityError:  # another study has this name
-            tail = hashlib.sha256(study.key.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-            return bool(self._file.write(query, (study.key, fitting_name(f"{name}-{tail}"), item, self._run)).rowcount)
+        digest = hashlib.sha256(study.key.encode("utf-8", "surrogateescape")).hexdigest()
+        for own in (name, fitting_name(f"{name}-{digest[:8]}")):
+            with suppress(sqlite3.IntegrityError):  # another study has this name
+                return bool(self._file.write(query, (study.key, own, item, self._run)).rowcount)
+        return bool(self._file.write(query, (study.key, fitting_name(f"{name}-{digest}"), item, self._run)).rowcount)
 
     def _open_again(self, which: str) -> None:
         """Open studies of processes that ended; those of which too many did have failed."""

@@ -12,7 +12,7 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from aeflow_monai.archive.shard import Shard
-from aeflow_monai.archive.study import Study, is_list
+from aeflow_monai.archive.study import Study, is_list, study_key
 from aeflow_monai.data.datalist.dicom_series import source_problem
 from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
@@ -67,10 +67,10 @@ def studies_in(
     is_empty = True
     for line, images, row in _rows(path):
         is_empty = False
-        if not images:
+        if not images or not all(images):
             raise ValueError(f"{shown(path)}, line {line}: it names no image. Give its path, or take the line away.")
         below = [_below(root, image) for image in images]
-        key = ";".join(below)
+        key = study_key(below)
         if shard.holds(key):
             full = [os.path.join(root, image) for image in below]  # noqa: PTH118  # of a million lines
             case = fitting_name(row.get("case") or _name(below[0]))
@@ -115,7 +115,7 @@ def _found(
 ) -> Iterator[Study]:
     root = str(Path(source).expanduser().absolute())
     for item in find_images(source, exclude=exclude, **listing):
-        key = _below(root, first_path(item))
+        key = study_key([_below(root, first_path(item))])
         if shard.holds(key):
             yield Study(key, {name: value for name, value in item.items() if name not in ("label", "lesion")})
 
@@ -172,10 +172,18 @@ def _objects(path: Path, file: Any) -> Iterator[_Row]:
         try:
             row = json.loads(line)
             images = next(row[name] for name in _PATHS if name in row)
-        except (ValueError, TypeError, StopIteration) as error:
+            images = [images] if isinstance(images, str) else images
+            if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+                raise TypeError
+        except (ValueError, TypeError, StopIteration, RecursionError) as error:
             raise ValueError(
-                f"{shown(path)}, line {number}: expected a JSON object with {' or '.join(_PATHS)}; got "
-                f"{shown(line.strip()[:80])}."
+                f"{shown(path)}, line {number}: expected a JSON object with {' or '.join(_PATHS)}, a path or a list of "
+                f"paths; got {shown(line.strip()[:80])}."
             ) from error
-        named = {name: None if row.get(name) is None else str(row[name]) for name in ("case", "patient")}
-        yield number, [images] if isinstance(images, str) else [str(image) for image in images], named
+        named = {name: None if row.get(name) is None else _encodable(str(row[name])) for name in ("case", "patient")}
+        yield number, [*map(_encodable, images)], named
+
+
+def _encodable(text: str) -> str:
+    r"""A text of JSON, in which halves of a character, as \ud800, may stand, written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["LISTS", "Study", "is_list"]
+__all__ = ["LISTS", "Study", "is_list", "study_key"]
 
 LISTS = (".txt", ".csv", ".jsonl")
 
@@ -15,12 +16,25 @@ class Study(NamedTuple):
     """One study of an archive.
 
     Attributes:
-        key: its path below the folder of the list, or its absolute path: what it is known by.
+        key: what it is known by, see `study_key`.
         item: of a datalist: "image", "case", "patient", and "problem" if it cannot be used.
     """
 
     key: str
     item: dict[str, Any]
+
+
+def study_key(paths: Iterable[str]) -> str:
+    r"""What a study is known by: no two studies have one key.
+
+    Args:
+        paths: of its images, below the folder of the list, or absolute.
+
+    Example:
+        >>> print(study_key(["t1.nii", "t2.nii"]), study_key(["t1.nii;t2.nii"]))
+        t1.nii;t2.nii t1.nii\;t2.nii
+    """
+    return ";".join(path.replace("\\", "\\\\").replace(";", "\\;") for path in paths)
 
 
 def is_list(path: str | os.PathLike[str]) -> bool:

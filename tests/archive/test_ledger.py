@@ -1,5 +1,6 @@
 """The ledger of a shard, through ends of processes."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,6 +88,13 @@ def test_two_studies_of_one_name_have_their_own_files(ledger: Ledger) -> None:
     names = [claim.item["case"] for claim in ledger.claim(9)]
     assert names[0] == "x"
     assert names[1].startswith("X-")
+
+
+def test_a_study_that_is_called_as_another_would_be_has_its_own_files(ledger: Ledger) -> None:
+    tail = hashlib.sha256(b"c").hexdigest()[:8]
+    cases = {"a": "x", "b": f"x-{tail}", "c": "x"}
+    ledger.begin([Study(key, {"image": f"/{key}", "case": case}) for key, case in cases.items()])
+    assert len({claim.item["case"] for claim in ledger.claim(9)}) == 3
 
 
 def test_a_reader_disturbs_no_writer(tmp_path: Path, ledger: Ledger) -> None:

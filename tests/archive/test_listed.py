@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from inputs import write_image
 
-from aeflow_monai.archive import Shard, studies_in
+from aeflow_monai.archive import Ledger, Shard, studies_in
+from aeflow_monai.archive.listed import with_problem
 
 ALL = Shard(1, 1)
 
@@ -49,11 +50,52 @@ def test_names_and_channels_are_taken(tmp_path: Path) -> None:
     assert second == {"image": str(tmp_path / "b.nii"), "case": "b", "patient": "b"}
 
 
+def test_no_study_is_taken_for_another(tmp_path: Path) -> None:
+    listed = [
+        *("t1.nii;t2.nii", "t1.nii\\;t2.nii", "t1.nii\\\\;t2.nii", ["t1.nii", "t2.nii"], ["t2.nii", "t1.nii"]),
+        *(["t1.nii\\", "t2.nii"], ["a", "b", "c"], ["a;b", "c"], ["a", "b;c"], "a;b;c", "a\\;b;c", "a;b\\;c"),
+    ]
+    path = tmp_path / "list.jsonl"
+    path.write_text("".join(json.dumps({"image": images}) + "\n" for images in listed), encoding="utf-8")
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        assert ledger.begin(studies_in(path, ALL)) == 0  # none repeats another
+        images = [claim.item["image"] for claim in ledger.claim(99)]
+    assert images == [
+        str(tmp_path / each) if isinstance(each, str) else [str(tmp_path / part) for part in each] for each in listed
+    ]
+
+
+def test_half_a_character_in_json_is_a_study_that_fails_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_text('{"image": "a\\ud800.png", "case": "\\udfff"}\n', encoding="utf-8")
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.begin(studies_in(path, Shard(1, 1)))
+        (claim,) = ledger.claim(9)
+    assert str(with_problem(claim.item)["problem"]).startswith("There is no file ")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("list.jsonl", '{"image": "a.png"}\n{"image": \n', r"line 2: expected a JSON object with path or image; got "),
-        ("list.jsonl", '{"file": "a.png"}\n', r"line 1: expected a JSON object with path or image; got "),
+        (
+            "list.jsonl",
+            '{"image": "a.png"}\n{"image": \n',
+            r"line 2: expected a JSON object with path or image, .*; got ",
+        ),
+        (
+            "list.jsonl",
+            '{"file": "a.png"}\n',
+            r"line 1: expected a JSON object with path or image, a path or a list of",
+        ),
+        (
+            "list.jsonl",
+            '{"image": 5}\n',
+            r"line 1: expected a JSON object with path or image, .*; got \{\"image\": 5\}\.",
+        ),
+        ("list.jsonl", '{"image": ["a.png", null]}\n', r"line 1: expected a JSON object with path or image"),
+        ("list.jsonl", '{"image": {"t1": "a.png"}}\n', r"line 1: expected a JSON object with path or image"),
+        ("list.jsonl", '{"image": ["a.png", ""]}\n', r"line 1: it names no image"),
+        ("list.jsonl", '{"image": []}\n', r"line 1: it names no image"),
         ("list.csv", "file\na.png\n", r"expected a column path or image in its first line; got file\."),
         ("list.csv", "path,case\n,a\n", r"line 2: it names no image"),
         ("list.csv", "path,case\n", r"list\.csv names no study: it is empty"),
