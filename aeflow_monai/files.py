@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import hashlib
@@ -27,6 +28,7 @@ __all__ = [
     "Table",
     "case_file_name",
     "digest_of",
+    "encoding_of",
     "gzip",
     "home",
     "iter_rows",
@@ -46,6 +48,10 @@ __all__ = [
 # What is being written: the machine, the process, and a number. It never has the name of what is whole.
 _UNFINISHED = ".unfinished-{machine}-{process}-{number}"
 _LEFT = re.compile(r"\.unfinished-(\w+)-(\d+)-")
+_MARKS = {
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
 # How a formula begins, also in full width; with apostrophes in front, so that one more can be taken away again.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]")
 
@@ -391,13 +397,40 @@ def rows_of(path: str | Path) -> list[dict[str, str]]:
 
 def iter_rows(path: str | Path) -> Iterator[dict[str, str]]:
     """Rows of a table one by one, see `rows_of`; it has to be there."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have saved it
         for row in csv.DictReader(file):
             yield {name: _plain(cell or "") for name, cell in row.items() if name}
 
 
 def _plain(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def encoding_of(content: bytes, name: str) -> str:
+    r"""Encoding of a text that people write: UTF-8, or what its byte order mark says.
+
+    Args:
+        content: of the file, or its first four bytes.
+        name: of the file, for messages.
+
+    Returns:
+        A name for `open`, which leaves the mark out.
+
+    Raises:
+        ValueError: it is UTF-16 or UTF-32 without a mark.
+
+    Example:
+        >>> [encoding_of(content, "list.txt") for content in ("a.png".encode("utf-16"), b"a.png")]
+        ['utf-16', 'utf-8-sig']
+    """
+    for encoding, marks in _MARKS.items():  # the mark of UTF-32 begins as that of UTF-16 does
+        if content.startswith(marks):
+            return encoding
+    if b"\0" in content[:4]:
+        raise ValueError(
+            f"Expected text in {name}, in UTF-8, or in UTF-16 with a byte order mark; got zero bytes. Save it as UTF-8."
+        )
+    return "utf-8-sig"
 
 
 def sha256_of(file: str | Path) -> str:

@@ -19,6 +19,7 @@ from aeflow_monai.data.datalist.item import first_path, source_exists
 from aeflow_monai.data.datalist.listing import find_images
 from aeflow_monai.data.datalist.naming import fitting_name, path_problem
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
+from aeflow_monai.files import encoding_of
 from aeflow_monai.marks import has_mark
 from aeflow_monai.printable import shown
 
@@ -141,8 +142,10 @@ def _name(path: str) -> str:
 def _rows(path: Path) -> Iterator[_Row]:
     """Lines that say something."""
     reader = {".txt": _lines, ".csv": _cells, ".jsonl": _objects}[path.suffix.lower()]
-    # bytes that are no UTF-8 are written out, so that there is no such file, and the study fails by itself
-    with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+    with path.open("rb") as stream:
+        encoding = encoding_of(stream.read(4), shown(path))
+    # bytes that are no text are written out, so that there is no such file, and the study fails by itself
+    with path.open(encoding=encoding, errors="backslashreplace", newline="") as file:
         yield from reader(path, file)
 
 

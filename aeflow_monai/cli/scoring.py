@@ -18,7 +18,7 @@ from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import read_json, rows_of
+from aeflow_monai.files import encoding_of, read_json, rows_of
 from aeflow_monai.printable import some
 
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
@@ -220,5 +220,8 @@ def _lines_of_input() -> list[str]:
     """Lines of the standard input that are not blank; names of files may be no UTF-8."""
     if sys.stdin is None:  # it was closed
         return []
-    content = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    content = sys.stdin.buffer.read()
+    if (encoding := encoding_of(content, "the standard input")) != "utf-8-sig":
+        content = content.decode(encoding, "backslashreplace").encode()
+    content = content.removeprefix(codecs.BOM_UTF8)
     return [os.fsdecode(line.strip()) for line in content.splitlines() if line.strip()]

@@ -31,6 +31,26 @@ def test_lists_of_all_kinds_say_the_same(tmp_path: Path) -> None:
     assert [study.item["case"] for study in found[0]] == ["a", "sub dir_b", "elsewhere_c"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_list_says_its_encoding_by_a_byte_order_mark(tmp_path: Path, encoding: str, end: str) -> None:
+    names = ["Röntgen 1.png", "影像.png"]
+    lines = {"txt": names, "csv": ["path", *names], "jsonl": [json.dumps({"image": name}) for name in names]}
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    for kind, content in lines.items():
+        path = tmp_path / f"list.{kind}"
+        path.write_bytes((mark + end.join(content) + end).encode(encoding))
+        assert [study.key for study in studies_in(path, ALL)] == names
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.jsonl"])
+def test_a_list_in_another_encoding_without_a_mark_is_refused(tmp_path: Path, name: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes("path\na.png\n".encode(encoding))
+    with pytest.raises(ValueError, match=rf"Expected text in .*{name}, in UTF-8, or in .*; got zero bytes\. Save it"):
+        items_of(tmp_path / name)
+
+
 def test_the_folder_above_a_linked_one_is_that_of_where_the_link_leads(tmp_path: Path) -> None:
     (tmp_path / "far/deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to("far/deep")

@@ -105,9 +105,13 @@ def test_paths_of_the_standard_input(
     command = ["predict", "-", "-m", str(trained), "-o", str(tmp_path / "MAPS"), "--outputs", "profile", "--json"]
     assert main(command) == 0
     assert [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()] == [first, second]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-16"))))  # as PowerShell writes it
+    assert main([*command, "--overwrite"]) == 0
+    assert [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()] == [first, second]
     for stdin, message in (
         (None, "Expected paths of images"),
         (io.TextIOWrapper(io.BytesIO(b"\xff.nii.gz\n")), "\\udcff.nii.gz"),
+        (io.TextIOWrapper(io.BytesIO(text.encode("utf-16-le"))), "Expected text in the standard input, in UTF-8"),
     ):
         monkeypatch.setattr(sys, "stdin", stdin)
         assert main([*command, "--overwrite"]) == 2

@@ -14,6 +14,7 @@ from typing import Any
 from aeflow_monai.data.datalist.class_labels import parse_label
 from aeflow_monai.data.datalist.entries import JSON_KEYS, SPLITS, UNSPLIT, Entry
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
+from aeflow_monai.files import encoding_of
 from aeflow_monai.printable import shown, some
 
 _logger = logging.getLogger(__name__)
@@ -176,7 +177,8 @@ def _json_entry(item: Any, split: str, folder: Path, where: str) -> Entry:
 
 
 def _text(file: Path) -> str:
+    content = file.read_bytes()
     try:
-        return file.read_text(encoding="utf-8-sig")  # spreadsheets begin with a byte order mark
+        return content.decode(encoding_of(content, shown(file)))  # spreadsheets begin with a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error

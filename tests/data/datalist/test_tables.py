@@ -1,3 +1,4 @@
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ def test_columns_that_are_not_used_are_named(table: Path, caplog: pytest.LogCapt
 def test_table_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_bytes("path,split,abnormal\nschädel.png,train,0\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"manifest.csv is not UTF-8 text: .*Save it as UTF-8"):
+        load_datalist(tmp_path, "train")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["manifest.csv", "dataset.json"])
+def test_a_byte_order_mark_says_the_encoding(tmp_path: Path, name: str, encoding: str) -> None:
+    write_images(tmp_path, ["schädel.png", "影像.png"])
+    text = "path,split,abnormal\r\nschädel.png,train,0\r\n影像.png,train,0\r\n"
+    if name == "dataset.json":
+        text = json.dumps({"training": ["schädel.png", "影像.png"]}, ensure_ascii=False)
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert {item["case"] for item in load_datalist(tmp_path, "train")} == {"schädel", "影像"}
+    (tmp_path / name).write_bytes(text.encode("utf-16-le"))
+    with pytest.raises(ValueError, match=rf"Expected text in .*{name}, in UTF-8, or in UTF-16 with a byte order mark"):
         load_datalist(tmp_path, "train")
 
 
