@@ -13,7 +13,7 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ except ImportError:  # no wheel for this machine
     import gzip
 
 __all__ = [
+    "DamagedTable",
     "Table",
     "case_file_name",
     "digest_of",
@@ -295,6 +296,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
+class DamagedTable(ValueError):
+    """A table of results was cut, or is none."""
+
+
 class Table:
     """A CSV file that grows by a row per case, so that a failure loses nothing that was computed before.
 
@@ -384,6 +389,9 @@ def rows_of(path: str | Path) -> list[dict[str, str]]:
 
     The apostrophes of `spreadsheet_safe` are taken away.
 
+    Raises:
+        DamagedTable: see `iter_rows`.
+
     Example:
         >>> import tempfile
         >>> table = Table(f"{tempfile.mkdtemp()}/scores.csv", ["case"])
@@ -396,10 +404,31 @@ def rows_of(path: str | Path) -> list[dict[str, str]]:
 
 
 def iter_rows(path: str | Path) -> Iterator[dict[str, str]]:
-    """Rows of a table one by one, see `rows_of`; it has to be there."""
+    """Rows of a table one by one, see `rows_of`; it has to be there.
+
+    Raises:
+        DamagedTable: it was cut, as by a copy that broke off, or a row has more or fewer cells than columns.
+    """
     with Path(path).open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have saved it
-        for row in csv.DictReader(file):
-            yield {name: _plain(cell or "") for name, cell in row.items() if name}
+        table = csv.reader(_whole_lines(file), strict=True)
+        try:
+            columns = next(table, None)
+            if columns is None:
+                raise ValueError("it is empty")
+            for row in filter(None, table):
+                if len(row) != len(columns):
+                    raise ValueError(f"line {table.line_num} has {len(row)} of {len(columns)} cells")
+                yield dict(zip(columns, map(_plain, row), strict=True))
+        except (ValueError, csv.Error) as error:
+            raise DamagedTable(f"{path} is damaged: {error}. Restore it, or run again.") from error
+
+
+def _whole_lines(file: Iterable[str]) -> Iterator[str]:
+    """Lines of a table, each of which was written with its end."""
+    for number, line in enumerate(file, start=1):
+        if not line.endswith(("\n", "\r")):
+            raise ValueError(f"line {number} was cut")
+        yield line
 
 
 def _plain(cell: str) -> str:

@@ -131,7 +131,8 @@ def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str
 
 def _what_is_kept(folder: Path, command: str) -> str:
     """What is kept of an interrupted run."""
-    n_scored = len(rows_of(folder / "scores.unfinished.csv"))
+    table = folder / "scores.unfinished.csv"  # whose last line may be half
+    n_scored = max(0, table.read_bytes().count(b"\n") - 1) if table.is_file() else 0
     kept = f"{n_scored} cases are finished, in {folder}." if n_scored else "No case was finished."
     return f"{kept} Begin again, with all of them, with:\n  {command}"
 

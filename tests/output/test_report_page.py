@@ -83,6 +83,18 @@ def test_a_page_of_others_is_not_written_over(tmp_path: Path) -> None:
         ("scores.csv", lambda text: text.replace(",2.0,", ",two,", 1), "could not convert string to float: 'two'"),
         ("scores.csv", lambda text: text + "\udcff", "can't decode byte"),
         ("scores.csv", lambda text: "", "it is empty"),
+        ("scores.csv", lambda text: text[:-1], "line 61 was cut"),
+        ("scores.csv", lambda text: text[:-60], "line 61 was cut"),
+        ("scores.csv", lambda text: text[:30], "line 1 was cut"),
+        ("scores.csv", lambda text: text.replace(",", ";"), "the column 'case' is missing"),
+        ("scores.csv", lambda text: text.replace("\ncase_005,", "\ncase_005", 1), r"line 7 has \d+ of \d+ cells"),
+        ("scores.csv", lambda text: text.replace("\ncase_005,", "\ncase_005,,", 1), r"line 7 has \d+ of \d+ cells"),
+        ("scores.csv", lambda text: text.replace("\ncase_005,", '\n"case_005,', 1), "unexpected end of data"),
+        ("failures.csv", lambda text: "", "it is empty"),
+        ("failures.csv", lambda text: text[:-10], "line 2 was cut"),
+        ("lesions.csv", lambda text: text[:-1], "line 4 was cut"),
+        ("run.json", lambda text: text[:-10], "no JSON"),
+        ("localisation.json", lambda text: text[:-10], "no JSON"),
         ("metrics.json", lambda text: text.replace("0.", "NaN, 0.", 1), "no JSON"),
         ("metrics.json", lambda text: re.sub(r'"auroc": [\d.]+', '"auroc": NaN', text), "not JSON compliant"),
         ("metrics.json", lambda text: text.replace("auroc_ci95", "x"), "auroc_ci95 is missing"),
@@ -102,6 +114,14 @@ def test_tables_that_lack_cases_are_refused(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**record, "n_cases": 99}))
     with pytest.raises(ValueError, match=r"scores\.csv and failures\.csv in .* have \d+ cases; the run had 99"):
+        write_report(tmp_path)
+
+
+def test_a_table_that_lacks_lesions_is_refused(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    lines = (tmp_path / "lesions.csv").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "lesions.csv").write_text("".join(lines[:-1]), "utf-8")
+    with pytest.raises(ValueError, match=r"lesions\.csv in .* has 2 lesions; the run had 3\. Restore it, or run again"):
         write_report(tmp_path)
 
 
@@ -143,7 +163,7 @@ def test_500_cases_with_all_pictures_that_are_kept_stay_below_15_mb(tmp_path: Pa
 def test_the_page_of_an_archive_has_the_most_anomalous_cases(tmp_path: Path) -> None:
     numbers = [number * 3 % 10_003 for number in range(10_003)]  # all of them, in another order
     lines = [f"case {number},{number},{int(number > 9_000)}" for number in numbers]
-    (tmp_path / "scores.csv").write_text("\n".join(["case,anomaly_score,prediction", *lines]))
+    (tmp_path / "scores.csv").write_text("\n".join(["case,anomaly_score,prediction", *lines, ""]))
     run = read_run(tmp_path)
     assert [case["anomaly_score"] for case in run["cases"]] == list(range(10_002, 2, -1))
     assert (run["run"]["n_scored"], run["run"]["n_above"]) == (10_003, 1_002)

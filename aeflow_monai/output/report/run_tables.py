@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 import itertools
 import json
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from aeflow_monai.files import iter_rows, read_json, rows_of
+from aeflow_monai.files import DamagedTable, iter_rows, read_json, rows_of
 from aeflow_monai.printable import shown
 
 __all__ = ["read_run", "require_whole"]
@@ -60,8 +59,6 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     with _naming(path):
         rows, counts = _rows_of_page(path)
         cases = [_case(row) for row in rows]
-        if not path.stat().st_size:
-            raise ValueError("it is empty")
     # at the end of a run their table has no name yet
     failed = _read_table(folder / "failures.unfinished.csv", _failure)
     failed = failed or _read_table(folder / "failures.csv", _failure)
@@ -86,14 +83,14 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
-    """Refuse tables that lack cases of their run.
+    """Refuse tables that lack cases or lesions of their run.
 
     Args:
         folder: of the results.
         run: as `read_run` gives it.
 
     Raises:
-        ValueError: there are fewer or more cases than the run had.
+        ValueError: there are fewer or more than the run had.
     """
     n_cases = run["run"].get("n_scored", len(run["cases"])) + len(run["failures"])
     expected = read_json(Path(folder, "run.json")).get("n_cases", n_cases)
@@ -101,6 +98,12 @@ def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
         raise ValueError(
             f"scores.csv and failures.csv in {folder} have {n_cases} cases; the run had {expected}. Restore them, or "
             "run again."
+        )
+    n_lesions = run["localisation"].get("n_lesions", len(run["lesions"]))
+    if len(run["lesions"]) != n_lesions:
+        raise ValueError(
+            f"lesions.csv in {folder} has {len(run['lesions'])} lesions; the run had {n_lesions}. Restore it, or run "
+            "again."
         )
 
 
@@ -174,6 +177,8 @@ def _naming(path: Path) -> Iterator[None]:
     """Say which table is damaged."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
+    except DamagedTable:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         what = f"the column {error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{path} is damaged: {what}. Restore it, or run again.") from error
