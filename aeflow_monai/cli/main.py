@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from aeflow_monai.cli.standard_streams import flush_streams
+
 if TYPE_CHECKING:
     from aeflow_monai.cli.terminal import Terminal
 
@@ -53,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # before there was anything to say
             print("Interrupted. Nothing was begun.", file=sys.stderr)
             return INTERRUPTED
+        except BrokenPipeError:  # whoever read the help has read enough
+            return 0
+        finally:
+            flush_streams()
 
 
 def _run(arguments: list[str], interrupts: list[int]) -> int:

@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from aeflow_monai.cli.standard_streams import lasting
 from aeflow_monai.printable import shown
 from aeflow_monai.progress import listening
 
@@ -56,10 +57,10 @@ class Terminal:
                 stream.reconfigure(errors="backslashreplace")
         # names of files are shown as they are, whatever rich would make of :brain: or [red]
         console = partial(Console, highlight=False, soft_wrap=True, markup=False, emoji=False)
-        self.out = console(file=sys.stdout)  # also where prints go elsewhere
+        self.out = console(file=lasting(sys.stdout))  # also where prints go elsewhere
         if not self.out.is_terminal:
             self.out.width = _UNLIMITED
-        self.err = console(stderr=True)
+        self.err = console(file=lasting(sys.stderr))
         self.when_stopped: Callable[[], str] | None = None  # says what is kept, and how to go on
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
