@@ -126,8 +126,9 @@ def _check_planes(image: Tensor, name: str, axes: Sequence[str]) -> None:
     shape = tuple(image.shape[1:])
     if len(shape) == 2:
         if min(shape) < 2:
+            columns, rows = shape
             raise ValueError(
-                f"Expected two or more rows and columns in {name}; got the shape {shape}. Take the case out."
+                f"Expected two or more rows and columns in {name}; got {rows} and {columns}. Take the case out."
             )
         return
     extent = list(shape)  # along the world's x, y and z

@@ -92,6 +92,13 @@ def test_slices_that_would_be_lines_are_refused(
     assert f"Set axes to {fitting}" in said if fitting else "Take the case out." in said
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 50), (50, 1)])
+def test_rows_and_columns_of_a_line_are_told_in_their_order(tmp_path: Path, rows: int, columns: int) -> None:
+    Image.fromarray(np.arange(50, dtype=np.uint8).reshape(rows, columns)).save(tmp_path / "line.png")
+    said = message({"image": str(tmp_path / "line.png")})
+    assert f"Expected two or more rows and columns in {tmp_path}/line.png; got {rows} and {columns}." in said
+
+
 @pytest.mark.parametrize("axes", [["axial"], ["coronal", "sagittal"]])
 @pytest.mark.parametrize("shape", [(16, 18), (16, 18, 1)])
 def test_one_axial_slice_is_a_case(tmp_path: Path, shape: tuple[int, ...], axes: list[str]) -> None:
