@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["HeldOutScores"]
+__all__ = ["HeldOutScores", "rounding_of"]
+
+_ROUNDING = 1e-5  # of the largest score: what another batch or runtime may give otherwise, in float32
 
 
 class HeldOutScores(nn.Module):
@@ -54,8 +56,9 @@ class HeldOutScores(nn.Module):
     def p_value(self, score: float) -> float:
         """Probability that a new normal case has a score this high or higher.
 
-        It is (1 + held-out cases with a score at or above) / (1 + held-out cases). If new normals come from the same
-        distribution, whichever that is, a fraction of at most alpha of them has a p-value of alpha or less.
+        It is (1 + held-out cases with a score at or above) / (1 + held-out cases), where scores that differ by rounding
+        are equal. If new normals come from the same distribution, whichever that is, a fraction of at most alpha of
+        them has a p-value of alpha or less.
 
         Args:
             score: of a case.
@@ -68,7 +71,8 @@ class HeldOutScores(nn.Module):
         if not len(self.scores):
             return math.nan
         weights = self.weights.double()
-        return float((1 + weights[self.scores >= score].sum()) / (1 + weights.sum()))
+        at_or_above = self.scores.double() >= score - rounding_of(self.scores)
+        return float((1 + weights[at_or_above].sum()) / (1 + weights.sum()))
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Take the number of cases from the state."""
@@ -76,3 +80,12 @@ class HeldOutScores(nn.Module):
             if (stored := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, getattr(self, name).new_zeros(stored.shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def rounding_of(scores: Sequence[float] | Tensor) -> float:
+    """By how much a score may differ when the same image is scored again.
+
+    Args:
+        scores: of the same unit, one or more.
+    """
+    return _ROUNDING * float(torch.as_tensor(scores, dtype=torch.float64).abs().max())

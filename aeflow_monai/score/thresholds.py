@@ -9,6 +9,7 @@ import torch
 from scipy.special import betaincinv  # scipy.stats takes much longer to import
 from torch import Tensor
 
+from aeflow_monai.score.held_out import rounding_of
 from aeflow_monai.score.score import Score
 
 __all__ = [
@@ -128,6 +129,9 @@ def set_thresholds(
 ) -> None:
     """Set the score's thresholds, the specificity that can be expected of that of cases, and what p-values come from.
 
+    They lie above the `upper_threshold` by the `rounding_of` the scores: a held-out normal whose score is the threshold
+    is not above it when it is scored again.
+
     Args:
         score: whose buffers are filled.
         cases: scores of held-out normal cases.
@@ -137,9 +141,12 @@ def set_thresholds(
             cases, so where patients have several the expected specificity is approximate.)
         specificity: see `upper_threshold`.
     """
-    score.case_threshold.fill_(upper_threshold(cases, specificity))
-    score.slice_threshold.fill_(upper_threshold(slices, specificity))
-    score.map_threshold.fill_(upper_threshold(peaks, specificity))
+    for threshold, scores in (
+        (score.case_threshold, cases),
+        (score.slice_threshold, slices),
+        (score.map_threshold, peaks),
+    ):
+        threshold.fill_(upper_threshold(scores, specificity) + rounding_of(scores))
     n_patients = len(set(patients))
     score.case_rank.copy_(torch.tensor([threshold_rank(n_patients, specificity), n_patients]))
     score.held_out.keep(cases, patients)
