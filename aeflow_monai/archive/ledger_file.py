@@ -67,6 +67,8 @@ class LedgerFile:
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path = path
+        if path.is_file() and not path.stat().st_size and any(path.parent.glob("[0-9]*")):
+            raise self._damaged("an empty file beside results")  # one that is just made has none
         with self._told():
             self._db = _readable(path) if read_only else _opened(path, "rwc")
             self._require_own()

@@ -97,6 +97,11 @@ def cut_within_the_last_page(path: Path) -> None:
     cut(path, 100)
 
 
+def cut_to_nothing(path: Path) -> None:
+    (path.parent / "00000").mkdir()
+    path.write_bytes(b"")
+
+
 def no_json(path: Path) -> None:
     with sqlite3.connect(path) as database:
         database.execute("UPDATE settings SET value = '[1,'")
@@ -112,6 +117,7 @@ def no_json(path: Path) -> None:
         (of_other_columns, "what SQLite cannot read: no such column: key"),
         (cut_in_the_middle, "what SQLite cannot read: database disk image is malformed"),
         (cut_within_the_last_page, r"\d+ bytes of \d+"),
+        (cut_to_nothing, "an empty file beside results"),
         (no_json, "a cell that says '.*'"),
     ],
 )
