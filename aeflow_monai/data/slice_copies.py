@@ -22,11 +22,16 @@ class SliceCopies(Dataset[dict[str, Any]]):
         transform: of MONAI's kind, with `set_random_state`.
         copies: of each slice, 0 or more.
         seed: of what is random.
+
+    Raises:
+        ValueError: copies is below 0.
     """
 
     def __init__(
         self, slices: Sequence[Mapping[Any, Any]], transform: Callable[..., Any], copies: int = 1, seed: int = 0
     ) -> None:
+        if copies < 0:
+            raise ValueError(f"Copies of each slice have to be 0 or more; got {copies}.")
         self.slices = slices
         self.transform: Any = transform
         self.copies = copies

@@ -161,10 +161,3 @@ class LesionSlices(SliceCopies):
     Raises:
         ValueError: copies is below 0.
     """
-
-    def __init__(
-        self, slices: Sequence[Mapping[Any, Any]], transform: RandLesiond, copies: int = 1, seed: int = 0
-    ) -> None:
-        if copies < 0:
-            raise ValueError(f"lesion_copies of each slice have to be 0 or more; got {copies}.")
-        super().__init__(slices, transform, copies, seed)

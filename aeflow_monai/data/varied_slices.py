@@ -77,14 +77,12 @@ class VariedSlices(SliceCopies):
 
     Args:
         slices: items hold "image" (C, H, W) in [0, 1], of one size.
-        copies: of each slice, 0 or more.
         seed: of the copies.
+        copies: of each slice, 0 or more.
 
     Raises:
-        ValueError: copies below 0.
+        ValueError: copies is below 0.
     """
 
-    def __init__(self, slices: Sequence[Mapping[str, Any]], copies: int = 1, seed: int = 0) -> None:
-        if copies < 0:
-            raise ValueError(f"acquisition_copies of each slice have to be 0 or more; got {copies}.")
+    def __init__(self, slices: Sequence[Mapping[str, Any]], seed: int = 0, copies: int = 1) -> None:
         super().__init__(slices, RandAcquisitiond("image", slices[0]["image"].shape[1:]), copies, seed)

@@ -3,10 +3,11 @@
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow padim dfm knn
     python benchmarks/detection/acquisitions.py --panel OUT --seeds 0 1 2 --methods aeflow padim dfm knn
 
-Of each set of images of the panel half of the test images, normal and abnormal ones alike, are changed and written as
-PNG; then each method that is fitted scores all of them. Three columns: the images as they are; changed in the ways of
-which AE-Flow's global term is fitted to copies (RandAcquisitiond); and changed in ways that it is not fitted to: saved
-as coarse JPEG, sampled coarsely, cut to a narrower window, shaded. How an image is changed depends on its place in the
+Of each set of images of the panel half of the test images, normal and abnormal ones alike, are changed; then each
+method that is fitted scores all of them. Three tables: the images as they are; some changed in the ways in which
+AE-Flow's acquisition copies are ("known", by RandAcquisitiond); and some in ways that no training has seen ("unknown"):
+saved as coarse JPEG, sampled coarsely, cut to a narrower window, shaded. All images of the last two are written as PNG,
+at about the size that the network sees. How an image is changed depends on its place in the
 list alone. Development splits; no method is fitted or calibrated anew. What is done already is kept. Written to OUT:
 acquisitions.md, and in the folder of each set the images, in that of each method the scores.
 """
@@ -42,23 +43,22 @@ Change = Callable[[Pixels, np.random.RandomState], Pixels]
 
 
 def known(image: Pixels, rng: np.random.RandomState) -> Pixels:
-    """Change an image in one of the ways that the global term is fitted to; at the size that the network sees."""
-    small = as_seen(image)
-    vary = RandAcquisitiond("image", small.shape[1:]).set_random_state(state=rng)
-    changed: Pixels = vary({"image": torch.from_numpy(small)})["image"].numpy()
+    """Change an image in one of the ways in which acquisition copies are."""
+    vary = RandAcquisitiond("image", image.shape[1:]).set_random_state(state=rng)
+    changed: Pixels = vary({"image": torch.from_numpy(image)})["image"].numpy()
     return changed
 
 
 def as_jpeg(image: Pixels, rng: np.random.RandomState) -> Pixels:
     """Save an image with a low quality."""
     file = io.BytesIO()
-    picture(as_seen(image)).save(file, "JPEG", quality=int(rng.randint(15, 45)))
+    picture(image).save(file, "JPEG", quality=int(rng.randint(15, 45)))
     return pixels(Image.open(file))
 
 
 def coarse(image: Pixels, rng: np.random.RandomState) -> Pixels:
     """Take fewer samples."""
-    return resized(as_seen(image), rng.uniform(0.4, 0.7))
+    return resized(image, rng.uniform(0.4, 0.7))
 
 
 def windowed(image: Pixels, rng: np.random.RandomState) -> Pixels:
@@ -78,11 +78,6 @@ UNKNOWN = (as_jpeg, coarse, windowed, shaded)
 KINDS = ("known", "unknown")
 
 
-def as_seen(image: Pixels) -> Pixels:
-    """An image of about the size that the network sees."""
-    return resized(image, NETWORK_SIZE / min(image.shape[1:]))
-
-
 def resized(image: Pixels, factor: float) -> Pixels:
     """An image of another size, smoothed where it gets smaller."""
     size = [max(8, round(factor * length)) for length in image.shape[1:]]
@@ -91,6 +86,8 @@ def resized(image: Pixels, factor: float) -> Pixels:
 
 def pixels(image: Image.Image) -> Pixels:
     """A picture as an array (C, H, W) in [0, 1], of one channel or three."""
+    if image.mode.startswith("I"):
+        raise SystemExit(f"Expected images of 8 bits; got one of PIL's mode {image.mode}.")
     plain = image if image.mode in ("L", "RGB") else image.convert("RGB")
     array = np.asarray(plain, np.float32) / 255
     return np.ascontiguousarray(np.moveaxis(array if array.ndim == 3 else array[..., None], -1, 0))
@@ -110,13 +107,13 @@ def write_changed(test: Path, folder: Path, kind: str) -> None:
     rows = []
     for number, row in enumerate(read_rows(test / "manifest.csv")):
         rng = np.random.RandomState(np.random.SeedSequence([KINDS.index(kind), number]).generate_state(1)[0])
-        path = Path(row["path"])
+        with Image.open(row["path"]) as file:
+            image = pixels(file)
+        image = resized(image, NETWORK_SIZE / min(image.shape[1:]))
         if rng.uniform() < SHARE:
-            change = known if kind == "known" else UNKNOWN[rng.randint(len(UNKNOWN))]
-            with Image.open(path) as image:
-                changed = change(pixels(image), rng)
-            path = folder / f"{number:04d}_{path.stem}.png"
-            picture(changed).save(path)
+            image = (known if kind == "known" else UNKNOWN[rng.randint(len(UNKNOWN))])(image, rng)
+        path = folder / f"{number:04d}_{Path(row['path']).stem}.png"
+        picture(image).save(path)
         rows.append([str(path), row["case"], row["patient"], "test", row["abnormal"]])
     write_rows(folder / "manifest.csv", ["path", "case", "patient", "split", "abnormal"], rows)
 

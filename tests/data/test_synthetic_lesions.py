@@ -152,7 +152,7 @@ class TestLesionSlices:
             LesionSlices(self.slices, RandLesiond("image"), copies=0)[0]
 
     def test_a_negative_number_of_copies_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="lesion_copies of each slice have to be 0 or more; got -1"):
+        with pytest.raises(ValueError, match="Copies of each slice have to be 0 or more; got -1"):
             LesionSlices(self.slices, RandLesiond("image"), copies=-1)
 
 

@@ -31,6 +31,14 @@ def test_each_slice_has_one_copy_which_differs_a_little_and_the_slice_stays() ->
         VariedSlices(SLICES)[24]
 
 
+def test_several_copies_of_a_slice_differ_and_none_are_no_slices() -> None:
+    several = VariedSlices(SLICES, copies=2)
+    assert len(several) == 48
+    assert several[3]["case"] == several[27]["case"] == "case3"
+    assert not torch.equal(several[3]["image"], several[27]["image"])
+    assert len(VariedSlices(SLICES, copies=0)) == 0
+
+
 def test_copies_depend_on_seed_and_place_and_not_on_the_order() -> None:
     one, again, other = (VariedSlices(SLICES, seed=seed) for seed in (7, 7, 8))
     backward = [again[index]["image"] for index in reversed(range(24))][::-1]

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ConfigWorkflow
 from outputs import said
 
@@ -27,6 +28,9 @@ Run = Callable[..., Any]
         (8, {"epochs": 3}, 3),
         (80, {"min_steps": 100}, 20),
         (80, {"batch_size": 8}, 25),
+        (1600, {"copies": 1}, 3),
+        (1600, {"copies": 3}, 2),
+        (80, {"copies": 1}, 25),
     ],
 )
 def test_small_sets_are_gone_through_more_often(n_slices: int, options: dict[str, int], expected: int) -> None:
@@ -40,15 +44,29 @@ def test_small_sets_get_more_synthetic_lesions(n_slices: int, copies: int | None
     assert lesion_copies(copies, n_slices) == expected
 
 
+@pytest.mark.parametrize(("acquisition_copies", "expected"), [(0, 20), (1, 10), (3, 5)])
 def test_the_training_counts_epochs_and_copies_by_its_slices(
-    tmp_path: Path, volumes: Path, start_workflow: Run, tiny_training: dict[str, Any]
+    tmp_path: Path,
+    volumes: Path,
+    start_workflow: Run,
+    tiny_training: dict[str, Any],
+    acquisition_copies: int,
+    expected: int,
 ) -> None:
-    options = {**tiny_training, "epochs": None, "lesion_copies": None}
+    copies = {"lesion_copies": None, "acquisition_copies": acquisition_copies}
+    options = {**tiny_training, **copies, "epochs": None}
     parser = start_workflow("train.yaml", **options, dataset_dir=str(volumes), output_dir=str(tmp_path)).parser
     n_slices = len(parser.get_parsed_content("train#slices"))
-    assert len(parser.get_parsed_content("train#dataset")) == (1 + lesion_copies(None, n_slices)) * n_slices
-    epochs = number_of_epochs(None, n_slices, tiny_training["batch_size"])
-    assert parser.get_parsed_content("train#trainer").state.max_epochs == epochs == 20
+    n_copies = acquisition_copies + lesion_copies(None, n_slices)
+    assert len(parser.get_parsed_content("train#dataset")) == (1 + n_copies) * n_slices
+    assert parser.get_parsed_content("train#trainer").state.max_epochs == expected
+    # the calibration gets all slices as they are, and by themselves their copies
+    slices = parser.get_parsed_content("train#slices")
+    of_calibration = [parser.get_parsed_content(f"train#{name}") for name in ("trained", "varied")]
+    images = [[image for batch in loader for image in batch["image"]] for loader in of_calibration]
+    assert list(map(len, images)) == [n_slices, acquisition_copies * n_slices]
+    assert all(torch.equal(image, item["image"]) for image, item in zip(images[0], slices, strict=True))
+    assert not any(torch.equal(image, slices[number % n_slices]["image"]) for number, image in enumerate(images[1]))
 
 
 def test_a_training_has_to_know_its_config(volumes: Path, tmp_path: Path) -> None:
