@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--normals", "--subjects", type=int, help="fit on this many training images or subjects only")
-    parser.add_argument("--epochs", type=int, help="of all methods that are trained; the bundle's by default")
+    parser.add_argument("--epochs", type=int, help="passes over the slices; the bundle's by default")
     parser.add_argument("--fit_only", action="store_true", help="stop before the test list is read")
     given = parser.parse_args()
     peers = peer_names()

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import resource
@@ -227,10 +228,14 @@ def training_of(given: argparse.Namespace) -> tuple[ConfigParser, dict[str, Any]
 
     Variants that differ in the score alone have the same training.
     """
-    options = {"seed": given.seed, "device": "cpu", **({"epochs": given.epochs} if given.epochs else {})}
+    options = {"seed": given.seed, "device": "cpu"}
 
     def merged(*configs: Path) -> ConfigParser:
-        return Workflow(config_files("train", *map(str, configs)), logging_file=False, **options).parser
+        parser = Workflow(config_files("train", *map(str, configs)), logging_file=False, **options).parser
+        content = parser["given"].content
+        if given.epochs:  # which show copies too: as many slices as other methods see
+            content["epochs"] = math.ceil(given.epochs / (1 + content["acquisition_copies"]))
+        return parser
 
     plain = merged(*configs_of(given))["given"].content
     parser = merged(*configs_of(given), *([Path(given.method)] if options_of(given.method) else []))

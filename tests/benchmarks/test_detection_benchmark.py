@@ -269,7 +269,7 @@ def test_trainings_that_differ_in_more_than_the_score_have_folders_of_their_own(
 
     own = folder("aeflow")
     assert folder("flow_only") == folder("likelihood") == own
-    assert len({own, folder("aeflow", epochs=2), folder("aeflow", seed=1), folder("permutation")}) == 4
+    assert len({own, folder("aeflow", epochs=4), folder("aeflow", seed=1), folder("permutation")}) == 4
 
 
 def test_slices_are_resampled_with_their_case(
