@@ -27,14 +27,20 @@ class Study(NamedTuple):
 def study_key(paths: Iterable[str]) -> str:
     r"""What a study is known by: no two studies have one key.
 
+    It is the paths, divided by ";". Only where that could be read in two ways are ";" and "\" of the paths escaped, so
+    that a path of Windows stays as it is.
+
     Args:
         paths: of its images, below the folder of the list, or absolute.
 
     Example:
-        >>> print(study_key(["t1.nii", "t2.nii"]), study_key(["t1.nii;t2.nii"]))
-        t1.nii;t2.nii t1.nii\;t2.nii
+        >>> print(study_key(["t1.nii", "t2.nii"]), study_key(["t1.nii;t2.nii"]), study_key([r"site\t1.nii"]))
+        t1.nii;t2.nii t1.nii\;t2.nii site\t1.nii
     """
-    return ";".join(path.replace("\\", "\\\\").replace(";", "\\;") for path in paths)
+    paths = [*paths]
+    if any(";" in path or path.endswith("\\") for path in paths):
+        paths = [path.replace("\\", "\\\\").replace(";", "\\;") for path in paths]
+    return ";".join(paths)
 
 
 def is_list(path: str | os.PathLike[str]) -> bool:

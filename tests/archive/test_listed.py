@@ -11,6 +11,7 @@ from inputs import write_image
 
 from aeflow_monai.archive import Ledger, Shard, studies_in
 from aeflow_monai.archive.listed import with_problem
+from aeflow_monai.archive.study import study_key
 
 ALL = Shard(1, 1)
 
@@ -72,8 +73,25 @@ def test_names_and_channels_are_taken(tmp_path: Path) -> None:
 
 def test_no_study_is_taken_for_another(tmp_path: Path) -> None:
     listed = [
-        *("t1.nii;t2.nii", "t1.nii\\;t2.nii", "t1.nii\\\\;t2.nii", ["t1.nii", "t2.nii"], ["t2.nii", "t1.nii"]),
-        *(["t1.nii\\", "t2.nii"], ["a", "b", "c"], ["a;b", "c"], ["a", "b;c"], "a;b;c", "a\\;b;c", "a;b\\;c"),
+        *(
+            "t1.nii;t2.nii",
+            "t1.nii\\;t2.nii",
+            "t1.nii\\\\;t2.nii",
+            "t1.nii\\",
+            "t1.nii\\\\",
+            ["t1.nii", "t2.nii"],
+            ["t2.nii", "t1.nii"],
+        ),
+        *(
+            ["t1.nii\\", "t2.nii"],
+            ["t2.nii", "t1.nii\\"],
+            ["a", "b", "c"],
+            ["a;b", "c"],
+            ["a", "b;c"],
+            "a;b;c",
+            "a\\;b;c",
+            "a;b\\;c",
+        ),
     ]
     path = tmp_path / "list.jsonl"
     path.write_text("".join(json.dumps({"image": images}) + "\n" for images in listed), encoding="utf-8")
@@ -83,6 +101,11 @@ def test_no_study_is_taken_for_another(tmp_path: Path) -> None:
     assert images == [
         str(tmp_path / each) if isinstance(each, str) else [str(tmp_path / part) for part in each] for each in listed
     ]
+
+
+def test_paths_of_windows_are_keys_as_they_are() -> None:
+    assert study_key([r"C:\site\t1.nii"]) == r"C:\site\t1.nii"
+    assert study_key([r"site\t1.nii", r"site\t2.nii"]) == r"site\t1.nii;site\t2.nii"
 
 
 def test_half_a_character_in_json_is_a_study_that_fails_by_itself(tmp_path: Path) -> None:
