@@ -65,7 +65,8 @@ class Ledger:
 
     Raises:
         FileNotFoundError: there is none to be read.
-        LedgerError: the disk is full, another program holds the file, or it cannot be written. As all methods do.
+        LedgerError: it cannot be used for now, as with a full disk, or while another program holds it. As all methods
+            do.
         DamagedLedger: the file is no ledger, or a damaged one. As all methods do.
 
     Example:
@@ -97,6 +98,10 @@ class Ledger:
     def close(self) -> None:
         """Store what is pending, and close the file."""
         self._file.close()
+
+    def abandon(self) -> None:
+        """Forget what is pending, and close the file."""
+        self._file.abandon()
 
     @property
     def is_begun(self) -> bool:

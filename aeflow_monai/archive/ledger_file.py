@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS studies (
 CREATE INDEX IF NOT EXISTS unfinished ON studies (state, ends, number) WHERE state != 'done';
 """
 _OWN = {"settings", "runs", "studies"}
-# By a word of what SQLite says, whose codes Python 3.10 does not tell.
+# By words of what SQLite says, whose codes Python 3.10 does not tell.
 _REMEDIES = {
     "locked": "Another program has it open: end that",
     "full": "Free space on its disk",
@@ -34,6 +34,14 @@ _REMEDIES = {
     "readonly": "Let this user write to the file and its folder",
     "unable to open": "Let this user write to the file and its folder",
 }
+_DAMAGE = (
+    "malformed",
+    "not a database",
+    "unsupported file format",
+    "no such table",
+    "no such column",
+    "no column named",
+)
 
 
 class LedgerError(RuntimeError):
@@ -54,7 +62,8 @@ class LedgerFile:
         read_only: whether it is only read; then it has to be there.
 
     Raises:
-        LedgerError: the disk is full, another program holds the file, or it cannot be written. As all methods do.
+        LedgerError: the disk is full, another program holds the file, it cannot be written, or SQLite fails for
+            another reason; or a file that is only read looks cut. As all methods do.
         DamagedLedger: it is no ledger, or was cut. As all methods do.
 
     Example:
@@ -67,15 +76,17 @@ class LedgerFile:
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path = path
+        self._read_only = read_only
         if path.is_file() and not path.stat().st_size and any(path.parent.glob("[0-9]*")):
-            raise self._damaged("an empty file beside results")  # one that is just made has none
-        with self._told():
-            self._db = _readable(path) if read_only else _opened(path, "rwc")
+            raise self._cut("an empty file beside results")  # one that is just made has none
+        with self._told(), ExitStack() as opened:
+            self._db = opened.enter_context(closing(_readable(path) if read_only else _opened(path, "rwc")))
             self._require_own()
             if not read_only:
                 # the journal keeps its room, so that studies can be released when the disk is full
                 self._db.execute("PRAGMA journal_mode = PERSIST")
                 self._db.executescript(_TABLES)
+            opened.pop_all()  # it stays open
 
     @property
     def in_transaction(self) -> bool:
@@ -125,6 +136,10 @@ class LedgerFile:
         finally:
             self._db.close()
 
+    def abandon(self) -> None:
+        """Forget what is pending, and close the file."""
+        self._db.close()
+
     def _require_own(self) -> None:
         """Refuse a file of another program before anything is written to it, and one that was cut."""
         self._db.execute("BEGIN")
@@ -136,8 +151,17 @@ class LedgerFile:
         self._db.execute("COMMIT")
         if others := sorted(names - _OWN):
             raise self._damaged(f"an SQLite file with the table {others[0]}")
-        if n_bytes != n_pages * size:
-            raise self._damaged(f"{n_bytes} bytes of {n_pages * size}")
+        if n_bytes < n_pages * size:
+            raise self._cut(f"{n_bytes} bytes of {n_pages * size}")
+
+    def _cut(self, got: str) -> LedgerError | DamagedLedger:
+        if not self._read_only:
+            return self._damaged(got)
+        # over NFS the size of a file that another machine writes may be seconds old
+        return LedgerError(
+            f"The ledger {self.path} cannot be read: got {got}. Give the same command again, since another machine may "
+            "be writing it. If it says the same then, the file was cut: put the right one back."
+        )
 
     def _damaged(self, got: object) -> DamagedLedger:
         return DamagedLedger(
@@ -149,15 +173,16 @@ class LedgerFile:
     def _told(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.IntegrityError:
-            raise
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
+            raise  # another row has this value; or a mistake of ours
         except sqlite3.Error as error:
-            remedy = next((remedy for word, remedy in _REMEDIES.items() if word in str(error)), None)
-            if remedy is None:
-                raise self._damaged(f"what SQLite cannot read: {error}") from error
+            said = str(error).removesuffix(".")
+            if any(words in said for words in _DAMAGE):
+                raise self._damaged(f"what SQLite cannot read: {said}") from error
+            remedy = next((f"{remedy}, and give" for words, remedy in _REMEDIES.items() if words in said), "Give")
             raise LedgerError(
-                f"The ledger {self.path} cannot be used: {error}. {remedy}, and give the same command again: what is "
-                "done is not done again."
+                f"The ledger {self.path} cannot be used: {said}. {remedy} the same command again: what is done is not "
+                "done again."
             ) from error
 
 
@@ -168,19 +193,24 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
 
 def _readable(path: Path) -> sqlite3.Connection:
     """A ledger to be read; if a process was killed amid writing, a copy from which its half is taken away."""
-    ledger = _opened(path, "ro")
-    try:
-        ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError as error:
-        if "readonly" not in str(error):
-            raise
-        # the journal has to be rolled back, which is for the next writer
-        ledger.close()
-        with tempfile.TemporaryDirectory() as folder:
-            for name in (path.name, f"{path.name}-journal"):
-                shutil.copy(path.with_name(name), folder)
-            whole = _opened(Path(folder, path.name), "rw")
-            ledger = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-            whole.backup(ledger)
-            whole.close()
-    return ledger
+    with ExitStack() as opened:
+        ledger = opened.enter_context(closing(_opened(path, "ro")))
+        try:
+            ledger.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError as error:
+            if "readonly" not in str(error):
+                raise
+        else:
+            opened.pop_all()
+            return ledger
+    # the journal has to be rolled back, which is for the next writer
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
+        for name in (path.name, f"{path.name}-journal"):
+            shutil.copy(path.with_name(name), folder)
+        copied = opened.enter_context(
+            closing(sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False))
+        )
+        with closing(_opened(Path(folder, path.name), "rw")) as whole:
+            whole.backup(copied)
+        opened.pop_all()
+    return copied

@@ -108,17 +108,17 @@ class OpenShard:
         _require_count(run)
         _require_no_other_run(run.folder, overwrite)
         claim_folder(run.shard_folder, "output_dir")
-        try:
+        with ExitStack() as opened:
+            opened.callback(release_folder, run.shard_folder)
             if overwrite:
                 _empty(run.shard_folder)
             for folder in (run.shard_folder, *filter(Path.is_dir, run.shard_folder.iterdir())):
                 sweep(folder)
             self.ledger = Ledger(run.shard_folder / LEDGER)
+            opened.callback(self.ledger.abandon)
             self._begin(given, dict(parser.get_parsed_content("listing")), retry_failed)
-        except BaseException:
-            release_folder(run.shard_folder)
-            raise
-        self.counts = self.ledger.counts()
+            self.counts = self.ledger.counts()
+            opened.pop_all()  # until it is closed
         self.n_said = 0
 
     def close(self) -> None:
