@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from aeflow_monai.cli.standard_streams import flush_streams
+from aeflow_monai.cli.standard_streams import flush_streams, has_reader_left
 
 if TYPE_CHECKING:
     from aeflow_monai.cli.terminal import Terminal
@@ -55,8 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:  # before there was anything to say
             print("Interrupted. Nothing was begun.", file=sys.stderr)
             return INTERRUPTED
-        except BrokenPipeError:  # whoever read the help has read enough
-            return 0
+        except OSError as error:
+            if not has_reader_left(error):
+                raise
+            return 0  # whoever read the help has read enough
         finally:
             flush_streams()
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Any, TextIO, cast
 
-__all__ = ["flush_streams", "lasting"]
+__all__ = ["flush_streams", "has_reader_left", "lasting"]
 
 
 def lasting(stream: TextIO | None) -> TextIO:
@@ -26,7 +27,9 @@ class _Lasting:
         """Write a text."""
         try:
             return self.stream.write(text)
-        except BrokenPipeError:
+        except OSError as error:
+            if not has_reader_left(error):
+                raise
             _silence(self.stream)
             return len(text)
 
@@ -34,11 +37,24 @@ class _Lasting:
         """Send what is written on its way."""
         try:
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError as error:
+            if not has_reader_left(error):
+                raise
             _silence(self.stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)  # such as isatty and encoding
+
+
+def has_reader_left(error: OSError) -> bool:
+    """Whether a stream could not be written because nobody reads it any more.
+
+    Example:
+        >>> has_reader_left(BrokenPipeError()), has_reader_left(OSError(errno.ENOSPC, "No space left on device"))
+        (True, False)
+    """
+    on_windows = sys.platform == "win32"  # which says so of a pipe whose other end is closed
+    return isinstance(error, BrokenPipeError) or (on_windows and error.errno == errno.EINVAL)
 
 
 def flush_streams() -> None:

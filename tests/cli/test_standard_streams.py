@@ -1,5 +1,7 @@
 """Readers of the command's output that leave before it ends."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 from report_results import MODEL, write_results
 
+from aeflow_monai.cli.standard_streams import lasting
 from aeflow_monai.output.report import write_report
 
 
@@ -42,6 +45,31 @@ def test_a_reader_that_leaves_is_no_error(arguments: list[str], code: int, strea
     assert done.returncode == code
     assert "Traceback" not in f"{done.stdout}{done.stderr}"
     assert "BrokenPipe" not in f"{done.stdout}{done.stderr}"
+
+
+class Left(io.StringIO):
+    """A stream whose reader left, as Windows tells it."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    def flush(self) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+@pytest.mark.parametrize("platform", ["win32", "linux"])
+def test_windows_tells_in_its_own_words_that_a_reader_left(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    silenced: list[object] = []
+    monkeypatch.setattr("aeflow_monai.cli.standard_streams._silence", silenced.append)
+    stream = lasting(Left())
+    monkeypatch.setattr(sys, "platform", platform)
+    if platform == "linux":  # where an invalid argument is one
+        with pytest.raises(OSError, match="Invalid argument"):
+            stream.write("text")
+        return
+    assert stream.write("text") == 4
+    stream.flush()
+    assert len(silenced) == 2
 
 
 @pytest.mark.parametrize("closed", [False, True])
