@@ -9,8 +9,8 @@ from typing import Any
 from aeflow_monai.engine.bundle import write_bundle
 from aeflow_monai.engine.card import count_seen, facts_of_data, fingerprints_of
 from aeflow_monai.engine.config import GivenConfig
-from aeflow_monai.engine.copies import require_several_images, warn_of_copies
 from aeflow_monai.engine.detector import Detector, calibrate
+from aeflow_monai.engine.duplicates import require_several_images, warn_of_duplicates
 from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.run_record import describe_run, finish_record, hashes_of
 from aeflow_monai.engine.stored_model import model_path
@@ -42,7 +42,7 @@ def recalibrate(
         specificity: see `calibrate`.
 
     Raises:
-        ValueError: some of the normals were trained on, or all are copies of one image.
+        ValueError: some of the normals were trained on, or all are duplicates of one image.
     """
     stored = require_own_config(folder, given)
     fingerprints = fingerprints_of(data)
@@ -52,7 +52,7 @@ def recalibrate(
             "Give normal images that it has not seen."
         )
     require_several_images(data, fingerprints)
-    warn_of_copies(data, fingerprints)
+    warn_of_duplicates(data, fingerprints)
     record = Path(output_dir, "logs", RUN_RECORD)
     if given is not None:  # before all else: the folder of a run that is killed is known by it
         write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})

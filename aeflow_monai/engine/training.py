@@ -20,8 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 from aeflow_monai.engine.bundle import options_of, write_bundle, write_training_config
 from aeflow_monai.engine.card import facts_of_data, fingerprints_of, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, differences
-from aeflow_monai.engine.copies import warn_of_copies
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
+from aeflow_monai.engine.duplicates import warn_of_duplicates
 from aeflow_monai.engine.run_folders import is_first_process
 from aeflow_monai.engine.run_record import finish_record, hashes_of
 from aeflow_monai.engine.stored_model import load_saved, model_path, write_saved
@@ -89,7 +89,7 @@ class BundleWriter:
     def start(self, engine: Engine) -> None:
         """Write what an interrupted training needs to go on, and note which images it sees."""
         self.seen = dict(zip(("trained_on", "thresholds_on"), map(fingerprints_of, self.split), strict=True))
-        warn_of_copies(self.split[1], self.seen["thresholds_on"], self.seen["trained_on"])
+        warn_of_duplicates(self.split[1], self.seen["thresholds_on"], self.seen["trained_on"])
         write_training_config(self.folder, self.given, self.facts)
 
     def __call__(self, engine: Engine) -> None:

@@ -117,31 +117,31 @@ def test_a_new_bundle_says_its_specificity(tmp_path: Path, site: Path, trained: 
         assert yaml.safe_load((tmp_path / f"new/configs/{name}.yaml").read_text())["specificity"] == 0.5
 
 
-def test_copies_of_one_image_are_told_and_set_no_threshold_alone(
+def test_duplicates_of_one_image_are_told_and_set_no_threshold_alone(
     tmp_path: Path,
     site: Path,
     trained: Path,
     run_workflow: Run,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    copies = tmp_path / "copies"
-    copies.mkdir()
+    duplicates = tmp_path / "duplicates"
+    duplicates.mkdir()
     first, second, _ = sorted(site.iterdir())
     for name in ("a", "b", "c"):
-        shutil.copy(first, copies / f"{name}.nii.gz")
+        shutil.copy(first, duplicates / f"{name}.nii.gz")
     config = trained / "configs/calibrate.yaml"
     with pytest.raises(RuntimeError) as raised:
-        run_workflow(config, dataset_dir=str(copies), output_dir=str(tmp_path / "one"))
-    assert "got 3 copies of one image: a, b, c. Give other images too." in said(raised)
+        run_workflow(config, dataset_dir=str(duplicates), output_dir=str(tmp_path / "one"))
+    assert "got 3 duplicates of one image: a, b, c. Give other images too." in said(raised)
     assert not (tmp_path / "one").exists()
-    shutil.copy(second, copies / "d.nii.gz")
-    run_workflow(config, dataset_dir=str(copies), output_dir=str(tmp_path / "two"))
-    assert "2 of 4 normals that thresholds are set on are copies of others: b, c. Each counts as a" in caplog.text
+    shutil.copy(second, duplicates / "d.nii.gz")
+    run_workflow(config, dataset_dir=str(duplicates), output_dir=str(tmp_path / "two"))
+    assert "2 of 4 normals that thresholds are set on are duplicates of others: b, c. Each counts as a" in caplog.text
     caplog.clear()
     listed = {"training": [{"image": f"{name}.nii.gz", "patient": "p" if name < "d" else "q"} for name in "abcd"]}
-    (copies / "dataset.json").write_text(json.dumps(listed), encoding="utf-8")
-    run_workflow(config, dataset_dir=str(copies / "dataset.json"), output_dir=str(tmp_path / "listed"))
-    assert "are copies" not in caplog.text
+    (duplicates / "dataset.json").write_text(json.dumps(listed), encoding="utf-8")
+    run_workflow(config, dataset_dir=str(duplicates / "dataset.json"), output_dir=str(tmp_path / "listed"))
+    assert "are duplicates" not in caplog.text
     assert "normals of 2 patients are too few for a specificity of 95%" in caplog.text
 
 

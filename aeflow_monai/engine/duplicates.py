@@ -1,4 +1,4 @@
-"""Copies of one image among normals, which are no further patients."""
+"""Duplicates: one image under several names among normals, each of which counts as a patient."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from aeflow_monai.data.datalist.item import patient_of
 from aeflow_monai.engine.card import count_seen
 from aeflow_monai.printable import some
 
-__all__ = ["require_several_images", "warn_of_copies"]
+__all__ = ["require_several_images", "warn_of_duplicates"]
 
 _logger = logging.getLogger(__name__)
 
 
-def warn_of_copies(
+def warn_of_duplicates(
     held_out: Sequence[Mapping[str, Any]], fingerprints: Sequence[str], trained_on: Sequence[str] = ()
 ) -> None:
-    """Say which of the normals that thresholds are set on are copies, byte for byte.
+    """Say which of the normals that thresholds are set on are duplicates, byte for byte.
 
     Args:
         held_out: datalist of these normals.
@@ -27,19 +27,19 @@ def warn_of_copies(
     """
     if n_seen := count_seen(fingerprints, trained_on):
         _logger.warning(
-            f"{n_seen} of {len(held_out)} held-out normals are copies of images that are trained on. Thresholds of "
-            "images that the model knows are too low. Take the copies out."
+            f"{n_seen} of {len(held_out)} held-out normals are duplicates of images that are trained on. Thresholds of "
+            "images that the model knows are too low. Take the duplicates out."
         )
-    if copies := _of_other_patients(held_out, fingerprints):
+    if duplicates := _of_other_patients(held_out, fingerprints):
         _logger.warning(
-            f"{len(copies)} of {len(held_out)} normals that thresholds are set on are copies of others: "
-            f"{some(copies)}. Each counts as a patient of its own, so that the thresholds are less certain than is "
-            "said. Take the copies out, or name their patient in a list."
+            f"{len(duplicates)} of {len(held_out)} normals that thresholds are set on are duplicates of others: "
+            f"{some(duplicates)}. Each counts as a patient of its own, so that the thresholds are less certain than is "
+            "said. Take the duplicates out, or name their patient in a list."
         )
 
 
 def require_several_images(held_out: Sequence[Mapping[str, Any]], fingerprints: Sequence[str]) -> None:
-    """Refuse normals that are copies of one image under the names of several patients.
+    """Refuse normals that are one image under the names of several patients.
 
     Args:
         held_out: datalist of the normals that thresholds are set on.
@@ -50,7 +50,7 @@ def require_several_images(held_out: Sequence[Mapping[str, Any]], fingerprints: 
     """
     if len({*fingerprints}) == 1 and _of_other_patients(held_out, fingerprints):
         raise ValueError(
-            f"Expected normal images of different patients to set thresholds on; got {len(held_out)} copies of one "
+            f"Expected normal images of different patients to set thresholds on; got {len(held_out)} duplicates of one "
             f"image: {some([item['case'] for item in held_out])}. Give other images too."
         )
 

@@ -1,11 +1,11 @@
-"""Copies of images among held-out normals."""
+"""Duplicates of images among held-out normals."""
 
 from pathlib import Path
 
 import pytest
 
 from aeflow_monai.engine.card import fingerprints_of
-from aeflow_monai.engine.copies import require_several_images, warn_of_copies
+from aeflow_monai.engine.duplicates import require_several_images, warn_of_duplicates
 
 
 def items_of(folder: Path, contents: dict[str, str], patient: str = "") -> list[dict[str, object]]:
@@ -16,25 +16,27 @@ def items_of(folder: Path, contents: dict[str, str], patient: str = "") -> list[
     ]
 
 
-def test_copies_are_told_whatever_they_are_called(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_duplicates_are_told_whatever_they_are_called(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     held_out = items_of(tmp_path, {"a": "1", "b": "2", "c": "1", "d": "2", "e": "3"})
     trained = items_of(tmp_path, {"x": "3", "y": "4"})
     require_several_images(held_out, fingerprints_of(held_out))
-    warn_of_copies(held_out, fingerprints_of(held_out), fingerprints_of(trained))
-    assert "1 of 5 held-out normals are copies of images that are trained on. Thresholds of images" in caplog.text
-    assert "2 of 5 normals that thresholds are set on are copies of others: c, d. Each counts" in caplog.text
+    warn_of_duplicates(held_out, fingerprints_of(held_out), fingerprints_of(trained))
+    assert "1 of 5 held-out normals are duplicates of images that are trained on. Thresholds of images" in caplog.text
+    assert "2 of 5 normals that thresholds are set on are duplicates of others: c, d. Each counts" in caplog.text
 
 
-def test_images_of_one_patient_and_missing_ones_are_no_copies(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_of_one_patient_and_missing_ones_are_no_duplicates(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     of_one = items_of(tmp_path, {"a": "1", "b": "1"}, patient="p")
     absent = [{"image": str(tmp_path / name), "case": name} for name in ("absent", "gone")]
     for held_out in (of_one, absent, [*of_one, *absent], items_of(tmp_path, {"a": "1"})):
         require_several_images(held_out, fingerprints_of(held_out))
-        warn_of_copies(held_out, fingerprints_of(held_out))
+        warn_of_duplicates(held_out, fingerprints_of(held_out))
     assert not caplog.text
 
 
-def test_copies_of_one_image_alone_are_refused(tmp_path: Path) -> None:
+def test_duplicates_of_one_image_alone_are_refused(tmp_path: Path) -> None:
     held_out = items_of(tmp_path, {"a": "1", "b": "1"})
-    with pytest.raises(ValueError, match=r"got 2 copies of one image: a, b\. Give other images too"):
+    with pytest.raises(ValueError, match=r"got 2 duplicates of one image: a, b\. Give other images too"):
         require_several_images(held_out, fingerprints_of(held_out))
