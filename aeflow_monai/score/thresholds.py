@@ -129,8 +129,8 @@ def set_thresholds(
 ) -> None:
     """Set the score's thresholds, the specificity that can be expected of that of cases, and what p-values come from.
 
-    They lie above the `upper_threshold` by the `rounding_of` the scores: a held-out normal whose score is the threshold
-    is not above it when it is scored again.
+    They lie above the `upper_threshold` by its `rounding_of`: a held-out normal whose score is the threshold is not
+    above it when it is scored again.
 
     Args:
         score: whose buffers are filled.
@@ -146,7 +146,8 @@ def set_thresholds(
         (score.slice_threshold, slices),
         (score.map_threshold, peaks),
     ):
-        threshold.fill_(upper_threshold(scores, specificity) + rounding_of(scores))
+        upper = upper_threshold(scores, specificity)
+        threshold.fill_(upper + rounding_of(upper))
     n_patients = len(set(patients))
     score.case_rank.copy_(torch.tensor([threshold_rank(n_patients, specificity), n_patients]))
     score.held_out.keep(cases, patients)

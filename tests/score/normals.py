@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from aeflow_monai.score.held_out import rounding_of
 from aeflow_monai.score.normal_slices import NormalSlices
 from aeflow_monai.score.score import Score, SliceScores
 
 SIZE = 32
 EXACT = {"rtol": 0, "atol": 1e-9}
+
+
+def raised(score: float) -> float:
+    """The threshold that is set on a score."""
+    return score + rounding_of(score)
 
 
 def terms_of(n: int = 10, n_terms: int = 3, seed: int = 0) -> Tensor:

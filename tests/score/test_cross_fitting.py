@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from score.normals import EXACT, SIZE, a_score, alike, scores_of, slices_of, terms_of
+from score.normals import EXACT, SIZE, a_score, alike, raised, scores_of, slices_of, terms_of
 from score.precision import double_precision
 from torch import Tensor
 
@@ -52,7 +52,7 @@ def test_fitted_normals_give_mean_and_deviation_by_position_and_nothing_else(pos
     # for its threshold the case was compared with the others alone
     top_means = together.top_means(together.anomaly_map(stack, compared))
     scores = together.map_scores(top_means, torch.zeros(2))
-    assert together.case_threshold.item() == pytest.approx(scores.mean().item(), abs=1e-4)
+    assert together.case_threshold.item() == pytest.approx(raised(scores.mean().item()), abs=1e-9)
 
 
 def test_a_group_is_compared_with_the_others_anywhere_too() -> None:
@@ -68,7 +68,7 @@ def test_a_group_is_compared_with_the_others_anywhere_too() -> None:
         norm.fit([moments_of(stack.weighted_sum[others], [str(i) for i in others])], by_position=False)
         top_means = score.top_means(score.anomaly_map(stack, norm))[group::5]
         expected[group::5] = score.map_scores(top_means, torch.zeros(len(top_means)))
-    assert score.case_threshold.item() == pytest.approx(expected.max().item(), abs=1e-4)
+    assert score.case_threshold.item() == pytest.approx(raised(expected.max().item()), abs=1e-9)
 
 
 @pytest.mark.parametrize("position_normalisation", [True, False])
@@ -89,7 +89,7 @@ def test_ease_of_a_patient_is_told_by_the_others(position_normalisation: bool) -
     assert score.case_threshold > blind.case_threshold
     if not position_normalisation:  # where maps are compared with the same in either way
         own = scores_of(blind, terms[11:]).slice_scores.item()
-        assert score.case_threshold.item() == pytest.approx(own + 2 * (ease - 1.5).item(), rel=1e-4)
+        assert score.case_threshold.item() == pytest.approx(raised(own + 2 * (ease - 1.5).item()), abs=1e-9)
     of_all = (dissimilarity.mean() - dissimilarity[11]) / (dissimilarity.std(correction=0) * math.sqrt(13 / 11))
     assert scores_of(score, terms).ease[11].item() == pytest.approx(of_all.item(), abs=1e-9)
 
