@@ -16,6 +16,7 @@ from aeflow_monai.score.position import UNKNOWN
 
 __all__ = ["note_on_picture", "note_on_pictures", "note_on_volumes", "saw_pictures", "saw_volumes"]
 
+_NOTED = "score.saw_volumes"
 _NORMALS = "score.dissimilarity_norm"  # of normals by plane and relative slice position
 _ROUNDED = 1e-4
 _AS_SLICE = (
@@ -32,7 +33,7 @@ def saw_volumes(state: Mapping[str, Tensor]) -> bool:
     Returns:
         False for pictures, which have one position, and where it is not known.
     """
-    return _is_same_everywhere(state) is False
+    return _were_volumes(state) is True
 
 
 def saw_pictures(state: Mapping[str, Tensor]) -> bool:
@@ -41,15 +42,22 @@ def saw_pictures(state: Mapping[str, Tensor]) -> bool:
     Args:
         state: of the detector.
     """
-    return _is_same_everywhere(state) is True
+    return _were_volumes(state) is False
 
 
-def _is_same_everywhere(state: Mapping[str, Tensor]) -> bool | None:
-    """Whether all relative positions have the same normals; None where it is not known, as of too few normals."""
+def _were_volumes(state: Mapping[str, Tensor]) -> bool | None:
+    """What the calibration noted; of a model of an earlier version, whether relative positions have other normals.
+
+    None where it is not known, as without a calibration, or of too few normals or a published score, which has none.
+    """
+    noted = int(state.get(_NOTED, -1))
+    if noted >= 0:
+        return bool(noted)
     mean, std = (state.get(f"{_NORMALS}.{name}") for name in ("mean", "std"))
-    if mean is None or std is None or mean.ndim != 4 or bool((std >= UNKNOWN).any()):
+    if mean is None or std is None or mean.ndim != 4:
         return None
-    return bool((mean.amax(dim=1) - mean.amin(dim=1)).max() <= _ROUNDED * mean.abs().max())
+    is_fitted = bool((std != 1).any() or (mean != 0).any()) and not bool((std >= UNKNOWN).any())
+    return bool((mean.amax(dim=1) - mean.amin(dim=1)).max() > _ROUNDED * mean.abs().max()) if is_fitted else None
 
 
 def note_on_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) -> str:

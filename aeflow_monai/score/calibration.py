@@ -71,6 +71,7 @@ def calibrate_score(
         scored = _scored(score, held_out, norms)
         _fit_slice_scores(score, scored)
         _fit_thresholds(score, scored, specificity)
+        score.saw_volumes.fill_(int(scored.of_volumes))
 
 
 @contextmanager
@@ -131,6 +132,7 @@ class _Scored(NamedTuple):
     top_means: Tensor  # (n, fractions)
     ease: Tensor  # (n,)
     global_terms: Tensor  # (n,)
+    of_volumes: bool  # of several relative positions
 
 
 def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, Norms]) -> _Scored:
@@ -139,6 +141,7 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
     means: list[Tensor] = []
     eases: list[Tensor] = []
     terms: list[Tensor] = []
+    of_volumes = False
     own = Norms(score.position_norm, score.dissimilarity_norm, score.global_term)
     for patient, file, plane, slices in stacks_of(score, held_out):
         norm = norms.get(patient, own)
@@ -148,9 +151,11 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
         eases.append(score.ease(slices, norm.dissimilarity))
         terms.append(score.global_terms(slices, norm.global_term))
         origin += [(patient, file, plane)] * len(anomaly_map)
+        # a 2D image, and the only slice of a volume, lie in the middle
+        of_volumes |= slices.places is not None and bool((slices.places.positions != 0.5).any())
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")
-    return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms))
+    return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms), of_volumes)
 
 
 def _fit_slice_scores(score: Score, scored: _Scored) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,7 @@ class Score(nn.Module):
     slice_threshold: Tensor
     case_threshold: Tensor
     case_rank: Tensor
+    saw_volumes: Tensor
 
     def __init__(
         self,
@@ -163,6 +164,8 @@ class Score(nn.Module):
         self.register_buffer("case_threshold", torch.tensor(math.inf))
         # rank of the case threshold among the scores of held-out patients, and their number
         self.register_buffer("case_rank", torch.zeros(2, dtype=torch.long))
+        # whether held-out normals had slices of several relative positions: 1 if so, 0 if not, -1 if it is not known
+        self.register_buffer("saw_volumes", torch.tensor(-1))
         self.held_out = HeldOutScores()  # of cases
 
     @property
@@ -347,6 +350,11 @@ class Score(nn.Module):
             return weights, weights.new_tensor(1 - self.beta)
         factors = weights / (self.term_std * self.map_std)
         return factors, (factors * self.term_mean).sum()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Take the state of an earlier version too, which does not tell what it was calibrated on."""
+        state_dict.setdefault(f"{prefix}saw_volumes", torch.tensor(-1))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _weighted_sum(self, terms: Tensor) -> Tensor:
         factors, offset = self.term_factors()

@@ -8,7 +8,10 @@ from aeflow_monai import Model
 from aeflow_monai.engine.picture_warning import note_on_pictures, saw_pictures, saw_volumes
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import Places
+from aeflow_monai.score.calibration import calibrate_score
+from aeflow_monai.score.normal_slices import NormalSlices
 from aeflow_monai.score.position import PositionMoments, PositionNorm
+from aeflow_monai.score.score import Score
 
 
 def test_pictures_for_a_model_of_volumes_are_named(trained: Path) -> None:
@@ -36,12 +39,38 @@ def test_what_a_model_was_calibrated_on(trained: Path, of_volumes: bool) -> None
     assert not saw_pictures(state)
 
 
+@pytest.mark.parametrize("published", [True, False])
+def test_nothing_is_known_of_a_model_before_its_calibration(published: bool) -> None:
+    state = Score(published=published).state_dict(prefix="score.")
+    for each in (state, {name: value for name, value in state.items() if name != "score.saw_volumes"}):
+        assert not saw_volumes(each)
+        assert not saw_pictures(each)
+
+
+@pytest.mark.parametrize("published", [True, False])
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_calibration_notes_whether_it_saw_volumes(published: bool, n: int) -> None:
+    score, loaded = Score(published=published), Score(published=published)
+    terms = torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    places = Places(["axial"] * n, torch.linspace(0, 1, n) if n > 1 else torch.tensor([0.5]))
+    calibrate_score(score, [NormalSlices(terms, terms > 0, ["a"] * n, ["a"] * n, places)], specificity=0.5)
+    loaded.load_state_dict(score.state_dict())
+    for state in (score.state_dict(prefix="score."), loaded.state_dict(prefix="score.")):
+        assert saw_volumes(state) == (n > 1)
+        assert saw_pictures(state) == (n == 1)
+    old = {name: value for name, value in score.state_dict().items() if name != "saw_volumes"}
+    loaded.load_state_dict(old)  # of an earlier version
+    assert loaded.saw_volumes == -1
+    assert "saw_volumes" not in old
+
+
 def test_a_volume_for_a_model_of_pictures_is_told_once(trained: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, volume = Model(trained), MetaTensor(torch.rand(1, 64, 64, 4))
     model.infer(volume)
     assert "2D images" not in caplog.text
     mean = model.detector.score.dissimilarity_norm.mean
     mean.copy_(mean[:, :1].expand_as(mean).clone())  # as of 2D images, whose relative position is one
+    model.detector.score.saw_volumes.fill_(-1)
     for _ in range(2):
         model.infer(volume)
     model.infer(volume[..., :1])
