@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.engine.fixed_options import fixed_options
 from aeflow_monai.engine.model import Model
 from aeflow_monai.engine.onnx_form import onnx_of
-from aeflow_monai.engine.picture_warning import saw_volumes
+from aeflow_monai.engine.picture_warning import saw_pictures, saw_volumes
 from aeflow_monai.engine.runtimes import require_packages
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.engine.whole_model import OUTPUTS_OF_WHOLE, WholeModel
@@ -64,7 +63,8 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
     Raises:
         FileNotFoundError: there is no model.
         OSError: the disk is full, for example; then none of the files is there.
-        ValueError: an unknown form; a path of one file for a model of several planes; or see `require_own_config`.
+        ValueError: an unknown form; a path of one file for a model of several planes; a model of which nothing tells
+            whether it is of volumes; or see `require_own_config`.
         ModuleNotFoundError: names a package that the form needs.
     """
     if form not in FORMS:
@@ -72,7 +72,13 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
     require_packages(f"Exporting to {form}", _PACKAGES[form])
     model, path = Model(folder), Path(output)
     slicer, detector = model.inferer.slicer, model.detector
-    of_pictures = not saw_volumes(detector.score.state_dict(prefix="score."))
+    state = detector.score.state_dict(prefix="score.")
+    of_pictures = saw_pictures(state)
+    if not of_pictures and not saw_volumes(state):
+        raise ValueError(
+            f"The model in {folder} does not tell whether it is of volumes or of 2D images: an earlier version wrote "
+            "it. Set its thresholds anew with aeflow calibrate, which notes that, or train it anew; then export that."
+        )
     planes = [None] if of_pictures else [*slicer.axes]
     is_file = path.suffix == FORMS[form]
     if is_file and len(planes) > 1:
@@ -92,13 +98,14 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
         for plane, file in zip(planes, files, strict=True):
             whole = WholeModel(detector, plane, slicer.image_size)
             size = (detector.network.encoder.in_channels, *slicer.image_size)
-            _write(whole, size, form, unfinished / file.name)
+            _write(whole, size, form, unfinished / file.name, file)
         about = _about(Path(folder), model, planes, [file.name for file in files], form)
         write_json(unfinished / json_file.name, about)
     return [*files, json_file]
 
 
-def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path) -> None:
+def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path, place: Path) -> None:
+    """Write a model to a path, which is moved to its place afterwards."""
     inputs = {"image": torch.rand(3, *size)}
     if whole.plane is not None:
         inputs["position"] = torch.linspace(0, 1, 3)
@@ -117,7 +124,7 @@ def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path) -> N
     if form == "onnx":
         _write_bytes(path, model)
         return
-    _write_openvino(path, model)
+    _write_openvino(path, model, place)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
@@ -125,7 +132,7 @@ def _write_bytes(path: Path, content: bytes) -> None:
         unfinished.write_bytes(content)
 
 
-def _write_openvino(path: Path, model: bytes) -> None:
+def _write_openvino(path: Path, model: bytes, place: Path) -> None:
     """Write an ONNX model as OpenVINO's pair of files, of which the second ends with .bin."""
     import openvino
 
@@ -135,7 +142,10 @@ def _write_openvino(path: Path, model: bytes) -> None:
         openvino.save_model(layers, path, compress_to_fp16=False)
         core.read_model(path)  # a stream that fails when it is closed is not told
     except RuntimeError as error:  # OpenVINO has no number for what failed
-        raise OSError(errno.ENOSPC, "No space left, or a limit on the size of files", str(path)) from error
+        said = " ".join(str(error).split()).replace(str(path.parent), str(place.parent))
+        raise OSError(
+            f"OpenVINO could not write {place}: {said} Is the disk full, or the size of files limited?"
+        ) from error
 
 
 def _about(folder: Path, model: Model, planes: list[str | None], files: list[str], form: str) -> dict[str, Any]:

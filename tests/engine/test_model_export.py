@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from aeflow_monai import Model
 from aeflow_monai.cli.main import main
 from aeflow_monai.engine.model_export import FORMS, export_model
 from aeflow_monai.engine.whole_model import OUTPUTS_OF_WHOLE
+from conftest import RunWorkflow
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra fast")
 pytest.importorskip("onnx", reason="needs the extra fast")
@@ -150,7 +153,13 @@ def test_a_full_disk_is_told_and_leaves_no_half_of_a_model(
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert re.match(rf"error: (File too large|No space left, .*): {folder}/model\{suffix}\. Free space there, or", last)
+    if form == "openvino":
+        said = (
+            rf"error: OpenVINO could not write {folder}/model\.xml: .+ Is the disk full, or the size of files limited\?"
+        )
+    else:
+        said = rf"error: File too large: {folder}/model\{suffix}\. Free space there, or give another folder.*"
+    assert re.fullmatch(said, last)
     assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == before
 
 
@@ -159,6 +168,39 @@ def test_a_folder_in_the_way_leaves_no_half_of_a_model(trained: Path, tmp_path: 
     with pytest.raises(IsADirectoryError, match=r"model\.json"):
         export_model(trained, "onnx", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
+
+
+def kind_of(trained: Path, folder: Path) -> str:
+    about = json.loads(export_model(trained, "torch", folder)[-1].read_text(encoding="utf-8"))
+    assert ("position" in about["inputs"]) == ("volume" in about["kind"])
+    return str(about["kind"])
+
+
+@pytest.mark.parametrize("options", [{"network_def#score#published": True}, {}])
+def test_a_model_of_few_volumes_or_the_published_score_is_one_of_volumes(
+    tmp_path: Path, volumes: Path, run_workflow: RunWorkflow, tiny_training: dict[str, Any], options: dict[str, Any]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(volumes.glob("**/train_*.nii.gz"))[:2]:
+        shutil.copy(path, few)
+    run_workflow("train.yaml", dataset_dir=str(few), output_dir=str(tmp_path / "RUN"), **{**tiny_training, **options})
+    norm = Model(tmp_path / "RUN").detector.score.dissimilarity_norm
+    assert bool((norm.std == 1).all()) if options else not norm.is_known
+    assert kind_of(tmp_path / "RUN", tmp_path / "EXPORTED") == "slices of a plane of one volume"
+
+
+def test_what_a_model_of_an_earlier_version_does_not_tell_is_not_guessed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(trained)
+    monkeypatch.setattr("aeflow_monai.engine.model_export.Model", lambda _: model)
+    model.detector.score.saw_volumes.fill_(-1)
+    assert "volume" in kind_of(trained, tmp_path / "EXPORTED")  # as its normals tell
+    model.detector.score.dissimilarity_norm.reset()
+    with pytest.raises(ValueError, match=r"does not tell whether it is of volumes or of 2D images.* aeflow calibrate"):
+        export_model(trained, "torch", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_wrong_use_is_refused(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
