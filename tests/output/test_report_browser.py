@@ -56,7 +56,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             lines = table.read_text("utf-8").splitlines()
             cells = lines[-1].split(",")
             cells[2] = "250.0"
-            table.write_text("\n".join([*lines[:-1], ",".join(cells)]), "utf-8")
+            table.write_text("\n".join([*lines[:-1], ",".join(cells), ""]), "utf-8")
         found[name] = write_report(folder, {} if name == "bare" else pictures, {} if name == "bare" else MODEL)
     return found
 
