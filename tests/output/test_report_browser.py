@@ -194,6 +194,11 @@ def test_a_bent_axis_says_so_and_has_round_ticks(open_report: Open) -> None:
             assert all(re.fullmatch(r"-?0*[125]?0*", str(tick).replace(".", "")) for tick in ticks)
 
 
+def test_steps_of_a_bent_axis_are_exact(open_report: Open) -> None:
+    steps = open_report("evaluation").evaluate("roundSteps(0.7)")
+    assert steps == [5, 2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005, 0.0002, 0.0001]
+
+
 def test_a_case_is_walked_through_with_the_keyboard(open_report: Open) -> None:
     page = open_report("evaluation")
     page.locator("#cases tbody .link").first.press("Enter")

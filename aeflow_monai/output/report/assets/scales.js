@@ -29,8 +29,7 @@ function scoreScale(values, from, to) {
 // The roundest numbers that lie so far apart on a bent scale: 0, then 1, 2 and 5 with zeros, large ones first; far from 0
 // there are few of these, and multiples of them have to do.
 function roundTicks(scale, low, high, apart) {
-  const steps = [niceStep(high - low, 1)];
-  while (steps.length < 12) steps.push(niceStep(0.4 * steps[steps.length - 1], 1)); // 10, 5, 2, 1
+  const steps = roundSteps(high - low);
   const found = [];
   const take = (tick) => {
     if (tick >= low && tick <= high && found.every((other) => Math.abs(scale(other) - scale(tick)) >= apart)) found.push(tick);
@@ -38,6 +37,12 @@ function roundTicks(scale, low, high, apart) {
   [0, ...steps.flatMap((step) => [step, -step])].forEach(take);
   if (found.length < 4) steps.filter((step) => (high - low) / step < 2000).forEach((step) => multiples(step, low, high).forEach(take));
   return found.sort((a, b) => a - b);
+}
+
+// 5, 2 and 1 with zeros, from the width down, read from their digits: products would not be exact.
+function roundSteps(width) {
+  const top = Math.floor(Math.log10(width)) + 1;
+  return [0, 1, 2, 3, 4].flatMap((down) => [5, 2, 1].map((digit) => Number(`${digit}e${top - down}`)));
 }
 
 function niceStep(width, count) {
