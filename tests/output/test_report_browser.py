@@ -45,7 +45,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "pictures": {"labelled": False, "n_slices": 1},
         "bare": {},
         "outlier": {"labelled": False},
-        "few": {"n_cases": 4, "labelled": False},
+        "few": {"n_cases": 5, "labelled": False},
     }
     found = {}
     for name, options in kinds.items():
@@ -264,7 +264,7 @@ def test_lists_of_pictures_are_short_and_say_by_which_rule(open_report: Open, re
     assert page.locator(".thumb").count() == near
     assert "within 0.5 of the threshold" in page.locator("#gallery").inner_text()
     page = open_report("few")
-    assert page.locator("#gallery [role=tab]").first.inner_text() == "Most anomalous 2 of 4"
+    assert page.locator("#gallery [role=tab]").first.inner_text() == "Most anomalous 2 of 5"
 
 
 @pytest.mark.parametrize(("width", "room"), [(400, False), (1280, True)])

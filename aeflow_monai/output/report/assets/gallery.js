@@ -13,7 +13,8 @@ function galleryLists(report) {
   };
   const highest = (a, b) => b.anomaly_score - a.anomaly_score;
   const lists = [
-    list("Most anomalous", `The highest scores: at most ${MOST} cases, and at most half of them.`, cases, highest, Math.min(MOST, Math.ceil(cases.length / 2))),
+    list("Most anomalous", `The highest scores: at most ${MOST}, no more than half of the cases, and at least one.`, cases, highest,
+      Math.min(MOST, Math.max(1, Math.floor(cases.length / 2)))),
     list("Borderline", `Scores within ${BORDERLINE} of the threshold, on either side of it; the nearest first.`,
       cases.filter((one) => near(one) <= BORDERLINE), (a, b) => near(a) - near(b)),
   ];
