@@ -69,7 +69,7 @@ def detection_report(
         `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
         interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
         `baselines`, `n_bootstrap`, `bootstrap_seed`; if the rank was given `expected_specificity`,
-        `expected_passing_ci95`, `is_specificity_contradicted` and `specificity_note`.
+        `expected_passing_range`, `is_specificity_contradicted` and `specificity_note`.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.
@@ -116,7 +116,7 @@ def detection_report(
         passed = int((~called[truth == 0]).sum())
         low, high = expected_passing(report["n_normal"], calibrated_rank)
         report["expected_specificity"] = rank / (n_calibrated + 1)
-        report["expected_passing_ci95"] = [low, high]
+        report["expected_passing_range"] = [low, high]
         report["is_specificity_contradicted"] = passed < low
         report["specificity_note"] = _specificity_note(report, passed)
     return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}
@@ -144,7 +144,7 @@ def expected_passing(n_normal: int, calibrated_rank: tuple[int, int]) -> tuple[i
 
 def _specificity_note(report: Mapping[str, Any], passed: int) -> str:
     """What the normal cases say of the expected specificity, in numbers."""
-    (low, high), (least, most), n = report["specificity_ci95"], report["expected_passing_ci95"], report["n_normal"]
+    (low, high), (least, most), n = report["specificity_ci95"], report["expected_passing_range"], report["n_normal"]
     measured = (
         f"{passed} of {n} normal cases passed: a specificity of {report['specificity']:.3f} (95 % interval {low:.3f} "
         f"to {high:.3f}), where {report['expected_specificity']:.3f} was expected."

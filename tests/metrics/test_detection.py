@@ -129,7 +129,7 @@ def test_normals_that_exceed_the_threshold_too_often_are_reported(rank: tuple[in
         f"80 of 100 normal cases passed: a specificity of 0.800 (95 % interval {low:.3f} to {high:.3f}), where "
         f"{expected:.3f} was expected. "
     )
-    assert "{} to {} pass".format(*report["expected_passing_ci95"]) in note
+    assert "{} to {} pass".format(*report["expected_passing_range"]) in note
     assert ("calibrate the model" in note) == contradicted
     assert ("neither contradicts nor confirms what was expected" in note) == (not contradicted)
 
