@@ -125,7 +125,7 @@ def test_a_metric_is_shown_in_one_way(open_report: Open, reports: dict[str, Path
         assert f"{low:.3f}\N{EN DASH}{high:.3f}" in said
         assert f"{metrics[name]:.3f}  [{low:.3f}, {high:.3f}]" in log
         assert f"{metrics[name]:.3f}" in printed
-    assert f"the higher score in {metrics['auroc']:.3f} of all pairs (the AUROC)" in said
+    assert f"the higher score in {100 * metrics['auroc']:.1f} % of pairs (AUROC {metrics['auroc']:.3f})." in said
     assert metrics["specificity_note"] in said
     assert metrics["specificity_note"] in log
     assert metrics["specificity_note"] in printed

@@ -33,7 +33,7 @@ function summaryOfEvaluation(report) {
   if (best && best[1] >= metrics.auroc) notes.push(el("p", { class: "warn" }, `A trivial baseline does as well: ${best[0].replaceAll("_", " ")} alone has an AUROC of ${metric(best[1])}.`));
   return [
     el("h1", {}, `${counts.hits} of ${plural(positive, "abnormal case")} found, ${passed} of ${plural(negative, "normal case")} passed`),
-    el("p", { class: "lead" }, `At the stored threshold of ${fixed(report.threshold)}. Of two cases, one normal and one abnormal, the abnormal one has the higher score in ${metric(metrics.auroc)} of all pairs (the AUROC).`),
+    el("p", { class: "lead" }, `At the stored threshold of ${fixed(report.threshold)}. Of two cases, one normal and one abnormal, the abnormal one has the higher score in ${(100 * metrics.auroc).toFixed(1)} % of pairs (AUROC ${metric(metrics.auroc)}).`),
     notes,
     el("div", { class: "tiles" },
       tile("Cases", String(cases.length), `${negative} normal, ${positive} abnormal${failures.length ? `; ${failures.length} more failed` : ""}`),
