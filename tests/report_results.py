@@ -25,7 +25,7 @@ MODEL = {
 }
 LOCALISATION = {
     **{"n_abnormal_without_mask": 1, "n_volumes": 59, "n_abnormal_volumes": 3, "n_lesions": 3, "hit_tolerance_mm": 2.0},
-    **{"candidate_radius_mm": 5.0, "map_threshold": 3.0},
+    **{"candidate_radius_mm": 5.0, "map_threshold": 3.0, "found_by": "anomaly_mask"},
     **{"lesion_sensitivity": {"0.25": 0.5, "0.5": 0.5, "1": 0.7, "2": 0.7, "4": 1, "8": 1}, "froc_score": 0.73},
     **{"voxel_auroc": 0.97, "voxel_average_precision": 0.4, "lesion_fraction": 0.002, "aupro": 0.9, "dice": 0.42},
     **{"mean_volume_dice": 0.4, "oracle_best_dice": 0.5, "n_slices": 300, "n_abnormal_slices": 20, "slice_auroc": 0.8},

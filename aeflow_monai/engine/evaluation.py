@@ -28,7 +28,7 @@ from aeflow_monai.metrics import (
     slice_report,
 )
 from aeflow_monai.output.case_score import most_anomalous_slice
-from aeflow_monai.output.result_files import PLACE_COLUMNS, SCORE_COLUMNS
+from aeflow_monai.output.result_files import FOUND_BY, PLACE_COLUMNS, SCORE_COLUMNS
 from aeflow_monai.output.slice_place import (
     SlicePlace,
     most_anomalous_place,
@@ -247,7 +247,7 @@ class LocalisationReport(_Report):
         for row in self.lesion_rows:
             table.append(row)
         table.finish()
-        report = {"n_abnormal_without_mask": self.n_without_mask}
+        report: dict[str, Any] = {"n_abnormal_without_mask": self.n_without_mask, "found_by": FOUND_BY}
         if len(set(labels)) < 2 or len(set(patients)) < 2:
             engine.logger.warning("No metrics of slices: they need normal and abnormal ones, of two patients or more.")
         else:

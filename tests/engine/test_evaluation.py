@@ -235,6 +235,7 @@ def test_voxels_and_lesions_are_those_of_the_cases_that_can_be_compared(
     for name, value in {**voxels.compute(1.5), **lesions.compute()}.items():
         assert report[name] == value, name
     assert (report["n_volumes"], report["n_abnormal_volumes"], report["n_abnormal_without_mask"]) == (3, 2, 1)
+    assert report["found_by"] == "anomaly_mask"
     printed = capsys.readouterr().out
     assert "3 (1 normal, 2 abnormal)" in printed
     assert "Not in the report on slices and voxels: 1 abnormal cases without a mask." in printed

@@ -13,7 +13,7 @@ from report_results import ELEMENT, LONG, MODEL, SCRIPT, write_results
 
 from aeflow_monai.cli.scoring import _say_metrics
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import read_json, rows_of
+from aeflow_monai.files import read_json, rows_of, write_json
 from aeflow_monai.metrics import format_report
 from aeflow_monai.output.report import write_report
 
@@ -46,11 +46,15 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bare": {},
         "outlier": {"labelled": False},
         "few": {"n_cases": 5, "labelled": False},
+        "earlier": {},
     }
     found = {}
     for name, options in kinds.items():
         folder = tmp_path_factory.mktemp(name)
         pictures = write_results(folder, **options)
+        if name == "earlier":  # found by another rule
+            localisation = read_json(folder / "localisation.json")
+            write_json(folder / "localisation.json", {k: v for k, v in localisation.items() if k != "found_by"})
         if name == "outlier":  # a score many times the others
             table = folder / "scores.csv"
             lines = table.read_text("utf-8").splitlines()
@@ -305,6 +309,15 @@ def test_the_rules_of_lesions_are_those_of_the_docs(open_report: Open) -> None:
     rules = re.findall(r"A lesion is \w+ if .*?\.(?= |$)", " ".join(said.split()))
     assert len(rules) == 2
     assert all(rule in docs for rule in rules)
+
+
+def test_lesions_found_by_another_rule_are_listed_by_size(open_report: Open) -> None:
+    lesions = open_report("earlier").locator("#lesions")
+    assert "A lesion is found" not in lesions.inner_text()
+    assert "Another version made this evaluation" in lesions.inner_text()
+    heads = [text.split("\n")[0] for text in lesions.locator(".scroll th").all_inner_texts()]
+    assert heads == ["Case", "Lesion", "Diameter of its size, mm", "Voxels"]
+    assert lesions.locator(".scroll tbody tr").count() == 3
 
 
 def test_a_case_can_be_linked_to(open_report: Open, reports: dict[str, Path]) -> None:

@@ -125,6 +125,17 @@ def test_a_table_that_lacks_lesions_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_an_evaluation_of_an_earlier_version_lists_no_lesions(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    (tmp_path / "lesions.csv").unlink()
+    with pytest.raises(ValueError, match=r"lesions\.csv in .* has 0 lesions; the run had 3\."):
+        write_report(tmp_path)
+    found = json.loads((tmp_path / "localisation.json").read_text())
+    del found["found_by"]
+    (tmp_path / "localisation.json").write_text(json.dumps(found))
+    assert data(write_report(tmp_path))["lesions"] == []
+
+
 def test_no_part_of_a_folder_is_told_whatever_its_name(tmp_path: Path) -> None:
     write_results(tmp_path)
     first, second = "/data/Mueller, Hans/a, b.nii.gz", "/data/Mueller, Hans/c.nii.gz"

@@ -99,8 +99,10 @@ def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
             f"scores.csv and failures.csv in {folder} have {n_cases} cases; the run had {expected}. Restore them, or "
             "run again."
         )
-    n_lesions = run["localisation"].get("n_lesions", len(run["lesions"]))
-    if len(run["lesions"]) != n_lesions:
+    localisation = run["localisation"]
+    n_lesions = localisation.get("n_lesions", len(run["lesions"]))
+    is_listed = "found_by" in localisation or Path(folder, "lesions.csv").exists()  # earlier versions listed none
+    if is_listed and len(run["lesions"]) != n_lesions:
         raise ValueError(
             f"lesions.csv in {folder} has {len(run['lesions'])} lesions; the run had {n_lesions}. Restore it, or run "
             "again."

@@ -177,16 +177,25 @@ function lesionSection(report) {
 
 // FROC and the list of lesions ask two questions; docs/report.md says both rules in these words.
 const hitRule = (found) => `A lesion is hit if a peak of the map, a voxel with no larger one within ${found.candidate_radius_mm} mm, lies within ${found.hit_tolerance_mm} mm of it.`;
-const FOUND_RULE = "A lesion is found if the anomaly mask covers at least one voxel of it, so that the largest map value in it exceeds the map threshold; otherwise it is missed.";
+const FOUND_RULES = {
+  anomaly_mask: "A lesion is found if the anomaly mask covers at least one voxel of it, so that the largest map value in it exceeds the map threshold; otherwise it is missed.",
+};
+const foundRule = (report) => FOUND_RULES[report.localisation.found_by]; // of earlier versions none
 
 function lesionList(report) {
   const { lesions } = report;
   const limit = report.localisation.map_threshold;
+  const rule = foundRule(report);
+  if (!rule) {
+    return [el("h3", { class: "list" }, plural(lesions.length, "lesion")),
+      el("p", { class: "dim" }, "Another version made this evaluation, by another rule of which lesions are found. Evaluate again to see which."), lesionTable(report)];
+  }
   return [el("h3", { class: "list" }, `Lesions at the map threshold of ${fixed(limit)}: ${share(lesions.filter((one) => one.found).length, lesions.length)} found`),
-    el("p", { class: "dim" }, FOUND_RULE), lesionTable(report)];
+    el("p", { class: "dim" }, rule), lesionTable(report)];
 }
 
 function lesionTable(report) {
+  const rule = foundRule(report);
   const found = (one) => (one.found ? "found" : "missed");
   const cases = new Map(report.cases.map((one) => [one.case, one]));
   const columns = [
@@ -194,10 +203,13 @@ function lesionTable(report) {
     { name: "Lesion", right: true, value: (one) => one.lesion, cell: (one) => String(one.lesion) },
     { name: "Diameter of its size, mm", right: true, first: true, value: (one) => one.diameter_mm, cell: (one) => fixed(one.diameter_mm, 1) },
     { name: "Voxels", right: true, value: (one) => one.n_voxels, cell: (one) => String(one.n_voxels) },
+  ];
+  if (rule) columns.push(
     { name: "Largest map value in it, SD", right: true, value: (one) => one.map_value, cell: (one) => fixed(one.map_value) },
     { name: "At the map threshold", value: found, cell: (one) => el("span", { class: one.found ? "state" : "state wrong" }, found(one)) },
-  ];
-  const filters = [{ name: "All", keep: () => true }, { name: "Missed", keep: (one) => !one.found }, { name: "Found", keep: (one) => one.found }];
+  );
+  const filters = [{ name: "All", keep: () => true }];
+  if (rule) filters.push({ name: "Missed", keep: (one) => !one.found }, { name: "Found", keep: (one) => one.found });
   return sortedTable("lesion", columns, report.lesions, filters, (one) => cases.has(one.case) && report.open(cases.get(one.case)));
 }
 
