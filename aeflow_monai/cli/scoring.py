@@ -47,7 +47,7 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
     outputs = f"[{given.outputs}]" if given.outputs else None
     options = options_of(given, outputs=outputs, overwrite=True if given.overwrite else None)
     predict_images(Path(given.model), images, Path(given.output), options, terminal)
-    terminal.say(f"Next: open {shlex.quote(str(Path(given.output) / 'report.html'))} in a browser.")
+    terminal.say(f"Next: look at {shlex.quote(str(Path(given.output) / 'report.html'))} in a browser.")
 
 
 def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
@@ -68,7 +68,7 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
 
     folder = Path(run_folder(given.output, "evaluations"))
     evaluate_folder(Path(given.model), given.data, folder, options, terminal)
-    terminal.say(f"Next: open {shlex.quote(str(folder / 'report.html'))} in a browser.")
+    terminal.say(f"Next: look at {shlex.quote(str(folder / 'report.html'))} in a browser.")
 
 
 def report(given: argparse.Namespace, terminal: Terminal) -> None:
