@@ -1,3 +1,4 @@
+from . import archive as archive
 from . import data as data
 from . import engine as engine
 from . import errors as errors

@@ -123,6 +123,14 @@ def test_public_names_are_sorted_and_there(module: str) -> None:
         assert hasattr(loaded, name)
 
 
+def test_a_package_is_found_in_the_one_that_holds_it() -> None:
+    packages = [module for module in MODULES if Path(PACKAGE.parent, *module.split("."), "__init__.py").is_file()]
+    assert "aeflow_monai.data.datalist" in packages
+    for module in packages[1:]:
+        holder, _, name = module.rpartition(".")
+        assert name in importlib.import_module(holder).__all__
+
+
 def test_the_package_exports_about_a_dozen_names() -> None:
     names = [name for name in aeflow_monai.__all__ if not inspect.ismodule(getattr(aeflow_monai, name))]
     assert 12 <= len(names) <= 16

@@ -1,3 +1,5 @@
+from . import datalist as datalist
+from . import dicom as dicom
 from .checks import CheckImaged as CheckImaged
 from .datalist import choose_abnormal as choose_abnormal
 from .datalist import find_images as find_images

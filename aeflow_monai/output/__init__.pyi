@@ -1,3 +1,4 @@
+from . import report as report
 from .alongside import Alongside as Alongside
 from .case_score import GatherScoresd as GatherScoresd
 from .case_score import MaskMapd as MaskMapd
