@@ -188,7 +188,7 @@ function lesionList(report) {
   const rule = foundRule(report);
   if (!rule) {
     return [el("h3", { class: "list" }, plural(lesions.length, "lesion")),
-      el("p", { class: "dim" }, "Another version made this evaluation, by another rule of which lesions are found. Evaluate again to see which."), lesionTable(report)];
+      el("p", { class: "dim" }, "This evaluation, of another version, does not say by which rule lesions count as found, so that is left out. Evaluate again to see it."), lesionTable(report)];
   }
   return [el("h3", { class: "list" }, `Lesions at the map threshold of ${fixed(limit)}: ${share(lesions.filter((one) => one.found).length, lesions.length)} found`),
     el("p", { class: "dim" }, rule), lesionTable(report)];
