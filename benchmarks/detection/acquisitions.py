@@ -155,6 +155,7 @@ def main() -> None:
                 of_kinds: dict[str, list[float]] = {kind: [] for kind in kinds}
                 for seed in given.seeds:
                     fitted = runs.folder(seed, method)
+                    runs.call("score", fitted, output / "test", seed, method)
                     of_kinds["as they are"].append(auroc(fitted / "results"))
                     for kind in KINDS:
                         runs.call("score", fitted / kind, output / kind, seed, method, fitted)
