@@ -4,10 +4,10 @@
     python benchmarks/global_terms.py --panel OUT --seeds 0 1 2
 
 For each set of images of the panel: features of the default encoder at the bundle's size, pooled; distances as they are
-named below, fitted to the normals that a seed has trained on (without their copies), and standardised by these, compared
-with those of other patients, and by its held-out ones; AUROC of each alone, of their sums, and of the soft maximum with
-the map scores of that seed, in the mean over seeds. Last, for each set, what the others would choose. Labels of
-development splits alone.
+named below, fitted to the normals that a seed has trained on, without their copies, and standardised by these, each
+compared with those of other patients, and by its held-out ones; AUROC of each alone, of their sums, and of the soft
+maximum with the map scores of that seed, in the mean over seeds. Last, for each set, what the others would choose.
+Labels of development splits alone.
 Features are kept in OUT/<set>/pooled_normals.npz and pooled_test.npz: delete these where images or encoder change.
 """
 
