@@ -81,6 +81,7 @@ def test_the_card_of_a_training_is_of_that_training(trained: Path) -> None:
         "- `learning_rate`: 0.001 (default 0.002)",
         "- `image_size`: [64, 64] (default [128, 128])",
         "- `lesion_copies`: 0 (default null)",
+        "- `acquisition_copies`: 0 (default 1)",
         "- `network_def#network#n_steps`: 2 (default 8)",
         "- `network_def#network#hidden_channels`: 8 (default null)",
         "- `slicer#min_foreground`: 0.0 (default 0.05)",

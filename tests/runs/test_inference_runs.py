@@ -241,9 +241,8 @@ def test_images_of_another_kind_than_the_trainings_are_told(
     tmp_path: Path, volumes: Path, png_slices: Path, trained: Path, run_workflow: Run, is_volume: bool
 ) -> None:
     stored, detector = read_model(model_path(trained)), Model(trained).detector
-    if is_volume:  # the relative position of 2D images is one, so that their normals differ by none
-        mean = detector.score.dissimilarity_norm.mean
-        mean.copy_(mean[:, :1].expand_as(mean).clone())
+    if is_volume:  # as a calibration on 2D images notes it
+        detector.score.saw_volumes.fill_(0)
     write_bundle(tmp_path / "model", detector, stored.config, stored.card)
     image = sorted((volumes if is_volume else png_slices).rglob("*.nii.gz" if is_volume else "*.png"))[0]
     out = tmp_path / "out"
