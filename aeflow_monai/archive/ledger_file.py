@@ -88,11 +88,6 @@ class LedgerFile:
                 self._db.executescript(_TABLES)
             opened.pop_all()  # it stays open
 
-    @property
-    def in_transaction(self) -> bool:
-        """Whether something is pending."""
-        return self._db.in_transaction
-
     def begin(self) -> None:
         """Begin a transaction, unless one has begun."""
         if not self._db.in_transaction:

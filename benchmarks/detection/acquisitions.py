@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ import torch
 from monai.transforms import RandBiasField
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from aeflow_monai.data import RandAcquisitiond
@@ -35,11 +33,11 @@ from methods import label_of, resolve
 from panel import HERE, IMAGES
 from run import Runs
 from shared import arguments, commit, processor, read_rows, write_rows
+from table import Scores
 
 SHARE = 0.5  # of the images that are changed
 NETWORK_SIZE = 128  # pixels, of the panel
 Pixels = NDArray[np.float32]
-Change = Callable[[Pixels, np.random.RandomState], Pixels]
 
 
 def known(image: Pixels, rng: np.random.RandomState) -> Pixels:
@@ -118,12 +116,6 @@ def write_changed(test: Path, folder: Path, kind: str) -> None:
     write_rows(folder / "manifest.csv", ["path", "case", "patient", "split", "abnormal"], rows)
 
 
-def auroc(results: Path) -> float:
-    """Of the scores that an evaluation has written."""
-    rows = read_rows(results / "scores.csv")
-    return float(roc_auc_score([int(row["label"]) for row in rows], [float(row["anomaly_score"]) for row in rows]))
-
-
 def markdown(found: dict[str, dict[str, dict[str, float]]]) -> str:
     """A table of each kind of images, from method to set to AUROC; then the means of all kinds."""
     sets = [*next(iter(found["as they are"].values()))]
@@ -156,10 +148,10 @@ def main() -> None:
                 for seed in given.seeds:
                     fitted = runs.folder(seed, method)
                     runs.call("score", fitted, output / "test", seed, method)
-                    of_kinds["as they are"].append(auroc(fitted / "results"))
+                    of_kinds["as they are"].append(Scores.of_cases(fitted / "results").auroc())
                     for kind in KINDS:
                         runs.call("score", fitted / kind, output / kind, seed, method, fitted)
-                        of_kinds[kind].append(auroc(fitted / kind / "results"))
+                        of_kinds[kind].append(Scores.of_cases(fitted / kind / "results").auroc())
                 for kind, values in of_kinds.items():
                     found[kind][label][name] = float(np.mean(values))
         head = f"Development splits, seeds {', '.join(map(str, given.seeds))}; commit {commit()}; {processor()}.\n\n"

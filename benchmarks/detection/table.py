@@ -35,6 +35,12 @@ class Scores(NamedTuple):
         cases, labels, scores = zip(*sorted(rows, key=lambda row: row[0]), strict=True)
         return cls(cases, np.array(labels), np.array(scores, dtype=float))
 
+    @classmethod
+    def of_cases(cls, results: Path) -> Scores:
+        """Of the cases of an evaluation."""
+        rows = read_rows(results / "scores.csv")
+        return cls.of([(row["file"], int(row["label"]), row["anomaly_score"]) for row in rows])
+
     def auroc(self, chosen: np.ndarray | slice = slice(None)) -> float:
         """Of some of them."""
         return float(roc_auc_score(self.labels[chosen], self.scores[chosen]))
@@ -57,9 +63,7 @@ class Result(NamedTuple):
         """Read what work.py has written."""
         results = folder / "results"
         of_slices = results / "slice_scores.csv"
-        cases = Scores.of(
-            [(row["file"], int(row["label"]), row["anomaly_score"]) for row in read_rows(results / "scores.csv")]
-        )
+        cases = Scores.of_cases(results)
         slices = None
         if of_slices.exists():
             kinds = {"normal": 0, "abnormal": 1}
