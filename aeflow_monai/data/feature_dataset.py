@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from monai.data import DataLoader
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from aeflow_monai.data.kept_arrays import kept_array, mapped_array
 from aeflow_monai.network.encoder import Encoder
 from aeflow_monai.network.folded_encoder import fold_encoder
 from aeflow_monai.processes import gathered, n_processes, process_number, wait_for_all
@@ -80,7 +79,10 @@ class FeatureDataset(Dataset[dict[str, Any]]):
             if not self.stages:
                 shapes = [(n_slices, *stage.shape[1:]) for stage in parts[0]]
                 kind = _kind_for(parts[0])
-                self.stages = (_allocate_for_node if processes > 1 else _allocate)(shapes, folder, kind)
+                if folder is None or processes == 1:
+                    self.stages = [kept_array(shape, kind, folder) for shape in shapes]
+                else:
+                    self.stages = _allocated_for_node(shapes, folder, kind)
             if folder is not None and processes > 1 and not _is_first_of_node():
                 continue  # which writes the files
             for rows, features in zip(batches[first : first + processes], parts, strict=False):
@@ -143,31 +145,17 @@ def _within(stage: np.ndarray[Any, np.dtype[np.float32]], kind: np.dtype[Any]) -
     return np.where(np.isfinite(stage), np.clip(stage, -most, most), stage)
 
 
-def _allocate(shapes: Sequence[tuple[int, ...]], folder: str | Path | None, kind: type[np.floating[Any]]) -> list[Any]:
-    """Arrays in memory, or in files without a name: no other process changes them, and none is left behind."""
-    if folder is None:
-        return [np.empty(shape, dtype=kind) for shape in shapes]
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    stores = []
-    for shape in shapes:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            stores.append(_mapped(file, shape, kind, folder))
-    return stores
-
-
-def _allocate_for_node(
-    shapes: Sequence[tuple[int, ...]], folder: str | Path | None, kind: type[np.floating[Any]]
+def _allocated_for_node(
+    shapes: Sequence[tuple[int, ...]], folder: str | Path, kind: type[np.floating[Any]]
 ) -> list[Any]:
-    """As `_allocate`, but the processes of a node have the same files, which lose their names when all have them."""
-    if folder is None:
-        return _allocate(shapes, None, kind)
+    """As `kept_array`, but the processes of a node have the same files, which lose their names when all have them."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [Path(folder, f"features_{platform.node()}_{number}.{kind.__name__}") for number in range(len(shapes))]
     stores = []
     if _is_first_of_node():
         for path, shape in zip(paths, shapes, strict=True):
             with path.open("w+b") as file:
-                stores.append(_mapped(file, shape, kind, folder))
+                stores.append(mapped_array(file, shape, kind, folder))
     wait_for_all()
     for path, shape in zip(paths, shapes, strict=True) if not stores else ():
         stores.append(np.memmap(path, dtype=kind, mode="r", shape=shape))
@@ -180,19 +168,6 @@ def _allocate_for_node(
 
 def _is_first_of_node() -> bool:
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
-
-
-def _mapped(file: IO[bytes], shape: tuple[int, ...], kind: type[np.floating[Any]], folder: str | Path) -> Any:
-    """An array in an open file."""
-    n_bytes = np.dtype(kind).itemsize * math.prod(shape)
-    try:
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and the end of the process later
-            os.posix_fallocate(file.fileno(), 0, n_bytes)
-        return np.memmap(file, dtype=kind, mode="w+", shape=shape)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"{error.strerror}: {n_bytes / 2**20:.0f} MB for features, see cache_dir", str(folder)
-        ) from error
 
 
 def prepare_slice_batch(

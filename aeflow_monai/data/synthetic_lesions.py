@@ -157,6 +157,7 @@ class LesionSlices(SliceCopies):
         transform: adds lesions to "image" and gives their mask as "lesion", (1, H, W).
         copies: of each slice, 0 or more.
         seed: of the lesions.
+        folder: where to keep them, see `SliceCopies`.
 
     Raises:
         ValueError: copies is below 0.

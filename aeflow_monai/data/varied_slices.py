@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.config import KeysCollection
@@ -79,10 +80,17 @@ class VariedSlices(SliceCopies):
         slices: items hold "image" (C, H, W) in [0, 1], of one size.
         seed: of the copies.
         copies: of each slice, 0 or more.
+        folder: where to keep them, see `SliceCopies`.
 
     Raises:
         ValueError: copies is below 0.
     """
 
-    def __init__(self, slices: Sequence[Mapping[str, Any]], seed: int = 0, copies: int = 1) -> None:
-        super().__init__(slices, RandAcquisitiond("image", slices[0]["image"].shape[1:]), copies, seed)
+    def __init__(
+        self,
+        slices: Sequence[Mapping[str, Any]],
+        seed: int = 0,
+        copies: int = 1,
+        folder: str | Path | None = None,
+    ) -> None:
+        super().__init__(slices, RandAcquisitiond("image", slices[0]["image"].shape[1:]), copies, seed, folder)

@@ -29,6 +29,11 @@ __all__ = [
 SUBNET_SCALE = 0.1
 
 
+def _convolved_1x1(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1x1 convolution (out, in) as a matrix product, quicker where channels are last in memory."""
+    return F.linear(features.movedim(1, -1), weight, bias).movedim(-1, 1)
+
+
 class ConvSubnet(nn.Sequential):
     """Coupling subnet "conv": 3x3 convolution, ReLU, 1x1 convolution (FastFlow's)."""
 
@@ -46,7 +51,7 @@ class ConvSubnet(nn.Sequential):
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
         # the few weights are scaled, not the many outputs, which would be one more pass through memory
-        return F.conv2d(hidden, SUBNET_SCALE * last.weight, SUBNET_SCALE * last.bias)
+        return _convolved_1x1(hidden, SUBNET_SCALE * last.weight[:, :, 0, 0], SUBNET_SCALE * last.bias)
 
 
 class ResNetSubnet(nn.Module):
@@ -204,9 +209,7 @@ class FlowStep(nn.Module):
         log_abs_det = log_scale.sum(dim=1, keepdim=True) + self.constant_log_abs_det()
         if self.mixing is not None:
             # both linear maps in one pass through memory
-            weight, offset = self.mixing * scale, self.mixing @ self.global_offset
-            mixed = F.conv2d(joined, weight[:, :, None, None], offset)
-            return mixed, log_abs_det
+            return _convolved_1x1(joined, self.mixing * scale, self.mixing @ self.global_offset), log_abs_det
         moved = (joined * scale.view(1, -1, 1, 1)).add_(self.global_offset.view(1, -1, 1, 1))
         return moved.index_select(1, self.permutation), log_abs_det
 
@@ -214,7 +217,7 @@ class FlowStep(nn.Module):
         """Undo `forward`: (N, C, h, w) to (N, C, h, w)."""
         if self.mixing is not None:
             back = torch.linalg.inv(self.mixing.double()).to(transformed)
-            moved = F.conv2d(transformed, back[:, :, None, None])
+            moved = _convolved_1x1(transformed, back, None)
         else:
             moved = transformed.index_select(1, self.inverse_permutation)
         joined = (moved - self.global_offset.view(1, -1, 1, 1)) / self.scale().view(1, -1, 1, 1)
@@ -300,6 +303,7 @@ class LatentFlow(nn.Module):
         if self.norm is not None:
             latent, log_abs_det = self.norm(features)
             log_abs_det_jacobian = log_abs_det_jacobian + log_abs_det
+        latent = latent.contiguous(memory_format=torch.channels_last)
         for step in self.steps:
             latent, log_abs_det = step(latent)
             log_abs_det_jacobian = log_abs_det_jacobian + log_abs_det
@@ -307,7 +311,7 @@ class LatentFlow(nn.Module):
 
     def inverse(self, latent: Tensor) -> Tensor:
         """Map the latent (N, C, h, w) back to the features (N, C, h, w)."""
-        features = latent
+        features = latent.contiguous(memory_format=torch.channels_last)
         for step in reversed(self.steps):
             assert isinstance(step, FlowStep)
             features = step.inverse(features)

@@ -1,0 +1,48 @@
+"""Arrays that a training computes once and reads in every epoch, in memory or in files."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+__all__ = ["kept_array", "mapped_array"]
+
+
+def kept_array(shape: Sequence[int], kind: type[np.floating[Any]], folder: str | Path | None) -> Any:
+    """An array to be filled, in memory, or in a file without a name: no other process changes it, and none is left.
+
+    Args:
+        shape: of the array.
+        kind: of its numbers.
+        folder: of the file; in memory if None.
+
+    Raises:
+        OSError: there is no room for the file.
+    """
+    if folder is None:
+        return np.empty(shape, dtype=kind)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return mapped_array(file, shape, kind, folder)
+
+
+def mapped_array(file: IO[bytes], shape: Sequence[int], kind: type[np.floating[Any]], folder: str | Path) -> Any:
+    """An array in an open file of a folder.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    n_bytes = np.dtype(kind).itemsize * math.prod(shape)
+    try:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and the end of the process later
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        return np.memmap(file, dtype=kind, mode="w+", shape=tuple(shape))
+    except OSError as error:
+        wanted = f"{n_bytes / 2**20:.0f} MB for what a training keeps, see cache_dir"
+        raise OSError(error.errno, f"{error.strerror}: {wanted}", str(folder)) from error
