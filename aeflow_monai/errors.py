@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aeflow_monai import progress
-from aeflow_monai.files import Table
 from aeflow_monai.printable import first_line, shown
+from aeflow_monai.tables import Table
 
 __all__ = [
     "CaseFailures",

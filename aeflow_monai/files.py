@@ -1,9 +1,8 @@
-"""Files: written whole or not at all, tables that grow by a row, JSON, hashes, compression, and where they lie."""
+"""Files: written whole or not at all, JSON, hashes, compression, and where they lie."""
 
 from __future__ import annotations
 
 import codecs
-import csv
 import errno
 import hashlib
 import json
@@ -13,7 +12,7 @@ import re
 import shutil
 import uuid
 import zlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -25,21 +24,16 @@ except ImportError:  # no wheel for this machine
     import gzip
 
 __all__ = [
-    "DamagedTable",
-    "Table",
     "case_file_name",
     "digest_of",
     "encoding_of",
     "gzip",
     "home",
-    "iter_rows",
     "new_folder",
     "read_json",
     "replacing",
     "replacing_together",
-    "rows_of",
     "sha256_of",
-    "spreadsheet_safe",
     "sweep",
     "unfinished_path",
     "user_path",
@@ -53,8 +47,6 @@ _MARKS = {
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
-# How a formula begins, also in full width; with apostrophes in front, so that one more can be taken away again.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]")
 
 
 def home(*parts: str) -> str:
@@ -294,145 +286,6 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"Expected a dictionary in {path}; got a {type(content).__name__}. Restore the file.")
     return content
-
-
-class DamagedTable(ValueError):
-    """A table of results was cut, or is none."""
-
-
-class Table:
-    """A CSV file that grows by a row per case, so that a failure loses nothing that was computed before.
-
-    Until `finish` it is called `<name>.unfinished.csv`.
-
-    Args:
-        path: of the file, replaced when the table is finished; missing folders are made.
-        columns: names of the columns, in their order.
-
-    Raises:
-        ValueError: there are no columns, or one is named twice.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     table = Table(f"{folder}/scores.csv", ["case", "anomaly_score"])
-        ...     table.append({"case": "sub-01", "anomaly_score": 0.1 + 0.2})
-        ...     print([file.name for file in Path(folder).iterdir()])
-        ...     table.finish()
-        ...     print(table.path.read_text())
-        ['scores.unfinished.csv']
-        case,anomaly_score
-        sub-01,0.30000000000000004
-        <BLANKLINE>
-    """
-
-    def __init__(self, path: str | Path, columns: Sequence[str]) -> None:
-        self.path = Path(path)
-        self.unfinished = self.path.with_name(f"{self.path.stem}.unfinished{self.path.suffix}")
-        self.columns = tuple(columns)
-        if not self.columns or len(set(self.columns)) < len(self.columns):
-            raise ValueError(f"columns have to be one or more different names, got {list(self.columns)}.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._write_line("w", self.columns)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row and close the file.
-
-        Args:
-            row: a value for each column; numbers may be scalars of Python, NumPy or torch, and keep all their digits.
-
-        Raises:
-            ValueError: a column is missing or unknown.
-        """
-        missing = [column for column in self.columns if column not in row]
-        unknown = [column for column in row if column not in self.columns]
-        if missing or unknown:
-            raise ValueError(
-                f"a row of {self.path.name} has the columns {list(self.columns)}: missing {missing}, unknown {unknown}."
-            )
-        self._write_line("a", [row[column] for column in self.columns])
-
-    def finish(self) -> None:
-        """Give the table its name: no row comes any more."""
-        self.unfinished.replace(self.path)
-
-    def _write_line(self, mode: str, values: Sequence[Any]) -> None:
-        cells = (value.item() if hasattr(value, "item") else value for value in values)
-        try:
-            # a name of a file that is no UTF-8 is written out
-            with self.unfinished.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
-                csv.writer(file, lineterminator="\n").writerow(
-                    repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells
-                )
-        except OSError as error:  # of a full disk it names no file
-            raise OSError(error.errno, error.strerror, str(self.unfinished)) from error
-
-
-def spreadsheet_safe(cell: Any) -> Any:
-    """A cell of a table that no spreadsheet takes for a formula, whatever a file or case is called.
-
-    Args:
-        cell: of any kind; numbers stay as they are.
-
-    Returns:
-        The cell; text that begins with a sign of formulas gets an apostrophe in front, which spreadsheets hide.
-
-    Example:
-        >>> spreadsheet_safe("=1+1"), spreadsheet_safe("sub-01"), spreadsheet_safe(-1.5)
-        ("'=1+1", 'sub-01', -1.5)
-    """
-    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
-
-
-def rows_of(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a table that `Table` wrote, by column; none if it is not there.
-
-    The apostrophes of `spreadsheet_safe` are taken away.
-
-    Raises:
-        DamagedTable: see `iter_rows`.
-
-    Example:
-        >>> import tempfile
-        >>> table = Table(f"{tempfile.mkdtemp()}/scores.csv", ["case"])
-        >>> table.append({"case": "=1+1"})
-        >>> table.finish()
-        >>> rows_of(table.path), rows_of(table.path.with_name("lesions.csv"))
-        ([{'case': '=1+1'}], [])
-    """
-    return list(iter_rows(path)) if Path(path).is_file() else []
-
-
-def iter_rows(path: str | Path) -> Iterator[dict[str, str]]:
-    """Rows of a table one by one, see `rows_of`; it has to be there.
-
-    Raises:
-        DamagedTable: it was cut, as by a copy that broke off, or a row has more or fewer cells than columns.
-    """
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have saved it
-        table = csv.reader(_whole_lines(file), strict=True)
-        try:
-            columns = next(table, None)
-            if columns is None:
-                raise ValueError("it is empty")
-            for row in filter(None, table):
-                if len(row) != len(columns):
-                    raise ValueError(f"line {table.line_num} has {len(row)} of {len(columns)} cells")
-                yield dict(zip(columns, map(_plain, row), strict=True))
-        except (ValueError, csv.Error) as error:
-            raise DamagedTable(f"{path} is damaged: {error}. Restore it, or run again.") from error
-
-
-def _whole_lines(file: Iterable[str]) -> Iterator[str]:
-    """Lines of a table, each of which was written with its end."""
-    for number, line in enumerate(file, start=1):
-        if not line.endswith(("\n", "\r")):
-            raise ValueError(f"line {number} was cut")
-        yield line
-
-
-def _plain(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def encoding_of(content: bytes, name: str) -> str:

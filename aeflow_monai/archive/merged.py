@@ -14,13 +14,14 @@ from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
 from aeflow_monai.archive.shard import SHARDS, Shard
 from aeflow_monai.archive.study import is_list
 from aeflow_monai.errors import Failure
-from aeflow_monai.files import digest_of, read_json, replacing, spreadsheet_safe, write_json
+from aeflow_monai.files import digest_of, read_json, replacing, write_json
 from aeflow_monai.output.report import write_report
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
 from aeflow_monai.output.report.page import REPORT
 from aeflow_monai.output.report.picture_budget import LIMIT
 from aeflow_monai.output.result_files import RUN_RECORD, SCORE_COLUMNS
 from aeflow_monai.printable import some
+from aeflow_monai.tables import spreadsheet_safe
 
 __all__ = ["Merged", "holds_other_run", "is_sharded", "merge"]
 

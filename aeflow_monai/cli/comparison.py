@@ -10,7 +10,8 @@ from aeflow_monai.cli.dry_run import say_test
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import rows_of, write_json
+from aeflow_monai.files import write_json
+from aeflow_monai.tables import rows_of
 
 __all__ = ["compare"]
 

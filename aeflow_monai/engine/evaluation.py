@@ -17,7 +17,7 @@ from aeflow_monai.data.datalist.item import patient_of
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.case_handler import CaseHandler
 from aeflow_monai.errors import file_of
-from aeflow_monai.files import Table, write_json
+from aeflow_monai.files import write_json
 from aeflow_monai.metrics import (
     LesionMetrics,
     VoxelMetrics,
@@ -37,6 +37,7 @@ from aeflow_monai.output.slice_place import (
     slice_places,
 )
 from aeflow_monai.score.score import Score
+from aeflow_monai.tables import Table
 
 __all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter", "score_row"]
 

@@ -15,10 +15,11 @@ from aeflow_monai.engine.evaluation import ScoreWriter
 from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, begin_results
 from aeflow_monai.engine.run_record import RunRecord, finish_record
 from aeflow_monai.engine.stored_model import model_path
-from aeflow_monai.files import Table, unfinished_path
+from aeflow_monai.files import unfinished_path
 from aeflow_monai.locks import release_folder
 from aeflow_monai.marks import mark_nifti
 from aeflow_monai.output.result_files import PLACE_COLUMNS, RUN_RECORD
+from aeflow_monai.tables import Table
 
 LOCK = {".lock", ".lock.json"}
 

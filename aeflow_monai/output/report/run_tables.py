@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
 
-from aeflow_monai.files import DamagedTable, iter_rows, read_json, rows_of
+from aeflow_monai.files import read_json
 from aeflow_monai.printable import shown
+from aeflow_monai.tables import DamagedTable, iter_rows, rows_of
 
 __all__ = ["read_run", "require_whole"]
 
