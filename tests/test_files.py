@@ -2,6 +2,7 @@ import errno
 import gzip
 import hashlib
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from aeflow_monai import files
-from aeflow_monai.files import case_file_name, home, replacing, sha256_of, sweep
+from aeflow_monai.files import case_file_name, home, read_json, replacing, sha256_of, sweep, write_json
 
 # --- home -------------------------------------------------------------------------------------------------------------
 
