@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from aeflow_monai import progress
 from aeflow_monai.printable import first_line, shown
-from aeflow_monai.tables import Table
+from aeflow_monai.result_tables import Table
 
 __all__ = [
     "CaseFailures",

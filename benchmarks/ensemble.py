@@ -11,13 +11,12 @@ development splits alone.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from panel import IMAGES, VOLUMES
-from shared import arguments, commit
+from shared import arguments, commit, read_rows
 from sklearn.metrics import roc_auc_score
 
 Array = NDArray[np.float64]
@@ -25,8 +24,7 @@ Array = NDArray[np.float64]
 
 def scores_of(folder: Path) -> tuple[list[str], Array, Array]:
     """File, label and score of each image, or of each case of volumes."""
-    with (folder / "results/scores.csv").open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read_rows(folder / "results/scores.csv")
     labels, scores = (np.array([float(row[name]) for row in rows]) for name in ("label", "anomaly_score"))
     return [row["file"] for row in rows], labels, scores
 

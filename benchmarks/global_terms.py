@@ -13,7 +13,6 @@ Features are kept in OUT/<set>/pooled_normals.npz and pooled_test.npz: delete th
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from panel import IMAGES
-from shared import arguments, commit, processor, template
+from shared import arguments, commit, processor, read_rows, template
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
@@ -110,7 +109,7 @@ def pooled(folder: Path) -> dict[str, NDArray[Any]]:
     """Pooled features, path, case and patient of the slices of a folder with manifest.csv."""
     parser = template(HERE / "panel.yaml", dataset_dir=str(folder))
     encoder = Encoder(parser["backbone"], parser["stages"], parser["encoder_weights"], parser["in_channels"])
-    rows = list(csv.DictReader((folder / "manifest.csv").open(encoding="utf-8")))
+    rows = read_rows(folder / "manifest.csv")
     items = [{"image": row["path"], "case": row["case"], "patient": row["patient"] or row["case"]} for row in rows]
     parts = [parser.get_parsed_content(name) for name in ("preprocessing", "slicer")]
     found: dict[str, list[NDArray[Any]]] = {"pooled": [], "path": [], "case": [], "patient": []}
@@ -135,7 +134,7 @@ def of_set(folder: Path, seeds: Sequence[str]) -> list[Seed]:
     found = []
     for seed in seeds:
         run = folder / f"seed{seed}/aeflow"
-        rows = {row["file"]: row for row in csv.DictReader((run / "results/scores.csv").open(encoding="utf-8"))}
+        rows = {row["file"]: row for row in read_rows(run / "results/scores.csv")}
         chosen = [rows[file] for file in test["path"]]
         labels, maps = (np.array([float(row[name]) for row in chosen]) for name in ("label", "map_score"))
         held_out = [each["case"] for each in read_json(run / "logs/run.json")["held_out"]]

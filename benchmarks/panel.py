@@ -15,9 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 from other_organs import SETS
-from shared import arguments, commit, processor
+from shared import arguments, commit, processor, table_of_sets
 
 from aeflow_monai.files import read_json, replacing
 
@@ -43,20 +42,6 @@ def columns(name: str, output: Path) -> dict[str, dict[str, float]]:
     return {column: of_methods for column, of_methods in found.items() if of_methods}
 
 
-def markdown(found: dict[str, dict[str, float]]) -> str:
-    """The table, best mean first; of methods that all sets have."""
-    methods = [name for name in next(iter(found.values())) if all(name in of_set for of_set in found.values())]
-    auroc = np.array([[of_set[method] for of_set in found.values()] for method in methods])
-    ranks = 1 + (auroc[None] > auroc[:, None]).sum(axis=1)
-    gaps = (auroc - auroc.max(axis=0)).min(axis=1)
-    head = ["method", *found, "mean", "mean rank", "worst gap"]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for i in np.argsort(-auroc.mean(axis=1)):
-        cells = [f"{value:.3f}" for value in (*auroc[i], auroc[i].mean())]
-        lines.append(f"| {' | '.join([methods[i], *cells])} | {ranks[i].mean():.1f} | {gaps[i]:.3f} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     parser = arguments(__doc__, "data", "sets", "output")
     parser.add_argument("--only", nargs="+", default=[*IMAGES, *VOLUMES], help="names of sets; all by default")
@@ -68,7 +53,8 @@ def main() -> None:
         command += ["--set", source_of(name, given.data, given.sets), "--split", "dev", "--config", HERE / "panel.yaml"]
         subprocess.run([*map(str, command), "--seeds", *given.seeds, "--methods", *given.methods], check=True)
     found = {column: row for name in given.only for column, row in columns(name, given.output).items()}
-    text = f"Development splits, seeds {', '.join(given.seeds)}; commit {commit()}; {processor()}.\n\n{markdown(found)}"
+    head = f"Development splits, seeds {', '.join(given.seeds)}; commit {commit()}; {processor()}.\n\n"
+    text = head + table_of_sets(found)
     with replacing(given.output / "table.md") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     print(text)

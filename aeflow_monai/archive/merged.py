@@ -21,7 +21,7 @@ from aeflow_monai.output.report.page import REPORT
 from aeflow_monai.output.report.picture_budget import LIMIT
 from aeflow_monai.output.result_files import RUN_RECORD, SCORE_COLUMNS
 from aeflow_monai.printable import some
-from aeflow_monai.tables import spreadsheet_safe
+from aeflow_monai.result_tables import spreadsheet_safe
 
 __all__ = ["Merged", "holds_other_run", "is_sharded", "merge"]
 

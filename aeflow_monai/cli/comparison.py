@@ -11,7 +11,7 @@ from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import write_json
-from aeflow_monai.tables import rows_of
+from aeflow_monai.result_tables import rows_of
 
 __all__ = ["compare"]
 

@@ -12,7 +12,7 @@ from aeflow_monai.cli.dry_run import say_sections
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder, predict_images
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.tables import rows_of
+from aeflow_monai.result_tables import rows_of
 
 __all__ = ["calibrate", "demo", "prepare", "train"]
 

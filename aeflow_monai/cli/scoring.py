@@ -20,7 +20,7 @@ from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import encoding_of, read_json
 from aeflow_monai.printable import some
-from aeflow_monai.tables import rows_of
+from aeflow_monai.result_tables import rows_of
 
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
 

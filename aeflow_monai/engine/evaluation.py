@@ -36,8 +36,8 @@ from aeflow_monai.output.slice_place import (
     place_row,
     slice_places,
 )
+from aeflow_monai.result_tables import Table
 from aeflow_monai.score.score import Score
-from aeflow_monai.tables import Table
 
 __all__ = ["DetectionReport", "LocalisationReport", "ScoreWriter", "score_row"]
 

@@ -20,7 +20,7 @@ from aeflow_monai.output.overlay import finite_threshold
 from aeflow_monai.output.panels import OUTLINE, add_panel, new_figure, save_picture
 from aeflow_monai.output.result_files import PLACE_COLUMNS
 from aeflow_monai.output.slice_place import SlicePlace, place_row, slice_places
-from aeflow_monai.tables import Table
+from aeflow_monai.result_tables import Table
 
 __all__ = ["WriteProfiled"]
 

@@ -32,7 +32,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from methods import label_of, resolve
 from panel import HERE, IMAGES
 from run import Runs
-from shared import arguments, commit, processor, read_rows, write_rows
+from shared import arguments, commit, processor, read_rows, table_of_sets, write_rows
 from table import Scores
 
 SHARE = 0.5  # of the images that are changed
@@ -116,19 +116,6 @@ def write_changed(test: Path, folder: Path, kind: str) -> None:
     write_rows(folder / "manifest.csv", ["path", "case", "patient", "split", "abnormal"], rows)
 
 
-def markdown(found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A table of each kind of images, from method to set to AUROC; then the means of all kinds."""
-    sets = [*next(iter(found["as they are"].values()))]
-    lines = []
-    for kind, methods in found.items():
-        lines += [f"| {kind} | {' | '.join(sets)} | mean |", "|---|" + "---:|" * (len(sets) + 1)]
-        for method, of_sets in methods.items():
-            cells = [f"{value:.3f}" for value in (*of_sets.values(), np.mean([*of_sets.values()]))]
-            lines.append(f"| {method} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = arguments(__doc__, "panel")
     parser.add_argument("--only", nargs="+", default=IMAGES, help="names of sets; all of images by default")
@@ -137,7 +124,7 @@ def main() -> None:
     given = parser.parse_args()
     methods = {label_of(method): resolve(method) for method in given.methods}
     kinds = ("as they are", *KINDS)
-    found: dict[str, dict[str, dict[str, float]]] = {kind: {name: {} for name in methods} for kind in kinds}
+    found: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in kinds}
     for name in given.only:
         output = given.panel / name
         for kind in KINDS:
@@ -153,11 +140,12 @@ def main() -> None:
                         runs.call("score", fitted / kind, output / kind, seed, method, fitted)
                         of_kinds[kind].append(Scores.of_cases(fitted / kind / "results").auroc())
                 for kind, values in of_kinds.items():
-                    found[kind][label][name] = float(np.mean(values))
+                    found[kind].setdefault(name, {})[label] = float(np.mean(values))
         head = f"Development splits, seeds {', '.join(map(str, given.seeds))}; commit {commit()}; {processor()}.\n\n"
         with replacing(given.panel / "acquisitions.md") as unfinished:
-            unfinished.write_text(head + markdown(found), encoding="utf-8")
-    print(head + markdown(found))
+            text = head + "\n".join(table_of_sets(of_sets, kind) for kind, of_sets in found.items())
+            unfinished.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

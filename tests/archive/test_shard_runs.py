@@ -15,7 +15,7 @@ from aeflow_monai.cli.main import main
 from aeflow_monai.engine.runtimes import installed_runtimes
 from aeflow_monai.files import read_json, sha256_of
 from aeflow_monai.locks import claim_folder, release_folder
-from aeflow_monai.tables import rows_of
+from aeflow_monai.result_tables import rows_of
 
 # what `monai.bundle run` says of every config
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")

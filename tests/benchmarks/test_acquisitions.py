@@ -1,7 +1,6 @@
 """Test images as other acquisitions might show them: which are changed, by how much, and always in the same way."""
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -9,16 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 N_IMAGES = 40
 
 
 @pytest.fixture
-def acquisitions() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        for folder in (BENCHMARKS, BENCHMARKS / "detection"):
-            patch.syspath_prepend(str(folder))
-        yield importlib.import_module("acquisitions")
+def acquisitions(imported: Callable[[str], ModuleType]) -> ModuleType:
+    return imported("acquisitions")
 
 
 @pytest.fixture

@@ -94,14 +94,6 @@ def test_fits_are_given_normals_and_nothing_of_the_test_split(data: Path, fitted
 
 
 @pytest.fixture
-def imported(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports a module of the benchmarks."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.syspath_prepend(str(DETECTION))
-    return importlib.import_module
-
-
-@pytest.fixture
 def protocols(imported: Callable[[str], ModuleType]) -> ModuleType:
     return imported("protocols")
 

@@ -1,8 +1,7 @@
 """The panel's table, its development halves and the kNN beside the other methods."""
 
-import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,15 +10,10 @@ import torch
 
 from aeflow_monai import Encoder
 
-BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
-
 
 @pytest.fixture
-def modules() -> Iterator[dict[str, ModuleType]]:
-    with pytest.MonkeyPatch.context() as patch:
-        for folder in (BENCHMARKS, BENCHMARKS / "detection"):
-            patch.syspath_prepend(str(folder))
-        yield {name: importlib.import_module(name) for name in ("panel", "protocols", "peers")}
+def modules(imported: Callable[[str], ModuleType]) -> dict[str, ModuleType]:
+    return {name: imported(name) for name in ("panel", "protocols", "peers", "shared")}
 
 
 def test_table_has_means_ranks_and_worst_gaps(modules: dict[str, ModuleType], tmp_path: Path) -> None:
@@ -33,7 +27,7 @@ def test_table_has_means_ranks_and_worst_gaps(modules: dict[str, ModuleType], tm
         (tmp_path / name / "results.json").write_text(json.dumps({"methods": methods}), encoding="utf-8")
         found |= modules["panel"].columns(name, tmp_path)
     assert modules["panel"].columns("fundus", tmp_path) == {}
-    assert modules["panel"].markdown(found).splitlines() == [
+    assert modules["shared"].table_of_sets(found).splitlines() == [
         "| method | head_ct | phantom, cases | phantom, slices | mean | mean rank | worst gap |",
         "|---|---:|---:|---:|---:|---:|---:|",
         "| b | 0.800 | 0.700 | 0.600 | 0.700 | 1.3 | -0.100 |",

@@ -16,7 +16,7 @@ from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.metrics import format_report
 from aeflow_monai.output.report import write_report
-from aeflow_monai.tables import rows_of
+from aeflow_monai.result_tables import rows_of
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives a browser, is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -14,7 +14,7 @@ from typing import Any
 
 from aeflow_monai.files import read_json
 from aeflow_monai.printable import shown
-from aeflow_monai.tables import DamagedTable, iter_rows, rows_of
+from aeflow_monai.result_tables import DamagedTable, iter_rows, rows_of
 
 __all__ = ["read_run", "require_whole"]
 

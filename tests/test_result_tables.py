@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aeflow_monai.tables import Table, spreadsheet_safe
+from aeflow_monai.result_tables import Table, spreadsheet_safe
 
 
 def test_table_keeps_every_digit_and_every_row_before_a_failure(tmp_path: Path) -> None:
