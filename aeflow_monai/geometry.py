@@ -87,6 +87,11 @@ class Places(NamedTuple):
     planes: Sequence[str]
     positions: Tensor
 
+    @property
+    def are_of_volumes(self) -> bool:
+        """Whether any slice is one of several of its volume: a 2D image, and the only slice, lie in the middle."""
+        return bool((self.positions != 0.5).any())
+
     def part(self, chosen: slice) -> Places:
         """Places of some of the slices."""
         return Places(self.planes[chosen], self.positions[chosen])

@@ -22,7 +22,7 @@ MODEL = {
     "specificity_range": [0.85, 1.0],
     "n_held_out": 19,
     "held_out_scores": [round(0.1 * k, 2) for k in range(19)],
-    "global_weight": 2.0,
+    "joined": "log((exp(map) + exp(2 * term)) / 2)",
 }
 LOCALISATION = {
     **{"n_abnormal_without_mask": 1, "n_volumes": 59, "n_abnormal_volumes": 3, "n_lesions": 3, "hit_tolerance_mm": 2.0},

@@ -170,8 +170,7 @@ def _about(folder: Path, model: Model, planes: list[str | None], files: list[str
         }
         for name, says in _SAYS.items()
     }
-    weight = float(score.global_term.weight)
-    joined = f"log((exp(M) + exp({weight:g} * G)) / 2)" if score.knows_global_terms else "M"
+    joined = score.global_term.formula("M", "G") if score.knows_global_terms else "M"
     about: dict[str, Any] = {
         "disclaimer": DISCLAIMER,
         "aeflow_monai_version": __version__,

@@ -53,12 +53,12 @@ class ReportWriter(CaseHandler):
 
 
 def report_model(score: Score) -> dict[str, Any]:
-    """What a report says of the model: thresholds and how far off they may be, held-out scores, weight of its term."""
+    """What a report says of the model: thresholds, how far off they may be, held-out scores, formula of scores."""
     rank, n_held_out = score.case_rank.tolist()
     held_out = {"n_held_out": n_held_out, "held_out_scores": score.held_out.scores.tolist()}
     model = {"thresholds": score.thresholds, "rank": rank, **held_out}
     if score.knows_global_terms:
-        model["global_weight"] = float(score.global_term.weight)
+        model["joined"] = score.global_term.formula("map", "term")
     if n_held_out and is_specificity_uncertain(rank, n_held_out):
         model["specificity_range"] = list(specificity_range(rank, n_held_out))
     return model

@@ -215,8 +215,8 @@ def cache_folder(cache_dir: str | None, *parts: str) -> str | None:
     return None if cache_dir is None else str(Path(cache_dir, *parts))
 
 
-def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_steps: int = 250, copies: int = 0) -> int:
-    """Epochs of a training: as many as show a slice 6 times, or with few as many as give enough batches, up to 200.
+def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_steps: int = 170, copies: int = 0) -> int:
+    """Epochs of a training: as many as show a slice 4 times, or with few as many as give enough batches, up to 200.
 
     Args:
         epochs: as they were given; None to count them.
@@ -227,14 +227,14 @@ def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_ste
 
     Example:
         >>> number_of_epochs(None, 1600, 16), number_of_epochs(None, 80, 16), number_of_epochs(3, 80, 16)
-        (6, 50, 3)
+        (4, 34, 3)
         >>> number_of_epochs(None, 1600, 16, copies=1)
-        3
+        2
     """
     if epochs is not None:
         return epochs
     shown = n_slices * (1 + copies)
-    return max(math.ceil(6 / (1 + copies)), min(200, math.ceil(min_steps * batch_size / shown)))
+    return max(math.ceil(4 / (1 + copies)), min(200, math.ceil(min_steps * batch_size / shown)))
 
 
 def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:

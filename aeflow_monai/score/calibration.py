@@ -151,8 +151,7 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
         eases.append(score.ease(slices, norm.dissimilarity))
         terms.append(score.global_terms(slices, norm.global_term))
         origin += [(patient, file, plane)] * len(anomaly_map)
-        # a 2D image, and the only slice of a volume, lie in the middle
-        of_volumes |= slices.places is not None and bool((slices.places.positions != 0.5).any())
+        of_volumes |= slices.places is not None and slices.places.are_of_volumes
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")
     return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms), of_volumes)

@@ -83,9 +83,11 @@ class _Groups:
         self.group_of: dict[str, int] = {}
         self.moments = [_NormalMoments() for _ in range(_GROUPS)]
         self.pooled: list[dict[str, Tensor]] = [{} for _ in range(_GROUPS)]
+        self.of_volumes = False
         for patient, _, _, slices in stacks_of(score, held_out):
             group = self.group_of.setdefault(patient, len(self.group_of) % _GROUPS)
             self.moments[group].add(patient, slices)
+            self.of_volumes |= slices.places is not None and slices.places.are_of_volumes
             if slices.pooled is not None:
                 _append(self.pooled[group], patient, slices.pooled)
         self.fitted = _NormalMoments()
@@ -145,7 +147,8 @@ def _fit_global_term(score: Score, of: _Groups, trained: Iterable[PooledSlices])
         for patient, pooled in zip(batch.patients, batch.pooled, strict=True):
             group = group_of.setdefault(patient, len(group_of) % _GROUPS)
             _append((copies if batch.are_copies else fitted)[group], patient, pooled[None])
-    return fit_global_term(score.global_term, of.pooled, fitted, copies) or [score.global_term] * _GROUPS
+    terms = fit_global_term(score.global_term, of.pooled, fitted, copies, of.of_volumes)
+    return terms or [score.global_term] * _GROUPS
 
 
 def _append(found: dict[str, Tensor], patient: str, pooled: Tensor) -> None:

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 __all__ = ["GlobalTerm", "fit_global_term", "pooled_features"]
 
 _MOST_NUMBERS = 1024  # of a slice, so that the stored matrix stays small, whatever the encoder
-_WEIGHT = 2.0  # chosen on the panel's development splits, see docs/results.md
+# How the term joins a score, its weight and how soft the maximum is, in standard deviations. Chosen on the
+# panel's development splits, see docs/results.md: what is local in a volume is in few of its slices.
+_OF_IMAGES, _OF_VOLUMES = (3.0, 4.0), (2.0, 1.0)
 _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
 _AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
@@ -64,8 +66,9 @@ class GlobalTerm(nn.Module):
     kinds. The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features.
 
     Before `fit` nothing is known. The buffers hold mean and deviation of each feature, what whitens them, the normals
-    (of many, some), for each distance what is taken off it and what it is divided by, the weight of the term where it
-    joins a score, and whether the normals are those of a training.
+    (of many, some), for each distance what is taken off it and what it is divided by, how the term joins a score (its
+    weight and the `softness` of the maximum, one pair for 2D images and one for volumes), and whether the normals are
+    those of a training.
 
     Example:
         >>> term = GlobalTerm()
@@ -86,6 +89,7 @@ class GlobalTerm(nn.Module):
     squares: Tensor
     unit: Tensor
     weight: Tensor
+    softness: Tensor
     is_of_training: Tensor
 
     def __init__(self) -> None:
@@ -98,7 +102,8 @@ class GlobalTerm(nn.Module):
         self.register_buffer("wholes", torch.zeros(0, 0), persistent=False)
         self.register_buffer("squares", torch.zeros(2, 0), persistent=False)
         self.register_buffer("unit", _no_unit())
-        self.register_buffer("weight", torch.tensor(_WEIGHT))
+        self.register_buffer("weight", torch.tensor(_OF_IMAGES[0]))
+        self.register_buffer("softness", torch.tensor(_OF_IMAGES[1]))
         self.register_buffer("is_of_training", torch.tensor(False))
 
     @property
@@ -110,6 +115,25 @@ class GlobalTerm(nn.Module):
         """How unusual slices are by their `pooled_features`: (n, channels, parts) to (n,)."""
         found: Tensor = ((self.distances(pooled) - self.unit[:, 0]) / self.unit[:, 1]).sum(dim=1)
         return found
+
+    def joined(self, map_scores: Tensor, terms: Tensor) -> Tensor:
+        """Soft maximum of what maps and terms say, (n,) each; see `formula`."""
+        more = (self.weight * terms.to(map_scores) - map_scores) / self.softness
+        # the logarithm of the sum of both exponentials, in operations that ONNX has
+        return map_scores + self.softness * (F.softplus(more) - math.log(2))
+
+    def formula(self, map_score: str, term: str) -> str:
+        """How `joined` computes a score, of what is called so.
+
+        Example:
+            >>> GlobalTerm().formula("map", "term")
+            '4 * log((exp(map / 4) + exp(3 * term / 4)) / 2)'
+        """
+        weight, softness = float(self.weight), float(self.softness)
+        if softness == 1:
+            return f"log((exp({map_score}) + exp({weight:g} * {term})) / 2)"
+        parts = f"exp({map_score} / {softness:g}) + exp({weight:g} * {term} / {softness:g})"
+        return f"{softness:g} * log(({parts}) / 2)"
 
     def distances(self, pooled: Tensor) -> Tensor:
         """Distances of slices from normals: (n, channels, parts) to (n, 3).
@@ -181,10 +205,11 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     - `normals`, `weight`, and a `unit` of several distances. A state without them has the distance from the mean alone,
       whose unit is a pair, (2,), and its term joins scores with a weight of 1.
+    - `softness`. A state without it has one of 1.
     - channels and parts of `normals`, which were joined.
     - `is_of_training`. A term without it moves to another site, as one that was fitted to normals of a training does.
     """
-    of_earlier = {"weight": torch.tensor(1.0), "is_of_training": torch.tensor(True)}
+    of_earlier = {name: torch.tensor(1.0) for name in ("weight", "softness")} | {"is_of_training": torch.tensor(True)}
     upgraded = {**GlobalTerm().state_dict(), **of_earlier, **state}
     if upgraded["unit"].ndim == 1:
         upgraded["unit"] = upgraded["unit"][None]
@@ -215,7 +240,11 @@ def _some(normals: Tensor) -> Tensor:
 
 
 def fit_global_term(
-    term: GlobalTerm, held_out: Sequence[Normals], fitted: Sequence[Normals], copies: Sequence[Normals] = ()
+    term: GlobalTerm,
+    held_out: Sequence[Normals],
+    fitted: Sequence[Normals],
+    copies: Sequence[Normals] = (),
+    of_volumes: bool = False,
 ) -> list[GlobalTerm]:
     """Fit a term to normals of a training, and for each group of held-out ones give what they are compared with.
 
@@ -233,6 +262,7 @@ def fit_global_term(
         held_out: of each group, from the patient to the `pooled_features` of all slices.
         fitted: likewise of what the method was fitted on, in as many groups.
         copies: likewise of copies of these, in the same groups; none if empty.
+        of_volumes: the normals are slices of volumes, and no 2D images. A term that moves stays what it was.
 
     Returns:
         As many as there are groups; none if the normals are of too few patients, and the term knows nothing then.
@@ -248,7 +278,7 @@ def fit_global_term(
         raise ValueError("Features of normals are not finite: the encoder's weights or an image hold NaN.")
     of_training = len({patient for group in fitted for patient in group}) >= _LEAST_PATIENTS
     if any(fitted) or not (term.is_known and term.is_of_training):
-        normals, fit = fitted if of_training else groups, partial(_fitted_to, term, of_training)
+        normals, fit = fitted if of_training else groups, partial(_fitted_to, term, of_training, of_volumes)
     else:
         normals, fit = held_out, partial(_moved_to, term)
     added = copies if of_training and copies else [{}] * len(normals)
@@ -282,10 +312,12 @@ def _joined(groups: Sequence[Normals]) -> Tensor:
     return torch.cat(found) if found else torch.zeros(0, 0, 1)
 
 
-def _fitted_to(like: GlobalTerm, is_of_training: bool, groups: Sequence[Normals]) -> GlobalTerm:
+def _fitted_to(like: GlobalTerm, is_of_training: bool, of_volumes: bool, groups: Sequence[Normals]) -> GlobalTerm:
     found = GlobalTerm().to(like.unit.device)
     found.fit(_joined(groups))
     found.is_of_training.fill_(is_of_training)
+    for buffer, number in zip((found.weight, found.softness), _OF_VOLUMES if of_volumes else _OF_IMAGES, strict=True):
+        buffer.fill_(number)
     return found
 
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.global_term import GlobalTerm
@@ -60,8 +59,8 @@ class Score(nn.Module):
     standardised by that of held-out normal slices. So it rises with a small lesion, and with a faint change of
     everything. A slice that is easier to reconstruct than normals are, as a blurred one, is abnormal too: its `ease`
     beyond 1.5 standard deviations, times `ease_weight`, is added. What changes all of a slice may change no place by
-    much: the `GlobalTerm` of its pooled features, times its weight, is joined to the score as a soft maximum,
-    log((e^score + e^(2 term)) / 2).
+    much: the `GlobalTerm` of its pooled features is joined to the score as a soft maximum,
+    softness log((e^(score / softness) + e^(weight term / softness)) / 2), see there.
     A case's score is the mean of the highest slice scores without the term, joined likewise to the mean of the terms:
     what changes all of a case changes most slices.
 
@@ -280,9 +279,7 @@ class Score(nn.Module):
         """Soft maximum of what maps and global terms say of slices, or of a case; of maps alone if no term is known."""
         if not self.knows_global_terms:
             return map_scores
-        weighted = self.global_term.weight * global_terms.to(map_scores)
-        # the logarithm of the sum of both exponentials, in operations that ONNX has
-        return map_scores + F.softplus(weighted - map_scores) - math.log(2)
+        return self.global_term.joined(map_scores, global_terms)
 
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""

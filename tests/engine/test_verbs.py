@@ -22,15 +22,15 @@ Run = Callable[..., Any]
 @pytest.mark.parametrize(
     ("n_slices", "options", "expected"),
     [
-        (1600, {}, 6),
-        (80, {}, 50),
+        (1600, {}, 4),
+        (80, {}, 34),
         (8, {}, 200),
         (8, {"epochs": 3}, 3),
         (80, {"min_steps": 100}, 20),
-        (80, {"batch_size": 8}, 25),
-        (1600, {"copies": 1}, 3),
-        (1600, {"copies": 3}, 2),
-        (80, {"copies": 1}, 25),
+        (80, {"batch_size": 8}, 17),
+        (1600, {"copies": 1}, 2),
+        (1600, {"copies": 3}, 1),
+        (80, {"copies": 1}, 17),
     ],
 )
 def test_small_sets_are_gone_through_more_often(n_slices: int, options: dict[str, int], expected: int) -> None:

@@ -11,6 +11,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
+from aeflow_monai.geometry import Places
 from aeflow_monai.score import GlobalTerm, NormalSlices, PooledSlices, Score, calibrate_score, pooled_features
 from aeflow_monai.score.global_term import fit_global_term
 
@@ -167,13 +168,34 @@ def test_another_site_moves_mean_and_unit_and_keeps_the_covariance() -> None:
     assert term(features_of(50, seed=7, shift=8.0)).mean() > 1
 
 
+def soft_maximum(of_map: float, term: float, weight: float = 3, softness: float = 4) -> float:
+    return softness * math.log((math.exp(of_map / softness) + math.exp(weight * term / softness)) / 2)
+
+
 def test_slice_score_is_the_soft_maximum_of_both() -> None:
     score, of_maps, terms = Score(), torch.tensor([0.0, 9.0, -1.0]), torch.tensor([0.0, 0.0, 7.0])
     assert score.joined(of_maps, terms).tolist() == [0, 9, -1]  # nothing is known yet
     score.global_term.fit(features_of(30))
-    joined = score.joined(of_maps, terms)
-    expected = [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in ((0, 0), (9, 0), (-1, 14))]
-    assert joined.tolist() == pytest.approx(expected)
+    assert score.joined(of_maps, terms).tolist() == pytest.approx(
+        [soft_maximum(0, 0), soft_maximum(9, 0), soft_maximum(-1, 7)]
+    )
+    formula = score.global_term.formula("of_map", "term").replace("exp", "math.exp").replace("log", "math.log")
+    assert eval(formula, {"math": math, "of_map": -1, "term": 7}) == pytest.approx(soft_maximum(-1, 7))
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"), [(None, (3, 4)), (Places(["axial"] * 12, torch.linspace(0, 1, 12)), (2, 1))]
+)
+def test_of_volumes_the_larger_one_counts_and_of_images_both(places: Places | None, expected: tuple[int, int]) -> None:
+    score, slices = Score(), normal_slices(features_of(12))._replace(places=places)
+    calibrate_score(score, [slices], trained=[PooledSlices(features_of(30), [f"{i}" for i in range(30)])])
+    assert (float(score.global_term.weight), float(score.global_term.softness)) == expected
+    state = score.state_dict()
+    calibrate_score(score, [slices._replace(places=None)])  # at another site
+    assert torch.equal(score.global_term.softness, state["global_term.softness"])
+    loaded = Score()
+    loaded.load_state_dict({key: value for key, value in state.items() if not key.endswith("softness")})
+    assert float(loaded.global_term.softness) == 1  # as in a model from before
 
 
 def test_case_score_joins_the_mean_of_the_terms_to_the_highest_map_scores() -> None:
@@ -181,7 +203,7 @@ def test_case_score_joins_the_mean_of_the_terms_to_the_highest_map_scores() -> N
     score.global_term.fit(features_of(30))
     of_maps = {"axial": torch.tensor([0.0, 3.0, 1.0, torch.nan, 2.0])}
     terms = {"axial": torch.tensor([5.0, 1.0, 1.0, torch.nan, 1.0])}
-    assert float(score.case_score(of_maps, terms)) == pytest.approx(math.log((math.exp(3) + math.exp(2 * 2)) / 2))
+    assert float(score.case_score(of_maps, terms)) == pytest.approx(soft_maximum(3, 2))
     assert float(score.case_score(of_maps)) == 3
 
 
@@ -223,7 +245,8 @@ def test_state_carries_the_term_and_a_model_from_before_has_none() -> None:
 def test_a_model_of_one_distance_scores_as_it_did() -> None:
     score, loaded = Score(), Score()
     score.global_term.fit(features_of(30))
-    state = {key: value for key, value in score.state_dict().items() if key.split(".")[-1] not in ("normals", "weight")}
+    later = ("normals", "weight", "softness")
+    state = {key: value for key, value in score.state_dict().items() if key.split(".")[-1] not in later}
     state["global_term.unit"] = torch.tensor([3.0, 0.5])
     loaded.load_state_dict(state)
     others = features_of(4, seed=1)

@@ -37,8 +37,8 @@ def write_report(
         folder: of the results.
         pictures: from case to its pictures, see `PictureBudget.pictures`. If None, those of the report that lies in
             the folder already, or else its overlays.
-        model: "thresholds" by name, "rank" and "n_held_out" of the case threshold, and "held_out_scores" and
-            "global_weight" if they are known. If None, that of the report that lies in the folder already.
+        model: "thresholds" by name, "rank" and "n_held_out" of the case threshold, and if they are known
+            "held_out_scores" and "joined", the formula of scores. If None, that of the report that lies there already.
 
     Returns:
         The path of the report.

@@ -36,16 +36,16 @@ function peakText(one) {
   return voxel.length ? `${voxel.join(" ")}${place}` : "";
 }
 
-function partsText(one, weight) {
-  const term = `exp(${weight === undefined ? "weight" : weight} \u00d7 term)`;
-  return `map ${fixed(one.map_score)} and global term ${fixed(one.global_term)}, joined by a soft maximum, no sum: score = log((exp(map) + ${term}) / 2)`;
+function partsText(one, joined) {
+  const formula = joined === undefined ? "" : `: score = ${joined.replaceAll("*", "\u00d7")}`;
+  return `map ${fixed(one.map_score)} and global term ${fixed(one.global_term)}, joined by a soft maximum, no sum${formula}`;
 }
 
 function caseFacts(report, one) {
   const facts = [`score ${fixed(one.anomaly_score)}, threshold ${fixed(one.limit)}`, report.labelled ? `${one.kind}, ${one.outcome}` : one.outcome];
   if (one.p_value !== undefined) facts.push(`p ${pValue(one.p_value)} among ${plural(one.n_held_out, "held-out normal")}`);
   if (one.peak_i !== undefined) facts.push(`map highest at the ${one.slice_from_0 === undefined ? "pixel" : "voxel"} ${peakText(one)}`);
-  if (one.global_term !== undefined) facts.push(partsText(one, report.model.global_weight));
+  if (one.global_term !== undefined) facts.push(partsText(one, report.model.joined));
   if (one.global_term !== undefined && one.anomaly_score > one.limit && one.map_score <= one.limit) facts.push("abnormal as a whole, by its global term: the map may show nothing");
   if (one.ease > 1.5) facts.push("easier to reconstruct than normals, which no map shows");
   return facts;
