@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,45 @@ def commit() -> str:
     """The commit of this code, marked if it was changed."""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+COMMAND = "import sys; from aeflow_monai.cli.main import main; sys.exit(main())"
+
+
+def phases_of(
+    checkout: Path, words: Sequence[str | Path], log: Path, marks: Mapping[str, str], home: Path
+) -> dict[str, float]:
+    """Seconds of the phases of `aeflow WORDS` by another checkout, of all of it, and of processor time.
+
+    Args:
+        checkout: of this project.
+        words: of the command.
+        log: that the command writes, whose lines begin with their time.
+        marks: by the phase's name, what the last line of the phase holds; "" for the first line of all.
+        home: AEFLOW_HOME, and where the command runs.
+    """
+    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "AEFLOW_HOME": str(home)}
+    before, start = os.times(), time.time()
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=home)
+    ended, after = time.time(), os.times()
+    lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line[:2] == "20"]
+    found, last = {}, start
+    for phase, mark in marks.items():
+        line = [line for line in lines if mark in line][-1] if mark else lines[0]
+        until = datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+        found[phase], last = until - last, until
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return {**found, "exit": ended - last, "all of it": ended - start, "processor time": used}
+
+
+def print_phases(found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """A table in Markdown of the `phases_of` the runs "before" and "now"; of each the first does not count."""
+    print("| s | before | now | ratio |\n|---|---|---|---|")
+    for phase in found["now"][0]:
+        before, now = ([each[phase] for each in found[way][1:]] for way in ("before", "now"))
+        ratio = statistics.median(b / a for a, b in zip(before, now, strict=True))
+        print(f"| {phase} | {statistics.median(before):.1f} | {statistics.median(now):.1f} | {ratio:.2f} |")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

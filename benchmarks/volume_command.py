@@ -12,36 +12,12 @@ count, after which what this code keeps for later runs is there. Says also wheth
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from datetime import datetime
 from pathlib import Path
 
-from shared import ROOT, arguments, commit, machine, write_untrained, write_volume
+from shared import ROOT, arguments, commit, machine, phases_of, print_phases, write_untrained, write_volume
 
-_COMMAND = "import sys; from aeflow_monai.cli.main import main; sys.exit(main())"
-_MARKS = {"imports": "", "checks": "Engine run resuming", "volume": "Engine run finished"}
-
-
-def phases_of(checkout: Path, image: Path, run: Path, output: Path, home: Path) -> dict[str, float]:
-    """Seconds of the phases of one run, of all of it, and of processor time."""
-    command = [sys.executable, "-c", _COMMAND, "predict", str(image), "-m", str(run), "-o", str(output)]
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "AEFLOW_HOME": str(home)}
-    before, start = os.times(), time.time()
-    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=home)
-    ended, after = time.time(), os.times()
-    log = (output / "logs/inference.log").read_text(encoding="utf-8").splitlines()
-    found, last = {}, start
-    for phase, mark in _MARKS.items():
-        line = next(line for line in log if mark in line and line[:2] == "20")
-        until = datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
-        found[phase], last = until - last, until
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    return {**found, "exit": ended - last, "all of it": ended - start, "processor time": used}
+MARKS = {"imports": "", "checks": "Engine run resuming", "volume": "Engine run finished"}
 
 
 def main() -> None:
@@ -61,13 +37,10 @@ def main() -> None:
         for number in range(given.repeats + 1):
             for way, checkout in checkouts.items():
                 output = folder / f"{way}_{number}"
-                found[way].append(phases_of(checkout, image, run, output, folder))
+                words = ["predict", image, "-m", run, "-o", output]
+                found[way].append(phases_of(checkout, words, output / "logs/inference.log", MARKS, folder))
                 scores.add((output / "scores.csv").read_text(encoding="utf-8"))
-    print("| s | before | now | ratio |\n|---|---|---|---|")
-    for phase in found["now"][0]:
-        before, now = ([each[phase] for each in found[way][1:]] for way in checkouts)
-        ratio = statistics.median(b / a for a, b in zip(before, now, strict=True))
-        print(f"| {phase} | {statistics.median(before):.1f} | {statistics.median(now):.1f} | {ratio:.2f} |")
+    print_phases(found)
     same = "the same" if len(scores) == 1 else "different"
     print(f"\nMedians of {given.repeats}, {same} scores, commit {commit()}, {machine()}.")
 
