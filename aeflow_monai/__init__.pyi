@@ -4,7 +4,6 @@ from . import engine as engine
 from . import errors as errors
 from . import files as files
 from . import geometry as geometry
-from . import label as label
 from . import marks as marks
 from . import metrics as metrics
 from . import network as network

@@ -89,7 +89,7 @@ class Places(NamedTuple):
 
     @property
     def are_of_volumes(self) -> bool:
-        """Whether any slice is one of several of its volume: a 2D image, and the only slice, lie in the middle."""
+        """Whether any slice lies outside of the middle, where 2D images and the only slice of a volume lie."""
         return bool((self.positions != 0.5).any())
 
     def part(self, chosen: slice) -> Places:

@@ -14,7 +14,7 @@ PACKAGE = Path(aeflow_monai.__file__).parent
 
 # From the ground up. What stands on one floor does not know each other, nor anything above.
 FLOORS = [
-    {"about", "geometry", "files", "imports", "marks", "printable", "processes", "progress"},
+    {"about", "geometry", "files", "imports", "marks", "printable", "processes", "progress", "result_tables"},
     {"errors", "locks"},
     {"network", "metrics"},
     {"score"},

@@ -92,7 +92,7 @@ def _train(add: _Add) -> None:
     verb.add_argument("data", metavar="DATA", help="folder or list of images, see docs/data.md")
     _output(verb, "folder of the new model")
     verb.add_argument("--preset", action="append", default=[], metavar="NAME", help="by name or path; may be repeated")
-    verb.add_argument("--epochs", type=int, metavar="N", help="default: 6, or more where slices are few")
+    verb.add_argument("--epochs", type=int, metavar="N", help="default: 2, or more where slices are few")
     verb.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
     _config_options(verb)
     _dry_run(verb)

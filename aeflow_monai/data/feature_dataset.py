@@ -25,6 +25,7 @@ __all__ = ["FeatureDataset", "prepare_slice_batch"]
 
 _logger = logging.getLogger(__name__)
 
+_HOLDS = "features"  # what arrays are for, in messages
 _Part = list[np.ndarray[Any, np.dtype[np.float32]]]  # of the features: of each stage those of one batch
 # What half precision may change: a hundredth of a channel's deviation, and features a hundredth as large as it holds.
 _ROUNDED, _LARGE = 0.01, 600.0
@@ -80,7 +81,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                 shapes = [(n_slices, *stage.shape[1:]) for stage in parts[0]]
                 kind = _kind_for(parts[0])
                 if folder is None or processes == 1:
-                    self.stages = [kept_array(shape, kind, folder) for shape in shapes]
+                    self.stages = [kept_array(shape, kind, folder, _HOLDS) for shape in shapes]
                 else:
                     self.stages = _allocated_for_node(shapes, folder, kind)
             if folder is not None and processes > 1 and not _is_first_of_node():
@@ -155,7 +156,7 @@ def _allocated_for_node(
     if _is_first_of_node():
         for path, shape in zip(paths, shapes, strict=True):
             with path.open("w+b") as file:
-                stores.append(mapped_array(file, shape, kind, folder))
+                stores.append(mapped_array(file, shape, kind, folder, _HOLDS))
     wait_for_all()
     for path, shape in zip(paths, shapes, strict=True) if not stores else ():
         stores.append(np.memmap(path, dtype=kind, mode="r", shape=shape))

@@ -14,13 +14,14 @@ import numpy as np
 __all__ = ["kept_array", "mapped_array"]
 
 
-def kept_array(shape: Sequence[int], kind: type[np.floating[Any]], folder: str | Path | None) -> Any:
-    """An array to be filled, in memory, or in a file without a name: no other process changes it, and none is left.
+def kept_array(shape: Sequence[int], kind: type[np.floating[Any]], folder: str | Path | None, holds: str) -> Any:
+    """An array to be filled, in memory, or in a file without a name, which goes with the processes that have it.
 
     Args:
         shape: of the array.
         kind: of its numbers.
         folder: of the file; in memory if None.
+        holds: what it is for, in messages.
 
     Raises:
         OSError: there is no room for the file.
@@ -29,10 +30,12 @@ def kept_array(shape: Sequence[int], kind: type[np.floating[Any]], folder: str |
         return np.empty(shape, dtype=kind)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        return mapped_array(file, shape, kind, folder)
+        return mapped_array(file, shape, kind, folder, holds)
 
 
-def mapped_array(file: IO[bytes], shape: Sequence[int], kind: type[np.floating[Any]], folder: str | Path) -> Any:
+def mapped_array(
+    file: IO[bytes], shape: Sequence[int], kind: type[np.floating[Any]], folder: str | Path, holds: str
+) -> Any:
     """An array in an open file of a folder.
 
     Raises:
@@ -44,5 +47,5 @@ def mapped_array(file: IO[bytes], shape: Sequence[int], kind: type[np.floating[A
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         return np.memmap(file, dtype=kind, mode="w+", shape=tuple(shape))
     except OSError as error:
-        wanted = f"{n_bytes / 2**20:.0f} MB for what a training keeps, see cache_dir"
+        wanted = f"{n_bytes / 2**20:.0f} MB for {holds}, see cache_dir"
         raise OSError(error.errno, f"{error.strerror}: {wanted}", str(folder)) from error

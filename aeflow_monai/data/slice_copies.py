@@ -15,13 +15,16 @@ from aeflow_monai.data.kept_arrays import kept_array
 
 __all__ = ["SliceCopies"]
 
+_LARGEST = 1000.0  # far beyond [0, 1], and well within half precision
+
 
 class SliceCopies(Dataset[dict[str, Any]]):
     """Copies of slices, each as a random transform makes it.
 
-    Each is made when it is first asked for, and kept, since making it takes longer than learning from it. They are
-    always the same ones: which, depends on the seed, the place and the transform. They are kept in half precision,
-    which changes intensities in [0, 1] by 0.0003 at most.
+    Each is made when it is first asked for, and kept, since making it takes longer than learning from it. What another
+    process keeps is not shared: a loader's workers make again what was not made before they began. Copies are always
+    the same ones: which, depends on the seed, the place and the transform. They are kept in half precision, which
+    changes intensities in [0, 1] by 0.0003 at most.
 
     Args:
         slices: items of a data set.
@@ -31,7 +34,7 @@ class SliceCopies(Dataset[dict[str, Any]]):
         folder: where to keep them, in files that go with the process; in memory if None.
 
     Raises:
-        ValueError: copies is below 0.
+        ValueError: copies is below 0; or, when one is made, it has another shape than the others, or is not in [0, 1].
         OSError: there is no room for them; when the first one is made.
     """
 
@@ -50,8 +53,8 @@ class SliceCopies(Dataset[dict[str, Any]]):
         self.copies = copies
         self.seed = seed
         self.folder = folder
-        self._is_made = np.zeros(len(self), dtype=bool)
-        self._made: dict[str, Any] = {}  # what of the copies are images, by key: (n, C, H, W)
+        self._images: dict[str, Any] = {}  # of the copies, by key: (n, C, H, W)
+        self._others: dict[int, dict[str, Any]] = {}  # what else the copies that are made say, by index
 
     def __len__(self) -> int:
         return self.copies * len(self.slices)
@@ -59,22 +62,34 @@ class SliceCopies(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"Index {index} of {len(self)} slices.")
-        if not self._is_made[index]:
+        if index not in self._others:
             self._make(index)
-        made = {key: torch.from_numpy(images[index].astype(np.float32)) for key, images in self._made.items()}
-        return {**self.slices[index % len(self.slices)], **made}
+        images = {key: torch.from_numpy(kept[index].astype(np.float32)) for key, kept in self._images.items()}
+        return {**self._others[index], **images}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is kept, which another process makes again."""
+        return {**vars(self), "_images": {}, "_others": {}}
 
     def seed_of(self, index: int) -> int:
         """What a copy's transform is seeded with."""
         return int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
 
     def _make(self, index: int) -> None:
-        """Make a copy, and keep what of it are images."""
+        """Make a copy, and keep it."""
         self.transform.set_random_state(seed=self.seed_of(index))
-        copied = self.transform(self.slices[index % len(self.slices)])
-        for key, image in copied.items():
-            if isinstance(image, Tensor):
-                if key not in self._made:
-                    self._made[key] = kept_array((len(self), *image.shape), np.float16, self.folder)
-                self._made[key][index] = image.numpy()
-        self._is_made[index] = True
+        copied = {str(key): value for key, value in self.transform(self.slices[index % len(self.slices)]).items()}
+        images = {key: np.asarray(value) for key, value in copied.items() if isinstance(value, (Tensor, np.ndarray))}
+        if not self._images:
+            self._images = {
+                key: kept_array((len(self), *image.shape), np.float16, self.folder, "copies of slices")
+                for key, image in images.items()
+            }
+        shapes = {key: kept.shape[1:] for key, kept in self._images.items()}
+        if (found := {key: image.shape for key, image in images.items()}) != shapes:
+            raise ValueError(f"Copies have to be of one shape: {shapes} so far, now {found}. Set fit to 'resize'.")
+        for key, image in images.items():
+            if not np.abs(image).max(initial=0) <= _LARGEST:
+                raise ValueError(f"Expected slices in [0, 1]; got a copy with {key} beyond {_LARGEST:g}, or NaN.")
+            self._images[key][index] = image
+        self._others[index] = {key: value for key, value in copied.items() if key not in images}

@@ -32,6 +32,8 @@ from aeflow_monai.score.thresholds import require_specificity
 
 __all__ = ["BundleWriter", "Checkpoints", "DivergenceGuard", "PictureLogger", "require_same_options"]
 
+_CHECKPOINT = "a checkpoint of an interrupted training"
+
 
 class BundleWriter:
     """Calibrate the trained detector, and write the bundle, when the training is completed.
@@ -156,6 +158,12 @@ class Checkpoints:
             engine.add_event_handler(Events.EPOCH_COMPLETED, saved)
 
     def _load(self, engine: Engine, state: dict[str, Any]) -> None:
+        epochs, before = engine.state.max_epochs, load_saved(str(self.resume), _CHECKPOINT)["trainer"].get("max_epochs")
+        if before != epochs:  # whoever counts in another way would end too early, before the learning rate is low
+            raise ValueError(
+                f"{self.resume} is of a training of {before} epochs, where this version of aeflow_monai counts "
+                f"{epochs}. Go on with the version that wrote it, or train anew."
+            )
         try:
             CheckpointLoader(str(self.resume), state, map_location=self.device)(engine)
         except (KeyError, RuntimeError, ValueError) as error:
@@ -224,13 +232,12 @@ def _recorded(path: str | Path) -> dict[str, Any]:
             f"There is no checkpoint at {path}. Give one of an interrupted training: "
             "<its folder>/logs/checkpoints/checkpoint_epoch=<n>.pt."
         )
-    expected = "a checkpoint of an interrupted training"
-    saved = load_saved(path, expected)
+    saved = load_saved(path, _CHECKPOINT)
     try:
         found = json.loads(saved["record"]["text"])
         return {name: found[name] for name in ("options", "lists", "images")}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Expected {expected} in {path}; got a file of something else.") from error
+        raise ValueError(f"Expected {_CHECKPOINT} in {path}; got a file of something else.") from error
 
 
 def _require_equal_options(earlier: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ SUBNET_SCALE = 0.1
 
 def _convolved_1x1(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A 1x1 convolution (out, in) as a matrix product, quicker where channels are last in memory."""
-    return F.linear(features.movedim(1, -1), weight, bias).movedim(-1, 1)
+    return F.linear(features.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
 class ConvSubnet(nn.Sequential):

@@ -102,7 +102,7 @@ FeatureDataset([dict(image=torch.zeros(1, 64, 64))] * 90, Encoder(weights="rando
 """
         done = fork_server.run(["-c", code], tmp_path, os.environ)
         assert done.returncode == 1  # no SIGBUS
-        assert f"MB for what a training keeps, see cache_dir: '{tmp_path}'" in done.stderr
+        assert f"MB for features, see cache_dir: '{tmp_path}'" in done.stderr
 
     def test_changing_an_item_does_not_change_the_store(self, slices: Slices, encoder: Encoder, tmp_path: Path) -> None:
         for folder in (None, tmp_path):

@@ -128,6 +128,8 @@ def test_the_last_two_checkpoints_are_kept_and_gone_on_from(tmp_path: Path, give
     seen, resumed = run(tmp_path / "checkpoint_epoch=2.pt", 3)
     assert seen == [3, 3]
     assert torch.equal(resumed.weight, layer.weight)
+    with pytest.raises(ValueError, match=r"is of a training of 3 epochs, where this version of aeflow_monai counts 2"):
+        run(tmp_path / "checkpoint_epoch=2.pt", 2)
 
 
 def test_a_missing_checkpoint_is_told_before_the_training(tmp_path: Path, given: GivenConfig) -> None:
@@ -155,7 +157,7 @@ def test_a_training_goes_on_with_its_own_options_and_images_only(tmp_path: Path,
 def test_a_checkpoint_of_another_network_is_named(tmp_path: Path, given: GivenConfig) -> None:
     engine = trainer_of([1.0])
     Checkpoints(tmp_path, {"model": torch.nn.Linear(1, 1)}, given, SPLIT).attach(engine)
-    engine.run([1.0], max_epochs=1)
+    engine.run([1.0], max_epochs=2)
     checkpoint = tmp_path / "checkpoint_epoch=1.pt"
     for state in ({"model": torch.nn.Linear(2, 1)}, {"model": torch.nn.Linear(1, 1), "more": torch.nn.Linear(1, 1)}):
         engine = trainer_of([1.0])
