@@ -64,9 +64,13 @@ def main() -> None:
     images = of_panel(given.panel, IMAGES, given.seeds)
     if not images:
         raise SystemExit(f"No set of images in {given.panel} has scores of all seeds {given.seeds}.")
+    if missing := set(IMAGES) - set(images):
+        print(f"Without {', '.join(sorted(missing))}, of which not all seeds have scores.\n")
     columns = {f"{len(images)} sets of images": images}
     columns["without dementia"] = {name: each for name, each in images.items() if name != "dementia_mri"}
-    columns |= {kind: of_panel(given.panel, IMAGES, given.seeds[:1], kind) for kind in CHANGED}
+    for kind in CHANGED:
+        changed = of_panel(given.panel, IMAGES, given.seeds[:1], kind)
+        columns[f"{kind}, {len(changed)} sets, seed {given.seeds[0]}"] = changed
     columns |= {name: {name: each} for name, each in of_panel(given.panel, VOLUMES, given.seeds).items()}
     columns = {title: of_sets for title, of_sets in columns.items() if of_sets}
     means = {title: np.mean([*of_sets.values()], axis=0) for title, of_sets in columns.items()}

@@ -27,6 +27,7 @@ from aeflow_monai.engine.bundle import write_bundle
 from aeflow_monai.files import read_json
 
 ROOT = Path(__file__).parent.parent
+_COMMAND = "import sys; from aeflow_monai.cli.main import main; sys.exit(main())"  # `aeflow` of any checkout
 LARGE = {"image_size": [240, 240], "slicer#fit": "pad"}  # options of a training for volumes of `write_volume`
 
 
@@ -146,9 +147,6 @@ def commit() -> str:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
-COMMAND = "import sys; from aeflow_monai.cli.main import main; sys.exit(main())"
-
-
 def phases_of(
     checkout: Path, words: Sequence[str | Path], log: Path, marks: Mapping[str, str], home: Path
 ) -> dict[str, float]:
@@ -161,7 +159,7 @@ def phases_of(
         marks: by the phase's name, what the last line of the phase holds; "" for the first line of all.
         home: AEFLOW_HOME, and where the command runs.
     """
-    command = [sys.executable, "-c", COMMAND, *map(str, words)]
+    command = [sys.executable, "-c", _COMMAND, *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "AEFLOW_HOME": str(home)}
     before, start = os.times(), time.time()
     subprocess.run(command, check=True, capture_output=True, env=environment, cwd=home)

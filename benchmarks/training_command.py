@@ -5,7 +5,7 @@
 
 The phases are told by the times in the run's own log: `imports` until the run has begun, `features` until all slices
 are encoded, `training` until the last epoch has ended, `calibration` until the model is written. A first run of each,
-which makes the volumes and fills the system's caches, does not count. Says also the AUROC of cases of both models on
+which fills the system's caches, does not count. Says also the AUROC of cases of both models on
 the test volumes, by this code's `aeflow evaluate`.
 """
 
