@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.config import KeysCollection
 from monai.transforms import (
     EnsureTyped,
@@ -15,8 +16,10 @@ from monai.transforms import (
     RandAffined,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    Randomizable,
     ThresholdIntensityd,
 )
+from monai.utils import MAX_SEED
 
 from aeflow_monai.data.slice_copies import SliceCopies
 
@@ -64,9 +67,21 @@ class RandAcquisitiond(OneOf):  # type: ignore[misc]
             ThresholdIntensityd(keys, threshold=1.0, above=False, cval=1.0),
             EnsureTyped(keys, track_meta=False),
         ]
+        self._seeds: dict[int, int] = {}  # of the transforms that are not seeded yet, by index
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandAcquisitiond:
+        """Seed the choice now, and a transform when it is chosen: to seed all takes longer than to apply one."""
+        Randomizable.set_random_state(self, seed, state)
+        self._seeds = {i: int(self.R.randint(MAX_SEED, dtype="uint32")) for i in range(len(self.transforms))}
+        return self
 
     def __call__(self, data: Mapping[Any, Any], **options: Any) -> Any:
         """Vary the slices of an item."""
+        before = self.R.get_state()
+        chosen = int(self.R.multinomial(1, self.weights).argmax())
+        self.R.set_state(before)  # `OneOf` draws the same number
+        if chosen in self._seeds:
+            self.transforms[chosen].set_random_state(seed=self._seeds.pop(chosen))
         varied = super().__call__(dict(data), **options)
         for transform in self.within:
             varied = transform(varied)
