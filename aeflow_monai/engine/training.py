@@ -158,7 +158,8 @@ class Checkpoints:
             engine.add_event_handler(Events.EPOCH_COMPLETED, saved)
 
     def _load(self, engine: Engine, state: dict[str, Any]) -> None:
-        epochs, before = engine.state.max_epochs, load_saved(str(self.resume), _CHECKPOINT)["trainer"].get("max_epochs")
+        saved, epochs = load_saved(str(self.resume), _CHECKPOINT), engine.state.max_epochs
+        before = saved.get("trainer", {}).get("max_epochs")
         if before != epochs:  # whoever counts in another way would end too early, before the learning rate is low
             raise ValueError(
                 f"{self.resume} is of a training of {before} epochs, where this version of aeflow_monai counts "

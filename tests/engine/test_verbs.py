@@ -44,7 +44,7 @@ def test_small_sets_get_more_synthetic_lesions(n_slices: int, copies: int | None
     assert lesion_copies(copies, n_slices) == expected
 
 
-@pytest.mark.parametrize(("acquisition_copies", "expected"), [(0, 20), (1, 10), (3, 5)])
+@pytest.mark.parametrize(("acquisition_copies", "expected"), [(0, 14), (1, 7), (3, 4)])
 def test_the_training_counts_epochs_and_copies_by_its_slices(
     tmp_path: Path,
     volumes: Path,
