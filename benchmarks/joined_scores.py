@@ -1,60 +1,75 @@
-"""How the global term joins the maps' score: weight and softness of the soft maximum, on the panel.
+"""How the global term joins the maps' score: weight, softness of the maximum, and bend, on the panel.
 
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow
-    python benchmarks/detection/acquisitions.py --panel OUT --seeds 0 --methods aeflow
+    python benchmarks/detection/acquisitions.py --panel OUT --sources SOURCES --seeds 0 --methods aeflow
     python benchmarks/joined_scores.py --panel OUT [--seeds 0 1 2]
 
-Means of AUROC over the panel's sets of images, also without dementia, where the term weighs most; over the images that
-acquisitions.py has changed, where it has; and of the cases of each set of volumes. Below: what the others would choose
-without each set of images in turn. Of what a run's scores.csv says; labels of development splits alone.
+Means of AUROC over the panel's sets of images; over the images that acquisitions.py has changed, and those of another
+source, where it has scored them; and of the cases of each set of volumes. Below: what would be chosen without each set
+of images in turn, by the sum of these means of images. Of what a run's scores.csv says; no label of an official test
+split is among them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from panel import IMAGES, VOLUMES
 from shared import arguments, commit, read_rows
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 
-Array = NDArray[np.float64]
+from aeflow_monai.score import GlobalTerm
 
-WEIGHTS, SOFTNESS = (1, 2, 3, 4), (1, 2, 4, 8, 100)
-CHANGED = ("known", "unknown")
+WEIGHTS, SOFTNESS = (2.0, 3.0, 4.0), (1.0, 4.0, 100.0)
+BENDS = ((math.inf, 1.0), (1.0, 0.25), (1.5, 0.25), (1.5, 1.0), (2.0, 0.25))
+CHANGED = ("known", "unknown", "another_source")
 
 
-def parts_of(results: Path) -> tuple[Array, Array, Array]:
+def ways() -> dict[str, GlobalTerm]:
+    """Ways to join, by their cells in the table."""
+    found = {}
+    for weight, softness, bend in itertools.product(WEIGHTS, SOFTNESS, BENDS):
+        term = GlobalTerm()
+        term.weight.fill_(weight)
+        term.softness.fill_(softness)
+        term.bend.copy_(torch.tensor(bend))
+        text = "none" if math.isinf(bend[0]) else f"{bend[0]:g}, {bend[1]:g}"
+        found[f"{weight:g} | {softness:g} | {text}"] = term
+    return found
+
+
+def parts_of(results: Path) -> tuple[list[int], Tensor, Tensor]:
     """Label, map score and global term of each case."""
     rows = read_rows(results / "scores.csv")
-    columns = ("label", "map_score", "global_term")
-    label, of_maps, term = (np.array([float(row[name]) for row in rows]) for name in columns)
-    return label, of_maps, term
+    of_maps, terms = (torch.tensor([float(row[name]) for row in rows]) for name in ("map_score", "global_term"))
+    return [int(row["label"]) for row in rows], of_maps, terms
 
 
-def aurocs(found: Sequence[tuple[Array, Array, Array]]) -> Array:
-    """Mean AUROC over seeds, (weights, softness)."""
-    return np.array(
-        [
-            [
-                np.mean([roc_auc_score(y, s * np.logaddexp(m / s, weight * t / s)) for y, m, t in found])
-                for s in SOFTNESS
-            ]
-            for weight in WEIGHTS
-        ]
-    )
-
-
-def of_panel(panel: Path, names: Sequence[str], seeds: Sequence[str], kind: str = "") -> dict[str, Array]:
-    """`aurocs` of the sets that all seeds have."""
+def of_panel(panel: Path, names: Sequence[str], seeds: Sequence[str], kind: str = "") -> dict[str, NDArray[np.float64]]:
+    """AUROC of each way to join, mean over seeds, of the sets that all seeds have."""
     found = {}
     for name in names:
         results = [panel / name / f"seed{seed}/aeflow" / kind / "results" for seed in seeds]
         if all((folder / "scores.csv").exists() for folder in results):
-            found[name] = aurocs([parts_of(folder) for folder in results])
+            cases = [parts_of(folder) for folder in results]
+            found[name] = np.array(
+                [np.mean([roc_auc_score(y, way.joined(m, t)) for y, m, t in cases]) for way in ways().values()]
+            )
     return found
+
+
+def mean_without(columns: Mapping[str, Mapping[str, NDArray[np.float64]]], left_out: str = "") -> NDArray[np.float64]:
+    """Sum of the columns' means, without a set."""
+    of_columns = ([each for name, each in of_sets.items() if name != left_out] for of_sets in columns.values())
+    total: NDArray[np.float64] = np.sum([np.mean(each, axis=0) for each in of_columns if each], axis=0)
+    return total
 
 
 def main() -> None:
@@ -66,24 +81,20 @@ def main() -> None:
         raise SystemExit(f"No set of images in {given.panel} has scores of all seeds {given.seeds}.")
     if missing := set(IMAGES) - set(images):
         print(f"Without {', '.join(sorted(missing))}, of which not all seeds have scores.\n")
-    columns = {f"{len(images)} sets of images": images}
-    columns["without dementia"] = {name: each for name, each in images.items() if name != "dementia_mri"}
+    chosen_by = {f"{len(images)} sets of images": images}
     for kind in CHANGED:
-        changed = of_panel(given.panel, IMAGES, given.seeds[:1], kind)
-        columns[f"{kind}, {len(changed)} sets, seed {given.seeds[0]}"] = changed
+        if changed := of_panel(given.panel, IMAGES, given.seeds[:1], kind):
+            chosen_by[f"{kind.replace('_', ' ')}, {len(changed)} sets, seed {given.seeds[0]}"] = changed
+    columns = chosen_by | {"dementia": {"": images["dementia_mri"]}} if "dementia_mri" in images else dict(chosen_by)
     columns |= {name: {name: each} for name, each in of_panel(given.panel, VOLUMES, given.seeds).items()}
-    columns = {title: of_sets for title, of_sets in columns.items() if of_sets}
     means = {title: np.mean([*of_sets.values()], axis=0) for title, of_sets in columns.items()}
-    print("| " + " | ".join(["weight", "softness", *means]) + " |\n|---|---" + "|---:" * len(means) + "|")
-    for i, weight in enumerate(WEIGHTS):
-        for j, softness in enumerate(SOFTNESS):
-            print(f"| {weight} | {softness} | " + " | ".join(f"{mean[i, j]:.3f}" for mean in means.values()) + " |")
-    chosen = []
-    for left_out in images:
-        mean = np.mean([each for name, each in images.items() if name != left_out], axis=0)
-        i, j = np.unravel_index(mean.argmax(), mean.shape)
-        chosen.append(f"{WEIGHTS[i]}, {SOFTNESS[j]} (without {left_out})")
-    print(f"\nSeeds {', '.join(given.seeds)}; weight and softness chosen: {'; '.join(chosen)}. Commit {commit()}.")
+    print("| " + " | ".join(["weight", "softness", "bend", *means]) + " |\n|---|---|---" + "|---:" * len(means) + "|")
+    for number, way in enumerate(ways()):
+        print(f"| {way} | " + " | ".join(f"{mean[number]:.3f}" for mean in means.values()) + " |")
+    names = [*ways()]
+    chosen = [f"{names[mean_without(chosen_by, name).argmax()]} (without {name})" for name in images]
+    of_all = names[mean_without(chosen_by).argmax()]
+    print(f"\nSeeds {', '.join(given.seeds)}; chosen: {of_all}; {'; '.join(chosen)}. Commit {commit()}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What three processes compute together is what one computes; the first of them has abnormal images alone."""
+"""What three processes compute together is what one computes; one has abnormal images alone, and one no target."""
 
 import os
 from pathlib import Path
@@ -25,9 +25,10 @@ class Network(nn.Module):
         self.flow, self.norm = nn.Conv2d(1, 4, 4, stride=4), FeatureNorm(4)
         self.decoder = nn.ConvTranspose2d(4, 1, 4, stride=4)
 
-    def forward(self, image):
+    def forward(self, image, is_target):
         latent, _ = self.norm(self.flow(image))
-        return AEFlowOutput([latent], [-latent.square().mean(dim=1, keepdim=True)], self.decoder(latent).sigmoid())
+        likelihood = -latent.square().mean(dim=1, keepdim=True)
+        return AEFlowOutput([latent], [likelihood], self.decoder(latent).sigmoid(), is_target=is_target)
 
 
 def trained(rows, all_processes):
@@ -37,13 +38,14 @@ def trained(rows, all_processes):
     for row in (0, 3, 6, 9):
         lesions[row, :, : 4 + row, : 8] = 1
     loss = MixtureLoss(AEFlowLoss(), MixturePrior([4]), all_processes=all_processes)
-    output = network(images[rows])
+    output = network(images[rows], torch.tensor([row % 3 == 1 for row in rows]))
     value = loss(output, (images[rows], lesions[rows]))
     value.backward()
     flow = loss.flow_loss(output, (images[rows], lesions[rows]))
+    reconstruction = loss.reconstruction_loss(output, (images[rows], lesions[rows]))
     gradients = [p.grad for p in network.parameters()]
     assert all(gradient is not None for gradient in gradients)
-    return [value.detach(), flow.detach(), network.norm.mean, network.norm.std, *gradients]
+    return [value.detach(), flow.detach(), reconstruction.detach(), network.norm.mean, network.norm.std, *gradients]
 
 
 dist.init_process_group("gloo")

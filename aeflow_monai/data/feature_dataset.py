@@ -179,11 +179,12 @@ def prepare_slice_batch(
 ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor], tuple[()], dict[str, Any]]:
     """Prepare a batch of slices for MONAI's engines: the image is input and target, kept features go along.
 
-    The target of labelled slices is a pair, image and "abnormal", as `MixtureLoss` takes it. Only the normal ones among
-    them are reconstructed, see `AEFlow.forward`.
+    The target of labelled slices is a pair, image and "abnormal", as `MixtureLoss` takes it. Only some of them are
+    reconstructed, see `AEFlow.forward`.
 
     Args:
-        batch: "image" (N, C, H, W) and, if kept, "features"; of `LabelledSlices` "abnormal" too, (N, 1, H, W).
+        batch: "image" (N, C, H, W) and, if kept, "features"; of `LabelledSlices` also "abnormal" (N, 1, H, W) and
+            "is_target" (N,).
         device: where to.
         non_blocking: copy without waiting.
         kwargs: further options of `Tensor.to`.
@@ -197,5 +198,5 @@ def prepare_slice_batch(
         options["features"] = [stage.to(device, non_blocking=non_blocking, **kwargs) for stage in batch["features"]]
     if "abnormal" not in batch:
         return image, image, (), options
-    options["is_target"] = (batch["abnormal"].flatten(1).amax(dim=1) == 0).to(device, non_blocking=non_blocking)
+    options["is_target"] = batch["is_target"].to(device, non_blocking=non_blocking)
     return image, (image, batch["abnormal"].to(device, non_blocking=non_blocking)), (), options

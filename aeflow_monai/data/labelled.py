@@ -16,10 +16,17 @@ __all__ = ["LabelledSampler", "LabelledSlices"]
 class LabelledSlices(Dataset[dict[str, Any]]):
     """Normal slices, then abnormal ones; each item says under "abnormal" what of it is: (1, H, W) in [0, 1].
 
+    And under "is_target" whether the decoder is to reconstruct it: a normal slice as it is. From copies only the flow
+    learns what else is normal.
+
     Args:
-        normal: slices whose every position is normal; items hold "image" (C, H, W).
+        normal: slices whose every position is normal, the copies among them last; items hold "image" (C, H, W).
         abnormal: slices with a lesion somewhere, labelled or of `LesionSlices`, or None for none. All of a slice counts
             as abnormal, unless its item has the mask of its lesions under "lesion", (1, H, W) in [0, 1].
+        n_copies: how many of the normal ones are copies of the others.
+
+    Raises:
+        ValueError: all of the normal slices are copies.
 
     Example:
         >>> image = torch.zeros(1, 4, 4)
@@ -32,7 +39,11 @@ class LabelledSlices(Dataset[dict[str, Any]]):
         self,
         normal: Sequence[Mapping[str, Any]],
         abnormal: Sequence[Mapping[str, Any]] | None = None,
+        n_copies: int = 0,
     ) -> None:
+        self.n_targets = len(normal) - n_copies
+        if n_copies < 0 or self.n_targets < 1:
+            raise ValueError(f"Of {len(normal)} normal slices {n_copies} cannot be copies of the others.")
         self.normal = normal
         self.abnormal = () if abnormal is None else abnormal
 
@@ -45,10 +56,11 @@ class LabelledSlices(Dataset[dict[str, Any]]):
         n_normal = len(self.normal)
         if index < n_normal:
             item = dict(self.normal[index])
-            return {**item, "abnormal": torch.zeros_like(item["image"][:1])}
+            return {**item, "abnormal": torch.zeros_like(item["image"][:1]), "is_target": index < self.n_targets}
         item = dict(self.abnormal[index - n_normal])
         mask = item.pop("lesion", None)
-        return {**item, "abnormal": torch.ones_like(item["image"][:1]) if mask is None else mask}
+        abnormal = torch.ones_like(item["image"][:1]) if mask is None else mask
+        return {**item, "abnormal": abnormal, "is_target": False}
 
 
 class LabelledSampler(DistributedSampler[int]):
@@ -78,7 +90,7 @@ class LabelledSampler(DistributedSampler[int]):
     def __init__(
         self,
         dataset: LabelledSlices,
-        normals_per_abnormal: int = 2,
+        normals_per_abnormal: int = 4,
         num_replicas: int = 1,
         rank: int = 0,
         seed: int = 0,

@@ -22,12 +22,14 @@ class AEFlowOutput(NamedTuple):
         log_likelihoods: each (N, 1, h_i, w_i), in nats per channel, log-determinant included.
         reconstruction: (N, C, H, W) in [0, 1].
         features: of the encoder, each (N, C_i, h_i, w_i).
+        is_target: which images were to be reconstructed, (N,) of bool; all if None.
     """
 
     latents: list[Tensor]
     log_likelihoods: list[Tensor]
     reconstruction: Tensor
     features: Sequence[Tensor] = ()
+    is_target: Tensor | None = None
 
 
 class AEFlow(nn.Module):
@@ -91,8 +93,8 @@ class AEFlow(nn.Module):
         Args:
             image: (N, C, H, W) in [0, 1]; H and W multiples of the encoder's largest stride.
             features: the encoder's features of these images, if they were computed before; see `Encoder.forward`.
-            is_target: which images are to be reconstructed, (N,) of bool; all if None, or if none is. The
-                reconstruction of the others is black: in a training no loss looks at it, and it takes time.
+            is_target: which images are to be reconstructed, (N,) of bool; all if None. The reconstruction of the
+                others means nothing: in a training no loss looks at it, and it takes time.
 
         Returns:
             Latents and log-likelihood maps per stage, and the reconstruction.
@@ -112,9 +114,10 @@ class AEFlow(nn.Module):
             latent, log_abs_det_jacobian = flow(stage)
             latents.append(latent)
             log_likelihoods.append(log_likelihood_per_channel(latent, log_abs_det_jacobian))
-        return AEFlowOutput(latents, log_likelihoods, self._reconstruction(latents, is_target), stages)
+        return AEFlowOutput(latents, log_likelihoods, self._reconstruction(latents, is_target), stages, is_target)
 
     def _reconstruction(self, latents: list[Tensor], is_target: Tensor | None) -> Tensor:
+        # also without any target, since processes that train together wait for a gradient of every parameter
         if is_target is not None and 0 < int(is_target.sum()) < len(is_target):
             some: Tensor = self.decoder([latent[is_target] for latent in latents])
             return some.new_zeros(len(is_target), *some.shape[1:]).index_put((is_target,), some)

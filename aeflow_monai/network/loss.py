@@ -147,6 +147,8 @@ class MixturePrior(nn.Module):
 class MixtureLoss(nn.Module):
     """The objective with abnormal images too: normal images as ever, of abnormal ones the flow's part only.
 
+    Of the normal ones those are reconstructed that the network was asked to, see `AEFlow.forward`.
+
     Normal images have the likelihood of the normal component. Of an abnormal image the abnormal positions have that of
     the abnormal component, and what lies beside its lesions that of the normal one; a position with a smaller
     fraction of lesion than `least` counts as neither. The decoder is not shown how to reconstruct abnormal images.
@@ -188,11 +190,14 @@ class MixtureLoss(nn.Module):
 
     def flow_loss(self, output: Any, target: Any) -> Tensor:
         """Negative log-likelihood of the normal images, in nats per dimension: a scalar."""
-        return self._of_normals(lambda images, _: self.normal.flow_loss(images), output, target)
+        chosen = ~_is_abnormal(target, output)
+        return self._mean_of(lambda images, _: self.normal.flow_loss(images), output, target, chosen)
 
     def reconstruction_loss(self, output: Any, target: Any) -> Tensor:
-        """Mean squared error of the normal images' reconstruction: a scalar."""
-        return self._of_normals(self.normal.reconstruction_loss, output, target)
+        """Mean squared error of the normal images' reconstruction: a scalar, 0 if none was to be reconstructed."""
+        chosen = ~_is_abnormal(target, output)
+        chosen = chosen if output.is_target is None else chosen & output.is_target
+        return self._mean_of(self.normal.reconstruction_loss, output, target, chosen)
 
     def abnormal_loss(self, output: Any, target: Any) -> Tensor:
         """Negative log-likelihood of abnormal images, each position given its label, in nats per dimension: a scalar.
@@ -232,23 +237,21 @@ class MixtureLoss(nn.Module):
                 f"Expected a normal image in each batch; got {len(abnormal)} abnormal ones alone. Raise batch_size to "
                 "2 or more, or set lesion_copies to 0."
             )
-        loss = self._of_normals(self.normal, output, target)
+        alpha = self.normal.alpha
+        loss = alpha * self.flow_loss(output, target) + (1 - alpha) * self.reconstruction_loss(output, target)
         if not n_abnormal:
             return loss
-        return loss + self.weight * self.normal.alpha * self.abnormal_loss(output, target)
+        return loss + self.weight * alpha * self.abnormal_loss(output, target)
 
-    def _of_normals(self, loss: Callable[[Any, Tensor], Tensor], output: Any, target: Any) -> Tensor:
-        """The mean loss of the normal images, weighed by how many of all processes' are here."""
-        chosen = ~_is_abnormal(target, output)
+    def _mean_of(self, loss: Callable[[Any, Tensor], Tensor], output: Any, target: Any, chosen: Tensor) -> Tensor:
+        """The mean loss of the chosen images, weighed by how many of all processes' are here."""
         images = _images(output, chosen)
-        if not self.all_processes:
-            return loss(images, _image(target)[chosen])
-        if not chosen.any():  # nothing, with a gradient of 0 for every parameter, which the other processes wait for
-            self._per_process(chosen.sum())
+        per_process = self._per_process(chosen.sum()) if self.all_processes else None
+        if not chosen.any():  # nothing, with a gradient of 0 for every parameter, which other processes wait for
             nothing: Tensor = sum(part.sum() for part in (images.reconstruction, *images.log_likelihoods))
             return nothing
-        share: Tensor = chosen.sum() / self._per_process(chosen.sum())
-        return share * loss(images, _image(target)[chosen])
+        mean = loss(images, _image(target)[chosen])
+        return mean if per_process is None else mean * chosen.sum() / per_process
 
     def _per_process(self, counts: Tensor, least: int = 0) -> Tensor:
         """Counts, in the mean of all processes if these count together."""
@@ -275,5 +278,5 @@ def _images(output: Any, chosen: Tensor) -> Any:
     """The network's output for some of the images."""
     if chosen.all():
         return output
-    parts = (part[chosen] if isinstance(part, Tensor) else [t[chosen] for t in part] for part in output)
+    parts = (part[chosen] if isinstance(part, Tensor) else part and [t[chosen] for t in part] for part in output)
     return type(output)(*parts)

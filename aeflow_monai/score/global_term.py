@@ -19,6 +19,8 @@ _MOST_NUMBERS = 1024  # of a slice, so that the stored matrix stays small, whate
 # How the term joins a score, its weight and how soft the maximum is, in standard deviations. Chosen on the
 # panel's development splits, see docs/results.md: what is local in a volume is in few of its slices.
 _OF_IMAGES, _OF_VOLUMES = (3.0, 4.0), (2.0, 1.0)
+# From where on a term counts by its logarithm alone, and how sharply that begins, in standard deviations.
+_BEND = (1.5, 0.25)
 _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
 _AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
@@ -66,8 +68,8 @@ class GlobalTerm(nn.Module):
     kinds. The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features.
 
     Before `fit` nothing is known. The buffers hold mean and deviation of each feature, what whitens them, the normals
-    (of many, some), for each distance what is taken off it and what it is divided by, how the term joins a score (its
-    weight and the `softness` of the maximum, one pair for 2D images and one for volumes), and whether the normals are
+    (of many, some), for each distance what is taken off it and what it is divided by, how the term joins a score (the
+    `bend` beyond which it counts less, its weight, and the `softness` of the maximum), and whether the normals are
     those of a training.
 
     Example:
@@ -88,6 +90,7 @@ class GlobalTerm(nn.Module):
     wholes: Tensor
     squares: Tensor
     unit: Tensor
+    bend: Tensor
     weight: Tensor
     softness: Tensor
     is_of_training: Tensor
@@ -102,6 +105,7 @@ class GlobalTerm(nn.Module):
         self.register_buffer("wholes", torch.zeros(0, 0), persistent=False)
         self.register_buffer("squares", torch.zeros(2, 0), persistent=False)
         self.register_buffer("unit", _no_unit())
+        self.register_buffer("bend", torch.tensor(_BEND))
         self.register_buffer("weight", torch.tensor(_OF_IMAGES[0]))
         self.register_buffer("softness", torch.tensor(_OF_IMAGES[1]))
         self.register_buffer("is_of_training", torch.tensor(False))
@@ -117,8 +121,15 @@ class GlobalTerm(nn.Module):
         return found
 
     def joined(self, map_scores: Tensor, terms: Tensor) -> Tensor:
-        """Soft maximum of what maps and terms say, (n,) each; see `formula`."""
-        more = (self.weight * terms.to(map_scores) - map_scores) / self.softness
+        """Soft maximum of what maps and terms say, (n,) each; see `formula`.
+
+        A term that is far beyond those of normals tells of another acquisition as often as of disease, so from the
+        `bend` on it counts by its logarithm. Then the maps tell apart images that are all unusual.
+        """
+        start, sharpness = self.bend
+        terms = terms.to(map_scores)
+        counted = terms.minimum(start) + sharpness * torch.log1p((terms - start).clamp_min(0) / sharpness)
+        more = (self.weight * counted - map_scores) / self.softness
         # the logarithm of the sum of both exponentials, in operations that ONNX has
         return map_scores + self.softness * (F.softplus(more) - math.log(2))
 
@@ -126,14 +137,21 @@ class GlobalTerm(nn.Module):
         """How `joined` computes a score, of what is called so.
 
         Example:
-            >>> GlobalTerm().formula("map", "term")
-            '4 * log((exp(map / 4) + exp(3 * term / 4)) / 2)'
+            >>> GlobalTerm().formula("map", "g")
+            '4 * log((exp(map / 4) + exp(3 * t / 4)) / 2), t = min(g, 1.5) + 0.25 * log(1 + max(g - 1.5, 0) / 0.25)'
         """
         weight, softness = float(self.weight), float(self.softness)
+        start, sharpness = self.bend.tolist()
+        counted = term if math.isinf(start) else "t"
         if softness == 1:
-            return f"log((exp({map_score}) + exp({weight:g} * {term})) / 2)"
-        parts = f"exp({map_score} / {softness:g}) + exp({weight:g} * {term} / {softness:g})"
-        return f"{softness:g} * log(({parts}) / 2)"
+            joined = f"log((exp({map_score}) + exp({weight:g} * {counted})) / 2)"
+        else:
+            parts = f"exp({map_score} / {softness:g}) + exp({weight:g} * {counted} / {softness:g})"
+            joined = f"{softness:g} * log(({parts}) / 2)"
+        if math.isinf(start):
+            return joined
+        beyond = f"{sharpness:g} * log(1 + max({term} - {start:g}, 0) / {sharpness:g})"
+        return f"{joined}, t = min({term}, {start:g}) + {beyond}"
 
     def distances(self, pooled: Tensor) -> Tensor:
         """Distances of slices from normals: (n, channels, parts) to (n, 3).
@@ -206,10 +224,12 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     - `normals`, `weight`, and a `unit` of several distances. A state without them has the distance from the mean alone,
       whose unit is a pair, (2,), and its term joins scores with a weight of 1.
     - `softness`. A state without it has one of 1.
+    - `bend`. In a state without it a term counts in full, however large it is.
     - channels and parts of `normals`, which were joined.
     - `is_of_training`. A term without it moves to another site, as one that was fitted to normals of a training does.
     """
     of_earlier = {name: torch.tensor(1.0) for name in ("weight", "softness")} | {"is_of_training": torch.tensor(True)}
+    of_earlier["bend"] = torch.tensor([math.inf, 1.0])
     upgraded = {**GlobalTerm().state_dict(), **of_earlier, **state}
     if upgraded["unit"].ndim == 1:
         upgraded["unit"] = upgraded["unit"][None]

@@ -1,15 +1,17 @@
-"""How methods hold where half of the test images are as another acquisition might show them.
+"""How methods hold where half of the test images are as another acquisition might show them, and at another source.
 
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow padim dfm knn
-    python benchmarks/detection/acquisitions.py --panel OUT --seeds 0 1 2 --methods aeflow padim dfm knn
+    python benchmarks/other_sources.py --source CLONES --output SOURCES
+    python benchmarks/detection/acquisitions.py --panel OUT [--sources SOURCES] --seeds 0 1 2 --methods aeflow dfm knn
 
 Of each set of images of the panel half of the test images, normal and abnormal ones alike, are changed; then each
 method that is fitted scores all of them. Three tables: the images as they are; some changed in the ways in which
 AE-Flow's acquisition copies are ("known", by RandAcquisitiond); and some in ways that no training has seen ("unknown"):
 saved as coarse JPEG, sampled coarsely, cut to a narrower window, shaded. All images of the last two are written as PNG,
 at about the size that the network sees. How an image is changed depends on its place in the
-list alone. Development splits; no method is fitted or calibrated anew. What is done already is kept. Written to OUT:
-acquisitions.md, and in the folder of each set the images, in that of each method the scores.
+list alone. A fourth table, with --sources, is of images that all come from elsewhere ("another source"), for the sets
+of other_sources.py. Development splits; no method is fitted or calibrated anew. What is done already is kept. Written
+to OUT: acquisitions.md, and in the folder of each set the images, in that of each method the scores.
 """
 
 from __future__ import annotations
@@ -74,6 +76,7 @@ def shaded(image: Pixels, rng: np.random.RandomState) -> Pixels:
 
 UNKNOWN = (as_jpeg, coarse, windowed, shaded)
 KINDS = ("known", "unknown")
+SOURCE = "another source"
 
 
 def resized(image: Pixels, factor: float) -> Pixels:
@@ -120,30 +123,33 @@ def main() -> None:
     parser = arguments(__doc__, "panel")
     parser.add_argument("--only", nargs="+", default=IMAGES, help="names of sets; all of images by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--sources", type=lambda path: Path(path).absolute(), help="of other_sources.py")
     parser.add_argument("--methods", nargs="+", default=["aeflow"], help="of the panel, or paths of variants")
     given = parser.parse_args()
     methods = {label_of(method): resolve(method) for method in given.methods}
-    kinds = ("as they are", *KINDS)
-    found: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in kinds}
+    found: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in ("as they are", *KINDS, SOURCE)}
     for name in given.only:
         output = given.panel / name
+        tests = {"as they are": output / "test", **{kind: output / kind for kind in KINDS}}
         for kind in KINDS:
-            write_changed(output / "test", output / kind, kind)
+            write_changed(output / "test", tests[kind], kind)
+        if given.sources and (given.sources / name).exists():
+            tests[SOURCE] = given.sources / name
         with Runs(output, HERE / "panel.yaml", None) as runs:
             for label, method in methods.items():
-                of_kinds: dict[str, list[float]] = {kind: [] for kind in kinds}
+                of_kinds: dict[str, list[float]] = {kind: [] for kind in tests}
                 for seed in given.seeds:
                     fitted = runs.folder(seed, method)
-                    runs.call("score", fitted, output / "test", seed, method)
-                    of_kinds["as they are"].append(Scores.of_cases(fitted / "results").auroc())
-                    for kind in KINDS:
-                        runs.call("score", fitted / kind, output / kind, seed, method, fitted)
-                        of_kinds[kind].append(Scores.of_cases(fitted / kind / "results").auroc())
+                    for kind, test in tests.items():
+                        scored = fitted if kind == "as they are" else fitted / kind.replace(" ", "_")
+                        runs.call("score", scored, test, seed, method, fitted)
+                        of_kinds[kind].append(Scores.of_cases(scored / "results").auroc())
                 for kind, values in of_kinds.items():
                     found[kind].setdefault(name, {})[label] = float(np.mean(values))
         head = f"Development splits, seeds {', '.join(map(str, given.seeds))}; commit {commit()}; {processor()}.\n\n"
         with replacing(given.panel / "acquisitions.md") as unfinished:
-            text = head + "\n".join(table_of_sets(of_sets, kind) for kind, of_sets in found.items())
+            tables = (table_of_sets(of_sets, kind) for kind, of_sets in found.items() if of_sets)
+            text = head + "\n".join(tables)
             unfinished.write_text(text, encoding="utf-8")
     print(text)
 

@@ -146,11 +146,11 @@ class TestPrepareSliceBatch:
 
 def test_labels_of_slices_go_into_the_target_with_kept_features(encoder: Encoder) -> None:
     normal, abnormal = slices_of("a", 2), slices_of("b", 1)
-    kept = FeatureDataset(LabelledSlices(normal, abnormal), encoder)
+    kept = FeatureDataset(LabelledSlices(normal, abnormal, n_copies=1), encoder)
     (batch,) = DataLoader(kept, batch_size=3)
     image, (target, labels), _, options = prepare_slice_batch(batch, "cpu")
     assert torch.equal(image, target)
     assert labels.amax(dim=(1, 2, 3)).tolist() == [0, 0, 1]
-    assert options["is_target"].tolist() == [True, True, False]
+    assert options["is_target"].tolist() == [True, False, False]
     for stage, expected in zip(options["features"], encoder(image), strict=True):
         torch.testing.assert_close(stage, expected, rtol=1e-3, atol=1e-3)

@@ -102,3 +102,11 @@ def test_an_epoch_never_ends_with_an_abnormal_slice(n_normal: int, every: int) -
     indices = order(LabelledSampler(slices(n_normal, 2), normals_per_abnormal=every))
     assert indices[-1] < n_normal
     assert sum(index >= n_normal for index in indices) == n_normal // every
+
+
+def test_the_decoder_learns_from_normal_slices_that_are_no_copies() -> None:
+    image = {"image": torch.zeros(1, 4, 4)}
+    items = LabelledSlices([image] * 3, [image], n_copies=1)
+    assert [item["is_target"] for item in items] == [True, True, False, False]
+    with pytest.raises(ValueError, match="Of 3 normal slices 3 cannot be copies"):
+        LabelledSlices([image] * 3, None, n_copies=3)

@@ -164,7 +164,8 @@ class TestTrained:
         maps_alone = calibrated.score.map_scores(top_means, torch.zeros(len(ease)))
         torch.testing.assert_close(found["map_scores"], maps_alone + 2 * (ease - 1.5))
         # these slices are no volume's
-        joined = 4 * (torch.logaddexp(found["map_scores"] / 4, 3 * global_terms / 4) - math.log(2))
+        counted = global_terms.clamp(max=1.5) + 0.25 * torch.log1p(4 * (global_terms - 1.5).clamp(min=0))
+        joined = 4 * (torch.logaddexp(found["map_scores"] / 4, 3 * counted / 4) - math.log(2))
         torch.testing.assert_close(found["slice_scores"], joined)
 
     @double_precision()
@@ -444,7 +445,7 @@ class TestCalibrate:
         assert not detector.network.encoder.training
         changed = {key for key, value in detector.state_dict().items() if not torch.equal(value, before[key])}
         fixed = {
-            *(f"score.global_term.{name}" for name in ("weight", "softness", "is_of_training")),
+            *(f"score.global_term.{name}" for name in ("bend", "weight", "softness", "is_of_training")),
             *(name for name in before if name.startswith("score.") and "_norm." in name),
         }
         assert changed - fixed == {name for name in before if name.startswith("score.")} - fixed

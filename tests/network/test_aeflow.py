@@ -76,6 +76,8 @@ def test_images_that_no_loss_looks_at_are_not_reconstructed_and_the_rest_is_the_
     image, is_target = torch.rand(4, 1, 64, 64), torch.tensor([True, False, True, True])
     whole, some = model(image), model(image, is_target=is_target)
     assert not some.reconstruction[1].any()
+    assert some.is_target is is_target
+    assert whole.is_target is None
     torch.testing.assert_close(some.reconstruction[is_target], whole.reconstruction[is_target])
     for name in ("latents", "log_likelihoods"):
         for one, other in zip(getattr(some, name), getattr(whole, name), strict=True):

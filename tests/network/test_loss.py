@@ -125,6 +125,25 @@ def test_reconstruction_of_abnormal_images_is_not_learned() -> None:
     assert (output.reconstruction.grad.flatten(1).abs().sum(dim=1) > 0).tolist() == [True, False, True, True]
 
 
+@pytest.mark.parametrize("is_target", [(True, False, False, True), (False, True, False, False)])
+def test_of_normal_images_those_are_reconstructed_that_are_targets(is_target: tuple[bool, ...]) -> None:
+    """The second image is abnormal, so of the second case none is left."""
+    output, image = batch()
+    output = output._replace(is_target=torch.tensor(is_target))
+    output.reconstruction.requires_grad_()
+    loss, target = MixtureLoss(AEFlowLoss(0.3), MixturePrior([4, 6])), (image, all_of(False, True, False, False))
+    learned = [is_target[0], False, False, is_target[3]]
+    errors = (output.reconstruction - image)[learned].square()
+    expected = errors.mean().item() if any(learned) else 0
+    assert loss.reconstruction_loss(output, target).item() == pytest.approx(expected)
+    total = loss(output, target)
+    rest = 0.3 * (loss.flow_loss(output, target) + 0.5 * loss.abnormal_loss(output, target))
+    assert total.item() == pytest.approx(rest.item() + 0.7 * expected)
+    total.backward()
+    assert output.reconstruction.grad is not None
+    assert (output.reconstruction.grad.flatten(1).abs().sum(dim=1) > 0).tolist() == learned
+
+
 def test_a_position_that_does_not_count_may_be_of_no_likelihood() -> None:
     output, image = batch(2)
     mask = torch.zeros(2, 1, 8, 8)

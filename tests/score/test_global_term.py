@@ -169,7 +169,8 @@ def test_another_site_moves_mean_and_unit_and_keeps_the_covariance() -> None:
 
 
 def soft_maximum(of_map: float, term: float, weight: float = 3, softness: float = 4) -> float:
-    return softness * math.log((math.exp(of_map / softness) + math.exp(weight * term / softness)) / 2)
+    counted = term if term < 1.5 else 1.5 + math.log(1 + 4 * (term - 1.5)) / 4
+    return softness * math.log((math.exp(of_map / softness) + math.exp(weight * counted / softness)) / 2)
 
 
 def test_slice_score_is_the_soft_maximum_of_both() -> None:
@@ -179,8 +180,22 @@ def test_slice_score_is_the_soft_maximum_of_both() -> None:
     assert score.joined(of_maps, terms).tolist() == pytest.approx(
         [soft_maximum(0, 0), soft_maximum(9, 0), soft_maximum(-1, 7)]
     )
-    formula = score.global_term.formula("of_map", "term").replace("exp", "math.exp").replace("log", "math.log")
-    assert eval(formula, {"math": math, "of_map": -1, "term": 7}) == pytest.approx(soft_maximum(-1, 7))
+
+
+@pytest.mark.parametrize("term", [-2.0, 1.0, 7.0])
+def test_the_formula_that_is_told_gives_the_score(term: float) -> None:
+    joined, counted = GlobalTerm().formula("of_map", "term").split(", t = ")
+    names = {"exp": math.exp, "log": math.log, "max": max, "min": min, "of_map": -1, "term": term}
+    names["t"] = eval(counted, dict(names))
+    assert eval(joined, names) == pytest.approx(soft_maximum(-1, term))
+
+
+def test_maps_tell_apart_images_that_are_all_unusual_and_the_most_unusual_are_abnormal_by_themselves() -> None:
+    term = GlobalTerm()
+    assert term.joined(torch.tensor(1.0), torch.tensor(6.0)) < term.joined(torch.tensor(4.0), torch.tensor(4.0))
+    terms = torch.tensor([0.0, 1.4, 1.6, 5.0, 30.0, 1000.0])
+    assert (term.joined(torch.zeros(6), terms).diff() > 0).all()
+    assert term.joined(torch.tensor(0.0), torch.tensor(30.0)) > 5
 
 
 @pytest.mark.parametrize(
@@ -194,8 +209,13 @@ def test_of_volumes_the_larger_one_counts_and_of_images_both(places: Places | No
     calibrate_score(score, [slices._replace(places=None)])  # at another site
     assert torch.equal(score.global_term.softness, state["global_term.softness"])
     loaded = Score()
-    loaded.load_state_dict({key: value for key, value in state.items() if not key.endswith("softness")})
+    loaded.load_state_dict({key: value for key, value in state.items() if not key.endswith(("softness", "bend"))})
     assert float(loaded.global_term.softness) == 1  # as in a model from before
+    terms = torch.tensor([0.0, 50.0])
+    torch.testing.assert_close(
+        loaded.joined(torch.zeros(2), terms), torch.nn.functional.softplus(expected[0] * terms) - math.log(2)
+    )
+    assert loaded.global_term.formula("m", "g") == f"log((exp(m) + exp({expected[0]} * g)) / 2)"
 
 
 def test_case_score_joins_the_mean_of_the_terms_to_the_highest_map_scores() -> None:
@@ -245,7 +265,7 @@ def test_state_carries_the_term_and_a_model_from_before_has_none() -> None:
 def test_a_model_of_one_distance_scores_as_it_did() -> None:
     score, loaded = Score(), Score()
     score.global_term.fit(features_of(30))
-    later = ("normals", "weight", "softness")
+    later = ("normals", "weight", "softness", "bend")
     state = {key: value for key, value in score.state_dict().items() if key.split(".")[-1] not in later}
     state["global_term.unit"] = torch.tensor([3.0, 0.5])
     loaded.load_state_dict(state)
