@@ -90,7 +90,7 @@ class LabelledSampler(DistributedSampler[int]):
     def __init__(
         self,
         dataset: LabelledSlices,
-        normals_per_abnormal: int = 4,
+        normals_per_abnormal: int = 2,
         num_replicas: int = 1,
         rank: int = 0,
         seed: int = 0,
