@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ __all__ = ["FeatureDataset", "prepare_slice_batch"]
 
 _logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _HOLDS = "features"  # what arrays are for, in messages
 _Part = list[np.ndarray[Any, np.dtype[np.float32]]]  # of the features: of each stage those of one batch
 # What half precision may change: a hundredth of a channel's deviation, and features a hundredth as large as it holds.
@@ -72,23 +75,23 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         # batches as in one process, in turn, since a batch of another size is rounded in another way
         batches = [range(n_slices)[start : start + batch_size] for start in range(0, n_slices, batch_size)]
         processes, own = (n_processes(), process_number()) if all_processes else (1, 0)
-        loader = iter(DataLoader(slices, batch_sampler=batches[own::processes]))
         features_of = _Folded(encoder, device)
-        for first in tracked(range(0, len(batches), processes), "features"):
-            part: _Part = features_of(next(loader)) if first + own < len(batches) else []
-            parts = gathered(part) if all_processes else [part]
-            if not self.stages:
-                shapes = [(n_slices, *stage.shape[1:]) for stage in parts[0]]
-                kind = _kind_for(parts[0])
-                if folder is None or processes == 1:
-                    self.stages = [kept_array(shape, kind, folder, _HOLDS) for shape in shapes]
-                else:
-                    self.stages = _allocated_for_node(shapes, folder, kind)
-            if folder is not None and processes > 1 and not _is_first_of_node():
-                continue  # which writes the files
-            for rows, features in zip(batches[first : first + processes], parts, strict=False):
-                for store, stage in zip(self.stages, features, strict=True):
-                    store[rows.start : rows.stop] = _within(stage, store.dtype)
+        with closing(_read_ahead(DataLoader(slices, batch_sampler=batches[own::processes]))) as loader:
+            for first in tracked(range(0, len(batches), processes), "features"):
+                part: _Part = features_of(next(loader)) if first + own < len(batches) else []
+                parts = gathered(part) if all_processes else [part]
+                if not self.stages:
+                    shapes = [(n_slices, *stage.shape[1:]) for stage in parts[0]]
+                    kind = _kind_for(parts[0])
+                    if folder is None or processes == 1:
+                        self.stages = [kept_array(shape, kind, folder, _HOLDS) for shape in shapes]
+                    else:
+                        self.stages = _allocated_for_node(shapes, folder, kind)
+                if folder is not None and processes > 1 and not _is_first_of_node():
+                    continue  # which writes the files
+                for rows, features in zip(batches[first : first + processes], parts, strict=False):
+                    for store, stage in zip(self.stages, features, strict=True):
+                        store[rows.start : rows.stop] = _within(stage, store.dtype)
         if all_processes:
             wait_for_all()
         size = sum(store.nbytes for store in self.stages) / 2**20
@@ -102,6 +105,16 @@ class FeatureDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         features = [torch.from_numpy(np.array(store[index], dtype=np.float32)) for store in self.stages]
         return {**self.slices[index], "features": features}
+
+
+def _read_ahead(batches: Iterable[_T]) -> Generator[_T]:
+    """Batches, of which the next one is read, or its copies are made, while the encoder has one."""
+    waiting = iter(batches)
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, waiting, None)
+        while (batch := following.result()) is not None:
+            following = reader.submit(next, waiting, None)
+            yield batch
 
 
 class _Folded:
