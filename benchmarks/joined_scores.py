@@ -28,7 +28,7 @@ from torch import Tensor
 from aeflow_monai.score import GlobalTerm
 
 WEIGHTS, SOFTNESS = (2.0, 3.0, 4.0), (1.0, 4.0, 100.0)
-BENDS = ((math.inf, 1.0), (1.0, 0.25), (1.5, 0.25), (1.5, 1.0), (2.0, 0.25))
+BENDS = ((math.inf, 1.0), (1.0, 0.25), (1.5, 0.25))
 CHANGED = ("known", "unknown", "another_source")
 
 

@@ -20,6 +20,7 @@ __all__ = ["options_of", "quiet_log", "require_sections", "run_bundle"]
 _OF_COMMAND = {"dataset_dir": "the images behind the verb", "output_dir": "-o"}
 _OF_MONAI = {"config_file", "args_file", "meta_file", "logging_file", "tracking", "workflow_name", "run_id"}
 _OF_MONAI |= {"init_id", "final_id"}  # which would leave out the checks of a run
+_AS_PYTHON = {"true": "True", "false": "False", "null": "None"}  # as configs write them, and as MONAI reads them
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -44,7 +45,7 @@ def options_of(given: Any, **more: Any) -> dict[str, str]:
             raise ValueError(f"--set {name}={value}: {name} is no option of the config. Leave it away.")
         if name in options:
             raise ValueError(f"--set {name}={value}: {name} is given already, as {options[name]!r}. Give it once.")
-        options[name] = value
+        options[name] = _AS_PYTHON.get(value, value)
     return options
 
 

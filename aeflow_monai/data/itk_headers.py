@@ -18,8 +18,16 @@ _META_IMAGE, _NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
 _HEADER_BYTES = 2**20  # a header that is longer is none
 _LINE_CHARACTERS = 2000  # of a field
 _MAX_FILES = 10**5  # of a list or a pattern
-_META_KEYS = ("DimSize", "ElementNumberOfChannels", "ElementType", "CompressedData", "BinaryData", "DistanceUnits")
-_AS_ITK_WRITES = {key.lower(): key for key in (*_META_KEYS, "ElementDataFile")}
+_META_KEYS = (
+    *("NDims", "DimSize", "ElementNumberOfChannels", "ElementType", "ElementSpacing", "ElementSize"),
+    *("CompressedData", "BinaryData", "DistanceUnits", "HeaderSize"),
+)
+_OTHER_NAMES = {  # of one thing, which a header says once
+    **dict.fromkeys(("Offset", "Position", "Origin"), "Offset"),
+    **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "TransformMatrix"),
+    **dict.fromkeys(("BinaryDataByteOrderMSB", "ElementByteOrderMSB"), "BinaryDataByteOrderMSB"),
+}
+_AS_ITK_WRITES = {key.lower(): key for key in (*_META_KEYS, *_OTHER_NAMES, "ElementDataFile")}
 _LOCAL = ("LOCAL", "Local", "local")  # and in no other way
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 8, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 _NRRD_BYTES = {
@@ -140,9 +148,10 @@ def _meta_image(content: bytes) -> _Header:
     for line, end in _lines(content):
         written, *values = re.split("[=:]", line, maxsplit=1)  # ITK takes both
         key = _AS_ITK_WRITES.get(re.sub("[^a-z]", "", written.lower()), "")
-        if key and (key in fields or key != written.strip(" \t")):
-            raise ValueError(f"{written!r}, where ITK reads one line of {key!r}, written so")
-        fields[key] = "".join(values).strip()
+        thing = _OTHER_NAMES.get(key, key)
+        if key and (thing in fields or key != written.strip(" \t")):
+            raise ValueError(f"{written!r}, where ITK reads one line of {thing!r}, written so")
+        fields[thing] = "".join(values).strip()
         if key == "ElementDataFile":
             rest = end
             break

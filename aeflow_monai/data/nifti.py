@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import logging
 import math
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from aeflow_monai.geometry import check_affine
 from aeflow_monai.printable import first_line
 
 __all__ = ["is_nifti", "read_nifti"]
+
+_logger = logging.getLogger(__name__)
+_told_of_sides = threading.Event()  # once, and not of each file of a data set
 
 _SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".gii")
 _UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # what else there is means mm
@@ -122,7 +127,7 @@ def _check_kind(image: Any, path: Path) -> None:
 
 
 def _check_forms(image: Any, path: Path) -> None:
-    """The sform counts, as in nibabel; but a qform that mirrors it leaves open which side is left."""
+    """The sform counts, as in nibabel; but a qform that mirrors it leaves open which side is left, as does neither."""
     try:
         forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
     except Exception as error:
@@ -130,6 +135,12 @@ def _check_forms(image: Any, path: Path) -> None:
             f"Expected an image in {path}; got a header whose sform or qform cannot be understood "
             f"({first_line(error)}). Correct the header, or export the image again."
         ) from error
+    if not forms and len(image.shape) > 2 and image.shape[2] > 1 and not _told_of_sides.is_set():
+        _told_of_sides.set()
+        _logger.warning(
+            f"{path} does not say which side is left: neither sform nor qform has a code. It is taken to run to left, "
+            "to the front and upwards, as by nibabel. Further files are not named."
+        )
     if len(forms) == 2 and np.linalg.det(forms[0][:3, :3]) * np.linalg.det(forms[1][:3, :3]) < 0:
         raise ValueError(
             f"Expected sform and qform of {path} to agree on which side is left; one mirrors the other. Correct the "

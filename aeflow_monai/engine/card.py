@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ignite.engine import Engine
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
 from aeflow_monai.engine.case_handler import CaseHandler
+from aeflow_monai.engine.run_record import add_note
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import digest_of, read_json, replacing, sweep
 from aeflow_monai.locks import turn_in
@@ -29,6 +31,8 @@ __all__ = [
     "hash_of_list",
     "write_card",
 ]
+
+_logger = logging.getLogger(__name__)
 
 # Of images that a model knows, by the name of their list in its card: what an evaluation on them is worth.
 _SEEN = {
@@ -64,7 +68,7 @@ class CardWriter(CaseHandler):
         self.n_scored += len(engine.state.batch)  # empty if the case failed
 
     def finish(self, engine: Engine) -> None:
-        """Write the table, and print which cases the model knows."""
+        """Write the table, and say which cases the model knows: here, and in run.json for the report behind this."""
         title = f"{self.n_scored} cases, list {hash_of_list(self.datalist)}"
         if self.n_scored < len(self.datalist):
             title += f"; {len(self.datalist) - self.n_scored} more failed"
@@ -72,7 +76,9 @@ class CardWriter(CaseHandler):
         fingerprints = fingerprints_of(self.datalist)
         for what, warning in _SEEN.items():
             if n_seen := count_seen(fingerprints, card.get(what, ())):
-                print(f"WARNING: {n_seen} of {len(self.datalist)} test images were {warning}.")
+                note = f"{n_seen} of {len(self.datalist)} test images were {warning}."
+                _logger.warning(note)
+                add_note(self.results_dir / RUN_RECORD, note)
                 title += f"; {n_seen} were {warning}"
         reports = [read_json(self.results_dir / name) for name in ("metrics.json", "localisation.json")]
         report = {name: value for found in reports for name, value in found.items()}
@@ -80,7 +86,7 @@ class CardWriter(CaseHandler):
             try:
                 add_evaluation(self.folder, title, {**_runtime(self.results_dir), **report})
             except OSError as error:  # the bundle may lie where nothing can be written
-                print(f"The model card was not completed: {error}")
+                _logger.warning(f"The model card was not completed: {error}")
 
 
 def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from monai.transforms import Compose, Invertd
 from monai.utils import MetaKeys
 from torch import Tensor
 
+from aeflow_monai.data.numbers import as_float32
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.option_types import require_options
@@ -174,8 +175,12 @@ def _loadable(image: Any) -> Any:
         raise ValueError(f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path.")
     if 0 in image.shape:
         raise ValueError(f"Expected an image with voxels; got the shape {tuple(image.shape)}.")
+    if np.iscomplexobj(image) or (isinstance(image, Tensor) and image.is_complex()):
+        raise ValueError("Expected real numbers; got complex ones. Give their magnitude.")
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image, dtype=np.float32))
+        image = torch.from_numpy(np.ascontiguousarray(as_float32(image, "the array")))
+    elif image.dtype in (torch.float64, torch.int64, torch.int32):
+        as_float32(image.detach().cpu().numpy(), "the tensor")
     if isinstance(image, MetaTensor) and len(image.meta.get("spatial_shape", image.shape)) == image.ndim - 1:
         return _own_file(MetaTensor(image.detach().float()))  # as MONAI's loader gives it with the channel first
     if image.ndim not in (2, 3):

@@ -14,7 +14,7 @@ from aeflow_monai.geometry import any_picture
 from aeflow_monai.printable import some
 from aeflow_monai.score.position import UNKNOWN
 
-__all__ = ["note_on_picture", "note_on_pictures", "note_on_volumes", "saw_pictures", "saw_volumes"]
+__all__ = ["note_on_picture", "note_on_pictures", "note_on_volumes", "require_volumes", "saw_pictures", "saw_volumes"]
 
 _NOTED = "score.saw_volumes"
 _NORMALS = "score.dissimilarity_norm"  # of normals by plane and relative slice position
@@ -78,6 +78,25 @@ def note_on_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) 
         f"{len(pictures)} of {len(paths)} images are 2D pictures, but the model was trained on volumes: "
         f"{some([Path(path).name for path in pictures])}. {_AS_SLICE}"
     )
+
+
+def require_volumes(state: Mapping[str, Tensor], datalist: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse pictures as normals of a model that was trained on volumes.
+
+    Args:
+        state: of the detector.
+        datalist: of the normals.
+
+    Raises:
+        ValueError: some are pictures.
+    """
+    pictures = [path for item in datalist if any_picture(path := first_path(item))]
+    if pictures and saw_volumes(state):
+        raise ValueError(
+            f"{len(pictures)} of {len(datalist)} images are 2D pictures, but the model was trained on volumes: "
+            f"{some([Path(path).name for path in pictures])}. Give volumes like those of the training, or train on "
+            "pictures."
+        )
 
 
 def note_on_picture(state: Mapping[str, Tensor], item: Mapping[str, Any]) -> str:

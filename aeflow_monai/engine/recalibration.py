@@ -12,6 +12,7 @@ from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.detector import Detector, calibrate
 from aeflow_monai.engine.duplicates import require_several_images, warn_of_duplicates
 from aeflow_monai.engine.fixed_options import require_own_config
+from aeflow_monai.engine.picture_warning import require_volumes
 from aeflow_monai.engine.run_record import describe_run, finish_record, hashes_of
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import write_json
@@ -42,7 +43,8 @@ def recalibrate(
         specificity: see `calibrate`.
 
     Raises:
-        ValueError: some of the normals were trained on, or all are duplicates of one image.
+        ValueError: some of the normals were trained on, or are pictures for a model of volumes, or all are duplicates
+            of one image.
     """
     stored = require_own_config(folder, given)
     fingerprints = fingerprints_of(data)
@@ -51,6 +53,7 @@ def recalibrate(
             f"{n_seen} of {len(data)} images were trained on: thresholds of images that the model knows are too low. "
             "Give normal images that it has not seen."
         )
+    require_volumes(stored.state, data)
     require_several_images(data, fingerprints)
     warn_of_duplicates(data, fingerprints)
     record = Path(output_dir, "logs", RUN_RECORD)

@@ -144,6 +144,17 @@ class RunRecord(CaseHandler):
         release_folder(self.folder)
 
 
+def add_note(path: str | Path, note: str) -> None:
+    """Add a sentence to the notes of a run.json, which the report shows.
+
+    Args:
+        path: of the file.
+        note: the sentence.
+    """
+    record = read_json(path)
+    write_json(path, {**record, "notes": [*record.get("notes", []), note]})
+
+
 def finish_record(path: str | Path, **more: Any) -> None:
     """Complete a run.json.
 

@@ -147,7 +147,10 @@ def _fit_global_term(score: Score, of: _Groups, trained: Iterable[PooledSlices])
         for patient, pooled in zip(batch.patients, batch.pooled, strict=True):
             group = group_of.setdefault(patient, len(group_of) % _GROUPS)
             _append((copies if batch.are_copies else fitted)[group], patient, pooled[None])
+    was_known = score.global_term.is_known
     terms = fit_global_term(score.global_term, of.pooled, fitted, copies, of.of_volumes)
+    if was_known and not terms:
+        _logger.warning("Normals of too few patients for a global term: scores are those of the maps alone now.")
     return terms or [score.global_term] * _GROUPS
 
 

@@ -21,6 +21,7 @@ _MOST_NUMBERS = 1024  # of a slice, so that the stored matrix stays small, whate
 _OF_IMAGES, _OF_VOLUMES = (3.0, 4.0), (2.0, 1.0)
 # From where on a term counts by its logarithm alone, and how sharply that begins, in standard deviations.
 _BEND = (1.5, 0.25)
+_NEVER = float(torch.finfo(torch.float32).max)  # no term is beyond it
 _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
 _AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
@@ -67,10 +68,10 @@ class GlobalTerm(nn.Module):
     things lie in it. The first sees what lies beside the main directions of normals, the others what lies between their
     kinds. The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features.
 
-    Before `fit` nothing is known. The buffers hold mean and deviation of each feature, what whitens them, the normals
-    (of many, some), for each distance what is taken off it and what it is divided by, how the term joins a score (the
-    `bend` beyond which it counts less, its weight, and the `softness` of the maximum), and whether the normals are
-    those of a training.
+    Before `fit` nothing is known. The buffers hold mean and deviation of each feature, the mean before it moved to
+    another site, what whitens the features, the normals (of many, some), for each distance what is taken off it and
+    what it is divided by, how the term joins a score (the `bend` beyond which it counts less, its weight, and the
+    `softness` of the maximum), and whether the normals are those of a training.
 
     Example:
         >>> term = GlobalTerm()
@@ -84,6 +85,7 @@ class GlobalTerm(nn.Module):
     """
 
     mean: Tensor
+    fitted_mean: Tensor
     std: Tensor
     whitening: Tensor
     normals: Tensor
@@ -98,6 +100,7 @@ class GlobalTerm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(0))
+        self.register_buffer("fitted_mean", torch.zeros(0))
         self.register_buffer("std", torch.zeros(0))
         self.register_buffer("whitening", torch.zeros(0, 0))
         self.register_buffer("normals", torch.zeros(0, 0, 1))  # standardised: (m, channels, parts)
@@ -142,13 +145,14 @@ class GlobalTerm(nn.Module):
         """
         weight, softness = float(self.weight), float(self.softness)
         start, sharpness = self.bend.tolist()
-        counted = term if math.isinf(start) else "t"
+        is_bent = start < _NEVER
+        counted = "t" if is_bent else term
         if softness == 1:
             joined = f"log((exp({map_score}) + exp({weight:g} * {counted})) / 2)"
         else:
             parts = f"exp({map_score} / {softness:g}) + exp({weight:g} * {counted} / {softness:g})"
             joined = f"{softness:g} * log(({parts}) / 2)"
-        if math.isinf(start):
+        if not is_bent:
             return joined
         beyond = f"{sharpness:g} * log(1 + max({term} - {start:g}, 0) / {sharpness:g})"
         return f"{joined}, t = min({term}, {start:g}) + {beyond}"
@@ -178,12 +182,15 @@ class GlobalTerm(nn.Module):
         self._set(mean, std, torch.from_numpy(np.linalg.cholesky(precision)), normals)
 
     def moved(self, pooled: Tensor, n_patients: int) -> GlobalTerm:
-        """The same about a mean that moves towards that of the normals of another site."""
+        """The same about a mean that moves from the training's towards that of the normals of another site.
+
+        Wherever it has moved before: the same normals, given twice, would pull it nearer to themselves.
+        """
         share = n_patients / (n_patients + _PATIENTS_OF_STORED_MEAN)
         other = GlobalTerm().to(self.mean.device)
         other.load_state_dict(self.state_dict())
         if len(pooled):
-            other.mean.lerp_(pooled.double().flatten(1).mean(dim=0).to(self.mean), share)
+            other.mean = self.fitted_mean.lerp(pooled.double().flatten(1).mean(dim=0).to(self.mean), share)
         return other
 
     def set_unit(self, distances: Tensor) -> None:
@@ -200,6 +207,7 @@ class GlobalTerm(nn.Module):
 
     def _set(self, *found: Tensor) -> None:
         self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
+        self.fitted_mean = self.mean.clone()
         self._prepare()
 
     def _prepare(self) -> None:
@@ -225,12 +233,15 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
       whose unit is a pair, (2,), and its term joins scores with a weight of 1.
     - `softness`. A state without it has one of 1.
     - `bend`. In a state without it a term counts in full, however large it is.
+    - `fitted_mean`. A state without it is taken for one that has not moved.
     - channels and parts of `normals`, which were joined.
     - `is_of_training`. A term without it moves to another site, as one that was fitted to normals of a training does.
     """
     of_earlier = {name: torch.tensor(1.0) for name in ("weight", "softness")} | {"is_of_training": torch.tensor(True)}
-    of_earlier["bend"] = torch.tensor([math.inf, 1.0])
+    of_earlier["bend"] = torch.tensor([_NEVER, 1.0])
     upgraded = {**GlobalTerm().state_dict(), **of_earlier, **state}
+    if len(upgraded["fitted_mean"]) != len(upgraded["mean"]):
+        upgraded["fitted_mean"] = upgraded["mean"].clone()
     if upgraded["unit"].ndim == 1:
         upgraded["unit"] = upgraded["unit"][None]
     if upgraded["normals"].ndim == 2:

@@ -15,6 +15,8 @@ import onnxruntime
 
 model, slices = Path(sys.argv[1]), np.load(sys.argv[2]).astype(np.float32)
 about = json.loads(next(path for path in model.parent.glob("*.json") if model.stem.startswith(path.stem)).read_text())
+if "several_planes" in about:
+    sys.exit("This model has several planes: " + about["several_planes"])
 inputs = {"image": slices}
 if "position" in about["inputs"]:  # 0 for the first slice, 1 for the last
     n = len(slices)

@@ -111,6 +111,21 @@ def test_several_slices_at_one_position(tmp_path: Path, keyword: str) -> None:
     assert f"which differ in {keyword}" in said
 
 
+@pytest.mark.parametrize(
+    ("keyword", "values", "said"),
+    [
+        ("EchoNumbers", (1, 2), "slices of 2 echoes"),
+        ("EchoTime", (10, 90), "slices of 2 echo times"),
+        ("InversionTime", (900, 2500), "slices of 2 inversion times"),
+        ("TemporalPositionIdentifier", (1, 2), "slices of 2 times"),
+    ],
+)
+def test_one_half_of_another_echo_or_time(tmp_path: Path, keyword: str, values: tuple[int, int], said: str) -> None:
+    for k in range(6):
+        write(slice_of(k, **{keyword: values[k // 3]}), tmp_path / f"ill/{k}.dcm")
+    assert said in problem_of(tmp_path / "ill")
+
+
 def test_a_slice_twice(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "ill")
     (folder / "copy.dcm").write_bytes((folder / "1003.dcm").read_bytes())

@@ -120,6 +120,12 @@ DATA = "ElementDataFile = a.raw"
     ("extension", "old", "new", "said"),
     [
         # ITK passes over what is not written as it writes it, and obeys the other line
+        ("mhd", "TransformMatrix", "transformMatrix", "'transformMatrix '"),
+        ("mhd", "ElementSpacing", "Element Spacing", "'Element Spacing '"),
+        ("mhd", "Offset", "offset", "'offset '"),
+        ("mhd", DATA, f"Position = 0 0 0\n{DATA}", "one line of 'Offset'"),
+        ("mhd", DATA, f"ElementSpacing = 1 1 1\n{DATA}", "one line of 'ElementSpacing'"),
+        ("mhd", DATA, f"ElementByteOrderMSB = True\n{DATA}", "one line of 'BinaryDataByteOrderMSB'"),
         ("mhd", DATA, "elementdatafile = a.raw\nElementDataFile = ../a.raw", "'elementdatafile '"),
         ("mhd", DATA, "ELEMENTDATAFILE = a.raw\nElementDataFile = /dev/zero", "'ELEMENTDATAFILE '"),
         ("mhd", DATA, "ElementDataFile\u00a0= a.raw\nElementDataFile = ../a.raw", "where ITK reads one line of"),

@@ -1,6 +1,7 @@
 import gzip
 import io
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,15 @@ def test_units_that_there_are_not(tmp_path: Path) -> None:
     said = message(patched(tmp_path / "a.nii", 123, "B", 128))
     assert "Expected units of length and time that NIfTI knows in" in said
     assert "a.nii; got 128" in said
+
+
+def test_a_volume_that_does_not_say_which_side_is_left_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aeflow_monai.data.nifti._told_of_sides", threading.Event())
+    read_nifti(save(tmp_path / "well.nii"))
+    assert not caplog.text
+    for name in "ab":
+        read_nifti(patched(tmp_path / f"{name}.nii", 252, "hh", 0, 0))
+    assert caplog.text.count("a.nii does not say which side is left") == 1
+    assert "b.nii" not in caplog.text

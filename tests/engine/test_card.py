@@ -19,7 +19,7 @@ from aeflow_monai.engine.card import (
 )
 from aeflow_monai.engine.evaluation import DetectionReport
 from aeflow_monai.engine.stored_model import model_path, read_model
-from aeflow_monai.files import write_json
+from aeflow_monai.files import read_json, write_json
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics, detection_report, slice_report
 
 FACTS = {
@@ -192,21 +192,26 @@ def test_the_card_says_how_many_cases_failed(bundle: Path, trained: Path) -> Non
 
 
 def test_an_evaluation_on_images_that_the_model_knows_says_so(
-    bundle: Path, volumes: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, volumes: Path, trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_json(bundle / "results/localisation.json", {"n_volumes": 6, "slice_auroc": 0.75})
+    write_json(bundle / "results/run.json", {"notes": ["of the run"]})
     evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "train")))
-    printed = capsys.readouterr().out
-    assert "WARNING: 5 of 6 test images were trained on, so this is no test." in printed
-    assert "WARNING: 1 of 6 test images were those that the thresholds are set on" in printed
+    notes = [
+        "5 of 6 test images were trained on, so this is no test.",
+        "1 of 6 test images were those that the thresholds are set on, so specificity is no test.",
+    ]
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == notes
+    assert read_json(bundle / "results/run.json")["notes"] == ["of the run", *notes]
     title = added_to(bundle, trained)[0]
     assert "; 5 were trained on, so this is no test; 1 were those that the thresholds are set on" in title
+    caplog.clear()
     evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "test")))
-    assert "WARNING" not in capsys.readouterr().out
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_an_evaluation_ends_well_where_the_card_cannot_be_written(
-    bundle: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+    bundle: Path, trained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_json(bundle / "results/metrics.json", {"n": 2, "auroc": 0.75})
     (bundle / "docs").chmod(0o555)
@@ -216,7 +221,7 @@ def test_an_evaluation_ends_well_where_the_card_cannot_be_written(
         evaluate(CardWriter(bundle, bundle / "results", ITEMS))
     finally:
         (bundle / "docs").chmod(0o755)
-    assert "The model card was not completed: " in capsys.readouterr().out
+    assert "The model card was not completed: " in caplog.text
     assert added_to(bundle, trained) == []
 
 

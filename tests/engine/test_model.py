@@ -1,4 +1,6 @@
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -72,6 +74,15 @@ def test_the_image_that_was_given_stays_as_it_was(trained: Path) -> None:
 def test_an_array_of_other_dimensions_is_refused(trained: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"Expected an image \(X, Y\) or a volume \(X, Y, Z\); got the shape"):
         predict(np.zeros(shape), trained)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_numbers_that_32_bits_cannot_hold_are_refused_as_in_a_file(trained: Path, kind: Callable[..., Any]) -> None:
+    values = np.random.default_rng(0).uniform(size=(64, 64))
+    with pytest.raises(ValueError, match=r"Expected numbers that 32 bits can hold in the (array|tensor)"):
+        predict(kind(1e9 + values), trained)
+    with pytest.raises(ValueError, match="Expected real numbers; got complex ones"):
+        predict(kind(values * 1j), trained)
 
 
 def test_arrays_that_are_no_grey_images_are_refused(trained: Path) -> None:

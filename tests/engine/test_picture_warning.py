@@ -5,7 +5,7 @@ import torch
 from monai.data import MetaTensor
 
 from aeflow_monai import Model
-from aeflow_monai.engine.picture_warning import note_on_pictures, saw_pictures, saw_volumes
+from aeflow_monai.engine.picture_warning import note_on_pictures, require_volumes, saw_pictures, saw_volumes
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.calibration import calibrate_score
@@ -75,3 +75,11 @@ def test_a_volume_for_a_model_of_pictures_is_told_once(trained: Path, caplog: py
         model.infer(volume)
     model.infer(volume[..., :1])
     assert caplog.text.count("A volume was given, but the model was trained on 2D images") == 1
+
+
+def test_pictures_do_not_calibrate_a_model_of_volumes(trained: Path) -> None:
+    state = read_model(model_path(trained)).state
+    require_volumes(state, [{"image": "a.nii.gz"}])
+    with pytest.raises(ValueError, match=r"1 of 2 images are 2D pictures, but .* volumes: b\.png\. Give volumes like"):
+        require_volumes(state, [{"image": "a.nii.gz"}, {"image": "b.png"}])
+    require_volumes({}, [{"image": "b.png"}])  # where it is not known

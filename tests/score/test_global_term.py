@@ -168,6 +168,21 @@ def test_another_site_moves_mean_and_unit_and_keeps_the_covariance() -> None:
     assert term(features_of(50, seed=7, shift=8.0)).mean() > 1
 
 
+def test_to_calibrate_again_on_the_same_normals_changes_nothing() -> None:
+    term, site = GlobalTerm(), groups_of(features_of(12, seed=5, shift=2.0))
+    fit_global_term(term, groups_of(features_of(20)), groups_of(features_of(60, seed=2), "trained"))
+    fitted = term.mean.clone()
+    fit_global_term(term, site, NOBODY)
+    once = {name: value.clone() for name, value in term.state_dict().items()}
+    assert not torch.equal(term.mean, fitted)
+    loaded = GlobalTerm()
+    loaded.load_state_dict(once)
+    for _ in range(2):
+        fit_global_term(loaded, site, NOBODY)
+        torch.testing.assert_close(loaded.state_dict(), once)
+    assert torch.equal(loaded.fitted_mean, fitted)
+
+
 def soft_maximum(of_map: float, term: float, weight: float = 3, softness: float = 4) -> float:
     counted = term if term < 1.5 else 1.5 + math.log(1 + 4 * (term - 1.5)) / 4
     return softness * math.log((math.exp(of_map / softness) + math.exp(weight * counted / softness)) / 2)
@@ -209,7 +224,9 @@ def test_of_volumes_the_larger_one_counts_and_of_images_both(places: Places | No
     calibrate_score(score, [slices._replace(places=None)])  # at another site
     assert torch.equal(score.global_term.softness, state["global_term.softness"])
     loaded = Score()
-    loaded.load_state_dict({key: value for key, value in state.items() if not key.endswith(("softness", "bend"))})
+    later = ("softness", "bend", "fitted_mean")
+    loaded.load_state_dict({key: value for key, value in state.items() if not key.endswith(later)})
+    assert all(torch.isfinite(value).all() for key, value in loaded.state_dict().items() if "global_term" in key)
     assert float(loaded.global_term.softness) == 1  # as in a model from before
     terms = torch.tensor([0.0, 50.0])
     torch.testing.assert_close(
@@ -265,7 +282,7 @@ def test_state_carries_the_term_and_a_model_from_before_has_none() -> None:
 def test_a_model_of_one_distance_scores_as_it_did() -> None:
     score, loaded = Score(), Score()
     score.global_term.fit(features_of(30))
-    later = ("normals", "weight", "softness", "bend")
+    later = ("normals", "weight", "softness", "bend", "fitted_mean")
     state = {key: value for key, value in score.state_dict().items() if key.split(".")[-1] not in later}
     state["global_term.unit"] = torch.tensor([3.0, 0.5])
     loaded.load_state_dict(state)

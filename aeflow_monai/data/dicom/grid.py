@@ -19,6 +19,7 @@ _SAME_PLACE = 1e-2  # mm
 _TOLERANCE = 0.1  # of the median distance of slices: rounded positions pass, a missing slice does not
 _SAME_DIRECTION = 2e-3
 _SAME_SPACING = 1e-3  # relative
+_SAME_KIND = 1e-2  # relative
 _SHOWN = 3
 # What a volume has one of, whatever the identifiers of its files say: these may be missing or doubled.
 _ONE_OF_EACH = {
@@ -27,6 +28,16 @@ _ONE_OF_EACH = {
     "series": "SeriesNumber",
     "modalities": "Modality",
     "frames of reference": "FrameOfReferenceUID",
+}
+
+
+# Of frames, also of enhanced files; where all positions are there, but not of the same echo or time.
+_ONE_KIND = {
+    "echoes": "EchoNumbers",
+    "echo times": "EchoTime",
+    "inversion times": "InversionTime",
+    "times": "TemporalPositionIdentifier",
+    "b-values": "DiffusionBValue",
 }
 
 
@@ -103,6 +114,9 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
     _require_same(frames, "stacks", lambda frame: frame.stack)
     for what, keyword in _ONE_OF_EACH.items():
         _require_same(frames, what, partial(_text_of, keyword))
+    if len({frame.position for frame in frames}) == len(frames):  # or what repeats a position is told below
+        for what, keyword in _ONE_KIND.items():
+            _require_same(frames, what, partial(_kind_of, keyword), _SAME_KIND, relative=True)
     row, column = np.reshape(frames[0].orientation or (), (2, 3))
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose(lengths, 1, atol=1e-2) or abs(np.dot(row, column)) > 1e-2:
@@ -114,6 +128,15 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
         raise GridError(
             f"a PixelSpacing of {list(frames[0].spacing or ())} in {frames[0].name}. Export the series again"
         )
+
+
+def _kind_of(keyword: str, frame: Frame) -> float | str | None:
+    """A number where it is one, since 10 and 10.0 are the same."""
+    value = frame.kinds.get(keyword)
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value
 
 
 def _text_of(keyword: str, frame: Frame) -> str:
@@ -145,6 +168,8 @@ def _require_same(
 
 
 def _near(one: Any, other: Any, tolerance: float, relative: bool) -> bool:
+    if not all(isinstance(value, (float, tuple)) for value in (one, other)):
+        return False
     return bool(np.allclose(one, other, rtol=tolerance if relative else 0, atol=0 if relative else tolerance))
 
 
