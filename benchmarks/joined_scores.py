@@ -65,7 +65,7 @@ def of_panel(panel: Path, names: Sequence[str], seeds: Sequence[str], kind: str 
     return found
 
 
-def mean_without(columns: Mapping[str, Mapping[str, NDArray[np.float64]]], left_out: str = "") -> NDArray[np.float64]:
+def sum_of_means(columns: Mapping[str, Mapping[str, NDArray[np.float64]]], left_out: str = "") -> NDArray[np.float64]:
     """Sum of the columns' means, without a set."""
     of_columns = ([each for name, each in of_sets.items() if name != left_out] for of_sets in columns.values())
     total: NDArray[np.float64] = np.sum([np.mean(each, axis=0) for each in of_columns if each], axis=0)
@@ -92,8 +92,8 @@ def main() -> None:
     for number, way in enumerate(ways()):
         print(f"| {way} | " + " | ".join(f"{mean[number]:.3f}" for mean in means.values()) + " |")
     names = [*ways()]
-    chosen = [f"{names[mean_without(chosen_by, name).argmax()]} (without {name})" for name in images]
-    of_all = names[mean_without(chosen_by).argmax()]
+    chosen = [f"{names[sum_of_means(chosen_by, name).argmax()]} (without {name})" for name in images]
+    of_all = names[sum_of_means(chosen_by).argmax()]
     print(f"\nSeeds {', '.join(given.seeds)}; chosen: {of_all}; {'; '.join(chosen)}. Commit {commit()}.")
 
 

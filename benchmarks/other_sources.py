@@ -23,17 +23,16 @@ MOST, SIDE = 200, 512  # images of a kind; pixels
 
 
 def fundus(least: int, most: int) -> Callable[[Path], list[Path]]:
-    """Images by the grade of retinopathy in the two tables."""
+    """Images of IDRiD's training set by the grade of retinopathy in its table."""
 
     def of(clone: Path) -> list[Path]:
         folder = clone / "dataset/B. Disease Grading"
-        images = []
-        for table in sorted(folder.glob("2. Groundtruths/*.csv")):
-            with table.open(encoding="utf-8") as stream:
-                names = [row[0] for row in list(csv.reader(stream))[1:] if row[0] and least <= int(row[1]) <= most]
-            part = "a. Training Set" if table.name.startswith("a.") else "b. Testing Set"
-            images += [folder / "1. Original Images" / part / f"{name}.jpg" for name in names]
-        return images
+        table = folder / "2. Groundtruths/a. IDRiD_Disease Grading_Training Labels.csv"
+        if not table.exists():
+            return []
+        with table.open(encoding="utf-8") as stream:
+            names = [row[0] for row in list(csv.reader(stream))[1:] if row[0] and least <= int(row[1]) <= most]
+        return [folder / "1. Original Images/a. Training Set" / f"{name}.jpg" for name in names]
 
     return of
 
@@ -114,8 +113,7 @@ def write(kinds: Kinds, clone: Path, folder: Path) -> dict[str, int]:
         if not images:
             expected = f"github.com/{kinds.repository} at {kinds.commit}"
             raise SystemExit(f"Expected a clone of {expected} in {clone}; its images are not there.")
-        few = in_turns(images, kinds.patient)[: 2 * MOST]
-        for number, (path, grey) in zip(range(MOST), distinct(few, seen), strict=False):
+        for number, (path, grey) in zip(range(MOST), distinct(in_turns(images, kinds.patient), seen), strict=False):
             grey.thumbnail((SIDE, SIDE))
             image = folder / f"images/{'abnormal' if label else 'normal'}_{number:04d}.png"
             grey.save(image)

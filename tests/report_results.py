@@ -22,7 +22,7 @@ MODEL = {
     "specificity_range": [0.85, 1.0],
     "n_held_out": 19,
     "held_out_scores": [round(0.1 * k, 2) for k in range(19)],
-    "joined": "log((exp(map) + exp(2 * term)) / 2)",
+    "joined": "log((exp(map) + exp(2 * t)) / 2) with t = min(term, 1.5) + 0.25 * log(1 + max(term - 1.5, 0) / 0.25)",
 }
 LOCALISATION = {
     **{"n_abnormal_without_mask": 1, "n_volumes": 59, "n_abnormal_volumes": 3, "n_lesions": 3, "hit_tolerance_mm": 2.0},
@@ -76,8 +76,9 @@ def write_results(
         row |= {"threshold": 2.0, "prediction": int(score > 2), "p_value": 0.25, "n_held_out": 19}
         row |= dict(zip(PLACE_COLUMNS, ("axial", "k", 3, 14.0) if n_slices > 1 else ("",) * 4, strict=True))
         row |= dict(zip(PEAK_COLUMNS, (5, 6, 3, 1.5, -20.0, 14.5) if n_slices > 1 else (5, 6, *("",) * 4), strict=True))
-        # a score is the soft maximum of both
-        row |= {"global_term": score / 2 - 0.5, "map_score": score + math.log(2 - math.exp(-1))}
+        # a score is the soft maximum of both, of a term that is not bent
+        term = min(score / 2 - 0.5, 1.5)
+        row |= {"global_term": term, "map_score": math.log(2 * math.exp(score) - math.exp(2 * term))}
         table.append(row | ({"label": kind} if labelled else {}))
         budget.add(name, score, 2.0, block(n_slices, seed=number), kind if labelled else None)
     table.finish()

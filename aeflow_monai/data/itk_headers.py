@@ -22,7 +22,7 @@ _META_KEYS = (
     *("NDims", "DimSize", "ElementNumberOfChannels", "ElementType", "ElementSpacing", "ElementSize"),
     *("CompressedData", "BinaryData", "DistanceUnits", "HeaderSize"),
 )
-_OTHER_NAMES = {  # of one thing, which a header says once
+_OTHER_NAMES = {  # of one thing, which a header may say in both ways, if they agree
     **dict.fromkeys(("Offset", "Position", "Origin"), "Offset"),
     **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "TransformMatrix"),
     **dict.fromkeys(("BinaryDataByteOrderMSB", "ElementByteOrderMSB"), "BinaryDataByteOrderMSB"),
@@ -142,16 +142,25 @@ def _read(path: Path) -> _Header:
         ) from None
 
 
+def _agree(one: str, other: str) -> bool:
+    """Whether two values are the same numbers, or the same word."""
+    return [word.lower() for word in one.split()] == [word.lower() for word in other.split()]
+
+
 def _meta_image(content: bytes) -> _Header:
     fields: dict[str, str] = {}
+    told: set[str] = set()
     rest = 0
     for line, end in _lines(content):
         written, *values = re.split("[=:]", line, maxsplit=1)  # ITK takes both
         key = _AS_ITK_WRITES.get(re.sub("[^a-z]", "", written.lower()), "")
         thing = _OTHER_NAMES.get(key, key)
-        if key and (thing in fields or key != written.strip(" \t")):
+        value = "".join(values).strip()
+        is_told_again = key in told or (thing in fields and not _agree(value, fields[thing]))
+        if key and (is_told_again or key != written.strip(" \t")):
             raise ValueError(f"{written!r}, where ITK reads one line of {thing!r}, written so")
-        fields[thing] = "".join(values).strip()
+        told.add(key)
+        fields[thing] = value
         if key == "ElementDataFile":
             rest = end
             break

@@ -68,7 +68,7 @@ class CardWriter(CaseHandler):
         self.n_scored += len(engine.state.batch)  # empty if the case failed
 
     def finish(self, engine: Engine) -> None:
-        """Write the table, and say which cases the model knows: here, and in run.json for the report behind this."""
+        """Write the table, and say which cases the model knows: in the log, and in run.json for the report."""
         title = f"{self.n_scored} cases, list {hash_of_list(self.datalist)}"
         if self.n_scored < len(self.datalist):
             title += f"; {len(self.datalist) - self.n_scored} more failed"

@@ -175,12 +175,12 @@ def _loadable(image: Any) -> Any:
         raise ValueError(f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path.")
     if 0 in image.shape:
         raise ValueError(f"Expected an image with voxels; got the shape {tuple(image.shape)}.")
-    if np.iscomplexobj(image) or (isinstance(image, Tensor) and image.is_complex()):
+    if image.is_complex() if isinstance(image, Tensor) else np.iscomplexobj(image):
         raise ValueError("Expected real numbers; got complex ones. Give their magnitude.")
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(as_float32(image, "the array")))
-    elif image.dtype in (torch.float64, torch.int64, torch.int32):
-        as_float32(image.detach().cpu().numpy(), "the tensor")
+    elif image.dtype != torch.float32 and image.element_size() > 2:
+        as_float32(image.detach().cpu().numpy(), "the tensor")  # which refuses what `float` below would round
     if isinstance(image, MetaTensor) and len(image.meta.get("spatial_shape", image.shape)) == image.ndim - 1:
         return _own_file(MetaTensor(image.detach().float()))  # as MONAI's loader gives it with the channel first
     if image.ndim not in (2, 3):

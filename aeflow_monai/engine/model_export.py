@@ -45,7 +45,7 @@ _WHOLE_PLANE = (
 )
 _SEVERAL_PLANES = (
     "Run each plane's file on the case. M is the mean of the files' case_map_score, G that of their case_global_term. "
-    "The case score is {joined}, and a voxel's map value the mean over the planes that saw it."
+    "The case score is {joined}. A voxel's map value is the mean over the planes that saw it."
 )
 
 

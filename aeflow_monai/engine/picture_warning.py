@@ -81,20 +81,20 @@ def note_on_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) 
 
 
 def require_volumes(state: Mapping[str, Tensor], datalist: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse pictures as normals of a model that was trained on volumes.
+    """Refuse normals that are all pictures, if the model was calibrated on volumes.
 
     Args:
         state: of the detector.
         datalist: of the normals.
 
     Raises:
-        ValueError: some are pictures.
+        ValueError: they are pictures.
     """
-    pictures = [path for item in datalist if any_picture(path := first_path(item))]
-    if pictures and saw_volumes(state):
+    paths = [first_path(item) for item in datalist]
+    if all(map(any_picture, paths)) and saw_volumes(state):
         raise ValueError(
-            f"{len(pictures)} of {len(datalist)} images are 2D pictures, but the model was trained on volumes: "
-            f"{some([Path(path).name for path in pictures])}. Give volumes like those of the training, or train on "
+            f"The images are 2D pictures, but the model was calibrated on volumes: "
+            f"{some([Path(path).name for path in paths])}. Give volumes like those of the training, or train on "
             "pictures."
         )
 

@@ -47,13 +47,13 @@ def recalibrate(
             of one image.
     """
     stored = require_own_config(folder, given)
+    require_volumes(stored.state, data)
     fingerprints = fingerprints_of(data)
     if n_seen := count_seen(fingerprints, stored.card["trained_on"]):
         raise ValueError(
             f"{n_seen} of {len(data)} images were trained on: thresholds of images that the model knows are too low. "
             "Give normal images that it has not seen."
         )
-    require_volumes(stored.state, data)
     require_several_images(data, fingerprints)
     warn_of_duplicates(data, fingerprints)
     record = Path(output_dir, "logs", RUN_RECORD)

@@ -29,7 +29,7 @@ from aeflow_monai.files import digest_of, read_json, write_json
 from aeflow_monai.locks import release_folder
 from aeflow_monai.output.result_files import RUN_RECORD
 
-__all__ = ["RunRecord", "describe_run", "finish_record", "hashes_of"]
+__all__ = ["RunRecord", "add_note", "describe_run", "finish_record", "hashes_of"]
 
 
 def describe_run(given: GivenConfig) -> dict[str, Any]:
@@ -145,14 +145,15 @@ class RunRecord(CaseHandler):
 
 
 def add_note(path: str | Path, note: str) -> None:
-    """Add a sentence to the notes of a run.json, which the report shows.
+    """Add a sentence to the notes of a run.json, which the report shows, if there is one and it has not got it.
 
     Args:
         path: of the file.
         note: the sentence.
     """
     record = read_json(path)
-    write_json(path, {**record, "notes": [*record.get("notes", []), note]})
+    if record and note not in (known := record.get("notes", [])):
+        write_json(path, {**record, "notes": [*known, note]})
 
 
 def finish_record(path: str | Path, **more: Any) -> None:

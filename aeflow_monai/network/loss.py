@@ -152,7 +152,7 @@ class MixtureLoss(nn.Module):
     Normal images have the likelihood of the normal component. Of an abnormal image the abnormal positions have that of
     the abnormal component, and what lies beside its lesions that of the normal one; a position with a smaller
     fraction of lesion than `least` counts as neither. The decoder is not shown how to reconstruct abnormal images.
-    Without any in the batch it is the loss of the normal images, bit by bit.
+    Without any in the batch it is the loss of the normal images.
 
     Args:
         normal: the loss of normal images.
@@ -278,5 +278,8 @@ def _images(output: Any, chosen: Tensor) -> Any:
     """The network's output for some of the images."""
     if chosen.all():
         return output
-    parts = (part[chosen] if isinstance(part, Tensor) else part and [t[chosen] for t in part] for part in output)
+    parts = (
+        part[chosen] if isinstance(part, Tensor) else None if part is None else [t[chosen] for t in part]
+        for part in output
+    )
     return type(output)(*parts)

@@ -141,7 +141,7 @@ class GlobalTerm(nn.Module):
 
         Example:
             >>> GlobalTerm().formula("map", "g")
-            '4 * log((exp(map / 4) + exp(3 * t / 4)) / 2), t = min(g, 1.5) + 0.25 * log(1 + max(g - 1.5, 0) / 0.25)'
+            '4 * log((exp(map / 4) + exp(3 * t / 4)) / 2) with t = min(g, 1.5) + 0.25 * log(1 + max(g - 1.5, 0) / 0.25)'
         """
         weight, softness = float(self.weight), float(self.softness)
         start, sharpness = self.bend.tolist()
@@ -155,7 +155,7 @@ class GlobalTerm(nn.Module):
         if not is_bent:
             return joined
         beyond = f"{sharpness:g} * log(1 + max({term} - {start:g}, 0) / {sharpness:g})"
-        return f"{joined}, t = min({term}, {start:g}) + {beyond}"
+        return f"{joined} with t = min({term}, {start:g}) + {beyond}"
 
     def distances(self, pooled: Tensor) -> Tensor:
         """Distances of slices from normals: (n, channels, parts) to (n, 3).

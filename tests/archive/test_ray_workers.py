@@ -1,5 +1,6 @@
 """Workers on a local Ray cluster, which are killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -41,8 +42,11 @@ def test_studies_of_killed_workers_are_scored_by_others(
     )
     try:
         wait_until_done(tmp_path / "RAY", 1, process)
-        for worker in workers_of(home):  # of whom one at least has studies left
-            os.kill(worker, signal.SIGKILL)
+        workers = workers_of(home)  # of whom one at least has studies left
+        assert workers
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
         said, _ = process.communicate(timeout=500)
     finally:
         if process.poll() is None:

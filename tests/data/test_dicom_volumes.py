@@ -117,13 +117,29 @@ def test_several_slices_at_one_position(tmp_path: Path, keyword: str) -> None:
         ("EchoNumbers", (1, 2), "slices of 2 echoes"),
         ("EchoTime", (10, 90), "slices of 2 echo times"),
         ("InversionTime", (900, 2500), "slices of 2 inversion times"),
-        ("TemporalPositionIdentifier", (1, 2), "slices of 2 times"),
+        ("TemporalPositionIdentifier", (120, 121), "slices of 2 times"),
+        ("DiffusionBValue", (0, 1000), "slices of 2 b-values"),
     ],
 )
 def test_one_half_of_another_echo_or_time(tmp_path: Path, keyword: str, values: tuple[int, int], said: str) -> None:
     for k in range(6):
         write(slice_of(k, **{keyword: values[k // 3]}), tmp_path / f"ill/{k}.dcm")
     assert said in problem_of(tmp_path / "ill")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("InversionTime", (250, 260, 270, 260, 280, 290)),  # as it follows the heart
+        ("InversionTime", (100, 200, 400, 800, 1600, 3200)),
+        ("EchoTime", (10, "10.0", 10.02, 10, 10, None)),
+        ("TemporalPositionIdentifier", (1, None, None, 1, 1, 1)),
+    ],
+)
+def test_values_of_single_slices_are_no_parts(tmp_path: Path, keyword: str, values: tuple[Any, ...]) -> None:
+    for k, value in enumerate(values):
+        write(slice_of(k, **({} if value is None else {keyword: value})), tmp_path / f"a/{k}.dcm")
+    np.testing.assert_array_equal(load(tmp_path / "a")[0], VOLUME)
 
 
 def test_a_slice_twice(tmp_path: Path) -> None:

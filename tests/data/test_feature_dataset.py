@@ -1,4 +1,5 @@
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from forked import ForkServer
 from monai.data import DataLoader
 from torch import nn
+from torch.utils.data import Dataset
 
 from aeflow_monai.data.feature_dataset import FeatureDataset, prepare_slice_batch
 from aeflow_monai.data.labelled import LabelledSlices
@@ -142,6 +144,26 @@ class TestPrepareSliceBatch:
         assert image.dtype == torch.float64
         assert [stage.dtype for stage in kwargs["features"]] == [torch.float64] * 2
         assert [tuple(stage.shape) for stage in kwargs["features"]] == [(7, 40, 8, 8), (7, 112, 4, 4)]
+
+
+class _Broken(Dataset[dict[str, Any]]):
+    """Slices of which one cannot be read."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 20:
+            raise OSError("slice 20 is damaged")
+        return {"image": torch.rand(1, 64, 64)}
+
+
+def test_an_error_of_the_slices_comes_through_and_no_thread_stays(encoder: Encoder) -> None:
+    before = threading.active_count()
+    with pytest.raises(OSError, match="slice 20 is damaged"):
+        FeatureDataset(_Broken(), encoder)
+    FeatureDataset(slices_of("a", 3), encoder)
+    assert threading.active_count() == before
 
 
 def test_labels_of_slices_go_into_the_target_with_kept_features(encoder: Encoder) -> None:

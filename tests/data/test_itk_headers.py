@@ -1,3 +1,4 @@
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,14 @@ def test_other_spellings(tmp_path: Path, headers: dict[str, str], extension: str
 DATA = "ElementDataFile = a.raw"
 
 
+def test_two_names_of_one_thing_that_agree(tmp_path: Path, headers: dict[str, str]) -> None:
+    """As some programs write for others."""
+    path = tmp_path / "b.mhd"
+    (offset,) = re.findall("^Offset = (.*)$", headers["mhd"], re.MULTILINE)
+    path.write_text(headers["mhd"].replace(DATA, f"Position = {offset}\nElementByteOrderMSB = false\n{DATA}"))
+    np.testing.assert_array_equal(load(path), load(tmp_path / "a.mhd"))
+
+
 @pytest.mark.parametrize(
     ("extension", "old", "new", "said"),
     [
@@ -123,9 +132,10 @@ DATA = "ElementDataFile = a.raw"
         ("mhd", "TransformMatrix", "transformMatrix", "'transformMatrix '"),
         ("mhd", "ElementSpacing", "Element Spacing", "'Element Spacing '"),
         ("mhd", "Offset", "offset", "'offset '"),
-        ("mhd", DATA, f"Position = 0 0 0\n{DATA}", "one line of 'Offset'"),
+        ("mhd", DATA, f"Position = 1 0 0\n{DATA}", "one line of 'Offset'"),
         ("mhd", DATA, f"ElementSpacing = 1 1 1\n{DATA}", "one line of 'ElementSpacing'"),
         ("mhd", DATA, f"ElementByteOrderMSB = True\n{DATA}", "one line of 'BinaryDataByteOrderMSB'"),
+        ("mhd", DATA, f"BinaryDataByteOrderMSB = False\n{DATA}", "one line of 'BinaryDataByteOrderMSB'"),
         ("mhd", DATA, "elementdatafile = a.raw\nElementDataFile = ../a.raw", "'elementdatafile '"),
         ("mhd", DATA, "ELEMENTDATAFILE = a.raw\nElementDataFile = /dev/zero", "'ELEMENTDATAFILE '"),
         ("mhd", DATA, "ElementDataFile\u00a0= a.raw\nElementDataFile = ../a.raw", "where ITK reads one line of"),

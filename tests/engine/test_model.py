@@ -85,6 +85,14 @@ def test_numbers_that_32_bits_cannot_hold_are_refused_as_in_a_file(trained: Path
         predict(kind(values * 1j), trained)
 
 
+@pytest.mark.parametrize("options", [{"requires_grad": True}, {"dtype": torch.bfloat16}, {"dtype": torch.float64}])
+def test_tensors_of_other_kinds_are_images(trained: Path, options: dict[str, Any]) -> None:
+    values = torch.linspace(0, 1, 64 * 64).view(64, 64).sin()
+    found = predict(values.to(options.get("dtype")).requires_grad_(options.get("requires_grad", False)), trained)
+    expected = predict(values, trained).anomaly_score
+    assert found.anomaly_score == pytest.approx(expected, rel=0.02 if options.get("dtype") == torch.bfloat16 else 1e-4)
+
+
 def test_arrays_that_are_no_grey_images_are_refused(trained: Path) -> None:
     with pytest.raises(ValueError, match="is taken for a picture with colours: give its path"):
         predict(np.zeros((64, 64, 3), dtype=np.uint8), trained)

@@ -79,7 +79,7 @@ def test_a_volume_for_a_model_of_pictures_is_told_once(trained: Path, caplog: py
 
 def test_pictures_do_not_calibrate_a_model_of_volumes(trained: Path) -> None:
     state = read_model(model_path(trained)).state
-    require_volumes(state, [{"image": "a.nii.gz"}])
-    with pytest.raises(ValueError, match=r"1 of 2 images are 2D pictures, but .* volumes: b\.png\. Give volumes like"):
-        require_volumes(state, [{"image": "a.nii.gz"}, {"image": "b.png"}])
+    require_volumes(state, [{"image": "a.nii.gz"}, {"image": "b.png"}])
+    with pytest.raises(ValueError, match=r"are 2D pictures, but .* volumes: b\.png, c\.jpg\. Give volumes like"):
+        require_volumes(state, [{"image": "b.png"}, {"image": "c.jpg"}])
     require_volumes({}, [{"image": "b.png"}])  # where it is not known

@@ -239,7 +239,7 @@ def test_the_parts_of_a_score_give_it_by_the_formula_that_stands_beside_them(ope
     found = re.search(rf"score {number}, threshold .*{parts}", said, re.DOTALL)
     assert found
     score, of_map, term = map(float, found.groups())
-    assert "score = log((exp(map) + exp(2 \N{MULTIPLICATION SIGN} term)) / 2)" in said
+    assert "score = log((exp(map) + exp(2 \N{MULTIPLICATION SIGN} t)) / 2) with t = min(term, 1.5) + " in said
     assert score == pytest.approx(math.log((math.exp(of_map) + math.exp(2 * term)) / 2), abs=0.02)
 
 

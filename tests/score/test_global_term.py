@@ -168,6 +168,16 @@ def test_another_site_moves_mean_and_unit_and_keeps_the_covariance() -> None:
     assert term(features_of(50, seed=7, shift=8.0)).mean() > 1
 
 
+def test_a_calibration_that_takes_the_term_away_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    score = Score()
+    calibrate_score(score, [normal_slices(features_of(12))])
+    calibrate_score(score, [normal_slices(features_of(12, seed=1))])
+    assert "too few patients for a global term" not in caplog.text
+    calibrate_score(score, [normal_slices(features_of(5, seed=2))])
+    assert "too few patients for a global term" in caplog.text
+    assert not score.global_term.is_known
+
+
 def test_to_calibrate_again_on_the_same_normals_changes_nothing() -> None:
     term, site = GlobalTerm(), groups_of(features_of(12, seed=5, shift=2.0))
     fit_global_term(term, groups_of(features_of(20)), groups_of(features_of(60, seed=2), "trained"))
@@ -199,7 +209,7 @@ def test_slice_score_is_the_soft_maximum_of_both() -> None:
 
 @pytest.mark.parametrize("term", [-2.0, 1.0, 7.0])
 def test_the_formula_that_is_told_gives_the_score(term: float) -> None:
-    joined, counted = GlobalTerm().formula("of_map", "term").split(", t = ")
+    joined, counted = GlobalTerm().formula("of_map", "term").split(" with t = ")
     names = {"exp": math.exp, "log": math.log, "max": max, "min": min, "of_map": -1, "term": term}
     names["t"] = eval(counted, dict(names))
     assert eval(joined, names) == pytest.approx(soft_maximum(-1, term))

@@ -19,7 +19,6 @@ _SAME_PLACE = 1e-2  # mm
 _TOLERANCE = 0.1  # of the median distance of slices: rounded positions pass, a missing slice does not
 _SAME_DIRECTION = 2e-3
 _SAME_SPACING = 1e-3  # relative
-_SAME_KIND = 1e-2  # relative
 _SHOWN = 3
 # What a volume has one of, whatever the identifiers of its files say: these may be missing or doubled.
 _ONE_OF_EACH = {
@@ -29,16 +28,15 @@ _ONE_OF_EACH = {
     "modalities": "Modality",
     "frames of reference": "FrameOfReferenceUID",
 }
-
-
-# Of frames, also of enhanced files; where all positions are there, but not of the same echo or time.
-_ONE_KIND = {
-    "echoes": "EchoNumbers",
-    "echo times": "EchoTime",
-    "inversion times": "InversionTime",
-    "times": "TemporalPositionIdentifier",
-    "b-values": "DiffusionBValue",
-}
+# What tells that a part of the slices is of another echo or time, though each position is there once; and how far its
+# values may lie apart, relative to each other, since inversion times follow the heart from slice to slice.
+_OF_PARTS = (
+    ("echoes", "EchoNumbers", 0.0),
+    ("echo times", "EchoTime", 0.3),
+    ("inversion times", "InversionTime", 0.3),
+    ("times", "TemporalPositionIdentifier", 0.0),
+    ("b-values", "DiffusionBValue", 0.1),
+)
 
 
 class Grid(NamedTuple):
@@ -115,8 +113,8 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
     for what, keyword in _ONE_OF_EACH.items():
         _require_same(frames, what, partial(_text_of, keyword))
     if len({frame.position for frame in frames}) == len(frames):  # or what repeats a position is told below
-        for what, keyword in _ONE_KIND.items():
-            _require_same(frames, what, partial(_kind_of, keyword), _SAME_KIND, relative=True)
+        for what, keyword, tolerance in _OF_PARTS:
+            _require_one_part(frames, what, keyword, tolerance)
     row, column = np.reshape(frames[0].orientation or (), (2, 3))
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if not np.allclose(lengths, 1, atol=1e-2) or abs(np.dot(row, column)) > 1e-2:
@@ -130,11 +128,11 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
         )
 
 
-def _kind_of(keyword: str, frame: Frame) -> float | str | None:
+def _kind_of(keyword: str, frame: Frame) -> float | str:
     """A number where it is one, since 10 and 10.0 are the same."""
-    value = frame.kinds.get(keyword)
+    value = frame.kinds[keyword]
     try:
-        return None if value is None else float(value)
+        return float(value)
     except ValueError:
         return value
 
@@ -150,6 +148,21 @@ def _require_same(
     tolerance: float = 0.0,
     relative: bool = False,
 ) -> None:
+    _refuse(_groups(frames, value_of, tolerance, relative), what)
+
+
+def _require_one_part(frames: Sequence[Frame], what: str, keyword: str, tolerance: float) -> None:
+    """Refuse a few values that several slices have each; a value of its own for each slice is no part."""
+    known = [frame for frame in frames if keyword in frame.kinds]
+    groups = _groups(known, partial(_kind_of, keyword), tolerance, relative=True)
+    if len(groups) <= len(known) // 2:
+        _refuse(groups, what)
+
+
+def _groups(
+    frames: Sequence[Frame], value_of: Callable[[Frame], Any], tolerance: float, relative: bool
+) -> list[list[Frame]]:
+    """Slices of the same value, or one that is near to that of the first of them."""
     groups: dict[Hashable, list[Frame]] = {}
     for frame in frames:
         value = value_of(frame)
@@ -159,10 +172,15 @@ def _require_same(
                 break
         else:
             groups[value] = [frame]
+    return [*groups.values()]
+
+
+def _refuse(groups: Sequence[Sequence[Frame]], what: str) -> None:
     if len(groups) > 1:
-        fewest = min(groups.values(), key=len)
+        fewest = min(groups, key=len)
+        n_others = sum(map(len, groups)) - len(fewest)
         raise GridError(
-            f"slices of {len(groups)} {what}: {_names(fewest)} differ from the other {len(frames) - len(fewest)}, as "
+            f"slices of {len(groups)} {what}: {_names(fewest)} differ from the other {n_others}, as "
             "of a localizer or of several series in one. Move them to a folder of their own"
         )
 
