@@ -14,7 +14,7 @@ import csv
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +115,13 @@ def distinct(images: list[Path], seen: set[str]) -> Iterator[tuple[Path, Image.I
             yield path, grey
 
 
+def require_both(normal: Sized, abnormal: Sized, kinds: Kinds, clone: Path) -> None:
+    """Refuse a clone without images of both kinds."""
+    if not normal or not abnormal:
+        expected = f"github.com/{kinds.repository} at {kinds.commit}"
+        raise SystemExit(f"Expected a clone of {expected} in {clone}; its images are not there.")
+
+
 def write(kinds: Kinds, clone: Path, folder: Path) -> dict[str, int]:
     """Write the images and manifest.csv of a set; how many of each kind there are."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -122,10 +129,7 @@ def write(kinds: Kinds, clone: Path, folder: Path) -> dict[str, int]:
     # abnormal ones first: what lies in both classes is not normal
     abnormal = list(distinct(kinds.abnormal(clone), seen))
     normal = list(distinct(kinds.normal(clone), seen))
-    if not normal or not abnormal:
-        raise SystemExit(
-            f"Expected a clone of github.com/{kinds.repository} at {kinds.commit} in {clone}; its images are not there."
-        )
+    require_both(normal, abnormal, kinds, clone)
     rng = random.Random(0)
     patients = sorted({kinds.patient(path) for path, _ in normal})
     rng.shuffle(patients)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from other_organs import Kinds, distinct, found
+from other_organs import Kinds, distinct, found, require_both
 from shared import arguments, write_rows
 
 MOST, SIDE = 200, 512  # images of a kind; pixels
@@ -51,6 +51,8 @@ def with_hemorrhage(clone: Path) -> list[Path]:
 def without_hemorrhage(clone: Path) -> list[Path]:
     """Slices of patients without any, at the heights at which there are hemorrhages in others."""
     abnormal = [of_head(image) for image in with_hemorrhage(clone)]
+    if not abnormal:
+        return []
     patients = {patient for patient, _ in abnormal}
     lowest, highest = np.percentile([height for _, height in abnormal], [10, 90])
     slices = found("Data/Brain/Positiv/*.jpg")(clone)
@@ -105,14 +107,12 @@ def in_turns(images: list[Path], patient: Callable[[Path], str]) -> list[Path]:
 def write(kinds: Kinds, clone: Path, folder: Path) -> dict[str, int]:
     """Write the images and manifest.csv of a source; how many of each kind there are."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
+    abnormal, normal = kinds.abnormal(clone), kinds.normal(clone)
+    require_both(normal, abnormal, kinds, clone)
     seen: set[str] = set()
     rows = []
     # abnormal ones first: what lies in both classes is not normal
-    for label, of in ((1, kinds.abnormal), (0, kinds.normal)):
-        images = of(clone)
-        if not images:
-            expected = f"github.com/{kinds.repository} at {kinds.commit}"
-            raise SystemExit(f"Expected a clone of {expected} in {clone}; its images are not there.")
+    for label, images in ((1, abnormal), (0, normal)):
         for number, (path, grey) in zip(range(MOST), distinct(in_turns(images, kinds.patient), seen), strict=False):
             grey.thumbnail((SIDE, SIDE))
             image = folder / f"images/{'abnormal' if label else 'normal'}_{number:04d}.png"

@@ -8,10 +8,10 @@ Of each set of images of the panel half of the test images, normal and abnormal 
 method that is fitted scores all of them. Three tables: the images as they are; some changed in the ways in which
 AE-Flow's acquisition copies are ("known", by RandAcquisitiond); and some in ways that no training has seen ("unknown"):
 saved as coarse JPEG, sampled coarsely, cut to a narrower window, shaded. All images of the last two are written as PNG,
-at about the size that the network sees. How an image is changed depends on its place in the
-list alone. A fourth table, with --sources, is of images that all come from elsewhere ("another source"), for the sets
-of other_sources.py. Development splits; no method is fitted or calibrated anew. What is done already is kept. Written
-to OUT: acquisitions.md, and in the folder of each set the images, in that of each method the scores.
+at about the size that the network sees. How an image is changed depends on its place in the list alone. A fourth table,
+with --sources, is of images that all come from elsewhere ("another source"), for the sets of other_sources.py.
+Development splits; no method is fitted or calibrated anew. What is done already is kept. Written to OUT:
+acquisitions.md, and in the folder of each set the images, in that of each method the scores.
 """
 
 from __future__ import annotations
