@@ -5,7 +5,8 @@
 Scores the same list with one process, and with two that have a shard each, in turn. The rate is that between the first
 and the last study that is noted, without the seconds of imports, from the times of the written masks. With --ray also
 by `--ray local` with one worker and with two. Each process has one thread, and is bound to its own core if the system
-can do that. Run it on an idle machine: other work on the second core lowers the ratio.
+can do that; Ray with all of its processes to as many cores as it has workers. Run it on an idle machine: other work on
+the second core lowers the ratio.
 """
 
 from __future__ import annotations
@@ -24,19 +25,17 @@ from shared import arguments, commit, in_turn, machine, median_ratio, own_measur
 from small_studies import environment, prediction, train, write_list, write_studies
 
 
-def bound_to(core: int) -> Callable[[], None] | None:
-    """What binds a process to a core, before it begins."""
-    return partial(os.sched_setaffinity, 0, {core}) if hasattr(os, "sched_setaffinity") else None
+def bound_to(cores: set[int]) -> Callable[[], None] | None:
+    """What binds a process to cores, before it begins."""
+    return partial(os.sched_setaffinity, 0, cores) if hasattr(os, "sched_setaffinity") else None
 
 
-def rate(commands: list[list[str]], out: Path, bind: bool = True) -> float:
-    """Studies in a second of all processes together, while all of them score."""
+def rate(commands: list[list[str]], cores: list[set[int]], out: Path) -> float:
+    """Studies in a second of all processes together, each on its cores, while all of them score."""
     shutil.rmtree(out, ignore_errors=True)
     processes = [
-        subprocess.Popen(
-            command, env=environment(), stdout=subprocess.DEVNULL, preexec_fn=bound_to(core) if bind else None
-        )
-        for core, command in enumerate(commands)
+        subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, preexec_fn=bound_to(its))
+        for its, command in zip(cores, commands, strict=True)
     ]
     codes = [process.wait() for process in processes]
     if any(codes):
@@ -60,11 +59,12 @@ def main() -> None:
     model, listed, out = train(work), write_list(work / "list.txt", given.studies), work / "out"
 
     def shards(n: int) -> float:
-        return rate([prediction(listed, model, out, ["--shard", f"{k}/{n}", "--quiet"]) for k in range(1, n + 1)], out)
+        commands = [prediction(listed, model, out, ["--shard", f"{k}/{n}", "--quiet"]) for k in range(1, n + 1)]
+        return rate(commands, [{core} for core in range(n)], out)
 
     def on_ray(n: int) -> float:
         more = ["--ray", "local", "--workers", str(n), "--quiet"]
-        return rate([prediction(listed, model, out, more)], out, bind=False)
+        return rate([prediction(listed, model, out, more)], [set(range(n))], out)
 
     ways = {"one shard": partial(shards, 1), "two shards": partial(shards, 2)}
     if given.ray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ _TOGETHER = 8  # studies that are sent to a worker together
 _AHEAD = (
     2  # such groups of a worker, so that it does not wait for the next; no more, so that the ledger does not run off
 )
+_PATIENCE = 0.2  # seconds in which outcomes are gathered: each that is given back alone costs as much as a small study
 _STARTS = 5  # workers that may die in turn without a single result
 
 
@@ -33,8 +35,15 @@ class _Worker:
     def report_model(self) -> dict[str, Any]:
         return report_model(self.scorer.network.score)
 
-    def score(self, claims: list[Claim]) -> Iterator[Outcome]:
-        yield from self.scorer.score(claims)
+    def score(self, claims: list[Claim]) -> Iterator[list[Outcome]]:
+        done, since = [], time.monotonic()
+        for outcome in self.scorer.score(claims):
+            done.append(outcome)
+            if time.monotonic() - since >= _PATIENCE:
+                yield done
+                done, since = [], time.monotonic()
+        if done:
+            yield done
 
 
 @dataclass
@@ -105,15 +114,16 @@ class _Crew:
                 if not is_told:
                     self.opened.ledger.set(score=self.ray.get(worker.actor.report_model.remote()))
                     is_told = True
-                outcome = Outcome(*self.ray.get(next(outcomes)))
+                done = self.ray.get(next(outcomes))
             except StopIteration:
                 self._close_group(worker, outcomes)
             except self.ray.exceptions.RayActorError as error:
                 self._replace(worker, error)
             else:
                 self.n_deaths = 0
-                del worker.groups[outcomes][outcome.number]
-                self.opened.take(outcome)
+                for outcome in done:
+                    del worker.groups[outcomes][outcome.number]
+                    self.opened.take(Outcome(*outcome))
 
     def _start(self) -> _Running:
         run = self.opened.run
