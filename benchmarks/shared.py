@@ -162,7 +162,11 @@ def phases_of(
     command = [sys.executable, "-c", _COMMAND, *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "AEFLOW_HOME": str(home)}
     before, start = os.times(), time.time()
-    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=home)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=home
+    )
+    if done.returncode:
+        raise SystemExit(done.stdout)
     ended, after = time.time(), os.times()
     lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line[:2] == "20"]
     found, last = {}, start

@@ -3,7 +3,8 @@
     git worktree add /tmp/before ead7b3b
     python benchmarks/volume_command.py --other /tmp/before [--run RUN] [--image FILE] [--repeats 3]
 
-The volume is made up (240 x 240 x 155), and the bundle has the defaults and untrained weights, unless they are given.
+The volume is made up (240 x 240 x 155). The bundle has untrained weights and the defaults of the other checkout, since
+this code reads an earlier one's model. Both may be given.
 The phases are told by the times in the run's own log: `imports` until MONAI reads the config, `checks` until the
 evaluator begins, `volume` until report and scores are written, `exit` until the process has ended. Processor time is
 that of all cores together; on a busy machine its ratio says more than that of the seconds. A first run of each does not
@@ -12,12 +13,25 @@ count, after which what this code keeps for later runs is there. Says also wheth
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
-from shared import ROOT, arguments, commit, machine, phases_of, print_phases, write_untrained, write_volume
+from shared import ROOT, arguments, commit, machine, phases_of, print_phases, write_volume
 
 MARKS = {"imports": "", "checks": "Engine run resuming", "volume": "Engine run finished"}
+
+
+def untrained(checkout: Path, run: Path) -> Path:
+    """A bundle by the code of a checkout."""
+    command = (
+        "import sys; from pathlib import Path; from shared import write_untrained; write_untrained(Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "benchmarks")])}
+    subprocess.run([sys.executable, "-c", command, str(run)], check=True, env=environment, cwd=run.parent)
+    return run
 
 
 def main() -> None:
@@ -29,7 +43,7 @@ def main() -> None:
     checkouts = {"before": given.other, "now": ROOT}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        image, run = given.image or folder / "volume.nii.gz", given.run or write_untrained(folder / "run")
+        image, run = given.image or folder / "volume.nii.gz", given.run or untrained(given.other, folder / "run")
         if not given.image:
             write_volume(image)
         found: dict[str, list[dict[str, float]]] = {way: [] for way in checkouts}
