@@ -1,12 +1,13 @@
-"""What calibrating anew is worth: a model of one site's normals, and thresholds of another's.
+"""What calibrating anew is worth, and training anew: a model of one site's normals, and images of another's.
 
-Half of a test split's normal patients become the other site's normals, on which calibrate.yaml sets score and
-thresholds anew; the other half and all abnormal images are scored by the old model and the new one. Usage:
+Half of a test split's normal patients become the other site's normals. On these calibrate.yaml sets score and
+thresholds anew ("calibrated"), and train.yaml trains another model with the same options ("trained"). The other half
+and all abnormal images are scored by the old model and both new ones. Usage:
 
     python benchmarks/site_calibration.py --data XRAY --model RUN --output OUT [--seed 0]
 
 XRAY holds manifest.csv (path,split,abnormal, and patient if known); RUN is the bundle of a training. Written to the
-output: site_calibration.json, the new bundle, and a folder of results for each model.
+output: site_calibration.json, the new bundles, and a folder of results for each model.
 """
 
 from __future__ import annotations
@@ -41,10 +42,12 @@ def main() -> None:
     write_manifest(output / "site", "train", site)
     write_manifest(output / "test", "test", [*tested, *(item for item in items if item["label"] == 1)])
 
-    new = output / "new"
-    run_bundle([given.model / "configs/calibrate.yaml"], {"dataset_dir": output / "site", "output_dir": new})
+    models = {"old": given.model, "calibrated": output / "calibrated", "trained": output / "trained"}
+    for name, verb in (("calibrated", "calibrate"), ("trained", "train")):
+        options = {"dataset_dir": output / "site", "output_dir": models[name]}
+        run_bundle([given.model / f"configs/{verb}.yaml"], options, *(["train"] if verb == "train" else []))
     report = {}
-    for name, model in (("old", given.model), ("new", new)):
+    for name, model in models.items():
         metrics = evaluate(model, output / "test", output / f"{name}_results")
         report[name] = {figure: metrics[figure] for figure in FIGURES}
     write_json(output / "site_calibration.json", report)
