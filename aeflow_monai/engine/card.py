@@ -12,11 +12,12 @@ from typing import Any
 from ignite.engine import Engine
 
 from aeflow_monai.about import DISCLAIMER, __version__
-from aeflow_monai.data.datalist.item import image_files_of, patient_of
+from aeflow_monai.data.datalist.item import patient_of
 from aeflow_monai.engine.case_handler import CaseHandler
+from aeflow_monai.engine.duplicates import count_seen, fingerprints_of, notes_on_duplicates
 from aeflow_monai.engine.run_record import add_note
 from aeflow_monai.engine.stored_model import model_path, read_model
-from aeflow_monai.files import digest_of, read_json, replacing, sweep
+from aeflow_monai.files import read_json, replacing, sweep
 from aeflow_monai.locks import turn_in
 from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.score.score import Score
@@ -25,9 +26,7 @@ from aeflow_monai.score.thresholds import patients_needed, specificity_range
 __all__ = [
     "CardWriter",
     "add_evaluation",
-    "count_seen",
     "facts_of_data",
-    "fingerprints_of",
     "hash_of_list",
     "write_card",
 ]
@@ -68,18 +67,20 @@ class CardWriter(CaseHandler):
         self.n_scored += len(engine.state.batch)  # empty if the case failed
 
     def finish(self, engine: Engine) -> None:
-        """Write the table, and say which cases the model knows: in the log, and in run.json for the report."""
+        """Write the table, and say which cases the model knows, or are there twice: in log, run.json and report."""
         title = f"{self.n_scored} cases, list {hash_of_list(self.datalist)}"
         if self.n_scored < len(self.datalist):
             title += f"; {len(self.datalist) - self.n_scored} more failed"
         card = read_model(model_path(self.folder)).card
         fingerprints = fingerprints_of(self.datalist)
+        notes = notes_on_duplicates(self.datalist, fingerprints)
         for what, warning in _SEEN.items():
             if n_seen := count_seen(fingerprints, card.get(what, ())):
-                note = f"{n_seen} of {len(self.datalist)} test images were {warning}."
-                _logger.warning(note)
-                add_note(self.results_dir / RUN_RECORD, note)
+                notes.append(f"{n_seen} of {len(self.datalist)} test images were {warning}.")
                 title += f"; {n_seen} were {warning}"
+        for note in notes:
+            _logger.warning(note)
+            add_note(self.results_dir / RUN_RECORD, note)
         reports = [read_json(self.results_dir / name) for name in ("metrics.json", "localisation.json")]
         report = {name: value for found in reports for name, value in found.items()}
         if report and (self.folder / "docs" / "README.md").is_file():
@@ -208,29 +209,6 @@ def hash_of_list(items: Sequence[Mapping[str, Any]]) -> str:
     """Beginning of the SHA-256 of a datalist's cases, patients and labels; it depends on no path and no order."""
     known = sorted([str(item["case"]), patient_of(item), str(item.get("label"))] for item in items)
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-
-
-def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Beginning of the SHA-256 of each image's bytes, one per item, which tells whether it is seen again.
-
-    Args:
-        items: a datalist; of an image in several files, or in a folder of DICOM files, all count. An item without any
-            file has an empty fingerprint.
-    """
-    found = []
-    for item in items:
-        try:
-            digests = [digest_of(file) for file in image_files_of(item)]
-        except OSError:  # the case failed for it
-            digests = []
-        found.append(hashlib.sha256("".join(digests).encode()).hexdigest()[:16] if digests else "")
-    return found
-
-
-def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:
-    """How many images are among those that are known, by the fingerprints of both."""
-    of_files = {*known} - {""}
-    return sum(fingerprint in of_files for fingerprint in fingerprints)
 
 
 _SHOWN = (

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aeflow_monai.engine.bundle import write_bundle
-from aeflow_monai.engine.card import count_seen, facts_of_data, fingerprints_of
+from aeflow_monai.engine.card import facts_of_data
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.detector import Detector, calibrate
-from aeflow_monai.engine.duplicates import require_several_images, warn_of_duplicates
+from aeflow_monai.engine.duplicates import count_seen, fingerprints_of, require_several_images, warn_of_duplicates
 from aeflow_monai.engine.fixed_options import require_own_config
-from aeflow_monai.engine.picture_warning import require_volumes
+from aeflow_monai.engine.picture_warning import require_volumes, saw_pictures, saw_volumes
 from aeflow_monai.engine.run_record import describe_run, finish_record, hashes_of
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import write_json
@@ -20,6 +21,8 @@ from aeflow_monai.locks import release_folder
 from aeflow_monai.output.result_files import RUN_RECORD
 
 __all__ = ["recalibrate"]
+
+_logger = logging.getLogger(__name__)
 
 
 def recalibrate(
@@ -61,6 +64,11 @@ def recalibrate(
         write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})
     detector.load_state_dict(dict(stored.state))
     calibrate(detector, batches, specificity)
+    if saw_pictures(stored.state) and saw_volumes(detector.state_dict()):
+        _logger.warning(
+            "The normals are volumes, but the model was trained on 2D images: each slice was taken as one of them. "
+            "Train on volumes to score volumes."
+        )
     facts = {**stored.card["data"], **facts_of_data(calibrated_on=data)}
     card = {**stored.card, "data": facts, "specificity": specificity, "thresholds_on": fingerprints}
     write_bundle(output_dir, detector, {**stored.config, "specificity": specificity}, card)

@@ -18,10 +18,10 @@ from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
 from aeflow_monai.engine.bundle import options_of, write_bundle, write_training_config
-from aeflow_monai.engine.card import facts_of_data, fingerprints_of, hash_of_list
+from aeflow_monai.engine.card import facts_of_data, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, differences
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
-from aeflow_monai.engine.duplicates import warn_of_duplicates
+from aeflow_monai.engine.duplicates import fingerprints_of, warn_of_duplicates
 from aeflow_monai.engine.run_folders import is_first_process
 from aeflow_monai.engine.run_record import finish_record, hashes_of
 from aeflow_monai.engine.stored_model import load_saved, model_path, write_saved

@@ -11,12 +11,11 @@ from aeflow_monai.engine.card import (
     _SHOWN,
     CardWriter,
     add_evaluation,
-    count_seen,
     facts_of_data,
-    fingerprints_of,
     hash_of_list,
     write_card,
 )
+from aeflow_monai.engine.duplicates import count_seen, fingerprints_of
 from aeflow_monai.engine.evaluation import DetectionReport
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import read_json, write_json

@@ -1,11 +1,15 @@
-"""Duplicates of images among held-out normals."""
+"""Duplicates of images among held-out normals, and among those of a test."""
 
 from pathlib import Path
 
 import pytest
 
-from aeflow_monai.engine.card import fingerprints_of
-from aeflow_monai.engine.duplicates import require_several_images, warn_of_duplicates
+from aeflow_monai.engine.duplicates import (
+    fingerprints_of,
+    notes_on_duplicates,
+    require_several_images,
+    warn_of_duplicates,
+)
 
 
 def items_of(folder: Path, contents: dict[str, str], patient: str = "") -> list[dict[str, object]]:
@@ -40,3 +44,16 @@ def test_duplicates_of_one_image_alone_are_refused(tmp_path: Path) -> None:
     held_out = items_of(tmp_path, {"a": "1", "b": "1"})
     with pytest.raises(ValueError, match=r"got 2 duplicates of one image: a, b\. Give other images too"):
         require_several_images(held_out, fingerprints_of(held_out))
+
+
+def test_test_images_that_are_there_twice_are_told_and_contradictions_too(tmp_path: Path) -> None:
+    tested = items_of(tmp_path, {"a": "1", "b": "2", "c": "1", "d": "2", "e": "3"})
+    for item, label in zip(tested, (0, 1, 1, 1, 0), strict=True):
+        item["label"] = label
+    assert notes_on_duplicates(tested, fingerprints_of(tested)) == [
+        "2 of 5 test images are duplicates of others: c, d. Each counts as a case.",
+        "1 test image is called normal under one name and abnormal under another: c. One of the labels is wrong.",
+    ]
+    assert not notes_on_duplicates(tested[:2], fingerprints_of(tested[:2]))
+    absent = [{"image": str(tmp_path / name), "case": name, "label": 0} for name in ("absent", "gone")]
+    assert not notes_on_duplicates(absent, fingerprints_of(absent))

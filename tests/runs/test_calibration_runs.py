@@ -152,3 +152,19 @@ def test_normals_that_were_trained_on_are_refused(
         run_workflow(trained / "configs/calibrate.yaml", dataset_dir=str(volumes), output_dir=str(tmp_path / "site"))
     assert "5 of 6 images were trained on: thresholds of images that the model knows are too low" in said(raised)
     assert not (tmp_path / "site").exists()
+
+
+def test_volumes_that_calibrate_a_model_of_pictures_are_told(
+    tmp_path: Path,
+    site: Path,
+    png_slices: Path,
+    run_workflow: Run,
+    tiny_training: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = tmp_path / "RUN"
+    run_workflow("train.yaml", dataset_dir=str(png_slices), output_dir=str(model), **tiny_training)
+    told = "The normals are volumes, but the model was trained on 2D images: each slice was taken as one of them."
+    assert told not in caplog.text
+    run_workflow(model / "configs/calibrate.yaml", dataset_dir=str(site), output_dir=str(tmp_path / "SITE"))
+    assert told in caplog.text
