@@ -26,7 +26,9 @@ _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
 _AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
 _LEAST_PATIENTS = 6  # with fewer normals nothing is known of what else is normal
-_PATIENTS_OF_STORED_MEAN = 10.0  # weight of the mean of the training where a new site has normals of its own; a choice
+_PATIENTS_OF_TRAINING = (
+    10.0  # that its mean and covariance count as where another site has normals of its own; a choice
+)
 
 Normals = Mapping[str, Tensor]
 
@@ -68,10 +70,11 @@ class GlobalTerm(nn.Module):
     things lie in it. The first sees what lies beside the main directions of normals, the others what lies between their
     kinds. The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features.
 
-    Before `fit` nothing is known. The buffers hold mean and deviation of each feature, the mean before it moved to
-    another site, what whitens the features, the normals (of many, some), for each distance what is taken off it and
-    what it is divided by, how the term joins a score (the `bend` beyond which it counts less, its weight, and the
-    `softness` of the maximum), and whether the normals are those of a training.
+    Before `fit` nothing is known. The buffers hold mean and deviation of each feature, what whitens the features, the
+    normals (of many, some), for each distance what is taken off it and what it is divided by, how the term joins a
+    score (the `bend` beyond which it counts less, its weight, and the `softness` of the maximum), and whether the
+    normals are those of a training. A term that was `moved` to another site keeps what it was fitted to as well: mean,
+    what whitens, and how many of the normals, the first ones, are of the training.
 
     Example:
         >>> term = GlobalTerm()
@@ -88,7 +91,9 @@ class GlobalTerm(nn.Module):
     fitted_mean: Tensor
     std: Tensor
     whitening: Tensor
+    fitted_whitening: Tensor
     normals: Tensor
+    n_fitted: Tensor
     wholes: Tensor
     squares: Tensor
     unit: Tensor
@@ -103,6 +108,8 @@ class GlobalTerm(nn.Module):
         self.register_buffer("fitted_mean", torch.zeros(0))
         self.register_buffer("std", torch.zeros(0))
         self.register_buffer("whitening", torch.zeros(0, 0))
+        self.register_buffer("fitted_whitening", torch.zeros(0, 0))  # empty if the term has not moved
+        self.register_buffer("n_fitted", torch.tensor(0))
         self.register_buffer("normals", torch.zeros(0, 0, 1))  # standardised: (m, channels, parts)
         # what of them does not depend on a slice: means (m, channels), and squares of their lengths and of these (2, m)
         self.register_buffer("wholes", torch.zeros(0, 0), persistent=False)
@@ -176,22 +183,38 @@ class GlobalTerm(nn.Module):
         mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
         std[std <= 1e-6 * mean.abs() + 1e-12] = 1.0  # a feature that never changed
         standard = (values - mean) / std
-        covariance, _ = ledoit_wolf(standard.numpy(), assume_centered=True)
-        precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
         normals = _some(standard).view(-1, *pooled.shape[1:])
-        self._set(mean, std, torch.from_numpy(np.linalg.cholesky(precision)), normals)
+        found = (mean, std, _whitening_of(_covariance_of(standard)), normals)
+        self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
+        self.fitted_mean, self.fitted_whitening = self.mean.clone(), torch.zeros(0, 0).to(self.unit)
+        self.n_fitted.fill_(len(normals))
+        self._prepare()
 
     def moved(self, pooled: Tensor, n_patients: int) -> GlobalTerm:
-        """The same about a mean that moves from the training's towards that of the normals of another site.
+        """The same for another site, whose normals (n, channels, parts) stand beside those of the training.
 
-        Wherever it has moved before: the same normals, given twice, would pull it nearer to themselves.
+        Mean and covariance move towards the site's, the more so the more patients it has, and the training's normals
+        with the mean. Wherever the term has moved before: the same normals, given twice, would count twice.
         """
-        share = n_patients / (n_patients + _PATIENTS_OF_STORED_MEAN)
-        other = GlobalTerm().to(self.mean.device)
-        other.load_state_dict(self.state_dict())
-        if len(pooled):
-            other.mean = self.fitted_mean.lerp(pooled.double().flatten(1).mean(dim=0).to(self.mean), share)
-        return other
+        moved = GlobalTerm().to(self.mean.device)
+        moved.load_state_dict(self.state_dict())
+        if not len(pooled):
+            return moved
+        share = n_patients / (n_patients + _PATIENTS_OF_TRAINING)
+        values, std = pooled.double().cpu().flatten(1), self.std.double().cpu()
+        own_mean = values.mean(dim=0)
+        mean = self.fitted_mean.double().cpu().lerp(own_mean, share)
+        fitted = self.fitted_whitening if self.fitted_whitening.numel() else self.whitening
+        covariance = torch.cholesky_inverse(fitted.double().cpu()).lerp(
+            _covariance_of((values - own_mean) / std), share
+        )
+        moved.mean, moved.whitening = (each.to(self.mean) for each in (mean, _whitening_of(covariance)))
+        moved.fitted_whitening = fitted.clone()
+        if self.n_fitted:  # an earlier version stored no normals
+            own = _some((values - mean) / std).view(-1, *pooled.shape[1:]).to(self.normals)
+            moved.normals = torch.cat([self.normals[: int(self.n_fitted)], own])
+            moved._prepare()
+        return moved
 
     def set_unit(self, distances: Tensor) -> None:
         """Standardise by the `distances` of normals."""
@@ -204,11 +227,6 @@ class GlobalTerm(nn.Module):
     def forget(self) -> None:
         """Know nothing again."""
         self.load_state_dict(GlobalTerm().state_dict())
-
-    def _set(self, *found: Tensor) -> None:
-        self.mean, self.std, self.whitening, self.normals = (each.to(self.unit) for each in found)
-        self.fitted_mean = self.mean.clone()
-        self._prepare()
 
     def _prepare(self) -> None:
         self.wholes = self.normals.mean(dim=2)
@@ -233,7 +251,8 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
       whose unit is a pair, (2,), and its term joins scores with a weight of 1.
     - `softness`. A state without it has one of 1.
     - `bend`. In a state without it a term counts in full, however large it is.
-    - `fitted_mean`. A state without it is taken for one that has not moved.
+    - `fitted_mean`, `fitted_whitening` and `n_fitted`. Where the first is missing, the state is taken for one that has
+      not moved. Then only the mean moved, and all normals are of the training.
     - channels and parts of `normals`, which were joined.
     - `is_of_training`. A term without it moves to another site, as one that was fitted to normals of a training does.
     """
@@ -242,6 +261,8 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     upgraded = {**GlobalTerm().state_dict(), **of_earlier, **state}
     if len(upgraded["fitted_mean"]) != len(upgraded["mean"]):
         upgraded["fitted_mean"] = upgraded["mean"].clone()
+    if "n_fitted" not in state:
+        upgraded["n_fitted"] = torch.tensor(len(upgraded["normals"]))
     if upgraded["unit"].ndim == 1:
         upgraded["unit"] = upgraded["unit"][None]
     if upgraded["normals"].ndim == 2:
@@ -253,6 +274,18 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _no_unit() -> Tensor:
     return torch.tensor([[0.0, 1.0]] * 3)
+
+
+def _covariance_of(standard: Tensor) -> Tensor:
+    """Shrunk covariance of what is standardised, (n, d)."""
+    covariance, _ = ledoit_wolf(standard.numpy(), assume_centered=True)
+    return torch.from_numpy(covariance)
+
+
+def _whitening_of(covariance: Tensor) -> Tensor:
+    """The triangle that whitens features of a covariance: its product with its own transpose is the precision."""
+    precision = np.linalg.inv(covariance.numpy() + 1e-6 * np.eye(len(covariance)))
+    return torch.from_numpy(np.linalg.cholesky(precision))
 
 
 def _nearest(slices: Tensor, normals: Tensor, squares: Tensor) -> Tensor:
@@ -282,8 +315,7 @@ def fit_global_term(
     Held-out normals are not among what the term is fitted to: compared with themselves, now or in a later calibration,
     they would lie too near. Where normals of a training are of too few patients, it is fitted to all; then each group
     is compared with the others. The unit is that of all normals, each compared with others than itself. Without normals
-    of a training, a term that is of one keeps its covariance, and its mean and unit move to the held-out normals: so it
-    is on another site.
+    of a training, a term that is of one is moved to the held-out normals: so it is on another site.
 
     Copies of the training's normals, as another acquisition might show them, are among what the term is fitted to. They
     set no unit, which is that of normals as they are.

@@ -445,7 +445,10 @@ class TestCalibrate:
         assert not detector.network.encoder.training
         changed = {key for key, value in detector.state_dict().items() if not torch.equal(value, before[key])}
         fixed = {
-            *(f"score.global_term.{name}" for name in ("bend", "weight", "softness", "is_of_training")),
+            *(
+                f"score.global_term.{name}"
+                for name in ("bend", "weight", "softness", "is_of_training", "fitted_whitening")
+            ),
             *(name for name in before if name.startswith("score.") and "_norm." in name),
         }
         assert changed - fixed == {name for name in before if name.startswith("score.")} - fixed

@@ -155,17 +155,35 @@ def test_features_that_are_not_finite_are_refused_and_the_score_is_as_before() -
     assert not score.global_term.is_known
 
 
-def test_another_site_moves_mean_and_unit_and_keeps_the_covariance() -> None:
+def test_another_site_moves_the_term_towards_its_normals() -> None:
     term = GlobalTerm()
     fit_global_term(term, groups_of(features_of(20)), groups_of(features_of(200, seed=2), "trained"))
-    whitening, site = term.whitening.clone(), features_of(40, seed=5, shift=4.0)
+    trained, site = GlobalTerm(), features_of(40, seed=5, shift=4.0)
+    trained.load_state_dict(term.state_dict())
     before = term(features_of(500, seed=6, shift=4.0))
     fit_global_term(term, groups_of(site), NOBODY)
     after = term(features_of(500, seed=6, shift=4.0))
     assert before.mean() > 1
     assert abs(after.mean().item()) < 0.3
-    assert torch.equal(term.whitening, whitening)
     assert term(features_of(50, seed=7, shift=8.0)).mean() > 1
+    assert torch.equal(term.normals[:200], trained.normals)
+    assert len(term.normals) == 240
+    assert torch.equal(term.fitted_whitening, trained.whitening)
+    assert (int(term.n_fitted), bool(term.is_of_training)) == (200, True)
+
+
+def test_what_varies_at_another_site_is_normal_there_and_the_more_so_the_more_patients_it_has() -> None:
+    def varied(n: int, seed: int) -> Tensor:  # brightness, say, which hardly varies in the training
+        return features_of(n, seed=seed) + 2 * features_of(n, seed=seed + 100)[:, :1, :1]
+
+    terms = []
+    for n in (8, 40):
+        term = GlobalTerm()
+        fit_global_term(term, groups_of(features_of(20)), groups_of(features_of(200, seed=2), "trained"))
+        before = term.distances(varied(300, 6))[:, 0].mean()
+        fit_global_term(term, groups_of(varied(n, 5)), NOBODY)
+        terms.append(float(term.distances(varied(300, 6))[:, 0].mean() / before))
+    assert terms[1] < terms[0] < 0.95
 
 
 def test_a_calibration_that_takes_the_term_away_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -234,7 +252,7 @@ def test_of_volumes_the_larger_one_counts_and_of_images_both(places: Places | No
     calibrate_score(score, [slices._replace(places=None)])  # at another site
     assert torch.equal(score.global_term.softness, state["global_term.softness"])
     loaded = Score()
-    later = ("softness", "bend", "fitted_mean")
+    later = ("softness", "bend", "fitted_mean", "fitted_whitening", "n_fitted")
     loaded.load_state_dict({key: value for key, value in state.items() if not key.endswith(later)})
     assert all(torch.isfinite(value).all() for key, value in loaded.state_dict().items() if "global_term" in key)
     assert float(loaded.global_term.softness) == 1  # as in a model from before
@@ -292,7 +310,7 @@ def test_state_carries_the_term_and_a_model_from_before_has_none() -> None:
 def test_a_model_of_one_distance_scores_as_it_did() -> None:
     score, loaded = Score(), Score()
     score.global_term.fit(features_of(30))
-    later = ("normals", "weight", "softness", "bend", "fitted_mean")
+    later = ("normals", "weight", "softness", "bend", "fitted_mean", "fitted_whitening", "n_fitted", "is_of_training")
     state = {key: value for key, value in score.state_dict().items() if key.split(".")[-1] not in later}
     state["global_term.unit"] = torch.tensor([3.0, 0.5])
     loaded.load_state_dict(state)
@@ -303,3 +321,6 @@ def test_a_model_of_one_distance_scores_as_it_did() -> None:
     again = Score()
     again.load_state_dict(loaded.state_dict())
     assert torch.equal(again.global_term(others), terms)
+    fit_global_term(again.global_term, groups_of(features_of(12, seed=5, shift=2.0)), NOBODY)
+    assert len(again.global_term.unit) == 1
+    assert abs(again.global_term(features_of(200, seed=6, shift=2.0)).mean().item()) < 0.5
