@@ -7,7 +7,8 @@ and all abnormal images are scored by the old model and both new ones. Usage:
     python benchmarks/site_calibration.py --data XRAY --model RUN --output OUT [--seed 0]
 
 XRAY holds manifest.csv (path,split,abnormal, and patient if known); RUN is the bundle of a training. Written to the
-output: site_calibration.json, the new bundles, and a folder of results for each model.
+output: site_calibration.json, the new bundles, a folder of results for each model, and the site as a data set, on which
+other methods can be fitted (`detection/run.py --set OUT/site`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,13 @@ from aeflow_monai.files import write_json
 FIGURES = ("auroc", "sensitivity", "specificity", "expected_specificity", "is_specificity_contradicted")
 
 
-def write_manifest(folder: Path, split: str, items: Sequence[dict[str, Any]]) -> None:
-    """Write the items as manifest.csv."""
-    rows = ([item["image"], split, item["label"], item["case"], item["patient"]] for item in items)
+def write_manifest(folder: Path, **items: Sequence[dict[str, Any]]) -> None:
+    """Write the items of each split as manifest.csv."""
+    rows = [
+        [item["image"], split, item["label"], item["case"], item["patient"]]
+        for split, of_split in items.items()
+        for item in of_split
+    ]
     write_rows(folder / "manifest.csv", ["path", "split", "abnormal", "case", "patient"], rows)
 
 
@@ -39,8 +44,7 @@ def main() -> None:
     output = given.output
     items = load_datalist(str(given.data), "test")
     tested, site = split_normals(items, 0.5, given.seed)
-    write_manifest(output / "site", "train", site)
-    write_manifest(output / "test", "test", [*tested, *(item for item in items if item["label"] == 1)])
+    write_manifest(output / "site", train=site, test=[*tested, *(item for item in items if item["label"] == 1)])
 
     models = {"old": given.model, "calibrated": output / "calibrated", "trained": output / "trained"}
     for name, verb in (("calibrated", "calibrate"), ("trained", "train")):
@@ -48,7 +52,7 @@ def main() -> None:
         run_bundle([given.model / f"configs/{verb}.yaml"], options, *(["train"] if verb == "train" else []))
     report = {}
     for name, model in models.items():
-        metrics = evaluate(model, output / "test", output / f"{name}_results")
+        metrics = evaluate(model, output / "site", output / f"{name}_results")
         report[name] = {figure: metrics[figure] for figure in FIGURES}
     write_json(output / "site_calibration.json", report)
     print(json.dumps(report, indent=2))
