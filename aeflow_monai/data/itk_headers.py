@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,9 @@ from typing import NamedTuple
 from aeflow_monai.data.numbers import require_size
 
 __all__ = ["check_itk_header", "is_itk_volume", "voxel_files"]
+
+_logger = logging.getLogger(__name__)
+_told_of_sides = threading.Event()  # once, and not of each file of a data set
 
 _META_IMAGE, _NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
 _HEADER_BYTES = 2**20  # a header that is longer is none
@@ -46,6 +51,7 @@ _COMPONENTS = {
     **dict.fromkeys(("float", "double"), (1, 2, 3, 4)),
     **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), (1, 3, 4)),
 }
+_SPACES = re.compile("(ras|las|lps|(left|right)-(anterior|posterior)-superior)(-?t(ime)?)?", re.IGNORECASE)
 _SPATIAL = ("domain", "space", "time", "none", "???")
 _UNIT_MM = {"": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 0.001}
 _UNIT_MM |= {"\u00b5m": 0.001, "micron": 0.001, "micrometer": 0.001}
@@ -62,6 +68,7 @@ class _Header(NamedTuple):
     n_components: int
     kind: str  # of number
     units: set[str]
+    tells_sides: bool = True  # which side is left
 
 
 def is_itk_volume(path: Path) -> bool:
@@ -92,6 +99,13 @@ def check_itk_header(path: Path) -> float:
         )
     require_size(header.shape, header.n_bytes, str(path))
     _check_voxels(header, files, path)
+    is_volume = sum(size > 1 for size in header.shape) > 2
+    if is_volume and not header.tells_sides and not _told_of_sides.is_set():
+        _told_of_sides.set()
+        _logger.warning(
+            f"{path} does not say which side is left: it has no space, as left-posterior-superior. It is taken to run "
+            "to left, to the back and upwards, as by ITK. Further files are not named."
+        )
     if unknown := header.units - _UNIT_MM.keys():
         raise ValueError(
             f"Expected distances in mm, um, cm or m in {path}; got the unit {sorted(unknown)[0]!r}. Correct the header."
@@ -221,7 +235,8 @@ def _nrrd(content: bytes) -> _Header:
     channels = math.prod(size for size, kind in zip(shape, kinds, strict=True) if kind not in _SPATIAL)
     number = fields["type"].lower()
     units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))}
-    return _checked(_Header(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units))
+    tells = _SPACES.fullmatch(fields.get("space", "")) is not None
+    return _checked(_Header(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units, tells))
 
 
 def _checked(header: _Header) -> _Header:

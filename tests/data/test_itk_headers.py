@@ -1,4 +1,5 @@
 import re
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from inputs import VOXELS
 from monai.transforms import EnsureChannelFirst, LoadImage
 
 from aeflow_monai.data.checks import CheckImaged
+from aeflow_monai.data.itk_headers import check_itk_header
 from aeflow_monai.data.readers import LoadCased
 
 # SWIG's types say so once, when the first module of ITK is loaded; as an error it ends the interpreter.
@@ -258,3 +260,23 @@ def test_compressed_voxels_that_go_on(tmp_path: Path) -> None:
             np.testing.assert_array_equal(load(path).as_tensor()[0].numpy().T, VOXELS)
     with pytest.raises(ValueError, match=r"a\.mha: they go on behind what the header claims"):
         load(path)
+
+
+def test_nrrd_that_does_not_say_which_side_is_left_is_told_once(
+    tmp_path: Path, headers: dict[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aeflow_monai.data.itk_headers._told_of_sides", threading.Event())
+    said = "does not say which side is left"
+    kinds = ("RAS", "left-anterior-superior", "LPST", "right-anterior-superior-time")
+    for kind in kinds:
+        written = re.sub("(?m)^space: .*$", f"space: {kind}", headers["nhdr"])
+        assert kind in written
+        (tmp_path / "well.nhdr").write_text(written)
+        check_itk_header(tmp_path / "well.nhdr")
+    check_itk_header(tmp_path / "a.mhd")
+    assert said not in caplog.text
+    for name, space in (("b", "space: scanner-xyz"), ("c", "space dimension: 3")):
+        (tmp_path / f"{name}.nhdr").write_text(re.sub("(?m)^space: .*$", space, headers["nhdr"]))
+        check_itk_header(tmp_path / f"{name}.nhdr")
+    assert caplog.text.count(f"b.nhdr {said}: it has no space, as left-posterior-superior. It is taken to run") == 1
+    assert "c.nhdr" not in caplog.text
