@@ -2,7 +2,7 @@
 
 Half of a test split's normal patients become the other site's normals. On these calibrate.yaml sets score and
 thresholds anew ("calibrated"), and train.yaml trains another model with the same options ("trained"). The other half
-and all abnormal images are scored by the old model and both new ones. Usage:
+and the abnormal images of other patients are scored by the old model and both new ones. Usage:
 
     python benchmarks/site_calibration.py --data XRAY --model RUN --output OUT [--seed 0]
 
@@ -44,7 +44,9 @@ def main() -> None:
     output = given.output
     items = load_datalist(str(given.data), "test")
     tested, site = split_normals(items, 0.5, given.seed)
-    write_manifest(output / "site", train=site, test=[*tested, *(item for item in items if item["label"] == 1)])
+    known = {item["patient"] for item in site}
+    abnormal = [item for item in items if item["label"] == 1 and item["patient"] not in known]
+    write_manifest(output / "site", train=site, test=[*tested, *abnormal])
 
     models = {"old": given.model, "calibrated": output / "calibrated", "trained": output / "trained"}
     for name, verb in (("calibrated", "calibrate"), ("trained", "train")):
