@@ -37,16 +37,21 @@ def write_manifest(folder: Path, **items: Sequence[dict[str, Any]]) -> None:
     write_rows(folder / "manifest.csv", ["path", "split", "abnormal", "case", "patient"], rows)
 
 
+def split_site(items: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Normals of half of the normal patients, and the items of all other patients, normal or not."""
+    _, site = split_normals(items, 0.5, seed)
+    known = {item["patient"] for item in site}
+    return list(site), [item for item in items if item["patient"] not in known]
+
+
 def main() -> None:
     parser = arguments(__doc__, "data", "model", "output")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     output = given.output
     items = load_datalist(str(given.data), "test")
-    tested, site = split_normals(items, 0.5, given.seed)
-    known = {item["patient"] for item in site}
-    abnormal = [item for item in items if item["label"] == 1 and item["patient"] not in known]
-    write_manifest(output / "site", train=site, test=[*tested, *abnormal])
+    site, tested = split_site(items, given.seed)
+    write_manifest(output / "site", train=site, test=tested)
 
     models = {"old": given.model, "calibrated": output / "calibrated", "trained": output / "trained"}
     for name, verb in (("calibrated", "calibrate"), ("trained", "train")):
