@@ -25,4 +25,4 @@ def test_no_patient_of_the_site_is_tested(tmp_path: Path, imported: Callable[[st
     site_calibration.write_manifest(tmp_path / "site", train=site, test=tested)
     for split, of_split in (("train", site), ("test", tested)):
         read = load_datalist(str(tmp_path / "site"), split)
-        assert [item["case"] for item in read] == [item["case"] for item in of_split]
+        assert {item["case"] for item in read} == {item["case"] for item in of_split}
