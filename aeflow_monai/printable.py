@@ -5,10 +5,20 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-__all__ = ["first_line", "is_unsafe", "shown", "some"]
+__all__ = ["counted", "first_line", "is_unsafe", "shown", "some"]
 
 # Classes of the characters that begin or end text of the other direction, so that "\u202egnp.exe" looks like "exe.png".
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+
+
+def counted(n: int, thing: str, plural: str = "") -> str:
+    """A number of things in words.
+
+    Example:
+        >>> counted(1, "image"), counted(0, "image"), counted(2, "study", "studies")
+        ('1 image', '0 images', '2 studies')
+    """
+    return f"{n} {thing if n == 1 else plural or thing + 's'}"
 
 
 def first_line(message: object) -> str:

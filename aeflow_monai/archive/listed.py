@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 from aeflow_monai.archive.shard import Shard
 from aeflow_monai.archive.study import Study, is_list, study_key
 from aeflow_monai.data.datalist.dicom_series import source_problem
+from aeflow_monai.data.datalist.entries import SPLITS
 from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
 from aeflow_monai.data.datalist.listing import find_images
@@ -27,7 +28,7 @@ __all__ = ["studies_in", "with_problem"]
 
 _PATHS = ("path", "image")  # what the column or key may be called
 _NOTHING: dict[str, str | None] = {}
-_Row = tuple[int, Sequence[str], Mapping[str, str | None]]  # number of the line, paths, "case" and "patient" if known
+_Row = tuple[int, Sequence[str], Mapping[str, str | None]]  # number of the line, paths, and what is known
 
 
 def studies_in(
@@ -42,7 +43,8 @@ def studies_in(
         source: a list, .txt with a path a line, .csv with a column path or image, or .jsonl with an object a line that
             has one of these keys; "case" and "patient" are taken from a table or object that has them. Several paths,
             which become channels, are a list in JSON, and divided by `;` in a table. Paths are relative to the folder
-            of the list. Or anything else that `aeflow_monai.data.find_images` takes, which holds it in memory.
+            of the list. Of a table or object with "split" only those of "test" are studies. Or anything else that
+            `aeflow_monai.data.find_images` takes, which holds it in memory.
         shard: of which studies are given.
         exclude: see `find_images`.
         listing: of `find_images`.
@@ -51,7 +53,7 @@ def studies_in(
         The studies; files are not looked for yet. A path that stands twice comes twice.
 
     Raises:
-        ValueError: a line cannot be read, which is named; or the list names no study.
+        ValueError: a line cannot be read, which is named; the list names no study; or `modalities` are given for it.
 
     Example:
         >>> import tempfile
@@ -64,9 +66,16 @@ def studies_in(
         yield from _found(source, shard, exclude, listing)
         return
     path = Path(source).absolute()
+    if modalities := listing.get("modalities"):
+        raise ValueError(
+            f"modalities are {', '.join(ensure_tuple(modalities))}, but the list {shown(path)} says itself which files "
+            "make up an item, and in which order. Give the folder of the images."
+        )
     root = str(path.parent)
     is_empty = True
     for line, images, row in _rows(path):
+        if SPLITS.get((row.get("split") or "test").strip().lower(), "test") != "test":
+            continue
         is_empty = False
         if not images or not all(images):
             raise ValueError(f"{shown(path)}, line {line}: it names no image. Give its path, or take the line away.")
@@ -78,7 +87,10 @@ def studies_in(
             item = {"image": full[0] if len(full) == 1 else full, "case": case, "patient": row.get("patient") or case}
             yield Study(key, item)
     if is_empty:
-        raise ValueError(f"{shown(path)} names no study: it is empty. Write the path of an image in each line.")
+        raise ValueError(
+            f"{shown(path)} names no study: it is empty, or has no row of the split 'test'. Write the path of an image "
+            "in each line."
+        )
 
 
 def with_problem(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,10 +170,11 @@ def _lines(path: Path, file: Any) -> Iterator[_Row]:
 def _cells(path: Path, file: Any) -> Iterator[_Row]:
     table = csv.DictReader(file, strict=True)
     columns = table_columns(str(shown(path)), table)
-    column = next((name for name in _PATHS if name in columns), None)
+    named = [name for name in columns if name in _PATHS]
+    column = named[0] if len(named) == 1 else None
     if column is None:
         raise ValueError(
-            f"{shown(path)}: expected a column {' or '.join(_PATHS)} in its first line; got "
+            f"{shown(path)}: expected one column {' or '.join(_PATHS)} in its first line; got "
             f"{shown(', '.join(columns) or 'none')}."
         )
     for line, row in table_rows(str(shown(path)), table):
@@ -174,7 +187,7 @@ def _objects(path: Path, file: Any) -> Iterator[_Row]:
             continue
         try:
             row = json.loads(line)
-            images = next(row[name] for name in _PATHS if name in row)
+            (images,) = (row[name] for name in _PATHS if name in row)
             images = [images] if isinstance(images, str) else images
             if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
                 raise TypeError
@@ -183,7 +196,9 @@ def _objects(path: Path, file: Any) -> Iterator[_Row]:
                 f"{shown(path)}, line {number}: expected a JSON object with {' or '.join(_PATHS)}, a path or a list of "
                 f"paths; got {shown(line.strip()[:80])}."
             ) from error
-        named = {name: None if row.get(name) is None else _encodable(str(row[name])) for name in ("case", "patient")}
+        named = {
+            name: None if row.get(name) is None else _encodable(str(row[name])) for name in ("case", "patient", "split")
+        }
         yield number, [*map(_encodable, images)], named
 
 

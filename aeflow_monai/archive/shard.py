@@ -42,7 +42,7 @@ class Shard(NamedTuple):
         Raises:
             ValueError: it is no shard.
         """
-        found = re.fullmatch(r"(\d{1,7})/(\d{1,7})", text.strip())
+        found = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text.strip())
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise ValueError(
                 f"--shard: expected K/N, such as 3/16, with K from 1 to N; got {text!r}. Of an index that counts from "

@@ -23,5 +23,5 @@ def export(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"Exporting {given.folder} to {given.to}.")
     from aeflow_monai.engine.model_export import export_model
 
-    for path in export_model(user_path(given.folder), given.to, user_path(given.output).absolute()):
+    for path in export_model(user_path(given.folder), given.to, user_path(given.output).absolute(), given.overwrite):
         terminal.result(str(path))

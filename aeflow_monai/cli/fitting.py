@@ -12,6 +12,7 @@ from aeflow_monai.cli.dry_run import say_sections
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder, predict_images
 from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.printable import counted
 from aeflow_monai.result_tables import rows_of
 
 __all__ = ["calibrate", "demo", "prepare", "train"]
@@ -89,6 +90,12 @@ def calibrate(given: argparse.Namespace, terminal: Terminal) -> None:
     options = options_of(given, dataset_dir=given.data, output_dir=folder, specificity=given.specificity)
     run_bundle("run", [Path(given.model, "configs", "calibrate.yaml")], options, folder, terminal)
     terminal.result(f"model: {folder}")
+    (before, _), (now, n_patients) = map(_case_threshold, (given.model, folder))
+    terminal.result(
+        f"case threshold: {before:.2f} before, {now:.2f} now, from normals of {counted(n_patients, 'patient')}. Scores "
+        "are in units of these normals: do not compare them with those of the model before."
+    )
+    terminal.say(f"Next: {shlex.join(['aeflow', 'predict', 'SCANS', '-m', given.output, '-o', 'maps'])}")
 
 
 def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
@@ -104,6 +111,14 @@ def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
     run_bundle("prepare", _train_configs(given.preset), options, folder, terminal, show_printed=True)
     presets = [text for name in given.preset for text in ("--preset", name)]
     terminal.say(f"Next: {shlex.join(['aeflow', 'train', str(folder / 'dataset.json'), *presets, '-o', 'RUN'])}")
+
+
+def _case_threshold(model: str | Path) -> tuple[float, int]:
+    """Of a model, and how many patients it comes from."""
+    from aeflow_monai.engine.stored_model import model_path, read_model
+
+    state = read_model(model_path(model)).state
+    return float(state["score.case_threshold"]), int(state["score.case_rank"][1])
 
 
 def _train_configs(presets: list[str]) -> list[str]:

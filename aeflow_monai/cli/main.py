@@ -26,6 +26,8 @@ _OWN_WORDS = (
     (r" with --dataset_dir( <\w+>)?", " behind the verb"),
     (r"--dataset_dir", "the images behind the verb"),
     (r"--output_dir", "-o"),
+    (r"--normal_classes, for example \"(\[.*?\])\"", r'--set "normal_classes=\1"'),
+    (r"--(layout|test_fraction) (\w+(?:\.\d+)?)", r"--set \1=\2"),
     (r"--(normal_classes|layout|modalities|series|test_fraction)\b", r"--set \1=..."),
     (r"use inference\.yaml, which needs", "use aeflow predict, which needs"),
     (r"--overwrite True", "--overwrite"),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import re
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import shtab
 
 from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.cli.helpful_parser import HelpfulParser, Once
 from aeflow_monai.files import home
 
 __all__ = ["parser"]
@@ -18,32 +17,18 @@ __all__ = ["parser"]
 _EXIT_CODES = "exit codes: 0; 1 some cases failed, or the run broke off; 2 wrong use; 130 interrupted"
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that names the verb that may be meant."""
-
-    def error(self, message: str) -> NoReturn:
-        """End with what is wrong."""
-        verb = re.search(r"invalid choice: '(.*?)'", message)
-        near = difflib.get_close_matches(verb[1], _verbs_of(self), n=1) if verb else []
-        super().error(f"{message}. Did you mean {near[0]}?" if near else message)
-
-
-def _verbs_of(parser: argparse.ArgumentParser) -> list[str]:
-    return [name for action in parser._actions if isinstance(action.choices, dict) for name in action.choices]
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command; what it gives has `run`, "module:function" in this folder."""
-    top = _Parser(
+    top = HelpfulParser(
         prog="aeflow",
         description=f"Find what is abnormal in medical images after seeing only normal ones. {DISCLAIMER}",
         epilog=f"aeflow VERB --help shows examples. {_EXIT_CODES}.",
     )
     top.add_argument("--version", action="version", version=__version__)
-    shtab.add_argument_to(top, "--print-completion", help="print the completion of bash, zsh or tcsh")
+    shtab.add_argument_to(top, "--print-completion", help="print what completes the command in a shell")
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def add(name: str, run: str, says: str, *examples: str) -> _Parser:
+    def add(name: str, run: str, says: str, *examples: str) -> HelpfulParser:
         lines = "".join(f"  {example}\n" for example in examples)
         verb = verbs.add_parser(
             name,
@@ -51,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
             description=f"{says[:1].upper()}{says[1:]}. {DISCLAIMER}",
             epilog=f"examples:\n{lines}\n{_EXIT_CODES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         verb.set_defaults(run=run)
         shown = verb.add_mutually_exclusive_group()
@@ -64,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-_Add = Callable[..., _Parser]
+_Add = Callable[..., HelpfulParser]
 
 
 def _demo(add: _Add) -> None:
@@ -151,7 +137,7 @@ def _calibrate(add: _Add) -> None:
     verb = add(
         "calibrate",
         "fitting:calibrate",
-        "set a model's thresholds on normal images of another site; writes a new bundle",
+        "fit a model's scores and thresholds to normal images of another site; writes a new bundle",
         "aeflow calibrate NORMALS -m RUN -o SITE",
         "aeflow calibrate NORMALS -m RUN -o SITE --specificity 0.9",
     )
@@ -213,6 +199,7 @@ def _export(add: _Add) -> None:
     verb.add_argument("folder", metavar="RUN", help="folder of a training")
     verb.add_argument("--to", required=True, choices=["onnx", "openvino", "torch"], help="what the file is for")
     _output(verb, "folder of the model and its JSON file; or the path of the model")
+    verb.add_argument("--overwrite", action="store_true", help="replace an earlier export")
 
 
 def _doctor(add: _Add) -> None:
@@ -295,15 +282,15 @@ def _label(add: _Add) -> None:
     verb.add_argument("--init", action="store_true", help="only make the app's folder, for MONAI Label's own command")
 
 
-def _model(verb: _Parser) -> None:
+def _model(verb: HelpfulParser) -> None:
     verb.add_argument("-m", "--model", required=True, metavar="RUN", help="folder of a training")
 
 
-def _output(verb: _Parser, says: str, required: bool = True) -> None:
-    verb.add_argument("-o", "--output", required=required, metavar="FOLDER", help=says)
+def _output(verb: HelpfulParser, says: str, required: bool = True) -> None:
+    verb.add_argument("-o", "--output", action=Once, required=required, metavar="FOLDER", help=says)
 
 
-def _config_options(verb: _Parser) -> None:
+def _config_options(verb: HelpfulParser) -> None:
     verb.add_argument("--device", metavar="NAME", help="of torch, as cpu or cuda:1 (default: a GPU if there is one)")
     verb.add_argument(
         "--set",
@@ -315,7 +302,7 @@ def _config_options(verb: _Parser) -> None:
     )
 
 
-def _scoring(verb: _Parser) -> None:
+def _scoring(verb: HelpfulParser) -> None:
     _config_options(verb)
     verb.add_argument(
         "--runtime",
@@ -327,7 +314,7 @@ def _scoring(verb: _Parser) -> None:
     _dry_run(verb)
 
 
-def _dry_run(verb: _Parser) -> None:
+def _dry_run(verb: HelpfulParser) -> None:
     verb.add_argument("--dry-run", action="store_true", help="say what would be read, skipped and written")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from monai.utils import convert_to_tensor, ensure_tuple
 from aeflow_monai.about import __version__
 from aeflow_monai.data.datalist import load_datalist
 from aeflow_monai.data.datalist.item import files_of
+from aeflow_monai.data.datalist.items import EmptySectionError
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.errors import FailureLog
 from aeflow_monai.files import sha256_of, write_json
@@ -32,10 +34,10 @@ def prepare_data(
 ) -> None:
     """Read every case of a data set once, print what the slicing policy makes of it, and write a datalist.
 
-    The datalist is a MONAI/Decathlon JSON: "training" and "test" as they were split, each item with its files, the
-    SHA-256 of each, and its slices by kind, counted as `Slicer.slice_range` does; and under "prepared" the policy.
-    Given as `dataset_dir` it replaces the folder: the same files are then trained and tested on, in the same split, or
-    the run says which one changed. Of a slice it tells whether it is
+    The datalist is a MONAI/Decathlon JSON: "training", "validation" and "test" as they were split, each item with its
+    files, the SHA-256 of each, and its slices by kind, counted as `Slicer.slice_range` does; and under "prepared" the
+    policy. Given as `dataset_dir` it replaces the folder: the same files are then trained and tested on, in the same
+    split, or the run says which one changed. Of a slice it tells whether it is
 
     - normal: trained on, if its case is in the training part (abnormal cases: with `lesion_free_slices` only);
     - abnormal: holds lesion, by the mask or, without a mask, because nothing else is known of an abnormal case;
@@ -62,10 +64,10 @@ def prepare_data(
             f"{path.parent} holds {' and '.join(there)}, which would be lost. Give another folder with --output_dir, "
             "or move what is there."
         )
-    train = load_datalist(dataset_dir, "train", **listing)
-    known = {str(item["image"]) for item in train}
-    rest = [item for item in load_datalist(dataset_dir, "all", **listing) if str(item["image"]) not in known]
-    sections = {"training": train, "test": rest}
+    sections: dict[str, list[dict[str, Any]]] = {"training": load_datalist(dataset_dir, "train", **listing)}
+    for section in ("validation", "test"):
+        with suppress(EmptySectionError):
+            sections[section] = load_datalist(dataset_dir, section, **listing)
     failures = FailureLog(table)
     failures.start()
     written: dict[str, list[dict[str, Any]]] = {}
@@ -85,7 +87,7 @@ def prepare_data(
     }
     write_json(path, content)
     print(f"datalist: {path}")
-    failures.raise_if_any(len(train) + len(rest))
+    failures.raise_if_any(sum(map(len, sections.values())))
 
 
 def _slices(read: Mapping[str, Any], slicer: Slicer, item: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:

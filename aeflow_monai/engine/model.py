@@ -175,6 +175,11 @@ def _loadable(image: Any) -> Any:
         raise ValueError(f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path.")
     if 0 in image.shape:
         raise ValueError(f"Expected an image with voxels; got the shape {tuple(image.shape)}.")
+    if isinstance(image, np.ma.MaskedArray):
+        raise ValueError("Expected a value in each voxel; got a masked array. Fill it, as by image.filled(0).")
+    is_plain = image.dtype.kind in "biufc" if isinstance(image, np.ndarray) else _is_dense(image)
+    if not is_plain:
+        raise ValueError(f"Expected an array of plain numbers; got one of {image.dtype}, or one that holds no values.")
     if image.is_complex() if isinstance(image, Tensor) else np.iscomplexobj(image):
         raise ValueError("Expected real numbers; got complex ones. Give their magnitude.")
     if isinstance(image, np.ndarray):
@@ -186,6 +191,11 @@ def _loadable(image: Any) -> Any:
     if image.ndim not in (2, 3):
         raise ValueError(f"Expected an image (X, Y) or a volume (X, Y, Z); got the shape {tuple(image.shape)}.")
     return _own_file(MetaTensor(image.detach().float()[None]))
+
+
+def _is_dense(image: Tensor) -> bool:
+    """Whether a tensor holds a number for each voxel."""
+    return image.layout == torch.strided and not image.is_quantized and image.device.type != "meta"
 
 
 def _own_file(image: MetaTensor) -> MetaTensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from aeflow_monai.engine.picture_warning import saw_pictures, saw_volumes
 from aeflow_monai.engine.runtimes import require_packages
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.engine.whole_model import OUTPUTS_OF_WHOLE, WholeModel
-from aeflow_monai.files import replacing, replacing_together, sha256_of, write_json
+from aeflow_monai.files import read_json, replacing, replacing_together, sha256_of, write_json
 
 __all__ = ["FORMS", "export_model"]
 
@@ -49,13 +49,14 @@ _SEVERAL_PLANES = (
 )
 
 
-def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path]:
+def export_model(folder: str | Path, form: str, output: str | Path, overwrite: bool = False) -> list[Path]:
     """Write a bundle's model with everything in it: encoder, flow, decoder, maps, positions and calibration.
 
     Args:
         folder: of the bundle.
         form: one of `FORMS`.
         output: a new folder for model and JSON file; or the path of the model, which ends as its form does.
+        overwrite: replace an earlier export there, of whatever form.
 
     Returns:
         The files: of the model, one for each plane, and the JSON file last.
@@ -63,8 +64,8 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
     Raises:
         FileNotFoundError: there is no model.
         OSError: the disk is full, for example; then none of the files is there.
-        ValueError: an unknown form; a path of one file for a model of several planes; a model of which nothing tells
-            whether it is of volumes; or see `require_own_config`.
+        ValueError: files are there and not to be replaced; an unknown form; a path of one file for a model of several
+            planes; a model of which nothing tells whether it is of volumes; or see `require_own_config`.
         ModuleNotFoundError: names a package that the form needs.
     """
     if form not in FORMS:
@@ -94,6 +95,13 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
     json_file = stem.with_name(f"{stem.name}.json")  # a name may have further dots
     names = [f"{stem.name}_{plane}" if len(planes) > 1 else stem.name for plane in planes]
     files = [stem.with_name(name + FORMS[form]) for name in names]
+    earlier = _parts([stem.with_name(name) for name in _files_of(json_file)])
+    there = {file.name for file in (json_file, *_parts(files), *earlier) if file.exists()}
+    if there and not overwrite:
+        raise ValueError(
+            f"{stem.parent} holds {', '.join(sorted(there))}, which would be lost. Give another folder with -o, or "
+            "replace them with --overwrite."
+        )
     with replacing_together(stem.parent) as unfinished:
         for plane, file in zip(planes, files, strict=True):
             whole = WholeModel(detector, plane, slicer.image_size)
@@ -101,7 +109,27 @@ def export_model(folder: str | Path, form: str, output: str | Path) -> list[Path
             _write(whole, size, form, unfinished / file.name, file)
         about = _about(Path(folder), model, planes, [file.name for file in files], form)
         write_json(unfinished / json_file.name, about)
+    for file in earlier:  # of another form, say, which the new JSON file does not describe
+        if file not in _parts(files):
+            file.unlink(missing_ok=True)
     return [*files, json_file]
+
+
+def _parts(files: Sequence[Path]) -> list[Path]:
+    """The files, each of OpenVINO's with the one that holds its weights."""
+    return [part for file in files for part in (file, file.with_suffix(".bin"))[: 2 if file.suffix == ".xml" else 1]]
+
+
+def _files_of(json_file: Path) -> list[str]:
+    """Files that an earlier export has written beside its JSON file."""
+    try:
+        about = read_json(json_file)
+    except ValueError:  # it is no JSON
+        return []
+    if "aeflow_monai_version" not in about:
+        return []
+    files = about["files"]
+    return [*files.values()] if isinstance(files, dict) else [files]
 
 
 def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path, place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +32,10 @@ def config_files(*names: str) -> list[str]:
     for name in names:
         file = known.get(name, Path(name))
         if not file.is_file():
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(
-                f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file."
+                f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file.{meant}"
             )
         read_config(file)
         found.append(str(file.absolute()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import betabinom
+from scipy.stats import betabinom, binomtest
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -41,7 +41,9 @@ def detection_report(
     A case is called abnormal when its score is larger than the threshold (not when equal). Intervals are 95 %
     percentile bootstraps over cases, stratified: normal and abnormal cases are drawn separately, each with
     their own number, because the fraction of abnormal cases in a test set is a choice of its makers and not a
-    finding.
+    finding. Where all resamples agree, as of cases that are told apart without a fault, they would say that nothing is
+    uncertain. Then the interval is Wilson's of a fraction of as many cases as the smaller class has, of sensitivity and
+    specificity of as many as their own.
 
     `oracle_best_f1` is the best F1 over all thresholds, `oracle_threshold` the threshold that reaches it.
     Both are chosen on the test labels, which nobody has when a new case comes: they bound what a threshold
@@ -170,13 +172,13 @@ def format_report(report: Mapping[str, Any]) -> str:
     Example:
         >>> print(format_report(detection_report([0, 0, 1, 1], [0.1, 0.2, 0.3, 0.9], threshold=0.25)))
         cases              4 (2 normal, 2 abnormal)
-        AUROC              1.000  [1.000, 1.000]
-        average precision  1.000  [1.000, 1.000]
+        AUROC              1.000  [0.342, 1.000]
+        average precision  1.000  [0.342, 1.000]
         threshold          0.25 (stored; larger scores are abnormal)
-        F1                 1.000  [1.000, 1.000]  (all called abnormal: 0.667)
-        accuracy           1.000  [1.000, 1.000]
-        sensitivity        1.000  [1.000, 1.000]
-        specificity        1.000  [1.000, 1.000]
+        F1                 1.000  [0.342, 1.000]  (all called abnormal: 0.667)
+        accuracy           1.000  [0.510, 1.000]
+        sensitivity        1.000  [0.342, 1.000]
+        specificity        1.000  [0.342, 1.000]
         best F1            1.000  (oracle: chosen on test labels)
         its threshold      0.3  (oracle: chosen on test labels)
         Brackets: 95 % bootstrap intervals, 1000 resamples.
@@ -276,7 +278,18 @@ def _bootstrap(
         counts = [np.bincount(ranks_drawn, minlength=len(distinct)) for ranks_drawn in drawn]
         sample[:] = _statistics(counts[0], counts[1], first_called)
     low, high = np.percentile(samples, [2.5, 97.5], axis=0)
-    return {name: [float(low[i]), float(high[i])] for i, name in enumerate(STATISTICS)}
+    smaller = min(len(normal), len(abnormal))
+    own = {"sensitivity": len(abnormal), "specificity": len(normal), "accuracy": len(values)}
+    return {
+        name: [float(low[i]), float(high[i])] if low[i] < high[i] else _wilson(float(low[i]), own.get(name, smaller))
+        for i, name in enumerate(STATISTICS)
+    }
+
+
+def _wilson(fraction: float, n: int) -> list[float]:
+    """95 % interval of a fraction of n cases."""
+    interval = binomtest(round(fraction * n), n).proportion_ci(method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 def _statistics(normal: Ints, abnormal: Ints, first_called: int) -> tuple[float, ...]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aeflow_monai.printable import counted
 from aeflow_monai.score.cross_fitting import Norms, fit_norms
 from aeflow_monai.score.normal_slices import NormalSlices, PooledSlices, stacks_of
 from aeflow_monai.score.score import Score
@@ -185,14 +186,15 @@ def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> None:
     n_patients = score.held_out.n
     if n_patients < patients_needed(specificity):
         _logger.warning(
-            f"Held-out normals of {n_patients} patients are too few for a specificity of {100 * specificity:.4g}%, "
-            f"which takes {patients_needed(specificity)}: expect {100 * score.expected_specificity:.3g}%."
+            f"Held-out normals of {counted(n_patients, 'patient')} are too few for a specificity of "
+            f"{100 * specificity:.4g}%, which takes {patients_needed(specificity)}: expect "
+            f"{100 * score.expected_specificity:.3g}%."
         )
     rank = int(score.case_rank[0])
     if is_specificity_uncertain(rank, n_patients):
         low, high = (100 * limit for limit in specificity_range(rank, n_patients))
         _logger.warning(
-            f"The threshold of cases comes from {n_patients} held-out patients. By their chance the specificity on new "
-            f"normal cases may be anything from {low:.0f}% to {high:.0f}% (nine of ten times); more normals make it "
-            "certain, as does a calibration on them."
+            f"The threshold of cases comes from normals of {counted(n_patients, 'patient')}. By their chance the "
+            f"specificity on new normal cases may be anything from {low:.0f}% to {high:.0f}% (nine of ten times). "
+            "Normals of more patients make this narrower, in the training or in a calibration."
         )

@@ -139,7 +139,7 @@ def test_half_a_character_in_json_is_a_study_that_fails_by_itself(tmp_path: Path
         ("list.jsonl", '{"image": {"t1": "a.png"}}\n', r"line 1: expected a JSON object with path or image"),
         ("list.jsonl", '{"image": ["a.png", ""]}\n', r"line 1: it names no image"),
         ("list.jsonl", '{"image": []}\n', r"line 1: it names no image"),
-        ("list.csv", "file\na.png\n", r"expected a column path or image in its first line; got file\."),
+        ("list.csv", "file\na.png\n", r"expected one column path or image in its first line; got file\."),
         ("list.csv", "path,case\n,a\n", r"line 2: it names no image"),
         ("list.csv", "path,case\n", r"list\.csv names no study: it is empty"),
         ("list.txt", "\n\n", r"list\.txt names no study: it is empty"),
@@ -200,3 +200,29 @@ def test_a_list_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     path.write_text('{"path": "a.png"}\nno JSON\n')
     (first,) = itertools.islice(studies_in(path, ALL), 1)
     assert first.key == "a.png"
+
+
+def test_of_a_list_with_splits_only_test_images_are_scored(tmp_path: Path) -> None:
+    rows = [("a", "train"), ("b", "test"), ("c", "Test "), ("d", "val"), ("e", "")]
+    (tmp_path / "list.csv").write_text("path,split\n" + "".join(f"{name}.png,{split}\n" for name, split in rows))
+    (tmp_path / "list.jsonl").write_text(
+        "".join(json.dumps({"path": f"{name}.png", "split": split}) + "\n" for name, split in rows)
+    )
+    for kind in ("csv", "jsonl"):
+        assert [item["case"] for item in items_of(tmp_path / f"list.{kind}")] == ["b", "c", "e"]
+    (tmp_path / "list.csv").write_text("path,split\na.png,train\n")
+    with pytest.raises(ValueError, match="names no study: it is empty, or has no row of the split 'test'"):
+        items_of(tmp_path / "list.csv")
+
+
+def test_a_list_gives_no_modalities_and_one_path(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a_t1.nii;a_flair.nii\n")
+    with pytest.raises(ValueError, match=r"modalities are t1, flair, but the list .*list\.txt says itself which files"):
+        list(studies_in(tmp_path / "list.txt", ALL, modalities=["t1", "flair"]))
+    for content in ("path,path\na.png,b.png\n", "path,image\na.png,b.png\n"):
+        (tmp_path / "list.csv").write_text(content)
+        with pytest.raises(ValueError, match="expected one column path or image in its first line; got path, "):
+            items_of(tmp_path / "list.csv")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": "a.png", "image": "b.png"}))
+    with pytest.raises(ValueError, match="line 1: expected a JSON object with path or image"):
+        items_of(tmp_path / "list.jsonl")

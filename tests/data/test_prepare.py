@@ -132,3 +132,25 @@ def test_it_replaces_no_datalist_and_no_table(data: Path, preprocessing: Any, tm
     with pytest.raises(ValueError, match=r"holds failures\.csv, which would be lost"):
         prepare(data, preprocessing, tmp_path / "dataset.json")
     assert (tmp_path / "failures.csv").read_text() == "mine"
+
+
+def test_validation_images_stay_what_they_are(data: Path, preprocessing: Any, tmp_path: Path) -> None:
+    cases = sorted(data.glob("*/*_flair.nii.gz"))
+    rows = [f"{case},{split},0" for case, split in zip(cases, ("train", "val", "test"), strict=True)]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,split,abnormal", *rows]))
+    content = prepare(
+        tmp_path / "manifest.csv", preprocessing, tmp_path / "out/dataset.json", layout="manifest", test_fraction=0.0
+    )
+    assert [len(content[name]) for name in ("training", "validation", "test")] == [1, 1, 1]
+    for section in ("train", "validation", "test"):
+        of_list, of_table = (
+            [Path(item["image"]).name for item in load_datalist(path, section)]
+            for path in (tmp_path / "out/dataset.json", tmp_path / "manifest.csv")
+        )
+        assert of_list == of_table
+
+
+def test_a_set_without_a_test_has_none(data: Path, preprocessing: Any, tmp_path: Path) -> None:
+    content = prepare(data, preprocessing, tmp_path / "out/dataset.json", test_fraction=0.0)
+    assert len(content["training"]) == 3
+    assert "test" not in content

@@ -98,6 +98,17 @@ def test_arrays_that_are_no_grey_images_are_refused(trained: Path) -> None:
         predict(np.zeros((64, 64, 3), dtype=np.uint8), trained)
     with pytest.raises(ValueError, match="Expected a path, an array or a tensor; got list"):
         predict([[0.0, 1.0]], trained)
+    with pytest.raises(ValueError, match=r"got a masked array\. Fill it"):
+        predict(np.ma.masked_equal(np.zeros((64, 64)), 0), trained)
+    for image in (
+        np.array([["a"]]),
+        np.zeros((4, 4), "datetime64[s]"),
+        np.zeros((4, 4), [("a", "f4")]),
+        torch.zeros(4, 4).to_sparse(),
+        torch.zeros(4, 4, device="meta"),
+    ):
+        with pytest.raises(ValueError, match="Expected an array of plain numbers; got one of "):
+            predict(image, trained)
     with pytest.raises(ValueError, match="is a file: give the folder that the training wrote"):
         predict(np.zeros((8, 8)), trained / "models/model.pt")
 

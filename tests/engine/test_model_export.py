@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_and_leaves_no_half_of_a_model(
     folder.mkdir()
     for name, content in before.items():
         (folder / name).write_text(content, encoding="utf-8")
-    command = ["export", str(trained), "--to", form, "-o", str(folder)]
+    command = ["export", str(trained), "--to", form, "-o", str(folder), "--overwrite"]
     done = fork_server.run(["-c", LIMITED, *command], tmp_path, os.environ)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -166,8 +166,26 @@ def test_a_full_disk_is_told_and_leaves_no_half_of_a_model(
 def test_a_folder_in_the_way_leaves_no_half_of_a_model(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "model.json").mkdir()
     with pytest.raises(IsADirectoryError, match=r"model\.json"):
-        export_model(trained, "onnx", tmp_path)
+        export_model(trained, "onnx", tmp_path, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model.json"]
+
+
+def test_files_that_are_there_are_replaced_only_if_wanted_and_leave_no_part_behind(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.json").write_text('{"mine": 1}')
+    command = ["export", str(trained), "-o", str(tmp_path), "--to"]
+    assert main([*command, "torch"]) == 2
+    assert "holds model.json, which would be lost. Give another folder" in capsys.readouterr().err
+    assert (tmp_path / "model.json").read_text() == '{"mine": 1}'
+    assert main([*command, "torch", "--overwrite"]) == 0
+    pytest.importorskip("openvino", reason="needs the extra openvino")
+    assert main([*command, "openvino"]) == 2
+    assert "holds model.json, model.pt2, which would be lost" in capsys.readouterr().err
+    assert main([*command, "openvino", "--overwrite"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.xml", "model.bin"}
+    assert main([*command, "torch", "--overwrite"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"model.json", "model.pt2"}
 
 
 def kind_of(trained: Path, folder: Path) -> str:

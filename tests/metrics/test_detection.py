@@ -55,8 +55,17 @@ def test_perfect_scores_reach_one_everywhere() -> None:
     report = detection_report([0, 0, 0, 1, 1], [1, 2, 3, 4, 5], threshold=3)
     for name in STATISTICS:
         assert report[name] == 1
-        assert report[f"{name}_ci95"] == [1, 1]
+        low, high = report[f"{name}_ci95"]
+        assert (0.3 < low < 0.7, high) == (True, pytest.approx(1))  # of so few cases much is possible
     assert report["oracle_best_f1"] == 1
+
+
+def test_the_interval_of_a_fraction_without_exception_is_wilsons() -> None:
+    report = detection_report([0] * 19 + [1] * 10, [0.0] * 19 + [-1.0] * 10, threshold=0.5)
+    assert report["specificity"] == 1
+    assert report["specificity_ci95"] == pytest.approx([19 / (19 + 1.959964**2), 1], abs=1e-6)
+    assert report["sensitivity_ci95"] == pytest.approx([0, 1 - 10 / (10 + 1.959964**2)], abs=1e-6)
+    assert report["auroc_ci95"] == pytest.approx([0, 1 - 10 / (10 + 1.959964**2)], abs=1e-6)
 
 
 def test_constant_and_random_scores_are_chance() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -18,12 +19,20 @@ from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.data.datalist.layouts import LAYOUTS
 from aeflow_monai.data.datalist.naming import fitting_name, key_of, name_cases, unique_names
 from aeflow_monai.data.datalist.splits import draw_patients
+from aeflow_monai.printable import counted, shown
+
+_logger = logging.getLogger(__name__)
 
 SECTIONS = {
     "train": {"train", UNSPLIT},
+    "validation": {"validation"},
     "test": {"test"},
     "all": {"train", "validation", "test", UNSPLIT},
 }
+
+
+class EmptySectionError(ValueError):
+    """A data set holds no image of a section."""
 
 
 def to_items(
@@ -43,10 +52,14 @@ def to_items(
     if not chosen:
         plural = f"{LAYOUTS[layout].plural} without a split"
         held = [f"{count} in {split or plural}" for split, count in Counter(entry.split for entry in entries).items()]
-        raise ValueError(
+        raise EmptySectionError(
             f"{source} holds no image for the section {section!r}; found {', '.join(held) or 'none at all'}. {remedy}"
             f"{_about_dividing(entries)}"
         )
+    n_left = sum(entry.split == "validation" for entry in entries)
+    if section in ("train", "test") and n_left:
+        images = f"{counted(n_left, 'image')} of {shown(source)} in the split 'validation'"
+        _logger.warning(f"Not used: {images}. A training holds out a part of its own normals.")
     chosen = checked(source, root, chosen, stop=section == "train")
 
     items = [_to_item(entry) for entry in chosen]

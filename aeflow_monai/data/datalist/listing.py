@@ -71,8 +71,8 @@ def load_datalist(
 
     Args:
         dataset_dir: folder in one of the layouts; or the path of a .csv, .json or .npz file; or `medmnist:<flag>`.
-        section: "train", "test" or "all"; validation images are part of "all" only, images without a split of
-            "train" and "all".
+        section: "train", "validation", "test" or "all"; images without a split are part of "train" and "all". Of the
+            validation images a training and an evaluation use none.
         layout: one of those above, or "auto".
         normal_classes: names of the folders with normal images, upper or lower case, or normal label values of a
             MedMNIST file; all others are abnormal. Used for these two only.
@@ -92,8 +92,8 @@ def load_datalist(
 
     Raises:
         FileNotFoundError: the folder does not exist, or files that are listed, all of them or of the section "train".
-        ValueError: the section or layout is unknown, the section is empty, has nothing normal and no mask to train
-            on or nothing without a problem, the layout is not as above, or an image is listed twice.
+        ValueError: the section or layout is unknown, the section is empty (`EmptySectionError`), has nothing normal and
+            no mask to train on or nothing without a problem, the layout is not as above, or an image is listed twice.
 
     Example:
         >>> import tempfile

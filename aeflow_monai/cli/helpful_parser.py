@@ -1,0 +1,61 @@
+"""A parser of command lines whose errors name what may be meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+__all__ = ["HelpfulParser", "Once"]
+
+
+class HelpfulParser(argparse.ArgumentParser):
+    """A parser that names the verb or the option that may be meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with what is wrong."""
+        verb = re.search(r"invalid choice: '(.*?)'", message)
+        message = message.rstrip(".") + _meant(verb[1] if verb else "", self._verbs())
+        if "-m/--model: expected 2 arguments" in message:
+            message += ". Give both behind one -m: -m RUN_A RUN_B"
+        super().error(message)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; what is not known is an error of its verb, whose usage is shown."""
+        given, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = self._verbs().get(getattr(given, "verb", ""), self)
+            options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+            meant = _meant(options[0] if options else "", parser._option_string_actions)
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return given
+
+    def _verbs(self) -> dict[str, HelpfulParser]:
+        found = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        return found[0] if found else {}
+
+
+class Once(argparse.Action):
+    """An option that may stand in a command once: of two the last would count, without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Take the value."""
+        if (before := getattr(namespace, self.dest)) is not None:
+            names = "/".join(self.option_strings)
+            others = [name for name in parser._option_string_actions if name == f"{self.option_strings[-1]}s"]
+            meant = f" Did you mean {others[0]}?" if others else ""
+            parser.error(f"argument {names}: given twice, as {before} and as {values}.{meant}")
+        setattr(namespace, self.dest, values)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1) if word else []
+    return f". Did you mean {near[0]}?" if near else ""
