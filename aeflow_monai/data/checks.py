@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from aeflow_monai.geometry import PLANES, check_affine, require_planes
 
 __all__ = ["CheckImaged"]
 
+_logger = logging.getLogger(__name__)
+
 _DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")
 
 
@@ -27,9 +30,10 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
 
     Has to stand behind `LoadCased`, before anything changes the grid or the intensities. Images are not changed. An
     image has to be a 2D image or a volume with finite voxels that are not all the same (in a volume: in no channel), an
-    affine that can be inverted, and more than one row and column in the planes that it is sliced along. A mask is made
-    binary (see `binary_mask`) and has to have the grid of its image, with corners within 0.01 mm; one with the same
-    voxels in another order is reordered. It has to say what the label says: 1 where there is lesion, 0 where none is.
+    affine that can be inverted, and more than one row and column in the planes that it is sliced along; one of two
+    values alone is told, since it may be a mask. A mask is made binary (see `binary_mask`) and has to have the grid of
+    its image, with corners within 0.01 mm; one with the same voxels in another order is reordered. It has to say what
+    the label says: 1 where there is lesion, 0 where none is.
 
     Args:
         keys: of images (C, H, W) or (C, X, Y, Z); the mask belongs to the first.
@@ -109,6 +113,11 @@ def _check_values(image: Tensor, name: str) -> None:
         raise ValueError(
             f"Expected an image with a content in {name}; got the same value, {float(low):g}, in all voxels. Export it "
             "again, or take the case out."
+        )
+    if all(((some == low) | (some == high)).all() for some in (values.flatten()[::97], values)):  # seldom all of it
+        _logger.warning(
+            f"{name} holds only two values, {float(low):g} and {float(high):g}, as a mask does. It is taken for an "
+            "image."
         )
     if len(values) > 1 and values.ndim == 4 and values.shape[-1] > 1:  # a picture may lack a colour
         for number, channel in enumerate(values, start=1):

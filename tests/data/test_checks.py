@@ -154,3 +154,14 @@ def test_a_picture_has_no_place_that_a_mask_could_miss(tmp_path: Path) -> None:
     Image.fromarray(pixels // 128 * 255).save(tmp_path / "m.png")
     item = {"image": str(tmp_path / "a.png"), "lesion": str(tmp_path / "m.png")}
     CheckImaged()(LoadCased(["image", "lesion"])(item))
+
+
+def test_an_image_of_two_values_is_told_as_it_may_be_a_mask(caplog: pytest.LogCaptureFixture) -> None:
+    check, image = CheckImaged(), torch.zeros(1, 40, 40)
+    image[0, 10:20, 10:20] = 3
+    check({"image": image})
+    assert "holds only two values, 0 and 3, as a mask does. It is taken for an image." in caplog.text
+    caplog.clear()
+    image[0, 15, 15] = 2
+    check({"image": image})
+    assert not caplog.text

@@ -167,6 +167,12 @@ def find_images(
     request = Request(modalities=_texts(modalities), masks=False, series=_texts(series))
     name, source = recognize(path, layout, request, inference=True)
     if source.is_file() and name != "medmnist":
+        n_others = sum(entry.split == "train" for entry in LAYOUTS[name].read(source, request))
+        if n_others:
+            _logger.warning(
+                f"{shown(source)} is a list, whose test images are scored, and the {n_others} to train on are not. "
+                "Give their files to score them too."
+            )
         return one_case_per_image(load_datalist(path, "test", layout=name))
     if name == "medmnist":
         entries = [Entry("test", (image,)) for image in images_below(medmnist.unpack(source) / "test")]

@@ -349,3 +349,24 @@ def test_one_file_is_not_all_modalities(tmp_path: Path) -> None:
     assert len(find_images(file, modalities=["flair"])) == 1
     with pytest.raises(ValueError, match=r"each of the modalities flair, t1, .*; got one file, .*a_flair\.nii\.gz"):
         find_images(file, modalities=["flair", "t1"])
+
+
+def test_images_that_nothing_uses_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("a", "train"), ("b", "train"), ("c", "val"), ("d", "test")]
+    for name, _ in rows:
+        (tmp_path / f"{name}.png").touch()
+    table = tmp_path / "manifest.csv"
+    table.write_text("path,split,abnormal\n" + "".join(f"{name}.png,{split},0\n" for name, split in rows))
+    left = f"Not used: 1 image of {table} in the split 'validation'. A training holds out a part of its own normals."
+    for section in ("train", "test"):
+        caplog.clear()
+        load_datalist(table, section)
+        assert left in caplog.text
+    assert [item["case"] for item in load_datalist(table, "validation")] == ["c"]
+    caplog.clear()
+    assert [item["case"] for item in find_images(table)] == ["d"]
+    assert "whose test images are scored, and the 2 to train on are not. Give their files" in caplog.text
+    caplog.clear()
+    table.write_text("path,split,abnormal\nd.png,test,0\n")
+    find_images(table)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
