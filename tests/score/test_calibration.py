@@ -203,12 +203,13 @@ def test_too_few_cases_are_told(n: int, specificity: float, warns: bool, caplog:
     assert score.expected_specificity == n / (n + 1)
     # nine of ten times the share of new normals below the largest of n scores is from 0.05^(1/n) to 0.95^(1/n)
     low, high = (100 * share ** (1 / n) for share in (0.05, 0.95))
-    assert f"comes from {n} held-out patients. By their chance the specificity" in caplog.text
+    patients = "1 patient" if n == 1 else f"{n} patients"
+    assert f"comes from normals of {patients}. By their chance the specificity" in caplog.text
     assert f"from {low:.0f}% to {high:.0f}% (nine of ten times)" in caplog.text
     if warns:
         needed = {0.9: 9, 0.95: 19}[specificity]
         told = (
-            f"normals of {n} patients are too few for a specificity of {100 * specificity:.4g}%, which takes {needed}: "
+            f"normals of {patients} are too few for a specificity of {100 * specificity:.4g}%, which takes {needed}: "
             f"expect {100 * n / (n + 1):.3g}%."
         )
         assert told in caplog.text
