@@ -14,6 +14,7 @@ another method holds peer.pt.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import itertools
 import json
@@ -336,6 +337,13 @@ def _logged(given: list[str], log: str) -> None:
     main(given)
 
 
+def return_freed_memory() -> None:
+    """Let glibc give each large buffer back: the search for PatchCore's core set would keep one more at each step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
+    if mallopt is not None:
+        mallopt(-3, 2**17)  # the threshold of its own mmap, which otherwise grows with the buffers
+
+
 def main(words: list[str] | None = None) -> None:
     tasks = {"features": features, "fit": fit, "score": score, "speed": speed}
     parser = arguments(__doc__, "dataset_dir", "output")
@@ -348,8 +356,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int)
     given = parser.parse_args(words)
     given.output.mkdir(parents=True, exist_ok=True)
-    if given.method != "patchcore" or given.task != "fit":
-        keep_freed_memory()  # the search for PatchCore's core set would keep one block more at each step
+    if given.method == "patchcore" and given.task == "fit":
+        return_freed_memory()
+    else:
+        keep_freed_memory()
     report = tasks[given.task](given)
     report = {"commit": commit(), **report}  # of a training that was taken over: its own
     if given.task == "fit":
