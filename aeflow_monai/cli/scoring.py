@@ -25,6 +25,7 @@ from aeflow_monai.result_tables import rows_of
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
 
 _SHOWN = 3  # most anomalous cases of a summary
+_MANY, _NEARLY_ALL = 10, 0.8  # images, and the share above the threshold that is more than disease
 
 
 def predict(given: argparse.Namespace, terminal: Terminal) -> None:
@@ -153,6 +154,11 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
         terminal.result(f"not used: {kind}: {some(paths, _SHOWN)}")
     if metrics := read_json(folder / "metrics.json"):
         _say_metrics(metrics, terminal)
+    elif len(scores) >= _MANY and len(abnormal) > _NEARLY_ALL * len(scores):
+        terminal.result(
+            "Nearly all are above it. Images of another modality, scanner or preparation are, ill or not: calibrate "
+            "the model on normal ones of the same kind (aeflow calibrate), or train on them."
+        )
     terminal.result(f"results: {folder}")
     if (page := folder / "report.html").is_file():
         terminal.result(f"report: {page}")

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
@@ -152,6 +154,23 @@ def test_several_images_and_lines_for_programs(
     assert {path.name for path in (tmp_path / "MAPS").glob("*.nii.gz")} == {
         f"{image.name.removesuffix('.nii.gz')}_anomaly_mask.nii.gz" for image in images
     }
+
+
+def test_images_that_are_all_abnormal_may_be_of_another_kind(
+    tmp_path: Path, volumes: Path, trained: Path, capsys: Capture
+) -> None:
+    shape = nib.load(next((volumes / "images").iterdir())).shape
+    (tmp_path / "scans").mkdir()
+    for number in range(10):
+        noise = np.random.default_rng(number).integers(1, 1000, shape).astype(np.int16)
+        nib.save(nib.Nifti1Image(noise, np.eye(4)), tmp_path / f"scans/{number}.nii.gz")
+    command = ["predict", "-m", str(trained), "--outputs", "anomaly_mask", "-o"]
+    assert main([*command, str(tmp_path / "maps"), str(tmp_path / "scans")]) == 0
+    said = "Nearly all are above it. Images of another modality, scanner or preparation are, ill or not"
+    assert said in capsys.readouterr().out
+    nine = [str(tmp_path / f"scans/{number}.nii.gz") for number in range(9)]
+    assert main([*command, str(tmp_path / "fewer"), *nine]) == 0
+    assert said not in capsys.readouterr().out
 
 
 def test_an_evaluation_says_what_matters(tmp_path: Path, volumes: Path, own_bundle: Path, capsys: Capture) -> None:

@@ -58,6 +58,7 @@ function summaryOfInference(report) {
     top.length ? el("p", { class: "lead" }, "Most anomalous: ", top.map((one, k) => [k ? ", " : "",
       el("button", { class: "link", type: "button", onclick: () => report.open(one) }, one.case), ` (${fixed(one.anomaly_score)})`]), ".") : null,
     expected ? el("p", {}, `The threshold was set on ${plural(held, "held-out patient")}: about ${percent(1 - expected)} of new normal cases of the same kind exceed it too. A score says how much an image differs from the normal images of the training, not what it shows.`) : null,
+    scored >= 10 && exceed > 0.8 * scored ? el("p", { class: "warn" }, "Nearly all are above it. Images of another modality, scanner or preparation are, ill or not: calibrate the model on normal ones of the same kind, or train on them.") : null,
     noteLines(report), uncertainThreshold(report),
     el("div", { class: "tiles" }, tile("Cases", String(scored), "scored"),
       tile("Above the threshold", String(exceed), report.threshold === undefined ? "" : `of ${fixed(report.threshold)}`),
