@@ -165,3 +165,10 @@ def test_a_volume_that_is_all_padding_keeps_its_values(tmp_path: Path) -> None:
         image.add_new(0x00280120, "US", 7)
         write(image, tmp_path / f"a/{k}.dcm")
     assert (load(tmp_path / "a").numpy() == 7).all()
+
+
+def test_a_slope_by_which_all_pixels_have_one_value(tmp_path: Path) -> None:
+    for k in range(3):
+        write(slice_of(k, RescaleSlope=int(k != 1), RescaleIntercept=5), tmp_path / f"a/{k}.dcm")
+    with pytest.raises(ValueError, match=r"Expected a rescale slope other than 0 in .*1\.dcm; got 0"):
+        load(tmp_path / "a")

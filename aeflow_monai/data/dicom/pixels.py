@@ -110,6 +110,11 @@ def _open(file: DicomFile) -> Any:
     import highdicom
 
     data = read_dataset(file.path)
+    if data.get("RescaleSlope") == 0:  # which readers take for none
+        raise ValueError(
+            f"Expected a rescale slope other than 0 in {file.path}; got 0, by which all pixels have one value. Correct "
+            "the header, or export the image again."
+        )
     with _decoding(file):
         data.setdefault("SamplesPerPixel", 1)
         data.setdefault("PhotometricInterpretation", "MONOCHROME2")
