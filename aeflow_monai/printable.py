@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-__all__ = ["counted", "first_line", "is_unsafe", "shown", "some"]
+__all__ = ["counted", "first_line", "is_unsafe", "meant", "shown", "some"]
 
 # Classes of the characters that begin or end text of the other direction, so that "\u202egnp.exe" looks like "exe.png".
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
@@ -29,6 +30,22 @@ def first_line(message: object) -> str:
 def is_unsafe(sign: str) -> bool:
     """Whether a character controls a terminal, ends a line, turns text around or stands for a byte that is no UTF-8."""
     return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(sign) in _TURNS
+
+
+def meant(word: object, known: Iterable[str], n: int = 1) -> str:
+    """A sentence, with a space before it, that names what may be meant; empty if nothing is near.
+
+    Args:
+        word: that was given.
+        known: words that there are.
+        n: how many to name.
+
+    Example:
+        >>> meant("chest-xray", ["paper", "chest_xray"]), meant("x", ["paper"])
+        (' Did you mean chest_xray?', '')
+    """
+    near = difflib.get_close_matches(str(word), known, n=n)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
 def shown(name: object) -> str:

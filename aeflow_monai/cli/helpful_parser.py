@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
+
+from aeflow_monai.printable import meant
 
 __all__ = ["HelpfulParser", "Once"]
 
@@ -17,7 +18,8 @@ class HelpfulParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with what is wrong."""
         verb = re.search(r"invalid choice: '(.*?)'", message)
-        message = message.rstrip(".") + _meant(verb[1] if verb else "", self._verbs())
+        if hint := meant(verb[1], self._verbs()) if verb else "":
+            message += f".{hint}"
         if "-m/--model: expected 2 arguments" in message:
             message += ". Give both behind one -m: -m RUN_A RUN_B"
         super().error(message)
@@ -28,8 +30,8 @@ class HelpfulParser(argparse.ArgumentParser):
         if unknown:
             parser = self._verbs().get(getattr(given, "verb", ""), self)
             options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            meant = _meant(options[0] if options else "", parser._option_string_actions)
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+            hint = meant(options[0], parser._option_string_actions) if options else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{'.' if hint else ''}{hint}")
         return given
 
     def _verbs(self) -> dict[str, HelpfulParser]:
@@ -51,11 +53,6 @@ class Once(argparse.Action):
         if (before := getattr(namespace, self.dest)) is not None:
             names = "/".join(self.option_strings)
             others = [name for name in parser._option_string_actions if name == f"{self.option_strings[-1]}s"]
-            meant = f" Did you mean {others[0]}?" if others else ""
-            parser.error(f"argument {names}: given twice, as {before} and as {values}.{meant}")
+            hint = f" Did you mean {others[0]}?" if others else ""
+            parser.error(f"argument {names}: given twice, as {before} and as {values}{'.' if hint else ''}{hint}")
         setattr(namespace, self.dest, values)
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1) if word else []
-    return f". Did you mean {near[0]}?" if near else ""

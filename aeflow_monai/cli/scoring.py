@@ -19,7 +19,7 @@ from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import encoding_of, read_json
-from aeflow_monai.printable import some
+from aeflow_monai.printable import counted, some
 from aeflow_monai.result_tables import rows_of
 
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
@@ -145,8 +145,9 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     abnormal = [row for row in scores if row["prediction"] == "1"]
     # one model scored all of them
     threshold = f" of {float(scores[0]['threshold']):.2f}" if scores else ""
-    cases = "1 case" if len(scores) == 1 else f"{len(scores)} cases"
-    terminal.result(f"{cases}, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed")
+    terminal.result(
+        f"{counted(len(scores), 'case')}, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed"
+    )
     _say_highest(sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN], terminal)
     for row in failures[:_SHOWN]:
         terminal.result(f"failed: {row['case']}: {row['message']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from aeflow_monai.geometry import PLANES
 from aeflow_monai.network.feature_norm import FEATURE_NORMS
 from aeflow_monai.network.flow import MIXINGS, SUBNETS
 from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
+from aeflow_monai.printable import meant
 
 __all__ = ["PATHS", "expected_of", "require_options"]
 
@@ -242,5 +242,4 @@ def _wrong_options(content: Mapping[str, Any]) -> Iterator[str]:
 
 def _hint(name: str, value: Any) -> str:
     known: Collection[str] = {"backbone": timm.list_models(), "layout": [*LAYOUTS]}.get(name, [])
-    close = difflib.get_close_matches(str(value), known, n=3)
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    return meant(value, known, n=3)

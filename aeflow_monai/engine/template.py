@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from aeflow_monai.engine.config_text import read_config
+from aeflow_monai.printable import meant
 
 __all__ = ["config_files", "known_configs", "require_order", "template_root"]
 
@@ -32,10 +32,9 @@ def config_files(*names: str) -> list[str]:
     for name in names:
         file = known.get(name, Path(name))
         if not file.is_file():
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(
-                f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file.{meant}"
+                f"There is no config {name!r}: choose one of {', '.join(known)}, or give the path of a file."
+                + meant(name, known)
             )
         read_config(file)
         found.append(str(file.absolute()))

@@ -26,9 +26,7 @@ _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
 _AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
 _LEAST_PATIENTS = 6  # with fewer normals nothing is known of what else is normal
-_PATIENTS_OF_TRAINING = (
-    10.0  # that its mean and covariance count as where another site has normals of its own; a choice
-)
+_PATIENTS_OF_TRAINING = 10.0  # that its mean and covariance count as beside another site's normals; a choice
 
 Normals = Mapping[str, Tensor]
 

@@ -118,10 +118,27 @@ def load_datalist(
                 f"test_fraction is {test_fraction}, but the layout {name!r} of {source} says itself what is trained "
                 "and tested on. Leave test_fraction at 0."
             )
-    items = to_items(name, source, entries, section, test_fraction, seed)
-    told = f"{len(items)} cases of the section {section!r} in {shown(dataset_dir)}, read as {name}."
+    return _section(dataset_dir, name, source, entries, section, test_fraction, seed)
+
+
+def _section(
+    dataset_dir: str | os.PathLike[str],
+    layout: str,
+    source: Path,
+    entries: Sequence[Entry],
+    section: str,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+) -> Datalist:
+    """The items of a section, of which the log tells, as what the folder holds and nothing uses."""
+    items = to_items(layout, source, entries, section, test_fraction, seed)
     unused = find_unused(existing(dataset_dir), entries, source)
-    _say(told, items, unused, labels=True)
+    _say(
+        f"{len(items)} cases of the section {section!r} in {shown(dataset_dir)}, read as {layout}.",
+        items,
+        unused,
+        labels=True,
+    )
     return Datalist(items, unused)
 
 
@@ -167,13 +184,13 @@ def find_images(
     request = Request(modalities=_texts(modalities), masks=False, series=_texts(series))
     name, source = recognize(path, layout, request, inference=True)
     if source.is_file() and name != "medmnist":
-        n_others = sum(entry.split == "train" for entry in LAYOUTS[name].read(source, request))
-        if n_others:
+        entries = of_each_file_once(source, LAYOUTS[name].read(source, Request()))
+        if n_others := sum(entry.split == "train" for entry in entries):
             _logger.warning(
                 f"{shown(source)} is a list, whose test images are scored, and the {n_others} to train on are not. "
                 "Give their files to score them too."
             )
-        return one_case_per_image(load_datalist(path, "test", layout=name))
+        return one_case_per_image(_section(path, name, source, entries, "test"))
     if name == "medmnist":
         entries = [Entry("test", (image,)) for image in images_below(medmnist.unpack(source) / "test")]
     elif name == "dicom" or (name in ("bids", "brats", "folder") and (request.modalities or name != "folder")):

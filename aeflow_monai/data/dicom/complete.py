@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from aeflow_monai.data.dicom.frames import Frame
 from aeflow_monai.data.dicom.headers import DicomFile
+from aeflow_monai.printable import counted
 
 __all__ = ["AS_NIFTI", "GridError", "require_all", "require_declared"]
 
@@ -88,7 +89,7 @@ def require_declared(frames: Sequence[Frame]) -> None:
     for keyword, declared, count in _declared(frames):
         if declared > count:
             raise GridError(
-                f"{count} slice{'s' if count > 1 else ''}, where {keyword} says that there are {declared}. Add the "
+                f"{counted(count, 'slice')}, where {keyword} says that there are {declared}. Add the "
                 f"missing slices. If it is whole, {AS_NIFTI}"
             )
 
