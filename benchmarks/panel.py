@@ -3,7 +3,8 @@
     python benchmarks/other_organs.py --source CLONES --output SETS
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow padim dfm knn
 
-One run of detection/run.py for each set, with the bundle's defaults (panel.yaml). What is done already is kept, so an
+One run of detection/run.py for each set, with the bundle's defaults (panel.yaml) or another encoder's config (--config
+benchmarks/detection/encoders/lite2.yaml). What is done already is kept, so an
 interrupted run goes on, and a later one adds sets, methods and seeds. Written to the output: a folder for each set, and
 table.md: AUROC of images, or of cases and of slices of volumes, mean over seeds; then for each method the mean AUROC,
 the mean rank and the worst gap, which is how far it is behind the best method on any set.
@@ -46,11 +47,12 @@ def main() -> None:
     parser = arguments(__doc__, "data", "sets", "output")
     parser.add_argument("--only", nargs="+", default=[*IMAGES, *VOLUMES], help="names of sets; all by default")
     parser.add_argument("--seeds", nargs="+", default=["0"])
+    parser.add_argument("--config", type=Path, default=HERE / "panel.yaml", help="of all sets; see detection/encoders")
     parser.add_argument("--methods", nargs="+", default=["aeflow", "padim", "dfm", "patchcore", "fastflow", "knn"])
     given = parser.parse_args()
     for name in given.only:
         command = [sys.executable, HERE / "detection/run.py", "--data", given.data, "--output", given.output / name]
-        command += ["--set", source_of(name, given.data, given.sets), "--split", "dev", "--config", HERE / "panel.yaml"]
+        command += ["--set", source_of(name, given.data, given.sets), "--split", "dev", "--config", given.config]
         subprocess.run([*map(str, command), "--seeds", *given.seeds, "--methods", *given.methods], check=True)
     found = {column: row for name in given.only for column, row in columns(name, given.output).items()}
     head = f"Development splits, seeds {', '.join(given.seeds)}; commit {commit()}; {processor()}.\n\n"
