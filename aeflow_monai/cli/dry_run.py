@@ -69,12 +69,12 @@ def say_test(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: the evaluation would be refused.
     """
-    from aeflow_monai.data import load_datalist
+    from aeflow_monai.engine.evaluated_images import load_test
     from aeflow_monai.engine.run_folders import run_folder
 
     folder = Path(run_folder(given.output, "evaluations"))
     parser, _ = _checked(given, "evaluate", options_of(given), given.data, folder)
-    items = load_datalist(given.data, "test", **parser.get_parsed_content("listing"))
+    items = load_test(given.data, given.model, parser.get_parsed_content("listing"))
     _require_free(given, folder, items)
     usable = [item for item in items if "problem" not in item]
     abnormal = sum(bool(item.get("label")) for item in usable)

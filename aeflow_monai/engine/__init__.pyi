@@ -5,6 +5,7 @@ from .config import Workflow as Workflow
 from .config import bundle_root as bundle_root
 from .detector import Detector as Detector
 from .detector import calibrate as calibrate
+from .evaluated_images import load_test as load_test
 from .evaluation import DetectionReport as DetectionReport
 from .evaluation import LocalisationReport as LocalisationReport
 from .evaluation import ScoreWriter as ScoreWriter

@@ -27,6 +27,7 @@ SECTIONS = {
     "train": {"train", UNSPLIT},
     "validation": {"validation"},
     "test": {"test"},
+    "unsplit": {UNSPLIT},
     "all": {"train", "validation", "test", UNSPLIT},
 }
 

@@ -71,8 +71,8 @@ def load_datalist(
 
     Args:
         dataset_dir: folder in one of the layouts; or the path of a .csv, .json or .npz file; or `medmnist:<flag>`.
-        section: "train", "validation", "test" or "all"; images without a split are part of "train" and "all". Of the
-            validation images a training and an evaluation use none.
+        section: "train", "validation", "test", "unsplit" or "all"; images without a split are part of "train" too. Of
+            the validation images a training and an evaluation use none.
         layout: one of those above, or "auto".
         normal_classes: names of the folders with normal images, upper or lower case, or normal label values of a
             MedMNIST file; all others are abnormal. Used for these two only.
