@@ -145,7 +145,7 @@ def calibrate(
     fitted: Iterable[Mapping[str, Any]] = (),
     trained: Iterable[Mapping[str, Any]] = (),
     varied: Iterable[Mapping[str, Any]] = (),
-) -> None:
+) -> dict[str, float]:
     """Calibrate a trained detector on normals that it has not seen; see `calibrate_score`.
 
     Args:
@@ -160,6 +160,9 @@ def calibrate(
         trained: batches of all normals that it was trained on, of which only the encoder's features are used.
         varied: batches of copies of these that have to stay normal, likewise, see `VariedSlices`.
 
+    Returns:
+        The scores of the held-out images by "file", or "case" without it.
+
     Raises:
         ValueError: no batches, or such as can be iterated once only; a specificity out of its range; images or
             statistics that are not finite. The detector is then as before.
@@ -171,7 +174,7 @@ def calibrate(
             batches if isinstance(batches, Iterator) else _Normals(detector, batches) for batches in (held_out, fitted)
         )
         pooled = chain(_pooled(detector, trained), _pooled(detector, varied, are_copies=True))
-        calibrate_score(detector.score, of_held_out, specificity, of_fitted, pooled)
+        return calibrate_score(detector.score, of_held_out, specificity, of_fitted, pooled)
     finally:
         detector.train(was_training)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from aeflow_monai.engine.bundle import write_bundle
@@ -23,6 +24,8 @@ from aeflow_monai.output.result_files import RUN_RECORD
 __all__ = ["recalibrate"]
 
 _logger = logging.getLogger(__name__)
+
+_SHOWN = 3  # normals with the highest scores
 
 
 def recalibrate(
@@ -63,7 +66,7 @@ def recalibrate(
     if given is not None:  # before all else: the folder of a run that is killed is known by it
         write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})
     detector.load_state_dict(dict(stored.state))
-    calibrate(detector, batches, specificity)
+    _say_highest(calibrate(detector, batches, specificity))
     if saw_pictures(stored.state) and saw_volumes(detector.state_dict()):
         _logger.warning(
             "The normals are volumes, but the model was trained on 2D images: each slice was taken as one of them. "
@@ -75,3 +78,14 @@ def recalibrate(
     if given is not None:
         finish_record(record, calibrated_on=[*map(hashes_of, data)])
     release_folder(output_dir)
+
+
+def _say_highest(scores: Mapping[str, float]) -> None:
+    """Name the normals that make a threshold high, since an abnormal image among them does, and nothing else tells."""
+    highest = sorted(scores.items(), key=lambda found: -found[1])[:_SHOWN]
+    told = ", ".join(f"{Path(file).name} {score:.2f}" for file, score in highest)
+    _logger.warning(
+        f"The threshold is set by the highest scores of these normals: {told}; their median is "
+        f"{median(scores.values()):.2f}. Look whether they are normal: one abnormal image among few normals makes it "
+        "too high."
+    )

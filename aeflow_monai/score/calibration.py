@@ -37,7 +37,7 @@ def calibrate_score(
     specificity: float = 0.95,
     fitted: Iterable[NormalSlices] = (),
     trained: Iterable[PooledSlices] = (),
-) -> None:
+) -> dict[str, float]:
     """Fill the score's buffers: units of the terms, normals by position, unit of slice scores, thresholds.
 
     Terms and places count where there is foreground. Maps are compared by position if that predicts held-out
@@ -57,6 +57,9 @@ def calibrate_score(
         trained: of all normals that the method was fitted on, for the global term, which needs many; see
             `fit_global_term`. If none are given, a term that is known moves to the held-out ones.
 
+    Returns:
+        The scores of the held-out images by their file, which the threshold of cases is set on.
+
     Raises:
         ValueError: no slices, or such as can be iterated once only; a specificity out of its range; terms or scores
             that are not finite. The score's buffers are then as before.
@@ -71,8 +74,9 @@ def calibrate_score(
             norms = fit_norms(score, held_out, fitted, trained)
         scored = _scored(score, held_out, norms)
         _fit_slice_scores(score, scored)
-        _fit_thresholds(score, scored, specificity)
+        found = _fit_thresholds(score, scored, specificity)
         score.saw_volumes.fill_(int(scored.of_volumes))
+    return found
 
 
 @contextmanager
@@ -169,7 +173,7 @@ def _fit_slice_scores(score: Score, scored: _Scored) -> None:
     score.fraction_std.copy_(std)
 
 
-def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> None:
+def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> dict[str, float]:
     map_scores = score.map_scores(scored.top_means.to(score.fraction_mean), scored.ease)
     scores, terms = score.joined(map_scores, scored.global_terms).cpu(), scored.global_terms.cpu()
     # by file, as evaluation and inference score: a case may have several images
@@ -198,3 +202,4 @@ def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> None:
             f"specificity on new normal cases may be anything from {low:.0f}% to {high:.0f}% (nine of ten times). "
             "Normals of more patients make this narrower, in the training or in a calibration."
         )
+    return {file: case for (_, file), case in zip(of_images, cases, strict=True)}

@@ -335,7 +335,9 @@ class TestCalibrate:
     @double_precision()
     def test_terms_and_map_of_the_normals_become_standard(self, flow_term: str) -> None:
         detector, images = a_detector(flow_term=flow_term), blobs(6)
-        calibrate(detector, batches_of(images, 4))
+        scores = calibrate(detector, batches_of(images, 4))
+        assert len(scores) == len(images)
+        assert max(scores.values()) == pytest.approx(float(detector.score.case_threshold), abs=1e-4)
         with torch.no_grad():
             terms = detector.terms(detector.network(images), images).transpose(0, 1).flatten(1)
             anomaly_map = detector(images)
