@@ -10,6 +10,7 @@ from typing import Any
 from aeflow_monai.cli.bundle_run import options_of, require_sections
 from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.printable import counted
 
 __all__ = ["say_images", "say_sections", "say_test"]
 
@@ -22,7 +23,6 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: the training would be refused.
     """
-    from aeflow_monai.data import load_datalist
     from aeflow_monai.engine.run_folders import model_folder, require_new
     from aeflow_monai.engine.template import config_files
     from aeflow_monai.engine.verbs import check_training
@@ -33,12 +33,22 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     check_training(config, folder)
     if not given.resume:
         require_new(folder)
-    items = load_datalist(given.data, "train", **parser.get_parsed_content("listing"))
-    normal = [item for item in items if not item.get("label")]
-    terminal.result(f"would train on {len(normal)} normal images of {_patients(normal)} patients:")
+    parser["paths"] = {"dataset_dir": given.data, "output_dir": folder, "resume": None, "cache_dir": None}
+    for part in (
+        "imports",
+        "initialize#1",
+        "initialize#2",
+    ):  # builds network, preprocessing and list, but writes nothing
+        parser.get_parsed_content(part)
+    items, (fitted, held_out) = parser.get_parsed_content("normals"), parser.get_parsed_content("split")
+    normal = [*fitted, *held_out]
+    terminal.result(
+        f"would train on {len(fitted)} normal images of {counted(_patients(fitted), 'patient')}, and set thresholds on "
+        f"{len(held_out)} of {counted(_patients(held_out), 'patient')}; {given.data} is read as {items.layout}:"
+    )
     _list(normal, terminal)
     if len(normal) < len(items):
-        terminal.result(f"not on {len(items) - len(normal)} abnormal ones, but where their masks tell normal slices")
+        terminal.result(f"not on {len(items) - len(normal)} abnormal ones")
     terminal.result(f"would write the model to {folder}")
 
 
@@ -57,7 +67,7 @@ def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Termi
     items = find_images(data, exclude=folder, **parser.get_parsed_content("listing"))
     _require_free(given, folder, items)
     usable = [item for item in items if "problem" not in item]
-    terminal.result(f"would score {len(usable)} images:")
+    terminal.result(f"would score {counted(len(usable), 'image')}:")
     _list(items, terminal)
     names = config.content["outputs"]
     terminal.result(f"would write {', '.join(names)} of each, and scores.csv, to {folder}")
@@ -79,7 +89,10 @@ def say_test(given: argparse.Namespace, terminal: Terminal) -> None:
     usable = [item for item in items if "problem" not in item]
     abnormal = sum(bool(item.get("label")) for item in usable)
     with_mask = sum("lesion" in item for item in usable)
-    terminal.result(f"would evaluate on {len(usable)} images, {abnormal} abnormal, {with_mask} with a mask:")
+    terminal.result(
+        f"would evaluate on {counted(len(usable), 'image')}, {abnormal} abnormal, {with_mask} with a mask; "
+        f"{given.data} is read as {items.layout}:"
+    )
     _list(items, terminal)
     terminal.result(f"would write to {folder if given.output else folder.parent}")
 

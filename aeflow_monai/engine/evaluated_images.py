@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aeflow_monai.data.datalist import load_datalist, require_labels
 from aeflow_monai.data.datalist.items import EmptySectionError
+from aeflow_monai.data.datalist.unused import Datalist
 from aeflow_monai.engine.duplicates import count_seen, fingerprints_of
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.printable import shown
@@ -19,9 +20,7 @@ __all__ = ["load_test"]
 _logger = logging.getLogger(__name__)
 
 
-def load_test(
-    dataset_dir: str | os.PathLike[str], folder: str | Path, listing: Mapping[str, Any]
-) -> Sequence[dict[str, Any]]:
+def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: Mapping[str, Any]) -> Datalist:
     """List the test images of a data set; all images of one without a split, such as another hospital's.
 
     Args:
@@ -37,14 +36,16 @@ def load_test(
         ValueError: see `load_datalist`; or the model knows images of a data set without a split.
     """
     try:
-        return require_labels(load_datalist(dataset_dir, "test", **listing))
+        items = load_datalist(dataset_dir, "test", **listing)
     except EmptySectionError as error:
-        return require_labels(_all_unknown(dataset_dir, folder, listing, error))
+        items = _all_unknown(dataset_dir, folder, listing, error)
+    require_labels(items)
+    return items
 
 
 def _all_unknown(
     dataset_dir: str | os.PathLike[str], folder: str | Path, listing: Mapping[str, Any], refused: EmptySectionError
-) -> list[dict[str, Any]]:
+) -> Datalist:
     """All images of a data set without a split, where the model knows none; otherwise what was refused is."""
     try:
         items = load_datalist(dataset_dir, "unsplit", **listing)

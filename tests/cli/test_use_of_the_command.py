@@ -51,6 +51,8 @@ def test_a_dry_run_tells_what_the_run_would_be_refused_for(
         ([*maps[:3], "nowhere", *maps[4:]], "Expected the folder of a training, with nowhere"),
         (["train", str(volumes), "-o", str(trained)], "holds a trained model, which would be lost"),
         (["train", str(volumes), "-o", "RUN", "--epochs", "0"], "epochs: expected a whole number"),
+        (["train", str(volumes), "-o", "RUN", "--set", "stages=[9]"], "has feature stages 0 to 4; got stages=[9]"),
+        (["train", str(volumes), "-o", "RUN", "--set", "intensity#upper=0.2"], "0 <= lower < upper <= 100"),
     ]
     of_others = files_below(trained)
     for command, message in refused:
@@ -76,7 +78,7 @@ def test_a_dry_run_counts_what_can_be_used(tmp_path: Path, volumes: Path, traine
     command = ["predict", str(data), "-m", str(trained), "-o", str(tmp_path / "MAPS"), "--outputs", "profile"]
     assert main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("would score 1 images:\n")
+    assert said.startswith("would score 1 image:\n")
     assert "1 cannot be used:\n" in said
     assert main([*command, "--dry-run", "--json"]) == 0
     states = sorted(json.loads(line)["state"] for line in capsys.readouterr().out.splitlines())

@@ -194,11 +194,13 @@ def test_an_evaluation_says_what_matters(tmp_path: Path, volumes: Path, own_bund
 def test_a_dry_run_writes_nothing(tmp_path: Path, volumes: Path, trained: Path, capsys: Capture) -> None:
     model, out = ["-m", str(trained)], ["-o", str(tmp_path / "OUT"), "--dry-run"]
     assert main(["train", str(volumes), *out]) == 0
-    assert "would train on 6 normal images of 6 patients" in capsys.readouterr().out
+    assert (
+        "would train on 5 normal images of 5 patients, and set thresholds on 1 of 1 patient" in capsys.readouterr().out
+    )
     assert main(["predict", str(volumes), *model, *out]) == 0
     assert "would score 6 images" in capsys.readouterr().out
     assert main(["evaluate", str(volumes), *model, *out]) == 0
-    assert "would evaluate on 6 images, 3 abnormal, 3 with a mask" in capsys.readouterr().out
+    assert "would evaluate on 6 images, 3 abnormal, 3 with a mask; " in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from aeflow_monai.data.datalist.tables import free_training
 from aeflow_monai.data.datalist.unused import Datalist, Unused, find_unused
 from aeflow_monai.files import user_path
 from aeflow_monai.marks import has_mark
-from aeflow_monai.printable import shown
+from aeflow_monai.printable import counted, shown
 
 __all__ = ["find_images", "list_unused", "load_datalist"]
 
@@ -40,7 +40,7 @@ def load_datalist(
     series: Any = (),
     test_fraction: float = 0.0,
     seed: int = 0,
-) -> list[dict[str, Any]]:
+) -> Datalist:
     """List the images of one section of a data set, with what is known of each.
 
     The layouts, in the order in which "auto" looks for them:
@@ -132,14 +132,9 @@ def _section(
 ) -> Datalist:
     """The items of a section, of which the log tells, as what the folder holds and nothing uses."""
     items = to_items(layout, source, entries, section, test_fraction, seed)
-    unused = find_unused(existing(dataset_dir), entries, source)
-    _say(
-        f"{len(items)} cases of the section {section!r} in {shown(dataset_dir)}, read as {layout}.",
-        items,
-        unused,
-        labels=True,
-    )
-    return Datalist(items, unused)
+    found = Datalist(items, find_unused(existing(dataset_dir), entries, source), layout)
+    _say(f"{counted(len(items), 'case')} of the section {section!r} in {shown(dataset_dir)}", found, labels=True)
+    return found
 
 
 def find_images(
@@ -209,9 +204,9 @@ def find_images(
             f"No image in {source} or below. Expected {', '.join(EXTENSIONS)}, or folders of DICOM files. Give "
             f"another folder with --dataset_dir. {unused if unused.kinds else ''}".rstrip()
         )
-    items = one_case_per_image(to_items(name, source, entries, "all", 0, 0))
-    _say(f"{len(items)} cases in {shown(path)}, read as {name}.", items, unused, labels=False)
-    return Datalist(items, unused)
+    items = Datalist(one_case_per_image(to_items(name, source, entries, "all", 0, 0)), unused, name)
+    _say(f"{counted(len(items), 'case')} in {shown(path)}", items, labels=False)
+    return items
 
 
 def list_unused(
@@ -263,13 +258,13 @@ def _one_image(path: Path, modalities: Sequence[str]) -> dict[str, Any]:
     return {"image": str(path), "case": case, "patient": case}
 
 
-def _say(told: str, items: Sequence[Mapping[str, Any]], unused: Unused, *, labels: bool) -> None:
+def _say(told: str, items: Datalist, *, labels: bool) -> None:
     """Log what is used and what is not."""
     problems = [str(item["problem"]) for item in items if "problem" in item]
-    _logger.info(told)
+    _logger.info(f"{told}, read as {items.layout}.")
     if problems:
         _logger.warning(f"{len(problems)} of these cases cannot be used. The first: {shown(problems[0])}")
-    unused.log(labels=labels)
+    items.unused.log(labels=labels)
 
 
 def _texts(names: Any) -> tuple[str, ...]:

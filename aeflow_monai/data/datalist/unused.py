@@ -87,16 +87,18 @@ class Unused:
 
 
 class Datalist(list[dict[str, Any]]):
-    """A datalist that knows what lies in its folder and is not used.
+    """A datalist that knows how its folder was read, and what of it is not used.
 
     Args:
         items: of the list.
         unused: what is not.
+        layout: see `load_datalist`.
     """
 
-    def __init__(self, items: Iterable[dict[str, Any]], unused: Unused) -> None:
+    def __init__(self, items: Iterable[dict[str, Any]], unused: Unused, layout: str) -> None:
         super().__init__(items)
         self.unused = unused
+        self.layout = layout
 
 
 def find_unused(root: Path, entries: Iterable[Entry], source: Path, passed_over: Path | None = None) -> Unused:

@@ -19,7 +19,9 @@ from aeflow_monai.output.maps import WriteMapsd
 
 
 def test_unknown_section(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"section has to be one of train, validation, test, all; got 'validate'"):
+    with pytest.raises(
+        ValueError, match=r"section has to be one of train, validation, test, unsplit, all; got 'validate'"
+    ):
         load_datalist(tmp_path, "validate")
 
 
