@@ -111,6 +111,8 @@ def load_datalist(
     request = Request(_texts(normal_classes), _texts(modalities), series=_texts(series))
     name, source = recognize(dataset_dir, layout, request)
     entries = of_each_file_once(source, LAYOUTS[name].read(source, request))
+    if section == "train":  # the other runs take these options from the training, whatever their data
+        _warn_without_effect(name, source, request, entries)
     if test_fraction:
         entries = free_training(entries) if name == "decathlon" else entries
         if all(entry.split != UNSPLIT for entry in entries):
@@ -119,6 +121,19 @@ def load_datalist(
                 "and tested on. Leave test_fraction at 0."
             )
     return _section(dataset_dir, name, source, entries, section, test_fraction, seed)
+
+
+def _warn_without_effect(layout: str, source: Path, request: Request, entries: Sequence[Entry]) -> None:
+    """Say which options of a data set change nothing here."""
+    if request.normal_classes != Request().normal_classes and layout not in ("classes", "medmnist"):
+        _logger.warning(
+            f"--normal_classes {', '.join(request.normal_classes)} chooses nothing in {shown(source)}: the layout "
+            f"{layout!r} says itself what is normal. For folders of classes give --layout classes."
+        )
+    if request.series and source.is_dir() and not any(entry.examined for entry in entries):
+        _logger.warning(
+            f"--series {', '.join(request.series)} chooses nothing in {shown(source)}: it holds no DICOM series."
+        )
 
 
 def _section(
