@@ -1,5 +1,6 @@
 """Duplicates of images among held-out normals, and among those of a test."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def test_duplicates_are_told_whatever_they_are_called(tmp_path: Path, caplog: py
     warn_of_duplicates(held_out, fingerprints_of(held_out), fingerprints_of(trained))
     assert "1 of 5 held-out normals are duplicates of images that are trained on. Thresholds of images" in caplog.text
     assert "2 of 5 normals that thresholds are set on are duplicates of others: c, d. Each counts" in caplog.text
+
+
+def test_a_packed_image_is_a_duplicate_of_the_same_one_unpacked(tmp_path: Path) -> None:
+    items = items_of(tmp_path, {"a.nii": "voxels", "b.nii.gz": "", "c.nii.gz": "", "damaged.nii.gz": "no gzip"})
+    for name, level in (("b", 1), ("c", 9)):
+        (tmp_path / f"{name}.nii.gz").write_bytes(gzip.compress(b"voxels", level, mtime=level))
+    plain, fast, small, damaged = fingerprints_of(items)
+    assert plain == fast == small
+    assert damaged not in ("", plain)
 
 
 def test_images_of_one_patient_and_missing_ones_are_no_duplicates(
