@@ -14,7 +14,15 @@ from aeflow_monai.geometry import any_picture
 from aeflow_monai.printable import some
 from aeflow_monai.score.position import UNKNOWN
 
-__all__ = ["note_on_picture", "note_on_pictures", "note_on_volumes", "require_volumes", "saw_pictures", "saw_volumes"]
+__all__ = [
+    "note_on_normals",
+    "note_on_picture",
+    "note_on_pictures",
+    "note_on_volumes",
+    "require_volumes",
+    "saw_pictures",
+    "saw_volumes",
+]
 
 _NOTED = "score.saw_volumes"
 _NORMALS = "score.dissimilarity_norm"  # of normals by plane and relative slice position
@@ -97,6 +105,24 @@ def require_volumes(state: Mapping[str, Tensor], datalist: Sequence[Mapping[str,
             f"{some([Path(path).name for path in paths])}. Give volumes like those of the training, or train on "
             "pictures."
         )
+
+
+def note_on_normals(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> str:
+    """Say that the normals of a calibration are volumes, if the model was calibrated on 2D images before.
+
+    Args:
+        before: state of the detector.
+        now: its state after the calibration.
+
+    Returns:
+        A sentence; empty if all is well.
+    """
+    if not saw_pictures(before) or not saw_volumes(now):
+        return ""
+    return (
+        "The normals are volumes, but the model was trained on 2D images: each slice was taken as one of them. "
+        "Train on volumes to score volumes."
+    )
 
 
 def note_on_picture(state: Mapping[str, Tensor], item: Mapping[str, Any]) -> str:

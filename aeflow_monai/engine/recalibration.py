@@ -14,7 +14,7 @@ from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.detector import Detector, calibrate
 from aeflow_monai.engine.duplicates import count_seen, fingerprints_of, require_several_images, warn_of_duplicates
 from aeflow_monai.engine.fixed_options import require_own_config
-from aeflow_monai.engine.picture_warning import require_volumes, saw_pictures, saw_volumes
+from aeflow_monai.engine.picture_warning import note_on_normals, require_volumes
 from aeflow_monai.engine.run_record import describe_run, finish_record, hashes_of
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import write_json
@@ -67,11 +67,8 @@ def recalibrate(
         write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})
     detector.load_state_dict(dict(stored.state))
     _say_highest(calibrate(detector, batches, specificity))
-    if saw_pictures(stored.state) and saw_volumes(detector.state_dict()):
-        _logger.warning(
-            "The normals are volumes, but the model was trained on 2D images: each slice was taken as one of them. "
-            "Train on volumes to score volumes."
-        )
+    if note := note_on_normals(stored.state, detector.state_dict()):
+        _logger.warning(note)
     facts = {**stored.card["data"], **facts_of_data(calibrated_on=data)}
     card = {**stored.card, "data": facts, "specificity": specificity, "thresholds_on": fingerprints}
     write_bundle(output_dir, detector, {**stored.config, "specificity": specificity}, card)
