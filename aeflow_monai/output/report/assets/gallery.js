@@ -30,6 +30,7 @@ function galleryLists(report) {
 
 function gallery(report, open) {
   const lists = galleryLists(report);
+  const anyPicture = Object.keys(report.pictures).length > 0;
   const note = el("p", { class: "dim" });
   const room = el("div", { class: "thumbs", role: "tabpanel", id: "thumbs" });
   const tabs = lists.map((list, index) => el("button", {
@@ -45,15 +46,15 @@ function gallery(report, open) {
   function show(index) {
     tabs.forEach((tab, k) => { tab.setAttribute("aria-selected", String(k === index)); tab.tabIndex = k === index ? 0 : -1; });
     const list = lists[index];
-    note.textContent = list.note;
-    room.replaceChildren(...list.cases.map((one) => thumb(report, one, () => open(one, list.cases))));
+    note.textContent = `${list.note}${anyPicture ? "" : " No pictures were kept: of shards they are the overlays, which --outputs overlay writes."}`;
+    room.replaceChildren(...list.cases.map((one) => thumb(report, one, anyPicture, () => open(one, list.cases))));
     if (!list.cases.length) room.replaceChildren(el("p", { class: "empty" }, "None."));
   }
   show(0);
   return [el("div", { class: "tools", role: "tablist", "aria-label": "Lists" }, tabs), note, room];
 }
 
-function thumb(report, one, open) {
+function thumb(report, one, framed, open) {
   const frame = el("span", { class: "frame" }, "no picture kept");
   const pictures = report.pictures[one.case];
   if (pictures && pictures.single) {
@@ -69,6 +70,6 @@ function thumb(report, one, open) {
     frame.replaceChildren(el("img", { src: pictures.overlay, alt: "" }));
   }
   return el("button", { class: "thumb", type: "button", onclick: open, "aria-label": `${one.case}, score ${fixed(one.anomaly_score)}` },
-    frame, el("span", { class: "caption" }, el("b", {}, named(one.case)),
+    framed ? frame : null, el("span", { class: "caption" }, el("b", {}, named(one.case)),
       el("span", { class: "state" }, sign(one.kind), `${fixed(one.anomaly_score)} \u00b7 ${one.outcome}`)));
 }
