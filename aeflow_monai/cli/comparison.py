@@ -10,7 +10,8 @@ from aeflow_monai.cli.dry_run import say_test
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import write_json
+from aeflow_monai.files import read_json, write_json
+from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.result_tables import rows_of
 
 __all__ = ["compare"]
@@ -61,16 +62,24 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
     labels = [int(first[file]["label"]) for file in both]
     scores = [[float(of_model[file]["anomaly_score"]) for file in both] for of_model in scored]
     paired = paired_report(labels, scores[0], scores[1])
-    report = {"models": [str(Path(model).absolute()) for model in given.model], **paired}
+    notes = [read_json(results / RUN_RECORD).get("notes", []) for results in places]
+    report = {"models": [str(Path(model).absolute()) for model in given.model], "notes": notes, **paired}
     write_json(folder / "comparison.json", report)
     terminal.line(report)
     low, high = report["difference_ci95"]
+    rates = [read_json(results / "metrics.json") for results in places]
     terminal.table(
-        ["model", "AUROC"],
-        [[model, f"{auroc:.3f}"] for model, auroc in zip(given.model, report["auroc"], strict=True)],
+        ["model", "AUROC", "sensitivity", "specificity"],
+        [
+            [model, f"{auroc:.3f}", f"{found['sensitivity']:.3f}", f"{found['specificity']:.3f}"]
+            for model, auroc, found in zip(given.model, report["auroc"], rates, strict=True)
+        ],
     )
+    for model, of_model in zip(given.model, notes, strict=True):
+        for note in of_model:
+            terminal.result(f"{model}: {note}")
     terminal.result(
-        f"second less first {report['difference']:+.3f} ({low:+.3f} to {high:+.3f}), p = {report['p_value']:.2g}, on "
+        f"second minus first {report['difference']:+.3f} ({low:+.3f} to {high:+.3f}), p = {report['p_value']:.2g}, on "
         f"{report['n']} cases that both scored"
     )
     terminal.result(f"results: {folder / 'comparison.json'}")

@@ -173,7 +173,7 @@ def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
 
     of_volumes = any(row["plane"] for row in rows)
     columns = ["most anomalous", "score", "prediction", f"p (n = {rows[0]['n_held_out']})"]
-    columns += ["slice, from 0", "peak voxel"] if of_volumes else ["peak pixel"]
+    columns += ["slice, from 0", "peak voxel in it"] if of_volumes else ["peak pixel"]
     cells = []
     for row in rows:
         prediction = "abnormal" if row["prediction"] == "1" else "normal"
@@ -199,7 +199,7 @@ def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:
     if baseline >= metrics["auroc"]:
         simple = f"{name.replace('_', ' ')} alone has an AUROC of {baseline:.3f}"
         terminal.result(f"{simple}: the model tells these images apart no better than that")
-    if note := metrics.get("specificity_note"):
+    for note in filter(None, map(metrics.get, ("auroc_note", "specificity_note"))):
         terminal.result(note)
 
 

@@ -20,6 +20,7 @@ from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import read_json, replacing, sweep
 from aeflow_monai.locks import turn_in
 from aeflow_monai.output.result_files import RUN_RECORD
+from aeflow_monai.printable import counted
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed, specificity_range
 
@@ -36,7 +37,7 @@ _logger = logging.getLogger(__name__)
 # Of images that a model knows, by the name of their list in its card: what an evaluation on them is worth.
 _SEEN = {
     "trained_on": "trained on, so this is no test",
-    "thresholds_on": "those that the thresholds are set on, so specificity is no test",
+    "thresholds_on": "calibrated on, so neither AUROC nor specificity is a test",
 }
 _EVALUATIONS = "## Evaluations"
 _VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
@@ -75,9 +76,14 @@ class CardWriter(CaseHandler):
         fingerprints = fingerprints_of(self.datalist)
         notes = notes_on_duplicates(self.datalist, fingerprints)
         for what, warning in _SEEN.items():
-            if n_seen := count_seen(fingerprints, card.get(what, ())):
+            known = card.get(what, ())
+            if n_seen := count_seen(fingerprints, known):
                 notes.append(f"{n_seen} of {len(self.datalist)} test images were {warning}.")
                 title += f"; {n_seen} were {warning}"
+            abnormal = [found for found, item in zip(fingerprints, self.datalist, strict=True) if item.get("label")]
+            if n_contradicted := count_seen(abnormal, known):
+                images = counted(n_contradicted, "image")
+                notes.append(f"{images} that the test calls abnormal stood among the normals of the model.")
         for note in notes:
             _logger.warning(note)
             add_note(self.results_dir / RUN_RECORD, note)

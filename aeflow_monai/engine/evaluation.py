@@ -149,6 +149,7 @@ class DetectionReport(_Report):
             self.scores,
             float(self.score.case_threshold),
             calibrated_rank=(rank, n) if n else None,
+            calibrated_scores=self.score.held_out.scores.tolist(),
             n_bootstrap=self.n_bootstrap,
             seed=self.seed,
             baselines=self.statistics,

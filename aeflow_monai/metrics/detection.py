@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import betabinom, binomtest
+from scipy.stats import betabinom, binomtest, mannwhitneyu
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -23,6 +23,7 @@ __all__ = ["detection_report", "expected_passing", "format_report", "intensity_s
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+_SHIFTED = 0.001  # below this p-value; small, since cases of one patient are alike and count as several
 STATISTICS = ("auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity")
 
 
@@ -32,6 +33,7 @@ def detection_report(
     threshold: float,
     *,
     calibrated_rank: tuple[int, int] | None = None,
+    calibrated_scores: Sequence[float] = (),
     n_bootstrap: int = 1000,
     seed: int = 0,
     baselines: Mapping[str, Sequence[float]] | None = None,
@@ -53,13 +55,15 @@ def detection_report(
     A threshold that is the k-th of the n scores of held-out normals lets k / (n + 1) of new ones pass, on average:
     the expected specificity. How many of the normal cases pass differs from draw to draw of both: see
     `expected_passing`. Fewer than that contradict the expected specificity; otherwise it is neither contradicted nor
-    shown. `specificity_note` says so with the numbers.
+    shown. `specificity_note` says so with the numbers. It also says where the normal cases score higher or lower than
+    the held-out normals, beyond chance: with few of these the threshold alone does not show it.
 
     Args:
         labels: 0 for normal and 1 for abnormal, shape (N,).
         scores: Finite anomaly scores, larger is more abnormal, shape (N,).
         threshold: The stored threshold, in the unit of the scores.
         calibrated_rank: k and n, if known; see `calibrate`.
+        calibrated_scores: of the held-out normals, if known.
         n_bootstrap: Number of resamples, at least 1.
         seed: Seed of the resampling.
         baselines: Trivial statistics by name (mean intensity, file size, ...), shape (N,) each. Of each the
@@ -70,8 +74,9 @@ def detection_report(
         A dictionary that JSON can hold: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`,
         `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
         interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
-        `baselines`, `n_bootstrap`, `bootstrap_seed`; if the rank was given `expected_specificity`,
-        `expected_passing_range`, `is_specificity_contradicted` and `specificity_note`.
+        `baselines`, `n_bootstrap`, `bootstrap_seed`; `auroc_note`, empty where the AUROC is above chance; if the rank
+        was given `expected_specificity`, `expected_passing_range`, `is_specificity_contradicted`, `normal_shift_p` (of
+        a two-sided Mann-Whitney test; None without scores), `is_normal_shifted` and `specificity_note`.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.
@@ -107,6 +112,7 @@ def detection_report(
         if name in intervals:
             report[f"{name}_ci95"] = intervals[name]
 
+    report["auroc_note"] = _auroc_note(report)
     report["all_abnormal_f1"] = float(f1_score(truth, np.ones_like(truth)))
     report["oracle_best_f1"], report["oracle_threshold"] = _oracle(truth, values)
     report["baselines"] = {}
@@ -120,7 +126,9 @@ def detection_report(
         report["expected_specificity"] = rank / (n_calibrated + 1)
         report["expected_passing_range"] = [low, high]
         report["is_specificity_contradicted"] = passed < low
-        report["specificity_note"] = _specificity_note(report, passed)
+        p, is_higher = _shift(values[truth == 0], calibrated_scores)
+        report |= {"normal_shift_p": p, "is_normal_shifted": p is not None and p < _SHIFTED}
+        report["specificity_note"] = _specificity_note(report, passed, is_higher)
     return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}
 
 
@@ -144,7 +152,29 @@ def expected_passing(n_normal: int, calibrated_rank: tuple[int, int]) -> tuple[i
     return n_normal - int(above.ppf(0.975)), n_normal - int(above.ppf(0.025))
 
 
-def _specificity_note(report: Mapping[str, Any], passed: int) -> str:
+def _auroc_note(report: Mapping[str, Any]) -> str:
+    """What an AUROC that is not above chance may mean."""
+    low, high = report["auroc_ci95"]
+    if high < 0.5:
+        return (
+            "Abnormal cases score lower than normal ones, beyond chance. Check the labels and which class is normal. "
+            "Or the normal cases differ from those of the training (site, scanner, patients, preparation): calibrate "
+            "the model on normals like these."
+        )
+    if low <= 0.5:
+        return "The interval of the AUROC includes 0.5: these cases do not show that the score does better than chance."
+    return ""
+
+
+def _shift(normal: Floats, calibrated: Sequence[float]) -> tuple[float | None, bool]:
+    """Whether normal cases score otherwise than held-out normals: the p-value, and whether they score higher."""
+    if not len(calibrated):
+        return None, False
+    test = mannwhitneyu(normal, np.asarray(calibrated, dtype=np.float64))
+    return float(test.pvalue), bool(test.statistic > len(normal) * len(calibrated) / 2)
+
+
+def _specificity_note(report: Mapping[str, Any], passed: int, is_higher: bool) -> str:
     """What the normal cases say of the expected specificity, in numbers."""
     (low, high), (least, most), n = report["specificity_ci95"], report["expected_passing_range"], report["n_normal"]
     measured = (
@@ -156,6 +186,12 @@ def _specificity_note(report: Mapping[str, Any], passed: int) -> str:
         return (
             f"{measured} {draws}. These most likely differ from them (site, scanner, patients, preparation): calibrate "
             "the model on normals like these."
+        )
+    if report["is_normal_shifted"]:
+        return (
+            f"{measured} {draws}. But these score {'higher' if is_higher else 'lower'} than those, beyond chance "
+            f"(Mann-Whitney test, p = {report['normal_shift_p']:.1g}): they most likely differ (site, scanner, "
+            "patients, preparation), and the threshold does not fit. Calibrate the model on normals like these."
         )
     return f"{measured} {draws}: this neither contradicts nor confirms what was expected."
 
@@ -202,7 +238,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows]
     lines.append(f"Brackets: 95 % bootstrap intervals, {report['n_bootstrap']} resamples.")
-    return "\n".join([*lines, *filter(None, [report.get("specificity_note")])])
+    return "\n".join([*lines, *filter(None, map(report.get, ("auroc_note", "specificity_note")))])
 
 
 def intensity_statistics(image: Tensor) -> dict[str, float]:

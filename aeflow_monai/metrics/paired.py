@@ -34,7 +34,7 @@ def paired_report(
         seed: of the resampling.
 
     Returns:
-        "n", "n_normal", "n_abnormal", "auroc" of both as a list, "difference" (second less first), its
+        "n", "n_normal", "n_abnormal", "auroc" of both as a list, "difference" (second minus first), its
         "difference_ci95", "p_value", "n_bootstrap" and "bootstrap_seed".
 
     Raises:

@@ -209,9 +209,10 @@ def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, own_bun
     assert main(["compare", str(volumes), "-m", str(own_bundle), str(own_bundle), "-o", str(folder)]) == 0
     report = read_json(folder / "comparison.json")
     assert report["n"] == 6
+    assert report["notes"] == [[], []]
     assert report["difference"] == 0
     assert report["p_value"] == 1
-    assert "second less first +0.000 (+0.000 to +0.000), p = 1, on 6 cases" in capsys.readouterr().out
+    assert "second minus first +0.000 (+0.000 to +0.000), p = 1, on 6 cases" in capsys.readouterr().out
 
 
 @pytest.mark.end_to_end

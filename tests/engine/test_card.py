@@ -198,12 +198,15 @@ def test_an_evaluation_on_images_that_the_model_knows_says_so(
     evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "train")))
     notes = [
         "5 of 6 test images were trained on, so this is no test.",
-        "1 of 6 test images were those that the thresholds are set on, so specificity is no test.",
+        "1 of 6 test images were calibrated on, so neither AUROC nor specificity is a test.",
     ]
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == notes
     assert read_json(bundle / "results/run.json")["notes"] == ["of the run", *notes]
     title = added_to(bundle, trained)[0]
-    assert "; 5 were trained on, so this is no test; 1 were those that the thresholds are set on" in title
+    assert "; 5 were trained on, so this is no test; 1 were calibrated on, so neither AUROC" in title
+    caplog.clear()
+    evaluate(CardWriter(bundle, bundle / "results", [{**i, "label": 1} for i in load_datalist(volumes, "train")]))
+    assert "5 images that the test calls abnormal stood among the normals of the model." in caplog.text
     caplog.clear()
     evaluate(CardWriter(bundle, bundle / "results", load_datalist(volumes, "test")))
     assert not [record for record in caplog.records if record.levelname == "WARNING"]

@@ -154,6 +154,34 @@ def test_normals_of_the_same_kind_seldom_exceed_the_threshold_too_often(n_calibr
     assert np.mean(n_normal - exceeding <= most) >= 0.95
 
 
+@pytest.mark.parametrize(("by", "said"), [(2.0, "score higher than those"), (-2.0, "score lower than those"), (0, "")])
+def test_normals_that_score_otherwise_than_those_of_the_threshold_are_told(by: float, said: str) -> None:
+    generator = np.random.default_rng(0)
+    held_out, normal = np.sort(generator.normal(size=8)), generator.normal(size=40) + by
+    scores, threshold = [*normal, *generator.normal(3, size=40)], held_out[-1] + 3  # which all normal cases pass
+    options = {"calibrated_rank": (8, 8), "calibrated_scores": held_out.tolist(), "n_bootstrap": 10}
+    report = detection_report([0] * 40 + [1] * 40, scores, threshold, **options)
+    assert report["is_specificity_contradicted"] is False
+    assert report["is_normal_shifted"] is bool(by)
+    assert (report["normal_shift_p"] < 0.001) is bool(by)
+    assert (said or "neither contradicts nor confirms") in report["specificity_note"]
+    assert ("Calibrate the model on normals like these" in report["specificity_note"]) is bool(by)
+
+
+def test_an_auroc_that_is_not_above_chance_is_told() -> None:
+    labels = [0] * 20 + [1] * 20
+    above, level, below = (
+        detection_report(labels, [*range(20), *range(first, first + 20)], threshold=30, n_bootstrap=50)
+        for first in (10, 0, -10)
+    )
+    assert above["auroc_note"] == ""
+    assert "includes 0.5" in level["auroc_note"]
+    assert below["auroc_note"].startswith(
+        "Abnormal cases score lower than normal ones, beyond chance. Check the labels"
+    )
+    assert below["auroc_note"] in format_report(below)
+
+
 def test_without_a_rank_nothing_is_expected() -> None:
     report = detection_report([0, 0, 1], [2, 3, 4], threshold=1)
     assert "specificity_note" not in report

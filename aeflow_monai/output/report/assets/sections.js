@@ -26,9 +26,9 @@ function summaryOfEvaluation(report) {
   }
   const passed = negative - counts.alarms;
   const notes = noteLines(report);
-  if (metrics.specificity_note) notes.push(el("p", { class: metrics.is_specificity_contradicted ? "warn" : "fine" }, metrics.specificity_note));
+  if (metrics.specificity_note) notes.push(el("p", { class: metrics.is_specificity_contradicted || metrics.is_normal_shifted ? "warn" : "fine" }, metrics.specificity_note));
   notes.push(uncertainThreshold(report));
-  if (metrics.auroc_ci95[0] <= 0.5) notes.push(el("p", { class: "warn" }, "The interval of the AUROC includes 0.5: these cases do not show that the score does better than chance."));
+  if (metrics.auroc_note) notes.push(el("p", { class: "warn" }, metrics.auroc_note));
   const [best] = Object.entries(metrics.baselines || {}).sort((a, b) => b[1] - a[1]);
   if (best && best[1] >= metrics.auroc) notes.push(el("p", { class: "warn" }, `A trivial baseline does as well: ${best[0].replaceAll("_", " ")} alone has an AUROC of ${metric(best[1])}.`));
   return [
