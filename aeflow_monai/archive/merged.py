@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
-from aeflow_monai.archive.shard import SHARDS, Shard
+from aeflow_monai.archive.shard import SAME, SHARDS, Shard, short
 from aeflow_monai.archive.study import is_list
 from aeflow_monai.errors import Failure
 from aeflow_monai.files import digest_of, read_json, replacing, write_json
@@ -26,7 +26,6 @@ from aeflow_monai.result_tables import spreadsheet_safe
 __all__ = ["Merged", "holds_other_run", "is_sharded", "merge"]
 
 _PICTURES = 300  # cases whose overlays are looked for
-_SAME = ("model_sha256", "options_sha256", "version", "runtime", "source")
 
 
 class Merged(NamedTuple):
@@ -214,12 +213,13 @@ def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) 
             )
         places[number] = path.parent
     settings = [{**own, "runtime": _computed_by(own)} for own in settings]
-    for name in _SAME:
+    for name, what in SAME.items():
         for path, own in zip(paths, settings, strict=True):
             if own.get(name) != settings[0].get(name):
                 raise ValueError(
-                    f"{path.parent} was scored with another {name.partition('_')[0]} than {paths[0].parent}. Begin "
-                    "it anew, with aeflow predict --shard and --overwrite."
+                    f"{path.parent} was scored with {what} than {paths[0].parent}: {short(own.get(name))}, there "
+                    f"{short(settings[0].get(name))}. Begin the one that is wrong anew, with aeflow predict --shard "
+                    "and --overwrite."
                 )
 
 

@@ -6,11 +6,19 @@ import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["SHARDS", "Shard", "ShardRun"]
+__all__ = ["SAME", "SHARDS", "Shard", "ShardRun", "short"]
 
 SHARDS = "shards"  # folder of the results that holds a folder for each
+# What all runs of one folder have to share, and what to call it where they do not.
+SAME = {
+    "model_sha256": "another model",
+    "options_sha256": "other options",
+    "version": "another version of aeflow_monai",
+    "runtime": "another runtime",
+    "source": "another list",
+}
 
 
 class Shard(NamedTuple):
@@ -90,3 +98,8 @@ class ShardRun(NamedTuple):
     def shard_folder(self) -> Path:
         """Folder of the shard's ledger and files."""
         return self.folder / SHARDS / self.shard.folder
+
+
+def short(value: Any) -> str:
+    """A setting of a shard as messages show it: of a hash its beginning."""
+    return str(value)[:12] if len(str(value)) == 64 else str(value)

@@ -14,7 +14,7 @@ from aeflow_monai.about import __version__
 from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
 from aeflow_monai.archive.listed import studies_in
 from aeflow_monai.archive.merged import holds_other_run
-from aeflow_monai.archive.shard import SHARDS, ShardRun
+from aeflow_monai.archive.shard import SAME, SHARDS, ShardRun, short
 from aeflow_monai.archive.study import is_list
 from aeflow_monai.archive.study_scorer import Outcome, StudyScorer
 from aeflow_monai.engine.config import GivenConfig
@@ -34,14 +34,6 @@ _logger = logging.getLogger(__name__)
 
 _AT_ONCE = 32  # studies that are claimed together
 _SAID = 20  # failures that are said one by one
-# What all runs of one folder have to share, and what to call it.
-_SAME = {
-    "model_sha256": "another model",
-    "options_sha256": "other options",
-    "version": "another version of aeflow_monai",
-    "runtime": "another runtime",
-    "source": "another list",
-}
 _OF_RUN = ("dataset_dir", "output_dir", "overwrite", "device", "runtime", "imports")  # change no result, or stand apart
 
 
@@ -158,11 +150,12 @@ class OpenShard:
         of_run = {**describe_run(given), "command": self.run.command}
         settings = _settings(self.run, given, of_run["machine"].get("runtime", "torch"))
         earlier = self.ledger.settings()
-        for name, what in _SAME.items():
-            if earlier.get(name, settings[name]) != settings[name]:
+        binding = earlier if any(self.ledger.counts()) else {}  # a list that was refused has left no study
+        for name, what in SAME.items():
+            if binding.get(name, settings[name]) != settings[name]:
                 raise ValueError(
-                    f"{self.run.shard_folder} was begun with {what}: {_short(earlier[name])} there, now "
-                    f"{_short(settings[name])}. Give the same, or another folder with --output_dir, or begin anew with "
+                    f"{self.run.shard_folder} was begun with {what}: {short(earlier[name])} there, now "
+                    f"{short(settings[name])}. Give the same, or another folder with --output_dir, or begin anew with "
                     "--overwrite True."
                 )
         state = _state_of(self.run.source)
@@ -244,7 +237,3 @@ def _empty(folder: Path) -> None:
                 shutil.rmtree(path)
         for path in (folder / LEDGER, folder / f"{LEDGER}-journal"):
             path.unlink(missing_ok=True)
-
-
-def _short(value: Any) -> str:
-    return str(value)[:12] if len(str(value)) == 64 else str(value)

@@ -13,7 +13,7 @@ from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import WrongUse
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import user_path
-from aeflow_monai.printable import some
+from aeflow_monai.printable import counted, some
 
 if TYPE_CHECKING:
     from aeflow_monai.archive import Merged, ShardRun
@@ -67,9 +67,9 @@ def report_shards(folder: Path, terminal: Terminal) -> None:
     merged = merge(folder)
     terminal.line({**merged.counts._asdict(), "missing_shards": list(merged.missing), "shards": merged.n_shards})
     done, failed, n_open = merged.counts
-    terminal.result(f"{sum(merged.counts)} studies: {done} done, {failed} failed, {n_open} open")
+    terminal.result(f"{counted(sum(merged.counts), 'study', 'studies')}: {done} done, {failed} failed, {n_open} open")
     if merged.missing:
-        terminal.result(f"shards that were not begun, of {merged.n_shards}: {some(merged.missing, 20)}")
+        terminal.result(f"not begun: {some([f'{number}/{merged.n_shards}' for number in merged.missing], 20)}")
     if merged.repeated:
         terminal.result(f"{merged.repeated} lines name a study again, which was scored once")
     if merged.same_names:
@@ -116,5 +116,5 @@ def _fail_if_any(folder: Path, counts: Counts, remedy: str, merged: Merged | Non
     if counts.failed or counts.open or (merged is not None and merged.missing):
         total = sum(counts)
         shards = f"; {len(merged.missing)} shards were not begun" if merged is not None and merged.missing else ""
-        what = f"Of {total} studies {counts.failed} failed and {counts.open} are open{shards}"
+        what = f"Of {counted(total, 'study', 'studies')} {counts.failed} failed and {counts.open} are open{shards}"
         raise CaseFailures(f"{what}:\n{remedy}")

@@ -164,8 +164,8 @@ def test_a_shard_that_was_not_begun_is_named(tmp_path: Path, scans: Scans, train
     assert codes == [0, 0]
     assert main(["report", str(tmp_path / "OUT")]) == 1
     said = capsys.readouterr()
-    assert "shards that were not begun, of 3: 3" in said.out
-    assert "Of 1 studies" in said.err or "Of 0 studies" in said.err
+    assert "not begun: 3/3" in said.out
+    assert "Of 1 study" in said.err or "Of 0 studies" in said.err
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,15 @@ def test_another_list_is_refused(tmp_path: Path, scans: Scans, sharded: Path, tr
     command = ["predict", str(tmp_path / "other.txt"), "-m", str(trained), "-o", str(sharded), "--shard", "1/2"]
     assert main([*command, *OUTPUTS]) == 2
     assert "was begun with another list: " in capsys.readouterr().err
+
+
+def test_a_list_that_was_refused_binds_nothing(tmp_path: Path, scans: Scans, trained: Path, capsys: Capture) -> None:
+    out = ["-m", str(trained), "-o", str(tmp_path / "OUT"), "--shard", "1/1", *OUTPUTS]
+    (tmp_path / "wrong.csv").write_text("file\na.nii.gz\n")
+    assert main(["predict", str(tmp_path / "wrong.csv"), *out]) == 2
+    (tmp_path / "right.txt").write_text(str(scans.folder / "scan00.nii.gz"))
+    assert main(["predict", str(tmp_path / "right.txt"), *out]) == 0
+    assert "1 study: 1 done, 0 failed, 0 open" in capsys.readouterr().out
 
 
 @pytest.mark.end_to_end
@@ -226,7 +235,7 @@ def test_failed_studies_are_scored_again_when_they_are_mended(
     (tmp_path / "late.nii.gz").write_bytes((scans.folder / "scan00.nii.gz").read_bytes())
     assert main(command) == 1
     assert main([*command, "--retry-failed"]) == 0
-    assert "1 studies: 1 done, 0 failed, 0 open" in capsys.readouterr().out
+    assert "1 study: 1 done, 0 failed, 0 open" in capsys.readouterr().out
     assert not (tmp_path / "OUT/failures.csv").exists()
     assert [row["case"] for row in rows_of(tmp_path / "OUT/scores.csv")] == ["the late one"]
 

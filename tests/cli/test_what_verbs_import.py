@@ -27,7 +27,7 @@ def run(folder: Path, *arguments: str) -> tuple[str, str]:
 def test_a_report_of_shards(tmp_path: Path) -> None:
     a_shard(tmp_path, 1, "a")
     said, ended = run(tmp_path, "report", ".")
-    assert said.startswith("1 studies: 1 done, 0 failed, 0 open\nshards that were not begun, of 2: 2\n")
+    assert said.startswith("1 study: 1 done, 0 failed, 0 open\nnot begun: 2/2\n")
     assert ended == "1 []"
     assert not (tmp_path / "report.html").exists()
     a_shard(tmp_path, 2, "b")
