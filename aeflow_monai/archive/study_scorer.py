@@ -21,7 +21,6 @@ from aeflow_monai.archive.listed import with_problem
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.evaluation import score_row
 from aeflow_monai.engine.fixed_options import require_own_config
-from aeflow_monai.engine.picture_warning import note_on_picture
 from aeflow_monai.engine.run_config import open_config
 from aeflow_monai.engine.run_record import hashes_of
 from aeflow_monai.errors import Failure, failure_of, is_disk_error, root_cause, unwrapped
@@ -93,7 +92,6 @@ class StudyScorer:
             self.inferer: Any = parser.get_parsed_content("inferer")
         self.network.load_state_dict(dict(stored.state))
         self.network.eval()
-        self._of_model = self.network.score.state_dict(prefix="score.")
         self._chains: dict[str, Iterator[_Chain]] = {}
 
     def score(self, claims: Iterable[Claim]) -> Iterator[Outcome]:
@@ -160,8 +158,7 @@ class StudyScorer:
                 row = score_row(study.data, study.chain.postprocessing(study.data))
                 hashes = {name: value for name, value in hashes_of(item).items() if name != "case"}
                 cells = {name: _plain(value) for name, value in {**row, **hashes}.items()}
-                note = "".join(self.inferer.notes) or note_on_picture(self._of_model, item)
-                return Outcome(number, cells, None, self.inferer.runtimes.used, note)
+                return Outcome(number, cells, None, self.inferer.runtimes.used, "".join(self.inferer.notes))
             except Exception as error:
                 failure = _failure(item, "score", error)
         return Outcome(number, None, failure._asdict())

@@ -18,7 +18,7 @@ from aeflow_monai import progress
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fast_inference import FastInference, Runtimes
-from aeflow_monai.engine.picture_warning import note_on_volumes
+from aeflow_monai.engine.picture_warning import note_on_image
 from aeflow_monai.engine.saliency import require_saliency, saliency
 from aeflow_monai.engine.scoring_pass import MAPS_OF_PASS
 from aeflow_monai.engine.side_by_side import side_by_side, sides_of
@@ -166,7 +166,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 "or check the intensity normalisation."
             )
         if detector is not None:
-            self._note_volumes(detector, max(map(len, found.indices.values())))
+            self._note_kind(detector, volume, max(map(len, found.indices.values())))
         return {
             "stacks": {
                 name: {plane: stack[None] for plane, stack in of_planes.items()}
@@ -177,9 +177,11 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             **({} if detector is None else _of_case(detector, finished)),
         }
 
-    def _note_volumes(self, detector: Detector, n_slices: int) -> None:
-        """Note and say once that the model was trained on 2D images, if a volume comes."""
-        if not self.notes and (note := note_on_volumes(detector.score.state_dict(prefix="score."), n_slices)):
+    def _note_kind(self, detector: Detector, volume: Tensor, n_slices: int) -> None:
+        """Note and say once that an image is of another kind than those that the model was trained on."""
+        if self.notes:
+            return
+        if note := note_on_image(detector.score.state_dict(prefix="score."), volume.shape[1:], n_slices):
             self.notes.append(note)
             _logger.warning(note)
 

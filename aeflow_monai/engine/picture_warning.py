@@ -9,27 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from aeflow_monai.data.datalist.item import first_path
-from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import any_picture
 from aeflow_monai.printable import some
 from aeflow_monai.score.position import UNKNOWN
 
-__all__ = [
-    "note_on_normals",
-    "note_on_picture",
-    "note_on_pictures",
-    "note_on_volumes",
-    "require_volumes",
-    "saw_pictures",
-    "saw_volumes",
-]
+__all__ = ["note_on_image", "note_on_normals", "require_volumes", "saw_pictures", "saw_volumes"]
 
 _NOTED = "score.saw_volumes"
 _NORMALS = "score.dissimilarity_norm"  # of normals by plane and relative slice position
 _ROUNDED = 1e-4
-_AS_SLICE = (
-    "Each is scored as the middle slice of a volume, by thresholds of volumes. Train on pictures to score pictures."
-)
 
 
 def saw_volumes(state: Mapping[str, Tensor]) -> bool:
@@ -66,26 +54,6 @@ def _were_volumes(state: Mapping[str, Tensor]) -> bool | None:
         return None
     is_fitted = bool((std != 1).any() or (mean != 0).any()) and not bool((std >= UNKNOWN).any())
     return bool((mean.amax(dim=1) - mean.amin(dim=1)).max() > _ROUNDED * mean.abs().max()) if is_fitted else None
-
-
-def note_on_pictures(bundle: str | Path, datalist: Sequence[Mapping[str, Any]]) -> str:
-    """Say which images are pictures, if the model was trained on volumes.
-
-    Args:
-        bundle: folder of the model.
-        datalist: of the run.
-
-    Returns:
-        A sentence without folders, which may tell more than a report should; empty if all is well.
-    """
-    paths = [first_path(item) for item in datalist if "image" in item]
-    pictures = [path for path in paths if any_picture(path)]
-    if not pictures or not saw_volumes(read_model(model_path(bundle)).state):
-        return ""
-    return (
-        f"{len(pictures)} of {len(paths)} images are 2D pictures, but the model was trained on volumes: "
-        f"{some([Path(path).name for path in pictures])}. {_AS_SLICE}"
-    )
 
 
 def require_volumes(state: Mapping[str, Tensor], datalist: Sequence[Mapping[str, Any]]) -> None:
@@ -125,34 +93,25 @@ def note_on_normals(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> 
     )
 
 
-def note_on_picture(state: Mapping[str, Tensor], item: Mapping[str, Any]) -> str:
-    """Say that an image is a picture, if the model was trained on volumes.
+def note_on_image(state: Mapping[str, Tensor], shape: Sequence[int], n_slices: int) -> str:
+    """Say that an image is a slice, if the model was trained on volumes, or a volume, if it was on 2D images.
 
     Args:
         state: of the detector.
-        item: of a datalist.
-
-    Returns:
-        A sentence; empty if all is well.
-    """
-    if not any_picture(first_path(item)) or not saw_volumes(state):
-        return ""
-    return f"A 2D picture was given, but the model was trained on volumes. {_AS_SLICE}"
-
-
-def note_on_volumes(state: Mapping[str, Tensor], n_slices: int) -> str:
-    """Say that an image is a volume, if the model was trained on 2D images.
-
-    Args:
-        state: of the detector.
+        shape: of the image in space, three numbers; one of a single slice is 1.
         n_slices: of the image that are scored.
 
     Returns:
         A sentence; empty if all is well.
     """
-    if n_slices == 1 or not saw_pictures(state):
-        return ""
-    return (
-        "A volume was given, but the model was trained on 2D images: each of its slices is scored as one of them. "
-        "Train on volumes to score volumes."
-    )
+    if 1 in shape and saw_volumes(state):
+        return (
+            "A single slice was given, but the model was trained on volumes. It is scored as the middle slice of a "
+            "volume, by thresholds of volumes. Give volumes, of a DICOM series its folder; or train on 2D images."
+        )
+    if n_slices > 1 and saw_pictures(state):
+        return (
+            "A volume was given, but the model was trained on 2D images: each of its slices is scored as one of them. "
+            "Train on volumes to score volumes."
+        )
+    return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,7 +11,6 @@ from typing import Any
 from aeflow_monai.data.datalist.unused import Datalist
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.earlier_results import find_in_the_way, find_results, is_unfinished_table
-from aeflow_monai.engine.picture_warning import note_on_pictures
 from aeflow_monai.engine.run_record import RunRecord, describe_run
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import digest_of, home, read_json, sweep, user_path
@@ -31,8 +29,6 @@ __all__ = [
     "require_new",
     "run_folder",
 ]
-
-_logger = logging.getLogger(__name__)
 
 # What a training writes, beside its models and logs.
 _OF_A_BUNDLE = ("LICENSE", "docs/README.md", "configs/train.yaml", "configs/inference.yaml", "configs/metadata.json")
@@ -140,7 +136,7 @@ def begin_cache(folder: str | Path) -> None:
 
 
 def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, overwrite: bool = False) -> None:
-    """Claim the folder of an inference or evaluation, begin its run.json, and note pictures for a model of volumes.
+    """Claim the folder of an inference or evaluation, and begin its run.json.
 
     Results of a finished run are not replaced unattended. Of a run that was interrupted they are, if this run is the
     same one again. Either way they stay until the first case of this run has come through the network, and what no run
@@ -161,8 +157,7 @@ def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, ove
     claim_folder(folder, "output_dir")
     sweep(folder)
     of_model = {"file": str(model), "sha256": digest_of(model)}
-    note = note_on_pictures(bundle, record.datalist)
-    begun = {**describe_run(given), "model": of_model, "n_cases": len(record.datalist), "notes": [note] if note else []}
+    begun = {**describe_run(given), "model": of_model, "n_cases": len(record.datalist), "notes": []}
     if isinstance(record.datalist, Datalist):
         begun["unused"] = record.datalist.unused.counts() | {"paths": record.datalist.unused.named()}
     earlier = _read(folder / RUN_RECORD)
@@ -175,8 +170,6 @@ def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, ove
     for path in filter(is_unfinished_table, results):
         path.unlink()
     record.begin(begun, [path for path in results if not is_unfinished_table(path)])
-    if note:
-        _logger.warning(note)
 
 
 def require_free(folder: str | Path, datalist: Sequence[Mapping[str, Any]], overwrite: bool = False) -> None:

@@ -89,7 +89,7 @@ def test_images_that_the_model_was_not_trained_for_are_told_of_an_archive_too(
         assert main(command) == 0
     assert main(["report", str(out), "--quiet"]) == 0
     (note,) = read_json(out / "run.json")["notes"]
-    assert note.startswith("A 2D picture was given, but the model was trained on volumes.")
+    assert note.startswith("A single slice was given, but the model was trained on volumes.")
     assert note in (out / "report.html").read_text("utf-8")
 
 

@@ -5,7 +5,7 @@ import torch
 from monai.data import MetaTensor
 
 from aeflow_monai import Model
-from aeflow_monai.engine.picture_warning import note_on_pictures, require_volumes, saw_pictures, saw_volumes
+from aeflow_monai.engine.picture_warning import note_on_image, require_volumes, saw_pictures, saw_volumes
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.calibration import calibrate_score
@@ -14,10 +14,17 @@ from aeflow_monai.score.position import PositionMoments, PositionNorm
 from aeflow_monai.score.score import Score
 
 
-def test_pictures_for_a_model_of_volumes_are_named(trained: Path) -> None:
-    assert not note_on_pictures(trained, [{"image": "a.nii.gz"}, {"image": ["b.nrrd", "c.nrrd"]}])
-    note = note_on_pictures(trained, [{"image": "a.nii.gz"}, {"image": "photos/b.PNG"}])
-    assert note.startswith("1 of 2 images are 2D pictures, but the model was trained on volumes: b.PNG. Each is")
+@pytest.mark.parametrize("shape", [(64, 64, 1), (1, 64, 64)])
+def test_a_slice_for_a_model_of_volumes_is_told_once(
+    trained: Path, shape: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    state = read_model(model_path(trained)).state
+    assert not note_on_image(state, (64, 64, 4), 1)  # of which one slice is not empty
+    assert note_on_image(state, shape, 1).startswith("A single slice was given, but the model was trained on volumes.")
+    model = Model(trained)
+    for _ in range(2):
+        model.infer(MetaTensor(torch.rand(1, 64, 64, 1)))
+    assert caplog.text.count("A single slice was given") == 1
 
 
 @pytest.mark.parametrize("of_volumes", [True, False])

@@ -249,7 +249,7 @@ def test_images_of_another_kind_than_the_trainings_are_told(
     where = {"dataset_dir": str(image), "output_dir": str(out), "outputs": []}
     run_workflow(tmp_path / "model/configs/inference.yaml", **where)
     (note,) = json.loads((out / "run.json").read_text("utf-8"))["notes"]
-    trained_on, given = ("2D images", "A volume was") if is_volume else ("volumes", "1 of 1 images are 2D")
+    trained_on, given = ("2D images", "A volume was") if is_volume else ("volumes", "A single slice was")
     assert note.startswith(given)
     assert f"the model was trained on {trained_on}" in note
     assert read_run(out)["run"]["notes"] == [note]
