@@ -30,13 +30,29 @@ class HelpfulParser(argparse.ArgumentParser):
         if unknown:
             parser = self._verbs().get(getattr(given, "verb", ""), self)
             options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
-            hint = meant(options[0], parser._option_string_actions) if options else ""
+            hint = parser._hint(options[0]) if options else ""
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{'.' if hint else ''}{hint}")
         return given
+
+    def _hint(self, option: str) -> str:
+        """What may be meant by an unknown option: one of the config, or a known one."""
+        name = option.lstrip("-").replace("-", "_")
+        if "--set" in self._option_string_actions and name.partition("#")[0] in _config_options():
+            return f" An option of the config goes behind --set: --set {name}=VALUE"
+        return meant(option, self._option_string_actions)
 
     def _verbs(self) -> dict[str, HelpfulParser]:
         found = [action.choices for action in self._actions if isinstance(action.choices, dict)]
         return found[0] if found else {}
+
+
+def _config_options() -> set[str]:
+    """Names at the top of the configs of the template bundle."""
+    from aeflow_monai.engine.config_text import read_config
+    from aeflow_monai.engine.template import known_configs
+
+    known = known_configs()
+    return {str(name) for verb in ("train", "inference", "evaluate", "calibrate") for name in read_config(known[verb])}
 
 
 class Once(argparse.Action):

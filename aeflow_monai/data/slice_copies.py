@@ -87,7 +87,7 @@ class SliceCopies(Dataset[dict[str, Any]]):
             }
         shapes = {key: kept.shape[1:] for key, kept in self._images.items()}
         if (found := {key: image.shape for key, image in images.items()}) != shapes:
-            raise ValueError(f"Copies have to be of one shape: {shapes} so far, now {found}. Set fit to 'resize'.")
+            raise ValueError(f"Copies have to be of one shape: {shapes} so far, now {found}. Set slicer#fit to resize.")
         for key, image in images.items():
             if not np.abs(image).max(initial=0) <= _LARGEST:
                 raise ValueError(f"Expected slices in [0, 1]; got a copy with {key} beyond {_LARGEST:g}, or NaN.")

@@ -152,7 +152,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 if self.shape and tuple(planes.shape[1:]) != self.shape:
                     raise ValueError(
                         f"Slices have to be of one shape (C, H, W) to be batched: {self.shape} so far, but {file} "
-                        f"gives {tuple(planes.shape[1:])}. Set fit to 'resize', or image_size to the largest slice."
+                        f"gives {tuple(planes.shape[1:])}. Set slicer#fit to resize, or image_size to the "
+                        "largest slice."
                     )
                 self.shape = tuple(planes.shape[1:])
                 names = {"case": str(item["case"]), "patient": patient_of(item), "file": file, "axis": axis}

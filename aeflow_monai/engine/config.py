@@ -148,8 +148,11 @@ def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = 
         described = []
         for key in unknown:
             written = key.replace("::", "#")
-            close = difflib.get_close_matches(written, names, n=1)
-            described.append(f"{written!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+            # what an option of a component is called, without the path to it
+            short = {name.rpartition("#")[2]: name for name in [*_all_ids(content)][::-1] if name != written}
+            full = short | {name: name for name in names}
+            close = difflib.get_close_matches(written, full, n=1)
+            described.append(f"{written!r}" + (f" (did you mean {full[close[0]]!r}?)" if close else ""))
         raise ValueError(
             f"The config has keys that nothing reads: {', '.join(described)}. Check the spelling in the config file or "
             "on the command line."
@@ -164,6 +167,15 @@ def ids_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from ids_of(value, f"{name}::")
         else:
             yield name
+
+
+def _all_ids(config: Any, prefix: str = "") -> Iterator[str]:
+    """Ids of all keys, of arguments of components too; the outer ones first."""
+    if not isinstance(config, Mapping):
+        return
+    yield from (f"{prefix}{key}" for key in config)
+    for key, value in config.items():
+        yield from _all_ids(value, f"{prefix}{key}#")
 
 
 def with_references(content: Mapping[str, Any], keys: Iterable[str]) -> list[str]:

@@ -20,6 +20,8 @@ from aeflow_monai.cli.parsers import parser
             "train DATA -o RUN --epoch 3",
             "Did you mean --epochs?",
         ),  # no abbreviations
+        ("train DATA -o RUN --image_size 64", "An option of the config goes behind --set: --set image_size=VALUE"),
+        ("predict A -m RUN -o maps --output-ext .nrrd", "goes behind --set: --set output_ext=VALUE"),
         ("train DATA -o RUN --nonsense", "aeflow train: error: unrecognized arguments: --nonsense\n"),
         ("train DATA more -o RUN", "aeflow train: error: unrecognized arguments: more\n"),
         (

@@ -125,6 +125,7 @@ def test_keys_that_are_read_are_accepted() -> None:
     ("wrong", "message"),
     [
         ({"raet": 1}, "'raet' (did you mean 'rate'?)"),
+        ({"fit": 1, "slicer": {"_target_": "X", "fit": 2}}, "'fit' (did you mean 'slicer#fit'?)"),
         ({"train": {"batch": 3, "bacth": 4}}, "'train#bacth' (did you mean 'train#batch'?)"),
         ({"trian": {"batch": 3}}, "'trian#batch' (did you mean 'train#batch'?)"),
         ({"qqqq": {}}, "'qqqq'."),
