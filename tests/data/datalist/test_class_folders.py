@@ -92,3 +92,18 @@ def test_mvtec(tmp_path: Path) -> None:
     write_images(tmp_path, ["train/good/1.png", "test/good/1.png", "test/bent/1.png", "ground_truth/bent/1_mask.png"])
     items = load_datalist(tmp_path, "test", normal_classes=["good"])
     assert [item.get("lesion") for item in items] == [str(tmp_path / "ground_truth/bent/1_mask.png"), None]
+
+
+def test_abnormal_images_that_nothing_uses_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path, [f"{name}.png" for n in range(10) for name in (f"NORMAL/{n}", f"SICK/{n}s")])
+    load_datalist(tmp_path, "train")
+    assert "Not used: 10 abnormal images of" in caplog.text
+    assert "Nothing is left to test on. Hold patients out with --test_fraction 0.2" in caplog.text
+    caplog.clear()
+    n_abnormal = sum(item["label"] for item in load_datalist(tmp_path, "train", test_fraction=0.3))
+    assert f"{n_abnormal} abnormal images of" in caplog.text
+    assert "They are in no test either" in caplog.text
+    caplog.clear()
+    load_datalist(tmp_path, "test", test_fraction=0.3)
+    load_datalist(tmp_path, "all")
+    assert "abnormal images" not in caplog.text
