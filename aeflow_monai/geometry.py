@@ -24,6 +24,7 @@ __all__ = [
     "Places",
     "Plane",
     "any_picture",
+    "axial_affine",
     "check_affine",
     "corner_distance",
     "format_position",
@@ -171,6 +172,26 @@ def corner_distance(first: MetaTensor, second: MetaTensor) -> float:
     both = [to_affine_nd(3, ras_affine(image.affine, image.meta)) for image in (first, second)]
     distance = np.linalg.norm(ends @ (both[0] - both[1]).T, axis=1).max()
     return float(distance) if np.isfinite(distance) else float("inf")
+
+
+def axial_affine(affine: Tensor) -> Tensor:
+    """Affine (4, 4) of a 2D image's plane, projected to the nearest world plane and called axial.
+
+    Args:
+        affine: of the image, (3, 3) or (4, 4).
+
+    Example:
+        >>> sagittal = torch.tensor([[0.0, 0, 5, -48], [2, 0, 0, -56], [0, 2, 0, -50], [0, 0, 0, 1]])
+        >>> axial_affine(sagittal)[:2].tolist()
+        [[2.0, 0.0, 0.0, -56.0], [0.0, 2.0, 0.0, -50.0]]
+    """
+    full = torch.as_tensor(to_affine_nd(3, affine.cpu().double()))
+    normal = int(torch.linalg.cross(full[:3, 0], full[:3, 1]).abs().argmax())
+    in_plane = [axis for axis in range(3) if axis != normal]
+    axial = torch.eye(4, dtype=torch.float64)
+    axial[:2, :2] = full[in_plane, :2]
+    axial[:2, 3] = full[in_plane, 3]
+    return axial
 
 
 def any_picture(*names: str) -> bool:

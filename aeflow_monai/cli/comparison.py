@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from aeflow_monai.cli.bundle_run import options_of
 from aeflow_monai.cli.dry_run import say_test
@@ -12,6 +14,7 @@ from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.output.result_files import RUN_RECORD
+from aeflow_monai.printable import counted, some
 from aeflow_monai.result_tables import rows_of
 
 __all__ = ["compare"]
@@ -59,6 +62,16 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         scored.append({row["file"]: row for row in rows_of(results / "scores.csv")})
     first, second = scored
     both = [file for file in first if file in second]
+    if not both:
+        raise ValueError(
+            f"No image was scored by both models: {_example(given.model[0], first)}, "
+            f"{_example(given.model[1], second)}. Models of other files, such as other modalities, cannot be compared."
+        )
+    if other := [first[file]["case"] for file in both if first[file]["label"] != second[file]["label"]]:
+        raise ValueError(
+            f"{counted(len(other), 'case')} of {len(both)} are normal for one model and abnormal for the other: "
+            f"{some(other)}. Each takes what is normal from its training: give --set normal_classes=... to both."
+        )
     labels = [int(first[file]["label"]) for file in both]
     scores = [[float(of_model[file]["anomaly_score"]) for file in both] for of_model in scored]
     paired = paired_report(labels, scores[0], scores[1])
@@ -85,3 +98,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.result(f"results: {folder / 'comparison.json'}")
     if failed is not None:
         raise failed
+
+
+def _example(model: str, scored: Mapping[str, Any]) -> str:
+    return f"{model} scored {next(iter(scored), 'none')}"

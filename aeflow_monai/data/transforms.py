@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.data.utils import to_affine_nd
 from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 from torch import Tensor
@@ -21,6 +20,7 @@ from aeflow_monai.data.nifti import is_nifti
 from aeflow_monai.data.percentiles import percentiles
 from aeflow_monai.data.readers import N_FILES
 from aeflow_monai.errors import file_of
+from aeflow_monai.geometry import axial_affine
 
 __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
 
@@ -73,7 +73,7 @@ class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
             volume = image.unsqueeze(-1)
             self.push_transform(volume, extra_info={"flat": True, "affine": image.affine})
             # set last: MONAI reads the number of spatial dimensions off the affine when it resamples
-            volume.affine = _axial(image.affine)
+            volume.affine = axial_affine(image.affine)
             d[key] = volume
         return d
 
@@ -217,14 +217,3 @@ def _background(values: npt.NDArray[np.float32]) -> np.float32 | None:
         if brighter >= _BRIGHTER_SHARE * (values.size - counts[value]) or (value == 0 and not corners.any()):
             return np.float32(value)
     return None
-
-
-def _axial(affine: Tensor) -> Tensor:
-    """Affine (4, 4) of a 2D image's plane, projected to the nearest world plane and called axial."""
-    full = torch.as_tensor(to_affine_nd(3, affine.cpu().double()))
-    normal = int(torch.linalg.cross(full[:3, 0], full[:3, 1]).abs().argmax())
-    in_plane = [axis for axis in range(3) if axis != normal]
-    axial = torch.eye(4, dtype=torch.float64)
-    axial[:2, :2] = full[in_plane, :2]
-    axial[:2, 3] = full[in_plane, 3]
-    return axial

@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
+from monai.utils import MetaKeys
 from torch import Tensor
 
-from aeflow_monai.geometry import PLANES, format_position, ras_affine
+from aeflow_monai.errors import file_of
+from aeflow_monai.geometry import PLANES, any_picture, axial_affine, format_position, ras_affine
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.file_grid import file_grid
 from aeflow_monai.output.result_files import PEAK_COLUMNS, PLACE_COLUMNS
@@ -115,12 +118,19 @@ def voxel_of_file(image: Tensor, index: Sequence[int]) -> Peak:
         voxel 0 3 2, R +0.0 A +6.0 S +4.0 mm
     """
     affine, file_affine, file_shape = _grids(image)
-    ras = affine[:3, :3] @ np.array(index) + affine[:3, 3]
-    voxel = np.rint(np.linalg.solve(file_affine[:3, :3], ras - file_affine[:3, 3])).astype(int)
     n_axes = len(file_shape)
-    inside = voxel[:n_axes].clip(0, np.array(file_shape) - 1)
+    if isinstance(image, MetaTensor) and n_axes == 2:  # whose plane was called axial, see `axial_affine`
+        flat, file_flat = (np.asarray(each) for each in (image.affine, axial_affine(_own_affine(image))))
+        place = flat[:2, :3] @ np.array(index) + flat[:2, 3]
+        voxel = np.linalg.solve(file_flat[:2, :2], place - file_flat[:2, 3])
+        ras = file_affine[:3, :2] @ np.rint(voxel) + file_affine[:3, 3]
+    else:
+        ras = affine[:3, :3] @ np.array(index) + affine[:3, 3]
+        voxel = np.linalg.solve(file_affine[:3, :3], ras - file_affine[:3, 3])
+    inside = np.rint(voxel).astype(int)[:n_axes].clip(0, np.array(file_shape) - 1)
     right, front, up = (np.round(ras, 3) + 0.0).tolist()  # no -0.0
-    return Peak(tuple(inside.tolist()), (right, front, up) if isinstance(image, MetaTensor) else None)
+    is_known = isinstance(image, MetaTensor) and not any_picture(file_of(image))
+    return Peak(tuple(inside.tolist()), (right, front, up) if is_known else None)
 
 
 def peak_row(peak: Peak | None) -> dict[str, Any]:
@@ -189,6 +199,11 @@ def most_anomalous_place(image: Tensor, slice_scores: Mapping[str, Tensor]) -> S
     found = most_anomalous_slice(slice_scores)
     places = [] if found is None else slice_places(image, found[0])
     return places[found[1]] if found and places else None
+
+
+def _own_affine(image: MetaTensor) -> Tensor:
+    """Affine of the file, in the space of the image's own."""
+    return torch.as_tensor(image.meta.get(MetaKeys.ORIGINAL_AFFINE, image.affine))
 
 
 def _grids(image: Tensor) -> tuple[Array, Array, tuple[int, ...]]:

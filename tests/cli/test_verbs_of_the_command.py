@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from aeflow_monai import Model, load_datalist
 from aeflow_monai.cli.main import main
-from aeflow_monai.engine.stored_model import read_model
+from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import read_json, sha256_of
 from aeflow_monai.result_tables import rows_of
 
@@ -213,6 +215,26 @@ def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, own_bun
     assert report["difference"] == 0
     assert report["p_value"] == 1
     assert "second minus first +0.000 (+0.000 to +0.000), p = 1, on 6 cases" in capsys.readouterr().out
+
+
+def test_models_of_other_normals_are_not_compared(
+    tmp_path: Path, volumes: Path, trained: Path, capsys: Capture
+) -> None:
+    stored, detector, models = read_model(model_path(trained)), Model(trained).detector, []
+    for normal in ("HEALTHY", "SICK"):
+        models.append(str(tmp_path / normal))
+        write_bundle(tmp_path / normal, detector, {**stored.config, "normal_classes": [normal]}, stored.card)
+    for item in load_datalist(volumes, "test"):
+        folder = tmp_path / "DATA/test" / ("SICK" if item["label"] else "HEALTHY")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(item["image"], folder)
+    command = ["compare", str(tmp_path / "DATA"), "-m", *models, "-o", str(tmp_path / "COMPARED")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "6 cases of 6 are normal for one model and abnormal for the other: " in said
+    assert "give --set normal_classes=... to both" in said
+    assert not (tmp_path / "COMPARED/comparison.json").exists()
+    assert main([*command, "--overwrite", "--set", "normal_classes=[HEALTHY]"]) == 0
 
 
 @pytest.mark.end_to_end

@@ -106,6 +106,41 @@ def test_a_lesion_is_named_by_its_slice_of_the_file(
         assert place.position_mm == place.center_ras_mm["RAS".index(letters[name].strip("LPI"))]  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [[2, 0, 0], [0, 3, 0], [0, 0, 5]],
+        [[0, 2, 0], [0, 0, -3], [5, 0, 0]],
+        [[-2, 0, 0], [0, 0, 3], [0, 5, 0]],
+        [[2, 0, 0], [0, 1.732, 1], [0, -2.5, 4.33]],
+        [[0, -2, 0], [3, 0, 0], [0, 0, 5]],
+    ],
+    ids=["axial", "sagittal", "coronal", "oblique", "turned"],
+)
+def test_a_lesion_of_a_2d_image_is_named_by_its_pixel_of_the_file(
+    columns: list[list[float]], preprocessing: Compose, tmp_path: Path
+) -> None:
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = np.array(columns).T, (-48, -56, -50)
+    values = np.random.default_rng(0).random((48, 56), dtype=np.float32)
+    values[18, 31] = 4
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "a.nii")
+    loaded = preprocessing({"image": tmp_path / "a.nii"})["image"]
+    brightest = [int(index) for index in np.unravel_index(int(loaded.argmax()), loaded.shape)[1:]]
+    peak = voxel_of_file(loaded, brightest)
+    assert peak.voxel_from_0 == (18, 31)
+    assert peak.ras_mm == pytest.approx(nib.affines.apply_affine(affine, (18, 31, 0)), abs=1e-3)
+
+
+def test_a_picture_has_no_position_in_mm(preprocessing: Compose, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 99, (48, 56), dtype=np.uint8)
+    values[18, 31] = 255  # row and column
+    Image.fromarray(values).save(tmp_path / "a.png")
+    loaded = preprocessing({"image": tmp_path / "a.png"})["image"]
+    brightest = [int(index) for index in np.unravel_index(int(loaded.argmax()), loaded.shape)[1:]]
+    assert voxel_of_file(loaded, brightest) == ((31, 18), None)
+
+
 @pytest.mark.parametrize("extension", [".nrrd", ".mha"])
 def test_so_it_is_in_formats_that_count_to_the_left_and_back(
     extension: str, preprocessing: Compose, tmp_path: Path
