@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from aeflow_monai.data.datalist.dicom_patients import patient_in_header
@@ -14,6 +15,8 @@ from aeflow_monai.data.datalist.image_files import EXTENSIONS, stem, subfolders
 from aeflow_monai.data.datalist.mask_names import masks_beside, named_image, names_anatomy, several_masks
 from aeflow_monai.data.dicom.paths import dicom_paths
 from aeflow_monai.printable import shown, some
+
+_logger = logging.getLogger(__name__)
 
 REMEDY = (
     "Expected train/<class>/<image> and test/<class>/<image> below it; name the folders of normal images with "
@@ -34,7 +37,9 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
         splits = {UNSPLIT: root}
     normal = {name.lower() for name in request.normal_classes}
     entries: list[Entry] = []
-    classes, unused = set(), []
+    classes: set[str] = set()
+    with_images: set[str] = set()
+    unused: list[Path] = []
     for name, folder in splits.items():
         mask_roots = [root / (f"{folder.name}_masks" if name else "masks")]
         mask_roots += [root / "ground_truth"] if name == "test" else []  # as MVTec AD has it
@@ -43,6 +48,7 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
         for class_folder in subfolders(folder):
             classes.add(class_folder.name)
             images = {entry.named or entry.images[0]: entry for entry in _entries_in(class_folder, request)}
+            with_images |= {class_folder.name} if images else set()
             found = _masks_of(list(images), masks, class_folder)
             used |= {mask for own in found.values() for mask in own}
             label = int(class_folder.name.lower() not in normal)
@@ -66,12 +72,24 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
             f"{some(sorted(classes))}. {REMEDY} If the folders are patients and all images normal, give the layout "
             "with --layout folder (volumes) or --layout dicom."
         )
+    _say_classes(request.normal_classes, with_images)
     if unused:
         raise ValueError(
             f"{len(unused)} masks below {root} have no image: {some(unused)}. Name a mask as its image, in the class "
             "folder of the same name."
         )
     return entries
+
+
+def _say_classes(normal_classes: Sequence[str], classes: Collection[str]) -> None:
+    """Say which folders are normal, and where a name that was given is none of them, as a misspelt one."""
+    wanted, known = {name.lower() for name in normal_classes}, {kind.lower() for kind in classes}
+    normal = sorted(kind for kind in classes if kind.lower() in wanted)
+    told = f"Normal are the class folders {some(normal)}, abnormal {some(sorted({*classes} - {*normal}))}."
+    if missing := [name for name in normal_classes if name.lower() not in known]:
+        _logger.warning(f"There is no class folder {some(missing)}, which was called normal. {told}")
+    else:
+        _logger.info(told)
 
 
 def _masks_of(images: Sequence[Path], masks: Sequence[Path], class_folder: Path) -> dict[Path, list[Path]]:

@@ -107,3 +107,15 @@ def test_abnormal_images_that_nothing_uses_are_told(tmp_path: Path, caplog: pyte
     load_datalist(tmp_path, "test", test_fraction=0.3)
     load_datalist(tmp_path, "all")
     assert "abnormal images" not in caplog.text
+
+
+def test_a_normal_class_that_no_folder_has_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path, ["test/NORMAL/a.png", "test/HEALTHY/b.png", "test/SICK/c.png"])
+    load_datalist(tmp_path, "test", normal_classes=["NORMAL", "HEALTY"])
+    assert (
+        "There is no class folder HEALTY, which was called normal. Normal are the class folders NORMAL, " in caplog.text
+    )
+    assert "abnormal HEALTHY, SICK." in caplog.text
+    caplog.clear()
+    load_datalist(tmp_path, "test", normal_classes=["normal", "healthy"])
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
