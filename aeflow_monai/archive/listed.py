@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from monai.utils import ensure_tuple
 from aeflow_monai.archive.shard import Shard
 from aeflow_monai.archive.study import Study, is_list, study_key
 from aeflow_monai.data.datalist.dicom_series import source_problem
-from aeflow_monai.data.datalist.entries import SPLITS
+from aeflow_monai.data.datalist.entries import parse_split
 from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
 from aeflow_monai.data.datalist.listing import find_images
@@ -22,9 +23,11 @@ from aeflow_monai.data.datalist.naming import fitting_name, path_problem
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
 from aeflow_monai.files import encoding_of
 from aeflow_monai.marks import has_mark
-from aeflow_monai.printable import shown
+from aeflow_monai.printable import counted, shown
 
 __all__ = ["studies_in", "with_problem"]
+
+_logger = logging.getLogger(__name__)
 
 _PATHS = ("path", "image")  # what the column or key may be called
 _NOTHING: dict[str, str | None] = {}
@@ -72,9 +75,10 @@ def studies_in(
             "make up an item, and in which order. Give the folder of the images."
         )
     root = str(path.parent)
-    is_empty = True
+    is_empty, n_others = True, 0
     for line, images, row in _rows(path):
-        if SPLITS.get((row.get("split") or "test").strip().lower(), "test") != "test":
+        if parse_split(row.get("split") or "test", f"{shown(path)}, line {line}") != "test":
+            n_others += 1
             continue
         is_empty = False
         if not images or not all(images):
@@ -83,9 +87,15 @@ def studies_in(
         key = study_key(below)
         if shard.holds(key):
             full = [os.path.join(root, image) for image in below]  # noqa: PTH118  # of a million lines
-            case = fitting_name(row.get("case") or _name(below[0]))
-            item = {"image": full[0] if len(full) == 1 else full, "case": case, "patient": row.get("patient") or case}
+            case = fitting_name((row.get("case") or "").strip() or _name(below[0]))
+            item = {
+                "image": full[0] if len(full) == 1 else full,
+                "case": case,
+                "patient": (row.get("patient") or "").strip() or case,
+            }
             yield Study(key, item)
+    if n_others:
+        _logger.warning(f"{counted(n_others, 'row')} of {shown(path)} of other splits than 'test' are not scored.")
     if is_empty:
         raise ValueError(
             f"{shown(path)} names no study: it is empty, or has no row of the split 'test'. Write the path of an image "
@@ -169,7 +179,7 @@ def _lines(path: Path, file: Any) -> Iterator[_Row]:
 
 def _cells(path: Path, file: Any) -> Iterator[_Row]:
     table = csv.DictReader(file, strict=True)
-    columns = table_columns(str(shown(path)), table)
+    table.fieldnames = columns = [name.strip() for name in table_columns(str(shown(path)), table)]
     named = [name for name in columns if name in _PATHS]
     column = named[0] if len(named) == 1 else None
     if column is None:

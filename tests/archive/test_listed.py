@@ -202,6 +202,20 @@ def test_a_list_is_read_as_it_is_asked_for(tmp_path: Path) -> None:
     assert first.key == "a.png"
 
 
+def test_a_list_is_read_as_a_manifest_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "list.csv").write_text("path, split, abnormal, case\na.png, train, 0, x\nb.png, test, 1, c1\n")
+    (item,) = items_of(tmp_path / "list.csv")
+    assert (item["image"], item["case"]) == (str(tmp_path / "b.png"), "c1")
+    assert "1 row of" in caplog.text
+    assert "of other splits than 'test' are not scored" in caplog.text
+    (tmp_path / "list.csv").write_text("path,split\na.png,training\n")
+    (tmp_path / "list.jsonl").write_text(json.dumps({"path": "a.png", "split": "training"}))
+    for kind, line in (("csv", 2), ("jsonl", 1)):
+        wrong = rf"line {line}: split has to be one of train, val, validation, test; got 'training'"
+        with pytest.raises(ValueError, match=wrong):
+            items_of(tmp_path / f"list.{kind}")
+
+
 def test_of_a_list_with_splits_only_test_images_are_scored(tmp_path: Path) -> None:
     rows = [("a", "train"), ("b", "test"), ("c", "Test "), ("d", "val"), ("e", "")]
     (tmp_path / "list.csv").write_text("path,split\n" + "".join(f"{name}.png,{split}\n" for name, split in rows))

@@ -11,11 +11,23 @@ JSON_KEYS = {"training": "train", "validation": "validation", "test": "test", "t
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
+def parse_split(value: str, where: str) -> str:
+    """The split that a cell of a list names.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if value.strip().lower() not in SPLITS:
+        raise ValueError(f"{where}: split has to be one of {', '.join(SPLITS)}; got {value!r}.")
+    return SPLITS[value.strip().lower()]
+
+
 class Request(NamedTuple):
     """What a caller wants of a layout."""
 
     normal_classes: tuple[str, ...] = ("NORMAL",)
     modalities: tuple[str, ...] = ()
+    labels: bool = True  # whether a table has to have split and label; without them all images are of the test
     masks: bool = True  # whether a layout that comes with masks has to have them
     series: tuple[str, ...] = ()  # of DICOM folders: numbers, identifiers or modalities; all if empty
 

@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 # in the order in which they are looked for
 LAYOUTS = {
     "manifest": Layout(
-        lambda source, request: read_table(source),
+        lambda source, request: read_table(source, request.labels),
         "Its column split says train, validation or test; normal images have 0 in its column abnormal.",
         files=("manifest.csv",),
         suffix=".csv",

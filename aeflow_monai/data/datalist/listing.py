@@ -194,7 +194,7 @@ def find_images(
     request = Request(modalities=_texts(modalities), masks=False, series=_texts(series))
     name, source = recognize(path, layout, request, inference=True)
     if source.is_file() and name != "medmnist":
-        entries = of_each_file_once(source, LAYOUTS[name].read(source, Request()))
+        entries = of_each_file_once(source, LAYOUTS[name].read(source, Request(labels=False)))
         if n_others := sum(entry.split == "train" for entry in entries):
             _logger.warning(
                 f"{shown(source)} is a list, whose test images are scored, and the {n_others} to train on are not. "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.data.datalist.class_labels import parse_label
-from aeflow_monai.data.datalist.entries import JSON_KEYS, SPLITS, UNSPLIT, Entry
+from aeflow_monai.data.datalist.entries import JSON_KEYS, UNSPLIT, Entry, parse_split
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
 from aeflow_monai.files import encoding_of
 from aeflow_monai.printable import shown, some
@@ -38,11 +38,11 @@ _ABOUT = frozenset(
 )
 
 
-def read_table(file: Path) -> list[Entry]:
+def read_table(file: Path, labels: bool = True) -> list[Entry]:
     """Rows of a table with the columns path, split, abnormal and, if wanted, mask, case and patient."""
     rows = csv.DictReader(io.StringIO(_text(file), newline=""), restkey=_MORE, strict=True)
     rows.fieldnames = found = [name.strip() for name in table_columns(str(file), rows)]
-    _check_columns(file, found)
+    _check_columns(file, found, _COLUMNS if labels else _COLUMNS[:1])
     return [_row_entry(file, row, f"{file}, row {line}") for line, row in table_rows(str(file), rows)]
 
 
@@ -56,20 +56,18 @@ def _row_entry(file: Path, row: Mapping[str, Any], where: str) -> Entry:
     images = tuple(file.parent / path.strip() for path in cells["path"].split(";") if path.strip())
     if not images:
         raise ValueError(f"{where}: path is empty. Name an image, or take the row out.")
-    if cells["split"].lower() not in SPLITS:
-        raise ValueError(f"{where}: split has to be one of {', '.join(SPLITS)}; got {cells['split']!r}.")
     return Entry(
-        SPLITS[cells["split"].lower()],
+        parse_split(cells.get("split", "test"), where),
         images,
-        label=parse_label(cells["abnormal"], f"{where}: abnormal"),
+        label=parse_label(cells["abnormal"], f"{where}: abnormal") if "abnormal" in cells else None,
         mask=file.parent / cells["mask"] if cells.get("mask") else None,
         case=cells.get("case", ""),
         patient=cells.get("patient", ""),
     )
 
 
-def _check_columns(file: Path, found: Sequence[str]) -> None:
-    if lacking := [name for name in _COLUMNS if name not in found]:
+def _check_columns(file: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
+    if lacking := [name for name in wanted if name not in found]:
         raise ValueError(
             f"{file} lacks the column {', '.join(lacking)}; found: {', '.join(found) or 'none'}. "
             f"Expected a first line with {','.join(_COLUMNS)} and, if wanted, mask, case and patient, divided by "

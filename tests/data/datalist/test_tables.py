@@ -6,9 +6,18 @@ from typing import Any
 import pytest
 from inputs import write_csv, write_image, write_images, write_json
 
-from aeflow_monai.data.datalist import load_datalist
+from aeflow_monai.data.datalist import find_images, load_datalist
 
 # --- a table ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_of_paths_alone_is_scored_and_trains_nothing(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.nii", "b.nii"])
+    write_csv(tmp_path, [("path",), ("a.nii",), ("b.nii",)], "list.csv")
+    assert [item["case"] for item in find_images(tmp_path / "list.csv")] == ["a", "b"]
+    assert not any("label" in item for item in find_images(tmp_path / "list.csv"))
+    with pytest.raises(ValueError, match="lacks the column split, abnormal"):
+        load_datalist(tmp_path / "list.csv", "train")
 
 
 def test_table(table: Path) -> None:
