@@ -91,7 +91,9 @@ class TestSliceDataset:
         ("shape", "given"), [((1, 33, 8, 2), (1, 64, 32)), ((1, 8, 40, 2), (1, 32, 64)), ((3, 8, 8, 2), (3, 32, 32))]
     )
     def test_unequal_shapes_are_named(self, shape: tuple[int, ...], given: tuple[int, ...]) -> None:
-        message = rf"\(1, 32, 32\) so far, but b\.nii\.gz gives \({given[0]}, {given[1]}, {given[2]}\)\. Set fit to"
+        message = (
+            rf"\(1, 32, 32\) so far, but b\.nii\.gz gives \({given[0]}, {given[1]}, {given[2]}\)\. Set slicer#fit to"
+        )
         with pytest.raises(ValueError, match=message):
             data_set({"a": volume_of((1, 8, 8, 5)), "b": volume_of(shape)}, image_size=[32, 32], fit="pad")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from aeflow_monai.data.datalist.entries import Entry
 from aeflow_monai.data.datalist.image_files import is_dicom
+from aeflow_monai.data.datalist.naming import key_of
 from aeflow_monai.data.dicom.headers import read_header
+from aeflow_monai.data.dicom.paths import dicom_paths
 
 __all__ = ["patient_in_header", "with_one_name_each"]
 
@@ -16,7 +18,13 @@ _logger = logging.getLogger(__name__)
 
 
 def patient_in_header(path: Path) -> str:
-    """PatientID of a file, which is never written anywhere; nothing if it is no DICOM file, or has none."""
+    """PatientID of a file or of a folder of one series, which is never written anywhere.
+
+    Returns:
+        Nothing if it is no DICOM, or has none.
+    """
+    if path.is_dir():
+        path = next(iter(dicom_paths(path)), path)
     if not is_dicom(path):
         return ""
     try:
@@ -28,9 +36,13 @@ def patient_in_header(path: Path) -> str:
 def with_one_name_each(entries: Sequence[Entry]) -> list[Entry]:
     """The entries, those of one patient under one name; else a split could put a patient on both of its sides.
 
+    One are those of one PatientID, and those whose names differ by upper and lower case alone.
+
     Args:
-        entries: all of a folder, each with a name of its patient.
+        entries: all of a folder or list, each with a name of its patient.
     """
+    spelt: dict[str, str] = {}
+    entries = [entry._replace(patient=spelt.setdefault(key_of(entry.patient), entry.patient)) for entry in entries]
     first: dict[str, str] = {}  # name by PatientID
     same: dict[str, str] = {}  # the name that stands for another one
 
@@ -45,5 +57,5 @@ def with_one_name_each(entries: Sequence[Entry]) -> list[Entry]:
             same[max(one, other)] = min(one, other)
     if len(first) == 1 and any(name != name_of(name) for name in same):
         _logger.info("All DICOM images have one PatientID, as after de-identification: patients go by folders.")
-        return list(entries)
+        return entries
     return [entry._replace(patient=name_of(entry.patient)) for entry in entries]

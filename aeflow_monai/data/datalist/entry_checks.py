@@ -11,9 +11,14 @@ from aeflow_monai.data.datalist.item import source_exists
 from aeflow_monai.data.datalist.naming import case_problem, fitting_name, path_problem
 from aeflow_monai.data.datalist.walking import identity
 from aeflow_monai.marks import has_mark
-from aeflow_monai.printable import shown, some
+from aeflow_monai.printable import counted, shown, some
 
 __all__ = ["checked", "of_each_file_once", "refuse_trained_and_tested_on"]
+
+_OF_HEADERS = (
+    " Of DICOM images patients are known by PatientID; where that is wrong, name them in the column patient of a "
+    "manifest.csv."
+)
 
 
 def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
@@ -55,18 +60,28 @@ def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
 def refuse_trained_and_tested_on(source: Path, entries: Sequence[Entry]) -> None:
     """Refuse a data set in which a case, or a patient that it names, is both trained and tested on.
 
+    Of a folder patients are known by the PatientID of DICOM headers; names of folders may begin anew in each split.
+
     Raises:
         ValueError: names the cases or patients.
     """
-    for kind in ("case", "patient"):
-        splits = defaultdict(set)
-        for entry in entries:
-            splits[getattr(entry, kind)].add(entry.split)
-        both = sorted(name for name, held in splits.items() if name and {"train", "test"} <= held)
+    if source.is_file():
+        kinds = {"case": [(entry.case, entry) for entry in entries]}
+        kinds["patient"] = [(entry.patient, entry) for entry in entries]
+    else:
+        of_headers = [(entry.patient_id, entry) for entry in entries if entry.patient_id]
+        is_de_identified = len({key for key, _ in of_headers}) == 1
+        kinds = {"patient": [] if is_de_identified else of_headers}
+    for kind, known in kinds.items():
+        splits, names = defaultdict(set), {}
+        for key, entry in known:
+            splits[key].add(entry.split)
+            names[key] = getattr(entry, kind)
+        both = sorted(names[key] for key, held in splits.items() if key and {"train", "test"} <= held)
         if both:
             raise ValueError(
-                f"{shown(source)} has {len(both)} {kind}s both in train and in test: {some(both)}. Keep all images of "
-                f"a {kind} in one of them, or correct the names."
+                f"{shown(source)} has {counted(len(both), kind)} both in train and in test: {some(both)}. Keep all "
+                f"images of a {kind} in one of them, or correct the names.{_OF_HEADERS if kind == 'patient' else ''}"
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.class_labels import label_of_mask
-from aeflow_monai.data.datalist.dicom_patients import with_one_name_each
+from aeflow_monai.data.datalist.dicom_patients import patient_in_header, with_one_name_each
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
 from aeflow_monai.data.datalist.entry_checks import checked, refuse_trained_and_tested_on
 from aeflow_monai.data.datalist.image_files import stem
@@ -43,11 +43,12 @@ def to_items(
     remedy = LAYOUTS[layout].remedy
     # over all sections, so that a case has the same name in each of them
     root = source if source.is_dir() else source.parent
+    if source.is_file():  # a list that names no patients; a folder has been looked through
+        entries = [e if e.patient else e._replace(patient_id=patient_in_header(e.images[0])) for e in entries]
     entries = _name(entries, root)
     if test_fraction:
         entries = _divide(source, entries, test_fraction, seed)
-    if source.is_file():
-        refuse_trained_and_tested_on(source, entries)
+    refuse_trained_and_tested_on(source, entries)
 
     chosen = sorted((entry for entry in entries if entry.split in SECTIONS[section]), key=_sort_key)
     if not chosen:

@@ -311,3 +311,31 @@ def test_a_folder_is_looked_at_again_only_if_it_has_changed(tmp_path: Path) -> N
     assert "1 damaged: 1003.dcm" in contents_of(folder).images[0].problem
     file.unlink()
     assert "Slices are missing" in contents_of(folder).images[0].problem
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_patient_both_trained_and_tested_on_is_refused(tmp_path: Path, listed: bool) -> None:
+    for name, patient in (("train/NORMAL/1", "A"), ("test/NORMAL/1", "B"), ("test/SICK/2", "A")):
+        write_series(tmp_path / name, SeriesInstanceUID=f"1.2.{len(name)}", PatientID=patient)
+    rows = [
+        "path,split,abnormal,patient",
+        "train/NORMAL/1,train,0,{}",
+        "test/NORMAL/1,test,0,{}",
+        "test/SICK/2,test,1,{}",
+    ]
+    data = tmp_path / "manifest.csv" if listed else tmp_path
+    if listed:
+        data.write_text("\n".join(rows).format("", "", ""))
+    with pytest.raises(
+        ValueError, match=r"has 1 patient both in train and in test: .* patients are known by PatientID"
+    ):
+        load_datalist(data, "test")
+    if listed:  # which may name them otherwise
+        data.write_text("\n".join(rows).format("p", "q", "r"))
+        assert len(load_datalist(data, "test")) == 2
+
+
+def test_folders_of_other_patients_may_have_the_same_name(tmp_path: Path) -> None:
+    for name, patient in (("train/NORMAL/1", "A"), ("test/NORMAL/1", "B"), ("test/SICK/1", "C")):
+        write_series(tmp_path / name, SeriesInstanceUID=f"1.2.{len(name)}", PatientID=patient)
+    assert len(load_datalist(tmp_path, "test")) == 2

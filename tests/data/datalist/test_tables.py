@@ -11,6 +11,18 @@ from aeflow_monai.data.datalist import find_images, load_datalist
 # --- a table ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_patient_spelt_otherwise_is_the_same(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a.nii", "b.nii"])
+    rows = [
+        ("path", "split", "abnormal", "patient"),
+        ("a.nii", "train", "0", "Müller 1"),
+        ("b.nii", "test", "1", "MÜLLER 1"),
+    ]
+    write_csv(tmp_path, rows)
+    with pytest.raises(ValueError, match=r"has 1 patient both in train and in test: Müller 1\."):
+        load_datalist(tmp_path, "train")
+
+
 def test_a_table_of_paths_alone_is_scored_and_trains_nothing(tmp_path: Path) -> None:
     write_images(tmp_path, ["a.nii", "b.nii"])
     write_csv(tmp_path, [("path",), ("a.nii",), ("b.nii",)], "list.csv")
@@ -93,7 +105,7 @@ def test_relative_folder_gives_absolute_paths(table: Path, monkeypatch: pytest.M
         ),
         (
             [("path", "split", "abnormal", "case"), ("a.png", "train", "0", "x"), ("b.png", "test", "0", "x")],
-            r"has 1 cases both in train and in test: x\.",
+            r"has 1 case both in train and in test: x\.",
         ),
         ([("path", "split", "abnormal", "path")], r"has the column path more than once"),
         ([("path", "split", "abnormal"), ("a.png", "train", "0", "m.png")], r"row 2 has 4 cells, but there are 3 col"),
@@ -209,7 +221,7 @@ def test_json_case_that_is_also_a_folder_stays_a_name(tmp_path: Path) -> None:
         ({"training": ["a.png"], "test": ["./a.png"]}, r"lists 1 images more than once"),
         (
             {"training": [{"image": "a.png", "case": "x"}], "test": [{"image": "b.png", "case": "x"}]},
-            r"has 1 cases both in train and in test: x\.",
+            r"has 1 case both in train and in test: x\.",
         ),
         ({"training": [{"image": "a.png", "label": 1}]}, r"holds no normal image among 1, .*\"label\": 0"),
     ],
@@ -259,7 +271,7 @@ def test_a_patient_in_both_splits_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path, ["a.png", "b.png", "c.png"])
     rows = ["path,split,abnormal,patient", "a.png,train,0,p1", "b.png,test,1,p1", "c.png,test,0,p2"]
     (tmp_path / "manifest.csv").write_text("\n".join(rows))
-    with pytest.raises(ValueError, match=r"has 1 patients both in train and in test: p1\. Keep all"):
+    with pytest.raises(ValueError, match=r"has 1 patient both in train and in test: p1\. Keep all"):
         load_datalist(tmp_path, "train")
 
 
