@@ -247,6 +247,14 @@ def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:
     np.testing.assert_allclose(load(tmp_path / "a")[0].numpy(), VOLUME * slopes - 1.5, rtol=1e-5)
 
 
+def test_the_slope_of_a_frame_counts_before_that_of_the_file(tmp_path: Path) -> None:
+    plain, both = enhanced([*range(6)]), enhanced([*range(6)])
+    both.RescaleSlope, both.RescaleIntercept, both.RescaleType = 1, 0, "US"
+    images = [load(write(image, tmp_path / f"{name}.dcm"))[0] for name, image in (("plain", plain), ("both", both))]
+    np.testing.assert_array_equal(*map(np.asarray, images))
+    assert not np.array_equal(images[0].numpy(), VOLUME)
+
+
 def test_table_of_modality_values(tmp_path: Path) -> None:
     table = Dataset()
     table.LUTDescriptor, table.ModalityLUTType = [1000, 0, 16], "US"

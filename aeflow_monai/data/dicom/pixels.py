@@ -110,6 +110,9 @@ def _open(file: DicomFile) -> Any:
     import highdicom
 
     data = read_dataset(file.path)
+    if _rescales_in_groups(data):  # beside which one of the whole file, as some devices add it, says nothing
+        data.pop("RescaleSlope", None)
+        data.pop("RescaleIntercept", None)
     if data.get("RescaleSlope") == 0:  # which readers take for none
         raise ValueError(
             f"Expected a rescale slope other than 0 in {file.path}; got 0, by which all pixels have one value. Correct "
@@ -125,6 +128,16 @@ def _open(file: DicomFile) -> Any:
         if not data.original_encoding[1] or _has_spare_bits(data):
             _as_plain(data)
         return highdicom.Image.from_dataset(data, copy=False)
+
+
+def _rescales_in_groups(data: pydicom.Dataset) -> bool:
+    """Whether the functional groups of an enhanced image have a rescale slope."""
+    groups = (
+        group
+        for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+        for group in data.get(keyword) or ()
+    )
+    return any("PixelValueTransformationSequence" in group for group in groups)
 
 
 def _has_spare_bits(data: pydicom.Dataset) -> bool:
