@@ -52,6 +52,7 @@ _COMPONENTS = {
     **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), (1, 3, 4)),
 }
 _SPACES = re.compile("(ras|las|lps|(left|right)-(anterior|posterior)-superior)(-?t(ime)?)?", re.IGNORECASE)
+_NO_SIDES = re.compile("(scanner-xyz|3d-(left|right)-handed)(-?t(ime)?)?", re.IGNORECASE)
 _SPATIAL = ("domain", "space", "time", "none", "???")
 _UNIT_MM = {"": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 0.001}
 _UNIT_MM |= {"\u00b5m": 0.001, "micron": 0.001, "micrometer": 0.001}
@@ -183,6 +184,8 @@ def _meta_image(content: bytes) -> _Header:
     read = content[:rest] if data in _LOCAL else content
     if len(re.findall(b"elementdatafile", read, re.IGNORECASE)) > 1:
         raise ValueError("several places with 'ElementDataFile'")
+    if data in _LOCAL and int(fields.get("HeaderSize", "0")) > 0:
+        raise ValueError("a HeaderSize where the voxels are in the same file, whose beginning ITK would take for them")
     shape = [int(size) for size in fields["DimSize"].split()]
     channels = int(fields.get("ElementNumberOfChannels", "1"))
     kind = fields["ElementType"].upper().removeprefix("MET_").removesuffix("_ARRAY")
@@ -235,7 +238,9 @@ def _nrrd(content: bytes) -> _Header:
     channels = math.prod(size for size, kind in zip(shape, kinds, strict=True) if kind not in _SPATIAL)
     number = fields["type"].lower()
     units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))}
-    tells = _SPACES.fullmatch(fields.get("space", "")) is not None
+    tells = "space" in fields and _SPACES.fullmatch(fields["space"]) is not None
+    if not tells and "space" in fields and not _NO_SIDES.fullmatch(fields["space"]):
+        raise ValueError(f"the space {fields['space']!r}, where NRRD has left-posterior-superior and its like")
     return _checked(_Header(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units, tells))
 
 

@@ -220,6 +220,8 @@ def _no_nifti(path: Path, error: Exception) -> str:
         return f"Expected an image in {path}; got a header that is wrong: {first_line(error)}. Export it again."
     if path.suffix.lower() == ".img" and not path.with_suffix(".hdr").exists():
         return _half_a_pair(path, str(path.with_suffix(".hdr")))
+    if head[:2] == b"\x1f\x8b":
+        return f"Expected an image in {path}; got one that is packed with gzip. Name it {path.name}.gz."
     return f"Expected an image in {path}; got content that no reader knows, beginning with {head[:12]!r}. {remedy}"
 
 

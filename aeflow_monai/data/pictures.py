@@ -26,6 +26,7 @@ Array = npt.NDArray[Any]
 MAX_PIXELS = 2**26
 # By their content, whatever the name says. Others of Pillow's formats run programs, or are no pictures.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP")
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one begins
 _INCH_MM = {1: 25.4, 2: 10.0}  # of JFIF's unit of density
 _TIFF_UNIT_MM = {2: 25.4, 3: 10.0}
 _NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 254, 258, 262, 282, 283, 296
@@ -268,6 +269,11 @@ def _damaged(path: Path, error: Exception) -> str:
 def _unknown(path: Path) -> str:
     with path.open("rb") as stream:
         head = stream.read(12)
+    if head[:4] in _TIFF:
+        return (
+            f"Expected a TIFF of whole numbers of 8 or 16 bits, or of float32, in {path}; got one of another kind, or "
+            "a damaged one. Save it so, or as PNG or NIfTI."
+        )
     return (
         f"Expected an image in {path}; got content that no reader knows, beginning with {head!r}. Is it an image, and "
         "whole? Correct its extension, or export it again."

@@ -162,8 +162,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         if not found.stacks:
             raise ValueError(
                 f"No slice to process: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
-                f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the slice range. Lower min_foreground, "
-                "or check the intensity normalisation."
+                f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the slice range. Crop the image to "
+                "what it shows, or train with a lower slicer#min_foreground."
             )
         if detector is not None:
             self._note_kind(detector, volume, max(map(len, found.indices.values())))

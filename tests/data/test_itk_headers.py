@@ -209,6 +209,12 @@ def test_missing_files_are_named(tmp_path: Path, headers: dict[str, str], extens
         ("nhdr", "type: float", "type: block", "cannot be understood"),
         ("nhdr", "kinds: domain", "kinds: complex", "got 10 of type float, as vectors or colours"),
         ("nhdr", "NRRD0004", "nonsense", "it does not begin with"),
+        (
+            "nhdr",
+            "-superior",
+            "-inferior",
+            "the space 'left-posterior-inferior', where",
+        ),
         ("nhdr", "encoding:", 'space units: "parsec" "parsec" "parsec"\nencoding:', "got the unit 'parsec'"),
     ],
 )
@@ -239,6 +245,18 @@ def test_big_endian(tmp_path: Path) -> None:
     text += "DimSize = 10 18 16\nElementType = MET_FLOAT\nElementDataFile = LOCAL\n"
     (tmp_path / "a.mha").write_bytes(text.encode() + VOXELS.astype(">f4").tobytes())
     np.testing.assert_array_equal(load(tmp_path / "a.mha").as_tensor()[0].numpy().T, VOXELS)
+
+
+def test_voxels_behind_a_header_of_a_given_size(tmp_path: Path) -> None:
+    text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nElementSpacing = 1 1 1\nDimSize = 10 18 16\n"
+    text += "ElementType = MET_FLOAT\nHeaderSize = {}\nElementDataFile = LOCAL\n"
+    path = tmp_path / "a.mha"
+    path.write_bytes(text.format(400).encode() + bytes(400) + VOXELS.tobytes())
+    with pytest.raises(ValueError, match=r"a\.mha; got one that cannot be understood \(a HeaderSize where the voxels"):
+        load(path)
+    for size in (0, -1):
+        path.write_bytes(text.format(size).encode() + VOXELS.tobytes())
+        np.testing.assert_array_equal(load(path).as_tensor()[0].numpy().T, VOXELS)
 
 
 def test_a_line_that_is_too_long(tmp_path: Path, headers: dict[str, str]) -> None:

@@ -172,6 +172,15 @@ def test_the_content_counts_not_the_name(tmp_path: Path) -> None:
     assert "content that no reader knows, beginning with b'%!PS-Adobe-3'" in message(tmp_path / "c.png")
 
 
+def test_a_tiff_of_another_kind_is_told(tmp_path: Path) -> None:
+    save(tmp_path / "a.tif", GREY)
+    whole = (tmp_path / "a.tif").read_bytes()
+    bits = b"\x02\x01\x03\0\x01\0\0\0"  # BitsPerSample, one short
+    assert bits in whole
+    (tmp_path / "b.tif").write_bytes(whole.replace(bits + b"\x08", bits + b"\x18"))
+    assert "Expected a TIFF of whole numbers of 8 or 16 bits, or of float32, in" in message(tmp_path / "b.tif")
+
+
 @pytest.mark.parametrize("size", [(30000, 30000), (8193, 8193)])
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
     said = message(write_png(tmp_path / "a.png", size, 8, 0, bytes(100)))

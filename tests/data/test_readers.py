@@ -70,6 +70,7 @@ def test_what_stands_behind_it_can_be_inverted(tmp_path: Path) -> None:
         (lambda whole: whole[:-8] + bytes(8), "a.nii.gz", "a damaged file"),
         (lambda whole: b"not an image", "a.nii.gz", "not compressed with gzip. Is it an image?"),
         (lambda whole: b"not an image", "a.nii", r"no reader knows, beginning with b'not an image'"),
+        (lambda whole: whole, "a.nii", r"one that is packed with gzip. Name it a.nii.gz."),
         (lambda whole: b"not an image", "a.png", r"no reader knows, beginning with b'not an image'"),
         (lambda whole: bytes(128) + b"DICM" + b"junk", "a.dcm", "a damaged DICOM file: its header"),
     ],

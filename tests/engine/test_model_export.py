@@ -106,6 +106,11 @@ def test_the_example_needs_neither_torch_nor_monai(exported: Path, slices: Seen,
     assert ended.returncode == 0, ended.stderr
     said = float(ended.stdout.removeprefix("case score ").partition(":")[0])
     assert said == pytest.approx(float(expected["case_score"]), rel=1e-4, abs=1e-3)
+    for wrong in (np.nan, 1.5):
+        np.save(tmp_path / "slices.npy", np.where(np.arange(stack.shape[-1]) == 3, wrong, stack.numpy()))
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert "Expected slices in [0, 1]" in ended.stderr
 
 
 def test_openvino_says_what_torch_says(trained: Path, slices: Seen, tmp_path: Path) -> None:
