@@ -13,7 +13,7 @@ from aeflow_monai.geometry import any_picture
 from aeflow_monai.printable import some
 from aeflow_monai.score.position import UNKNOWN
 
-__all__ = ["note_on_image", "note_on_normals", "require_volumes", "saw_pictures", "saw_volumes"]
+__all__ = ["note_on_image", "note_on_mixture", "note_on_normals", "require_volumes", "saw_pictures", "saw_volumes"]
 
 _NOTED = "score.saw_volumes"
 _NORMALS = "score.dissimilarity_norm"  # of normals by plane and relative slice position
@@ -57,22 +57,44 @@ def _were_volumes(state: Mapping[str, Tensor]) -> bool | None:
 
 
 def require_volumes(state: Mapping[str, Tensor], datalist: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse normals that are all pictures, if the model was calibrated on volumes.
+    """Refuse normals among which are pictures, if the model was calibrated on volumes.
 
     Args:
         state: of the detector.
         datalist: of the normals.
 
     Raises:
-        ValueError: they are pictures.
+        ValueError: some are pictures.
     """
-    paths = [first_path(item) for item in datalist]
-    if all(map(any_picture, paths)) and saw_volumes(state):
+    pictures = _pictures(datalist)
+    if pictures and saw_volumes(state):
         raise ValueError(
-            f"The images are 2D pictures, but the model was calibrated on volumes: "
-            f"{some([Path(path).name for path in paths])}. Give volumes like those of the training, or train on "
-            "pictures."
+            f"{len(pictures)} of {len(datalist)} images are 2D pictures, but the model was calibrated on volumes: "
+            f"{some(pictures)}. Give volumes like those of the training, or train on pictures."
         )
+
+
+def note_on_mixture(datalist: Sequence[Mapping[str, Any]]) -> str:
+    """Say that normals to train on are pictures and volumes.
+
+    Args:
+        datalist: of the normals.
+
+    Returns:
+        A sentence; empty if all are of one kind.
+    """
+    pictures = _pictures(datalist)
+    if not 0 < len(pictures) < len(datalist):
+        return ""
+    return (
+        f"{len(pictures)} of {len(datalist)} normal images are 2D pictures, and the others volumes: {some(pictures)}. "
+        "Scores and thresholds of one kind do not hold for the other. Train a model for each."
+    )
+
+
+def _pictures(datalist: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the files that are pictures."""
+    return [Path(first_path(item)).name for item in datalist if any_picture(first_path(item))]
 
 
 def note_on_normals(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> str:
@@ -88,7 +110,7 @@ def note_on_normals(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> 
     if not saw_pictures(before) or not saw_volumes(now):
         return ""
     return (
-        "The normals are volumes, but the model was trained on 2D images: each slice was taken as one of them. "
+        "Volumes are among the normals, but the model was trained on 2D images: each slice was taken as one of them. "
         "Train on volumes to score volumes."
     )
 

@@ -5,7 +5,13 @@ import torch
 from monai.data import MetaTensor
 
 from aeflow_monai import Model
-from aeflow_monai.engine.picture_warning import note_on_image, require_volumes, saw_pictures, saw_volumes
+from aeflow_monai.engine.picture_warning import (
+    note_on_image,
+    note_on_mixture,
+    require_volumes,
+    saw_pictures,
+    saw_volumes,
+)
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.calibration import calibrate_score
@@ -86,7 +92,17 @@ def test_a_volume_for_a_model_of_pictures_is_told_once(trained: Path, caplog: py
 
 def test_pictures_do_not_calibrate_a_model_of_volumes(trained: Path) -> None:
     state = read_model(model_path(trained)).state
-    require_volumes(state, [{"image": "a.nii.gz"}, {"image": "b.png"}])
-    with pytest.raises(ValueError, match=r"are 2D pictures, but .* volumes: b\.png, c\.jpg\. Give volumes like"):
-        require_volumes(state, [{"image": "b.png"}, {"image": "c.jpg"}])
+    require_volumes(state, [{"image": "a.nii.gz"}, {"image": ["b.nrrd", "c.nrrd"]}])
+    with pytest.raises(
+        ValueError, match=r"^2 of 3 images are 2D pictures, but .* volumes: b\.png, c\.jpg\. Give volumes"
+    ):
+        require_volumes(state, [{"image": "a.nii.gz"}, {"image": "b.png"}, {"image": "c.jpg"}])
     require_volumes({}, [{"image": "b.png"}])  # where it is not known
+
+
+def test_pictures_and_volumes_to_train_on_together_are_told() -> None:
+    pictures, volumes = [{"image": "a.png"}, {"image": "b.PNG"}], [{"image": "c.nii.gz"}]
+    note = note_on_mixture([*pictures, *volumes])
+    assert note.startswith("2 of 3 normal images are 2D pictures, and the others volumes: a.png, b.PNG.")
+    assert not note_on_mixture(pictures)
+    assert not note_on_mixture(volumes)

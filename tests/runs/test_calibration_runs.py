@@ -166,7 +166,7 @@ def test_volumes_that_calibrate_a_model_of_pictures_are_told(
 ) -> None:
     model = tmp_path / "RUN"
     run_workflow("train.yaml", dataset_dir=str(png_slices), output_dir=str(model), **tiny_training)
-    told = "The normals are volumes, but the model was trained on 2D images: each slice was taken as one of them."
+    told = "Volumes are among the normals, but the model was trained on 2D images: each slice was taken as one of them."
     assert told not in caplog.text
     run_workflow(model / "configs/calibrate.yaml", dataset_dir=str(site), output_dir=str(tmp_path / "SITE"))
     assert told in caplog.text
