@@ -118,6 +118,14 @@ def test_tables_that_lack_cases_are_refused(tmp_path: Path) -> None:
         write_report(tmp_path)
 
 
+def test_a_table_of_another_model_is_refused(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "threshold": metrics["threshold"] + 0.1}))
+    with pytest.raises(ValueError, match=r"has another threshold than its metrics\.json, .*: it is of another model"):
+        write_report(tmp_path)
+
+
 def test_a_table_that_lacks_lesions_is_refused(tmp_path: Path) -> None:
     write_results(tmp_path)
     lines = (tmp_path / "lesions.csv").read_text("utf-8").splitlines(keepends=True)

@@ -84,14 +84,14 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
-    """Refuse tables that lack cases or lesions of their run.
+    """Refuse tables that lack cases or lesions of their run, or are of another one.
 
     Args:
         folder: of the results.
         run: as `read_run` gives it.
 
     Raises:
-        ValueError: there are fewer or more than the run had.
+        ValueError: there are fewer or more than the run had, or the threshold is not that of the metrics.
     """
     n_cases = run["run"].get("n_scored", len(run["cases"])) + len(run["failures"])
     expected = read_json(Path(folder, "run.json")).get("n_cases", n_cases)
@@ -99,6 +99,14 @@ def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
         raise ValueError(
             f"scores.csv and failures.csv in {folder} have {n_cases} cases; the run had {expected}. Restore them, or "
             "run again."
+        )
+    limit = run["metrics"].get("threshold")
+    if limit is not None and not all(
+        math.isclose(case.get("threshold", limit), limit, rel_tol=1e-6) for case in run["cases"]
+    ):
+        raise ValueError(
+            f"scores.csv in {folder} has another threshold than its metrics.json, {limit:.6g}: it is of another model. "
+            "Restore it, or run again."
         )
     localisation = run["localisation"]
     n_lesions = localisation.get("n_lesions", len(run["lesions"]))
