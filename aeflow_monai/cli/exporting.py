@@ -25,3 +25,4 @@ def export(given: argparse.Namespace, terminal: Terminal) -> None:
 
     for path in export_model(user_path(given.folder), given.to, user_path(given.output).absolute(), given.overwrite):
         terminal.result(str(path))
+    terminal.say("Next: look under preprocessing in the JSON file, at what images go through first (docs/speed.md).")
