@@ -224,8 +224,8 @@ def _preprocessing(folder: Path) -> Mapping[str, Any]:
         "says": (
             "An image is oriented (rows to posterior, columns to left, slices to superior; coronal and sagittal slices "
             "stand upright), its intensities are scaled to [0, 1] and clipped, and its slices are brought to the "
-            "input's size: bilinearly with antialiasing, as by Pillow's resize, or padded with 0, as `slicer` says. The "
-            "config below names each step with its options; background is 0."
+            "input's size: bilinearly with antialiasing, as by Pillow's resize, or padded with 0, as `slicer` says. "
+            "The config below names each step with its options; background is 0."
         ),
         "config": parts,
     }
