@@ -20,8 +20,13 @@ from typing import Any
 
 try:
     from isal import igzip as gzip  # as small as zlib's level 1 in a fraction of the time, see benchmarks/writing.py
+    from isal import isal_zlib
+
+    _of_isal: tuple[Any, ...] = (isal_zlib.error,)
 except ImportError:  # no wheel for this machine
     import gzip
+
+    _of_isal = ()
 
 __all__ = [
     "case_file_name",
@@ -36,9 +41,12 @@ __all__ = [
     "sha256_of",
     "sweep",
     "unfinished_path",
+    "unpacked_digest_of",
     "user_path",
     "write_json",
 ]
+
+_MOST_UNPACKED = 2**33  # bytes: a .gz file may hold any number
 
 # What is being written: the machine, the process, and a number. It never has the name of what is whole.
 _UNFINISHED = ".unfinished-{machine}-{process}-{number}"
@@ -330,9 +338,32 @@ def digest_of(file: str | Path) -> str:
     return _digest(str(file), found.st_size, found.st_mtime_ns)
 
 
+def unpacked_digest_of(file: str | Path) -> str:
+    """As `digest_of`, of a .gz file of what is inside; of one that is damaged, or holds more than 8 GiB, as it is."""
+    if Path(file).suffix.lower() != ".gz":
+        return digest_of(file)
+    found = Path(file).stat()
+    return _unpacked_digest(str(file), found.st_size, found.st_mtime_ns) or digest_of(file)
+
+
 @cache
 def _digest(file: str, size: int, changed_ns: int) -> str:
     return sha256_of(file)
+
+
+@cache
+def _unpacked_digest(file: str, size: int, changed_ns: int) -> str:
+    digest, rest = hashlib.sha256(), _MOST_UNPACKED
+    try:
+        with gzip.open(file) as stream:
+            while block := stream.read(2**20):
+                digest.update(block)
+                rest -= len(block)
+                if rest < 0:
+                    return ""
+    except (EOFError, gzip.BadGzipFile, zlib.error, *_of_isal):
+        return ""
+    return digest.hexdigest()
 
 
 def case_file_name(data: Mapping[Hashable, Any]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ignite.engine import Engine
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.datalist.item import patient_of
 from aeflow_monai.engine.case_handler import CaseHandler
-from aeflow_monai.engine.duplicates import count_seen, fingerprints_of, notes_on_duplicates
+from aeflow_monai.engine.duplicates import count_seen, fingerprints_for, fingerprints_of, notes_on_duplicates
 from aeflow_monai.engine.run_record import add_note
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.files import read_json, replacing, sweep
@@ -73,15 +74,16 @@ class CardWriter(CaseHandler):
         if self.n_scored < len(self.datalist):
             title += f"; {len(self.datalist) - self.n_scored} more failed"
         card = read_model(model_path(self.folder)).card
-        fingerprints = fingerprints_of(self.datalist)
-        notes = notes_on_duplicates(self.datalist, fingerprints)
+        notes = notes_on_duplicates(self.datalist, fingerprints_of(self.datalist))
+        fingerprints = fingerprints_for(card, self.datalist)
         for what, warning in _SEEN.items():
             known = card.get(what, ())
             if n_seen := count_seen(fingerprints, known):
                 notes.append(f"{n_seen} of {len(self.datalist)} test images were {warning}.")
                 title += f"; {n_seen} were {warning}"
-            abnormal = [found for found, item in zip(fingerprints, self.datalist, strict=True) if item.get("label")]
-            if n_contradicted := count_seen(abnormal, known):
+            # with a mask its slices without lesion may have been normals
+            plain = [item.get("label") == 1 and "lesion" not in item for item in self.datalist]
+            if n_contradicted := count_seen([*compress(fingerprints, plain)], known):
                 images = counted(n_contradicted, "image")
                 notes.append(f"{images} that the test calls abnormal stood among the normals of the model.")
         for note in notes:

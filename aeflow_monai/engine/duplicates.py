@@ -2,40 +2,52 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
-from aeflow_monai.files import digest_of, gzip
+from aeflow_monai.files import digest_of, unpacked_digest_of
 from aeflow_monai.printable import some
 
-__all__ = ["count_seen", "fingerprints_of", "notes_on_duplicates", "require_several_images", "warn_of_duplicates"]
+__all__ = [
+    "FORM",
+    "count_seen",
+    "fingerprints_for",
+    "fingerprints_of",
+    "notes_on_duplicates",
+    "require_several_images",
+    "warn_of_duplicates",
+]
 
 _logger = logging.getLogger(__name__)
 
-_INSIDE = 2**26  # bytes of what a .gz file holds, of which there may be any number
+FORM = {"fingerprints": "unpacked"}  # what the card of a model says of those that it has
 
 
-def fingerprints_of(items: Sequence[Mapping[str, Any]]) -> list[str]:
+def fingerprints_of(items: Sequence[Mapping[str, Any]], unpacked: bool = True) -> list[str]:
     """Beginning of the SHA-256 of each image's bytes, one per item, which tells whether it is seen again.
 
     Args:
-        items: a datalist; of an image in several files, or in a folder of DICOM files, all count. Of a .gz file the
-            bytes inside do, so that `.nii` and `.nii.gz` are the same. An item without any file has an
-            empty fingerprint.
+        items: a datalist; of an image in several files, or in a folder of DICOM files, all count. An item without any
+            file has an empty fingerprint.
+        unpacked: of a .gz file the bytes inside, so that `.nii` and `.nii.gz` are the same.
     """
     found = []
+    digest = unpacked_digest_of if unpacked else digest_of
     for item in items:
         try:
-            digests = [_digest_inside(file) for file in image_files_of(item)]
+            digests = [digest(file) for file in image_files_of(item)]
         except OSError:  # the case failed for it
             digests = []
         found.append(hashlib.sha256("".join(digests).encode()).hexdigest()[:16] if digests else "")
     return found
+
+
+def fingerprints_for(card: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Fingerprints of images as the card of a model has them; an earlier version packed none out."""
+    return fingerprints_of(items, unpacked=FORM.items() <= card.items())
 
 
 def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:
@@ -125,13 +137,6 @@ def notes_on_duplicates(tested: Sequence[Mapping[str, Any]], fingerprints: Seque
             f"{some(contradicted)}. One of the labels is wrong."
         )
     return notes
-
-
-def _digest_inside(file: Path) -> str:
-    if file.suffix.lower() == ".gz":
-        with contextlib.suppress(Exception), gzip.open(file) as stream:  # a damaged file counts as it is
-            return hashlib.sha256(stream.read(_INSIDE)).hexdigest()
-    return digest_of(file)
 
 
 def _of_other_patients(held_out: Sequence[Mapping[str, Any]], fingerprints: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from aeflow_monai.data.datalist import load_datalist, require_labels
 from aeflow_monai.data.datalist.items import EmptySectionError
 from aeflow_monai.data.datalist.unused import Datalist
-from aeflow_monai.engine.duplicates import count_seen, fingerprints_of
+from aeflow_monai.engine.duplicates import count_seen, fingerprints_for
 from aeflow_monai.engine.stored_model import model_path, read_model
 from aeflow_monai.printable import shown
 
@@ -22,6 +22,8 @@ _logger = logging.getLogger(__name__)
 
 def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: Mapping[str, Any]) -> Datalist:
     """List the test images of a data set; all images of one without a split, such as another hospital's.
+
+    A `test_fraction` that is that of the training divides the training's data set alone.
 
     Args:
         dataset_dir: see `load_datalist`.
@@ -35,27 +37,45 @@ def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: 
         FileNotFoundError: the folder of the images does not exist.
         ValueError: see `load_datalist`; or the model knows images of a data set without a split.
     """
-    try:
-        items = load_datalist(dataset_dir, "test", **listing)
-    except EmptySectionError as error:
-        items = _all_unknown(dataset_dir, folder, listing, error)
+    stored = read_model(model_path(folder))
+    items = None
+    if listing.get("test_fraction") and listing["test_fraction"] == stored.config.get("test_fraction"):
+        items = _unknown(dataset_dir, stored.card, {**listing, "test_fraction": 0.0})
+    if items is None:
+        try:
+            items = load_datalist(dataset_dir, "test", **listing)
+        except EmptySectionError as error:
+            items = _unknown(dataset_dir, stored.card, listing, error)
+            if items is None:
+                raise
     require_labels(items)
     return items
 
 
-def _all_unknown(
-    dataset_dir: str | os.PathLike[str], folder: str | Path, listing: Mapping[str, Any], refused: EmptySectionError
-) -> Datalist:
-    """All images of a data set without a split, where the model knows none; otherwise what was refused is."""
+def _unknown(
+    dataset_dir: str | os.PathLike[str],
+    card: Mapping[str, Any],
+    listing: Mapping[str, Any],
+    refused: EmptySectionError | None = None,
+) -> Datalist | None:
+    """All images of a data set without a split, of which some are abnormal, where the model knows none of them.
+
+    Raises:
+        ValueError: it knows some, and another way was refused.
+    """
     try:
         items = load_datalist(dataset_dir, "unsplit", **listing)
     except EmptySectionError:
-        raise refused from None
+        return None
     if not any(item.get("label") for item in items):
-        raise refused
-    card = read_model(model_path(folder)).card
+        return None
     known = [*card.get("trained_on", ()), *card.get("thresholds_on", ())]
-    if n_known := count_seen(fingerprints_of(items), known):
+    n_known = 0
+    for item in items:
+        n_known += count_seen(fingerprints_for(card, [item]), known)
+        if n_known and refused is None:
+            return None
+    if n_known:
         raise ValueError(f"{refused} The model knows {n_known} of these {len(items)} images.") from None
     _logger.info(f"{shown(dataset_dir)} has no split, and the model knows none of its images: all are tested.")
     return items

@@ -125,12 +125,14 @@ class DetectionReport(_Report):
         """Forget the cases of an earlier run."""
         self.labels: list[int] = []
         self.scores: list[float] = []
+        self.patients: list[str] = []
         self.statistics: dict[str, list[float]] = {}
 
     def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
         """Take the label and score of one case."""
         self.labels.append(int(source["label"]))
         self.scores.append(float(scored["anomaly_score"]))
+        self.patients.append(patient_of(source))
         for name, value in intensity_statistics(torch.as_tensor(source["image"])).items():
             self.statistics.setdefault(name, []).append(value)
 
@@ -144,12 +146,15 @@ class DetectionReport(_Report):
             self.path.unlink(missing_ok=True)  # of an earlier run, whose scores were others
             return
         rank, n = self.score.case_rank.tolist()
+        held_out = self.score.held_out
         report = detection_report(
             self.labels,
             self.scores,
             float(self.score.case_threshold),
             calibrated_rank=(rank, n) if n else None,
-            calibrated_scores=self.score.held_out.scores.tolist(),
+            # one of each patient, or nothing is known of which are of one
+            calibrated_scores=held_out.scores.tolist() if held_out.n == len(held_out.scores) else (),
+            patients=self.patients,
             n_bootstrap=self.n_bootstrap,
             seed=self.seed,
             baselines=self.statistics,

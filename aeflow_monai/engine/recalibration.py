@@ -12,7 +12,7 @@ from aeflow_monai.engine.bundle import write_bundle
 from aeflow_monai.engine.card import facts_of_data
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.detector import Detector, calibrate
-from aeflow_monai.engine.duplicates import count_seen, fingerprints_of, require_several_images, warn_of_duplicates
+from aeflow_monai.engine.duplicates import count_seen, fingerprints_for, require_several_images, warn_of_duplicates
 from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.picture_warning import note_on_normals, require_volumes
 from aeflow_monai.engine.run_record import describe_run, finish_record, hashes_of
@@ -54,7 +54,7 @@ def recalibrate(
     """
     stored = require_own_config(folder, given)
     require_volumes(stored.state, data)
-    fingerprints = fingerprints_of(data)
+    fingerprints = fingerprints_for(stored.card, data)
     if n_seen := count_seen(fingerprints, stored.card["trained_on"]):
         raise ValueError(
             f"{n_seen} of {len(data)} images were trained on: thresholds of images that the model knows are too low. "

@@ -21,7 +21,7 @@ from aeflow_monai.engine.bundle import options_of, write_bundle, write_training_
 from aeflow_monai.engine.card import facts_of_data, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, differences
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
-from aeflow_monai.engine.duplicates import fingerprints_of, warn_of_duplicates
+from aeflow_monai.engine.duplicates import FORM, fingerprints_of, warn_of_duplicates
 from aeflow_monai.engine.picture_warning import note_on_mixture
 from aeflow_monai.engine.run_folders import is_first_process
 from aeflow_monai.engine.run_record import finish_record, hashes_of
@@ -101,7 +101,7 @@ class BundleWriter:
         """Calibrate, and write the bundle."""
         calibrate(self.detector, self.held_out, self.specificity, self.fitted, self.trained, self.varied)
         record = self.folder / "logs" / RUN_RECORD
-        card = {**self.facts, "versions": read_json(record)["versions"], **self.seen}
+        card = {**self.facts, "versions": read_json(record)["versions"], **self.seen, **FORM}
         write_bundle(self.folder, self.detector, self.given.content, card)
         names = ("trained_on", "held_out")
         finish_record(record, **{n: [*map(hashes_of, part)] for n, part in zip(names, self.split, strict=True)})

@@ -23,7 +23,7 @@ __all__ = ["detection_report", "expected_passing", "format_report", "intensity_s
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_SHIFTED = 0.001  # below this p-value; small, since cases of one patient are alike and count as several
+_SHIFTED = 0.001  # below this p-value
 STATISTICS = ("auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity")
 
 
@@ -34,6 +34,7 @@ def detection_report(
     *,
     calibrated_rank: tuple[int, int] | None = None,
     calibrated_scores: Sequence[float] = (),
+    patients: Sequence[str] = (),
     n_bootstrap: int = 1000,
     seed: int = 0,
     baselines: Mapping[str, Sequence[float]] | None = None,
@@ -56,14 +57,16 @@ def detection_report(
     the expected specificity. How many of the normal cases pass differs from draw to draw of both: see
     `expected_passing`. Fewer than that contradict the expected specificity; otherwise it is neither contradicted nor
     shown. `specificity_note` says so with the numbers. It also says where the normal cases score higher or lower than
-    the held-out normals, beyond chance: with few of these the threshold alone does not show it.
+    the held-out normals, beyond chance: with few of these the threshold alone does not show it. Of a patient the first
+    case counts, since those of one patient are alike.
 
     Args:
         labels: 0 for normal and 1 for abnormal, shape (N,).
         scores: Finite anomaly scores, larger is more abnormal, shape (N,).
         threshold: The stored threshold, in the unit of the scores.
         calibrated_rank: k and n, if known; see `calibrate`.
-        calibrated_scores: of the held-out normals, if known.
+        calibrated_scores: of the held-out normals, if known, of as many patients.
+        patients: whose each case is; if none are given each is of its own.
         n_bootstrap: Number of resamples, at least 1.
         seed: Seed of the resampling.
         baselines: Trivial statistics by name (mean intensity, file size, ...), shape (N,) each. Of each the
@@ -126,7 +129,10 @@ def detection_report(
         report["expected_specificity"] = rank / (n_calibrated + 1)
         report["expected_passing_range"] = [low, high]
         report["is_specificity_contradicted"] = passed < low
-        p, is_higher = _shift(values[truth == 0], calibrated_scores)
+        normal = values[truth == 0]
+        if len(patients):
+            normal = normal[np.unique(np.asarray(patients)[truth == 0], return_index=True)[1]]
+        p, is_higher = _shift(normal, calibrated_scores)
         report |= {"normal_shift_p": p, "is_normal_shifted": p is not None and p < _SHIFTED}
         report["specificity_note"] = _specificity_note(report, passed, is_higher)
     return report | {"n_bootstrap": n_bootstrap, "bootstrap_seed": seed}

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from aeflow_monai.engine.duplicates import (
+    FORM,
+    fingerprints_for,
     fingerprints_of,
     notes_on_duplicates,
     require_several_images,
@@ -37,6 +39,19 @@ def test_a_packed_image_is_a_duplicate_of_the_same_one_unpacked(tmp_path: Path) 
     plain, fast, small, damaged = fingerprints_of(items)
     assert plain == fast == small
     assert damaged not in ("", plain)
+    of_earlier_version = fingerprints_for({}, items)
+    assert len({*of_earlier_version}) == 4
+    assert fingerprints_for(FORM, items) == [plain, fast, small, damaged]
+
+
+def test_packed_images_that_differ_far_inside_are_no_duplicates(tmp_path: Path) -> None:
+    items = items_of(tmp_path, {"a.nii.gz": "", "b.nii.gz": "", "b.nii": ""})
+    for name in ("a", "b"):
+        content = bytes(2**26 + 5) + name.encode()
+        (tmp_path / f"{name}.nii.gz").write_bytes(gzip.compress(content, 1))
+    (tmp_path / "b.nii").write_bytes(content)
+    first, second, unpacked = fingerprints_of(items)
+    assert first != second == unpacked
 
 
 def test_images_of_one_patient_and_missing_ones_are_no_duplicates(

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from aeflow_monai import load_datalist
+from aeflow_monai import Model, load_datalist
 from aeflow_monai.engine import load_test
+from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.engine.stored_model import model_path, read_model
 
 LISTING = {"normal_classes": ["NORMAL"]}
 
@@ -56,6 +58,20 @@ def test_a_split_without_test_images(volumes: Path, trained: Path, tmp_path: Pat
     shutil.copy(load_datalist(volumes, "train")[0]["image"], folder / "a.nii.gz")
     with pytest.raises(ValueError, match=r"holds no image for the section 'test'; found 1 in train\."):
         load_test(tmp_path / "split", trained, LISTING)
+
+
+def test_the_fraction_of_the_training_divides_its_own_data_alone(
+    volumes: Path, trained: Path, tmp_path: Path, put: Callable[..., Path]
+) -> None:
+    stored, divided = read_model(model_path(trained)), {**LISTING, "test_fraction": 0.4}
+    write_bundle(tmp_path / "RUN", Model(trained).detector, {**stored.config, "test_fraction": 0.4}, stored.card)
+    test = load_datalist(volumes, "test")
+    abnormal = [item for item in test if item["label"]]
+    other = put(NORMAL=[item for item in test if not item["label"]], sick=abnormal)
+    assert len(load_test(other, tmp_path / "RUN", divided)) == 6
+    assert len(load_test(other, trained, divided)) == 2  # which was trained without, so that this was asked for
+    own = put(NORMAL=load_datalist(volumes, "train"))
+    assert load_test(own, tmp_path / "RUN", divided) == load_datalist(own, "test", **divided)
 
 
 def test_a_test_split_is_taken_as_it_is(volumes: Path, trained: Path) -> None:

@@ -168,6 +168,18 @@ def test_normals_that_score_otherwise_than_those_of_the_threshold_are_told(by: f
     assert ("Calibrate the model on normals like these" in report["specificity_note"]) is bool(by)
 
 
+def test_cases_of_one_patient_are_no_shift() -> None:
+    generator, n_shifted = np.random.default_rng(0), 0
+    for _ in range(100):
+        normal = np.repeat(generator.normal(size=10), 50) + 0.3 * generator.normal(size=500)
+        scores, labels = [*normal, 9.0], [0] * 500 + [1]
+        options = {"calibrated_rank": (10, 10), "calibrated_scores": generator.normal(size=10).tolist()}
+        patients = [*(f"{number // 50}" for number in range(500)), "ill"]
+        report = detection_report(labels, scores, 5, n_bootstrap=1, patients=patients, **options)
+        n_shifted += report["is_normal_shifted"]
+    assert n_shifted <= 1
+
+
 def test_an_auroc_that_is_not_above_chance_is_told() -> None:
     labels = [0] * 20 + [1] * 20
     above, level, below = (
