@@ -77,7 +77,7 @@ def studies_in(
     root = str(path.parent)
     is_empty, n_others = True, 0
     for line, images, row in _rows(path):
-        if parse_split(row.get("split") or "test", f"{shown(path)}, line {line}") != "test":
+        if parse_split((row.get("split") or "").strip() or "test", f"{shown(path)}, line {line}") != "test":
             n_others += 1
             continue
         is_empty = False

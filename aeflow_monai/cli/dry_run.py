@@ -25,6 +25,7 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     """
     from aeflow_monai.engine.run_folders import model_folder, require_new
     from aeflow_monai.engine.template import config_files
+    from aeflow_monai.engine.training_setup import report_notes, require_fitting
     from aeflow_monai.engine.verbs import check_training
 
     folder = model_folder(given.output)
@@ -34,13 +35,12 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     if not given.resume:
         require_new(folder)
     parser["paths"] = {"dataset_dir": given.data, "output_dir": folder, "resume": None, "cache_dir": None}
-    for part in (
-        "imports",
-        "initialize#1",
-        "initialize#2",
-    ):  # builds network, preprocessing and list, but writes nothing
+    parser.get_parsed_content("imports")
+    require_fitting(*map(parser.get_parsed_content, ("network", "slicer")))
+    for part in ("preprocessing", "loss", "optimizer"):  # which an option may make impossible; nothing is written
         parser.get_parsed_content(part)
     items, (fitted, held_out) = parser.get_parsed_content("normals"), parser.get_parsed_content("split")
+    report_notes(items, config)
     normal = [*fitted, *held_out]
     terminal.result(
         f"would train on {len(fitted)} normal images of {counted(_patients(fitted), 'patient')}, and set thresholds on "

@@ -51,8 +51,8 @@ _COMPONENTS = {
     **dict.fromkeys(("float", "double"), (1, 2, 3, 4)),
     **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), (1, 3, 4)),
 }
-_SPACES = re.compile("(ras|las|lps|(left|right)-(anterior|posterior)-superior)(-?t(ime)?)?", re.IGNORECASE)
-_NO_SIDES = re.compile("(scanner-xyz|3d-(left|right)-handed)(-?t(ime)?)?", re.IGNORECASE)
+_SPACES = re.compile("(ras|las|lps|(left|right)(anterior|posterior)superior)(t(ime)?)?")  # without blanks and hyphens
+_NO_SIDES = re.compile("(scannerxyz|3d(left|right)handed)(t(ime)?)?")
 _SPATIAL = ("domain", "space", "time", "none", "???")
 _UNIT_MM = {"": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 0.001}
 _UNIT_MM |= {"\u00b5m": 0.001, "micron": 0.001, "micrometer": 0.001}
@@ -238,8 +238,9 @@ def _nrrd(content: bytes) -> _Header:
     channels = math.prod(size for size, kind in zip(shape, kinds, strict=True) if kind not in _SPATIAL)
     number = fields["type"].lower()
     units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))}
-    tells = "space" in fields and _SPACES.fullmatch(fields["space"]) is not None
-    if not tells and "space" in fields and not _NO_SIDES.fullmatch(fields["space"]):
+    space = re.sub("[ -]", "", fields.get("space", "").lower())  # as ITK reads it
+    tells = _SPACES.fullmatch(space) is not None
+    if space and not tells and not _NO_SIDES.fullmatch(space):
         raise ValueError(f"the space {fields['space']!r}, where NRRD has left-posterior-superior and its like")
     return _checked(_Header(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units, tells))
 

@@ -29,6 +29,10 @@ from .training import Checkpoints as Checkpoints
 from .training import DivergenceGuard as DivergenceGuard
 from .training import PictureLogger as PictureLogger
 from .training_progress import TrainingProgress as TrainingProgress
+from .training_setup import lesion_copies as lesion_copies
+from .training_setup import number_of_epochs as number_of_epochs
+from .training_setup import report_notes as report_notes
+from .training_setup import require_fitting as require_fitting
 from .verbs import announce as announce
 from .verbs import announce_results as announce_results
 from .verbs import begin_calibration as begin_calibration
@@ -37,6 +41,3 @@ from .verbs import begin_training as begin_training
 from .verbs import cache_folder as cache_folder
 from .verbs import claim_training as claim_training
 from .verbs import end_training as end_training
-from .verbs import lesion_copies as lesion_copies
-from .verbs import number_of_epochs as number_of_epochs
-from .verbs import require_fitting as require_fitting

@@ -13,7 +13,7 @@ from aeflow_monai.geometry import any_picture
 from aeflow_monai.printable import some
 from aeflow_monai.score.position import UNKNOWN
 
-__all__ = ["note_on_image", "note_on_mixture", "note_on_normals", "require_volumes", "saw_pictures", "saw_volumes"]
+__all__ = ["note_on_image", "note_on_normals", "require_volumes", "saw_pictures", "saw_volumes"]
 
 _NOTED = "score.saw_volumes"
 _NORMALS = "score.dissimilarity_norm"  # of normals by plane and relative slice position
@@ -72,24 +72,6 @@ def require_volumes(state: Mapping[str, Tensor], datalist: Sequence[Mapping[str,
             f"{len(pictures)} of {len(datalist)} images are 2D pictures, but the model was calibrated on volumes: "
             f"{some(pictures)}. Give volumes like those of the training, or train on pictures."
         )
-
-
-def note_on_mixture(datalist: Sequence[Mapping[str, Any]]) -> str:
-    """Say that normals to train on are pictures and volumes.
-
-    Args:
-        datalist: of the normals.
-
-    Returns:
-        A sentence; empty if all are of one kind.
-    """
-    pictures = _pictures(datalist)
-    if not 0 < len(pictures) < len(datalist):
-        return ""
-    return (
-        f"{len(pictures)} of {len(datalist)} normal images are 2D pictures, and the others volumes: {some(pictures)}. "
-        "Scores and thresholds of one kind do not hold for the other. Train a model for each."
-    )
 
 
 def _pictures(datalist: Sequence[Mapping[str, Any]]) -> list[str]:

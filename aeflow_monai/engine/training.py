@@ -22,7 +22,6 @@ from aeflow_monai.engine.card import facts_of_data, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, differences
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
 from aeflow_monai.engine.duplicates import FORM, fingerprints_of, warn_of_duplicates
-from aeflow_monai.engine.picture_warning import note_on_mixture
 from aeflow_monai.engine.run_folders import is_first_process
 from aeflow_monai.engine.run_record import finish_record, hashes_of
 from aeflow_monai.engine.stored_model import load_saved, model_path, write_saved
@@ -93,8 +92,6 @@ class BundleWriter:
         """Write what an interrupted training needs to go on, and note which images it sees."""
         self.seen = dict(zip(("trained_on", "thresholds_on"), map(fingerprints_of, self.split), strict=True))
         warn_of_duplicates(self.split[1], self.seen["thresholds_on"], self.seen["trained_on"])
-        if note := note_on_mixture([*self.split[0], *self.split[1]]):
-            engine.logger.warning(note)
         write_training_config(self.folder, self.given, self.facts)
 
     def __call__(self, engine: Engine) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from monai.utils import set_determinism
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.data.datalist.layouts import existing
-from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.allocator import keep_freed_memory
 from aeflow_monai.engine.arguments import refuse_other_kinds, refuse_unknown_arguments
 from aeflow_monai.engine.command_line import path_of
 from aeflow_monai.engine.config import GivenConfig, ids_of, refuse_unknown_keys
 from aeflow_monai.engine.config_text import read_config
-from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.failure_message import end_with_one_message
 from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.option_types import require_options
@@ -41,9 +38,6 @@ __all__ = [
     "check_training",
     "claim_training",
     "end_training",
-    "lesion_copies",
-    "number_of_epochs",
-    "require_fitting",
 ]
 
 _NO_DATA = "Say where the images are with --dataset_dir <folder>."
@@ -213,62 +207,6 @@ def cache_folder(cache_dir: str | None, *parts: str) -> str | None:
         ('cache/train', None)
     """
     return None if cache_dir is None else str(Path(cache_dir, *parts))
-
-
-def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_steps: int = 170, copies: int = 0) -> int:
-    """Epochs of a training: as many as show a slice 4 times, or with few as many as give enough batches, up to 200.
-
-    Args:
-        epochs: as they were given; None to count them.
-        n_slices: normal slices of the training.
-        batch_size: of the training.
-        min_steps: batches of normal slices, at least.
-        copies: of each normal slice, which an epoch shows too.
-
-    Example:
-        >>> number_of_epochs(None, 1600, 16), number_of_epochs(None, 80, 16), number_of_epochs(3, 80, 16)
-        (4, 34, 3)
-        >>> number_of_epochs(None, 1600, 16, copies=1)
-        2
-    """
-    if epochs is not None:
-        return epochs
-    shown = n_slices * (1 + copies)
-    return max(math.ceil(4 / (1 + copies)), min(200, math.ceil(min_steps * batch_size / shown)))
-
-
-def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:
-    """Copies of each training slice with synthetic lesions: 1, or more where slices are few, up to 10.
-
-    Args:
-        copies: as they were given; None to count them.
-        n_slices: normal slices of the training.
-        least: copies with lesions in all, at least.
-
-    Example:
-        >>> lesion_copies(None, 1600), lesion_copies(None, 80), lesion_copies(0, 80)
-        (1, 7, 0)
-    """
-    return max(1, min(10, math.ceil(least / n_slices))) if copies is None else copies
-
-
-def require_fitting(detector: Detector, slicer: Slicer) -> None:
-    """Refuse an image size that the network cannot take, before any image is read.
-
-    Args:
-        detector: of the config.
-        slicer: of the config.
-
-    Raises:
-        ValueError: rows or columns are no multiples of the encoder's largest stride.
-    """
-    stride = detector.network.encoder.strides[-1]
-    if any(size % stride for size in slicer.image_size):
-        near = [max(stride, round(size / stride) * stride) for size in slicer.image_size]
-        raise ValueError(
-            f"image_size: expected multiples of {stride}, the largest stride of the encoder's stages; got "
-            f"{list(slicer.image_size)}. The nearest are {near}."
-        )
 
 
 def _require_data(dataset_dir: Any, output_dir: str | None) -> None:

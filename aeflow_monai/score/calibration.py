@@ -75,7 +75,8 @@ def calibrate_score(
         scored = _scored(score, held_out, norms)
         _fit_slice_scores(score, scored)
         found = _fit_thresholds(score, scored, specificity)
-        score.saw_volumes.fill_(int(scored.of_volumes))
+        score.saw_volumes.fill_(bool(scored.volumes))
+        _warn_of_mixture(scored)
     return found
 
 
@@ -137,7 +138,7 @@ class _Scored(NamedTuple):
     top_means: Tensor  # (n, fractions)
     ease: Tensor  # (n,)
     global_terms: Tensor  # (n,)
-    of_volumes: bool  # of several relative positions
+    volumes: set[str]  # files of several relative positions
 
 
 def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, Norms]) -> _Scored:
@@ -146,7 +147,7 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
     means: list[Tensor] = []
     eases: list[Tensor] = []
     terms: list[Tensor] = []
-    of_volumes = False
+    volumes: set[str] = set()
     own = Norms(score.position_norm, score.dissimilarity_norm, score.global_term)
     for patient, file, plane, slices in stacks_of(score, held_out):
         norm = norms.get(patient, own)
@@ -156,10 +157,20 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
         eases.append(score.ease(slices, norm.dissimilarity))
         terms.append(score.global_terms(slices, norm.global_term))
         origin += [(patient, file, plane)] * len(anomaly_map)
-        of_volumes |= slices.places is not None and slices.places.are_of_volumes
+        if slices.places is not None and slices.places.are_of_volumes:
+            volumes.add(file)
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")
-    return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms), of_volumes)
+    return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms), volumes)
+
+
+def _warn_of_mixture(scored: _Scored) -> None:
+    n_images = len({file for _, file, _ in scored.origin})
+    if 0 < len(scored.volumes) < n_images:
+        _logger.warning(
+            f"{len(scored.volumes)} of {n_images} normals that thresholds are set on are volumes, and the others "
+            "single slices. Scores and thresholds of one kind do not hold for the other: take a model for each."
+        )
 
 
 def _fit_slice_scores(score: Score, scored: _Scored) -> None:

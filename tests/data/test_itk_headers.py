@@ -285,7 +285,7 @@ def test_nrrd_that_does_not_say_which_side_is_left_is_told_once(
 ) -> None:
     monkeypatch.setattr("aeflow_monai.data.itk_headers._told_of_sides", threading.Event())
     said = "does not say which side is left"
-    kinds = ("RAS", "left-anterior-superior", "LPST", "right-anterior-superior-time")
+    kinds = ("RAS", "left posterior superior", "left-anterior-superior", "LPST", "right-anterior-superior-time")
     for kind in kinds:
         written = re.sub("(?m)^space: .*$", f"space: {kind}", headers["nhdr"])
         assert kind in written

@@ -7,7 +7,6 @@ from monai.data import MetaTensor
 from aeflow_monai import Model
 from aeflow_monai.engine.picture_warning import (
     note_on_image,
-    note_on_mixture,
     require_volumes,
     saw_pictures,
     saw_volumes,
@@ -98,11 +97,3 @@ def test_pictures_do_not_calibrate_a_model_of_volumes(trained: Path) -> None:
     ):
         require_volumes(state, [{"image": "a.nii.gz"}, {"image": "b.png"}, {"image": "c.jpg"}])
     require_volumes({}, [{"image": "b.png"}])  # where it is not known
-
-
-def test_pictures_and_volumes_to_train_on_together_are_told() -> None:
-    pictures, volumes = [{"image": "a.png"}, {"image": "b.PNG"}], [{"image": "c.nii.gz"}]
-    note = note_on_mixture([*pictures, *volumes])
-    assert note.startswith("2 of 3 normal images are 2D pictures, and the others volumes: a.png, b.PNG.")
-    assert not note_on_mixture(pictures)
-    assert not note_on_mixture(volumes)

@@ -62,8 +62,6 @@ def to_items(
     if section in ("train", "test") and n_left:
         images = f"{counted(n_left, 'image')} of {shown(source)} in the split 'validation'"
         _logger.warning(f"Not used: {images}. A training holds out a part of its own normals.")
-    if section == "train":
-        _warn_of_abnormal(source, entries, chosen, test_fraction)
     chosen = checked(source, root, chosen, stop=section == "train")
 
     items = [_to_item(entry) for entry in chosen]
@@ -137,20 +135,6 @@ def _divide(source: Path, entries: Sequence[Entry], test_fraction: float, seed: 
         for entry in entries
         if entry.split != "test"  # of a JSON, without label
     ]
-
-
-def _warn_of_abnormal(source: Path, entries: Sequence[Entry], chosen: Sequence[Entry], test_fraction: float) -> None:
-    """Say where abnormal images are neither trained on nor tested, as in class folders without a split."""
-    n_passed_over = sum(entry.label == 1 and not entry.mask for entry in chosen)
-    if not n_passed_over or (not test_fraction and any(entry.split != UNSPLIT for entry in entries)):
-        return
-    remedy = "They are in no test either. A manifest.csv can put them there."
-    if not test_fraction:
-        remedy = "Nothing is left to test on. Hold patients out with --test_fraction 0.2, or test on other data."
-    _logger.warning(
-        f"Not used: {counted(n_passed_over, 'abnormal image')} of {shown(source)} in its part to train on, unless with "
-        f"the preset semi_supervised. {remedy}"
-    )
 
 
 def _about_dividing(entries: Sequence[Entry]) -> str:

@@ -20,6 +20,7 @@ from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_it
 from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
 from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
+from aeflow_monai.data.datalist.training_notes import training_notes
 from aeflow_monai.data.datalist.unused import Datalist, Unused, find_unused
 from aeflow_monai.files import user_path
 from aeflow_monai.marks import has_mark
@@ -111,8 +112,6 @@ def load_datalist(
     request = Request(_texts(normal_classes), _texts(modalities), series=_texts(series))
     name, source = recognize(dataset_dir, layout, request)
     entries = of_each_file_once(source, LAYOUTS[name].read(source, request))
-    if section == "train":  # the other runs take these options from the training, whatever their data
-        _warn_without_effect(name, source, request, entries)
     if test_fraction:
         entries = free_training(entries) if name == "decathlon" else entries
         if all(entry.split != UNSPLIT for entry in entries):
@@ -120,20 +119,10 @@ def load_datalist(
                 f"test_fraction is {test_fraction}, but the layout {name!r} of {source} says itself what is trained "
                 "and tested on. Leave test_fraction at 0."
             )
-    return _section(dataset_dir, name, source, entries, section, test_fraction, seed)
-
-
-def _warn_without_effect(layout: str, source: Path, request: Request, entries: Sequence[Entry]) -> None:
-    """Say which options of a data set change nothing here."""
-    if request.normal_classes != Request().normal_classes and layout not in ("classes", "medmnist"):
-        _logger.warning(
-            f"--normal_classes {', '.join(request.normal_classes)} chooses nothing in {shown(source)}: the layout "
-            f"{layout!r} says itself what is normal. For folders of classes give --layout classes."
-        )
-    if request.series and source.is_dir() and not any(entry.examined for entry in entries):
-        _logger.warning(
-            f"--series {', '.join(request.series)} chooses nothing in {shown(source)}: it holds no DICOM series."
-        )
+    items = _section(dataset_dir, name, source, entries, section, test_fraction, seed)
+    if section == "train":
+        items.notes = training_notes(name, source, request, entries, items, test_fraction)
+    return items
 
 
 def _section(

@@ -43,10 +43,10 @@ def read_table(file: Path, labels: bool = True) -> list[Entry]:
     rows = csv.DictReader(io.StringIO(_text(file), newline=""), restkey=_MORE, strict=True)
     rows.fieldnames = found = [name.strip() for name in table_columns(str(file), rows)]
     _check_columns(file, found, _COLUMNS if labels else _COLUMNS[:1])
-    return [_row_entry(file, row, f"{file}, row {line}") for line, row in table_rows(str(file), rows)]
+    return [_row_entry(file, row, f"{file}, row {line}", labels) for line, row in table_rows(str(file), rows)]
 
 
-def _row_entry(file: Path, row: Mapping[str, Any], where: str) -> Entry:
+def _row_entry(file: Path, row: Mapping[str, Any], where: str, labels: bool) -> Entry:
     if _MORE in row:
         raise ValueError(
             f"{where} has {len(row) - 1 + len(row[_MORE])} cells, but there are {len(row) - 1} columns. Put a cell "
@@ -57,9 +57,9 @@ def _row_entry(file: Path, row: Mapping[str, Any], where: str) -> Entry:
     if not images:
         raise ValueError(f"{where}: path is empty. Name an image, or take the row out.")
     return Entry(
-        parse_split(cells.get("split", "test"), where),
+        parse_split(cells.get("split") or ("" if labels else "test"), where),
         images,
-        label=parse_label(cells["abnormal"], f"{where}: abnormal") if "abnormal" in cells else None,
+        label=parse_label(cells["abnormal"], f"{where}: abnormal") if labels or cells.get("abnormal") else None,
         mask=file.parent / cells["mask"] if cells.get("mask") else None,
         case=cells.get("case", ""),
         patient=cells.get("patient", ""),
@@ -70,8 +70,7 @@ def _check_columns(file: Path, found: Sequence[str], wanted: Sequence[str]) -> N
     if lacking := [name for name in wanted if name not in found]:
         raise ValueError(
             f"{file} lacks the column {', '.join(lacking)}; found: {', '.join(found) or 'none'}. "
-            f"Expected a first line with {','.join(_COLUMNS)} and, if wanted, mask, case and patient, divided by "
-            "commas."
+            f"Expected a first line with {','.join(wanted)} and, if wanted, mask, case and patient, divided by commas."
         )
     if repeated := sorted({name for name in found if found.count(name) > 1 and name}):
         raise ValueError(f"{file} has the column {', '.join(repeated)} more than once. Keep one of each.")

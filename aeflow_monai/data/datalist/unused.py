@@ -93,12 +93,16 @@ class Datalist(list[dict[str, Any]]):
         items: of the list.
         unused: what is not.
         layout: see `load_datalist`.
+
+    Attributes:
+        notes: of those to train on, see `training_notes`; a training reports them.
     """
 
     def __init__(self, items: Iterable[dict[str, Any]], unused: Unused, layout: str) -> None:
         super().__init__(items)
         self.unused = unused
         self.layout = layout
+        self.notes: dict[str, str] = {}
 
 
 def find_unused(root: Path, entries: Iterable[Entry], source: Path, passed_over: Path | None = None) -> Unused:
