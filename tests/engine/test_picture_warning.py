@@ -97,3 +97,16 @@ def test_pictures_do_not_calibrate_a_model_of_volumes(trained: Path) -> None:
     ):
         require_volumes(state, [{"image": "a.nii.gz"}, {"image": "b.png"}, {"image": "c.jpg"}])
     require_volumes({}, [{"image": "b.png"}])  # where it is not known
+
+
+@pytest.mark.parametrize("n_pictures", [0, 2])
+def test_volumes_and_single_slices_that_set_thresholds_are_reported(
+    n_pictures: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = [*"aaabbb", *(f"picture {number}" for number in range(n_pictures))]
+    terms = torch.rand(len(files), 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    positions = torch.tensor([0.0, 0.5, 1.0] * 2 + [0.5] * n_pictures)
+    slices = NormalSlices(terms, terms > 0, files, files, Places(["axial"] * len(files), positions))
+    calibrate_score(Score(), [slices], specificity=0.5)
+    said = "2 of 4 normals that thresholds are set on are volumes, and the others single slices."
+    assert (said in caplog.text) == bool(n_pictures)

@@ -1,11 +1,15 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from aeflow_monai.data.datalist.unused import Datalist, Unused
 from aeflow_monai.engine.config import GivenConfig
 from aeflow_monai.engine.training_setup import lesion_copies, number_of_epochs, report_notes
+
+Run = Callable[..., Any]
 
 
 @pytest.mark.parametrize(
