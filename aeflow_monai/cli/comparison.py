@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from aeflow_monai.cli.bundle_run import options_of
-from aeflow_monai.cli.dry_run import say_test
+from aeflow_monai.cli.dry_run import say_test, test_images
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
@@ -45,9 +45,14 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
     places = [folder / f"{number}-{Path(model).absolute().name}" for number, model in enumerate(given.model, start=1)]
     if (folder / "comparison.json").exists() and not given.overwrite:
         raise ValueError(f"{folder} holds a comparison. Give another folder with -o, or replace it with --overwrite.")
+    of_models = [
+        argparse.Namespace(**{**vars(given), "model": model, "output": str(results)})
+        for model, results in zip(given.model, places, strict=True)
+    ]
+    _require_same_images(given.model, [test_images(each) for each in of_models])
     if given.dry_run:
-        for model, results in zip(given.model, places, strict=True):
-            say_test(argparse.Namespace(**{**vars(given), "model": model, "output": str(results)}), terminal)
+        for each in of_models:
+            say_test(each, terminal)
         return
     scored, failed = [], None
     for model, results in zip(given.model, places, strict=True):
@@ -62,16 +67,8 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         scored.append({row["file"]: row for row in rows_of(results / "scores.csv")})
     first, second = scored
     both = [file for file in first if file in second]
-    if not both:
-        raise ValueError(
-            f"No image was scored by both models: {_example(given.model[0], first)}, "
-            f"{_example(given.model[1], second)}. Models of other files, such as other modalities, cannot be compared."
-        )
-    if other := [first[file]["case"] for file in both if first[file]["label"] != second[file]["label"]]:
-        raise ValueError(
-            f"{counted(len(other), 'case')} of {len(both)} are normal for one model and abnormal for the other: "
-            f"{some(other)}. Each takes what is normal from its training: give --set normal_classes=... to both."
-        )
+    if not both and failed is not None:
+        raise failed
     labels = [int(first[file]["label"]) for file in both]
     scores = [[float(of_model[file]["anomaly_score"]) for file in both] for of_model in scored]
     paired = paired_report(labels, scores[0], scores[1])
@@ -80,12 +77,11 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
     write_json(folder / "comparison.json", report)
     terminal.line(report)
     low, high = report["difference_ci95"]
-    rates = [read_json(results / "metrics.json") for results in places]
     terminal.table(
         ["model", "AUROC", "sensitivity", "specificity"],
         [
-            [model, f"{auroc:.3f}", f"{found['sensitivity']:.3f}", f"{found['specificity']:.3f}"]
-            for model, auroc, found in zip(given.model, report["auroc"], rates, strict=True)
+            [model, f"{auroc:.3f}", *_rates([of_model[file] for file in both])]
+            for model, auroc, of_model in zip(given.model, report["auroc"], scored, strict=True)
         ],
     )
     for model, of_model in zip(given.model, notes, strict=True):
@@ -100,5 +96,27 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         raise failed
 
 
-def _example(model: str, scored: Mapping[str, Any]) -> str:
-    return f"{model} scored {next(iter(scored), 'none')}"
+def _require_same_images(models: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse models that find other images in the data, or call others normal.
+
+    Raises:
+        ValueError: they do.
+    """
+    first, second = ({str(item["image"]): item for item in items} for items in lists)
+    both = [image for image in first if image in second]
+    if not both:
+        raise ValueError(
+            f"The models take no image in common: {models[0]} takes {next(iter(first))}, {models[1]} takes "
+            f"{next(iter(second))}. Models of other files, such as other modalities, cannot be compared."
+        )
+    if other := [first[image]["case"] for image in both if first[image].get("label") != second[image].get("label")]:
+        raise ValueError(
+            f"{counted(len(other), 'case')} of {len(both)} are normal for one model and abnormal for the other: "
+            f"{some(other)}. Each takes what is normal from its training: give --set normal_classes=... to both."
+        )
+
+
+def _rates(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Sensitivity and specificity of predictions."""
+    abnormal, normal = ([row["prediction"] for row in rows if row["label"] == label] for label in "10")
+    return [f"{abnormal.count('1') / len(abnormal):.3f}", f"{normal.count('0') / len(normal):.3f}"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aeflow_monai.cli.bundle_run import options_of, require_sections
 from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.printable import counted
 
-__all__ = ["say_images", "say_sections", "say_test"]
+if TYPE_CHECKING:
+    from aeflow_monai.data.datalist.unused import Datalist
+
+__all__ = ["say_images", "say_sections", "say_test", "test_images"]
 
 _SHOWN = 5  # paths of each kind
 
@@ -73,8 +76,8 @@ def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Termi
     terminal.result(f"would write {', '.join(names)} of each, and scores.csv, to {folder}")
 
 
-def say_test(given: argparse.Namespace, terminal: Terminal) -> None:
-    """What an evaluation would read.
+def test_images(given: argparse.Namespace) -> Datalist:
+    """The images that an evaluation would read.
 
     Raises:
         ValueError: the evaluation would be refused.
@@ -86,6 +89,19 @@ def say_test(given: argparse.Namespace, terminal: Terminal) -> None:
     parser, _ = _checked(given, "evaluate", options_of(given), given.data, folder)
     items = load_test(given.data, given.model, parser.get_parsed_content("listing"))
     _require_free(given, folder, items)
+    return items
+
+
+def say_test(given: argparse.Namespace, terminal: Terminal) -> None:
+    """What an evaluation would read and write.
+
+    Raises:
+        ValueError: the evaluation would be refused.
+    """
+    from aeflow_monai.engine.run_folders import run_folder
+
+    folder = Path(run_folder(given.output, "evaluations"))
+    items = test_images(given)
     usable = [item for item in items if "problem" not in item]
     abnormal = sum(bool(item.get("label")) for item in usable)
     with_mask = sum("lesion" in item for item in usable)

@@ -217,6 +217,21 @@ def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, own_bun
     assert "second minus first +0.000 (+0.000 to +0.000), p = 1, on 6 cases" in capsys.readouterr().out
 
 
+def test_a_comparison_repeats_what_a_model_knows(
+    tmp_path: Path, volumes: Path, own_bundle: Path, capsys: Capture
+) -> None:
+    known = load_datalist(volumes, "train")[:2]
+    items = [*known, *(item for item in load_datalist(volumes, "test") if item["label"])]
+    rows = [f"{item['image']},test,{item['label']}" for item in items]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,split,abnormal", *rows]), encoding="utf-8")
+    folder = tmp_path / "COMPARED"
+    command = ["compare", str(tmp_path / "manifest.csv"), "-m", str(own_bundle), str(own_bundle), "-o", str(folder)]
+    assert main(command) == 0
+    note = "2 of 5 test images were trained on, so this is no test."
+    assert read_json(folder / "comparison.json")["notes"] == [[note], [note]]
+    assert capsys.readouterr().out.rpartition("sensitivity")[2].count(f"{own_bundle}: {note}") == 2
+
+
 def test_models_of_other_normals_are_not_compared(
     tmp_path: Path, volumes: Path, trained: Path, capsys: Capture
 ) -> None:
@@ -233,8 +248,9 @@ def test_models_of_other_normals_are_not_compared(
     said = capsys.readouterr().err
     assert "6 cases of 6 are normal for one model and abnormal for the other: " in said
     assert "give --set normal_classes=... to both" in said
-    assert not (tmp_path / "COMPARED/comparison.json").exists()
-    assert main([*command, "--overwrite", "--set", "normal_classes=[HEALTHY]"]) == 0
+    assert not (tmp_path / "COMPARED").exists()
+    assert main([*command, "--dry-run"]) == 2
+    assert main([*command, "--set", "normal_classes=[HEALTHY]"]) == 0
 
 
 @pytest.mark.end_to_end

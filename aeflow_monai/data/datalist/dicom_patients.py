@@ -10,7 +10,7 @@ from aeflow_monai.data.datalist.entries import Entry
 from aeflow_monai.data.datalist.image_files import is_dicom
 from aeflow_monai.data.datalist.naming import key_of
 from aeflow_monai.data.dicom.headers import read_header
-from aeflow_monai.data.dicom.paths import dicom_paths
+from aeflow_monai.data.dicom.paths import dicom_paths, split_name
 
 __all__ = ["patient_in_header", "with_one_name_each"]
 
@@ -18,13 +18,14 @@ _logger = logging.getLogger(__name__)
 
 
 def patient_in_header(path: Path) -> str:
-    """PatientID of a file or of a folder of one series, which is never written anywhere.
+    """PatientID of a file, or of the first one in a folder of series, which is never written anywhere.
 
     Returns:
         Nothing if it is no DICOM, or has none.
     """
-    if path.is_dir():
-        path = next(iter(dicom_paths(path)), path)
+    folder, _ = split_name(path)
+    if folder.is_dir():
+        path = next(iter(dicom_paths(folder)), path)
     if not is_dicom(path):
         return ""
     try:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from aeflow_monai.data.datalist.entries import Entry
 from aeflow_monai.data.datalist.item import source_exists
-from aeflow_monai.data.datalist.naming import case_problem, fitting_name, path_problem
+from aeflow_monai.data.datalist.naming import case_problem, fitting_name, key_of, path_problem
 from aeflow_monai.data.datalist.walking import identity
 from aeflow_monai.marks import has_mark
 from aeflow_monai.printable import counted, shown, some
 
-__all__ = ["checked", "of_each_file_once", "refuse_trained_and_tested_on"]
+__all__ = ["checked", "of_each_file_once", "refuse_trained_and_tested_on", "warn_of_patients_in_both"]
 
-_OF_HEADERS = (
-    " Of DICOM images patients are known by PatientID; where that is wrong, name them in the column patient of a "
-    "manifest.csv."
-)
+_logger = logging.getLogger(__name__)
 
 
 def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
@@ -58,31 +56,47 @@ def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def refuse_trained_and_tested_on(source: Path, entries: Sequence[Entry]) -> None:
-    """Refuse a data set in which a case, or a patient that it names, is both trained and tested on.
-
-    Of a folder patients are known by the PatientID of DICOM headers; names of folders may begin anew in each split.
+    """Refuse a list in which a case, or a patient that it names, is both trained and tested on.
 
     Raises:
         ValueError: names the cases or patients.
     """
-    if source.is_file():
-        kinds = {"case": [(entry.case, entry) for entry in entries]}
-        kinds["patient"] = [(entry.patient, entry) for entry in entries]
-    else:
-        of_headers = [(entry.patient_id, entry) for entry in entries if entry.patient_id]
-        is_de_identified = len({key for key, _ in of_headers}) == 1
-        kinds = {"patient": [] if is_de_identified else of_headers}
-    for kind, known in kinds.items():
-        splits, names = defaultdict(set), {}
-        for key, entry in known:
+    for kind in ("case", "patient"):
+        splits: dict[str, set[str]] = defaultdict(set)
+        names: dict[str, str] = {}
+        for entry in entries:
+            name = getattr(entry, kind)
+            key = key_of(name) if kind == "patient" else name  # who is spelt otherwise is the same
             splits[key].add(entry.split)
-            names[key] = getattr(entry, kind)
+            names.setdefault(key, name)
         both = sorted(names[key] for key, held in splits.items() if key and {"train", "test"} <= held)
         if both:
             raise ValueError(
                 f"{shown(source)} has {counted(len(both), kind)} both in train and in test: {some(both)}. Keep all "
-                f"images of a {kind} in one of them, or correct the names.{_OF_HEADERS if kind == 'patient' else ''}"
+                f"images of a {kind} in one of them, or correct the names."
             )
+
+
+def warn_of_patients_in_both(source: Path, entries: Sequence[Entry]) -> None:
+    """Say which DICOM images of a patient, by the PatientID of their headers, are trained on and others tested on.
+
+    It is no error, since after de-identification the same number may stand for several patients.
+
+    Args:
+        source: folder or list.
+        entries: all of it, named; those that have a patient in a list have no PatientID here.
+    """
+    of_patients: dict[str, dict[str, str]] = defaultdict(dict)
+    for entry in entries:
+        if entry.patient_id:
+            of_patients[entry.patient_id].setdefault(entry.split, entry.case)
+    pairs = [(cases["train"], cases["test"]) for cases in of_patients.values() if {"train", "test"} <= cases.keys()]
+    if pairs and len(of_patients) > 1:
+        told = some([f"{trained} and {tested}" for trained, tested in pairs])
+        _logger.warning(
+            f"Both in train and in test, by PatientID: {counted(len(pairs), 'patient')} of {shown(source)}, as cases "
+            f"{told}. Of these the test is none. If that is wrong, name patients in the column patient of a manifest.csv."
+        )
 
 
 def checked(source: Path, root: Path, entries: Sequence[Entry], *, stop: bool) -> list[Entry]:

@@ -13,7 +13,7 @@ from aeflow_monai.data.datalist import dicom_series as dicom
 from aeflow_monai.data.datalist.class_labels import label_of_mask
 from aeflow_monai.data.datalist.dicom_patients import patient_in_header, with_one_name_each
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
-from aeflow_monai.data.datalist.entry_checks import checked, refuse_trained_and_tested_on
+from aeflow_monai.data.datalist.entry_checks import checked, refuse_trained_and_tested_on, warn_of_patients_in_both
 from aeflow_monai.data.datalist.image_files import stem
 from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.data.datalist.layouts import LAYOUTS
@@ -37,18 +37,30 @@ class EmptySectionError(ValueError):
 
 
 def to_items(
-    layout: str, source: Path, entries: Sequence[Entry], section: str, test_fraction: float, seed: int
+    layout: str,
+    source: Path,
+    entries: Sequence[Entry],
+    section: str,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    scored_only: bool = False,
 ) -> list[dict[str, Any]]:
-    """Name the cases, pick the section, check its files and fill in the labels that masks tell."""
+    """Name the cases, pick the section, check its files and fill in the labels that masks tell.
+
+    With `scored_only`, nobody is to be told apart, since nothing is trained or tested on the images.
+    """
     remedy = LAYOUTS[layout].remedy
     # over all sections, so that a case has the same name in each of them
     root = source if source.is_dir() else source.parent
-    if source.is_file():  # a list that names no patients; a folder has been looked through
+    if source.is_file() and not scored_only:
+        refuse_trained_and_tested_on(source, entries)
+        # of a list that names no patients; a folder has been looked through
         entries = [e if e.patient else e._replace(patient_id=patient_in_header(e.images[0])) for e in entries]
     entries = _name(entries, root)
     if test_fraction:
         entries = _divide(source, entries, test_fraction, seed)
-    refuse_trained_and_tested_on(source, entries)
+    if section in ("train", "test") and not scored_only:
+        warn_of_patients_in_both(source, entries)
 
     chosen = sorted((entry for entry in entries if entry.split in SECTIONS[section]), key=_sort_key)
     if not chosen:

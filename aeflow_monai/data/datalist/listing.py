@@ -119,7 +119,7 @@ def load_datalist(
                 f"test_fraction is {test_fraction}, but the layout {name!r} of {source} says itself what is trained "
                 "and tested on. Leave test_fraction at 0."
             )
-    items = _section(dataset_dir, name, source, entries, section, test_fraction, seed)
+    items = _section(dataset_dir, name, source, entries, section, test_fraction=test_fraction, seed=seed)
     if section == "train":
         items.notes = training_notes(name, source, request, entries, items, test_fraction)
     return items
@@ -131,11 +131,10 @@ def _section(
     source: Path,
     entries: Sequence[Entry],
     section: str,
-    test_fraction: float = 0.0,
-    seed: int = 0,
+    **options: Any,
 ) -> Datalist:
-    """The items of a section, of which the log tells, as what the folder holds and nothing uses."""
-    items = to_items(layout, source, entries, section, test_fraction, seed)
+    """The items of a section, see `to_items`, of which the log tells, as what the folder holds and nothing uses."""
+    items = to_items(layout, source, entries, section, **options)
     found = Datalist(items, find_unused(existing(dataset_dir), entries, source), layout)
     _say(f"{counted(len(items), 'case')} of the section {section!r} in {shown(dataset_dir)}", found, labels=True)
     return found
@@ -189,7 +188,7 @@ def find_images(
                 f"{shown(source)} is a list, whose test images are scored, and the {n_others} to train on are not. "
                 "Give their files to score them too."
             )
-        return one_case_per_image(_section(path, name, source, entries, "test"))
+        return one_case_per_image(_section(path, name, source, entries, "test", scored_only=True))
     if name == "medmnist":
         entries = [Entry("test", (image,)) for image in images_below(medmnist.unpack(source) / "test")]
     elif name == "dicom" or (name in ("bids", "brats", "folder") and (request.modalities or name != "folder")):
@@ -208,7 +207,7 @@ def find_images(
             f"No image in {source} or below. Expected {', '.join(EXTENSIONS)}, or folders of DICOM files. Give "
             f"another folder with --dataset_dir. {unused if unused.kinds else ''}".rstrip()
         )
-    items = Datalist(one_case_per_image(to_items(name, source, entries, "all", 0, 0)), unused, name)
+    items = Datalist(one_case_per_image(to_items(name, source, entries, "all")), unused, name)
     _say(f"{counted(len(items), 'case')} in {shown(path)}", items, labels=False)
     return items
 

@@ -314,7 +314,9 @@ def test_a_folder_is_looked_at_again_only_if_it_has_changed(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_a_patient_both_trained_and_tested_on_is_refused(tmp_path: Path, listed: bool) -> None:
+def test_a_patient_both_trained_and_tested_on_is_reported(
+    tmp_path: Path, listed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     for name, patient in (("train/NORMAL/1", "A"), ("test/NORMAL/1", "B"), ("test/SICK/2", "A")):
         write_series(tmp_path / name, SeriesInstanceUID=f"1.2.{len(name)}", PatientID=patient)
     rows = [
@@ -326,16 +328,23 @@ def test_a_patient_both_trained_and_tested_on_is_refused(tmp_path: Path, listed:
     data = tmp_path / "manifest.csv" if listed else tmp_path
     if listed:
         data.write_text("\n".join(rows).format("", "", ""))
-    with pytest.raises(
-        ValueError, match=r"has 1 patient both in train and in test: .* patients are known by PatientID"
-    ):
-        load_datalist(data, "test")
+    items = load_datalist(data, "test")
+    trained, tested = load_datalist(data, "train")[0]["case"], items[1]["case"]
+    said = f"Both in train and in test, by PatientID: 1 patient of {data}, as cases {trained} and {tested}. Of these"
+    assert caplog.text.count(said) == 2
+    caplog.clear()
+    find_images(data)  # of which none is tested
     if listed:  # which may name them otherwise
         data.write_text("\n".join(rows).format("p", "q", "r"))
-        assert len(load_datalist(data, "test")) == 2
+        load_datalist(data, "test")
+    assert "PatientID" not in caplog.text
 
 
-def test_folders_of_other_patients_may_have_the_same_name(tmp_path: Path) -> None:
-    for name, patient in (("train/NORMAL/1", "A"), ("test/NORMAL/1", "B"), ("test/SICK/1", "C")):
+@pytest.mark.parametrize("patients", ["ABC", "AAA"], ids=["others", "de-identified"])
+def test_folders_of_other_patients_may_have_the_same_name(
+    tmp_path: Path, patients: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, patient in zip(("train/NORMAL/1", "test/NORMAL/1", "test/SICK/1"), patients, strict=True):
         write_series(tmp_path / name, SeriesInstanceUID=f"1.2.{len(name)}", PatientID=patient)
     assert len(load_datalist(tmp_path, "test")) == 2
+    assert "Both in train and in test" not in caplog.text
