@@ -4,10 +4,10 @@
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow padim dfm knn
 
 One run of detection/run.py for each set, with the bundle's defaults (panel.yaml) or another encoder's config (--config
-benchmarks/detection/encoders/lite2.yaml). What is done already is kept, so an
-interrupted run goes on, and a later one adds sets, methods and seeds. Written to the output: a folder for each set, and
-table.md: AUROC of images, or of cases and of slices of volumes, mean over seeds; then for each method the mean AUROC,
-the mean rank and the worst gap, which is how far it is behind the best method on any set.
+benchmarks/detection/encoders/lite2.yaml). What is done already is kept, so an interrupted run goes on, and a later one
+adds sets, methods and seeds. Written to the output: a folder for each set, and table.md: AUROC of images, or of cases
+and of slices of volumes, mean over seeds; then for each method the mean AUROC, the mean rank and the worst gap, which
+is how far it is behind the best method on any set.
 """
 
 from __future__ import annotations

@@ -102,4 +102,4 @@ class ShardRun(NamedTuple):
 
 def short(value: Any) -> str:
     """A setting of a shard as messages show it: of a hash its beginning."""
-    return str(value)[:12] if len(str(value)) == 64 else str(value)
+    return str(value)[:12] if re.fullmatch("[0-9a-f]{64}", str(value)) else str(value)

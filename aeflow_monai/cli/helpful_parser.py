@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from aeflow_monai.printable import meant
 
 __all__ = ["HelpfulParser", "Once"]
+
+_CONFIGS = {"predict": "inference", "evaluate": "evaluate", "compare": "evaluate", "calibrate": "calibrate"}
 
 
 class HelpfulParser(argparse.ArgumentParser):
@@ -37,7 +39,7 @@ class HelpfulParser(argparse.ArgumentParser):
     def _hint(self, option: str) -> str:
         """What may be meant by an unknown option: one of the config, or a known one."""
         name = option.lstrip("-").replace("-", "_")
-        if "--set" in self._option_string_actions and name.partition("#")[0] in _config_options():
+        if "--set" in self._option_string_actions and _is_of_config(name, self.prog.rpartition(" ")[2]):
             return f" An option of the config goes behind --set: --set {name}=VALUE"
         return meant(option, self._option_string_actions)
 
@@ -46,13 +48,18 @@ class HelpfulParser(argparse.ArgumentParser):
         return found[0] if found else {}
 
 
-def _config_options() -> set[str]:
-    """Names at the top of the configs of the template bundle."""
+def _is_of_config(name: str, verb: str) -> bool:
+    """Whether the config of a verb has an option of this name, as `image_size` or `slicer#fit`, that is no path."""
     from aeflow_monai.engine.config_text import read_config
     from aeflow_monai.engine.template import known_configs
 
-    known = known_configs()
-    return {str(name) for verb in ("train", "inference", "evaluate", "calibrate") for name in read_config(known[verb])}
+    value: Any = read_config(known_configs()[_CONFIGS.get(verb, "train")])
+    for part in name.split("#"):
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    is_code = str(value).startswith(("$", "@", "['$")) and name != "device"
+    return not isinstance(value, Mapping) and not is_code and name not in ("dataset_dir", "output_dir")
 
 
 class Once(argparse.Action):

@@ -146,10 +146,14 @@ def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = 
     if unknown:
         names = sorted({key.replace("::", "#") for key in known if key})
         described = []
+
+        def is_unknown(name: str) -> bool:
+            return any(f"{key}::".startswith(f"{name.replace('#', '::')}::") for key in unknown)
+
         for key in unknown:
             written = key.replace("::", "#")
             # what an option of a component is called, without the path to it
-            short = {name.rpartition("#")[2]: name for name in [*_all_ids(content)][::-1] if name != written}
+            short = {name.rpartition("#")[2]: name for name in [*_all_ids(content)][::-1] if not is_unknown(name)}
             full = short | {name: name for name in names}
             close = difflib.get_close_matches(written, full, n=1)
             described.append(f"{written!r}" + (f" (did you mean {full[close[0]]!r}?)" if close else ""))

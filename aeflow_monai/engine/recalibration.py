@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 from aeflow_monai.engine.bundle import write_bundle
 from aeflow_monai.engine.card import facts_of_data
 from aeflow_monai.engine.config import GivenConfig
@@ -20,12 +22,12 @@ from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.files import write_json
 from aeflow_monai.locks import release_folder
 from aeflow_monai.output.result_files import RUN_RECORD
+from aeflow_monai.printable import some
+from aeflow_monai.score.held_out import rounding_of
 
 __all__ = ["recalibrate"]
 
 _logger = logging.getLogger(__name__)
-
-_SHOWN = 3  # normals with the highest scores
 
 
 def recalibrate(
@@ -66,7 +68,8 @@ def recalibrate(
     if given is not None:  # before all else: the folder of a run that is killed is known by it
         write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})
     detector.load_state_dict(dict(stored.state))
-    _say_highest(calibrate(detector, batches, specificity))
+    scores = calibrate(detector, batches, specificity)
+    _say_highest(scores, float(detector.score.case_threshold), data)
     if note := note_on_normals(stored.state, detector.state_dict()):
         _logger.warning(note)
     facts = {**stored.card["data"], **facts_of_data(calibrated_on=data)}
@@ -77,12 +80,14 @@ def recalibrate(
     release_folder(output_dir)
 
 
-def _say_highest(scores: Mapping[str, float]) -> None:
-    """Name the normals that make a threshold high, since an abnormal image among them does, and nothing else tells."""
-    highest = sorted(scores.items(), key=lambda found: -found[1])[:_SHOWN]
-    told = ", ".join(f"{Path(file).name} {score:.2f}" for file, score in highest)
+def _say_highest(scores: Mapping[str, float], threshold: float, data: Sequence[Mapping[str, Any]]) -> None:
+    """Name the normals that make the threshold high: an abnormal image among them does, and nothing else shows it."""
+    cases = {str(path): str(item["case"]) for item in data for path in ensure_tuple(item["image"])}
+    # the normal whose score is the threshold lies below it by a rounding
+    highest = {file: score for file, score in scores.items() if score >= threshold - 2 * rounding_of(threshold)}
+    told = some([f"{cases.get(file, file)} {highest[file]:.2f}" for file in sorted(highest, key=lambda f: -highest[f])])
     _logger.warning(
-        f"The threshold is set by the highest scores of these normals: {told}; their median is "
-        f"{median(scores.values()):.2f}. Look whether they are normal: one abnormal image among few normals makes it "
+        f"At the threshold of {threshold:.2f} or above it: {told}; the median of all {len(scores)} normals is "
+        f"{median(scores.values()):.2f}. Look whether these are normal: abnormal images among them make the threshold "
         "too high."
     )

@@ -22,6 +22,9 @@ from aeflow_monai.cli.parsers import parser
         ),  # no abbreviations
         ("train DATA -o RUN --image_size 64", "An option of the config goes behind --set: --set image_size=VALUE"),
         ("predict A -m RUN -o maps --output-ext .nrrd", "goes behind --set: --set output_ext=VALUE"),
+        ("train DATA -o RUN --slicer#fit pad", "goes behind --set: --set slicer#fit=VALUE"),
+        ("train DATA -o RUN --output_dir X", "Did you mean --output?"),
+        ("predict A -m RUN -o maps --epochs 3", "unrecognized arguments: --epochs 3\n"),
         ("train DATA -o RUN --nonsense", "aeflow train: error: unrecognized arguments: --nonsense\n"),
         ("train DATA more -o RUN", "aeflow train: error: unrecognized arguments: more\n"),
         (

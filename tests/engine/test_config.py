@@ -129,6 +129,7 @@ def test_keys_that_are_read_are_accepted() -> None:
         ({"train": {"batch": 3, "bacth": 4}}, "'train#bacth' (did you mean 'train#batch'?)"),
         ({"trian": {"batch": 3}}, "'trian#batch' (did you mean 'train#batch'?)"),
         ({"qqqq": {}}, "'qqqq'."),
+        ({"zzzb": 1, "zzzc": 2}, "'zzzb', 'zzzc'."),
         ({"part": {"_target_": "torch.nn.Identity"}}, "'part'"),
     ],
 )

@@ -143,7 +143,9 @@ def test_duplicates_of_one_image_are_told_and_set_no_threshold_alone(
     (duplicates / "dataset.json").write_text(json.dumps(listed), encoding="utf-8")
     run_workflow(config, dataset_dir=str(duplicates / "dataset.json"), output_dir=str(tmp_path / "listed"))
     assert "are duplicates" not in caplog.text
-    assert re.search(r"highest scores of these normals: .*\.nii\.gz -?\d\.\d\d, .* their median is", caplog.text)
+    assert re.search(
+        r"At the threshold of (-?\d\.\d\d) or above it: [abcd] \1.*; the median of all 4 normals is", caplog.text
+    )
     assert "normals of 2 patients are too few for a specificity of 95%" in caplog.text
 
 

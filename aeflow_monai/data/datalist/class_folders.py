@@ -87,7 +87,7 @@ def _say_classes(normal_classes: Sequence[str], classes: Collection[str]) -> Non
     normal = sorted(kind for kind in classes if kind.lower() in wanted)
     told = f"Normal are the class folders {some(normal)}, abnormal {some(sorted({*classes} - {*normal}))}."
     if missing := [name for name in normal_classes if name.lower() not in known]:
-        _logger.warning(f"There is no class folder {some(missing)}, which was called normal. {told}")
+        _logger.warning(f"There is no image in a class folder {some(missing)}, which was called normal. {told}")
     else:
         _logger.info(told)
 

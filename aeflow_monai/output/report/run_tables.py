@@ -77,6 +77,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
             "notes": record.get("notes", []),
             # how many of each kind; their paths are in run.json
             "unused": {kind: n for kind, n in record.get("unused", {}).items() if isinstance(n, int)},
+            "n_shards": record.get("n_shards", 0),
             "model": str((record.get("model") or {}).get("sha256", ""))[:12],
             **counts,
         },

@@ -112,7 +112,8 @@ def test_a_normal_class_that_no_folder_has_is_told(tmp_path: Path, caplog: pytes
     write_images(tmp_path, ["test/NORMAL/a.png", "test/HEALTHY/b.png", "test/SICK/c.png"])
     load_datalist(tmp_path, "test", normal_classes=["NORMAL", "HEALTY"])
     assert (
-        "There is no class folder HEALTY, which was called normal. Normal are the class folders NORMAL, " in caplog.text
+        "There is no image in a class folder HEALTY, which was called normal. Normal are the class folders NORMAL, "
+        in caplog.text
     )
     assert "abnormal HEALTHY, SICK." in caplog.text
     caplog.clear()

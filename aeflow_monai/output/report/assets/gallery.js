@@ -46,7 +46,7 @@ function gallery(report, open) {
   function show(index) {
     tabs.forEach((tab, k) => { tab.setAttribute("aria-selected", String(k === index)); tab.tabIndex = k === index ? 0 : -1; });
     const list = lists[index];
-    note.textContent = `${list.note}${anyPicture ? "" : " No pictures were kept: of shards they are the overlays, which --outputs overlay writes."}`;
+    note.textContent = `${list.note}${anyPicture ? "" : ` No pictures were kept.${report.run.n_shards ? " Of shards they are the overlays, which --outputs overlay writes." : ""}`}`;
     room.replaceChildren(...list.cases.map((one) => thumb(report, one, anyPicture, () => open(one, list.cases))));
     if (!list.cases.length) room.replaceChildren(el("p", { class: "empty" }, "None."));
   }

@@ -28,6 +28,7 @@ function summaryOfEvaluation(report) {
   const notes = noteLines(report);
   if (metrics.specificity_note) notes.push(el("p", { class: metrics.is_specificity_contradicted || metrics.is_normal_shifted ? "warn" : "fine" }, metrics.specificity_note));
   notes.push(uncertainThreshold(report));
+  if (metrics.auroc_note === undefined && metrics.auroc_ci95[0] <= 0.5) metrics.auroc_note = "The interval of the AUROC includes 0.5, or lies below it."; // of an earlier version
   if (metrics.auroc_note) notes.push(el("p", { class: "warn" }, metrics.auroc_note));
   const [best] = Object.entries(metrics.baselines || {}).sort((a, b) => b[1] - a[1]);
   if (best && best[1] >= metrics.auroc) notes.push(el("p", { class: "warn" }, `A trivial baseline does as well: ${best[0].replaceAll("_", " ")} alone has an AUROC of ${metric(best[1])}.`));
