@@ -45,9 +45,9 @@ def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: 
         try:
             items = load_datalist(dataset_dir, "test", **listing)
         except EmptySectionError as error:
-            items = _unknown(dataset_dir, stored.card, listing, error)
+            items = _unknown(dataset_dir, stored.card, listing, is_required=True)
             if items is None:
-                raise
+                raise error from None
     require_labels(items)
     return items
 
@@ -56,12 +56,12 @@ def _unknown(
     dataset_dir: str | os.PathLike[str],
     card: Mapping[str, Any],
     listing: Mapping[str, Any],
-    refused: EmptySectionError | None = None,
+    is_required: bool = False,
 ) -> Datalist | None:
     """All images of a data set without a split, of which some are abnormal, where the model knows none of them.
 
     Raises:
-        ValueError: it knows some, and another way was refused.
+        ValueError: it knows some, and `is_required`.
     """
     try:
         items = load_datalist(dataset_dir, "unsplit", **listing)
@@ -73,9 +73,13 @@ def _unknown(
     n_known = 0
     for item in items:
         n_known += count_seen(fingerprints_for(card, [item]), known)
-        if n_known and refused is None:
+        if n_known and not is_required:
             return None
     if n_known:
-        raise ValueError(f"{refused} The model knows {n_known} of these {len(items)} images.") from None
+        raise ValueError(
+            f"{shown(dataset_dir)} has no images to test on: it has no split, and the model was trained or calibrated "
+            f"on {n_known} of its {len(items)} images. Give a folder of other images, or put those that are none of "
+            "these in test/<class>; or train again with --test_fraction 0.2, which divides the patients."
+        ) from None
     _logger.info(f"{shown(dataset_dir)} has no split, and the model knows none of its images: all are tested.")
     return items
