@@ -22,6 +22,7 @@ _logger = logging.getLogger(__name__)
 BIDS_REMEDY = "Expected sub-<name>/anat/sub-<name>_T1w.nii.gz or sub-<name>/ses-<name>/anat/ below it."
 _FOLDERS = ("sub-*/anat", "sub-*/ses-*/anat")
 _ROOTS = ("", "rawdata")
+_PARTS = ("phase", "real", "imag")  # of a complex image, which show no anatomy
 
 
 class Claim(NamedTuple):
@@ -46,6 +47,7 @@ def read_bids(root: Path, request: Request) -> list[Entry]:
     modalities = request.modalities or ("T1w",)
     volumes = volumes_below(root)
     images = [path for path in volumes if _is_anatomical(path, root) and not is_bids_mask(path, root)]
+    images = [path for path in images if parse(path).entities.get("part") not in _PARTS]
     cases = cases_of(root, images, modalities, {})
     known = {next(iter(case.found.values()))[0]: case for case in cases if case.found}
     if request.masks:

@@ -16,6 +16,7 @@ _MASK_SUFFIX = re.compile(
     r".*(?:mask|seg|roi|lesions?|labels?|segmentation|tumou?r|truth|annotations?)\d*", re.IGNORECASE
 )
 _LESION = re.compile(r"lesion|tumou?r|stroke|infarct|bleed|ha?emorrhage|wmh|abnormal|patholog", re.IGNORECASE)
+_LESION_FOLDER = re.compile(rf"(?:{_LESION.pattern})s?(?:[ _-]?(?:manual|hand|traced|drawn)\w*)?", re.IGNORECASE)
 _NATIVE = {"orig", "native", "individual", "scanner", "anat", "subject"}  # a space that is the image's own
 _OF_ITSELF = ("label", "desc", "seg", "atlas", "hemi", "res", "den", "mod", "from", "rater")  # say nothing of the image
 _STRICT = ("ses", "run")  # an image without them is another one
@@ -83,17 +84,24 @@ def parse(path: Path) -> BidsName:
 def is_bids_mask(path: Path, root: Path) -> bool:
     """Whether a file is a mask or segmentation.
 
-    By its suffix, or since it has a label; or since its name or a folder speaks of lesions or masks, if its suffix is
-    not one of images.
+    By its suffix, by an entity such as `label-WMH`, `lesion-manual` or `T1w-lesion`, or by a folder such as `masks` or
+    `lesions`; or since its name or a folder speaks of lesions otherwise, if its suffix is not one of images.
     """
     name = parse(path)
-    if _MASK_SUFFIX.fullmatch(name.suffix) or "label" in name.entities:
+    if _MASK_SUFFIX.fullmatch(name.suffix) or any(_is_of_mask(*entity) for entity in name.entities.items()):
         return True
-    folders = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
-    told = any(
-        is_mask_folder(part) or _LESION.search(part) for part in folders if not part.startswith(("sub-", "ses-"))
-    )
+    inner = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    folders = [part for part in inner if not part.startswith(("sub-", "ses-"))]
+    if any(is_mask_folder(part) or _LESION_FOLDER.fullmatch(part) for part in folders):
+        return True
+    told = any(map(_LESION.search, folders))
     return not _IMAGES.fullmatch(name.suffix) and (told or says_lesion(name))
+
+
+def _is_of_mask(key: str, value: str) -> bool:
+    """Whether an entity is one that only masks have."""
+    told = _MASK_SUFFIX.fullmatch(key) or _LESION.fullmatch(key.removesuffix("s"))
+    return bool(told or (_IMAGES.fullmatch(key) and (_LESION.search(value) or _MASK_SUFFIX.fullmatch(value))))
 
 
 def is_of_anatomy(path: Path, name: BidsName) -> bool:
@@ -111,8 +119,10 @@ def is_of_anatomy(path: Path, name: BidsName) -> bool:
 
 def says_lesion(name: BidsName) -> bool:
     """Whether an entity, the suffix or a word of a mask's name says that it shows lesions."""
-    values = [name.entities.get(key, "") for key in ("label", "desc")]
-    return any(_LESION.search(value) for value in (*values, name.suffix, *name.words))
+    values = [
+        value for key, value in name.entities.items() if key in ("label", "desc", "mask") or _IMAGES.fullmatch(key)
+    ]
+    return any(map(_LESION.search, (*values, *name.entities, name.suffix, *name.words)))
 
 
 def belongs(mask: BidsName, image: BidsName, suffixes: Sequence[str]) -> int | None:

@@ -45,7 +45,8 @@ def cases_of(
         claimed = defaultdict(list)
         for path in others:
             owner = max((b for b in found if _begins(stem(path), b)), key=len, default=None)
-            if owner is None and folder != root and folder.name in found:
+            of_another = any(_begins(stem(path), other.name) for other in folders if other.name and other != folder)
+            if owner is None and folder != root and folder.name in found and not of_another:
                 owner = folder.name  # a file with a name of its own in the folder of one case
             elif owner is None:
                 owner = re.split(r"[_-](?=[^_-]*$)", stem(path))[0]

@@ -11,7 +11,7 @@ from aeflow_monai.data.datalist.bids_names import parse
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.found_images import images_below, is_mask_of, pictures_below, volumes_below
 from aeflow_monai.data.datalist.image_files import VOLUME_EXTENSIONS, is_image, is_volume, stem, subfolders
-from aeflow_monai.data.datalist.mask_names import masks_beside, names_anatomy, several_masks
+from aeflow_monai.data.datalist.mask_names import is_mask_name, masks_beside, names_anatomy, several_masks
 from aeflow_monai.data.datalist.modalities import beginning_of, cases_of, entry_of, files_found, missing_in, named_after
 from aeflow_monai.data.datalist.walking import children
 from aeflow_monai.marks import has_mark
@@ -46,10 +46,13 @@ def read_brats(root: Path, request: Request) -> list[Entry]:
     entries = []
     for case in cases_of(root, volumes_below(root), modalities, _BRATS):
         masks = [path for path in case.others if beginning_of(stem(path), "seg", _BRATS) is not None]
+        further = [path for path in case.others if is_mask_name(path) and not names_anatomy(path)]
         problem = missing_in(case, modalities)
-        if not problem and request.masks and len(masks) != 1:
+        if not problem and request.masks and masks and len({*masks, *further}) > 1:
+            problem = several_masks(case.folder / case.name, sorted({*masks, *further}))
+        elif not problem and request.masks and not masks:
             problem = (
-                f"The case {case.name} in {case.folder} has {len(masks) or 'no'} mask {case.name}_seg.nii.gz; found: "
+                f"The case {case.name} in {case.folder} has no mask {case.name}_seg.nii.gz; found: "
                 f"{files_found(case)}. Add it there, or correct its name."
             )
         mask = masks[0] if len(masks) == 1 else None

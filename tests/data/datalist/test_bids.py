@@ -52,6 +52,16 @@ def anat(name: str, suffix: str = "T1w") -> str:
         "sub-1/anat/sub-1_T1w_lesionmask.nii.gz",
         "sub-1/lesions/sub-1_space-orig_desc-brainlesion_mask.nii.gz",
         "lesions/sub-1.nii.gz",
+        "derivatives/manual/sub-1/anat/sub-1_T1w_lesion-manual.nii.gz",
+        "derivatives/labels/sub-1/anat/sub-1_T1w_lesion-manual.nii.gz",
+        "derivatives/lesions/sub-1/anat/sub-1_T1w.nii.gz",
+        "derivatives/masks/sub-1/anat/sub-1_T1w.nii.gz",
+        "derivatives/labels/sub-1/anat/sub-1_T1w.nii.gz",
+        "derivatives/wmh_manual/sub-1_FLAIR.nii.gz",
+        "sub-1/anat/sub-1_T1w_lesion-manual.nii.gz",
+        "sub-1/anat/sub-1_T1w_wmh-manual.nii.gz",
+        "sub-1/anat/sub-1_T1w-lesion.nii.gz",
+        "sub-1/anat/sub-1_mask-lesion.nii.gz",
         "derivatives/masks/tumor_sub-1.nii.gz",
         "derivatives/x/sub-1_desc-infarct.nii.gz",
         "derivatives/x/sub-1/anat/label-lesion_mask.nii.gz",  # the subject is in the folder
@@ -209,3 +219,17 @@ def test_masks_beside_a_given_rawdata(tmp_path: Path) -> None:
         load_datalist(tmp_path / "rawdata", "all")
     assert len(find_images(tmp_path / "rawdata")) == 2
     assert {item["label"] for item in load_datalist(tmp_path, "all")} == {0, 1}
+
+
+def test_parts_of_a_complex_image_but_its_magnitude_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    images = [anat(f"sub-{subject}_part-{part}") for subject in (1, 2) for part in ("mag", "phase", "real", "imag")]
+    assert listed(tmp_path, images, []) == {"sub-1_part-mag": "normal", "sub-2_part-mag": "normal"}
+    assert "6 images that the layout does not read" in caplog.text
+
+
+def test_a_derived_image_whose_lesions_were_filled_is_no_mask(tmp_path: Path) -> None:
+    found = listed(tmp_path, [anat("sub-1"), NORMAL], ["derivatives/lesion_filled/sub-1/anat/sub-1_T1w.nii.gz"])
+    assert set(found.values()) == {"normal"}

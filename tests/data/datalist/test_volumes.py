@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,25 @@ def test_brats_case_without_a_mask(brats: Path) -> None:
     assert f"in {folder} has no mask {folder.name}_seg.nii.gz; found: " in problem
     assert "W39_1998.09.19_Segm.nii.gz" in problem
     assert not any("problem" in item for item in find_images(brats))
+
+
+def test_brats_case_with_the_mask_of_another(brats: Path) -> None:
+    folder = brats / "BraTS2021_00001"
+    (folder / f"{folder.name}_seg.nii.gz").rename(folder / "BraTS2021_00000_seg.nii.gz")
+    items = load_datalist(brats, "all")
+    assert not any(item.get("lesion", "").startswith(str(folder)) for item in items if "problem" not in item)
+    problems = [item["problem"] for item in items if "problem" in item]
+    assert any(f"The case BraTS2021_00001 in {folder} has no mask BraTS2021_00001_seg.nii.gz" in p for p in problems)
+    assert any(f"The case BraTS2021_00000 in {folder} lacks the modality flair" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("second", ["seg_2", "pred_seg"])
+def test_brats_case_with_several_masks(brats: Path, second: str) -> None:
+    folder = brats / "BraTS2021_00001"
+    shutil.copy(folder / f"{folder.name}_seg.nii.gz", folder / f"{folder.name}_{second}.nii.gz")
+    (problem,) = (item["problem"] for item in load_datalist(brats, "all") if "problem" in item)
+    assert "has 2 masks: " in problem
+    assert f"{folder.name}_{second}.nii.gz" in problem
 
 
 def test_brats_in_which_nothing_can_be_used(tmp_path: Path) -> None:
