@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,11 @@ __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
 _BACKGROUND_SHARE = 0.05
 # Numbers beyond this power of 2, or below its inverse, are scaled first; results elsewhere stay as they are.
 _EXTREME_EXPONENT = 64
+_COLOURED = (
+    0.02  # mean distance of a picture's channels from their mean, as a fraction of its range; of grey JPEGs less
+)
+_told_of_colours = threading.Event()  # once, and not of each file of a data set
+_logger = logging.getLogger(__name__)
 # So much of the rest has to be brighter than the background.
 _BRIGHTER_SHARE = 0.05
 
@@ -121,6 +128,7 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
                 continue
             if self.channels == 1 and image.shape[0] == 3 and _is_picture(image):
                 d[key] = image.mean(dim=0, keepdim=True)
+                _warn_of_colours(image, d[key])
             elif image.shape[0] == 1 and (self.channels == 3 or _is_picture(image)):
                 d[key] = image.repeat(self.channels, *[1] * (image.ndim - 1))
             else:
@@ -130,6 +138,17 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
                     "images when you train; split a series (4D) into volumes first."
                 )
         return d
+
+
+def _warn_of_colours(image: Tensor, grey: Tensor) -> None:
+    """Say once that a picture has colours, which its mean over the channels does not show."""
+    spread, size = (image - grey).abs().mean(), grey.max() - grey.min()
+    if spread > _COLOURED * size and not _told_of_colours.is_set():
+        _told_of_colours.set()
+        _logger.warning(
+            f"{file_of(image, 'A picture')} has colours, but the network takes one channel: their mean is taken. Where "
+            "colours matter, train with in_channels=3. Further files are not named."
+        )
 
 
 class ScaleForegroundd(MapTransform):  # type: ignore[misc]

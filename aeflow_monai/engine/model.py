@@ -17,6 +17,7 @@ from aeflow_monai.data.numbers import as_float32
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.fixed_options import require_own_config
 from aeflow_monai.engine.option_types import require_options
+from aeflow_monai.engine.picture_warning import saw_pictures
 from aeflow_monai.errors import unwrapped
 from aeflow_monai.output.case_score import GatherScoresd, MaskMapd, is_diffuse
 from aeflow_monai.output.maps import MAPS
@@ -105,6 +106,7 @@ class Model:
             self.inferer: Any = parser.get_parsed_content("inferer")
             self.viewer_postprocessing: Compose = parser.get_parsed_content("post_transforms")
             self.detector: Detector = parser.get_parsed_content("network_def")
+        self._of_pictures = saw_pictures(stored.state)
         self.detector.load_state_dict(dict(stored.state))
         self.detector.to(torch.device(device)).eval()
 
@@ -130,7 +132,7 @@ class Model:
             ValueError: the image cannot be used; the message says why.
         """
         with unwrapped():
-            data: Any = self.preprocessing({"image": _loadable(image), "case": "image"})
+            data: Any = self.preprocessing({"image": _loadable(image, self._of_pictures), "case": "image"})
             data = GatherScoresd()({**data, **self.infer(data["image"])})
             back = Invertd(keys=MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
             data = MaskMapd()(back(data))
@@ -165,13 +167,15 @@ def predict(image: Any, model: str | Path, device: torch.device | str = "cpu") -
     return Model(model, device).predict(image)
 
 
-def _loadable(image: Any) -> Any:
-    """A path as text; an array with the channel first and its affine."""
+def _loadable(image: Any, of_pictures: bool) -> Any:
+    """A path as text; an array with the channel first and its affine. Few slices are colours for a model of pictures."""
     if isinstance(image, (str, Path)):
         return str(image)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(f"Expected a path, an array or a tensor; got {type(image).__name__}.")
-    if image.dtype in (np.uint8, torch.uint8) and image.ndim == 3 and image.shape[-1] in (3, 4):
+    ends = (image.shape[0], image.shape[-1]) if image.ndim == 3 and not isinstance(image, MetaTensor) else (0, 0)
+    is_colour = ends[1] in (3, 4) and (of_pictures or image.dtype in (np.uint8, torch.uint8))
+    if is_colour or ends[0] in (3, 4):  # with the channel last or first
         raise ValueError(f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path.")
     if 0 in image.shape:
         raise ValueError(f"Expected an image with voxels; got the shape {tuple(image.shape)}.")

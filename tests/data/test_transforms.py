@@ -1,3 +1,4 @@
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,22 @@ def scale(array: Array, **options: float) -> Array:
     """One channel, scaled."""
     image = torch.as_tensor(np.asarray(array, dtype=np.float32))[None]
     return ScaleForegroundd("image", **options)({"image": image})["image"][0].numpy()
+
+
+def test_colours_that_are_lost_are_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aeflow_monai.data.transforms._told_of_colours", threading.Event())
+    grey = np.random.default_rng(0).integers(0, 255, (40, 40), dtype=np.uint8)
+    Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / "grey.jpg", quality=60)
+    Image.fromarray(np.stack([grey, grey // 2, grey // 4], -1)).save(tmp_path / "colour.png")
+    load, volume = LoadCased("image"), EnsureVolumed("image")
+    for name, channels in (("grey.jpg", 1), ("colour.png", 3)):
+        MatchChannelsd("image", channels)(volume(load({"image": str(tmp_path / name)})))
+    assert "has colours" not in caplog.text
+    for _ in range(2):
+        MatchChannelsd("image", 1)(volume(load({"image": str(tmp_path / "colour.png")})))
+    assert caplog.text.count("colour.png has colours, but the network takes one channel: their mean is taken.") == 1
 
 
 class TestScaleForeground:

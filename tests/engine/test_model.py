@@ -10,6 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
 from aeflow_monai import Model, predict
+from aeflow_monai.engine.model import _loadable
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (40, 30, 5)])
@@ -96,6 +97,11 @@ def test_tensors_of_other_kinds_are_images(trained: Path, options: dict[str, Any
 def test_arrays_that_are_no_grey_images_are_refused(trained: Path) -> None:
     with pytest.raises(ValueError, match="is taken for a picture with colours: give its path"):
         predict(np.zeros((64, 64, 3), dtype=np.uint8), trained)
+    for shape, of_pictures in (((3, 64, 64), False), ((4, 64, 64), True), ((64, 64, 3), True)):
+        with pytest.raises(ValueError, match="is taken for a picture with colours: give its path"):
+            _loadable(torch.zeros(shape), of_pictures)
+    assert _loadable(torch.zeros(64, 64, 3), False).shape == (1, 64, 64, 3)
+    assert _loadable(MetaTensor(torch.zeros(3, 64, 64)), True).shape == (1, 3, 64, 64)
     with pytest.raises(ValueError, match="Expected a path, an array or a tensor; got list"):
         predict([[0.0, 1.0]], trained)
     with pytest.raises(ValueError, match=r"got a masked array\. Fill it"):
