@@ -168,7 +168,7 @@ def predict(image: Any, model: str | Path, device: torch.device | str = "cpu") -
 
 
 def _loadable(image: Any, of_pictures: bool) -> Any:
-    """A path as text; an array with the channel first and its affine. Few slices are colours for a model of pictures."""
+    """A path as text; an array with the channel first and its affine. To a model of pictures few slices are colours."""
     if isinstance(image, (str, Path)):
         return str(image)
     if not isinstance(image, (np.ndarray, Tensor)):

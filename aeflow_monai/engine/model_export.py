@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.fixed_options import fixed_options
 from aeflow_monai.engine.model import Model
 from aeflow_monai.engine.onnx_form import onnx_of
@@ -22,6 +24,8 @@ from aeflow_monai.files import read_json, replacing, replacing_together, sha256_
 __all__ = ["FORMS", "export_model"]
 
 FORMS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+_logger = logging.getLogger(__name__)
+
 _PACKAGES = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "torch": ()}
 
 _UNIT = "standard deviations of held-out normals; larger is more anomalous"
@@ -43,6 +47,13 @@ _WHOLE_PLANE = (
     "all slices of one case that are to be scored, in one batch of any size, since maps are blurred through them and "
     "the case score is made of all of them"
 )
+_TO_SIZE = {
+    "resize": "brought to the input's size bilinearly, with antialiasing where they shrink, as by Pillow's resize.",
+    "pad": (
+        "padded with 0 around their centre to the input's size, half of the margin before them, rounded down. This "
+        "file does not take larger slices, which aeflow scores in their own size: do not shrink them."
+    ),
+}
 _SEVERAL_PLANES = (
     "Run each plane's file on the case. M is the mean of the files' case_map_score, G that of their case_global_term. "
     "The case score is {joined}. A voxel's map value is the mean over the planes that saw it."
@@ -101,6 +112,11 @@ def export_model(folder: str | Path, form: str, output: str | Path, overwrite: b
         raise ValueError(
             f"{stem.parent} holds {', '.join(sorted(there))}, which would be lost. Give another folder with -o, or "
             "replace them with --overwrite."
+        )
+    if slicer.fit == "pad":
+        _logger.warning(
+            f"The model pads slices, and scores larger ones in their own size. What is exported takes those of up to "
+            f"{' x '.join(map(str, slicer.image_size))} pixels."
         )
     with replacing_together(stem.parent) as unfinished:
         for plane, file in zip(planes, files, strict=True):
@@ -208,7 +224,7 @@ def _about(folder: Path, model: Model, planes: list[str | None], files: list[str
         "inputs": inputs,
         "outputs": outputs,
         "thresholds": {**score.thresholds, "unit": _UNIT, "expected_specificity": score.expected_specificity},
-        "preprocessing": _preprocessing(folder),
+        "preprocessing": _preprocessing(folder, slicer),
         "model_sha256": sha256_of(model_path(folder)),
     }
     if len(planes) > 1:
@@ -216,16 +232,15 @@ def _about(folder: Path, model: Model, planes: list[str | None], files: list[str
     return about
 
 
-def _preprocessing(folder: Path) -> Mapping[str, Any]:
+def _preprocessing(folder: Path, slicer: Slicer) -> Mapping[str, Any]:
     """What the model's images went through, in words and as the training's config."""
     config = fixed_options(read_model(model_path(folder)).config)
     parts = {name: part for name, part in config.items() if name != "network_def"}
     return {
         "says": (
             "An image is oriented (rows to posterior, columns to left, slices to superior; coronal and sagittal slices "
-            "stand upright), its intensities are scaled to [0, 1] and clipped, and its slices are brought to the "
-            "input's size: bilinearly with antialiasing, as by Pillow's resize, or padded with 0, as `slicer` says. "
-            "The config below names each step with its options; background is 0."
+            "stand upright), its intensities are scaled to [0, 1] and clipped, and its slices are "
+            f"{_TO_SIZE[slicer.fit]} The config below names each step with its options; background is 0."
         ),
         "config": parts,
     }

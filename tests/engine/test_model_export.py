@@ -213,6 +213,20 @@ def test_a_model_of_few_volumes_or_the_published_score_is_one_of_volumes(
     assert kind_of(tmp_path / "RUN", tmp_path / "EXPORTED") == "slices of a plane of one volume"
 
 
+def test_a_model_that_pads_says_what_it_does_not_take(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Model(trained)
+    monkeypatch.setattr("aeflow_monai.engine.model_export.Model", lambda _: model)
+    monkeypatch.setattr(model.inferer.slicer, "fit", "pad")
+    export_model(trained, "torch", tmp_path)
+    about = json.loads((tmp_path / "model.json").read_text())
+    assert "padded with 0" in about["preprocessing"]["says"]
+    assert "does not take larger slices" in about["preprocessing"]["says"]
+    height, width = model.inferer.slicer.image_size
+    assert f"What is exported takes those of up to {height} x {width} pixels." in caplog.text
+
+
 def test_what_a_model_of_an_earlier_version_does_not_tell_is_not_guessed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
