@@ -19,6 +19,7 @@ from aeflow_monai.data.datalist.entries import parse_split
 from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
 from aeflow_monai.data.datalist.listing import find_images
+from aeflow_monai.data.datalist.modalities import in_order
 from aeflow_monai.data.datalist.naming import fitting_name, path_problem
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
 from aeflow_monai.files import encoding_of
@@ -56,7 +57,7 @@ def studies_in(
         The studies; files are not looked for yet. A path that stands twice comes twice.
 
     Raises:
-        ValueError: a line cannot be read, which is named; the list names no study; or `modalities` are given for it.
+        ValueError: a line cannot be read, which is named; or the list names no study.
 
     Example:
         >>> import tempfile
@@ -69,11 +70,7 @@ def studies_in(
         yield from _found(source, shard, exclude, listing)
         return
     path = Path(source).absolute()
-    if modalities := listing.get("modalities"):
-        raise ValueError(
-            f"modalities are {', '.join(ensure_tuple(modalities))}, but the list {shown(path)} says itself which files "
-            "make up an item, and in which order. Give the folder of the images."
-        )
+    modalities = [str(name) for name in ensure_tuple(listing.get("modalities") or ())]
     root = str(path.parent)
     is_empty, n_others = True, 0
     for line, images, row in _rows(path):
@@ -86,14 +83,16 @@ def studies_in(
         below = [_below(root, image) for image in images]
         key = study_key(below)
         if shard.holds(key):
-            full = [os.path.join(root, image) for image in below]  # noqa: PTH118  # of a million lines
+            full, problem = [os.path.join(root, image) for image in below], ""  # noqa: PTH118  # of a million lines
+            if modalities:
+                full, problem = _in_order(full, modalities)
             case = fitting_name((row.get("case") or "").strip() or _name(below[0]))
             item = {
                 "image": full[0] if len(full) == 1 else full,
                 "case": case,
                 "patient": (row.get("patient") or "").strip() or case,
             }
-            yield Study(key, item)
+            yield Study(key, {**item, "problem": problem} if problem else item)
     if n_others:
         _logger.warning(f"{counted(n_others, 'row')} of {shown(path)} of other splits than 'test' are not scored.")
     if is_empty:
@@ -131,6 +130,14 @@ def _problem(path: Path) -> str:
             "image that it was made of."
         )
     return source_problem(path)
+
+
+def _in_order(paths: list[str], modalities: Sequence[str]) -> tuple[list[str], str]:
+    """The paths in the order of the modalities; or as they are, and why there is none."""
+    try:
+        return [str(path) for path in in_order([*map(Path, paths)], modalities)], ""
+    except ValueError as error:
+        return paths, str(error)
 
 
 def _found(

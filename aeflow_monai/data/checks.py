@@ -151,7 +151,7 @@ def _check_planes(image: Tensor, name: str, axes: Sequence[str]) -> None:
             fitting = [
                 name for name, other in PLANES.items() if min(extent[world] for world in other.world_axes_in_plane) > 1
             ]
-            remedy = f"Set axes to {fitting}, or take the case out." if fitting else "Take the case out."
+            remedy = f"Train with axes {fitting}, or take the case out." if fitting else "Take the case out."
             raise ValueError(
                 f"Expected {plane} slices of two or more rows and columns in {name}; got one voxel from "
                 f"{_DIRECTIONS[thin[0]]} (shape {shape}). {remedy}"

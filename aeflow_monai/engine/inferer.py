@@ -146,6 +146,12 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
+                if detector is not None and self.slicer.slice_range is not None and axis == axes[0] and len(axes) > 1:
+                    raise ValueError(
+                        f"No {axis} slice of the volume {tuple(volume.shape[1:])} lies within the slice range "
+                        f"{list(self.slicer.slice_range)}, and the other planes alone have another score. Give the "
+                        "part of the body that the model was trained on."
+                    )
                 continue
             found.indices[axis] = indices
             if detector is None or fast is None:

@@ -229,10 +229,16 @@ def test_of_a_list_with_splits_only_test_images_are_scored(tmp_path: Path) -> No
         items_of(tmp_path / "list.csv")
 
 
-def test_a_list_gives_no_modalities_and_one_path(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("a_t1.nii;a_flair.nii\n")
-    with pytest.raises(ValueError, match=r"modalities are t1, flair, but the list .*list\.txt says itself which files"):
-        list(studies_in(tmp_path / "list.txt", ALL, modalities=["t1", "flair"]))
+def test_modalities_are_ordered_by_the_names_of_files(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("path\na_flair.nii;a_t1.nii\nb_t1.nii;b_t2.nii\nc_t1.nii\n")
+    found = [study.item for study in studies_in(tmp_path / "list.csv", ALL, modalities=["t1", "flair"])]
+    assert found[0]["image"] == [str(tmp_path / "a_t1.nii"), str(tmp_path / "a_flair.nii")]
+    assert "problem" not in found[0]
+    for item, got in zip(found[1:], ("b_t1.nii, b_t2.nii", "c_t1.nii"), strict=True):
+        assert f"one file for each of the modalities t1, flair, whose names end so; got {got}." in item["problem"]
+
+
+def test_a_list_gives_one_path(tmp_path: Path) -> None:
     for content in ("path,path\na.png,b.png\n", "path,image\na.png,b.png\n"):
         (tmp_path / "list.csv").write_text(content)
         with pytest.raises(ValueError, match="expected one column path or image in its first line; got path, "):

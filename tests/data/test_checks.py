@@ -89,7 +89,7 @@ def test_slices_that_would_be_lines_are_refused(
     file = save_volume(tmp_path / "a.nii.gz", np.random.default_rng(0).random(shape), np.eye(4))
     said = message({"image": file}, axes=axes)
     assert "two or more rows and columns" in said
-    assert f"Set axes to {fitting}" in said if fitting else "Take the case out." in said
+    assert f"Train with axes {fitting}" in said if fitting else "Take the case out." in said
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 50), (50, 1)])

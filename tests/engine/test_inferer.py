@@ -2,12 +2,14 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
 
+from aeflow_monai import Model
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.inferer import SlicedInferer
@@ -273,6 +275,11 @@ class TestSlicedInferer:
         with pytest.raises(ValueError, match=message):
             SlicedInferer(Slicer(["axial", "sagittal"], min_foreground=0.05))(torch.zeros(1, 1, 8, 9, 4), network)
         assert network.calls == []
+
+    def test_a_volume_outside_the_slice_range_is_not_scored_by_the_other_planes_alone(self, trained: Path) -> None:
+        slicer = Slicer(["axial", "coronal"], [64, 64], slice_range=[40, 50])
+        with pytest.raises(ValueError, match=r"No axial slice of the volume .* lies within the slice range \[40, 50\]"):
+            SlicedInferer(slicer)(volume_of((1, 1, 64, 64, 20)), Model(trained).detector)
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf])
     def test_numbers_that_are_not_finite_are_no_skipped_slices(self, value: float) -> None:

@@ -81,6 +81,7 @@ LAYOUTS = {
         plural="volumes",
     ),
 }
+LISTS = ("manifest", "decathlon")  # whose items name their files
 _UNLABELLED = ("classes", "dicom", "folder")  # of which inference takes every image below the folder
 
 
@@ -95,7 +96,7 @@ def recognize(
         name, source = _search(path, request, inference)
     else:
         name, source = layout, _source(path, layout)
-    if request.modalities and not LAYOUTS[name].modalities:
+    if request.modalities and not LAYOUTS[name].modalities and name not in LISTS:
         able = [name for name, known in LAYOUTS.items() if known.modalities]
         raise ValueError(
             f"modalities are {', '.join(request.modalities)}, but the layout {name!r} of {source} says itself which "

@@ -17,7 +17,8 @@ from aeflow_monai.data.datalist.entry_checks import of_each_file_once
 from aeflow_monai.data.datalist.found_images import images_below
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_dicom, is_image, stem
 from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_items
-from aeflow_monai.data.datalist.layouts import LAYOUTS, existing, recognize
+from aeflow_monai.data.datalist.layouts import LAYOUTS, LISTS, existing, recognize
+from aeflow_monai.data.datalist.modalities import in_order
 from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
 from aeflow_monai.data.datalist.training_notes import training_notes
@@ -111,7 +112,7 @@ def load_datalist(
         raise ValueError(f"test_fraction has to lie between 0 and 1, 1 excluded; got {test_fraction}.")
     request = Request(_texts(normal_classes), _texts(modalities), series=_texts(series))
     name, source = recognize(dataset_dir, layout, request)
-    entries = of_each_file_once(source, LAYOUTS[name].read(source, request))
+    entries = of_each_file_once(source, _read(name, source, request))
     if test_fraction:
         entries = free_training(entries) if name == "decathlon" else entries
         if all(entry.split != UNSPLIT for entry in entries):
@@ -123,6 +124,21 @@ def load_datalist(
     if section == "train":
         items.notes = training_notes(name, source, request, entries, items, test_fraction)
     return items
+
+
+def _read(name: str, source: Path, request: Request) -> list[Entry]:
+    """Entries of a layout; those of a list with their files in the order of the modalities."""
+    entries = LAYOUTS[name].read(source, request)
+    return [_in_order(entry, request.modalities) for entry in entries] if name in LISTS else entries
+
+
+def _in_order(entry: Entry, modalities: Sequence[str]) -> Entry:
+    if not modalities:
+        return entry
+    try:
+        return entry._replace(images=in_order(entry.images, modalities))
+    except ValueError as error:
+        return entry._replace(problem=entry.problem or str(error))
 
 
 def _section(
@@ -182,7 +198,8 @@ def find_images(
     request = Request(modalities=_texts(modalities), masks=False, series=_texts(series))
     name, source = recognize(path, layout, request, inference=True)
     if source.is_file() and name != "medmnist":
-        entries = of_each_file_once(source, LAYOUTS[name].read(source, Request(labels=False)))
+        listed = Request(modalities=request.modalities, labels=False)
+        entries = of_each_file_once(source, _read(name, source, listed))
         if n_others := sum(entry.split == "train" for entry in entries):
             _logger.warning(
                 f"{shown(source)} is a list, whose test images are scored, and the {n_others} to train on are not. "

@@ -12,7 +12,7 @@ from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
 from aeflow_monai.data.datalist.image_files import stem
 from aeflow_monai.printable import shown, some
 
-__all__ = ["Case", "beginning_of", "cases_of", "entry_of", "files_found", "missing_in", "named_after"]
+__all__ = ["Case", "beginning_of", "cases_of", "entry_of", "files_found", "in_order", "missing_in", "named_after"]
 
 
 class Case(NamedTuple):
@@ -56,6 +56,29 @@ def cases_of(
             case_found = {name: found[beginning][name] for name in modalities if found[beginning][name]}
             cases.append(Case(folder, beginning or folder.name, case_found, claimed[beginning]))
     return cases
+
+
+def in_order(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ...]:
+    """The files of an item of a list in the order of the modalities, which their names tell.
+
+    Args:
+        paths: of the item.
+        modalities: that become its channels.
+
+    Raises:
+        ValueError: there is not one file for each.
+
+    Example:
+        >>> [path.name for path in in_order([Path("a_t1.nii"), Path("a_flair.nii")], ["flair", "t1"])]
+        ['a_flair.nii', 'a_t1.nii']
+    """
+    found = [[path for path in paths if beginning_of(stem(path), name, {}) is not None] for name in modalities]
+    if len(paths) != len(modalities) or any(len(fitting) != 1 for fitting in found):
+        raise ValueError(
+            f"Expected one file for each of the modalities {', '.join(modalities)}, whose names end so; got "
+            f"{some([path.name for path in paths])}. Name all of them in one line or item of the list."
+        )
+    return tuple(fitting[0] for fitting in found)
 
 
 def beginning_of(name: str, modality: str, synonyms: Mapping[str, Sequence[str]]) -> str | None:

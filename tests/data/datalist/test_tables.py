@@ -11,6 +11,17 @@ from aeflow_monai.data.datalist import find_images, load_datalist
 # --- a table ----------------------------------------------------------------------------------------------------------
 
 
+def test_modalities_of_a_table_are_ordered_by_the_names_of_files(tmp_path: Path) -> None:
+    write_images(tmp_path, [f"{name}_{modality}.nii" for name in "ab" for modality in ("t1", "flair")])
+    rows = [("path", "split", "abnormal"), ("a_flair.nii;a_t1.nii", "test", "0"), ("b_t1.nii", "test", "1")]
+    write_csv(tmp_path, rows)
+    for find in (load_datalist, find_images):
+        where = (tmp_path / "manifest.csv", "test") if find is load_datalist else (tmp_path / "manifest.csv",)
+        whole, lacking = find(*where, modalities=["t1", "flair"])  # type: ignore[operator]
+        assert whole["image"] == [str(tmp_path / "a_t1.nii"), str(tmp_path / "a_flair.nii")]
+        assert lacking["problem"].startswith("Expected one file for each of the modalities t1, flair")
+
+
 def test_a_patient_spelt_otherwise_is_the_same(tmp_path: Path) -> None:
     write_images(tmp_path, ["a.nii", "b.nii"])
     rows = [
