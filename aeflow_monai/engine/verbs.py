@@ -163,6 +163,11 @@ def check_scoring(given: GivenConfig, folder: str, dataset_dir: str | None) -> N
     require_runtime(given.content.get("runtime", "torch"))
     output_dir = path_of(given, "output_dir", given.content.get("output_dir"))
     _require_data(dataset_dir, output_dir)
+    if output_dir is not None and user_path(output_dir).resolve() == user_path(folder).resolve():
+        raise ValueError(
+            f"output_dir is the folder of the model, {folder}: results would lie among its files. Give another folder "
+            "with --output_dir."
+        )
     require_writable(home() if output_dir is None else output_dir, "output_dir")
 
 

@@ -1,9 +1,10 @@
 """Score slices with a model that `aeflow export RUN --to onnx -o FOLDER` wrote; numpy and ONNX Runtime are enough.
 
-    python onnx_without_torch.py FOLDER/model.onnx slices.npy
+    python onnx_without_torch.py FOLDER/model.onnx slices.npy [numbers.npy]
 
 slices.npy holds what the model's JSON file calls image, (N, C, H, W) in [0, 1]: of a volume all slices of a plane that
-are scored, in their order. Research use only. Not a medical device.
+are scored, in their order; numbers.npy their numbers in the volume, (N,), where some between them are left out.
+Research use only. Not a medical device.
 """
 
 import json
@@ -20,9 +21,10 @@ about = json.loads(next(path for path in model.parent.glob("*.json") if model.st
 if "several_planes" in about:
     sys.exit("This model has several planes: " + about["several_planes"])
 inputs = {"image": slices}
-if "position" in about["inputs"]:  # 0 for the first slice, 1 for the last
-    n = len(slices)
-    inputs["position"] = np.linspace(0, 1, n, dtype=np.float32) if n > 1 else np.full(1, 0.5, np.float32)
+if "position" in about["inputs"]:  # 0 for the first slice, 1 for the last, 0.5 for the only one
+    numbers = np.load(sys.argv[3]) if len(sys.argv) > 3 else np.arange(len(slices))
+    position = (numbers - numbers[0]) / (numbers[-1] - numbers[0]) if len(numbers) > 1 else np.array([0.5])
+    inputs["position"] = position.astype(np.float32)
 
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 outputs = dict(zip([output.name for output in session.get_outputs()], session.run(None, inputs), strict=True))

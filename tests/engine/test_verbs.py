@@ -48,6 +48,14 @@ def test_nothing_is_written_among_the_images(trained: Path, volumes: Path, verb:
     )
 
 
+@pytest.mark.parametrize("verb", ["inference", "evaluate"])
+def test_nothing_is_written_among_the_files_of_the_model(trained: Path, volumes: Path, verb: str) -> None:
+    where = {"dataset_dir": str(volumes), "output_dir": str(trained), "logging_file": False}
+    with pytest.raises(RuntimeError) as raised:
+        Workflow([str(trained / f"configs/{verb}.yaml")], workflow_type="infer", **where).initialize()
+    assert f"output_dir is the folder of the model, {trained}: results would lie among its files" in said(raised)
+
+
 def test_announce_names_what_exists(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
