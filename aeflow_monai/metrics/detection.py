@@ -224,6 +224,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         best F1            1.000  (oracle: chosen on test labels)
         its threshold      0.3  (oracle: chosen on test labels)
         Brackets: 95 % bootstrap intervals, 1000 resamples.
+        The interval of the AUROC includes 0.5: these cases do not show that the score does better than chance.
     """
     rows = [("cases", f"{report['n']} ({report['n_normal']} normal, {report['n_abnormal']} abnormal)")]
     for name in STATISTICS:

@@ -23,13 +23,11 @@ def patient_in_header(path: Path) -> str:
     Returns:
         Nothing if it is no DICOM, or has none.
     """
-    folder, _ = split_name(path)
-    if folder.is_dir():
-        path = next(iter(dicom_paths(folder)), path)
-    if not is_dicom(path):
-        return ""
     try:
-        return read_header(path).text("PatientID")
+        folder, _ = split_name(path)
+        if folder.is_dir():
+            path = next(iter(dicom_paths(folder)), path)
+        return read_header(path).text("PatientID") if is_dicom(path) else ""
     except (ImportError, OSError, ValueError):  # the case fails for it
         return ""
 
