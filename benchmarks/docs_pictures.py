@@ -75,6 +75,7 @@ def look_at(browser: Any, report: Path, to: Path, width: int, height: int, schem
 def main() -> None:
     given = arguments(__doc__, "folder", "to").parse_args()
     given.folder.mkdir(parents=True)
+    given.to.mkdir(parents=True, exist_ok=True)
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     run_demo(given.folder, given.to)
     shutil.copy(given.folder / f"maps/{SHOWN[0]}_overlay.png", given.to / "overlay.png")
