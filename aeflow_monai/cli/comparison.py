@@ -12,6 +12,7 @@ from aeflow_monai.cli.dry_run import say_test, test_images
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import counted, some
@@ -102,7 +103,7 @@ def _require_same_images(models: Sequence[str], lists: Sequence[Sequence[Mapping
     Raises:
         ValueError: they do.
     """
-    first, second = ({str(item["image"]): item for item in items} for items in lists)
+    first, second = ({first_path(item): item for item in items} for items in lists)
     both = [image for image in first if image in second]
     if not both:
         raise ValueError(

@@ -235,7 +235,7 @@ def test_modalities_are_ordered_by_the_names_of_files(tmp_path: Path) -> None:
     assert found[0]["image"] == [str(tmp_path / "a_t1.nii"), str(tmp_path / "a_flair.nii")]
     assert "problem" not in found[0]
     for item, got in zip(found[1:], ("b_t1.nii, b_t2.nii", "c_t1.nii"), strict=True):
-        assert f"one file for each of the modalities t1, flair, whose names end so; got {got}." in item["problem"]
+        assert f"one file for each of the modalities t1, flair; got {got}." in item["problem"]
 
 
 def test_a_list_gives_one_path(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from aeflow_monai.data.datalist.bids_names import BidsName, belongs, is_bids_mask, is_of_anatomy, parse, says_lesion
+from aeflow_monai.data.datalist.bids_names import (
+    BidsName,
+    belongs,
+    is_bids_mask,
+    is_called_as_image,
+    is_of_anatomy,
+    parse,
+    says_lesion,
+)
 from aeflow_monai.data.datalist.entries import Entry, Request
 from aeflow_monai.data.datalist.found_images import volumes_below
 from aeflow_monai.data.datalist.mask_names import several_masks
@@ -81,8 +89,13 @@ def _refuse_masks_beside(root: Path, images: Sequence[Path]) -> None:
 
 
 def lesion_masks(volumes: Sequence[Path], root: Path) -> list[Path]:
-    """Of volumes below a root, those that BIDS names as masks, but not of brain, tissue or parcels."""
-    return [path for path in volumes if is_bids_mask(path, root) and not is_of_anatomy(path, parse(path))]
+    """Of volumes below a root, those that BIDS names as masks, but not of brain, tissue or parcels.
+
+    What is called as its image is none where a mask lies beside it.
+    """
+    masks = [path for path in volumes if is_bids_mask(path, root) and not is_of_anatomy(path, parse(path))]
+    beside = {path.parent for path in masks if not is_called_as_image(parse(path))}
+    return [path for path in masks if not (is_called_as_image(parse(path)) and path.parent in beside)]
 
 
 def claims(images: Sequence[Path], masks: Sequence[Path], modalities: Sequence[str]) -> dict[Path, Claim]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from aeflow_monai.data.datalist.image_files import is_mask_folder, stem
 from aeflow_monai.data.datalist.mask_names import ANATOMY
 
-__all__ = ["BidsName", "belongs", "is_bids_mask", "is_of_anatomy", "parse", "says_lesion"]
+__all__ = ["BidsName", "belongs", "is_bids_mask", "is_called_as_image", "is_of_anatomy", "parse", "says_lesion"]
 
 _MASK_SUFFIX = re.compile(
     r".*(?:mask|seg|roi|lesions?|labels?|segmentation|tumou?r|truth|annotations?)\d*", re.IGNORECASE
@@ -92,10 +92,17 @@ def is_bids_mask(path: Path, root: Path) -> bool:
         return True
     inner = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
     folders = [part for part in inner if not part.startswith(("sub-", "ses-"))]
+    if is_called_as_image(name) and {"desc", "space"} & name.entities.keys():
+        return False  # a program's own version of the image
     if any(is_mask_folder(part) or _LESION_FOLDER.fullmatch(part) for part in folders):
         return True
     told = any(map(_LESION.search, folders))
-    return not _IMAGES.fullmatch(name.suffix) and (told or says_lesion(name))
+    return not is_called_as_image(name) and (told or says_lesion(name))
+
+
+def is_called_as_image(name: BidsName) -> bool:
+    """Whether a file has the suffix of an image."""
+    return bool(_IMAGES.fullmatch(name.suffix))
 
 
 def _is_of_mask(key: str, value: str) -> bool:

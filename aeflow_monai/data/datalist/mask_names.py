@@ -11,6 +11,7 @@ from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_mask_folder, s
 from aeflow_monai.printable import shown, some
 
 __all__ = [
+    "beginnings",
     "in_mask_folder",
     "is_mask_beside",
     "is_mask_name",
@@ -44,7 +45,7 @@ ANATOMY = frozenset(
         *("aseg", "aparc", "aparcaseg", "aparcdkt", "aparca2009s", "dkt", "dktatlas", "synthseg"),
         *("fast", "fov", "foreground", "background", "body", "deface", "defaced", "defacing"),
         *("face", "lung", "lungs", "liver", "heart", "prostate", "wmparc", "atropos"),
-        *("tissueseg", "carpet", "hemi", "hemisphere", "eyes"),
+        *("parenchyma", "tissueseg", "carpet", "hemi", "hemisphere", "eyes"),
     )
 )
 
@@ -82,7 +83,7 @@ def masks_beside(images: Iterable[Path], masks: Sequence[Path], root: Path) -> d
     in_folder, named = defaultdict(list), defaultdict(list)
     for image in images:
         in_folder[image.parent].append(image)
-        for name in _beginnings(stem(image)):
+        for name in beginnings(stem(image)):
             named[name].append(image)
     found = defaultdict(list)
     for mask in masks:
@@ -107,7 +108,7 @@ def several_masks(image: Path, masks: Sequence[Path]) -> str:
     )
 
 
-def _beginnings(name: str) -> list[str]:
+def beginnings(name: str) -> list[str]:
     """A name, and what it has before each end of a word."""
     return [name, *(name[: match.start()] for match in _WORD_ENDS.finditer(name) if match.start())]
 

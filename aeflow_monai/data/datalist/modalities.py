@@ -10,9 +10,24 @@ from typing import NamedTuple
 
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
 from aeflow_monai.data.datalist.image_files import stem
+from aeflow_monai.data.datalist.mask_names import beginnings
 from aeflow_monai.printable import shown, some
 
-__all__ = ["Case", "beginning_of", "cases_of", "entry_of", "files_found", "in_order", "missing_in", "named_after"]
+__all__ = [
+    "BRATS",
+    "Case",
+    "beginning_of",
+    "cases_of",
+    "entry_of",
+    "files_found",
+    "in_order",
+    "missing_in",
+    "named_after",
+]
+
+
+# File name endings of one modality: as of BraTS 2018-2021, as of BraTS 2023, and as others write them.
+BRATS = {"flair": ("t2f",), "t1": ("t1n",), "t1ce": ("t1c", "t1gd"), "t2": ("t2w",), "seg": ()}
 
 
 class Case(NamedTuple):
@@ -31,6 +46,13 @@ def cases_of(
     folders = defaultdict(list)
     for path in files:
         folders[path.parent].append(path)
+    # folders that hold a case of their name, as BraTS has them
+    named = {folder.name for folder, paths in folders.items() if _holds_its_case(folder, paths, modalities, synonyms)}
+
+    def others_of(path: Path) -> set[str]:
+        """Names of such folders with which the name of a file begins."""
+        return named & {*beginnings(stem(path))}
+
     cases = []
     for folder, paths in folders.items():
         found: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
@@ -45,8 +67,7 @@ def cases_of(
         claimed = defaultdict(list)
         for path in others:
             owner = max((b for b in found if _begins(stem(path), b)), key=len, default=None)
-            of_another = any(_begins(stem(path), other.name) for other in folders if other.name and other != folder)
-            if owner is None and folder != root and folder.name in found and not of_another:
+            if owner is None and folder != root and folder.name in found and not (others_of(path) - {folder.name}):
                 owner = folder.name  # a file with a name of its own in the folder of one case
             elif owner is None:
                 owner = re.split(r"[_-](?=[^_-]*$)", stem(path))[0]
@@ -56,6 +77,12 @@ def cases_of(
             case_found = {name: found[beginning][name] for name in modalities if found[beginning][name]}
             cases.append(Case(folder, beginning or folder.name, case_found, claimed[beginning]))
     return cases
+
+
+def _holds_its_case(
+    folder: Path, paths: Sequence[Path], modalities: Sequence[str], synonyms: Mapping[str, Sequence[str]]
+) -> bool:
+    return any(beginning_of(stem(path), name, synonyms) == folder.name for path in paths for name in modalities)
 
 
 def in_order(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ...]:
@@ -72,13 +99,23 @@ def in_order(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ..
         >>> [path.name for path in in_order([Path("a_t1.nii"), Path("a_flair.nii")], ["flair", "t1"])]
         ['a_flair.nii', 'a_t1.nii']
     """
-    found = [[path for path in paths if beginning_of(stem(path), name, {}) is not None] for name in modalities]
-    if len(paths) != len(modalities) or any(len(fitting) != 1 for fitting in found):
+    got = f"Expected one file for each of the modalities {', '.join(modalities)}; got {some([p.name for p in paths])}."
+    if len(paths) != len(modalities):
+        raise ValueError(f"{got} Name all of them in one line or item of the list.")
+    if len(paths) == 1:
+        return tuple(paths)
+    of_paths = {path: _modality_of(path, modalities) for path in paths}
+    if sorted(filter(None, of_paths.values())) != sorted(modalities):
         raise ValueError(
-            f"Expected one file for each of the modalities {', '.join(modalities)}, whose names end so; got "
-            f"{some([path.name for path in paths])}. Name all of them in one line or item of the list."
+            f"{got} Which is which their names do not tell: they have to end in _{modalities[0]} and so on."
         )
-    return tuple(fitting[0] for fitting in found)
+    return tuple(sorted(paths, key=lambda path: modalities.index(str(of_paths[path]))))
+
+
+def _modality_of(path: Path, modalities: Sequence[str]) -> str | None:
+    """The modality that a file's name ends in; the longest, if one ends in another."""
+    fitting = [name for name in modalities if beginning_of(stem(path), name, BRATS) is not None]
+    return max(fitting, key=len, default=None)
 
 
 def beginning_of(name: str, modality: str, synonyms: Mapping[str, Sequence[str]]) -> str | None:

@@ -11,14 +11,22 @@ from aeflow_monai.data.datalist.bids_names import parse
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.found_images import images_below, is_mask_of, pictures_below, volumes_below
 from aeflow_monai.data.datalist.image_files import VOLUME_EXTENSIONS, is_image, is_volume, stem, subfolders
-from aeflow_monai.data.datalist.mask_names import is_mask_name, masks_beside, names_anatomy, several_masks
-from aeflow_monai.data.datalist.modalities import beginning_of, cases_of, entry_of, files_found, missing_in, named_after
+from aeflow_monai.data.datalist.mask_names import masks_beside, names_anatomy, several_masks
+from aeflow_monai.data.datalist.modalities import (
+    BRATS,
+    beginning_of,
+    cases_of,
+    entry_of,
+    files_found,
+    missing_in,
+    named_after,
+)
 from aeflow_monai.data.datalist.walking import children
 from aeflow_monai.marks import has_mark
 
-# File name endings of one modality: as of BraTS 2018-2021, as of BraTS 2023, and as others write them.
-_BRATS = {"flair": ("t2f",), "t1": ("t1n",), "t1ce": ("t1c", "t1gd"), "t2": ("t2w",), "seg": ()}
 _BRATS_VISIT = re.compile(r"(BraTS-\w+-\d+)-\d{3}")  # since 2023 a case is a patient's number and a visit's
+
+_SEG = re.compile(r"(?:^|[ _.-])seg(?:$|[ _.-])", re.IGNORECASE)
 
 BRATS_REMEDY = "Expected <case>/<case>_flair.nii.gz (t1, t1ce, t2) and <case>/<case>_seg.nii.gz below it."
 FOLDER_REMEDY = (
@@ -31,11 +39,11 @@ def has_brats(root: Path) -> bool:
     first = subfolders(root)
     folders = [*first, *(second for folder in first for second in subfolders(folder))]
     return any(
-        beginning_of(stem(path), name, _BRATS) == folder.name
+        beginning_of(stem(path), name, BRATS) == folder.name
         for folder in folders
         for path in children(folder)
         if is_volume(path)
-        for name in _BRATS
+        for name in BRATS
         if name != "seg"
     )
 
@@ -44,9 +52,9 @@ def read_brats(root: Path, request: Request) -> list[Entry]:
     """One case a folder; each has a tumour, so no mask has to be read to know its label."""
     modalities = request.modalities or ("flair",)
     entries = []
-    for case in cases_of(root, volumes_below(root), modalities, _BRATS):
-        masks = [path for path in case.others if beginning_of(stem(path), "seg", _BRATS) is not None]
-        further = [path for path in case.others if is_mask_name(path) and not names_anatomy(path)]
+    for case in cases_of(root, volumes_below(root), modalities, BRATS):
+        masks = [path for path in case.others if beginning_of(stem(path), "seg", BRATS) is not None]
+        further = [path for path in case.others if _SEG.search(stem(path)) and not names_anatomy(path)]
         problem = missing_in(case, modalities)
         if not problem and request.masks and masks and len({*masks, *further}) > 1:
             problem = several_masks(case.folder / case.name, sorted({*masks, *further}))

@@ -230,6 +230,18 @@ def test_parts_of_a_complex_image_but_its_magnitude_are_left_out(
     assert "6 images that the layout does not read" in caplog.text
 
 
-def test_a_derived_image_whose_lesions_were_filled_is_no_mask(tmp_path: Path) -> None:
-    found = listed(tmp_path, [anat("sub-1"), NORMAL], ["derivatives/lesion_filled/sub-1/anat/sub-1_T1w.nii.gz"])
-    assert set(found.values()) == {"normal"}
+@pytest.mark.parametrize(
+    "derived",
+    [
+        "derivatives/lesion_filled/sub-1/anat/sub-1_T1w.nii.gz",
+        "derivatives/lesions/sub-1/anat/sub-1_desc-preproc_T1w.nii.gz",
+        "derivatives/wmh/sub-1/anat/sub-1_space-orig_T1w.nii.gz",
+    ],
+)
+def test_an_image_that_a_program_derived_is_no_mask(tmp_path: Path, derived: str) -> None:
+    assert set(listed(tmp_path, [anat("sub-1"), NORMAL], [derived]).values()) == {"normal"}
+
+
+def test_an_image_beside_its_mask_is_no_second_mask(tmp_path: Path) -> None:
+    beside = [f"derivatives/stroke/sub-1/anat/sub-1_{suffix}.nii.gz" for suffix in ("T1w", "mask")]
+    assert listed(tmp_path, [anat("sub-1"), NORMAL], beside) == {"sub-1": "sub-1_mask.nii.gz", "sub-9": "normal"}

@@ -7,6 +7,7 @@ import pytest
 from inputs import write_csv, write_image, write_images, write_json
 
 from aeflow_monai.data.datalist import find_images, load_datalist
+from aeflow_monai.data.datalist.modalities import in_order
 
 # --- a table ----------------------------------------------------------------------------------------------------------
 
@@ -19,7 +20,28 @@ def test_modalities_of_a_table_are_ordered_by_the_names_of_files(tmp_path: Path)
         where = (tmp_path / "manifest.csv", "test") if find is load_datalist else (tmp_path / "manifest.csv",)
         whole, lacking = find(*where, modalities=["t1", "flair"])  # type: ignore[operator]
         assert whole["image"] == [str(tmp_path / "a_t1.nii"), str(tmp_path / "a_flair.nii")]
-        assert lacking["problem"].startswith("Expected one file for each of the modalities t1, flair")
+        assert lacking["problem"].endswith("got b_t1.nii. Name all of them in one line or item of the list.")
+
+
+@pytest.mark.parametrize(
+    ("names", "modalities", "expected"),
+    [
+        (["c-t1n.nii", "c-t2f.nii"], ["flair", "t1"], ["c-t2f.nii", "c-t1n.nii"]),
+        (["x_t1.nii", "x_pre_t1.nii"], ["pre_t1", "t1"], ["x_pre_t1.nii", "x_t1.nii"]),
+        (["x_t1ce.nii.gz", "x_t1.nii.gz"], ["t1", "t1ce"], ["x_t1.nii.gz", "x_t1ce.nii.gz"]),
+        (["p9.nii"], ["flair"], ["p9.nii"]),
+    ],
+)
+def test_files_in_the_order_of_modalities(names: list[str], modalities: list[str], expected: list[str]) -> None:
+    assert [path.name for path in in_order([*map(Path, names)], modalities)] == expected
+
+
+@pytest.mark.parametrize(
+    "names", [["c_0000.nii", "c_0001.nii"], ["p_T1_brain.nii", "p_flair.nii"], ["a_t1.nii", "b_t1.nii"]]
+)
+def test_files_whose_names_tell_no_modality(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="their names do not tell: they have to end in _t1 and so on"):
+        in_order([*map(Path, names)], ["t1", "flair"])
 
 
 def test_a_patient_spelt_otherwise_is_the_same(tmp_path: Path) -> None:

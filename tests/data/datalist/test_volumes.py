@@ -103,6 +103,21 @@ def test_brats_case_with_the_mask_of_another(brats: Path) -> None:
     assert any(f"The case BraTS2021_00000 in {folder} lacks the modality flair" in problem for problem in problems)
 
 
+@pytest.mark.parametrize("second", ["mask", "t1_mask", "brain_parenchyma_segmentation"])
+def test_brats_masks_of_other_names_are_no_second_raters(brats: Path, second: str) -> None:
+    folder = brats / "BraTS2021_00001"
+    shutil.copy(folder / f"{folder.name}_seg.nii.gz", folder / f"{folder.name}_{second}.nii.gz")
+    assert not any("problem" in item for item in load_datalist(brats, "all"))
+
+
+def test_brats_mask_whose_name_begins_as_a_folder_of_other_things(brats: Path) -> None:
+    folder = brats / "BraTS2021_00001"
+    (folder / f"{folder.name}_seg.nii.gz").rename(folder / "tumor_seg.nii.gz")
+    write_image(brats / "tumor/notes.nii.gz")
+    (item,) = (item for item in load_datalist(brats, "all") if item["case"] == folder.name)
+    assert item["lesion"] == str(folder / "tumor_seg.nii.gz")
+
+
 @pytest.mark.parametrize("second", ["seg_2", "pred_seg"])
 def test_brats_case_with_several_masks(brats: Path, second: str) -> None:
     folder = brats / "BraTS2021_00001"
