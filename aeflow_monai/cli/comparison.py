@@ -50,10 +50,11 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         argparse.Namespace(**{**vars(given), "model": model, "output": str(results)})
         for model, results in zip(given.model, places, strict=True)
     ]
-    _require_same_images(given.model, [test_images(each) for each in of_models])
+    lists = [test_images(each) for each in of_models]
+    _require_same_images(given.model, lists)
     if given.dry_run:
-        for each in of_models:
-            say_test(each, terminal)
+        for each, items in zip(of_models, lists, strict=True):
+            say_test(each, terminal, items)
         return
     scored, failed = [], None
     for model, results in zip(given.model, places, strict=True):

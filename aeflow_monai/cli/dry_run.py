@@ -92,8 +92,13 @@ def test_images(given: argparse.Namespace) -> Datalist:
     return items
 
 
-def say_test(given: argparse.Namespace, terminal: Terminal) -> None:
+def say_test(given: argparse.Namespace, terminal: Terminal, items: Datalist | None = None) -> None:
     """What an evaluation would read and write.
+
+    Args:
+        given: the parsed command line.
+        terminal: shows it.
+        items: its `test_images`, where they are known.
 
     Raises:
         ValueError: the evaluation would be refused.
@@ -101,7 +106,7 @@ def say_test(given: argparse.Namespace, terminal: Terminal) -> None:
     from aeflow_monai.engine.run_folders import run_folder
 
     folder = Path(run_folder(given.output, "evaluations"))
-    items = test_images(given)
+    items = test_images(given) if items is None else items
     usable = [item for item in items if "problem" not in item]
     abnormal = sum(bool(item.get("label")) for item in usable)
     with_mask = sum("lesion" in item for item in usable)

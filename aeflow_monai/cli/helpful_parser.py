@@ -11,7 +11,13 @@ from aeflow_monai.printable import meant
 
 __all__ = ["HelpfulParser", "Once"]
 
-_CONFIGS = {"predict": "inference", "evaluate": "evaluate", "compare": "evaluate", "calibrate": "calibrate"}
+_OF_EVALUATION = ("evaluate", "inference")  # which a training merges
+_CONFIGS = {
+    "predict": ("inference",),
+    "evaluate": _OF_EVALUATION,
+    "compare": _OF_EVALUATION,
+    "calibrate": ("calibrate",),
+}
 
 
 class HelpfulParser(argparse.ArgumentParser):
@@ -53,7 +59,13 @@ def _is_of_config(name: str, verb: str) -> bool:
     from aeflow_monai.engine.config_text import read_config
     from aeflow_monai.engine.template import known_configs
 
-    value: Any = read_config(known_configs()[_CONFIGS.get(verb, "train")])
+    known, value = known_configs(), dict[str, Any]()
+    for config in _CONFIGS.get(verb, ("train",)):
+        value |= read_config(known[config])
+    return _has_option(value, name)
+
+
+def _has_option(value: Any, name: str) -> bool:
     for part in name.split("#"):
         if not isinstance(value, Mapping) or part not in value:
             return False

@@ -30,9 +30,8 @@ __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
 _BACKGROUND_SHARE = 0.05
 # Numbers beyond this power of 2, or below its inverse, are scaled first; results elsewhere stay as they are.
 _EXTREME_EXPONENT = 64
-_COLOURED = (
-    0.02  # mean distance of a picture's channels from their mean, as a fraction of its range; of grey JPEGs less
-)
+# Mean distance of a picture's channels from their mean, as a fraction of its range; of grey JPEGs it is less.
+_COLOURED = 0.02
 _told_of_colours = threading.Event()  # once, and not of each file of a data set
 _logger = logging.getLogger(__name__)
 # So much of the rest has to be brighter than the background.

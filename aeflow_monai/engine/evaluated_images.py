@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.data.datalist import load_datalist, require_labels
-from aeflow_monai.data.datalist.items import EmptySectionError
+from aeflow_monai.data.datalist.items import DividedError, EmptySectionError
 from aeflow_monai.data.datalist.unused import Datalist
 from aeflow_monai.engine.duplicates import count_seen, fingerprints_for
 from aeflow_monai.engine.stored_model import model_path, read_model
@@ -38,12 +38,16 @@ def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: 
         ValueError: see `load_datalist`; or the model knows images of a data set without a split.
     """
     stored = read_model(model_path(folder))
-    items = None
-    if listing.get("test_fraction") and listing["test_fraction"] == stored.config.get("test_fraction"):
-        items = _unknown(dataset_dir, stored.card, {**listing, "test_fraction": 0.0})
+    whole = {**listing, "test_fraction": 0.0}
+    inherited = listing.get("test_fraction") and listing["test_fraction"] == stored.config.get("test_fraction")
+    items = _unknown(dataset_dir, stored.card, whole) if inherited else None
     if items is None:
         try:
             items = load_datalist(dataset_dir, "test", **listing)
+        except DividedError:
+            if not inherited:
+                raise
+            items = load_datalist(dataset_dir, "test", **whole)
         except EmptySectionError as error:
             items = _unknown(dataset_dir, stored.card, listing, is_required=True)
             if items is None:

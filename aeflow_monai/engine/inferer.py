@@ -148,9 +148,10 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             if not len(indices):  # of which a split would be one empty batch
                 if detector is not None and self.slicer.slice_range is not None and axis == axes[0] and len(axes) > 1:
                     raise ValueError(
-                        f"No {axis} slice of the volume {tuple(volume.shape[1:])} lies within the slice range "
-                        f"{list(self.slicer.slice_range)}, and the other planes alone have another score. Give the "
-                        "part of the body that the model was trained on."
+                        f"No {axis} slice of the volume {tuple(volume.shape[1:])} within the slice range "
+                        f"{list(self.slicer.slice_range)} has {self.slicer.min_foreground:.0%} of its pixels above 0, "
+                        "and the other planes alone have another score. Give the part of the body that the model was "
+                        "trained on."
                     )
                 continue
             found.indices[axis] = indices

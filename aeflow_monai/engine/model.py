@@ -176,7 +176,10 @@ def _loadable(image: Any, of_pictures: bool) -> Any:
     ends = (image.shape[0], image.shape[-1]) if image.ndim == 3 and not isinstance(image, MetaTensor) else (0, 0)
     is_colour = ends[1] in (3, 4) and (of_pictures or image.dtype in (np.uint8, torch.uint8))
     if is_colour or ends[0] in (3, 4):  # with the channel last or first
-        raise ValueError(f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path.")
+        raise ValueError(
+            f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path; or of a "
+            "volume a MetaTensor with its affine."
+        )
     if 0 in image.shape:
         raise ValueError(f"Expected an image with voxels; got the shape {tuple(image.shape)}.")
     if isinstance(image, np.ma.MaskedArray):

@@ -22,6 +22,9 @@ from aeflow_monai.cli.parsers import parser
         ),  # no abbreviations
         ("train DATA -o RUN --image_size 64", "An option of the config goes behind --set: --set image_size=VALUE"),
         ("predict A -m RUN -o maps --output-ext .nrrd", "goes behind --set: --set output_ext=VALUE"),
+        ("evaluate D -m R -o X --layout bids", "goes behind --set: --set layout=VALUE"),
+        ("evaluate D -m R -o X --n_bootstrap 3", "goes behind --set: --set n_bootstrap=VALUE"),
+        ("compare D -m A B --series 3", "goes behind --set: --set series=VALUE"),
         ("train DATA -o RUN --slicer#fit pad", "goes behind --set: --set slicer#fit=VALUE"),
         ("train DATA -o RUN --output_dir X", "Did you mean --output?"),
         ("predict A -m RUN -o maps --epochs 3", "unrecognized arguments: --epochs 3\n"),

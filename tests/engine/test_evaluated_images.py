@@ -70,6 +70,9 @@ def test_the_fraction_of_the_training_divides_its_own_data_alone(
     other = put(NORMAL=[item for item in test if not item["label"]], sick=abnormal)
     assert len(load_test(other, tmp_path / "RUN", divided)) == 6
     assert len(load_test(other, trained, divided)) == 2  # which was trained without, so that this was asked for
+    assert load_test(volumes, tmp_path / "RUN", divided) == test  # which has a split of its own
+    with pytest.raises(ValueError, match="says itself what is trained and tested on"):
+        load_test(volumes, trained, divided)
     own = put(NORMAL=load_datalist(volumes, "train"))
     assert load_test(own, tmp_path / "RUN", divided) == load_datalist(own, "test", **divided)
 

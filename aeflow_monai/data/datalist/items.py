@@ -36,6 +36,10 @@ class EmptySectionError(ValueError):
     """A data set holds no image of a section."""
 
 
+class DividedError(ValueError):
+    """A data set that says itself what is trained and tested on is to be divided."""
+
+
 def to_items(
     layout: str,
     source: Path,

@@ -16,7 +16,7 @@ from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.entry_checks import of_each_file_once
 from aeflow_monai.data.datalist.found_images import images_below
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_dicom, is_image, stem
-from aeflow_monai.data.datalist.items import SECTIONS, one_case_per_image, to_items
+from aeflow_monai.data.datalist.items import SECTIONS, DividedError, one_case_per_image, to_items
 from aeflow_monai.data.datalist.layouts import LAYOUTS, LISTS, existing, recognize
 from aeflow_monai.data.datalist.modalities import in_order
 from aeflow_monai.data.datalist.naming import fitting_name
@@ -116,7 +116,7 @@ def load_datalist(
     if test_fraction:
         entries = free_training(entries) if name == "decathlon" else entries
         if all(entry.split != UNSPLIT for entry in entries):
-            raise ValueError(
+            raise DividedError(
                 f"test_fraction is {test_fraction}, but the layout {name!r} of {source} says itself what is trained "
                 "and tested on. Leave test_fraction at 0."
             )

@@ -36,12 +36,12 @@ def training_notes(
     notes = {}
     if request.normal_classes != Request().normal_classes and layout not in ("classes", "medmnist"):
         notes["normal_classes"] = (
-            f"--normal_classes {', '.join(request.normal_classes)} has no effect on {shown(source)}: the layout "
+            f"normal_classes {', '.join(request.normal_classes)} has no effect on {shown(source)}: the layout "
             f"{layout!r} says itself what is normal. For folders of classes give --layout classes."
         )
     if request.series and source.is_dir() and not any(entry.examined for entry in entries):
         notes["series"] = (
-            f"--series {', '.join(request.series)} has no effect on {shown(source)}, which holds no DICOM series."
+            f"series {', '.join(request.series)} has no effect on {shown(source)}, which holds no DICOM series."
         )
     n_abnormal = sum(item.get("label") == 1 and "lesion" not in item for item in items)
     if n_abnormal and (test_fraction or all(entry.split == UNSPLIT for entry in entries)):

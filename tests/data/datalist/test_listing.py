@@ -29,9 +29,9 @@ def test_options_without_effect_are_noted(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_image(tmp_path / f"{name}.nii")
     notes = load_datalist(tmp_path, "train", normal_classes=["HEALTHY"], series=[3]).notes
-    assert notes["normal_classes"].startswith("--normal_classes HEALTHY has no effect on")
+    assert notes["normal_classes"].startswith("normal_classes HEALTHY has no effect on")
     assert "the layout 'folder' says itself what is normal" in notes["normal_classes"]
-    assert notes["series"].startswith("--series 3 has no effect on")
+    assert notes["series"].startswith("series 3 has no effect on")
     assert not load_datalist(tmp_path, "all", normal_classes=["HEALTHY"], series=[3]).notes
     assert not load_datalist(tmp_path, "train").notes
 
