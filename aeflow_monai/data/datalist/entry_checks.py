@@ -95,7 +95,8 @@ def warn_of_patients_in_both(source: Path, entries: Sequence[Entry]) -> None:
         told = some([f"{trained} and {tested}" for trained, tested in pairs])
         _logger.warning(
             f"Both in train and in test, by PatientID: {counted(len(pairs), 'patient')} of {shown(source)}, as cases "
-            f"{told}. Of these the result is no test. If that is wrong, name patients in a manifest.csv, column patient."
+            f"{told}. Of these the result is no test. If that is wrong, name patients in the column patient of a "
+            "manifest.csv."
         )
 
 
