@@ -37,10 +37,10 @@ def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: 
         FileNotFoundError: the folder of the images does not exist.
         ValueError: see `load_datalist`; or the model knows images of a data set without a split.
     """
-    stored = read_model(model_path(folder))
-    whole = {**listing, "test_fraction": 0.0}
-    inherited = listing.get("test_fraction") and listing["test_fraction"] == stored.config.get("test_fraction")
-    items = _unknown(dataset_dir, stored.card, whole) if inherited else None
+    fraction, whole = listing.get("test_fraction"), {**listing, "test_fraction": 0.0}
+    # read where it is needed: a method that is compared with the model has none
+    inherited = fraction and fraction == read_model(model_path(folder)).config.get("test_fraction")
+    items = _unknown(dataset_dir, folder, whole) if inherited else None
     if items is None:
         try:
             items = load_datalist(dataset_dir, "test", **listing)
@@ -49,7 +49,7 @@ def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: 
                 raise
             items = load_datalist(dataset_dir, "test", **whole)
         except EmptySectionError as error:
-            items = _unknown(dataset_dir, stored.card, listing, is_required=True)
+            items = _unknown(dataset_dir, folder, listing, is_required=True)
             if items is None:
                 raise error from None
     require_labels(items)
@@ -58,7 +58,7 @@ def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: 
 
 def _unknown(
     dataset_dir: str | os.PathLike[str],
-    card: Mapping[str, Any],
+    folder: str | Path,
     listing: Mapping[str, Any],
     is_required: bool = False,
 ) -> Datalist | None:
@@ -73,6 +73,7 @@ def _unknown(
         return None
     if not any(item.get("label") for item in items):
         return None
+    card = read_model(model_path(folder)).card
     known = [*card.get("trained_on", ()), *card.get("thresholds_on", ())]
     n_known = 0
     for item in items:

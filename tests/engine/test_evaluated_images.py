@@ -77,5 +77,6 @@ def test_the_fraction_of_the_training_divides_its_own_data_alone(
     assert load_test(own, tmp_path / "RUN", divided) == load_datalist(own, "test", **divided)
 
 
-def test_a_test_split_is_taken_as_it_is(volumes: Path, trained: Path) -> None:
-    assert load_test(volumes, trained, {}) == load_datalist(volumes, "test")
+def test_a_test_split_is_taken_as_it_is_and_without_a_model_too(volumes: Path, trained: Path, tmp_path: Path) -> None:
+    for folder in (trained, tmp_path):
+        assert load_test(volumes, folder, {}) == load_datalist(volumes, "test")
