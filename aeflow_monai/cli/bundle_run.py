@@ -7,7 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +190,12 @@ class _LogFile(logging.Handler):
 
     def _records(self) -> list[tuple[int, int]]:
         """Inode and time in nanoseconds of each record in the log's folder and in the one that holds it."""
-        found = [(place / "run.json").stat() for place in self.path.parents[:2] if (place / "run.json").is_file()]
-        return [(each.st_ino, each.st_mtime_ns) for each in found]
+        found = []
+        for place in self.path.parents[:2]:
+            with suppress(OSError):  # there is none, or the folder cannot be, of which the run tells
+                record = (place / "run.json").stat()
+                found.append((record.st_ino, record.st_mtime_ns))
+        return found
 
     def close(self) -> None:
         """Close the file."""

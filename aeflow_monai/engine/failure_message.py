@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from pathlib import Path
@@ -48,6 +49,8 @@ def message_of(error: BaseException, output_dir: str | None = None) -> str:
         'No space left on device: /data/RUN. Free space there, or give another folder with --output_dir.'
     """
     cause = root_cause(error)
+    if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG and cause.filename:
+        return f"{cause.strerror}: {cause.filename}. Give a shorter one."
     if not is_disk_error(cause):
         return describe_error(error)
     # torch does not say which of both it is

@@ -88,6 +88,13 @@ def test_a_full_disk_is_named_with_the_path(last_words: LastWords, error: Except
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(OSError) as raised:  # noqa: PT011  # of which the next line asks
+        path.touch()
+    assert message_of(raised.value) == f"File name too long: {path}. Give a shorter one."
+
+
 def test_a_disk_that_is_really_full() -> None:
     with pytest.raises(OSError, match="No space left") as raised:
         Path("/dev/full").write_text("x")
