@@ -158,7 +158,7 @@ class StudyScorer:
                 row = score_row(study.data, study.chain.postprocessing(study.data))
                 hashes = {name: value for name, value in hashes_of(item).items() if name != "case"}
                 cells = {name: _plain(value) for name, value in {**row, **hashes}.items()}
-                return Outcome(number, cells, None, self.inferer.runtimes.used, "".join(self.inferer.notes))
+                return Outcome(number, cells, None, self.inferer.runtimes.used, " ".join(self.inferer.notes))
             except Exception as error:
                 failure = _failure(item, "score", error)
         return Outcome(number, None, failure._asdict())

@@ -31,6 +31,11 @@ __all__ = ["SlicedInferer"]
 
 _logger = logging.getLogger(__name__)
 
+_KNOWN = (
+    "An image has the features of one that the model was trained or calibrated on, as the same image has, however it "
+    "is saved. Its score is lower than that of a new one, and no test. Further ones are not named."
+)
+
 _OF_SLICES = ("anomaly_map", "slice_scores", "ease", "global_terms")  # what is told of a `SliceScores`
 _UNNAMED = ""  # the map of a network that gives one tensor
 
@@ -89,6 +94,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         maps = [name for name in MAPS_OF_PASS if outputs is None or name in outputs or name == "reconstruction"]
         self.runtimes = Runtimes(runtime, maps, slicer.image_size)
         self.notes: list[str] = []
+        self.noted: set[str] = set()
 
     def __call__(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> Output:
         """Look at a volume.
@@ -143,6 +149,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         found = _Found(self.slicer, volume)
         fast = None if detector is None else self.runtimes.of(detector)
         finished: dict[str, SliceScores] = {}
+        is_known: list[bool] = []  # slices of all planes
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
@@ -162,6 +169,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 self._look(volume, axis, found, partial(self._infer, detector, fast, parts))
                 together = SliceStack.join([parts[first] for first in sorted(parts)])
                 scored = finished[axis] = detector.finish(together)
+                if together.pooled is not None:
+                    is_known += detector.score.global_term.knows(together.pooled).tolist()
                 of_slices = {name: getattr(scored, name) for name in _OF_SLICES}
                 if not detector.score.knows_global_terms:
                     del of_slices["global_terms"]
@@ -173,7 +182,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 "what it shows, or train with a lower slicer#min_foreground."
             )
         if detector is not None:
-            self._note_kind(detector, volume, max(map(len, found.indices.values())))
+            state, n_slices = detector.score.state_dict(prefix="score."), max(map(len, found.indices.values()))
+            self._note("kind", note_on_image(state, volume.shape[1:], n_slices))
+            self._note("known", _KNOWN if sum(is_known) > len(is_known) / 2 else "")
         return {
             "stacks": {
                 name: {plane: stack[None] for plane, stack in of_planes.items()}
@@ -184,11 +195,10 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             **({} if detector is None else _of_case(detector, finished)),
         }
 
-    def _note_kind(self, detector: Detector, volume: Tensor, n_slices: int) -> None:
-        """Note and say once that an image is of another kind than those that the model was trained on."""
-        if self.notes:
-            return
-        if note := note_on_image(detector.score.state_dict(prefix="score."), volume.shape[1:], n_slices):
+    def _note(self, about: str, note: str) -> None:
+        """Note and say, once of each kind of image, that one is unlike those to be scored."""
+        if note and about not in self.noted:
+            self.noted.add(about)
             self.notes.append(note)
             _logger.warning(note)
 

@@ -112,12 +112,22 @@ class _Moments:
 def _fit_terms(score: Score, held_out: Iterable[NormalSlices]) -> None:
     # an empty background is like no tissue, and would set the unit of all maps; it counts if there is nothing else
     foreground, everywhere = _Moments(score.n_terms), _Moments(score.n_terms)
+    known: dict[str, list[bool]] = defaultdict(list)  # by file
     for slices in held_out:
+        if slices.pooled is not None:
+            for file, is_known in zip(slices.files, score.global_term.knows(slices.pooled).tolist(), strict=True):
+                known[file].append(is_known)
         terms = slices.terms.double().cpu().transpose(0, 1)
         foreground.add(terms[:, slices.foreground[:, 0].cpu()])
         everywhere.add(terms.flatten(1))
     if not everywhere.count:
         raise ValueError("Calibration needs held-out normal images; got none.")
+    if n_known := sum(sum(of_slices) > len(of_slices) / 2 for of_slices in known.values()):
+        _logger.warning(
+            f"{n_known} of {len(known)} normals have the features of images that the model was trained or calibrated "
+            "on, as the same images have, however they are saved. Thresholds of images that the model knows are too "
+            "low: take them out."
+        )
     mean, covariance = (foreground if foreground.count else everywhere).compute()
     std = covariance.diagonal().clamp_min(0).sqrt()
     if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):

@@ -23,6 +23,8 @@ _OF_IMAGES, _OF_VOLUMES = (3.0, 4.0), (2.0, 1.0)
 _BEND = (1.5, 0.25)
 _NEVER = float(torch.finfo(torch.float32).max)  # no term is beyond it
 _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
+# Of the mean distance of held-out normals from the nearest one: rounding is below 0.001 of it, other images above 0.5.
+_SAME = 0.02
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
 _AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
 _LEAST_PATIENTS = 6  # with fewer normals nothing is known of what else is normal
@@ -174,6 +176,19 @@ class GlobalTerm(nn.Module):
             if pooled.shape[2] > 1:
                 found.append(_nearest(standard.view(pooled.shape).mean(dim=2), self.wholes, self.squares[1]))
         return torch.stack(found, dim=1)
+
+    def knows(self, pooled: Tensor) -> Tensor:
+        """Which slices have the features of one that it was fitted to: (n, channels, parts) to (n,), boolean.
+
+        Of these the distance from the nearest normal is nothing but rounding. At most 4096 slices of a training are
+        stored.
+        """
+        n_fitted = int(self.n_fitted)
+        if not n_fitted:
+            return torch.zeros(len(pooled), dtype=torch.bool)
+        standard = (pooled.flatten(1) - self.fitted_mean) / self.std
+        fitted = self.normals[:n_fitted].flatten(1)
+        return (_nearest(standard, fitted, self.squares[0, :n_fitted]) < _SAME * self.unit[1, 0]).cpu()
 
     def fit(self, pooled: Tensor) -> None:
         """Take normals (n, channels, parts) with their mean and covariance; the unit stays as it is."""

@@ -228,7 +228,7 @@ def test_a_comparison_repeats_what_a_model_knows(
     command = ["compare", str(tmp_path / "manifest.csv"), "-m", str(own_bundle), str(own_bundle), "-o", str(folder)]
     assert main(command) == 0
     note = "2 of 5 test images were trained on, so this is no test."
-    assert read_json(folder / "comparison.json")["notes"] == [[note], [note]]
+    assert all(note in notes for notes in read_json(folder / "comparison.json")["notes"])
     assert capsys.readouterr().out.rpartition("sensitivity")[2].count(f"{own_bundle}: {note}") == 2
 
 

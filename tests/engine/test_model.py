@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
-from aeflow_monai import Model, predict
+from aeflow_monai import Model, load_datalist, predict
 from aeflow_monai.engine.model import _loadable
 
 
@@ -160,3 +160,17 @@ def test_a_device_that_is_not_there_is_named(trained: Path) -> None:
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"There is no trained model at {tmp_path / 'models/model.pt'}"):
         predict(np.zeros((8, 8)), tmp_path)
+
+
+def test_an_image_that_the_model_was_trained_on_is_known_however_it_is_saved(
+    trained: Path, volumes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said, model = "has the features of one that the model was trained or calibrated on", Model(trained)
+    for item in load_datalist(volumes, "test"):
+        model.predict(item["image"])
+    assert said not in caplog.text
+    image = nib.load(load_datalist(volumes, "train")[0]["image"])
+    nib.save(nib.Nifti1Image(image.get_fdata(), image.affine), tmp_path / "saved anew.nii")
+    for _ in range(2):
+        model.predict(tmp_path / "saved anew.nii")
+    assert caplog.text.count(said) == 1

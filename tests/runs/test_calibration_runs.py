@@ -158,6 +158,18 @@ def test_normals_that_were_trained_on_are_refused(
     assert not (tmp_path / "site").exists()
 
 
+def test_normals_that_were_trained_on_are_reported_however_they_are_saved(
+    tmp_path: Path, volumes: Path, trained: Path, run_workflow: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    anew = tmp_path / "anew"
+    anew.mkdir()
+    for file in sorted((volumes / "images").glob("train_*.nii.gz")):
+        source = nib.load(file)
+        nib.save(nib.Nifti1Image(source.get_fdata(), source.affine), anew / file.name)
+    run_workflow(trained / "configs/calibrate.yaml", dataset_dir=str(anew), output_dir=str(tmp_path / "SITE"))
+    assert "6 of 6 normals have the features of images that the model was trained or calibrated on" in caplog.text
+
+
 def test_volumes_that_calibrate_a_model_of_pictures_are_told(
     tmp_path: Path,
     site: Path,
