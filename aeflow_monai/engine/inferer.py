@@ -32,8 +32,8 @@ __all__ = ["SlicedInferer"]
 _logger = logging.getLogger(__name__)
 
 _KNOWN = (
-    "An image has the features of one that the model was trained or calibrated on, as the same image has, however it "
-    "is saved. Its score is lower than that of a new one, and no test. Further ones are not named."
+    "An image has the features of one that the model was trained or calibrated on, as the same image has in another "
+    "format or size. Its score is lower than that of a new one, and no test. Further ones are not named."
 )
 
 _OF_SLICES = ("anomaly_map", "slice_scores", "ease", "global_terms")  # what is told of a `SliceScores`

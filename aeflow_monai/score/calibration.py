@@ -125,7 +125,7 @@ def _fit_terms(score: Score, held_out: Iterable[NormalSlices]) -> None:
     if n_known := sum(sum(of_slices) > len(of_slices) / 2 for of_slices in known.values()):
         _logger.warning(
             f"{n_known} of {len(known)} normals have the features of images that the model was trained or calibrated "
-            "on, as the same images have, however they are saved. Thresholds of images that the model knows are too "
+            "on, as the same images have in another format or size. Thresholds of images that the model knows are too "
             "low: take them out."
         )
     mean, covariance = (foreground if foreground.count else everywhere).compute()
