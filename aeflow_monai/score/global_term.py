@@ -23,8 +23,8 @@ _OF_IMAGES, _OF_VOLUMES = (3.0, 4.0), (2.0, 1.0)
 _BEND = (1.5, 0.25)
 _NEVER = float(torch.finfo(torch.float32).max)  # no term is beyond it
 _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
-# Of the mean distance of held-out normals from the nearest one. On the panel the same image has less than 0.001 of it, or
-# 0.14 at another size; others have 0.38 or more.
+# Of the mean distance of held-out normals from the nearest one. On the panel the same image has less than 0.001 of it,
+# or 0.14 at another size; others have 0.38 or more.
 _SAME = 0.2
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
 _AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
