@@ -76,13 +76,13 @@ class CardWriter(CaseHandler):
         card = read_model(model_path(self.folder)).card
         notes = notes_on_duplicates(self.datalist, fingerprints_of(self.datalist))
         fingerprints = fingerprints_for(card, self.datalist)
+        # with a mask its slices without lesion may have been normals
+        plain = [item.get("label") == 1 and "lesion" not in item for item in self.datalist]
         for what, warning in _SEEN.items():
             known = card.get(what, ())
             if n_seen := count_seen(fingerprints, known):
                 notes.append(f"{n_seen} of {len(self.datalist)} test images were {warning}.")
                 title += f"; {n_seen} were {warning}"
-            # with a mask its slices without lesion may have been normals
-            plain = [item.get("label") == 1 and "lesion" not in item for item in self.datalist]
             if n_contradicted := count_seen([*compress(fingerprints, plain)], known):
                 images = counted(n_contradicted, "image")
                 notes.append(f"{images} that the test calls abnormal stood among the normals of the model.")

@@ -150,11 +150,11 @@ def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = 
         def is_unknown(name: str) -> bool:
             return any(f"{key}::".startswith(f"{name.replace('#', '::')}::") for key in unknown)
 
+        # what an option of a component is called, without the path to it
+        short = {name.rpartition("#")[2]: name for name in [*_all_ids(content)][::-1] if not is_unknown(name)}
+        full = short | {name: name for name in names}
         for key in unknown:
             written = key.replace("::", "#")
-            # what an option of a component is called, without the path to it
-            short = {name.rpartition("#")[2]: name for name in [*_all_ids(content)][::-1] if not is_unknown(name)}
-            full = short | {name: name for name in names}
             close = difflib.get_close_matches(written, full, n=1)
             described.append(f"{written!r}" + (f" (did you mean {full[close[0]]!r}?)" if close else ""))
         raise ValueError(

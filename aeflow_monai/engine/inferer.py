@@ -149,7 +149,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         found = _Found(self.slicer, volume)
         fast = None if detector is None else self.runtimes.of(detector)
         finished: dict[str, SliceScores] = {}
-        is_known: list[bool] = []  # slices of all planes
+        pooled: list[Tensor] = []  # of the slices of each plane
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
             if not len(indices):  # of which a split would be one empty batch
@@ -170,7 +170,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 together = SliceStack.join([parts[first] for first in sorted(parts)])
                 scored = finished[axis] = detector.finish(together)
                 if together.pooled is not None:
-                    is_known += detector.score.global_term.knows(together.pooled).tolist()
+                    pooled.append(together.pooled)
                 of_slices = {name: getattr(scored, name) for name in _OF_SLICES}
                 if not detector.score.knows_global_terms:
                     del of_slices["global_terms"]
@@ -182,9 +182,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 "what it shows, or train with a lower slicer#min_foreground."
             )
         if detector is not None:
-            state, n_slices = detector.score.state_dict(prefix="score."), max(map(len, found.indices.values()))
-            self._note("kind", note_on_image(state, volume.shape[1:], n_slices))
-            self._note("known", _KNOWN if sum(is_known) > len(is_known) / 2 else "")
+            n_slices = max(map(len, found.indices.values()))
+            self._note("kind", partial(_note_on_kind, detector, volume.shape[1:], n_slices))
+            self._note("known", partial(_note_on_known, detector, pooled))
         return {
             "stacks": {
                 name: {plane: stack[None] for plane, stack in of_planes.items()}
@@ -195,9 +195,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             **({} if detector is None else _of_case(detector, finished)),
         }
 
-    def _note(self, about: str, note: str) -> None:
-        """Note and say, once of each kind of image, that one is unlike those to be scored."""
-        if note and about not in self.noted:
+    def _note(self, about: str, find: Callable[[], str]) -> None:
+        """Note and say, once of each kind of image, that one is unlike those to be scored; then look no more."""
+        if about not in self.noted and (note := find()):
             self.noted.add(about)
             self.notes.append(note)
             _logger.warning(note)
@@ -246,6 +246,15 @@ def _check(inputs: Tensor, detector: Detector | None) -> None:
             "The model is not calibrated. Finish its training with --resume <its last checkpoint>, or use the "
             "folder of a finished training."
         )
+
+
+def _note_on_kind(detector: Detector, shape: Sequence[int], n_slices: int) -> str:
+    return note_on_image(detector.score.state_dict(prefix="score."), shape, n_slices)
+
+
+def _note_on_known(detector: Detector, pooled: Sequence[Tensor]) -> str:
+    is_known = [known for plane in pooled for known in detector.score.global_term.knows(plane).tolist()]
+    return _KNOWN if sum(is_known) > len(is_known) / 2 else ""
 
 
 def _maps_of(network: Network, args: Any, kwargs: Any, slices: Tensor, places: Places, first: int) -> Output:
