@@ -44,9 +44,27 @@ class StackedMap(DeferredMap):
         self, slicer: Slicer, image: Tensor, stacks: Mapping[str, Tensor], indices: Mapping[str, Tensor]
     ) -> None:
         self.slicer = slicer
-        self.image = image
+        self._image = image
         self.stacks = dict(stacks)
         self.indices = dict(indices)
+
+    @property
+    def image(self) -> Tensor:
+        """The preprocessed volume."""
+        return self._image
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the stacks, which are all of one network."""
+        return next(iter(self.stacks.values())).dtype
+
+    @property
+    def axis_of_planes(self) -> int | None:
+        """Across which the slices stand, if there is one plane alone; None of a picture."""
+        if len(self.indices) > 1 or self.shape[-1] == 1:
+            return None
+        (plane,) = self.stacks
+        return PLANES[plane].axis
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -75,15 +93,23 @@ class StackedMap(DeferredMap):
 
     def slice(self, axis: int, index: int) -> Tensor:
         """A slice of the volume; of a single plane, across it, without the others."""
-        (plane, stack), *others = self.stacks.items()
-        if others or PLANES[plane].axis != axis or len(self.indices) > 1 or self.shape[-1] == 1:
+        if axis != self.axis_of_planes:
             return self.pasted().select(1 + axis, index)
-        shape = list(self.shape)
-        shape[1 + axis] = 1
+        channels = [self.planes(channel, index, index + 1) for channel in range(self.shape[0])]
+        return torch.cat(channels).select(1 + axis, 0)
+
+    def planes(self, channel: int, start: int, stop: int) -> Tensor:
+        """Slices of a channel of a single plane, without the others; see `DeferredMap`."""
+        ((plane, stack),) = self.stacks.items()
+        indices = self.indices[plane]
+        shape = [1, *self.shape[1:]]
+        shape[1 + PLANES[plane].axis] = stop - start
         thin = self._zeros(*shape)
-        for at in (self.indices[plane] == index).nonzero().flatten().tolist():
-            self.slicer.paste(stack[at : at + 1], thin, plane, torch.zeros(1, dtype=torch.long))
-        return thin.select(1 + axis, 0)
+        some = ((indices >= start) & (indices < stop)).nonzero().flatten()
+        if len(some):
+            maps = stack[some.to(stack.device), channel : channel + 1]
+            self.slicer.paste(maps, thin, plane, indices[some] - start)
+        return thin
 
     def peak(self, plane: str, index: int) -> tuple[int, int, int]:
         """The voxel of the volume where a slice of a plane is highest, by this plane's map alone.

@@ -4,7 +4,7 @@ from .case_score import GatherScoresd as GatherScoresd
 from .case_score import MaskMapd as MaskMapd
 from .deferred import AssembleMapsd as AssembleMapsd
 from .deferred import EachMapd as EachMapd
-from .file_grid import InvertMapd as InvertMapd
+from .inversion import InvertMapd as InvertMapd
 from .maps import WriteMapsd as WriteMapsd
 from .overlay import WriteOverlayd as WriteOverlayd
 from .profile import WriteProfiled as WriteProfiled

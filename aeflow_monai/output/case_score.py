@@ -11,6 +11,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from aeflow_monai.errors import file_of
+from aeflow_monai.output.deferred import DeferredMap, ExceedingMap
 
 __all__ = ["GatherScoresd", "MaskMapd", "is_diffuse", "most_anomalous_slice", "scores_by_plane"]
 
@@ -61,7 +62,8 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
     """Add "anomaly_mask": where the anomaly map exceeds the map threshold, as uint8 0 or 1.
 
     Args:
-        map_key: anomaly map, of any size; its threshold is "map_threshold", see `GatherScoresd`.
+        map_key: anomaly map, of any size; its threshold is "map_threshold", see `GatherScoresd`. The mask of a deferred
+            map is deferred.
         allow_missing_keys: add nothing where there is no map.
     """
 
@@ -72,7 +74,10 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
         """Add the mask of one case."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d["anomaly_mask"] = (d[key] > d["map_threshold"]).view(torch.uint8)  # without a copy
+            value, threshold = d[key], d["map_threshold"]
+            is_deferred = isinstance(value, DeferredMap)
+            # a tensor's without a copy
+            d["anomaly_mask"] = ExceedingMap(value, threshold) if is_deferred else (value > threshold).view(torch.uint8)
         return d
 
 

@@ -7,16 +7,22 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
 from typing import Any
 
+import numpy.typing as npt
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from torch import Tensor
 
-__all__ = ["AssembleMapsd", "DeferredMap", "EachMapd", "alone_if_large", "assembled"]
+from aeflow_monai.output.file_grid import turn_to_file
+
+__all__ = ["AssembleMapsd", "DeferredMap", "EachMapd", "ExceedingMap", "alone_if_large", "assembled"]
+
+Array = npt.NDArray[Any]
 
 # Voxels of a map from which on it is alone in memory.
 _LARGE = 2**24
@@ -28,8 +34,23 @@ class DeferredMap(ABC):
 
     @property
     @abstractmethod
+    def image(self) -> Tensor:
+        """The preprocessed image (c, X, Y, Z), which lies where the map does."""
+
+    @property
+    @abstractmethod
     def shape(self) -> tuple[int, int, int, int]:
         """Channels, and the spatial shape of the volume."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Of the map's values."""
+
+    @property
+    @abstractmethod
+    def axis_of_planes(self) -> int | None:
+        """Spatial axis, 0 to 2, across which slices are made by themselves; None if all are made together."""
 
     @abstractmethod
     def volume(self) -> MetaTensor:
@@ -38,6 +59,76 @@ class DeferredMap(ABC):
     @abstractmethod
     def slice(self, axis: int, index: int) -> Tensor:
         """A slice (C, ., .) across a spatial axis, 0 to 2, of what `volume` gives."""
+
+    @abstractmethod
+    def planes(self, channel: int, start: int, stop: int) -> Tensor:
+        """Slices of a channel across `axis_of_planes`, as a thin volume (1, ., ., .).
+
+        Args:
+            channel: of the map.
+            start: the first slice.
+            stop: the one behind the last.
+        """
+
+    @property
+    def turn_of_planes(self) -> Array | None:
+        """How to turn the map to the grid of its file plane by plane, see `turn_to_file`; None if that is not possible.
+
+        It is where nothing is resampled, and where the slices that are made by themselves are the planes of the file,
+        which stand in it one after the other.
+        """
+        if self.axis_of_planes is None or not isinstance(self.image, MetaTensor):
+            return None
+        turn = turn_to_file(self.image)
+        return turn if turn is not None and turn[self.axis_of_planes, 0] == 2 else None
+
+
+class ExceedingMap(DeferredMap):
+    """Where a map exceeds a threshold, as uint8 0 or 1.
+
+    Args:
+        of: the map.
+        threshold: of its values.
+    """
+
+    def __init__(self, of: DeferredMap, threshold: float) -> None:
+        self.of = of
+        self.threshold = threshold
+
+    @property
+    def image(self) -> Tensor:
+        """That of the map, as all that follows."""
+        return self.of.image
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """See `DeferredMap`."""
+        return self.of.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the mask."""
+        return torch.uint8
+
+    @property
+    def axis_of_planes(self) -> int | None:
+        """See `DeferredMap`."""
+        return self.of.axis_of_planes
+
+    def volume(self) -> Any:
+        """See `DeferredMap`."""
+        return self._mask(self.of.volume())
+
+    def slice(self, axis: int, index: int) -> Tensor:
+        """See `DeferredMap`."""
+        return self._mask(self.of.slice(axis, index))
+
+    def planes(self, channel: int, start: int, stop: int) -> Tensor:
+        """See `DeferredMap`."""
+        return self._mask(self.of.planes(channel, start, stop))
+
+    def _mask(self, values: Tensor) -> Tensor:
+        return (values > self.threshold).view(torch.uint8)  # without a copy
 
 
 def assembled(value: Any) -> Any:
@@ -77,7 +168,8 @@ class AssembleMapsd(MapTransform):  # type: ignore[misc]
 class EachMapd(MapTransform):  # type: ignore[misc]
     """Put one map after the other together, transform and write it, and let go of it.
 
-    While a map is written, the next is made ready, unless it is large.
+    While a map is written, the next is made ready, unless it is large. A map that can be written plane by plane, see
+    `DeferredMap.turn_of_planes`, is not put together: the transforms get it as it is.
 
     Args:
         keys: of maps, deferred or not; each goes through the transforms with all that is no map of these keys.
@@ -119,16 +211,28 @@ class EachMapd(MapTransform):  # type: ignore[misc]
         others = {key: value for key, value in d.items() if key not in maps}
         if len(maps) == 1:  # nothing is made ready meanwhile
             ((key, value),) = maps.items()
-            with alone_if_large(value.shape):
-                self.write(self.transform({**others, key: assembled(value)}))
+            with _room_for(value):
+                self.write(self._ready(others, key, value))
             return d
         with ThreadPoolExecutor(2) as pool:
             begun: deque[Future[Any]] = deque()
             for key, value in maps.items():
-                with alone_if_large(value.shape):
-                    begun.append(pool.submit(self.write, self.transform({**others, key: assembled(value)})))
-                    while len(begun) >= (1 if math.prod(value.shape[1:]) >= _LARGE else 2):
+                with _room_for(value):
+                    begun.append(pool.submit(self.write, self._ready(others, key, value)))
+                    is_alone = not _is_by_planes(value) and math.prod(value.shape[1:]) >= _LARGE
+                    while len(begun) >= (1 if is_alone else 2):
                         begun.popleft().result()
             while begun:
                 begun.popleft().result()
         return d
+
+    def _ready(self, others: Mapping[Hashable, Any], key: Hashable, value: Any) -> Any:
+        return self.transform({**others, key: value if _is_by_planes(value) else assembled(value)})
+
+
+def _is_by_planes(value: Any) -> bool:
+    return isinstance(value, DeferredMap) and value.turn_of_planes is not None
+
+
+def _room_for(value: Any) -> AbstractContextManager[None]:
+    return nullcontext() if _is_by_planes(value) else alone_if_large(value.shape)

@@ -1,8 +1,8 @@
-"""The grid of the file that a map's image came from, and how a map comes back to it."""
+"""The grid of the file that a map's image came from."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from typing import Any
 
 import nibabel as nib
@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from monai.data import MetaTensor
 from monai.data.utils import to_affine_nd
-from monai.transforms import Invertd
 from monai.utils import MetaKeys
 
 from aeflow_monai.geometry import ras_affine
 
-__all__ = ["InvertMapd", "file_grid", "input_affine", "turn_to_file"]
+__all__ = ["file_grid", "input_affine", "turn_to_file"]
 
 Array = npt.NDArray[Any]
 
@@ -85,19 +84,3 @@ def turn_to_file(value: MetaTensor) -> Array | None:
     turned = affine @ nib.orientations.inv_ornt_aff(turn, shape)
     same_shape = tuple(shape[axis] for axis in np.argsort(turn[:, 0])) == expected
     return turn if same_shape and np.allclose(turned, original, rtol=0, atol=1e-6) else None
-
-
-class InvertMapd(Invertd):  # type: ignore[misc]
-    """MONAI's `Invertd`, which leaves alone what `WriteMapsd` turns by itself without a copy.
-
-    Args:
-        keys: of maps (C, X, Y, Z); the arguments are those of `monai.transforms.Invertd`.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Bring the maps of one case back to the grid of their file, but for the order and direction of axes."""
-        d = dict(data)
-        values = [d[key] for key in self.key_iterator(d)]
-        if all(isinstance(value, MetaTensor) and turn_to_file(value) is not None for value in values):
-            return d
-        return super().__call__(d)  # type: ignore[no-any-return]

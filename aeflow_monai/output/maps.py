@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import shutil
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from monai.transforms import MapTransform
 from aeflow_monai.files import case_file_name, gzip, replacing, unfinished_path
 from aeflow_monai.geometry import untailed
 from aeflow_monai.marks import MARK, mark_nifti
+from aeflow_monai.output.deferred import DeferredMap, alone_if_large
 from aeflow_monai.output.file_grid import input_affine
 
 __all__ = ["MAPS", "OUTPUTS", "WriteMapsd", "source_header", "write_nifti"]
@@ -41,6 +43,8 @@ _WRITERS = 2  # files of a case that are compressed at the same time
 _SMALL = 2**16  # voxels below which a thread takes longer to start than a file to write
 # Bytes that are compressed in one go: nibabel writes slice by slice, and after each a thread has to wait for its turn.
 _BLOCK = 2**23
+_PLANES = 8  # of a deferred map that are made at a time
+_OF_MASKS = (torch.bool, torch.uint8)
 
 
 class WriteMapsd(MapTransform):  # type: ignore[misc]
@@ -56,6 +60,9 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
     modalities the first. All else goes by the affine, in NIfTI as both transforms with code 1.
 
     Each file bears the mark of this package in its header, by which `aeflow_monai.marks.has_mark` knows it.
+
+    A deferred map is made, turned, compressed and written a few planes at a time where that is possible, see
+    `DeferredMap.turn_of_planes`, and is never whole in memory.
 
     Booleans, `uint8`, and whatever stands under the key `anomaly_mask` are written as `uint8`, everything else as
     `float32`.
@@ -125,6 +132,9 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         return d
 
     def _write(self, value: Any, key: Hashable, case: str) -> None:
+        if isinstance(value, DeferredMap):
+            self._write_deferred(value, key, case)
+            return
         if not isinstance(value, MetaTensor):
             raise TypeError(
                 f"'{key}' of case '{case}' has to be a MetaTensor, got {type(value).__name__}, whose "
@@ -146,10 +156,24 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
             _check_directions(affine, value.ndim - 1, case, self.extension)
             _write_itk(path, array, dtype, affine)
 
+    def _write_deferred(self, value: DeferredMap, key: Hashable, case: str) -> None:
+        axis, turn = value.axis_of_planes, value.turn_of_planes
+        if axis is None or turn is None or self.extension not in NIFTI:
+            with alone_if_large(value.shape):
+                self._write(value.volume(), key, case)
+            return
+        image: Any = value.image
+        affine, _ = input_affine(image, key, case)
+        # shape of the turned map, since nothing else differs
+        shape = [value.shape[0], *(value.shape[1 + int(own)] for own in np.argsort(turn[:, 0]))]
+        dtype = np.dtype(np.uint8 if value.dtype in _OF_MASKS else np.float32)
+        header = _header(shape, dtype, affine, source_header(image.meta), str(key))
+        _write_planes(self.output_dir / f"{case}_{key}{self.extension}", _planes_in_file(value, axis, turn), header)
+
 
 def _dtype_of(value: MetaTensor, key: Hashable, case: str) -> type[np.generic]:
     """What a map or mask is written as; raises if a mask holds fractions."""
-    if value.dtype in (torch.bool, torch.uint8):
+    if value.dtype in _OF_MASKS:
         return np.uint8
     if key != "anomaly_mask":
         return np.float32
@@ -204,35 +228,60 @@ def write_nifti(
     path: Path, array: Array, affine: Array, source: nib.Nifti1Header | None, holds: str = "anomaly_mask"
 ) -> None:
     """Write an array (C, X, Y) or (C, X, Y, Z) in the geometry of the source, or of the affine if there is none."""
-    if len(array) == 1:
-        array = array[0]
-        if source is not None and untailed(source.get_data_shape()) == untailed(array.shape):
-            array = array.reshape(source.get_data_shape())  # (X, Y, Z) to (X, Y, Z, 1), where the source is so
-    else:
-        array = np.moveaxis(array, 0, -1)
-        if array.ndim == 3:
-            array = array[:, :, None]  # (X, Y, 1, C): NIfTI's third axis is spatial
+    planes = array if array.ndim == 3 else (plane for channel in array for plane in np.moveaxis(channel, -1, 0))
+    _write_planes(path, planes, _header(array.shape, array.dtype, affine, source, holds))
+
+
+def _header(
+    shape: Sequence[int], dtype: np.dtype[Any], affine: Array, source: nib.Nifti1Header | None, holds: str
+) -> nib.Nifti1Header:
+    """That of a file of an array of this shape, (C, X, Y) or (C, X, Y, Z); see `write_nifti`."""
+    n_channels, *of_file = shape
+    if n_channels > 1:
+        # (X, Y, Z, C) or (X, Y, 1, C): NIfTI's third axis is spatial
+        of_file = [*of_file, n_channels] if len(of_file) == 3 else [*of_file, 1, n_channels]
+    elif source is not None and untailed(source.get_data_shape()) == untailed(tuple(of_file)):
+        of_file = list(source.get_data_shape())  # (X, Y, Z) to (X, Y, Z, 1), where the source is so
+    nothing = np.broadcast_to(np.zeros((), dtype), of_file)  # an array of that shape, without its memory
     if source is None:
-        image = nib.Nifti1Image(array, to_affine_nd(3, affine))
+        image = nib.Nifti1Image(nothing, to_affine_nd(3, affine))
         image.set_sform(image.affine, code=1)
         image.set_qform(image.affine, code=1)
     else:
         # Not the whole header: its display range, intent and scaling belong to the source's values.
         image_class = nib.Nifti2Image if isinstance(source, nib.Nifti2Header) else nib.Nifti1Image
         header = image_class.header_class()
-        header.set_data_dtype(array.dtype)
+        header.set_data_dtype(dtype)
         for field in GEOMETRY:
             header[field] = source[field]
-        image = image_class(array, None, header)
+        image = image_class(nothing, None, header)
+    image.header.set_slope_inter(1, 0)
     mark_nifti(image.header, holds)
-    with replacing(path) as unfinished, unfinished.open("wb") as file:
+    return image.header
+
+
+def _write_planes(path: Path, planes: Iterable[Array], header: nib.Nifti1Header) -> None:
+    """Write a file of a header, and planes (X, Y) as they come: along the third axis, then along the fourth."""
+    with replacing(path) as unfinished, unfinished.open("wb") as file, ExitStack() as stack:
+        stream: Any = file
         if path.suffix == ".gz":
             # Neither name nor time, so that the same case is the same file.
-            packed = gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0)
-            with packed, io.BufferedWriter(packed, _BLOCK) as stream:
-                image.to_stream(stream)
-        else:
-            image.to_stream(file)
+            packed = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0))
+            stream = stack.enter_context(io.BufferedWriter(packed, _BLOCK))
+        header.write_to(stream)
+        dtype = header.get_data_dtype()
+        for plane in planes:
+            stream.write(plane.astype(dtype, copy=False).tobytes(order="F"))
+
+
+def _planes_in_file(value: DeferredMap, axis: int, turn: Array) -> Iterator[Array]:
+    """Planes (X, Y) of a map as its file has them, made a few at a time."""
+    n_planes = value.shape[1 + axis]
+    starts = range(0, n_planes, _PLANES)
+    for channel in range(value.shape[0]):
+        for start in starts if turn[axis, 1] > 0 else reversed(starts):
+            some = to_numpy(value.planes(channel, start, min(start + _PLANES, n_planes)))[0]
+            yield from np.moveaxis(nib.apply_orientation(some, turn), -1, 0)
 
 
 class _MarkedWriter(ITKWriter):  # type: ignore[misc]

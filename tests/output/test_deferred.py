@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from aeflow_monai.output import deferred
-from aeflow_monai.output.deferred import AssembleMapsd, DeferredMap, EachMapd
+from aeflow_monai.output.deferred import AssembleMapsd, DeferredMap, EachMapd, ExceedingMap
 
 
 class Filled(DeferredMap):
@@ -18,9 +18,10 @@ class Filled(DeferredMap):
         self.value = value
         self.given: list[weakref.ref[Any]] = []
 
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return (1, 4, 5, 6)
+    image = MetaTensor(torch.zeros(1, 4, 5, 6))
+    shape = (1, 4, 5, 6)
+    dtype = torch.float32
+    axis_of_planes: int | None = None
 
     def volume(self) -> MetaTensor:
         volume = MetaTensor(torch.full(self.shape, self.value))
@@ -29,6 +30,9 @@ class Filled(DeferredMap):
 
     def slice(self, axis: int, index: int) -> Tensor:
         return self.volume().as_tensor().select(1 + axis, index)
+
+    def planes(self, channel: int, start: int, stop: int) -> Tensor:
+        return torch.full((1, 4, 5, stop - start), self.value)
 
 
 def test_of_maps_that_are_put_together_the_others_are_dropped() -> None:
@@ -67,6 +71,47 @@ def test_only_one_large_map_is_there_at_a_time(monkeypatch: pytest.MonkeyPatch, 
 
     EachMapd(list(maps), count, write)(maps)
     assert max(alive) == 1 if large == 1 else 2 <= max(alive) <= 3
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, None])
+def test_maps_that_are_made_by_planes_of_their_file_are_not_put_together(
+    monkeypatch: pytest.MonkeyPatch, axis: int | None
+) -> None:
+    """In the file, as in the image here, planes stand across the third axis."""
+    monkeypatch.setattr(deferred, "_LARGE", 1)
+    maps = {name: Filled(1.0) for name in "abc"}
+    for each in maps.values():
+        each.axis_of_planes = axis
+    written: list[Any] = []
+    both = threading.Barrier(2)
+
+    def write(data: dict[Any, Any]) -> None:
+        written.extend(data.values())
+        if axis == 2 and len(written) < 3:
+            both.wait(10)  # although they are large, two are written at the same time
+
+    EachMapd(list(maps), dict, write)(maps)
+    assert [isinstance(value, DeferredMap) for value in written] == [axis == 2] * 3
+
+
+def test_a_map_without_a_place_or_of_a_resampled_image_is_put_together() -> None:
+    filled = Filled(1.0)
+    filled.axis_of_planes = 2
+    assert filled.turn_of_planes is not None
+    filled.image = torch.zeros(1, 4, 5, 6)
+    assert filled.turn_of_planes is None
+    filled.image = MetaTensor(torch.zeros(1, 4, 5, 6), meta={"spatial_shape": [8, 10, 6]})
+    assert filled.turn_of_planes is None
+
+
+def test_a_mask_is_as_deferred_as_its_map() -> None:
+    mask = ExceedingMap(Filled(2.0), threshold=1.0)
+    assert (mask.shape, mask.dtype, mask.axis_of_planes) == ((1, 4, 5, 6), torch.uint8, None)
+    for values, shape in ((mask.volume(), (1, 4, 5, 6)), (mask.slice(0, 1), (1, 5, 6)), (mask.planes(0, 2, 4), None)):
+        assert values.dtype == torch.uint8
+        assert values.shape == (shape or (1, 4, 5, 2))
+        assert (values == 1).all()
+    assert not ExceedingMap(Filled(2.0), threshold=2.0).volume().any()
 
 
 def test_an_error_of_either_side_is_raised() -> None:

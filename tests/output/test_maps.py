@@ -212,6 +212,20 @@ def test_same_case_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("shape", [(1, 4, 5, 6), (3, 4, 5, 6), (1, 4, 5, 1), (1, 4, 5), (2, 4, 5)])
+def test_a_file_is_as_nibabel_writes_it(tmp_path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    values = torch.randint(0, 2, shape, dtype=dtype)
+    WriteMapsd("x", tmp_path, ".nii")({"case": "a", "x": MetaTensor(values, affine=AFFINES["oblique"])})
+    array = values[0].numpy() if len(values) == 1 else np.moveaxis(values.numpy(), 0, -1)
+    array = array[:, :, None] if shape == (2, 4, 5) else array
+    expected = nib.Nifti1Image(array, nib.load(tmp_path / "a_x.nii").affine)
+    expected.set_qform(expected.affine, code=1)
+    expected.set_sform(expected.affine, code=1)
+    expected.header["descrip"], expected.header["intent_name"] = b"aeflow_monai x", b"aeflow_monai"
+    assert (tmp_path / "a_x.nii").read_bytes() == expected.to_bytes()
+
+
 def test_failure_to_write_is_raised(tmp_path: Path) -> None:
     (tmp_path / "a_x.nii.gz").mkdir()
     with pytest.raises(OSError, match=r"a_x\.nii\.gz"):
@@ -263,7 +277,7 @@ def test_a_file_that_is_not_whole_is_not_there(tmp_path: Path, monkeypatch: pyte
     for extension in (".nii", ".nii.gz", ".nrrd"):
         WriteMapsd("x", tmp_path, extension)(case)
     before = contents(tmp_path)
-    monkeypatch.setattr(nib.Nifti1Image, "to_stream", interrupted)
+    monkeypatch.setattr(nib.Nifti1Header, "write_to", interrupted)
     monkeypatch.setattr(maps.ITKWriter, "write", interrupted)
     for extension in (".nii", ".nii.gz", ".nrrd"):
         with pytest.raises(OSError, match="no space left"):

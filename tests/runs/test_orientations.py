@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from aeflow_monai.geometry import Places
-from aeflow_monai.output.file_grid import InvertMapd
+from aeflow_monai.output.inversion import InvertMapd
 from aeflow_monai.output.maps import WriteMapsd
 
 Array = npt.NDArray[Any]
