@@ -271,7 +271,10 @@ def _write_planes(path: Path, planes: Iterable[Array], header: nib.Nifti1Header)
         header.write_to(stream)
         dtype = header.get_data_dtype()
         for plane in planes:
-            stream.write(plane.astype(dtype, copy=False).tobytes(order="F"))
+            columns = plane.T  # in the file each of them is whole
+            at_once = max(1, _BLOCK // max(1, columns[:1].nbytes))
+            for start in range(0, len(columns), at_once):
+                stream.write(np.ascontiguousarray(columns[start : start + at_once], dtype))
 
 
 def _planes_in_file(value: DeferredMap, axis: int, turn: Array) -> Iterator[Array]:
