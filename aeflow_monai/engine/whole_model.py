@@ -13,6 +13,7 @@ from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.scoring_pass import ScoringPass
 from aeflow_monai.geometry import PLANES, Places
 from aeflow_monai.score.position import PositionNorm, blur_through_slices
+from aeflow_monai.score.score import top_mean
 from aeflow_monai.score.stack import SliceStack, foreground_of
 
 __all__ = ["OUTPUTS_OF_WHOLE", "WholeModel"]
@@ -47,6 +48,7 @@ class WholeModel(nn.Module):
         self.plane = plane
         self.scoring_pass = ScoringPass(detector, [], image_size)
         self.score = detector.score
+        self.top_fractions, self.case_top_fraction = self.score.top_fractions, self.score.case_top_fraction
         number = [*PLANES].index(plane or "axial")
         self.position_norm = _NormOfPlane(detector.score.position_norm, number)
         self.dissimilarity_norm = _NormOfPlane(detector.score.dissimilarity_norm, number)
@@ -73,12 +75,14 @@ class WholeModel(nn.Module):
         stack = SliceStack(weighted_sum, dissimilarity, foreground_of(image), places, pooled)
         anomaly_map = score.anomaly_map(stack, self.position_norm)
         ease = score.ease(stack, self.dissimilarity_norm)
-        map_scores, terms = score.map_scores(score.top_means(anomaly_map), ease), score.global_terms(stack)
+        # not by the score itself, which looks up which fractions are those of its kind
+        top_means = torch.stack([top_mean(anomaly_map.flatten(1), fraction) for fraction in self.top_fractions], dim=1)
+        map_scores, terms = score.map_scores(top_means, ease), score.global_terms(stack)
         slice_scores = score.joined(map_scores, terms)
         if self.plane is None:
             of_case = (slice_scores, map_scores, terms)
         else:
-            of_maps, of_terms = _highest_mean(map_scores, score.case_top_fraction), terms.mean(dim=0, keepdim=True)
+            of_maps, of_terms = _highest_mean(map_scores, self.case_top_fraction), terms.mean(dim=0, keepdim=True)
             of_case = (score.joined(of_maps, of_terms), of_maps, of_terms)
         height, width = (int(length) for length in image.shape[-2:])
         anomaly_map = anomaly_map.reshape(-1, 1, height, width)  # so that a model's outputs tell their shape

@@ -70,7 +70,7 @@ def calibrate_score(
     with _restored_after_an_error(score):
         norms: dict[str, Norms] = {}
         if not score.published:
-            _fit_terms(score, held_out)
+            score.saw_volumes.fill_(_fit_terms(score, held_out))  # by which the top fractions are chosen
             norms = fit_norms(score, held_out, fitted, trained)
         scored = _scored(score, held_out, norms)
         _fit_slice_scores(score, scored)
@@ -109,11 +109,14 @@ class _Moments:
         return mean, self.products / self.count - mean[:, None] * mean[None, :]
 
 
-def _fit_terms(score: Score, held_out: Iterable[NormalSlices]) -> None:
+def _fit_terms(score: Score, held_out: Iterable[NormalSlices]) -> bool:
+    """Fit the units of the terms, and say whether the normals are slices of volumes."""
     # an empty background is like no tissue, and would set the unit of all maps; it counts if there is nothing else
     foreground, everywhere = _Moments(score.n_terms), _Moments(score.n_terms)
     known: dict[str, list[bool]] = defaultdict(list)  # by file
+    of_volumes = False
     for slices in held_out:
+        of_volumes |= slices.places is not None and slices.places.are_of_volumes
         if slices.pooled is not None:
             for file, is_known in zip(slices.files, score.global_term.knows(slices.pooled).tolist(), strict=True):
                 known[file].append(is_known)
@@ -138,6 +141,7 @@ def _fit_terms(score: Score, held_out: Iterable[NormalSlices]) -> None:
     score.term_std.copy_(std)
     factors = score.term_weights().double().cpu() / std
     score.map_std.copy_((factors @ covariance @ factors).clamp_min(1e-12).sqrt())
+    return of_volumes
 
 
 class _Scored(NamedTuple):

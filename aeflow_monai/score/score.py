@@ -20,6 +20,9 @@ from aeflow_monai.score.stack import SliceStack
 
 __all__ = ["Score", "SliceScores", "top_mean"]
 
+# Fractions of a slice's highest map values, and of a case's highest slice scores. In a volume a lesion is a small part
+# of a slice, and in few of them. Chosen on the panel's development splits, see docs/results.md.
+_OF_IMAGES, _OF_VOLUMES = ((0.05, 1.0), 0.25), ((0.005, 1.0), 0.15)
 _EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal; a choice
 
 
@@ -73,7 +76,9 @@ class Score(nn.Module):
         published: the published score in log space, beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM): neither maps nor
             slice scores are standardised, blurred or compared by position.
         top_fractions: fractions of a slice's highest map values, each in (0, 1]; 1 takes the mean of the whole slice.
-        case_top_fraction: fraction of a case's highest slice scores whose mean is its score, in (0, 1].
+            If None 0.005 and 1 where it is calibrated on volumes, else 0.05 and 1.
+        case_top_fraction: fraction of a case's highest slice scores whose mean is its score, in (0, 1]. If None 0.15
+            of volumes; a 2D image has one score.
         position_normalisation: compare each place of the map with the same place of normals, where that predicts
             held-out normals better than their mean and deviation anywhere.
         slice_sigma: standard deviation of the blur through the slices of a volume, as a fraction of the distance from
@@ -113,8 +118,8 @@ class Score(nn.Module):
         n_terms: int = 1,
         beta: float = 0.9,
         published: bool = False,
-        top_fractions: Sequence[float] = (0.05, 1.0),
-        case_top_fraction: float = 0.25,
+        top_fractions: Sequence[float] | None = None,
+        case_top_fraction: float | None = None,
         position_normalisation: bool = True,
         slice_sigma: float = 0.03,
         ease_weight: float = 2.0,
@@ -126,11 +131,11 @@ class Score(nn.Module):
             raise ValueError(f"n_terms is the number of maps that are summed and has to be 1 or more; got {n_terms}.")
         if not 0 <= beta <= 1:
             raise ValueError(f"beta weighs the flow terms and has to be in [0, 1]; got {beta}.")
-        if isinstance(top_fractions, (int, float)) or not top_fractions:
+        if isinstance(top_fractions, (int, float)) or (top_fractions is not None and not top_fractions):
             raise ValueError(f"top_fractions is a list of one or more, as [0.05, 1.0]; got {top_fractions!r}.")
-        fractions = (*(("top_fractions", f) for f in top_fractions), ("case_top_fraction", case_top_fraction))
+        fractions = (*(("top_fractions", f) for f in top_fractions or ()), ("case_top_fraction", case_top_fraction))
         for name, fraction in fractions:
-            if not 0 < fraction <= 1:
+            if fraction is not None and not 0 < fraction <= 1:
                 raise ValueError(f"{name}: a fraction of the highest values has to be in (0, 1]; got {fraction}.")
         if not 0 <= slice_sigma < math.inf:
             raise ValueError(f"slice_sigma is the width of a blur and has to be 0 or more; got {slice_sigma}.")
@@ -143,8 +148,8 @@ class Score(nn.Module):
         self.n_terms = n_terms
         self.beta = float(beta)
         self.published = bool(published)
-        self.top_fractions = tuple(float(fraction) for fraction in top_fractions)
-        self.case_top_fraction = float(case_top_fraction)
+        self._top_fractions = None if top_fractions is None else tuple(float(fraction) for fraction in top_fractions)
+        self._case_top_fraction = None if case_top_fraction is None else float(case_top_fraction)
         self.position_normalisation = bool(position_normalisation)
         self.slice_sigma = float(slice_sigma)
         self.ease_weight = float(ease_weight)
@@ -156,8 +161,9 @@ class Score(nn.Module):
         self.register_buffer("term_mean", torch.zeros(n_terms))
         self.register_buffer("term_std", torch.ones(n_terms))
         self.register_buffer("map_std", torch.tensor(1.0))
-        self.register_buffer("fraction_mean", torch.zeros(len(self.top_fractions)))
-        self.register_buffer("fraction_std", torch.ones(len(self.top_fractions)))
+        n_fractions = len(self._top_fractions or _OF_IMAGES[0])
+        self.register_buffer("fraction_mean", torch.zeros(n_fractions))
+        self.register_buffer("fraction_std", torch.ones(n_fractions))
         self.register_buffer("map_threshold", torch.tensor(math.inf))
         self.register_buffer("slice_threshold", torch.tensor(math.inf))
         self.register_buffer("case_threshold", torch.tensor(math.inf))
@@ -166,6 +172,20 @@ class Score(nn.Module):
         # whether held-out normals had slices of several relative positions: 1 if so, 0 if not, -1 if it is not known
         self.register_buffer("saw_volumes", torch.tensor(-1))
         self.held_out = HeldOutScores()  # of cases
+
+    @property
+    def top_fractions(self) -> tuple[float, ...]:
+        """Fractions of a slice's highest map values: those given, or those of the kind that it was calibrated on."""
+        return self._top_fractions or self._of_kind[0]
+
+    @property
+    def case_top_fraction(self) -> float:
+        """Fraction of a case's highest slice scores, likewise."""
+        return self._case_top_fraction or self._of_kind[1]
+
+    @property
+    def _of_kind(self) -> tuple[tuple[float, ...], float]:
+        return _OF_VOLUMES if int(self.saw_volumes) == 1 else _OF_IMAGES
 
     @property
     def is_calibrated(self) -> bool:

@@ -10,7 +10,7 @@ from score.precision import double_precision
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.calibration import calibrate_score
 from aeflow_monai.score.normal_slices import NormalSlices
-from aeflow_monai.score.score import Score, SliceScores
+from aeflow_monai.score.score import Score, SliceScores, top_mean
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,24 @@ def test_planes_of_a_case_count_the_same_however_many_slices_they_have() -> None
     cases = (scores[:, :3].mean(dim=1) + scores[:, 3]) / 2
     assert score.case_threshold.item() == pytest.approx(raised(cases.min().item()), abs=1e-9)  # ceil(3 * 0.3)
     assert score.slice_threshold.item() == pytest.approx(raised(sorted(scores.flatten().tolist())[2]), abs=1e-9)
+
+
+def test_fractions_of_volumes_are_smaller_and_their_units_fit() -> None:
+    """Whether normals are slices of volumes is known before their top fractions are standardised."""
+    terms = terms_of(12)
+    of_images = [batch._replace(places=None) for batch in slices_of(terms, 4, slices_per_case=4)]
+    heights = torch.linspace(0, 1, 4)
+    of_volumes = [batch._replace(places=Places(["axial"] * 4, heights)) for batch in of_images]
+    scores = []
+    for batches in (of_images, of_volumes):
+        score = Score(3, position_normalisation=False, slice_sigma=0.0, level_weight=1.0)
+        calibrate_score(score, batches, specificity=0.6)
+        maps = scores_of(score, terms).anomaly_map.flatten(1)
+        means = torch.stack([top_mean(maps, fraction) for fraction in score.top_fractions], dim=1)
+        torch.testing.assert_close(score.fraction_mean, means.mean(dim=0), rtol=0, atol=1e-6)
+        scores.append(score)
+    assert [score.top_fractions for score in scores] == [(0.05, 1.0), (0.005, 1.0)]
+    assert scores[0].fraction_mean[0] < scores[1].fraction_mean[0]
 
 
 def test_images_of_a_case_have_a_score_each() -> None:

@@ -196,9 +196,14 @@ def test_fractions_by_hand(fraction: float, expected: float) -> None:
     assert score.case_score(planes).item() == pytest.approx((expected + 20) / 2)
 
 
-def test_fractions_are_a_small_one_and_the_whole_by_default() -> None:
-    assert Score().top_fractions == (0.05, 1.0)
-    assert Score().case_top_fraction == 0.25
+def test_fractions_are_a_small_one_and_the_whole_by_default_and_smaller_of_volumes() -> None:
+    score = Score()
+    assert (score.top_fractions, score.case_top_fraction) == ((0.05, 1.0), 0.25)
+    score.saw_volumes.fill_(1)
+    assert (score.top_fractions, score.case_top_fraction) == ((0.005, 1.0), 0.15)
+    given = Score(top_fractions=[0.1], case_top_fraction=1.0)
+    given.saw_volumes.fill_(1)
+    assert (given.top_fractions, given.case_top_fraction) == ((0.1,), 1.0)
 
 
 @pytest.mark.parametrize("scores", [{}, {"axial": torch.full((3,), torch.nan)}])
