@@ -31,7 +31,7 @@ __all__ = ["SliceDataset", "SomeCases"]
 _logger = logging.getLogger(__name__)
 
 _REMEDY = "Mend or remove them. `run prepare` of train.yaml writes a list of all that can be read, to train on."
-_FORMAT = 6  # of slices in files: another number when what is kept changes
+_FORMAT = 7  # of slices in files: another number when what is kept changes
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -45,8 +45,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     volume with label 1 needs a mask; an abnormal 2D image is an abnormal slice, whatever its mask.
 
     Items hold "image" (C, H, W), "case", "patient" (the case, where nobody is named), "file", "axis", "slice" (its
-    number along the axis) and "relative_position" (see `Places`); abnormal ones "lesion" too, (1, H, W) in [0, 1]: the
-    fraction of each pixel that the mask covers, 1 all over where no mask tells.
+    number along the axis), "volume_shape" (X, Y, Z) and "relative_position" (see `Places`); abnormal ones "lesion"
+    too, (1, H, W) in [0, 1]: the fraction of each pixel that the mask covers, 1 all over where no mask tells.
 
     Args:
         data: a datalist; each item goes through `transform` once.
@@ -156,7 +156,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
                         "largest slice."
                     )
                 self.shape = tuple(planes.shape[1:])
-                names = {"case": str(item["case"]), "patient": patient_of(item), "file": file, "axis": axis}
+                names: dict[str, Any] = {"case": str(item["case"]), "patient": patient_of(item), "file": file}
+                names |= {"axis": axis, "volume_shape": list(volume.shape[1:])}
                 self.index += [
                     {**names, "slice": number, "relative_position": position}
                     for number, position in zip(indices.tolist(), relative.tolist(), strict=True)

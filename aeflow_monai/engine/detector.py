@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.stacked_maps import mean_over_planes
 from aeflow_monai.geometry import Places
 from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.network.flow import standard_normal_log_density
@@ -145,6 +148,7 @@ def calibrate(
     fitted: Iterable[Mapping[str, Any]] = (),
     trained: Iterable[Mapping[str, Any]] = (),
     varied: Iterable[Mapping[str, Any]] = (),
+    slicer: Slicer | None = None,
 ) -> dict[str, float]:
     """Calibrate a trained detector on normals that it has not seen; see `calibrate_score`.
 
@@ -152,13 +156,16 @@ def calibrate(
         detector: is set to evaluation mode and back.
         held_out: batches, dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "patient" (N
             names, where a patient has several cases), "file" (N paths, where a case has several images), "axis" and
-            "relative_position" (N planes and relative slice positions, see `Places`) and, if kept, "features" (see
-            `AEFlow.forward`). Has to be iterable three times, and the network runs each time; must hold normals only,
-            and the slices of a volume's plane one after the other.
+            "relative_position" (N planes and relative slice positions, see `Places`), "slice" and "volume_shape" (N
+            numbers of slices, and X, Y, Z of their volumes) and, if kept, "features" (see `AEFlow.forward`). Has to be
+            iterable three times, and the network runs each time; must hold normals only, and the slices of a volume's
+            plane, and the planes of a volume, one after the other.
         specificity: fraction of normals that the thresholds should let pass, in (0, 1).
         fitted: batches of normals that it was trained on, of the same kind.
         trained: batches of all normals that it was trained on, of which only the encoder's features are used.
         varied: batches of copies of these that have to stay normal, likewise, see `VariedSlices`.
+        slicer: by which the slices were cut. With several planes, volumes are scored by the mean of their maps; without
+            it each plane is scored by itself.
 
     Returns:
         The scores of the held-out images by "file", or "case" without it.
@@ -174,7 +181,8 @@ def calibrate(
             batches if isinstance(batches, Iterator) else _Normals(detector, batches) for batches in (held_out, fitted)
         )
         pooled = chain(_pooled(detector, trained), _pooled(detector, varied, are_copies=True))
-        return calibrate_score(detector.score, of_held_out, specificity, of_fitted, pooled)
+        over_planes = None if slicer is None or len(slicer.axes) == 1 else partial(_over_planes, slicer)
+        return calibrate_score(detector.score, of_held_out, specificity, of_fitted, pooled, over_planes)
     finally:
         detector.train(was_training)
 
@@ -215,7 +223,20 @@ class _Normals:
                 batch.get("file", batch["case"]),
                 places_of(batch),
                 pooled_features(output.features),
+                _grid_of(batch),
             )
+
+
+def _over_planes(slicer: Slicer, maps: Mapping[str, Tensor], grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    shape = next(iter(grids.values()))[0, 1:].tolist()
+    return mean_over_planes(slicer, shape, maps, {plane: grid[:, 0] for plane, grid in grids.items()})
+
+
+def _grid_of(batch: Mapping[str, Any]) -> Tensor | None:
+    """Number of each slice and shape of its volume, (N, 4), see `NormalSlices`; None if they are not known."""
+    if "volume_shape" not in batch:
+        return None
+    return torch.stack([torch.as_tensor(numbers) for numbers in (batch["slice"], *batch["volume_shape"])], dim=1)
 
 
 def places_of(batch: Mapping[str, Any]) -> Places | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 from typing import Any
@@ -22,9 +22,9 @@ from aeflow_monai.engine.picture_warning import note_on_image
 from aeflow_monai.engine.saliency import require_saliency, saliency
 from aeflow_monai.engine.scoring_pass import MAPS_OF_PASS
 from aeflow_monai.engine.side_by_side import side_by_side, sides_of
-from aeflow_monai.engine.stacked_maps import StackedMap
+from aeflow_monai.engine.stacked_maps import StackedMap, mean_over_planes
 from aeflow_monai.geometry import Places
-from aeflow_monai.score.score import SliceScores
+from aeflow_monai.score.score import Score, SliceScores
 from aeflow_monai.score.stack import SliceStack
 
 __all__ = ["SlicedInferer"]
@@ -168,13 +168,16 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
                 parts: dict[int, SliceStack] = {}  # by the first slice of each batch
                 self._look(volume, axis, found, partial(self._infer, detector, fast, parts))
                 together = SliceStack.join([parts[first] for first in sorted(parts)])
-                scored = finished[axis] = detector.finish(together)
+                finished[axis] = detector.finish(together)
                 if together.pooled is not None:
                     pooled.append(together.pooled)
+        if detector is not None:
+            finished = self._by_mean_map(detector.score, finished, found.indices, volume.shape[1:])
+            for axis, scored in finished.items():
                 of_slices = {name: getattr(scored, name) for name in _OF_SLICES}
                 if not detector.score.knows_global_terms:
                     del of_slices["global_terms"]
-                found.add(of_slices, axis, torch.arange(len(indices)))
+                found.add(of_slices, axis, torch.arange(len(found.indices[axis])))
         if not found.stacks:
             raise ValueError(
                 f"No slice to process: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
@@ -194,6 +197,17 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             **found.numbers,
             **({} if detector is None else _of_case(detector, finished)),
         }
+
+    def _by_mean_map(
+        self, score: Score, scored: dict[str, SliceScores], indices: Mapping[str, Tensor], shape: Sequence[int]
+    ) -> dict[str, SliceScores]:
+        """Scores of the slices of each plane by the mean of all planes' maps, where the score is calibrated so."""
+        if not score.of_mean_map or shape[-1] == 1 or not scored:
+            return scored
+        means = mean_over_planes(
+            self.slicer, shape, {plane: scores.anomaly_map for plane, scores in scored.items()}, indices
+        )
+        return {plane: score.rescored(scores, means[plane]) for plane, scores in scored.items()}
 
     def _note(self, about: str, find: Callable[[], str]) -> None:
         """Note and say, once of each kind of image, that one is unlike those to be scored; then look no more."""

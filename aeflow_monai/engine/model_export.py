@@ -76,7 +76,8 @@ def export_model(folder: str | Path, form: str, output: str | Path, overwrite: b
         FileNotFoundError: there is no model.
         OSError: the disk is full, for example; then none of the files is there.
         ValueError: files are there and not to be replaced; an unknown form; a path of one file for a model of several
-            planes; a model of which nothing tells whether it is of volumes; or see `require_own_config`.
+            planes, or a model that scores by the mean of several planes' maps; one of which nothing tells whether it
+            is of volumes; or see `require_own_config`.
         ModuleNotFoundError: names a package that the form needs.
     """
     if form not in FORMS:
@@ -90,6 +91,11 @@ def export_model(folder: str | Path, form: str, output: str | Path, overwrite: b
         raise ValueError(
             f"The model in {folder} does not tell whether it is of volumes or of 2D images: an earlier version wrote "
             "it. Set its thresholds anew with aeflow calibrate, which notes that, or train it anew; then export that."
+        )
+    if detector.score.of_mean_map:
+        raise ValueError(
+            f"The model scores volumes by the mean of the maps of {len(slicer.axes)} planes, "
+            f"{', '.join(slicer.axes)}, which a file of one plane cannot tell. Train a model of one plane to export it."
         )
     planes = [None] if of_pictures else [*slicer.axes]
     is_file = path.suffix == FORMS[form]

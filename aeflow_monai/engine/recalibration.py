@@ -10,6 +10,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
+from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.bundle import write_bundle
 from aeflow_monai.engine.card import facts_of_data
 from aeflow_monai.engine.config import GivenConfig
@@ -38,6 +39,7 @@ def recalibrate(
     data: Sequence[Mapping[str, Any]],
     output_dir: str | Path,
     specificity: float = 0.95,
+    slicer: Slicer | None = None,
 ) -> None:
     """Calibrate a trained model anew, on normals like those that it will meet, and write it as a bundle of its own.
 
@@ -49,6 +51,7 @@ def recalibrate(
         data: their datalist.
         output_dir: folder of the new bundle.
         specificity: see `calibrate`.
+        slicer: see `calibrate`.
 
     Raises:
         ValueError: some of the normals were trained on, or are pictures for a model of volumes, or all are duplicates
@@ -68,7 +71,7 @@ def recalibrate(
     if given is not None:  # before all else: the folder of a run that is killed is known by it
         write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})
     detector.load_state_dict(dict(stored.state))
-    scores = calibrate(detector, batches, specificity)
+    scores = calibrate(detector, batches, specificity, slicer=slicer)
     _say_highest(scores, float(detector.score.case_threshold), data)
     if note := note_on_normals(stored.state, detector.state_dict()):
         _logger.warning(note)

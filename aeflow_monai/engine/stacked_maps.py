@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.deferred import DeferredMap
 from aeflow_monai.output.slice_place import voxel_of_file
 
-__all__ = ["StackMapsd", "StackedMap"]
+__all__ = ["StackMapsd", "StackedMap", "mean_over_planes"]
 
 _BATCH = 8  # slices that are brought to their size in the volume at a time
 
@@ -112,20 +112,16 @@ class StackedMap(DeferredMap):
         return thin
 
     def peak(self, plane: str, index: int) -> tuple[int, int, int]:
-        """The voxel of the volume where a slice of a plane is highest, by this plane's map alone.
+        """The voxel of the volume where a slice of a plane is highest.
 
         Args:
             plane: one of the stacks.
             index: of a slice along the plane that was looked at.
         """
         axis = PLANES[plane].axis
-        at = int((self.indices[plane] == index).nonzero()[0])
-        shape = [1, *self.shape[1:]]
-        shape[1 + axis] = 1
-        thin = self._zeros(*shape)
-        self.slicer.paste(self.stacks[plane][at : at + 1, :1], thin, plane, torch.zeros(1, dtype=torch.long))
-        voxel = [int(number) for number in torch.unravel_index(thin.argmax(), thin.shape)[1:]]
-        voxel[axis] = index
+        values = self.slice(axis, index)[0]
+        voxel = [int(number) for number in torch.unravel_index(values.argmax(), values.shape)]
+        voxel.insert(axis, index)
         return voxel[0], voxel[1], voxel[2]
 
     def _zeros(self, channels: int, rows: int, columns: int, depth: int) -> Tensor:
@@ -141,6 +137,32 @@ class StackedMap(DeferredMap):
         in_slice = seen[0][:, None] + seen[1][None]
         for index, of_slice in enumerate(seen[2]):
             volume[..., index] /= (in_slice + of_slice).clamp_min(1)
+
+
+def mean_over_planes(
+    slicer: Slicer, shape: Sequence[int], maps: Mapping[str, Tensor], indices: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Maps of a volume's planes, each as the mean over all planes that saw a voxel.
+
+    Args:
+        slicer: the slicing policy.
+        shape: X, Y, Z of the volume.
+        maps: from plane to the map of its slices, (n, 1, H, W).
+        indices: of these slices, (n,).
+
+    Returns:
+        From plane to the mean at the same slices, (n, 1, H, W).
+
+    Example:
+        >>> slicer = Slicer(["axial", "coronal"], image_size=[4, 4])
+        >>> maps = {"axial": torch.ones(4, 1, 4, 4), "coronal": torch.zeros(4, 1, 4, 4)}
+        >>> means = mean_over_planes(slicer, (4, 4, 4), maps, dict.fromkeys(maps, torch.arange(4)))
+        >>> {plane: mean.unique().tolist() for plane, mean in means.items()}
+        {'axial': [0.5], 'coronal': [0.5]}
+    """
+    of_shape = torch.empty((1, *shape), device="meta")
+    volume = StackedMap(slicer, of_shape, maps, indices).pasted()
+    return {plane: slicer.slices(volume, plane, indices[plane]) for plane in maps}
 
 
 class StackMapsd(MapTransform):  # type: ignore[misc]

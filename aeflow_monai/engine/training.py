@@ -17,6 +17,7 @@ from monai.handlers import CheckpointLoader
 from torch.utils.data import default_collate
 from torch.utils.tensorboard import SummaryWriter
 
+from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.bundle import options_of, write_bundle, write_training_config
 from aeflow_monai.engine.card import facts_of_data, hash_of_list
 from aeflow_monai.engine.config import GivenConfig, differences
@@ -52,6 +53,7 @@ class BundleWriter:
         specificity: see `calibrate`.
         trained: batches of all normals of the training, see `calibrate`.
         varied: batches of copies of them, see `calibrate`.
+        slicer: see `calibrate`.
 
     Raises:
         ValueError: a specificity out of its range; now, not when the training is over.
@@ -69,6 +71,7 @@ class BundleWriter:
         specificity: float = 0.95,
         trained: Iterable[Mapping[str, Any]] = (),
         varied: Iterable[Mapping[str, Any]] = (),
+        slicer: Slicer | None = None,
     ) -> None:
         require_specificity(specificity)
         self.folder = Path(folder)
@@ -77,6 +80,7 @@ class BundleWriter:
         self.fitted = fitted
         self.trained = trained
         self.varied = varied
+        self.slicer = slicer
         self.specificity = specificity
         data = facts_of_data(trained_on=split[0], held_out=split[1])
         self.facts = {"seed": seed, "specificity": specificity, "data": data}
@@ -96,7 +100,8 @@ class BundleWriter:
 
     def __call__(self, engine: Engine) -> None:
         """Calibrate, and write the bundle."""
-        calibrate(self.detector, self.held_out, self.specificity, self.fitted, self.trained, self.varied)
+        normals = (self.fitted, self.trained, self.varied)
+        calibrate(self.detector, self.held_out, self.specificity, *normals, self.slicer)
         record = self.folder / "logs" / RUN_RECORD
         card = {**self.facts, "versions": read_json(record)["versions"], **self.seen, **FORM}
         write_bundle(self.folder, self.detector, self.given.content, card)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from aeflow_monai.printable import counted
 from aeflow_monai.score.cross_fitting import Norms, fit_norms
-from aeflow_monai.score.normal_slices import NormalSlices, PooledSlices, stacks_of
+from aeflow_monai.score.normal_slices import NormalSlices, NormalStack, PooledSlices, stacks_of
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import (
     is_specificity_uncertain,
@@ -27,6 +28,8 @@ __all__ = ["calibrate_score"]
 
 _logger = logging.getLogger(__name__)
 
+OverPlanes = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
+
 _DIVERGED = "the training diverged. Lower the learning rate or the flow's clamp. The model was not saved."
 
 
@@ -37,6 +40,7 @@ def calibrate_score(
     specificity: float = 0.95,
     fitted: Iterable[NormalSlices] = (),
     trained: Iterable[PooledSlices] = (),
+    over_planes: OverPlanes | None = None,
 ) -> dict[str, float]:
     """Fill the score's buffers: units of the terms, normals by position, unit of slice scores, thresholds.
 
@@ -56,6 +60,8 @@ def calibrate_score(
             and all thresholds are of held-out normals alone.
         trained: of all normals that the method was fitted on, for the global term, which needs many; see
             `fit_global_term`. If none are given, a term that is known moves to the held-out ones.
+        over_planes: takes the maps of a volume's planes, and their grids, see `NormalSlices`, and gives for each plane
+            the mean of all at its slices. By these volumes are scored then, and thresholds are theirs.
 
     Returns:
         The scores of the held-out images by their file, which the threshold of cases is set on.
@@ -71,8 +77,9 @@ def calibrate_score(
         norms: dict[str, Norms] = {}
         if not score.published:
             score.saw_volumes.fill_(_fit_terms(score, held_out))  # by which the top fractions are chosen
+            score.of_mean_map.fill_(over_planes is not None and int(score.saw_volumes) == 1)
             norms = fit_norms(score, held_out, fitted, trained)
-        scored = _scored(score, held_out, norms)
+        scored = _scored(score, held_out, norms, over_planes if score.of_mean_map else None)
         _fit_slice_scores(score, scored)
         found = _fit_thresholds(score, scored, specificity)
         score.saw_volumes.fill_(bool(scored.volumes))
@@ -155,7 +162,9 @@ class _Scored(NamedTuple):
     volumes: set[str]  # files of several relative positions
 
 
-def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, Norms]) -> _Scored:
+def _scored(
+    score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, Norms], over_planes: OverPlanes | None
+) -> _Scored:
     origin: list[tuple[str, str, str]] = []
     peaks: list[float] = []
     means: list[Tensor] = []
@@ -163,9 +172,8 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
     terms: list[Tensor] = []
     volumes: set[str] = set()
     own = Norms(score.position_norm, score.dissimilarity_norm, score.global_term)
-    for patient, file, plane, slices in stacks_of(score, held_out):
+    for (patient, file, plane, slices, _), anomaly_map in _with_maps(score, held_out, norms, own, over_planes):
         norm = norms.get(patient, own)
-        anomaly_map = score.anomaly_map(slices, norm.position)
         peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
         means.append(score.top_means(anomaly_map).double().cpu())
         eases.append(score.ease(slices, norm.dissimilarity))
@@ -176,6 +184,24 @@ def _scored(score: Score, held_out: Iterable[NormalSlices], norms: Mapping[str, 
     if not means:
         raise ValueError("Calibration needs held-out normal images; got none.")
     return _Scored(origin, peaks, torch.cat(means), torch.cat(eases), torch.cat(terms), volumes)
+
+
+def _with_maps(
+    score: Score,
+    held_out: Iterable[NormalSlices],
+    norms: Mapping[str, Norms],
+    own: Norms,
+    over_planes: OverPlanes | None,
+) -> Iterator[tuple[NormalStack, Tensor]]:
+    """The stacks of held-out normals, and the maps that they are scored by."""
+    for (patient, _), group in groupby(stacks_of(score, held_out), key=lambda stack: (stack.patient, stack.file)):
+        stacks = list(group)
+        maps = [score.anomaly_map(stack.slices, norms.get(patient, own).position) for stack in stacks]
+        grids = {stack.plane: stack.grid for stack in stacks if stack.grid is not None and stack.grid[0, 3] > 1}
+        if over_planes is not None and len(grids) == len(stacks):
+            means = over_planes({stack.plane: each for stack, each in zip(stacks, maps, strict=True)}, grids)
+            maps = [means[stack.plane] for stack in stacks]
+        yield from zip(stacks, maps, strict=True)
 
 
 def _warn_of_mixture(scored: _Scored) -> None:

@@ -84,14 +84,14 @@ class _Groups:
         self.moments = [_NormalMoments() for _ in range(_GROUPS)]
         self.pooled: list[dict[str, Tensor]] = [{} for _ in range(_GROUPS)]
         self.of_volumes = False
-        for patient, _, _, slices in stacks_of(score, held_out):
+        for patient, _, _, slices, _ in stacks_of(score, held_out):
             group = self.group_of.setdefault(patient, len(self.group_of) % _GROUPS)
             self.moments[group].add(patient, slices)
             self.of_volumes |= slices.places is not None and slices.places.are_of_volumes
             if slices.pooled is not None:
                 _append(self.pooled[group], patient, slices.pooled)
         self.fitted = _NormalMoments()
-        for patient, _, _, slices in stacks_of(score, fitted):
+        for patient, _, _, slices, _ in stacks_of(score, fitted):
             self.fitted.add(patient, slices)
 
 

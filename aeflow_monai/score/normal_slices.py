@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from aeflow_monai.geometry import Places
@@ -24,6 +25,8 @@ class NormalSlices(NamedTuple):
         files: of which image, N names; slices of one file and plane follow each other.
         places: where the slices lie in their volumes; None for images of their own.
         pooled: see `pooled_features`, (N, channels, parts); None of a method without.
+        grid: of slices of volumes the number along the axis of their plane, and X, Y, Z of the volume, (N, 4); None if
+            they are not known.
     """
 
     terms: Tensor
@@ -32,6 +35,7 @@ class NormalSlices(NamedTuple):
     files: Sequence[str]
     places: Places | None
     pooled: Tensor | None = None
+    grid: Tensor | None = None
 
 
 class PooledSlices(NamedTuple):
@@ -53,12 +57,14 @@ class NormalStack(NamedTuple):
         file: the image's name.
         plane: "axial", "coronal" or "sagittal"; "axial" for images of their own.
         slices: blurred through the slices, see `Score.blurred`.
+        grid: see `NormalSlices`, (n, 4).
     """
 
     patient: str
     file: str
     plane: str
     slices: SliceStack
+    grid: Tensor | None = None
 
 
 def stacks_of(score: Score, batches: Iterable[NormalSlices]) -> Iterator[NormalStack]:
@@ -76,7 +82,8 @@ def stacks_of(score: Score, batches: Iterable[NormalSlices]) -> Iterator[NormalS
         stack = score.stack(batch.terms, batch.foreground, batch.places, batch.pooled)
         for index, patient, file in zip(range(len(batch.terms)), batch.patients, batch.files, strict=True):
             plane = "axial" if batch.places is None else batch.places.planes[index]
-            one = NormalStack(patient, file, plane, stack.part(slice(index, index + 1)))
+            part = slice(index, index + 1)
+            one = NormalStack(patient, file, plane, stack.part(part), None if batch.grid is None else batch.grid[part])
             if waiting and (one.slices.places is None or one[:3] != waiting[0][:3]):
                 yield _joined(score, waiting)
                 waiting = []
@@ -86,4 +93,6 @@ def stacks_of(score: Score, batches: Iterable[NormalSlices]) -> Iterator[NormalS
 
 
 def _joined(score: Score, parts: Sequence[NormalStack]) -> NormalStack:
-    return parts[0]._replace(slices=score.blurred(SliceStack.join([part.slices for part in parts])))
+    grids = [part.grid for part in parts if part.grid is not None]
+    slices = score.blurred(SliceStack.join([part.slices for part in parts]))
+    return parts[0]._replace(slices=slices, grid=torch.cat(grids) if grids else None)

@@ -64,8 +64,9 @@ class Score(nn.Module):
     beyond 1.5 standard deviations, times `ease_weight`, is added. What changes all of a slice may change no place by
     much: the `GlobalTerm` of its pooled features is joined to the score as a soft maximum,
     softness log((e^(score / softness) + e^(weight term / softness)) / 2), see there.
-    A case's score is the mean of the highest slice scores without the term, joined likewise to the mean of the terms:
-    what changes all of a case changes most slices.
+    Of a volume that is seen from several planes, a slice's score is that of the mean of their maps, where it was
+    calibrated so (`of_mean_map`). A case's score is the mean of the highest slice scores without the term, joined
+    likewise to the mean of the terms: what changes all of a case changes most slices.
 
     Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers, so they are part
     of the checkpoint. Before `calibrate` has filled them, maps and scores are in no unit and thresholds are infinite.
@@ -112,6 +113,7 @@ class Score(nn.Module):
     case_threshold: Tensor
     case_rank: Tensor
     saw_volumes: Tensor
+    of_mean_map: Tensor
 
     def __init__(
         self,
@@ -171,6 +173,8 @@ class Score(nn.Module):
         self.register_buffer("case_rank", torch.zeros(2, dtype=torch.long))
         # whether held-out normals had slices of several relative positions: 1 if so, 0 if not, -1 if it is not known
         self.register_buffer("saw_volumes", torch.tensor(-1))
+        # whether slices of volumes are scored by the mean of the maps of several planes
+        self.register_buffer("of_mean_map", torch.tensor(False))
         self.held_out = HeldOutScores()  # of cases
 
     @property
@@ -240,6 +244,11 @@ class Score(nn.Module):
         anomaly_map, ease = self.anomaly_map(stack), self.ease(stack)
         map_scores, terms = self.map_scores(self.top_means(anomaly_map), ease), self.global_terms(stack)
         return SliceScores(anomaly_map, self.joined(map_scores, terms), ease, map_scores, terms)
+
+    def rescored(self, scores: SliceScores, mean_map: Tensor) -> SliceScores:
+        """Scores of slices by another map (n, 1, H, W), which is the mean over the planes of a volume."""
+        map_scores = self.map_scores(self.top_means(mean_map), scores.ease)
+        return scores._replace(slice_scores=self.joined(map_scores, scores.global_terms), map_scores=map_scores)
 
     def anomaly_map(self, stack: SliceStack, norm: PositionNorm | None = None) -> Tensor:
         """Anomaly maps of slices.
@@ -371,6 +380,7 @@ class Score(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Take the state of an earlier version too, which does not tell what it was calibrated on."""
         state_dict.setdefault(f"{prefix}saw_volumes", torch.tensor(-1))
+        state_dict.setdefault(f"{prefix}of_mean_map", torch.tensor(False))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _weighted_sum(self, terms: Tensor) -> Tensor:

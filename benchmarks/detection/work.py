@@ -263,7 +263,8 @@ def fit_variant(given: argparse.Namespace) -> dict[str, Any]:
         of_network = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         detector.network.load_state_dict(of_network)
         held_out, fitted, trained, varied = batches_of_normals(parser)
-        calibrate(detector, held_out, content["specificity"], fitted, trained, varied)
+        slicer = parser.get_parsed_content("slicer")
+        calibrate(detector, held_out, content["specificity"], fitted, trained, varied, slicer)
         write_bundle(
             given.output, detector, {**content, **data}, {**stored.card, "specificity": content["specificity"]}
         )

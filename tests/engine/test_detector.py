@@ -12,6 +12,7 @@ from score.normals import raised
 from score.precision import double_precision
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from aeflow_monai.data.phantom import make_volume
 from aeflow_monai.data.slice_dataset import SliceDataset
@@ -452,6 +453,7 @@ class TestCalibrate:
                 for name in ("bend", "weight", "softness", "is_of_training", "fitted_whitening")
             ),
             *(name for name in before if name.startswith("score.") and "_norm." in name),
+            "score.of_mean_map",
         }
         assert changed - fixed == {name for name in before if name.startswith("score.")} - fixed
 
@@ -603,6 +605,42 @@ class TestVolumes:
             "anomaly_score", "map_score", "global_term", "case_threshold", "slice_threshold", "map_threshold",
             "p_value", "n_held_out",
         }  # fmt: skip
+
+    @double_precision()
+    def test_of_several_planes_slices_are_scored_by_the_mean_of_the_maps(self) -> None:
+        """In the calibration as in inference, so that thresholds are those of the same scores."""
+        volumes = {f"{number}.nii": (0.5 + number / 10) * self.volume().roll(number, dims=2) for number in range(5)}
+        items = [{"image": name, "case": name, "label": 0} for name in volumes]
+        dataset = SliceDataset(items, lambda item: {"image": volumes[item["image"]]}, self.slicer)
+        batches = list(DataLoader(dataset, batch_size=7))
+        plain = {"position_normalisation": False, "ease_weight": 0.0, "global_term": False}
+        together, apart = (Detector(a_network(), Score(3, **plain)).eval() for _ in range(2))
+        expected = calibrate(together, batches, slicer=self.slicer)
+        assert expected != calibrate(apart, batches)
+        assert together.score.of_mean_map
+        assert not apart.score.of_mean_map
+        for name, volume in volumes.items():
+            with torch.no_grad():
+                found = SlicedInferer(self.slicer, batch_size=3)(volume[None], together)
+                separately = SlicedInferer(self.slicer, batch_size=3)(volume[None], apart)
+            assert isinstance(found, dict)
+            assert isinstance(separately, dict)
+            # relative positions, by which neighbours are blurred, are in single precision
+            assert found["anomaly_score"].item() == pytest.approx(expected[name], abs=1e-6)
+            torch.testing.assert_close(found["anomaly_map"], separately["anomaly_map"], **EXACT)
+            for plane in self.slicer.axes:
+                chosen = self.slicer.chosen(volume, plane)
+                mean = self.slicer.slices(found["anomaly_map"][0], plane, chosen)
+                scores = together.score.map_scores(together.score.top_means(mean), torch.zeros(len(mean)))
+                torch.testing.assert_close(found[f"slice_scores_{plane}"][0, chosen], scores, **EXACT)
+
+    def test_pictures_of_a_model_of_several_planes_are_scored_by_themselves(self) -> None:
+        pictures = {f"{number}.png": self.volume()[..., number : number + 1] for number in range(5, 12)}
+        items = [{"image": name, "case": name, "label": 0} for name in pictures]
+        dataset = SliceDataset(items, lambda item: {"image": pictures[item["image"]]}, self.slicer)
+        detector = Detector(a_network(), Score(3, global_term=False)).eval()
+        calibrate(detector, list(DataLoader(dataset, batch_size=4)), slicer=self.slicer)
+        assert not detector.score.of_mean_map
 
     def test_a_detector_that_is_not_calibrated_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"not calibrated\. Finish its training with --resume"):
