@@ -29,7 +29,8 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
     """Add "report_pictures", a `PictureBlock` of at most 64 slices of a case, from the maps of `StackMapsd`.
 
     Along the plane of the most anomalous slice, which is among them, every n-th slice is taken, in the network's size
-    or smaller: maps by their largest values, images by their means. Nothing is added for maps that are no `StackedMap`.
+    or smaller: maps by their largest values, images by their means. Maps of several planes are their mean. Nothing is
+    added for maps that are no `StackedMap`.
 
     Args:
         slicer: the slicing policy.
@@ -44,7 +45,7 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
         """Add the pictures of one case."""
         d = dict(data)
         if isinstance(d.get("anomaly_map"), StackedMap):
-            d["report_pictures"] = self._block(d, d["anomaly_map"])
+            d["report_pictures"] = self._block(d, d["anomaly_map"].averaged())
         return d
 
     def _block(self, data: Mapping[Hashable, Any], anomaly_map: StackedMap) -> PictureBlock:
@@ -58,7 +59,7 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
         pictures = self._reduced(volume[:1], plane, chosen)
         layers = {"image": pictures, "anomaly_map": _of_stack(anomaly_map, plane, chosen, 1 / top, pictures, True)}
         if isinstance(reconstruction := data.get("reconstruction"), StackedMap):
-            layers["reconstruction"] = _of_stack(reconstruction, plane, chosen, 1.0, pictures, False)
+            layers["reconstruction"] = _of_stack(reconstruction.averaged(), plane, chosen, 1.0, pictures, False)
         if isinstance(lesion := data.get("lesion"), Tensor):
             # 255 where a quarter of a pixel or more is lesion
             layers["lesion"] = (self._reduced(lesion.as_subclass(Tensor)[:1], plane, chosen, True) > 64).byte() * 255

@@ -111,6 +111,13 @@ class StackedMap(DeferredMap):
             self.slicer.paste(maps, thin, plane, indices[some] - start)
         return thin
 
+    def averaged(self) -> StackedMap:
+        """The same, where the slices of each plane show the mean over all planes that saw a voxel."""
+        if len(self.indices) == 1:
+            return self
+        means = mean_over_planes(self.slicer, self.shape[1:], self.stacks, self.indices)
+        return StackedMap(self.slicer, self.image, means, self.indices)
+
     def peak(self, plane: str, index: int) -> tuple[int, int, int]:
         """The voxel of the volume where a slice of a plane is highest.
 
