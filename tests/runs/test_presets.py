@@ -143,7 +143,7 @@ def test_a_preset_may_be_said_again_to_the_model_that_was_trained_with_it(
 @pytest.mark.parametrize(
     ("preset", "message"),
     [
-        ("healthy_t1", "slicer#fit (trained with 'resize', given 'pad')"),
+        ("healthy_t1", "axes (trained with ['axial'], given ['axial', 'coronal', 'sagittal'])"),
         ("chest_xray", "network_def#score#level_weight (trained with 0.5, given 1.0)"),
         ("brats2021", "modalities (trained with [], given ['flair'])"),
         ("paper", "optimizer#_target_ (trained with 'torch.optim.AdamW', given 'torch.optim.Adam')"),
