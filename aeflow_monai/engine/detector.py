@@ -227,7 +227,9 @@ class _Normals:
             )
 
 
-def _over_planes(slicer: Slicer, maps: Mapping[str, Tensor], grids: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _over_planes(
+    slicer: Slicer, maps: Mapping[str, Tensor], grids: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
     shape = next(iter(grids.values()))[0, 1:].tolist()
     return mean_over_planes(slicer, shape, maps, {plane: grid[:, 0] for plane, grid in grids.items()})
 

@@ -208,7 +208,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         means = mean_over_planes(
             self.slicer, shape, {plane: scores.anomaly_map for plane, scores in scored.items()}, indices
         )
-        return {plane: score.rescored(scores, means[plane]) for plane, scores in scored.items()}
+        return {plane: score.rescored(scores, means[plane][0]) for plane, scores in scored.items()}
 
     def _note(self, about: str, find: Callable[[], str]) -> None:
         """Note and say, once of each kind of image, that one is unlike those to be scored; then look no more."""

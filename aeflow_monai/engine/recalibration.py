@@ -51,7 +51,7 @@ def recalibrate(
         data: their datalist.
         output_dir: folder of the new bundle.
         specificity: see `calibrate`.
-        slicer: see `calibrate`.
+        slicer: see `calibrate`; of use where the model scores volumes by the mean of several planes' maps.
 
     Raises:
         ValueError: some of the normals were trained on, or are pictures for a model of volumes, or all are duplicates
@@ -71,7 +71,9 @@ def recalibrate(
     if given is not None:  # before all else: the folder of a run that is killed is known by it
         write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})
     detector.load_state_dict(dict(stored.state))
-    scores = calibrate(detector, batches, specificity, slicer=slicer)
+    # a model that scores each plane by itself goes on so, whichever version wrote its bundle
+    is_of_mean = bool(stored.state.get("score.of_mean_map", False))
+    scores = calibrate(detector, batches, specificity, slicer=slicer if is_of_mean else None)
     _say_highest(scores, float(detector.score.case_threshold), data)
     if note := note_on_normals(stored.state, detector.state_dict()):
         _logger.warning(note)

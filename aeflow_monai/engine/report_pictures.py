@@ -45,7 +45,7 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
         """Add the pictures of one case."""
         d = dict(data)
         if isinstance(d.get("anomaly_map"), StackedMap):
-            d["report_pictures"] = self._block(d, d["anomaly_map"].averaged())
+            d["report_pictures"] = self._block(d, d["anomaly_map"])
         return d
 
     def _block(self, data: Mapping[Hashable, Any], anomaly_map: StackedMap) -> PictureBlock:
@@ -57,9 +57,13 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
         top = 2 * max(float(data["map_threshold"]), 3.0)
         volume = image.as_subclass(Tensor)
         pictures = self._reduced(volume[:1], plane, chosen)
-        layers = {"image": pictures, "anomaly_map": _of_stack(anomaly_map, plane, chosen, 1 / top, pictures, True)}
+        layers = {
+            "image": pictures,
+            "anomaly_map": _of_stack(anomaly_map.averaged(plane, chosen), plane, chosen, 1 / top, pictures, True),
+        }
         if isinstance(reconstruction := data.get("reconstruction"), StackedMap):
-            layers["reconstruction"] = _of_stack(reconstruction.averaged(), plane, chosen, 1.0, pictures, False)
+            mean = reconstruction.averaged(plane, chosen)
+            layers["reconstruction"] = _of_stack(mean, plane, chosen, 1.0, pictures, False)
         if isinstance(lesion := data.get("lesion"), Tensor):
             # 255 where a quarter of a pixel or more is lesion
             layers["lesion"] = (self._reduced(lesion.as_subclass(Tensor)[:1], plane, chosen, True) > 64).byte() * 255

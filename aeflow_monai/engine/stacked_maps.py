@@ -111,12 +111,18 @@ class StackedMap(DeferredMap):
             self.slicer.paste(maps, thin, plane, indices[some] - start)
         return thin
 
-    def averaged(self) -> StackedMap:
-        """The same, where the slices of each plane show the mean over all planes that saw a voxel."""
+    def averaged(self, plane: str, some: Tensor) -> StackedMap:
+        """Some of the slices of a plane, (n,), of those that were looked at, as the mean over all planes shows them."""
         if len(self.indices) == 1:
             return self
-        means = mean_over_planes(self.slicer, self.shape[1:], self.stacks, self.indices)
-        return StackedMap(self.slicer, self.image, means, self.indices)
+        of_slices = self.indices[plane]
+        chosen = of_slices[torch.isin(of_slices, some.to(of_slices))]
+        return StackedMap(
+            self.slicer,
+            self.image,
+            {plane: _slices_of(self.slicer, self.pasted(), plane, chosen)},
+            {plane: chosen},
+        )
 
     def peak(self, plane: str, index: int) -> tuple[int, int, int]:
         """The voxel of the volume where a slice of a plane is highest.
@@ -148,7 +154,7 @@ class StackedMap(DeferredMap):
 
 def mean_over_planes(
     slicer: Slicer, shape: Sequence[int], maps: Mapping[str, Tensor], indices: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Maps of a volume's planes, each as the mean over all planes that saw a voxel.
 
     Args:
@@ -158,18 +164,28 @@ def mean_over_planes(
         indices: of these slices, (n,).
 
     Returns:
-        From plane to the mean at the same slices, (n, 1, H, W).
+        From plane to the mean at the same slices, (n, 1, H, W), and its highest value in each, (n,), at the volume's
+        own size, which is higher where slices were shrunk.
 
     Example:
         >>> slicer = Slicer(["axial", "coronal"], image_size=[4, 4])
         >>> maps = {"axial": torch.ones(4, 1, 4, 4), "coronal": torch.zeros(4, 1, 4, 4)}
         >>> means = mean_over_planes(slicer, (4, 4, 4), maps, dict.fromkeys(maps, torch.arange(4)))
-        >>> {plane: mean.unique().tolist() for plane, mean in means.items()}
+        >>> {plane: mean.unique().tolist() for plane, (mean, _) in means.items()}
         {'axial': [0.5], 'coronal': [0.5]}
     """
-    of_shape = torch.empty((1, *shape), device="meta")
-    volume = StackedMap(slicer, of_shape, maps, indices).pasted()
-    return {plane: slicer.slices(volume, plane, indices[plane]) for plane in maps}
+    volume = StackedMap(slicer, torch.empty((1, *shape), device="meta"), maps, indices).pasted()
+    found = {}
+    for plane, numbers in indices.items():
+        others = [d for d in range(4) if d != 1 + PLANES[plane].axis]
+        highest = volume.amax(dim=others)[numbers.to(volume.device)]
+        found[plane] = (_slices_of(slicer, volume, plane, numbers), highest)
+    return found
+
+
+def _slices_of(slicer: Slicer, volume: Tensor, plane: str, indices: Tensor) -> Tensor:
+    """Slices as the network takes them, brought to their size a few at a time."""
+    return torch.cat([slicer.slices(volume, plane, some) for some in torch.split(indices, _BATCH)])
 
 
 class StackMapsd(MapTransform):  # type: ignore[misc]

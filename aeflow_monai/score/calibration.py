@@ -28,7 +28,8 @@ __all__ = ["calibrate_score"]
 
 _logger = logging.getLogger(__name__)
 
-OverPlanes = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, Tensor]]
+# From maps and grids of a volume's planes to the mean at the slices of each, and its highest value in each of them.
+OverPlanes = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, tuple[Tensor, Tensor]]]
 
 _DIVERGED = "the training diverged. Lower the learning rate or the flow's clamp. The model was not saved."
 
@@ -61,14 +62,15 @@ def calibrate_score(
         trained: of all normals that the method was fitted on, for the global term, which needs many; see
             `fit_global_term`. If none are given, a term that is known moves to the held-out ones.
         over_planes: takes the maps of a volume's planes, and their grids, see `NormalSlices`, and gives for each plane
-            the mean of all at its slices. By these volumes are scored then, and thresholds are theirs.
+            the mean of all at its slices, and the highest value of the mean in each of them, at the volume's own size.
+            By the mean volumes are scored then, and thresholds are of it. The published score is of each plane.
 
     Returns:
         The scores of the held-out images by their file, which the threshold of cases is set on.
 
     Raises:
         ValueError: no slices, or such as can be iterated once only; a specificity out of its range; terms or scores
-            that are not finite. The score's buffers are then as before.
+            that are not finite; planes of a volume whose grids are not known. The score's buffers are then as before.
     """
     require_specificity(specificity)
     if any(isinstance(slices, Iterator) for slices in (held_out, fitted)):
@@ -172,9 +174,10 @@ def _scored(
     terms: list[Tensor] = []
     volumes: set[str] = set()
     own = Norms(score.position_norm, score.dissimilarity_norm, score.global_term)
-    for (patient, file, plane, slices, _), anomaly_map in _with_maps(score, held_out, norms, own, over_planes):
+    for stack, anomaly_map, highest in _with_maps(score, held_out, norms, own, over_planes):
+        patient, file, plane, slices, _ = stack
         norm = norms.get(patient, own)
-        peaks += anomaly_map.flatten(1).amax(dim=1).tolist()
+        peaks += highest.tolist()
         means.append(score.top_means(anomaly_map).double().cpu())
         eases.append(score.ease(slices, norm.dissimilarity))
         terms.append(score.global_terms(slices, norm.global_term))
@@ -192,16 +195,26 @@ def _with_maps(
     norms: Mapping[str, Norms],
     own: Norms,
     over_planes: OverPlanes | None,
-) -> Iterator[tuple[NormalStack, Tensor]]:
-    """The stacks of held-out normals, and the maps that they are scored by."""
+) -> Iterator[tuple[NormalStack, Tensor, Tensor]]:
+    """The stacks of held-out normals, the maps that they are scored by, and their highest values by slice."""
     for (patient, _), group in groupby(stacks_of(score, held_out), key=lambda stack: (stack.patient, stack.file)):
         stacks = list(group)
         maps = [score.anomaly_map(stack.slices, norms.get(patient, own).position) for stack in stacks]
-        grids = {stack.plane: stack.grid for stack in stacks if stack.grid is not None and stack.grid[0, 3] > 1}
-        if over_planes is not None and len(grids) == len(stacks):
+        peaks = [each.flatten(1).amax(dim=1) for each in maps]
+        if over_planes is not None and not all(_is_picture(stack) for stack in stacks):
+            grids = {stack.plane: stack.grid for stack in stacks if stack.grid is not None}
+            if len(grids) < len(stacks):
+                raise ValueError(
+                    f"The planes of {stacks[0].file} cannot be put together: of each the slices have to follow each "
+                    "other, with their numbers and the shape of the volume."
+                )
             means = over_planes({stack.plane: each for stack, each in zip(stacks, maps, strict=True)}, grids)
-            maps = [means[stack.plane] for stack in stacks]
-        yield from zip(stacks, maps, strict=True)
+            maps, peaks = ([means[stack.plane][part] for stack in stacks] for part in (0, 1))
+        yield from zip(stacks, maps, peaks, strict=True)
+
+
+def _is_picture(stack: NormalStack) -> bool:
+    return stack.slices.places is None or (stack.grid is not None and int(stack.grid[0, 3]) == 1)
 
 
 def _warn_of_mixture(scored: _Scored) -> None:

@@ -77,9 +77,9 @@ class Score(nn.Module):
         published: the published score in log space, beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM): neither maps nor
             slice scores are standardised, blurred or compared by position.
         top_fractions: fractions of a slice's highest map values, each in (0, 1]; 1 takes the mean of the whole slice.
-            If None 0.005 and 1 where it is calibrated on volumes, else 0.05 and 1.
+            If None 0.005 and 1 where it is calibrated on volumes, else 0.05 and 1, as for the published score.
         case_top_fraction: fraction of a case's highest slice scores whose mean is its score, in (0, 1]. If None 0.15
-            of volumes; a 2D image has one score.
+            where it is calibrated on volumes, else 0.25.
         position_normalisation: compare each place of the map with the same place of normals, where that predicts
             held-out normals better than their mean and deviation anywhere.
         slice_sigma: standard deviation of the blur through the slices of a volume, as a fraction of the distance from
@@ -189,7 +189,7 @@ class Score(nn.Module):
 
     @property
     def _of_kind(self) -> tuple[tuple[float, ...], float]:
-        return _OF_VOLUMES if int(self.saw_volumes) == 1 else _OF_IMAGES
+        return _OF_VOLUMES if int(self.saw_volumes) == 1 and not self.published else _OF_IMAGES
 
     @property
     def is_calibrated(self) -> bool:
@@ -380,7 +380,10 @@ class Score(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Take the state of an earlier version too, which does not tell what it was calibrated on."""
         state_dict.setdefault(f"{prefix}saw_volumes", torch.tensor(-1))
-        state_dict.setdefault(f"{prefix}of_mean_map", torch.tensor(False))
+        if f"{prefix}of_mean_map" not in state_dict:  # of an earlier version, which had the same fractions for all
+            state_dict[f"{prefix}of_mean_map"] = torch.tensor(False)
+            self._top_fractions = self._top_fractions or _OF_IMAGES[0]
+            self._case_top_fraction = self._case_top_fraction or _OF_IMAGES[1]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _weighted_sum(self, terms: Tensor) -> Tensor:

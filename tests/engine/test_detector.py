@@ -19,6 +19,7 @@ from aeflow_monai.data.slice_dataset import SliceDataset
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.detector import Detector, calibrate, places_of
 from aeflow_monai.engine.inferer import SlicedInferer
+from aeflow_monai.geometry import PLANES as GEOMETRY
 from aeflow_monai.geometry import Places
 from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.network.encoder import Encoder
@@ -619,6 +620,7 @@ class TestVolumes:
         assert expected != calibrate(apart, batches)
         assert together.score.of_mean_map
         assert not apart.score.of_mean_map
+        peaks: list[float] = []
         for name, volume in volumes.items():
             with torch.no_grad():
                 found = SlicedInferer(self.slicer, batch_size=3)(volume[None], together)
@@ -633,6 +635,10 @@ class TestVolumes:
                 mean = self.slicer.slices(found["anomaly_map"][0], plane, chosen)
                 scores = together.score.map_scores(together.score.top_means(mean), torch.zeros(len(mean)))
                 torch.testing.assert_close(found[f"slice_scores_{plane}"][0, chosen], scores, **EXACT)
+                axis = 1 + GEOMETRY[plane].axis  # masks are of the map at the volume's size
+                peaks += found["anomaly_map"][0].movedim(axis, 0)[chosen].flatten(1).amax(dim=1).tolist()
+        rank = math.ceil(0.95 * (len(peaks) + 1))
+        assert together.score.map_threshold.item() == pytest.approx(raised(sorted(peaks)[rank - 1]), abs=1e-5)
 
     def test_pictures_of_a_model_of_several_planes_are_scored_by_themselves(self) -> None:
         pictures = {f"{number}.png": self.volume()[..., number : number + 1] for number in range(5, 12)}

@@ -90,6 +90,17 @@ def test_of_several_planes_and_of_a_picture_no_plane_is_made_by_itself() -> None
     assert picture.axis_of_planes is None
 
 
+def test_some_slices_of_a_plane_show_the_mean_over_all_planes() -> None:
+    slicer = Slicer(("axial", "coronal"), image_size=[8, 8])
+    stacks = {plane: torch.rand(10, 1, 8, 8, generator=torch.Generator().manual_seed(0)) for plane in slicer.axes}
+    stacked = StackedMap(slicer, torch.zeros(1, 12, 12, 12), stacks, dict.fromkeys(stacks, torch.arange(1, 11)))
+    mean = stacked.averaged("coronal", torch.tensor([0, 3, 4, 9]))
+    assert {plane: numbers.tolist() for plane, numbers in mean.indices.items()} == {"coronal": [3, 4, 9]}
+    assert torch.equal(mean.stacks["coronal"], slicer.slices(stacked.pasted(), "coronal", torch.tensor([3, 4, 9])))
+    alone = StackedMap(slicer, stacked.image, {"axial": stacks["axial"]}, {"axial": torch.arange(1, 11)})
+    assert alone.averaged("axial", torch.tensor([3])) is alone
+
+
 @pytest.mark.parametrize("axcodes", ORIENTATIONS)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_map_is_written_plane_by_plane_as_it_is_written_whole(tmp_path: Path, axcodes: str, channels: int) -> None:

@@ -90,6 +90,29 @@ def test_fractions_of_volumes_are_smaller_and_their_units_fit() -> None:
     assert scores[0].fraction_mean[0] < scores[1].fraction_mean[0]
 
 
+@pytest.mark.parametrize("published", [True, False])
+def test_thresholds_of_volumes_are_of_the_scores_that_these_volumes_get(published: bool) -> None:
+    """With the fractions of the kind, also of the published score, whose units are not fitted."""
+    terms, heights = terms_of(40), torch.linspace(0, 1, 4)
+    places = Places(["axial"] * 4, heights)
+    batches = [batch._replace(places=places) for batch in slices_of(terms, 4, slices_per_case=4)]
+    score = Score(3, published=published, position_normalisation=False, slice_sigma=0.0, ease_weight=0.0)
+    found = calibrate_score(score, batches, specificity=0.6)
+    for number, batch in enumerate(batches):
+        scores = score(score.stack(batch.terms, batch.foreground, places)).map_scores
+        assert float(score.case_score({"axial": scores})) == pytest.approx(found[f"case_{number}"], abs=1e-5)
+
+
+def test_planes_that_cannot_be_put_together_are_refused() -> None:
+    places = Places(["axial"] * 4, torch.linspace(0, 1, 4))
+    batches = [batch._replace(places=places) for batch in slices_of(terms_of(8), 4, slices_per_case=4)]
+    score = a_score()
+    before = buffers(score)
+    with pytest.raises(ValueError, match=r"planes of case_0 cannot be put together: of each the slices have to follow"):
+        calibrate_score(score, batches, over_planes=lambda maps, grids: {})
+    assert all(torch.equal(value, before[name]) for name, value in buffers(score).items())
+
+
 def test_images_of_a_case_have_a_score_each() -> None:
     score, terms = a_score(), terms_of(6)
     (batch,) = slices_of(terms, 6, slices_per_case=3)

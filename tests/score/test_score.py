@@ -201,6 +201,12 @@ def test_fractions_are_a_small_one_and_the_whole_by_default_and_smaller_of_volum
     assert (score.top_fractions, score.case_top_fraction) == ((0.05, 1.0), 0.25)
     score.saw_volumes.fill_(1)
     assert (score.top_fractions, score.case_top_fraction) == ((0.005, 1.0), 0.15)
+    published = Score(published=True)
+    published.saw_volumes.fill_(1)
+    assert (published.top_fractions, published.case_top_fraction) == ((0.05, 1.0), 0.25)
+    earlier = Score()  # whose version had the same fractions for all
+    earlier.load_state_dict({name: value for name, value in score.state_dict().items() if name != "of_mean_map"})
+    assert (earlier.top_fractions, earlier.case_top_fraction) == ((0.05, 1.0), 0.25)
     given = Score(top_fractions=[0.1], case_top_fraction=1.0)
     given.saw_volumes.fill_(1)
     assert (given.top_fractions, given.case_top_fraction) == ((0.1,), 1.0)
