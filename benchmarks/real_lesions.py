@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from map_inferer import MapInferer
@@ -90,18 +91,21 @@ def dark(stack: torch.Tensor) -> torch.Tensor:
     return (1 - stack) * (stack > 0)
 
 
-def look_at(
-    case: dict[str, Any], labels: tuple[int, ...] | None, preprocessing: Any, slicer: Slicer, looks: Mapping[str, Look]
-) -> dict[str, Any]:
+def lesions_alone(truth: Path, labels: tuple[int, ...], folder: Path) -> Path:
+    """A mask of some labels of another: the preprocessing takes all of a mask for lesion."""
+    image = nib.load(truth)
+    mask = folder / f"{truth.parent.name}_{truth.name}"
+    nib.save(nib.Nifti1Image(np.isin(np.asarray(image.dataobj), labels).astype(np.uint8), image.affine), mask)
+    return mask
+
+
+def look_at(case: dict[str, Any], preprocessing: Any, slicer: Slicer, looks: Mapping[str, Look]) -> dict[str, Any]:
     """Metrics of each map of one patient."""
     invert = Invertd(["map", "brain"], preprocessing, "image", nearest_interp=False)
     batch = list_data_collate([preprocessing(case)])
     image = batch["image"]
     (source,) = decollate_batch(batch)
-    mask, truth = (
-        (source[key] != 0 if labels is None else torch.isin(source[key], torch.tensor(labels)))
-        for key in ("lesion", "original_lesion")
-    )
+    mask, truth = (source[key] != 0 for key in ("lesion", "original_lesion"))
     lesion = MetaTensor(torch.as_tensor(mask), affine=source["lesion"].affine)
     kinds = slicer.kinds({"image": source["image"], "lesion": lesion}, "axial", case["case"])
     voxel_mm3 = np.prod(affine_to_spacing(source["original_lesion"].affine, r=3).tolist())
@@ -171,6 +175,7 @@ def main() -> None:
     model = Model(given.model)
     preprocessing, score = model.preprocessing, model.detector.score
     slicer = Slicer(**{**model.inferer.slicer.policy(), "min_lesion_mm2": given.min_lesion_mm2})
+    given.output.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"min_lesion_mm2": given.min_lesion_mm2}
     if given.read_all:
         report["read"] = read_all(given.data, preprocessing)
@@ -187,8 +192,10 @@ def main() -> None:
     for patient in given.patients:
         image, truth, labels = PATIENTS[patient]
         files = {name: str(given.data / path.format(patient)) for name, path in (("image", image), ("lesion", truth))}
+        if labels is not None:
+            files["lesion"] = str(lesions_alone(Path(files["lesion"]), labels, given.output))
         case = {**files, "case": patient}
-        report["patients"][patient] = look_at(case, labels, preprocessing, slicer, looks)
+        report["patients"][patient] = look_at(case, preprocessing, slicer, looks)
         print(f"{patient}: {report['patients'][patient]['shape']} voxels after preprocessing", flush=True)
     write_json(given.output / "real_lesions.json", report)
     print("\nWithin each patient; the model and the mean are of healthy people of another data set.\n")
