@@ -47,8 +47,8 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
     """Run a detector over the chosen slices of a volume, and put together what it says of them.
 
     Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that saw it, and
-    slices are scored by that mean, where the detector was calibrated so. The
-    slices of a plane are scored together, since maps are blurred through them.
+    slices are scored by that mean, where the detector was calibrated so. The slices of a plane are scored together,
+    since maps are blurred through them.
 
     Any other network may stand in its place, for example another method: it is called with slices (n, C, H, W) and
     their `Places`, and gives maps (n, c, H, W), or a dictionary of maps and of numbers per slice (n,).

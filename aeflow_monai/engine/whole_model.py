@@ -13,7 +13,7 @@ from aeflow_monai.engine.detector import Detector
 from aeflow_monai.engine.scoring_pass import ScoringPass
 from aeflow_monai.geometry import PLANES, Places
 from aeflow_monai.score.position import PositionNorm, blur_through_slices
-from aeflow_monai.score.score import top_mean
+from aeflow_monai.score.score import top_means
 from aeflow_monai.score.stack import SliceStack, foreground_of
 
 __all__ = ["OUTPUTS_OF_WHOLE", "WholeModel"]
@@ -76,8 +76,8 @@ class WholeModel(nn.Module):
         anomaly_map = score.anomaly_map(stack, self.position_norm)
         ease = score.ease(stack, self.dissimilarity_norm)
         # not by the score itself, which looks up which fractions are those of its kind
-        top_means = torch.stack([top_mean(anomaly_map.flatten(1), fraction) for fraction in self.top_fractions], dim=1)
-        map_scores, terms = score.map_scores(top_means, ease), score.global_terms(stack)
+        map_scores = score.map_scores(top_means(anomaly_map, self.top_fractions), ease)
+        terms = score.global_terms(stack)
         slice_scores = score.joined(map_scores, terms)
         if self.plane is None:
             of_case = (slice_scores, map_scores, terms)

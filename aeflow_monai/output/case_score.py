@@ -11,7 +11,7 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from aeflow_monai.errors import file_of
-from aeflow_monai.output.deferred import DeferredMap, ExceedingMap
+from aeflow_monai.output.deferred import DeferredMap, ExceedingMap, exceeding
 
 __all__ = ["GatherScoresd", "MaskMapd", "is_diffuse", "most_anomalous_slice", "scores_by_plane"]
 
@@ -75,9 +75,8 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
         d = dict(data)
         for key in self.key_iterator(d):
             value, threshold = d[key], d["map_threshold"]
-            is_deferred = isinstance(value, DeferredMap)
-            # a tensor's without a copy
-            d["anomaly_mask"] = ExceedingMap(value, threshold) if is_deferred else (value > threshold).view(torch.uint8)
+            mask_of = ExceedingMap if isinstance(value, DeferredMap) else exceeding
+            d["anomaly_mask"] = mask_of(value, threshold)
         return d
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from aeflow_monai.output.file_grid import turn_to_file
 
-__all__ = ["AssembleMapsd", "DeferredMap", "EachMapd", "ExceedingMap", "alone_if_large", "assembled"]
+__all__ = ["AssembleMapsd", "DeferredMap", "EachMapd", "ExceedingMap", "alone_if_large", "assembled", "exceeding"]
 
 Array = npt.NDArray[Any]
 
@@ -117,18 +117,20 @@ class ExceedingMap(DeferredMap):
 
     def volume(self) -> Any:
         """See `DeferredMap`."""
-        return self._mask(self.of.volume())
+        return exceeding(self.of.volume(), self.threshold)
 
     def slice(self, axis: int, index: int) -> Tensor:
         """See `DeferredMap`."""
-        return self._mask(self.of.slice(axis, index))
+        return exceeding(self.of.slice(axis, index), self.threshold)
 
     def planes(self, channel: int, start: int, stop: int) -> Tensor:
         """See `DeferredMap`."""
-        return self._mask(self.of.planes(channel, start, stop))
+        return exceeding(self.of.planes(channel, start, stop), self.threshold)
 
-    def _mask(self, values: Tensor) -> Tensor:
-        return (values > self.threshold).view(torch.uint8)  # without a copy
+
+def exceeding(values: Tensor, threshold: float) -> Tensor:
+    """Where values exceed a threshold, as uint8 0 or 1."""
+    return (values > threshold).view(torch.uint8)  # without a copy
 
 
 def assembled(value: Any) -> Any:

@@ -18,7 +18,7 @@ from aeflow_monai.score.held_out import HeldOutScores
 from aeflow_monai.score.position import PositionNorm, blur_through_slices
 from aeflow_monai.score.stack import SliceStack
 
-__all__ = ["Score", "SliceScores", "top_mean"]
+__all__ = ["Score", "SliceScores", "top_mean", "top_means"]
 
 # Fractions of a slice's highest map values, and of a case's highest slice scores. In a volume a lesion is a small part
 # of a slice, and in few of them. Chosen on the panel's development splits, see docs/results.md.
@@ -312,7 +312,7 @@ class Score(nn.Module):
 
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""
-        return torch.stack([top_mean(anomaly_map.flatten(1), fraction) for fraction in self.top_fractions], dim=1)
+        return top_means(anomaly_map, self.top_fractions)
 
     def map_scores(self, top_means: Tensor, ease: Tensor) -> Tensor:
         """Score of each slice without its global term: from its `top_means`, (n, fractions), and its `ease`, (n,)."""
@@ -389,6 +389,11 @@ class Score(nn.Module):
     def _weighted_sum(self, terms: Tensor) -> Tensor:
         factors, offset = self.term_factors()
         return (terms * factors.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - offset
+
+
+def top_means(anomaly_map: Tensor, fractions: Sequence[float]) -> Tensor:
+    """Mean of each fraction of the map's highest values: (n, 1, H, W) to (n, fractions)."""
+    return torch.stack([top_mean(anomaly_map.flatten(1), fraction) for fraction in fractions], dim=1)
 
 
 def top_mean(values: Tensor, fraction: float) -> Tensor:
