@@ -11,7 +11,8 @@ from monai.data import MetaTensor
 from PIL import Image
 
 from aeflow_monai.marks import has_mark
-from aeflow_monai.output.maps import EXTENSIONS, WriteMapsd, write_nifti
+from aeflow_monai.output.maps import EXTENSIONS, WriteMapsd
+from aeflow_monai.output.nifti_files import write_nifti
 from aeflow_monai.output.panels import new_figure, save_picture
 
 

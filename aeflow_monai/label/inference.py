@@ -22,7 +22,7 @@ from aeflow_monai.engine.model import Model
 from aeflow_monai.engine.stored_model import model_path
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import check_infer_options, device_of
-from aeflow_monai.output.maps import NIFTI, source_header, write_nifti
+from aeflow_monai.output.nifti_files import NIFTI, source_header, write_nifti
 from aeflow_monai.output.viewer import CALIBRATED, ViewerResultd
 
 __all__ = ["AnomalyInferTask", "MapInferTask", "MaskInferTask", "Pipeline", "load_writer"]

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.data import ITKWriter, MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Resized
 from outputs import contents
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from aeflow_monai.files import sha256_of
-from aeflow_monai.output import maps
+from aeflow_monai.output import nifti_files
 from aeflow_monai.output.maps import WriteMapsd
 
 Array = npt.NDArray[Any]
@@ -234,7 +234,7 @@ def test_failure_to_write_is_raised(tmp_path: Path) -> None:
 
 def test_without_isal_zlib_writes_the_same_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = {"case": "a", "x": MetaTensor(torch.rand(1, 4, 5, 6))}
-    monkeypatch.setattr(maps, "gzip", gzip)
+    monkeypatch.setattr(nifti_files, "gzip", gzip)
     WriteMapsd("x", tmp_path)(case)
     np.testing.assert_array_equal(nib.load(tmp_path / "a_x.nii.gz").get_fdata(), case["x"][0])
 
@@ -278,7 +278,7 @@ def test_a_file_that_is_not_whole_is_not_there(tmp_path: Path, monkeypatch: pyte
         WriteMapsd("x", tmp_path, extension)(case)
     before = contents(tmp_path)
     monkeypatch.setattr(nib.Nifti1Header, "write_to", interrupted)
-    monkeypatch.setattr(maps.ITKWriter, "write", interrupted)
+    monkeypatch.setattr(ITKWriter, "write", interrupted)
     for extension in (".nii", ".nii.gz", ".nrrd"):
         with pytest.raises(OSError, match="no space left"):
             WriteMapsd("x", tmp_path, extension)({**case, "x": case["x"] + 1})

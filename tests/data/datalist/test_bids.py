@@ -11,7 +11,7 @@ import pytest
 from inputs import write_image, write_images
 
 from aeflow_monai.data.datalist import find_images, load_datalist
-from aeflow_monai.output.maps import write_nifti
+from aeflow_monai.output.nifti_files import write_nifti
 
 
 def listed(root: Path, images: Sequence[str], masks: Sequence[str], **options: Any) -> dict[str, Any]:
