@@ -51,7 +51,10 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         for model, results in zip(given.model, places, strict=True)
     ]
     lists = [test_images(each) for each in of_models]
-    _require_same_images(given.model, lists)
+    column = _matched_by(given.model, lists)
+    _require_same_labels(lists, column)
+    if column == "case":
+        terminal.say("Cases match by their names: the models take no file in common.")
     if given.dry_run:
         for each, items in zip(of_models, lists, strict=True):
             say_test(each, terminal, items)
@@ -66,23 +69,28 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
             failed = error
             if not isinstance(root_cause(error), CaseFailures):
                 raise
-        scored.append({row["file"]: row for row in rows_of(results / "scores.csv")})
+        scored.append({row[column]: row for row in rows_of(results / "scores.csv")})
     first, second = scored
-    both = [file for file in first if file in second]
+    both = [each for each in first if each in second]
     if not both and failed is not None:
         raise failed
-    labels = [int(first[file]["label"]) for file in both]
-    scores = [[float(of_model[file]["anomaly_score"]) for file in both] for of_model in scored]
+    labels = [int(first[each]["label"]) for each in both]
+    scores = [[float(of_model[each]["anomaly_score"]) for each in both] for of_model in scored]
     paired = paired_report(labels, scores[0], scores[1])
     notes = [read_json(results / RUN_RECORD).get("notes", []) for results in places]
-    report = {"models": [str(Path(model).absolute()) for model in given.model], "notes": notes, **paired}
+    report = {
+        "models": [str(Path(model).absolute()) for model in given.model],
+        "matched_by": column,
+        "notes": notes,
+        **paired,
+    }
     write_json(folder / "comparison.json", report)
     terminal.line(report)
     low, high = report["difference_ci95"]
     terminal.table(
         ["model", "AUROC", "sensitivity", "specificity"],
         [
-            [model, f"{auroc:.3f}", *_rates([of_model[file] for file in both])]
+            [model, f"{auroc:.3f}", *_rates([of_model[each] for each in both])]
             for model, auroc, of_model in zip(given.model, report["auroc"], scored, strict=True)
         ],
     )
@@ -98,24 +106,42 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         raise failed
 
 
-def _require_same_images(models: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Refuse models that find other images in the data, or call others normal.
+def _matched_by(models: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """The column of scores.csv by which what two models score is the same.
+
+    Returns:
+        "file"; or "case" for models that take no file in common, as of other modalities.
+
+    Raises:
+        ValueError: no case is in common either.
+    """
+    for column in ("file", "case"):
+        first, second = (_by(column, items) for items in lists)
+        if any(each in second for each in first):
+            return column
+    raise ValueError(
+        f"The models have no case in common: {models[0]} takes {first_path(lists[0][0])}, {models[1]} takes "
+        f"{first_path(lists[1][0])}. Give data that both can read."
+    )
+
+
+def _require_same_labels(lists: Sequence[Sequence[Mapping[str, Any]]], column: str) -> None:
+    """Refuse models that call other images of the data normal.
 
     Raises:
         ValueError: they do.
     """
-    first, second = ({first_path(item): item for item in items} for items in lists)
-    both = [image for image in first if image in second]
-    if not both:
-        raise ValueError(
-            f"The models take no image in common: {models[0]} takes {next(iter(first))}, {models[1]} takes "
-            f"{next(iter(second))}. Models of other files, such as other modalities, cannot be compared."
-        )
-    if other := [first[image]["case"] for image in both if first[image].get("label") != second[image].get("label")]:
+    first, second = (_by(column, items) for items in lists)
+    both = [each for each in first if each in second]
+    if other := [first[each]["case"] for each in both if first[each].get("label") != second[each].get("label")]:
         raise ValueError(
             f"{counted(len(other), 'case')} of {len(both)} are normal for one model and abnormal for the other: "
             f"{some(other)}. Each takes what is normal from its training: give --set normal_classes=... to both."
         )
+
+
+def _by(column: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    return {first_path(item) if column == "file" else item["case"]: item for item in items}
 
 
 def _rates(rows: Sequence[Mapping[str, str]]) -> list[str]:

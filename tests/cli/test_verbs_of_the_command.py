@@ -253,6 +253,31 @@ def test_models_of_other_normals_are_not_compared(
     assert main([*command, "--set", "normal_classes=[HEALTHY]"]) == 0
 
 
+def test_models_of_other_modalities_are_compared_by_case(
+    tmp_path: Path, volumes: Path, trained: Path, capsys: Capture
+) -> None:
+    stored, detector, models = read_model(model_path(trained)), Model(trained).detector, []
+    for modality in ("T1w", "FLAIR"):
+        models.append(str(tmp_path / modality))
+        config = {**stored.config, "layout": "bids", "modalities": [modality]}
+        write_bundle(tmp_path / modality, detector, config, stored.card)
+    for number, item in enumerate(load_datalist(volumes, "test")):
+        for modality in ("T1w", "FLAIR"):
+            image = tmp_path / f"DATA/sub-{number:02}/anat/sub-{number:02}_{modality}.nii.gz"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(item["image"], image)
+        if item["label"]:
+            mask = tmp_path / f"DATA/derivatives/sub-{number:02}/anat/sub-{number:02}_label-lesion_mask.nii.gz"
+            mask.parent.mkdir(parents=True)
+            shutil.copy(item["lesion"], mask)
+    command = ["compare", str(tmp_path / "DATA"), "-m", *models, "-o", str(tmp_path / "COMPARED")]
+    assert main(command) == 0
+    report = read_json(tmp_path / "COMPARED/comparison.json")
+    assert report["n"] == 6
+    assert report["matched_by"] == "case"
+    assert "Cases match by their names: the models take no file in common" in capsys.readouterr().err
+
+
 @pytest.mark.end_to_end
 def test_an_interrupted_training_says_how_to_go_on_and_does(
     tmp_path: Path, volumes: Path, tiny_training: dict[str, Any], capsys: Capture
