@@ -67,7 +67,7 @@ def home(*parts: str) -> str:
         The path. Nothing is created.
     """
     root = os.environ.get("AEFLOW_HOME") or Path.home() / ".aeflow_monai"
-    return str(Path(root, *parts).expanduser().absolute())
+    return str(user_path(Path(root, *parts)).absolute())
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:

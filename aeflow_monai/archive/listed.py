@@ -22,7 +22,7 @@ from aeflow_monai.data.datalist.listing import find_images
 from aeflow_monai.data.datalist.modalities import in_order
 from aeflow_monai.data.datalist.naming import fitting_name, path_problem
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
-from aeflow_monai.files import encoding_of
+from aeflow_monai.files import encoding_of, user_path
 from aeflow_monai.marks import has_mark
 from aeflow_monai.printable import counted, shown
 
@@ -143,7 +143,7 @@ def _in_order(paths: list[str], modalities: Sequence[str]) -> tuple[list[str], s
 def _found(
     source: str | os.PathLike[str], shard: Shard, exclude: str | os.PathLike[str] | None, listing: Mapping[str, Any]
 ) -> Iterator[Study]:
-    root = str(Path(source).expanduser().absolute())
+    root = str(user_path(source).absolute())
     for item in find_images(source, exclude=exclude, **listing):
         key = study_key([_below(root, first_path(item))])
         if shard.holds(key):

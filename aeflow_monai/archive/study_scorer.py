@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
@@ -179,21 +179,8 @@ class StudyScorer:
     def _parser(self, folder: Path) -> ConfigParser:
         parser, _ = open_config([self.model / "configs" / "inference.yaml"], self.options, "", folder)
         parser["output_dir"] = str(folder)
-        _leave_out(parser["postprocessing"], [str(name) for name in parser["outputs"]])
+        parser["pictures"] = False  # of a page that shows the studies of one process alone
         return parser
-
-
-def _leave_out(part: Any, outputs: Collection[str]) -> None:
-    """Let a config make nothing that is not written: other maps, and pictures for a page of this process alone."""
-    target = str(part.get("_target_")) if isinstance(part, dict) else ""
-    if target.endswith(".ReportPicturesd"):
-        part["_disabled_"] = True
-    elif target.endswith((".EachMapd", ".InvertMapd")):
-        wanted = {"anomaly_map" if name == "anomaly_mask" else name for name in outputs} | {"saliency"}
-        part["keys"] = [name for name in part["keys"] if name in wanted]
-    if isinstance(part, (dict, list)):
-        for inner in part if isinstance(part, list) else part.values():
-            _leave_out(inner, outputs)
 
 
 def _results(writing: deque[Future[Outcome]]) -> Iterator[Outcome]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aeflow_monai.cli.bundle_run import options_of, require_sections
 from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.files import user_path
 from aeflow_monai.printable import counted
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Termi
     from aeflow_monai.data import find_images
 
     data = data_of(images)
-    folder = Path(given.output).expanduser().absolute()
+    folder = user_path(given.output).absolute()
     outputs = f"[{given.outputs}]" if given.outputs else None
     parser, config = _checked(given, "inference", options_of(given, outputs=outputs), data, folder)
     items = find_images(data, exclude=folder, **parser.get_parsed_content("listing"))

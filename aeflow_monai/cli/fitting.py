@@ -12,6 +12,7 @@ from aeflow_monai.cli.dry_run import say_sections
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder, predict_images
 from aeflow_monai.cli.terminal import Terminal
+from aeflow_monai.files import home, user_path
 from aeflow_monai.printable import counted
 from aeflow_monai.result_tables import rows_of
 
@@ -29,7 +30,7 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
         say_sections(given, terminal)
         return
     terminal.say(f"Training on {given.data}. The model goes to {given.output}.")
-    folder = Path(given.output).expanduser().absolute()
+    folder = user_path(given.output).absolute()
     again = shlex.join(["aeflow", "train", given.data, "-o", given.output, "--resume"])
     terminal.when_stopped = partial(_how_to_go_on, folder, again, terminal.command)
     configs = _train_configs(given.preset)
@@ -52,16 +53,15 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: the folder holds something else.
     """
-    from aeflow_monai.files import home
-
     terminal.say(f"Training on synthetic volumes with and without lesions, {home('phantom')}.")
     from aeflow_monai.data import write_phantom
     from aeflow_monai.engine.run_folders import run_folder
+    from aeflow_monai.engine.stored_model import model_path
 
     folder = Path(run_folder(given.output, "demos"))
     model = folder / "model"
     again = shlex.join(["aeflow", "train", home("phantom"), "-o", str(model), "--resume"])
-    if _checkpoints(model) and not (model / "models" / "model.pt").is_file():
+    if _checkpoints(model) and not model_path(model).is_file():
         raise ValueError(f"{folder} holds an interrupted demo. Delete it, or go on with its training with: {again}")
     data = write_phantom(home("phantom"))
     terminal.when_stopped = partial(_how_to_go_on, model, again, terminal.command)
@@ -86,7 +86,7 @@ def calibrate(given: argparse.Namespace, terminal: Terminal) -> None:
     require_model(given.model, "calibrate")
     require_data([given.data])
     terminal.say(f"Calibrating {given.model} on {given.data}.")
-    folder = Path(given.output).expanduser().absolute()
+    folder = user_path(given.output).absolute()
     options = options_of(given, dataset_dir=given.data, output_dir=folder, specificity=given.specificity)
     run_bundle("run", [Path(given.model, "configs", "calibrate.yaml")], options, folder, terminal)
     terminal.result(f"model: {folder}")
@@ -106,7 +106,7 @@ def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
     """
     require_data([given.data])
     terminal.say(f"Reading {given.data}.")
-    folder = Path(given.output).expanduser().absolute()
+    folder = user_path(given.output).absolute()
     options = options_of(given, dataset_dir=given.data, output_dir=folder)
     run_bundle("prepare", _train_configs(given.preset), options, folder, terminal, show_printed=True)
     presets = [text for name in given.preset for text in ("--preset", name)]

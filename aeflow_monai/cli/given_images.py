@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from aeflow_monai.files import home, write_json
+from aeflow_monai.files import home, user_path, write_json
 
 __all__ = ["data_of"]
 
@@ -27,7 +27,7 @@ def data_of(images: Sequence[str]) -> str:
     """
     if len(images) == 1:
         return images[0]
-    paths = [Path(path).expanduser().absolute() for path in images]
+    paths = [user_path(path).absolute() for path in images]
     _require_single_images(paths)
     content = {"test": [{"image": str(path)} for path in paths]}
     name = hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -18,7 +18,7 @@ from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import encoding_of, read_json
+from aeflow_monai.files import encoding_of, read_json, user_path
 from aeflow_monai.printable import counted, some
 from aeflow_monai.result_tables import rows_of
 
@@ -83,7 +83,7 @@ def report(given: argparse.Namespace, terminal: Terminal) -> None:
     from aeflow_monai.archive import is_sharded
     from aeflow_monai.output.report import write_report
 
-    folder = Path(given.folder).expanduser().absolute()
+    folder = user_path(given.folder).absolute()
     if is_sharded(folder):
         report_shards(folder, terminal)
         return
@@ -106,7 +106,7 @@ def predict_images(
         CaseFailures: some cases failed.
     """
     terminal.say(f"Scoring {images[0] if len(images) == 1 else f'{len(images)} images'} with {model}.")
-    folder = folder.expanduser().absolute()
+    folder = user_path(folder).absolute()
     _run(model, "inference", data_of(images), folder, options, terminal)
 
 
@@ -114,7 +114,7 @@ def evaluate_folder(
     model: Path, data: str | Path, folder: Path, options: Mapping[str, str], terminal: Terminal
 ) -> None:
     """Evaluate a model, and sum up what came of it; as `predict_images`."""
-    _run(model, "evaluate", str(data), folder.expanduser().absolute(), options, terminal)
+    _run(model, "evaluate", str(data), user_path(folder).absolute(), options, terminal)
 
 
 def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str, str], terminal: Terminal) -> None:
@@ -221,7 +221,7 @@ def _paths(given: Sequence[str]) -> list[str]:
         found += _lines_of_input() if path == "-" else [path]
     if not found:
         raise ValueError("Expected paths of images, one a line, from the standard input; got none.")
-    once = {Path(path).expanduser().absolute().resolve(): path for path in reversed(found)}
+    once = {user_path(path).absolute().resolve(): path for path in reversed(found)}
     return [*once.values()][::-1]
 
 

@@ -151,6 +151,7 @@ _TYPES = {
     "overwrite": _FLAG,
     "outputs": _list(f"some of {', '.join(OUTPUTS)}", "[anomaly_map,anomaly_mask]", lambda value: value in [*OUTPUTS]),
     "output_ext": _choice(EXTENSIONS),
+    "pictures": _FLAG,
     "n_bootstrap": _whole(1),
     "inferer#batch_size": _whole(1, _MAX_BATCH),
     "inferer#saliency": _or_null(_choice(SALIENCIES)),

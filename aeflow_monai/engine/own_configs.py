@@ -15,8 +15,18 @@ __all__ = ["FREE", "digests_of_configs", "require_unchanged"]
 
 # What a run of the model decides. All else in its config belongs to the bundle.
 FREE = (
-    *("dataset_dir", "layout", "series", "output_dir", "overwrite", "outputs", "output_ext", "device", "runtime"),
-    *("imports", "normal_classes", "test_fraction", "seed", "n_bootstrap", "lesion_free_slices", "specificity"),
+    *("dataset_dir", "layout", "series", "output_dir", "overwrite", "outputs", "output_ext", "pictures"),
+    *(
+        "device",
+        "runtime",
+        "imports",
+        "normal_classes",
+        "test_fraction",
+        "seed",
+        "n_bootstrap",
+        "lesion_free_slices",
+        "specificity",
+    ),
     *("inferer#batch_size", "inferer#saliency", "dataloader#num_workers"),
 )
 _DIGESTS = "configs_sha256"

@@ -6,6 +6,7 @@ from .deferred import AssembleMapsd as AssembleMapsd
 from .deferred import EachMapd as EachMapd
 from .inversion import InvertMapd as InvertMapd
 from .maps import WriteMapsd as WriteMapsd
+from .maps import maps_behind as maps_behind
 from .overlay import WriteOverlayd as WriteOverlayd
 from .profile import WriteProfiled as WriteProfiled
 from .slice_place import SlicePlace as SlicePlace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
@@ -178,6 +178,7 @@ class EachMapd(MapTransform):  # type: ignore[misc]
         transform: makes a map ready. Called in this thread.
         write: writes it. Called in another thread.
         allow_missing_keys: pass over keys that are not there.
+        only: those of the keys that are wanted; all if None.
 
     Example:
         >>> import torch
@@ -194,8 +195,10 @@ class EachMapd(MapTransform):  # type: ignore[misc]
         transform: Callable[[dict[Hashable, Any]], Any],
         write: Callable[[Any], Any],
         allow_missing_keys: bool = False,
+        only: Collection[Hashable] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.only = only
         self.transform = transform
         self.write = write
 
@@ -211,6 +214,7 @@ class EachMapd(MapTransform):  # type: ignore[misc]
         d = dict(data)
         maps = {key: d[key] for key in self.key_iterator(d)}
         others = {key: value for key, value in d.items() if key not in maps}
+        maps = {key: value for key, value in maps.items() if self.only is None or key in self.only}
         if len(maps) == 1:  # nothing is made ready meanwhile
             ((key, value),) = maps.items()
             with _room_for(value):

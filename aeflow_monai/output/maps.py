@@ -21,7 +21,7 @@ from aeflow_monai.output.file_grid import input_affine
 from aeflow_monai.output.itk_files import check_directions, write_itk
 from aeflow_monai.output.nifti_files import NIFTI, nifti_header, source_header, write_nifti, write_nifti_planes
 
-__all__ = ["EXTENSIONS", "MAPS", "OUTPUTS", "WriteMapsd"]
+__all__ = ["EXTENSIONS", "MAPS", "OUTPUTS", "WriteMapsd", "maps_behind"]
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +34,17 @@ _WRITERS = 2  # files of a case that are compressed at the same time
 _SMALL = 2**16  # voxels below which a thread takes longer to start than a file to write
 _PLANES = 8  # of a deferred map that are made at a time
 _OF_MASKS = (torch.bool, torch.uint8)
+
+
+def maps_behind(outputs: Collection[str]) -> set[str]:
+    """Names of the maps that outputs are made of: a mask is made of the anomaly map. A saliency map is always wanted.
+
+    Example:
+        >>> sorted(maps_behind(["anomaly_mask", "residual", "overlay"]))
+        ['anomaly_map', 'residual', 'saliency']
+    """
+    wanted = {"anomaly_map" if name == "anomaly_mask" else name for name in outputs}
+    return (wanted & {*MAPS}) | {"saliency"}
 
 
 class WriteMapsd(MapTransform):  # type: ignore[misc]

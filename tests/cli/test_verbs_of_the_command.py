@@ -194,7 +194,7 @@ def test_an_evaluation_says_what_matters(tmp_path: Path, volumes: Path, own_bund
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, volumes: Path, trained: Path, capsys: Capture) -> None:
-    model, out = ["-m", str(trained)], ["-o", str(tmp_path / "OUT"), "--dry-run"]
+    model, out = ["-m", str(trained)], ["-o", "~nobody's/OUT", "--dry-run"]  # there is no such user
     assert main(["train", str(volumes), *out]) == 0
     assert (
         "would train on 5 normal images of 5 patients, and set thresholds on 1 of 1 patient" in capsys.readouterr().out

@@ -53,6 +53,15 @@ def test_each_map_is_written_by_itself_with_all_else() -> None:
     assert written[1]["b"] is plain
 
 
+def test_maps_that_nobody_wants_are_not_made() -> None:
+    written: list[dict[Any, Any]] = []
+    data = {"a": Filled(1.0), "b": Filled(2.0), "case": "x"}
+    EachMapd(["a", "b"], dict, written.append, only=["b"])(data)
+    assert [{*d} for d in written] == [{"b", "case"}]
+    EachMapd(["a", "b"], dict, written.append, only=[])(data)
+    assert len(written) == 1
+
+
 @pytest.mark.parametrize("large", [1, 10**6])
 def test_only_one_large_map_is_there_at_a_time(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
     monkeypatch.setattr(deferred, "_LARGE", large)
