@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-__all__ = ["DISCLAIMER", "__version__", "versions"]
+__all__ = ["DISCLAIMER", "PACKAGE", "__version__", "versions"]
 
 __version__ = "0.2.0"
+
+PACKAGE = Path(__file__).parent  # the folder of its code
 
 DISCLAIMER = "Research use only. Not a medical device."
 

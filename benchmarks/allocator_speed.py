@@ -16,7 +16,7 @@ import torch
 from shared import arguments, in_turn, median_ratio, own_measure, seconds
 
 from aeflow_monai import Encoder
-from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 
 CALLS = 5
 

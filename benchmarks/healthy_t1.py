@@ -37,7 +37,7 @@ from trivial_baseline import DifferenceMap, mean_volume
 
 from aeflow_monai import Model, Score, Workflow, config_files
 from aeflow_monai.data import LoadCased
-from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.metrics import VoxelMetrics
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from aeflow_monai import AEFlow, Encoder
 from aeflow_monai.data import FeatureDataset, prepare_slice_batch
-from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 from aeflow_monai.network import AEFlowLoss
 
 

@@ -18,7 +18,7 @@ import torch
 from shared import arguments, in_turn, machine, template
 
 from aeflow_monai import Detector
-from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 from aeflow_monai.score import foreground_of, pooled_features
 
 

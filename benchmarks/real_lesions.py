@@ -36,7 +36,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from trivial_baseline import DifferenceMap, TrivialMap, mean_volume
 
 from aeflow_monai import Model, Slicer
-from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 from aeflow_monai.files import write_json
 from aeflow_monai.metrics import VoxelMetrics
 

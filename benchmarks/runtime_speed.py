@@ -22,9 +22,9 @@ import torch
 from shared import arguments, commit, in_turn, machine, median_ratio, template
 
 from aeflow_monai import Detector
-from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.engine.fast_inference import FastInference
-from aeflow_monai.engine.runtimes import RUNTIMES, installed_runtimes
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.fast_inference import FastInference
+from aeflow_monai.engine.inference.runtimes import RUNTIMES, installed_runtimes
 from aeflow_monai.network.folded_encoder import fold_encoder
 from aeflow_monai.score import pooled_features
 

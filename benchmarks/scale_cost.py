@@ -24,7 +24,7 @@ from shared import LARGE, arguments, commit, machine, write_untrained, write_vol
 
 from aeflow_monai.archive.ledger import Claim
 from aeflow_monai.archive.study_scorer import StudyScorer
-from aeflow_monai.engine.runtimes import installed_runtimes
+from aeflow_monai.engine.inference.runtimes import installed_runtimes
 from aeflow_monai.files import replacing
 
 BEGIN, END = "<!-- scale_cost.py -->", "<!-- end of scale_cost.py -->"

@@ -23,7 +23,7 @@ from monai.bundle import ConfigParser
 
 from aeflow_monai import Workflow, config_files
 from aeflow_monai.about import versions
-from aeflow_monai.engine.bundle import write_bundle
+from aeflow_monai.engine.bundles.bundle import write_bundle
 from aeflow_monai.files import read_json
 
 ROOT = Path(__file__).parent.parent

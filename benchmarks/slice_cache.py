@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, Subset
 
 from aeflow_monai import Slicer
 from aeflow_monai.data import SliceDataset
-from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 from aeflow_monai.files import write_json
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]

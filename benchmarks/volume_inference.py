@@ -34,7 +34,7 @@ from shared import (
 )
 
 from aeflow_monai import Model, Workflow
-from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 
 
 def evaluator_of(run: Path, dataset_dir: Path, output_dir: Path) -> Any:

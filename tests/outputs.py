@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aeflow_monai import Workflow
-from aeflow_monai.engine.config import GivenConfig
+from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.errors import root_cause
 from aeflow_monai.files import sha256_of
 

@@ -25,13 +25,15 @@ FLOORS = [
     {"label"},
     {"cli"},
 ]
+# Likewise within the engine, but what stands on one floor may know each other.
+ENGINE = ["inference", "config", "runs", "bundles", "evaluation", "training", "verbs", "__init__"]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
 MODULES = [
     ".".join(("aeflow_monai", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
     for path in FILES
-    if path.parent.name not in ("label", "cli")
+    if path.relative_to(PACKAGE).parts[0] not in ("label", "cli")
 ]
 
 
@@ -78,6 +80,13 @@ def test_no_arrow_up_or_aside(path: Path) -> None:
     own = wing_of(path)
     for other in wings(imported_by(path)) - {own}:
         assert FLOOR_OF[other] < FLOOR_OF[own], f"{path.name} in {own} imports {other}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "engine").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_arrow_up_in_the_engine(path: Path) -> None:
+    floors = {name.split(".")[2] for name in imported_by(path) if name.startswith("aeflow_monai.engine.")}
+    own = path.relative_to(PACKAGE / "engine").with_suffix("").parts[0]
+    assert all(ENGINE.index(floor) <= ENGINE.index(own) for floor in floors), floors
 
 
 def test_no_cycle_between_files() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from aeflow_monai.archive.ledger import Claim
 from aeflow_monai.archive.shard_run import OpenShard
 from aeflow_monai.archive.study_scorer import Outcome, StudyScorer
-from aeflow_monai.engine.report_writer import report_model
+from aeflow_monai.engine.evaluation.report_writer import report_model
 
 __all__ = ["score_on_ray"]
 

@@ -18,11 +18,11 @@ from monai.transforms import Compose
 
 from aeflow_monai.archive.ledger import Claim
 from aeflow_monai.archive.listed import with_problem
-from aeflow_monai.engine.detector import Detector
-from aeflow_monai.engine.evaluation import score_row
-from aeflow_monai.engine.fixed_options import require_own_config
-from aeflow_monai.engine.run_config import open_config
-from aeflow_monai.engine.run_record import hashes_of
+from aeflow_monai.engine.config.fixed_options import require_own_config
+from aeflow_monai.engine.config.run_config import open_config
+from aeflow_monai.engine.evaluation.score_writer import score_row
+from aeflow_monai.engine.inference.detector import Detector
+from aeflow_monai.engine.runs.run_record import hashes_of
 from aeflow_monai.errors import Failure, failure_of, is_disk_error, root_cause, unwrapped
 
 __all__ = ["Outcome", "StudyScorer"]

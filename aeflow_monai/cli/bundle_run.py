@@ -76,7 +76,7 @@ def run_bundle(
         from monai.bundle.scripts import run
 
         import_names("aeflow_monai.data", "aeflow_monai.engine", "aeflow_monai.output")
-    from aeflow_monai.engine.config_text import read_config
+    from aeflow_monai.engine.config.config_text import read_config
 
     files = [str(path) for path in configs]
     for file in files:
@@ -116,7 +116,7 @@ def require_sections(configs: Sequence[str | Path], options: Mapping[str, str]) 
         return
     from monai.bundle import ConfigParser
 
-    from aeflow_monai.engine.config_text import read_configs
+    from aeflow_monai.engine.config.config_text import read_configs
 
     parser = ConfigParser()
     parser.read_config(read_configs(configs))

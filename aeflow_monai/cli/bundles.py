@@ -18,7 +18,7 @@ def bundle(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: the bundle's parts do not belong together.
         FileNotFoundError: there is no model.
     """
-    from aeflow_monai.engine.fixed_options import require_own_config
+    from aeflow_monai.engine.config.fixed_options import require_own_config
 
     folder = Path(given.folder).absolute()
     require_own_config(folder, None)
@@ -34,7 +34,7 @@ def config(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: there is no config of a name, or their order is wrong.
     """
-    from aeflow_monai.engine.template import config_files, known_configs, require_order
+    from aeflow_monai.engine.config.template import config_files, known_configs, require_order
 
     if not given.names:
         terminal.table(["name", "file"], [*known_configs().items()])

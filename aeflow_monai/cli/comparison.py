@@ -34,8 +34,8 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"Comparing {given.model[0]} and {given.model[1]} on {given.data}.")
     overwrite = "" if given.overwrite else " --overwrite"
     terminal.when_stopped = lambda: f"Begin again with:\n  {terminal.command}{overwrite}"
-    from aeflow_monai.engine.fixed_options import require_own_config
-    from aeflow_monai.engine.run_folders import run_folder
+    from aeflow_monai.engine.config.fixed_options import require_own_config
+    from aeflow_monai.engine.runs.run_folders import run_folder
     from aeflow_monai.errors import CaseFailures, root_cause
     from aeflow_monai.metrics import paired_report
 

@@ -171,7 +171,7 @@ def _network() -> Iterator[_Finding]:
     import torch
     from monai.bundle import ConfigParser
 
-    from aeflow_monai.engine.template import config_files
+    from aeflow_monai.engine.config.template import config_files
 
     parser = ConfigParser()
     parser.read_config(config_files("train"))
@@ -197,7 +197,7 @@ def _whole_way(model: str | None) -> Callable[[], Iterator[_Finding]]:
 
     def whole_way() -> Iterator[_Finding]:
         from aeflow_monai import Model, write_phantom
-        from aeflow_monai.engine.template import config_files
+        from aeflow_monai.engine.config.template import config_files
 
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as name:

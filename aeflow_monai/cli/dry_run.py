@@ -27,9 +27,9 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     Raises:
         ValueError: the training would be refused.
     """
-    from aeflow_monai.engine.run_folders import model_folder, require_new
-    from aeflow_monai.engine.template import config_files
-    from aeflow_monai.engine.training_setup import report_notes, require_fitting
+    from aeflow_monai.engine.config.template import config_files
+    from aeflow_monai.engine.runs.run_folders import model_folder, require_new
+    from aeflow_monai.engine.training.training_setup import report_notes, require_fitting
     from aeflow_monai.engine.verbs import check_training
 
     folder = model_folder(given.output)
@@ -83,8 +83,8 @@ def test_images(given: argparse.Namespace) -> Datalist:
     Raises:
         ValueError: the evaluation would be refused.
     """
-    from aeflow_monai.engine.evaluated_images import load_test
-    from aeflow_monai.engine.run_folders import run_folder
+    from aeflow_monai.engine.evaluation.evaluated_images import load_test
+    from aeflow_monai.engine.runs.run_folders import run_folder
 
     folder = Path(run_folder(given.output, "evaluations"))
     parser, _ = _checked(given, "evaluate", options_of(given), given.data, folder)
@@ -104,7 +104,7 @@ def say_test(given: argparse.Namespace, terminal: Terminal, items: Datalist | No
     Raises:
         ValueError: the evaluation would be refused.
     """
-    from aeflow_monai.engine.run_folders import run_folder
+    from aeflow_monai.engine.runs.run_folders import run_folder
 
     folder = Path(run_folder(given.output, "evaluations"))
     items = test_images(given) if items is None else items
@@ -130,14 +130,14 @@ def _checked(given: argparse.Namespace, name: str, options: Mapping[str, str], d
 
 
 def _require_free(given: argparse.Namespace, folder: Path, items: Sequence[Mapping[str, Any]]) -> None:
-    from aeflow_monai.engine.run_folders import is_unfinished, require_free
+    from aeflow_monai.engine.runs.run_folders import is_unfinished, require_free
 
     require_free(folder, items, given.overwrite or is_unfinished(folder))
 
 
 def _parsed(configs: Sequence[str | Path], options: Mapping[str, str], data: str, folder: str | Path) -> Any:
     """Parser and config of a run, with options as MONAI reads them from a command line."""
-    from aeflow_monai.engine.run_config import open_config
+    from aeflow_monai.engine.config.run_config import open_config
 
     require_sections(configs, options)
     return open_config(configs, options, data, folder)

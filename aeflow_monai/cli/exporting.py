@@ -21,7 +21,7 @@ def export(given: argparse.Namespace, terminal: Terminal) -> None:
     """
     require_model(given.folder, "inference")
     terminal.say(f"Exporting {given.folder} to {given.to}.")
-    from aeflow_monai.engine.model_export import export_model
+    from aeflow_monai.engine.bundles.model_export import export_model
 
     for path in export_model(user_path(given.folder), given.to, user_path(given.output).absolute(), given.overwrite):
         terminal.result(str(path))

@@ -55,8 +55,8 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
     """
     terminal.say(f"Training on synthetic volumes with and without lesions, {home('phantom')}.")
     from aeflow_monai.data import write_phantom
-    from aeflow_monai.engine.run_folders import run_folder
-    from aeflow_monai.engine.stored_model import model_path
+    from aeflow_monai.engine.config.stored_model import model_path
+    from aeflow_monai.engine.runs.run_folders import run_folder
 
     folder = Path(run_folder(given.output, "demos"))
     model = folder / "model"
@@ -115,14 +115,14 @@ def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
 
 def _case_threshold(model: str | Path) -> tuple[float, int]:
     """Of a model, and how many patients it comes from."""
-    from aeflow_monai.engine.stored_model import model_path, read_model
+    from aeflow_monai.engine.config.stored_model import model_path, read_model
 
     state = read_model(model_path(model)).state
     return float(state["score.case_threshold"]), int(state["score.case_rank"][1])
 
 
 def _train_configs(presets: list[str]) -> list[str]:
-    from aeflow_monai.engine.template import config_files
+    from aeflow_monai.engine.config.template import config_files
 
     return config_files("train", *presets)
 

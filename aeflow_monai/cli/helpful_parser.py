@@ -56,8 +56,8 @@ class HelpfulParser(argparse.ArgumentParser):
 
 def _is_of_config(name: str, verb: str) -> bool:
     """Whether the config of a verb has an option of this name, as `image_size` or `slicer#fit`, that is no path."""
-    from aeflow_monai.engine.config_text import read_config
-    from aeflow_monai.engine.template import known_configs
+    from aeflow_monai.engine.config.config_text import read_config
+    from aeflow_monai.engine.config.template import known_configs
 
     known, value = known_configs(), dict[str, Any]()
     for config in _CONFIGS.get(verb, ("train",)):

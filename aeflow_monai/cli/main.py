@@ -118,7 +118,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 def _failed(error: Exception, terminal: Terminal) -> int:
     """Say what went wrong, in few lines, and give the exit code."""
-    from aeflow_monai.engine.failure_message import is_foreseen, message_of
+    from aeflow_monai.engine.config.failure_message import is_foreseen, message_of
     from aeflow_monai.errors import CaseFailures, root_cause
 
     cause = root_cause(error)

@@ -66,7 +66,7 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
         return
     options = options_of(given, overwrite=True if given.overwrite else None)
     terminal.say(f"Evaluating {given.model} on {given.data}.")
-    from aeflow_monai.engine.run_folders import run_folder
+    from aeflow_monai.engine.runs.run_folders import run_folder
 
     folder = Path(run_folder(given.output, "evaluations"))
     evaluate_folder(Path(given.model), given.data, folder, options, terminal)

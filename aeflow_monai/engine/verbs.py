@@ -10,20 +10,21 @@ from monai.utils import set_determinism
 
 from aeflow_monai.about import DISCLAIMER
 from aeflow_monai.data.datalist.layouts import existing
-from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.engine.arguments import refuse_other_kinds, refuse_unknown_arguments
-from aeflow_monai.engine.command_line import path_of
-from aeflow_monai.engine.config import GivenConfig, ids_of, refuse_unknown_keys
-from aeflow_monai.engine.config_text import read_config
-from aeflow_monai.engine.failure_message import end_with_one_message
-from aeflow_monai.engine.fixed_options import require_own_config
-from aeflow_monai.engine.option_types import require_options
-from aeflow_monai.engine.output_place import require_writable
-from aeflow_monai.engine.run_folders import begin_bundle, begin_cache, is_first_process
-from aeflow_monai.engine.runtimes import require_runtime
-from aeflow_monai.engine.stored_model import model_path
-from aeflow_monai.engine.template import config_files, require_order
-from aeflow_monai.engine.training import require_same_options
+from aeflow_monai.engine.config.arguments import refuse_other_kinds, refuse_unknown_arguments
+from aeflow_monai.engine.config.command_line import path_of
+from aeflow_monai.engine.config.config_content import ids_of, refuse_unknown_keys
+from aeflow_monai.engine.config.config_text import read_config
+from aeflow_monai.engine.config.failure_message import end_with_one_message
+from aeflow_monai.engine.config.fixed_options import require_own_config
+from aeflow_monai.engine.config.option_types import require_options
+from aeflow_monai.engine.config.stored_model import model_path
+from aeflow_monai.engine.config.template import config_files, require_order
+from aeflow_monai.engine.config.workflow import GivenConfig
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.runtimes import require_runtime
+from aeflow_monai.engine.runs.output_place import require_writable
+from aeflow_monai.engine.runs.run_folders import begin_bundle, begin_cache, is_first_process
+from aeflow_monai.engine.training.checkpoints import require_same_options
 from aeflow_monai.files import home, user_path
 from aeflow_monai.locks import release_all
 

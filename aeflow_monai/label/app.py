@@ -22,7 +22,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.utils.others.generic import file_checksum, strtobool
 
 from aeflow_monai.about import DISCLAIMER, __version__
-from aeflow_monai.engine.allocator import keep_freed_memory
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 from aeflow_monai.label.answers import readable_errors
 from aeflow_monai.label.background import call_later, check_before_start, note_server
 from aeflow_monai.label.batch import GuardedBatchInfer

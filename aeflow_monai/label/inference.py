@@ -18,8 +18,8 @@ from monailabel.transform.post import Restored
 from monailabel.transform.writer import Writer, write_itk
 from monailabel.utils.others.generic import device_map
 
-from aeflow_monai.engine.model import Model
-from aeflow_monai.engine.stored_model import model_path
+from aeflow_monai.engine.bundles.model import Model
+from aeflow_monai.engine.config.stored_model import model_path
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import check_infer_options, device_of
 from aeflow_monai.output.nifti_files import NIFTI, source_header, write_nifti

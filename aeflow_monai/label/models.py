@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from aeflow_monai.engine.fixed_options import require_own_config
-from aeflow_monai.engine.model import Model
-from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.engine.bundles.model import Model
+from aeflow_monai.engine.config.fixed_options import require_own_config
+from aeflow_monai.engine.config.stored_model import model_path, read_model
 from aeflow_monai.errors import describe_error
 from aeflow_monai.files import new_folder, read_json, write_json
 

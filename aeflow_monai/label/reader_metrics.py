@@ -15,7 +15,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 from torch import Tensor
 
-from aeflow_monai.engine.model import Model
+from aeflow_monai.engine.bundles.model import Model
 from aeflow_monai.files import write_json
 from aeflow_monai.label.answers import message_of
 from aeflow_monai.label.final_labels import LabelledImage, labelled_images, load_label

@@ -22,8 +22,8 @@ from monailabel.interfaces.tasks.train import TrainTask
 from monailabel.tasks.train.handler import prepare_stats
 from monailabel.utils.others.generic import device_list
 
-from aeflow_monai.engine.config import Workflow
-from aeflow_monai.engine.template import config_files
+from aeflow_monai.engine.config.template import config_files
+from aeflow_monai.engine.config.workflow import Workflow
 from aeflow_monai.files import write_json
 from aeflow_monai.label.background import is_orphan
 from aeflow_monai.label.final_labels import LabelledImage, labelled_images

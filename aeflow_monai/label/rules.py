@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from monailabel.config import settings
 
+from aeflow_monai.about import PACKAGE
 from aeflow_monai.label.addresses import parse_origin
 from aeflow_monai.label.server import MAX_UPLOAD_MB
 
@@ -55,7 +56,7 @@ def rules_of(conf: Mapping[str, str], studies: str, app_dir: str, has_image: Cal
     is_remote = studies.startswith(("http://", "https://"))
     told = [*conf.get("origins", "").split(","), *map(str, settings.MONAI_LABEL_CORS_ORIGINS)]
     # with those of Python, its libraries and the user, which no answer needs to name
-    places = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), str(Path.home()), tempfile.gettempdir()]
+    places = [sys.prefix, sys.base_prefix, str(PACKAGE.parent), str(Path.home()), tempfile.gettempdir()]
     given = [conf[name] for name in ("model",) if conf.get(name)]
     folders = [Path(place) for place in [*places, app_dir, *given, *([] if is_remote else [studies])]]
     listed = [pattern.removeprefix("*") for pattern in settings.MONAI_LABEL_DATASTORE_FILE_EXT]

@@ -13,7 +13,7 @@ from peers import FittedPeer, Peer
 from torch import Tensor
 
 from aeflow_monai import Slicer
-from aeflow_monai.engine.detector import places_of
+from aeflow_monai.engine.inference.detector import places_of
 from aeflow_monai.score import NormalSlices, foreground_of
 
 

@@ -43,9 +43,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from aeflow_monai import Encoder, Model, Score, Workflow, config_files
 from aeflow_monai.data import FeatureDataset, SliceDataset
 from aeflow_monai.engine import calibrate, number_of_epochs
-from aeflow_monai.engine.allocator import keep_freed_memory
-from aeflow_monai.engine.bundle import write_bundle
-from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.engine.bundles.bundle import write_bundle
+from aeflow_monai.engine.config.stored_model import model_path, read_model
+from aeflow_monai.engine.inference.allocator import keep_freed_memory
 from aeflow_monai.files import read_json, replacing, write_json
 from aeflow_monai.score import calibrate_score
 

@@ -50,7 +50,7 @@ sys.path.append(str(Path(__file__).parent.parent))
 from digests import digests_below, model_is_its_own
 from shared import ROOT, bundle_command, write_rows
 
-from aeflow_monai.engine.config_text import read_config
+from aeflow_monai.engine.config.config_text import read_config
 from aeflow_monai.files import read_json
 from aeflow_monai.imports import import_names
 

@@ -31,7 +31,7 @@ from shared import write_untrained
 from aeflow_monai import Encoder, Model, Workflow, config_files, load_datalist
 from aeflow_monai.data import find_images
 from aeflow_monai.engine import Checkpoints
-from aeflow_monai.engine.stored_model import read_model
+from aeflow_monai.engine.config.stored_model import read_model
 from aeflow_monai.files import write_json
 from aeflow_monai.locks import release_all
 

@@ -12,7 +12,7 @@ from archive_runs import OUTPUTS, Scans, Start, wait_until_done
 from forked import ForkServer
 
 from aeflow_monai.cli.main import main
-from aeflow_monai.engine.runtimes import installed_runtimes
+from aeflow_monai.engine.inference.runtimes import installed_runtimes
 from aeflow_monai.files import read_json, sha256_of
 from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.result_tables import rows_of
@@ -72,7 +72,7 @@ def test_the_record_names_the_runtime_that_computed_a_shard(
     listed.write_text(f"{image}\n", encoding="utf-8")
     command = ["predict", str(listed), "-m", str(trained), "-o", str(out), "--shard", "1/1", *OUTPUTS, "--quiet"]
     with monkeypatch.context() as patch:
-        patch.setattr("aeflow_monai.engine.runtimes.kept_form", lambda *_: 1 / 0)
+        patch.setattr("aeflow_monai.engine.inference.runtimes.kept_form", lambda *_: 1 / 0)
         assert main(command) == 0
     assert main(["report", str(out), "--quiet"]) == 0
     assert read_json(out / "run.json")["machine"]["runtime"] == "torch"

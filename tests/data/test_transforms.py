@@ -17,7 +17,7 @@ from torch import Tensor
 from aeflow_monai.data.readers import LoadCased
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.data.transforms import EnsureVolumed, MatchChannelsd, ScaleForegroundd
-from aeflow_monai.engine.inferer import SlicedInferer
+from aeflow_monai.engine.inference.inferer import SlicedInferer
 from aeflow_monai.geometry import Places
 
 Array = npt.NDArray[Any]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from aeflow_monai import Detector, Model
-from aeflow_monai.engine.stored_model import StoredModel, model_path, read_model
+from aeflow_monai.engine.config.stored_model import StoredModel, model_path, read_model
 
 
 @pytest.fixture

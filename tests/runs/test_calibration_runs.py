@@ -12,7 +12,7 @@ import yaml
 from monai.bundle import verify_net_in_out
 from outputs import BUNDLE, contents, differing, files_below, model_state, said, table
 
-from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.engine.config.stored_model import model_path, read_model
 
 Run = Callable[..., Any]
 

@@ -16,7 +16,7 @@ from outputs import REPORTS, contents, files_below, model_state, said, table
 from scipy import ndimage
 
 from aeflow_monai.data.transforms import ScaleForegroundd
-from aeflow_monai.engine.earlier_results import find_results
+from aeflow_monai.engine.runs.earlier_results import find_results
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 
 Run = Callable[..., Any]

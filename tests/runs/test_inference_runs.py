@@ -14,9 +14,9 @@ from outputs import MAPS, OUTPUTS, assert_same_outputs, files_below, said, spati
 from PIL import Image
 
 from aeflow_monai import Model, predict
-from aeflow_monai.engine.bundle import write_bundle
-from aeflow_monai.engine.earlier_results import find_results
-from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.engine.bundles.bundle import write_bundle
+from aeflow_monai.engine.config.stored_model import model_path, read_model
+from aeflow_monai.engine.runs.earlier_results import find_results
 from aeflow_monai.output.report.run_tables import read_run
 
 Run = Callable[..., Any]

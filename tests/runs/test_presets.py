@@ -16,9 +16,9 @@ from monai.bundle import ConfigParser, ckpt_export, verify_net_in_out
 from outputs import said
 
 from aeflow_monai import Model, Workflow, __version__, config_files
-from aeflow_monai.engine.bundle import write_bundle
-from aeflow_monai.engine.config import refuse_unknown_keys
-from aeflow_monai.engine.stored_model import model_path, read_model
+from aeflow_monai.engine.bundles.bundle import write_bundle
+from aeflow_monai.engine.config.config_content import refuse_unknown_keys
+from aeflow_monai.engine.config.stored_model import model_path, read_model
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = ROOT / "bundle/configs"

@@ -14,7 +14,7 @@ import pytest
 from forked import ForkServer
 from outputs import files_below, said
 
-from aeflow_monai.engine.template import config_files
+from aeflow_monai.engine.config.template import config_files
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -1,0 +1,212 @@
+"""A trained model, opened from its bundle, and what it says of one image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor, decollate_batch
+from monai.transforms import Compose, Invertd
+from monai.utils import MetaKeys
+from torch import Tensor
+
+from aeflow_monai.data.numbers import as_float32
+from aeflow_monai.engine.config.fixed_options import require_own_config
+from aeflow_monai.engine.config.option_types import require_options
+from aeflow_monai.engine.inference.detector import Detector
+from aeflow_monai.engine.inference.picture_warning import saw_pictures
+from aeflow_monai.errors import unwrapped
+from aeflow_monai.output.case_score import GatherScoresd, MaskMapd, is_diffuse
+from aeflow_monai.output.maps import MAPS
+from aeflow_monai.output.slice_place import SlicePlace, most_anomalous_place, slice_places
+
+__all__ = ["Model", "Prediction", "predict"]
+
+
+class Prediction(NamedTuple):
+    """What a model says of one image.
+
+    Attributes:
+        anomaly_map: on the image's grid, with its affine: (1, X, Y[, Z]), in standard deviations of held-out normals.
+        anomaly_mask: where the map exceeds the model's threshold, likewise, uint8.
+        anomaly_score: of the whole image.
+        map_score: what the maps say, without the global term.
+        global_term: how unusual all of the image is, which the map does not show; see `aeflow_monai.score.Score`. It is
+            NaN if the model has no such term.
+        is_abnormal: whether the score exceeds the model's threshold.
+        p_value: probability that a new normal image scores as high, see `aeflow_monai.score.HeldOutScores`; NaN if the
+            model has no held-out scores.
+        n_held_out: held-out normal patients that the p-value comes from.
+        most_anomalous_slice: its place in the file; None for a 2D image.
+        slice_scores: for each plane the scores of its slices, (D,); NaN where a slice was skipped. Axial ones run from
+            inferior to superior, coronal ones from anterior to posterior, sagittal ones from the right to the left.
+        slice_places: for each plane the places of these slices in the file; none for a 2D image.
+        thresholds: case, slice and map threshold, by name.
+        maps: "reconstruction" and "residual" in [0, 1], and "log_likelihood" in nats per channel, on the image's grid.
+    """
+
+    anomaly_map: MetaTensor
+    anomaly_mask: MetaTensor
+    anomaly_score: float
+    map_score: float
+    global_term: float
+    is_abnormal: bool
+    p_value: float
+    n_held_out: int
+    most_anomalous_slice: SlicePlace | None
+    slice_scores: dict[str, Tensor]
+    slice_places: dict[str, list[SlicePlace]]
+    thresholds: dict[str, float]
+    maps: dict[str, MetaTensor]
+
+    def __repr__(self) -> str:
+        """Say what `print` shows: score, verdict, p-value and where to look."""
+        verdict = "abnormal" if self.is_abnormal else "normal"
+        threshold = self.thresholds["case_threshold"]
+        if is_diffuse(self.anomaly_score, self.map_score, threshold):
+            verdict += " as a whole, by its global term"
+        lines = [f"case score {self.anomaly_score:.2f}, threshold {threshold:.2f}: {verdict}"]
+        if self.n_held_out:
+            normals = "normal" if self.n_held_out == 1 else "normals"
+            lines.append(f"p-value {self.p_value:.2g} among {self.n_held_out} held-out {normals}")
+        if self.most_anomalous_slice is not None:
+            lines.append(f"most anomalous slice: {self.most_anomalous_slice}")
+        return "\n".join(lines)
+
+
+class Model:
+    """A bundle that a training wrote, opened: its preprocessing, its detector, its way through slices.
+
+    Args:
+        folder: of the bundle.
+        device: of torch.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: the bundle's parts do not belong together, or torch has no such device here.
+    """
+
+    def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
+        require_options({"device": str(device)})
+        self.folder = Path(folder)
+        if self.folder.is_file():
+            raise ValueError(
+                f"{folder} is a file: give the folder that the training wrote, which holds configs and models."
+            )
+        stored = require_own_config(self.folder, None)
+        parser = ConfigParser()
+        parser.read_config(str(self.folder / "configs" / "inference.yaml"))
+        if "inferer#outputs" in parser:  # whatever a run writes
+            parser["inferer#outputs"] = None
+        with unwrapped():
+            self.preprocessing: Compose = parser.get_parsed_content("preprocessing")
+            self.inferer: Any = parser.get_parsed_content("inferer")
+            self.viewer_postprocessing: Compose = parser.get_parsed_content("post_transforms")
+            self.detector: Detector = parser.get_parsed_content("network_def")
+        self._of_pictures = saw_pictures(stored.state)
+        self.detector.load_state_dict(dict(stored.state))
+        self.detector.to(torch.device(device)).eval()
+
+    @torch.no_grad()
+    def infer(self, image: MetaTensor) -> dict[Any, Any]:
+        """What `SlicedInferer` gives for a preprocessed image (C, X, Y, Z), without the batch dimension."""
+        (of_image,) = decollate_batch(self.inferer(image[None].to(self.detector.device), self.detector))
+        return dict(of_image)
+
+    def predict(self, image: Any) -> Prediction:
+        """Look at one image.
+
+        Args:
+            image: path of an image file or of a folder of DICOM files; or an array or tensor (X, Y) or (X, Y, Z), of
+                one channel. A `MetaTensor` brings its affine, in RAS; the axes of any other array run to the right, to
+                the front and upwards, by 1 mm. Give pictures by their path: their arrays run otherwise.
+
+        Returns:
+            Maps, mask and scores.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the image cannot be used; the message says why.
+        """
+        with unwrapped():
+            data: Any = self.preprocessing({"image": _loadable(image, self._of_pictures), "case": "image"})
+            data = GatherScoresd()({**data, **self.infer(data["image"])})
+            back = Invertd(keys=MAPS, orig_keys="image", transform=self.preprocessing, nearest_interp=False)
+            data = MaskMapd()(back(data))
+        return Prediction(
+            anomaly_map=data["anomaly_map"],
+            anomaly_mask=data["anomaly_mask"],
+            anomaly_score=data["anomaly_score"],
+            map_score=data["map_score"],
+            global_term=data["global_term"],
+            is_abnormal=bool(data["prediction"]),
+            p_value=data["p_value"],
+            n_held_out=data["n_held_out"],
+            most_anomalous_slice=most_anomalous_place(data["image"], data["slice_scores"]),
+            slice_scores=data["slice_scores"],
+            slice_places={plane: slice_places(data["image"], plane) for plane in data["slice_scores"]},
+            thresholds=self.detector.score.thresholds,
+            maps={name: data[name] for name in MAPS[1:]},
+        )
+
+
+def predict(image: Any, model: str | Path, device: torch.device | str = "cpu") -> Prediction:
+    """Look at one image with a trained model; for several, open the `Model` once.
+
+    Args:
+        image: see `Model.predict`.
+        model: folder of the bundle that the training wrote.
+        device: of torch.
+
+    Returns:
+        Maps, mask and scores.
+    """
+    return Model(model, device).predict(image)
+
+
+def _loadable(image: Any, of_pictures: bool) -> Any:
+    """A path as text; an array with the channel first and its affine. To a model of pictures few slices are colours."""
+    if isinstance(image, (str, Path)):
+        return str(image)
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise ValueError(f"Expected a path, an array or a tensor; got {type(image).__name__}.")
+    ends = (image.shape[0], image.shape[-1]) if image.ndim == 3 and not isinstance(image, MetaTensor) else (0, 0)
+    is_colour = ends[1] in (3, 4) and (of_pictures or image.dtype in (np.uint8, torch.uint8))
+    if is_colour or ends[0] in (3, 4):  # with the channel last or first
+        raise ValueError(
+            f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path; or of a "
+            "volume a MetaTensor with its affine."
+        )
+    if 0 in image.shape:
+        raise ValueError(f"Expected an image with voxels; got the shape {tuple(image.shape)}.")
+    if isinstance(image, np.ma.MaskedArray):
+        raise ValueError("Expected a value in each voxel; got a masked array. Fill it, as by image.filled(0).")
+    is_plain = image.dtype.kind in "biufc" if isinstance(image, np.ndarray) else _is_dense(image)
+    if not is_plain:
+        raise ValueError(f"Expected an array of plain numbers; got one of {image.dtype}, or one that holds no values.")
+    if image.is_complex() if isinstance(image, Tensor) else np.iscomplexobj(image):
+        raise ValueError("Expected real numbers; got complex ones. Give their magnitude.")
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(np.ascontiguousarray(as_float32(image, "the array")))
+    elif image.dtype != torch.float32 and image.element_size() > 2:
+        as_float32(image.detach().cpu().numpy(), "the tensor")  # which refuses what `float` below would round
+    if isinstance(image, MetaTensor) and len(image.meta.get("spatial_shape", image.shape)) == image.ndim - 1:
+        return _own_file(MetaTensor(image.detach().float()))  # as MONAI's loader gives it with the channel first
+    if image.ndim not in (2, 3):
+        raise ValueError(f"Expected an image (X, Y) or a volume (X, Y, Z); got the shape {tuple(image.shape)}.")
+    return _own_file(MetaTensor(image.detach().float()[None]))
+
+
+def _is_dense(image: Tensor) -> bool:
+    """Whether a tensor holds a number for each voxel."""
+    return image.layout == torch.strided and not image.is_quantized and image.device.type != "meta"
+
+
+def _own_file(image: MetaTensor) -> MetaTensor:
+    """The array (C, ...) as what slices are counted in, whatever file it came from."""
+    image.meta[MetaKeys.ORIGINAL_AFFINE] = image.affine.clone()
+    image.meta[MetaKeys.SPATIAL_SHAPE] = tuple(image.shape[1:])
+    return image

@@ -1,0 +1,252 @@
+"""Write a trained model as one file for a runtime, with a JSON file that says how it is used."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aeflow_monai.about import DISCLAIMER, __version__
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.bundles.model import Model
+from aeflow_monai.engine.config.fixed_options import fixed_options
+from aeflow_monai.engine.config.stored_model import model_path, read_model
+from aeflow_monai.engine.inference.onnx_form import onnx_of
+from aeflow_monai.engine.inference.picture_warning import saw_pictures, saw_volumes
+from aeflow_monai.engine.inference.runtimes import require_packages
+from aeflow_monai.engine.inference.whole_model import OUTPUTS_OF_WHOLE, WholeModel
+from aeflow_monai.files import read_json, replacing, replacing_together, sha256_of, write_json
+
+__all__ = ["FORMS", "export_model"]
+
+FORMS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+_logger = logging.getLogger(__name__)
+
+_PACKAGES = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "torch": ()}
+
+_UNIT = "standard deviations of held-out normals; larger is more anomalous"
+_SAYS = {
+    "anomaly_map": f"of each slice, in {_UNIT}; a voxel is abnormal above map_threshold",
+    "slice_scores": "of each slice; it is abnormal above slice_threshold",
+    "ease": "how much easier to reconstruct each slice is than normals",
+    "map_scores": "of each slice, without the global term",
+    "global_terms": "how unusual all of each slice is",
+    "case_score": "of the case; it is abnormal above case_threshold",
+    "case_map_score": "what of case_score is the maps'",
+    "case_global_term": "what of case_score is the global terms'",
+}
+_POSITION = (
+    "relative slice position, in [0, 1]: of the slices from the first that is processed to the last, 0 is the first, 1 "
+    "the last, 0.5 if there is only one. Slices are blurred with their neighbours by it, inside the model"
+)
+_WHOLE_PLANE = (
+    "all slices of one case that are to be scored, in one batch of any size, since maps are blurred through them and "
+    "the case score is made of all of them"
+)
+_TO_SIZE = {
+    "resize": "brought to the input's size bilinearly, with antialiasing where they shrink, as by Pillow's resize.",
+    "pad": (
+        "padded with 0 around their centre to the input's size, half of the margin before them, rounded down. This "
+        "file does not take larger slices, which aeflow scores in their own size: do not shrink them."
+    ),
+}
+_SEVERAL_PLANES = (
+    "Run each plane's file on the case. M is the mean of the files' case_map_score, G that of their case_global_term. "
+    "The case score is {joined}. A voxel's map value is the mean over the planes that saw it."
+)
+
+
+def export_model(folder: str | Path, form: str, output: str | Path, overwrite: bool = False) -> list[Path]:
+    """Write a bundle's model with everything in it: encoder, flow, decoder, maps, positions and calibration.
+
+    Args:
+        folder: of the bundle.
+        form: one of `FORMS`.
+        output: a new folder for model and JSON file; or the path of the model, which ends as its form does.
+        overwrite: replace an earlier export there, of whatever form.
+
+    Returns:
+        The files: of the model, one for each plane, and the JSON file last.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        OSError: the disk is full, for example; then none of the files is there.
+        ValueError: files are there and not to be replaced; an unknown form; a path of one file for a model of several
+            planes, or a model that scores by the mean of several planes' maps; one of which nothing tells whether it
+            is of volumes; or see `require_own_config`.
+        ModuleNotFoundError: names a package that the form needs.
+    """
+    if form not in FORMS:
+        raise ValueError(f"Expected one of {', '.join(FORMS)} to export to; got {form!r}.")
+    require_packages(f"Exporting to {form}", _PACKAGES[form])
+    model, path = Model(folder), Path(output)
+    slicer, detector = model.inferer.slicer, model.detector
+    state = detector.score.state_dict(prefix="score.")
+    of_pictures = saw_pictures(state)
+    if not of_pictures and not saw_volumes(state):
+        raise ValueError(
+            f"The model in {folder} does not tell whether it is of volumes or of 2D images: an earlier version wrote "
+            "it. Set its thresholds anew with aeflow calibrate, which notes that, or train it anew; then export that."
+        )
+    if detector.score.of_mean_map:
+        raise ValueError(
+            f"The model scores volumes by the mean of the maps of {len(slicer.axes)} planes, "
+            f"{', '.join(slicer.axes)}, which a file of one plane cannot tell. Train a model of one plane to export it."
+        )
+    planes = [None] if of_pictures else [*slicer.axes]
+    is_file = path.suffix == FORMS[form]
+    if is_file and len(planes) > 1:
+        raise ValueError(
+            f"The model looks at {len(planes)} planes, {', '.join(map(str, planes))}, with a file for each. Give a "
+            f"folder in place of {path}."
+        )
+    if not is_file and (path.suffix in FORMS.values() or path.is_file()):
+        raise ValueError(f"Expected a folder, or a file that ends with {FORMS[form]}, to export to {form}; got {path}.")
+    if in_the_way := next((parent for parent in path.parents if parent.is_file()), None):
+        raise ValueError(f"Expected a folder to write to; {in_the_way} is a file. Give another path.")
+    stem = path.with_suffix("") if is_file else path / "model"
+    json_file = stem.with_name(f"{stem.name}.json")  # a name may have further dots
+    names = [f"{stem.name}_{plane}" if len(planes) > 1 else stem.name for plane in planes]
+    files = [stem.with_name(name + FORMS[form]) for name in names]
+    earlier = _parts([stem.with_name(name) for name in _files_of(json_file)])
+    there = {file.name for file in (json_file, *_parts(files), *earlier) if file.exists()}
+    if there and not overwrite:
+        raise ValueError(
+            f"{stem.parent} holds {', '.join(sorted(there))}, which would be lost. Give another folder with -o, or "
+            "replace them with --overwrite."
+        )
+    if slicer.fit == "pad":
+        _logger.warning(
+            f"The model pads slices, and scores larger ones in their own size. What is exported takes those of up to "
+            f"{' x '.join(map(str, slicer.image_size))} pixels."
+        )
+    with replacing_together(stem.parent) as unfinished:
+        for plane, file in zip(planes, files, strict=True):
+            whole = WholeModel(detector, plane, slicer.image_size)
+            size = (detector.network.encoder.in_channels, *slicer.image_size)
+            _write(whole, size, form, unfinished / file.name, file)
+        about = _about(Path(folder), model, planes, [file.name for file in files], form)
+        write_json(unfinished / json_file.name, about)
+    for file in earlier:  # of another form, say, which the new JSON file does not describe
+        if file not in _parts(files):
+            file.unlink(missing_ok=True)
+    return [*files, json_file]
+
+
+def _parts(files: Sequence[Path]) -> list[Path]:
+    """The files, each of OpenVINO's with the one that holds its weights."""
+    return [part for file in files for part in (file, file.with_suffix(".bin"))[: 2 if file.suffix == ".xml" else 1]]
+
+
+def _files_of(json_file: Path) -> list[str]:
+    """Files that an earlier export has written beside its JSON file."""
+    try:
+        about = read_json(json_file)
+    except ValueError:  # it is no JSON
+        return []
+    if "aeflow_monai_version" not in about:
+        return []
+    files = about["files"]
+    return [*files.values()] if isinstance(files, dict) else [files]
+
+
+def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path, place: Path) -> None:
+    """Write a model to a path, which is moved to its place afterwards."""
+    inputs = {"image": torch.rand(3, *size)}
+    if whole.plane is not None:
+        inputs["position"] = torch.linspace(0, 1, 3)
+    of_case = () if whole.plane is None else OUTPUTS_OF_WHOLE[5:]
+    of_any_size = {name: "N" for name in (*inputs, *OUTPUTS_OF_WHOLE) if name not in of_case}
+    if form == "torch":
+        any_size = torch.export.Dim("N", min=1)
+        with torch.no_grad():
+            shapes = tuple({0: any_size} for _ in inputs)
+            program = torch.export.export(whole, tuple(inputs.values()), dynamic_shapes=shapes, strict=False)
+            stream = io.BytesIO()  # torch aborts the process if a file cannot be written
+            torch.export.save(program, stream)
+        _write_bytes(path, stream.getvalue())
+        return
+    model = onnx_of(whole, inputs, OUTPUTS_OF_WHOLE, of_any_size)
+    if form == "onnx":
+        _write_bytes(path, model)
+        return
+    _write_openvino(path, model, place)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as unfinished:  # which names the file in an error
+        unfinished.write_bytes(content)
+
+
+def _write_openvino(path: Path, model: bytes, place: Path) -> None:
+    """Write an ONNX model as OpenVINO's pair of files, of which the second ends with .bin."""
+    import openvino
+
+    core = openvino.Core()
+    layers = core.read_model(model, b"")
+    try:
+        openvino.save_model(layers, path, compress_to_fp16=False)
+        core.read_model(path)  # a stream that fails when it is closed is not told
+    except RuntimeError as error:  # OpenVINO has no number for what failed
+        said = " ".join(str(error).split()).replace(str(path.parent), str(place.parent))
+        raise OSError(
+            f"OpenVINO could not write {place}: {said} Is the disk full, or the size of files limited?"
+        ) from error
+
+
+def _about(folder: Path, model: Model, planes: list[str | None], files: list[str], form: str) -> dict[str, Any]:
+    """What the JSON file says."""
+    score, slicer = model.detector.score, model.inferer.slicer
+    of_volumes = planes[0] is not None
+    height, width = slicer.image_size
+    size = [model.detector.network.encoder.in_channels, height, width]
+    n = "N"
+    inputs: dict[str, Any] = {"image": {"type": "float32", "shape": [n, *size], "range": [0, 1]}}
+    inputs["image"]["says"] = "slices as the preprocessing below makes them; rows, then columns"
+    if of_volumes:
+        inputs["image"]["batch"] = _WHOLE_PLANE
+        inputs["position"] = {"type": "float32", "shape": [n], "range": [0, 1], "says": _POSITION}
+    shapes: dict[str, list[Any]] = {"anomaly_map": [n, 1, height, width]}
+    case_shape = [1] if of_volumes else [n]
+    outputs = {
+        name: {
+            "type": "float32",
+            "shape": shapes.get(name, case_shape if name.startswith("case_") else [n]),
+            "says": says,
+        }
+        for name, says in _SAYS.items()
+    }
+    joined = score.global_term.formula("M", "G") if score.knows_global_terms else "M"
+    about: dict[str, Any] = {
+        "disclaimer": DISCLAIMER,
+        "aeflow_monai_version": __version__,
+        "form": form,
+        "files": dict(zip(map(str, planes), files, strict=True)) if of_volumes else files[0],
+        "kind": "slices of a plane of one volume" if of_volumes else "2D images, each a case of its own",
+        "inputs": inputs,
+        "outputs": outputs,
+        "thresholds": {**score.thresholds, "unit": _UNIT, "expected_specificity": score.expected_specificity},
+        "preprocessing": _preprocessing(folder, slicer),
+        "model_sha256": sha256_of(model_path(folder)),
+    }
+    if len(planes) > 1:
+        about["several_planes"] = _SEVERAL_PLANES.format(joined=joined)
+    return about
+
+
+def _preprocessing(folder: Path, slicer: Slicer) -> Mapping[str, Any]:
+    """What the model's images went through, in words and as the training's config."""
+    config = fixed_options(read_model(model_path(folder)).config)
+    parts = {name: part for name, part in config.items() if name != "network_def"}
+    return {
+        "says": (
+            "An image is oriented (rows to posterior, columns to left, slices to superior; coronal and sagittal slices "
+            "stand upright), its intensities are scaled to [0, 1] and clipped, and its slices are "
+            f"{_TO_SIZE[slicer.fit]} The config below names each step with its options; background is 0."
+        ),
+        "config": parts,
+    }

@@ -1,0 +1,1 @@
+"""Configs of runs: what is given, checked, merged and stored."""

@@ -1,0 +1,1 @@
+"""Handlers of evaluations and inferences: tables, metrics, pictures and the report."""

@@ -1,0 +1,64 @@
+"""The Ignite handler that writes the report of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine
+
+from aeflow_monai.engine.runs.case_handler import CaseHandler
+from aeflow_monai.output.report import PictureBudget, write_report
+from aeflow_monai.score.score import Score
+from aeflow_monai.score.thresholds import is_specificity_uncertain, specificity_range
+
+__all__ = ["ReportWriter", "report_model"]
+
+
+class ReportWriter(CaseHandler):
+    """Keep small pictures of the most interesting cases while a run goes on, and write report.html at its end.
+
+    It reads what the other handlers have written, so that it stands behind them, and before `RunRecord`.
+
+    Args:
+        folder: of the results.
+        score: holds the thresholds.
+    """
+
+    def __init__(self, folder: str | Path, score: Score) -> None:
+        self.folder = Path(folder)
+        self.score = score
+
+    def start(self, engine: Engine) -> None:
+        """Forget the cases of an earlier run."""
+        self.budget = PictureBudget()
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the pictures of the cases of this batch; a case that failed has none."""
+        for source, scored in zip(engine.state.batch, engine.state.output, strict=True):
+            if (block := scored.get("report_pictures")) is not None:
+                label = source.get("label")
+                case = str(source["case"]).encode("utf-8", "backslashreplace").decode("utf-8")  # as in scores.csv
+                self.budget.add(
+                    case,
+                    float(scored["anomaly_score"]),
+                    float(scored["case_threshold"]),
+                    block,
+                    None if label is None else int(label),
+                )
+
+    def finish(self, engine: Engine) -> None:
+        """Write the report."""
+        write_report(self.folder, self.budget.pictures(), report_model(self.score))
+
+
+def report_model(score: Score) -> dict[str, Any]:
+    """What a report says of the model: thresholds, how far off they may be, held-out scores, formula of scores."""
+    rank, n_held_out = score.case_rank.tolist()
+    held_out = {"n_held_out": n_held_out, "held_out_scores": score.held_out.scores.tolist()}
+    model = {"thresholds": score.thresholds, "rank": rank, **held_out}
+    if score.knows_global_terms:
+        model["joined"] = score.global_term.formula("map", "term")
+    if n_held_out and is_specificity_uncertain(rank, n_held_out):
+        model["specificity_range"] = list(specificity_range(rank, n_held_out))
+    return model

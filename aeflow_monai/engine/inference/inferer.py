@@ -1,0 +1,332 @@
+"""A detector over the slices of a volume, and what it says of them as a volume again."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.utils import convert_to_dst_type
+from torch import Tensor
+
+from aeflow_monai import progress
+from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.engine.inference.detector import Detector
+from aeflow_monai.engine.inference.fast_inference import FastInference, Runtimes
+from aeflow_monai.engine.inference.picture_warning import note_on_image
+from aeflow_monai.engine.inference.saliency import require_saliency, saliency
+from aeflow_monai.engine.inference.scoring_pass import MAPS_OF_PASS
+from aeflow_monai.engine.inference.side_by_side import side_by_side, sides_of
+from aeflow_monai.engine.inference.stacked_maps import StackedMap, mean_over_planes
+from aeflow_monai.geometry import Places
+from aeflow_monai.score.score import Score, SliceScores
+from aeflow_monai.score.stack import SliceStack
+
+__all__ = ["SlicedInferer"]
+
+_logger = logging.getLogger(__name__)
+
+_KNOWN = (
+    "An image has the features of one that the model was trained or calibrated on, as the same image has in another "
+    "format or size. Its score is lower than that of a new one, and no test. Further ones are not named."
+)
+
+_OF_SLICES = ("anomaly_map", "slice_scores", "ease", "global_terms")  # what is told of a `SliceScores`
+_UNNAMED = ""  # the map of a network that gives one tensor
+
+Output = Tensor | dict[str, Tensor]
+Network = Callable[..., Output]
+
+
+class SlicedInferer(Inferer):  # type: ignore[misc]
+    """Run a detector over the chosen slices of a volume, and put together what it says of them.
+
+    Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that saw it, and
+    slices are scored by that mean, where the detector was calibrated so. The slices of a plane are scored together,
+    since maps are blurred through them.
+
+    Any other network may stand in its place, for example another method: it is called with slices (n, C, H, W) and
+    their `Places`, and gives maps (n, c, H, W), or a dictionary of maps and of numbers per slice (n,).
+
+    Args:
+        slicer: the slicing policy.
+        batch_size: slices that are in the network at a time. On a CPU of several cores, and without gradients, two
+            halves of them go through it side by side, so it has to be safe to call from two threads, as modules in
+            evaluation mode are.
+        saliency: add the map "saliency", "plain" or "smooth" (`engine.inference.saliency`); none if None.
+        runtime: what a detector's network is computed by, one of `aeflow_monai.engine.inference.runtimes.RUNTIMES`.
+        outputs: names of what is made of a detector's maps; its residual and log-likelihood are computed only if they
+            are named. All maps are if None.
+
+    Attributes:
+        notes: sentences on images that the model was not trained for, as they came.
+
+    Raises:
+        ValueError: batch_size below 1, or an unknown saliency or runtime.
+        ModuleNotFoundError: the runtime is not installed.
+
+    Example:
+        >>> inferer = SlicedInferer(Slicer(["axial", "coronal", "sagittal"], image_size=[32, 32], fit="pad"))
+        >>> volume = torch.rand(1, 1, 20, 24, 16)
+        >>> torch.allclose(inferer(volume, lambda slices, places: slices), volume)
+        True
+    """
+
+    def __init__(
+        self,
+        slicer: Slicer,
+        batch_size: int = 4,
+        saliency: str | None = None,
+        runtime: str = "torch",
+        outputs: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size has to be 1 or more; got {batch_size}.")
+        require_saliency(saliency)
+        self.slicer = slicer
+        self.batch_size = batch_size
+        self.saliency = saliency
+        maps = [name for name in MAPS_OF_PASS if outputs is None or name in outputs or name == "reconstruction"]
+        self.runtimes = Runtimes(runtime, maps, slicer.image_size)
+        self.notes: list[str] = []
+        self.noted: set[str] = set()
+
+    def __call__(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> Output:
+        """Look at a volume.
+
+        Args:
+            inputs: (1, C, X, Y, Z), oriented to PLS, in [0, 1].
+            network: a calibrated detector, or another network.
+            args: further arguments of another network.
+            kwargs: further arguments of another network.
+
+        Returns:
+            Of a detector: "anomaly_map" and the maps of `Detector.infer`, (1, c, X, Y, Z); for each plane
+            "slice_scores_<plane>", "ease_<plane>" and, if known, "global_terms_<plane>", (1, slices), NaN where a slice
+            was skipped; and the numbers of `Score.verdict`, (1,). Of another network what it gives: maps
+            (1, c, X, Y, Z) and numbers per slice under "<name>_<plane>".
+
+        Raises:
+            ValueError: more than one volume, a volume of other dimensions, no slice to process, or a detector that is
+                not calibrated.
+        """
+        output = self.stacks(inputs, network, *args, **kwargs)
+        stacks, indices = output.pop("stacks"), {plane: numbers[0] for plane, numbers in output.pop("indices").items()}
+        maps: dict[str, Tensor] = {}
+        for name in list(stacks):
+            of_planes = {plane: stack[0] for plane, stack in stacks.pop(name).items()}
+            pasted = StackedMap(self.slicer, inputs[0], of_planes, indices).pasted()
+            # where the volume lies goes along with its maps
+            maps[name] = convert_to_dst_type(pasted[None], inputs)[0]
+        return maps[_UNNAMED] if maps.keys() == {_UNNAMED} else {**maps, **output}
+
+    def stacks(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Look at a volume, and keep the maps as slices, which `StackMapsd` takes.
+
+        Args:
+            inputs: see `__call__`, as all that follows.
+            network: a calibrated detector, or another network.
+            args: further arguments of another network.
+            kwargs: further arguments of another network.
+
+        Returns:
+            Numbers as `__call__` gives them; under "stacks" from the name of each map, "" for that of a network that
+            gives one tensor, to the plane to its slices (1, n, c, H, W); under "indices" from each plane to the
+            numbers of its slices along the plane's axis, (1, n).
+
+        Raises:
+            ValueError: see `__call__`.
+        """
+        detector = network if isinstance(network, Detector) else None
+        _check(inputs, detector)
+        volume = inputs[0].as_subclass(Tensor)
+        axes = self.slicer.axes_of(volume)
+        found = _Found(self.slicer, volume)
+        fast = None if detector is None else self.runtimes.of(detector)
+        finished: dict[str, SliceScores] = {}
+        pooled: list[Tensor] = []  # of the slices of each plane
+        for axis in axes:
+            indices = self.slicer.chosen(volume, axis)
+            if not len(indices):  # of which a split would be one empty batch
+                if detector is not None and self.slicer.slice_range is not None and axis == axes[0] and len(axes) > 1:
+                    raise ValueError(
+                        f"No {axis} slice of the volume {tuple(volume.shape[1:])} within the slice range "
+                        f"{list(self.slicer.slice_range)} has {self.slicer.min_foreground:.0%} of its pixels above 0, "
+                        "and the other planes alone have another score. Give the part of the body that the model was "
+                        "trained on."
+                    )
+                continue
+            found.indices[axis] = indices
+            if detector is None or fast is None:
+                self._look(volume, axis, found, partial(_maps_of, network, args, kwargs))
+            else:
+                parts: dict[int, SliceStack] = {}  # by the first slice of each batch
+                self._look(volume, axis, found, partial(self._infer, detector, fast, parts))
+                together = SliceStack.join([parts[first] for first in sorted(parts)])
+                finished[axis] = detector.finish(together)
+                if together.pooled is not None:
+                    pooled.append(together.pooled)
+        if detector is not None:
+            finished = self._by_mean_map(detector.score, finished, found.indices, volume.shape[1:])
+            for axis, scored in finished.items():
+                of_slices = {name: getattr(scored, name) for name in _OF_SLICES}
+                if not detector.score.knows_global_terms:
+                    del of_slices["global_terms"]
+                found.add(of_slices, axis, torch.arange(len(found.indices[axis])))
+        if not found.stacks:
+            raise ValueError(
+                f"No slice to process: along {', '.join(axes)} none of the volume {tuple(volume.shape[1:])} has "
+                f"{self.slicer.min_foreground:.0%} of its pixels above 0 within the slice range. Crop the image to "
+                "what it shows, or train with a lower slicer#min_foreground."
+            )
+        if detector is not None:
+            n_slices = max(map(len, found.indices.values()))
+            self._note("kind", partial(_note_on_kind, detector, volume.shape[1:], n_slices))
+            self._note("known", partial(_note_on_known, detector, pooled))
+        return {
+            "stacks": {
+                name: {plane: stack[None] for plane, stack in of_planes.items()}
+                for name, of_planes in found.stacks.items()
+            },
+            "indices": {plane: indices[None] for plane, indices in found.indices.items()},
+            **found.numbers,
+            **({} if detector is None else _of_case(detector, finished)),
+        }
+
+    def _by_mean_map(
+        self, score: Score, scored: dict[str, SliceScores], indices: Mapping[str, Tensor], shape: Sequence[int]
+    ) -> dict[str, SliceScores]:
+        """Scores of the slices of each plane by the mean of all planes' maps, where the score is calibrated so."""
+        if not score.of_mean_map or shape[-1] == 1 or not scored:
+            return scored
+        means = mean_over_planes(
+            self.slicer, shape, {plane: scores.anomaly_map for plane, scores in scored.items()}, indices
+        )
+        return {plane: score.rescored(scores, means[plane][0]) for plane, scores in scored.items()}
+
+    def _note(self, about: str, find: Callable[[], str]) -> None:
+        """Note and say, once of each kind of image, that one is unlike those to be scored; then look no more."""
+        if about not in self.noted and (note := find()):
+            self.noted.add(about)
+            self.notes.append(note)
+            _logger.warning(note)
+
+    def _look(self, volume: Tensor, axis: str, found: _Found, look: Callable[[Tensor, Places, int], Output]) -> None:
+        """Look at the chosen slices of a plane, batch by batch."""
+        indices = found.indices[axis]
+        found.n_done = 0
+        positions = self.slicer.places(indices, axis).positions
+
+        def run_batch(some: Tensor) -> None:
+            places = Places([axis] * len(some), positions[some])
+            slices = self.slicer.slices(volume, axis, indices[some])
+            found.add(look(slices, places, int(some[0])), axis, some)
+            if len(indices) > self.batch_size:
+                progress.advance("slices", found.count(len(some)), len(indices))
+
+        sides = sides_of(volume.device)
+        batches = torch.split(torch.arange(len(indices)), math.ceil(self.batch_size / sides))
+        side_by_side(run_batch, batches, min(sides, len(batches)))
+
+    def _infer(
+        self,
+        detector: Detector,
+        fast: FastInference,
+        parts: dict[int, SliceStack],
+        slices: Tensor,
+        places: Places,
+        first: int,
+    ) -> dict[str, Tensor]:
+        """The maps of a batch that are complete; what the others are made of is kept in `parts`."""
+        parts[first], maps = fast.infer(slices, places)
+        if self.saliency is not None:
+            maps["saliency"] = saliency(detector, slices, places, self.saliency)
+        return maps
+
+
+def _check(inputs: Tensor, detector: Detector | None) -> None:
+    if inputs.ndim != 5 or inputs.shape[0] != 1:
+        raise ValueError(
+            f"Expected one volume (1, C, X, Y, Z); got {tuple(inputs.shape)}. Set the loader's batch_size to 1, "
+            "and use EnsureVolumed for 2D images."
+        )
+    if detector is not None and not detector.score.is_calibrated:
+        raise ValueError(
+            "The model is not calibrated. Finish its training with --resume <its last checkpoint>, or use the "
+            "folder of a finished training."
+        )
+
+
+def _note_on_kind(detector: Detector, shape: Sequence[int], n_slices: int) -> str:
+    return note_on_image(detector.score.state_dict(prefix="score."), shape, n_slices)
+
+
+def _note_on_known(detector: Detector, pooled: Sequence[Tensor]) -> str:
+    is_known = [known for plane in pooled for known in detector.score.global_term.knows(plane).tolist()]
+    return _KNOWN if sum(is_known) > len(is_known) / 2 else ""
+
+
+def _maps_of(network: Network, args: Any, kwargs: Any, slices: Tensor, places: Places, first: int) -> Output:
+    return network(slices, places, *args, **kwargs)
+
+
+def _of_case(detector: Detector, scored: dict[str, SliceScores]) -> dict[str, Tensor]:
+    """The score of the case, thresholds and p-value, (1,) each."""
+    of_case = detector.score.verdict(
+        {plane: scores.map_scores for plane, scores in scored.items()},
+        {plane: scores.global_terms for plane, scores in scored.items()},
+    )
+    return {name: torch.tensor([value], dtype=torch.float64) for name, value in of_case.items()}
+
+
+class _Found:
+    """What a network says of the chosen slices of a volume (C, X, Y, Z); from several threads too."""
+
+    def __init__(self, slicer: Slicer, volume: Tensor) -> None:
+        self.slicer = slicer
+        self.volume = volume
+        self.indices: dict[str, Tensor] = {}  # of the chosen slices along each plane's axis
+        self.stacks: dict[str, dict[str, Tensor]] = {}
+        self.numbers: dict[str, Tensor] = {}
+        self.lock = Lock()
+        self.n_done = 0
+
+    def add(self, output: Output, axis: str, some: Tensor) -> None:
+        """Add maps and numbers of some of the chosen slices of a plane."""
+        with self.lock:
+            for name, value in output.items() if isinstance(output, dict) else [(_UNNAMED, output)]:
+                if value.ndim == 1:
+                    self._add_numbers(name, value, axis, self.indices[axis][some])
+                    continue
+                stacks, count = self.stacks.setdefault(name, {}), len(self.indices[axis])
+                if len(some) == count:
+                    stacks[axis] = value
+                    continue
+                if axis not in stacks:
+                    stacks[axis] = value.new_empty(count, *value.shape[1:])
+                stacks[axis][some.to(value.device)] = value
+
+    def count(self, n: int) -> int:
+        """Slices of a plane that have been looked at, with n more."""
+        with self.lock:
+            self.n_done += n
+            return self.n_done
+
+    def _add_numbers(self, name: str, values: Tensor, axis: str, indices: Tensor) -> None:
+        if not torch.isfinite(values).all():  # NaN is kept for slices that were skipped
+            raise ValueError(
+                f"The network's {name} of {axis} slices are not finite: the image holds NaN, infinite or huge values; "
+                "replace them first."
+            )
+        if f"{name}_{axis}" not in self.numbers:
+            # of every plane, also one whose slices are all skipped
+            for each in self.slicer.axes_of(self.volume):
+                count = self.slicer.count(self.volume, each)
+                self.numbers[f"{name}_{each}"] = values.new_full((1, count), math.nan)
+        self.numbers[f"{name}_{axis}"][0, indices] = values

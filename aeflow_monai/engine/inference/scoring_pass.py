@@ -1,0 +1,111 @@
+"""One pass from images to what their scores are made of, in a form that runtimes other than torch can take over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from aeflow_monai.engine.inference.detector import Detector
+from aeflow_monai.network.folded import FoldedAEFlow
+from aeflow_monai.score.global_term import pooled_features
+from aeflow_monai.score.ssim import ssim_map
+
+__all__ = ["MAPS_OF_PASS", "ScoringPass", "maps_of_pass"]
+
+# Maps that a pass gives beside the sums, if they are asked for; see `Detector.infer`.
+MAPS_OF_PASS = ("reconstruction", "residual", "log_likelihood")
+
+
+def maps_of_pass(names: Sequence[str]) -> list[str]:
+    """Maps in the order in which a pass gives them.
+
+    Raises:
+        ValueError: an unknown map.
+    """
+    if unknown := [name for name in names if name not in MAPS_OF_PASS]:
+        raise ValueError(f"Unknown map {unknown[0]!r}: choose of {list(MAPS_OF_PASS)}.")
+    return [name for name in MAPS_OF_PASS if name in names]
+
+
+class ScoringPass(nn.Module):
+    """What `Detector.infer` says of images, folded and without what nobody asks for.
+
+    The flow's terms are weighted and summed over the channels at the resolution of their stage, before they are brought
+    to the image's size.
+
+    Args:
+        detector: trained; is copied.
+        maps: which of `MAPS_OF_PASS` are given.
+        image_size: rows and columns of the images, for an encoder that does not take any.
+
+    Raises:
+        ValueError: an unknown map.
+
+    Example:
+        >>> import torch
+        >>> from aeflow_monai.network import AEFlow, Encoder
+        >>> from aeflow_monai.score import Score
+        >>> detector = Detector(AEFlow(Encoder(), n_steps=2), Score(n_terms=3)).eval()
+        >>> given = ScoringPass(detector, maps=["residual"])(torch.rand(2, 1, 64, 64))
+        >>> [tuple(tensor.shape) for tensor in given]
+        [(2, 1, 64, 64), (2,), (2, 152, 4), (2, 1, 64, 64)]
+    """
+
+    def __init__(
+        self, detector: Detector, maps: Sequence[str] = MAPS_OF_PASS, image_size: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        self.names = maps_of_pass(maps)
+        self.of_likelihood = detector.flow_term == "likelihood"
+        self.network = FoldedAEFlow(detector.network, self.of_likelihood or "log_likelihood" in maps, image_size)
+        factors, offset = detector.score.term_factors()
+        self.factors = [float(factor) for factor in factors]
+        # of the Gaussian density's constant nothing depends on the image
+        constant = 0.0 if self.of_likelihood else 0.5 * math.log(2 * math.pi) * sum(self.factors[:-1])
+        self.offset = float(offset) - constant
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Look at images.
+
+        Args:
+            image: (N, C, H, W) in [0, 1].
+
+        Returns:
+            The weighted sum of the terms (N, 1, H, W), the dissimilarity (N,) and the pooled features
+            (N, channels, parts), see `SliceStack`; then the maps that were asked for, in the order of `MAPS_OF_PASS`.
+        """
+        output = self.network(image)
+        if self.of_likelihood:
+            terms = [-likelihood for likelihood in output.log_likelihoods]
+        else:
+            terms = [0.5 * latent.square().mean(dim=1, keepdim=True) for latent in output.latents]
+        unlike = 1 - ssim_map(output.reconstruction, image)
+        total = self.factors[-1] * unlike - self.offset
+        for factor, term in zip(self.factors, terms, strict=False):  # the last is of the reconstruction
+            total = total + _to_size_of(image, factor * term)
+        counted = (image.amax(dim=1, keepdim=True) > 0).to(unlike.dtype)
+        dissimilarity = (unlike * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp_min(1)
+        given = [total, dissimilarity, pooled_features(output.features)]
+        for name in self.names:
+            if name == "reconstruction":
+                given.append(output.reconstruction)
+            elif name == "residual":
+                given.append((image - output.reconstruction).abs().mean(dim=1, keepdim=True))
+            else:
+                given.append(_mean_at_size_of(image, output.log_likelihoods))
+        return tuple(given)
+
+
+def _to_size_of(image: Tensor, term: Tensor) -> Tensor:
+    size = [int(length) for length in image.shape[-2:]]  # of all images that a runtime's model takes
+    return F.interpolate(term, size=size, mode="bilinear", align_corners=False)
+
+
+def _mean_at_size_of(image: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    total = _to_size_of(image, maps[0])
+    for each in maps[1:]:
+        total = total + _to_size_of(image, each)
+    return total / len(maps)

@@ -1,0 +1,1 @@
+"""What every run has: its folder, its record, its cases, and those that failed."""

@@ -1,0 +1,224 @@
+"""The folders that a run writes to: which they are, that no other run uses them, and what an earlier one has left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from aeflow_monai.data.datalist.unused import Datalist
+from aeflow_monai.engine.config.stored_model import model_path
+from aeflow_monai.engine.config.workflow import GivenConfig
+from aeflow_monai.engine.runs.earlier_results import find_in_the_way, find_results, is_unfinished_table
+from aeflow_monai.engine.runs.run_record import RunRecord, describe_run
+from aeflow_monai.files import digest_of, home, read_json, sweep, user_path
+from aeflow_monai.locks import claim_folder, release_folder
+from aeflow_monai.output.result_files import RUN_RECORD
+from aeflow_monai.printable import some
+
+__all__ = [
+    "begin_bundle",
+    "begin_cache",
+    "begin_results",
+    "is_first_process",
+    "is_unfinished",
+    "model_folder",
+    "require_free",
+    "require_new",
+    "run_folder",
+]
+
+# What a training writes, beside its models and logs.
+_OF_A_BUNDLE = ("LICENSE", "docs/README.md", "configs/train.yaml", "configs/inference.yaml", "configs/metadata.json")
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the first of several."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def run_folder(output_dir: str | None, kind: str = "runs") -> str:
+    """Folder of a run's outputs: the one that was given, or a new one below the home folder, by time and process.
+
+    Args:
+        output_dir: as it was given, or None.
+        kind: folder below the home folder.
+
+    Raises:
+        ValueError: none was given to a run in several processes, which could not agree on a name.
+    """
+    if output_dir is not None:
+        return str(user_path(output_dir).absolute())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("A training in several processes needs a folder that all of them know: give --output_dir.")
+    return home(kind, f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
+
+
+def model_folder(output_dir: str | None) -> str:
+    """Folder of a new model, see `run_folder`.
+
+    Raises:
+        ValueError: it holds a model already.
+    """
+    folder = run_folder(output_dir)
+    if model_path(folder).is_file():
+        raise ValueError(
+            f"{folder} holds a trained model, which would be lost: give another folder with --output_dir, or delete "
+            "this one."
+        )
+    return folder
+
+
+def begin_bundle(folder: str | Path, resume: str | Path | None = None) -> None:
+    """Claim the folder of a new bundle.
+
+    Args:
+        folder: of the bundle.
+        resume: checkpoint that a training goes on from, if any.
+
+    Raises:
+        FolderInUse: another run writes there.
+        ValueError: there is a model; an interrupted training, which is not to go on; or what no training wrote.
+    """
+    folder = Path(model_folder(str(folder)))
+    claim_folder(folder, "output_dir")
+    for part in (".", "configs", "models", "docs", "logs", "logs/checkpoints"):
+        sweep(folder / part)
+    if resume is not None and Path(resume).resolve().parent == (folder / "logs/checkpoints").resolve():
+        return
+    try:
+        require_new(folder)
+    except ValueError:
+        release_folder(folder)
+        raise
+
+
+def require_new(folder: str | Path) -> None:
+    """Refuse a folder of a new bundle that holds an interrupted training, or files of others.
+
+    Args:
+        folder: of the bundle, which need not exist.
+
+    Raises:
+        ValueError: says what is in the way.
+    """
+    folder = Path(folder)
+    record = _read(folder / "logs" / RUN_RECORD)
+    checkpoints = sorted((folder / "logs/checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    if checkpoints:
+        started = ", ".join(command["started"] for command in record.get("commands", [])[:1]) or "an unknown time"
+        raise ValueError(
+            f"{folder} holds an interrupted training that began at {started}. Go on with it with --resume "
+            f"{checkpoints[-1]}, give another folder with --output_dir, or delete this one."
+        )
+    if not record and (foreign := [name for name in _OF_A_BUNDLE if (folder / name).exists()]):
+        raise ValueError(
+            f"{folder} holds {', '.join(foreign)}, which no training wrote, and which this one would replace. Give "
+            "another folder with --output_dir."
+        )
+
+
+def begin_cache(folder: str | Path) -> None:
+    """Claim the folder of slices and features that are kept in files.
+
+    Args:
+        folder: of all of them.
+
+    Raises:
+        FolderInUse: another run writes there.
+    """
+    folder = user_path(folder)
+    claim_folder(folder, "cache_dir")
+    for part in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        sweep(part)
+
+
+def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, overwrite: bool = False) -> None:
+    """Claim the folder of an inference or evaluation, and begin its run.json.
+
+    Results of a finished run are not replaced unattended. Of a run that was interrupted they are, if this run is the
+    same one again. Either way they stay until the first case of this run has come through the network, and what no run
+    of this package has written stays for ever.
+
+    Args:
+        record: of the run, which knows the folder of the results.
+        given: config of the run.
+        bundle: folder of the model.
+        overwrite: take away the results of an earlier run.
+
+    Raises:
+        FolderInUse: another run writes there.
+        ValueError: there are results of another run, which were not to be replaced; or files of others, which this run
+            would write over.
+    """
+    folder, model = record.folder, model_path(bundle)
+    claim_folder(folder, "output_dir")
+    sweep(folder)
+    of_model = {"file": str(model), "sha256": digest_of(model)}
+    begun = {**describe_run(given), "model": of_model, "n_cases": len(record.datalist), "notes": []}
+    if isinstance(record.datalist, Datalist):
+        begun["unused"] = record.datalist.unused.counts() | {"paths": record.datalist.unused.named()}
+    earlier = _read(folder / RUN_RECORD)
+    results = find_results(folder)
+    try:
+        require_free(folder, record.datalist, overwrite or _is_same_again(earlier, begun))
+    except ValueError:
+        release_folder(folder)
+        raise
+    for path in filter(is_unfinished_table, results):
+        path.unlink()
+    record.begin(begun, [path for path in results if not is_unfinished_table(path)])
+
+
+def require_free(folder: str | Path, datalist: Sequence[Mapping[str, Any]], overwrite: bool = False) -> None:
+    """Refuse a folder that holds results, or files of others that a run would write over.
+
+    Args:
+        folder: of the results, which need not exist.
+        datalist: of the run.
+        overwrite: whether results of an earlier run may be taken away.
+
+    Raises:
+        ValueError: says what is in the way.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    if foreign := find_in_the_way(folder, {str(item["case"]) for item in datalist}):
+        raise ValueError(
+            f"{folder} holds {some([path.name for path in foreign])}, which no run of this package wrote, and which "
+            "this one would replace. Give another folder with --output_dir, or move what is yours."
+        )
+    if not overwrite and find_results(folder):
+        raise ValueError(
+            f"{folder} holds the results of {_described(_read(folder / RUN_RECORD))}. Give another folder with "
+            "--output_dir, or replace them with --overwrite True."
+        )
+
+
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether a folder holds the results of a run that was interrupted."""
+    return _read(Path(folder, RUN_RECORD)).get("state") == "unfinished"
+
+
+def _read(record: Path) -> dict[str, Any]:
+    try:
+        return read_json(record)
+    except ValueError:  # which is as good as none
+        return {}
+
+
+def _is_same_again(earlier: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
+    """Whether an interrupted run was given the same as this one."""
+    same = all(earlier.get(key) == record[key] for key in ("config_sha256", "versions"))
+    model = earlier.get("model") or {}
+    return same and earlier.get("state") == "unfinished" and model.get("sha256") == record["model"]["sha256"]
+
+
+def _described(record: Mapping[str, Any]) -> str:
+    if not record:
+        return "a run that has left no run.json"
+    data = record.get("options", {}).get("dataset_dir")
+    return f"a run on {data} that began at {record.get('started')} and is {record.get('state')}"

@@ -1,0 +1,88 @@
+"""A training whose loss diverges is stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedEvaluator
+
+__all__ = ["DivergenceGuard"]
+
+
+class DivergenceGuard:
+    """End a training that diverges with an error: at once if its loss is not finite, else before a model is written.
+
+    A training that stays finite has diverged if at its end the validation loss is higher than that of the network as it
+    was before the training.
+
+    Args:
+        validator: of the training, whose key metric is the validation loss; if None only a loss that is not finite
+            counts.
+    """
+
+    def __init__(self, validator: SupervisedEvaluator | None = None) -> None:
+        self.validator = validator
+        self.before = math.inf
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed training has to know."""
+        return {"before": self.before}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take what an interrupted training knew."""
+        self.before = float(state["before"])
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer, before what writes the model."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        if self.validator is not None:
+            engine.add_event_handler(Events.STARTED, self.start, self.validator)
+            engine.add_event_handler(Events.COMPLETED, self.finish, self.validator)
+
+    def start(self, engine: Engine, validator: SupervisedEvaluator) -> None:
+        """Measure the validation loss before the training, without a change to what is random in it."""
+        self.before = _validation_loss(engine, validator)
+
+    def finish(self, engine: Engine, validator: SupervisedEvaluator) -> None:
+        """Compare the validation loss with that before the training.
+
+        Raises:
+            ValueError: it is higher.
+        """
+        # a training that is resumed after its last epoch has not validated
+        metrics, name = validator.state.metrics, validator.state.key_metric_name
+        after = float(metrics[name] if name in metrics else _validation_loss(engine, validator))
+        if not after <= self.before:
+            raise ValueError(
+                f"The training diverged: its validation loss went from {self.before:.4g}, before the first epoch, to "
+                f"{after:.4g}. Lower learning_rate, or network_def#network#clamp. No model is written, an earlier one "
+                "is untouched."
+            )
+
+    def __call__(self, engine: Engine) -> None:
+        """Look at the last loss.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        loss = float(engine.state.output["loss"].detach())
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"The loss is {loss} in epoch {engine.state.epoch}, iteration {engine.state.iteration}: the training "
+                "diverged. Lower learning_rate, or network_def#network#clamp; the last checkpoint is kept, an earlier "
+                "model is untouched."
+            )
+
+
+@torch.no_grad()
+def _validation_loss(engine: Engine, validator: SupervisedEvaluator) -> float:
+    network, losses = validator.network, []
+    network.eval()
+    with torch.random.fork_rng():
+        for batch in validator.data_loader:
+            image, _, args, options = engine.prepare_batch(batch, engine.state.device)
+            losses.append(float(engine.loss_function(network(image, *args, **options), image)))
+    return sum(losses) / len(losses)
