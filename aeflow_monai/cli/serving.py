@@ -17,7 +17,7 @@ def label(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: something of the start is wrong.
         ModuleNotFoundError: MONAI Label is not installed.
     """
-    from aeflow_monai.label.server import make_app_folder, serve
+    from aeflow_monai.label.requests.server import make_app_folder, serve
 
     if given.init:
         terminal.result(str(make_app_folder(given.app)))

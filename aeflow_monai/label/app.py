@@ -23,25 +23,25 @@ from monailabel.utils.others.generic import file_checksum, strtobool
 
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.engine.inference.allocator import keep_freed_memory
-from aeflow_monai.label.answers import readable_errors
 from aeflow_monai.label.background import call_later, check_before_start, note_server
-from aeflow_monai.label.batch import GuardedBatchInfer
-from aeflow_monai.label.dicomweb import AnomalyDicomDatastore
-from aeflow_monai.label.door import close_door
-from aeflow_monai.label.folder import AnomalyLocalDatastore
-from aeflow_monai.label.inference import MapInferTask, MaskInferTask, Pipeline
 from aeflow_monai.label.logs import keep_log_discreet
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import check_known, image_path
-from aeflow_monai.label.reader_metrics import VoxelEvaluation
-from aeflow_monai.label.retraining import AnomalyTrainTask
-from aeflow_monai.label.rules import rules_of
-from aeflow_monai.label.server import refuse_presets_beside_a_model
-from aeflow_monai.label.sessions import GuardedSessions
-from aeflow_monai.label.strategies import MostAnomalous, NearestThreshold
-from aeflow_monai.label.tasks import TaskCheck, require_known, waiting_tasks
+from aeflow_monai.label.requests.answers import readable_errors
+from aeflow_monai.label.requests.door import close_door
+from aeflow_monai.label.requests.rules import rules_of
+from aeflow_monai.label.requests.server import refuse_presets_beside_a_model
+from aeflow_monai.label.studies.dicomweb import AnomalyDicomDatastore
+from aeflow_monai.label.studies.folder import AnomalyLocalDatastore
+from aeflow_monai.label.studies.sessions import GuardedSessions
+from aeflow_monai.label.tasks.batch import GuardedBatchInfer
+from aeflow_monai.label.tasks.inference import MapInferTask, MaskInferTask, Pipeline
+from aeflow_monai.label.tasks.reader_metrics import VoxelEvaluation
+from aeflow_monai.label.tasks.retraining import AnomalyTrainTask
+from aeflow_monai.label.tasks.strategies import MostAnomalous, NearestThreshold
+from aeflow_monai.label.tasks.task_check import TaskCheck, require_known, waiting_tasks
+from aeflow_monai.label.tasks.worklist_scores import AnomalyScoring
 from aeflow_monai.label.temporary import keep_writes_inside, remove_stale, removing_upload
-from aeflow_monai.label.worklist_scores import AnomalyScoring
 
 __all__ = ["AnomalyApp"]
 

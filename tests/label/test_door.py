@@ -163,9 +163,9 @@ def test_a_server_that_others_reach_needs_a_password_or_a_word(
 
 def test_other_machines_are_answered_only_where_a_word_allows_it(server: Any) -> None:
     """Also of `monailabel start_server`, which listens to all of them."""
-    from aeflow_monai.label.callers import check_caller
-    from aeflow_monai.label.routes import NotOffered
-    from aeflow_monai.label.rules import Rules
+    from aeflow_monai.label.requests.callers import check_caller
+    from aeflow_monai.label.requests.routes import NotOffered
+    from aeflow_monai.label.requests.rules import Rules
 
     rules = Rules((), False, 0, (), (), lambda name: True)
     headers = [(b"host", b"192.168.0.7:8000")]

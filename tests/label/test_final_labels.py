@@ -26,7 +26,7 @@ def drawn() -> Any:
 
 
 def test_a_label_is_read_as_evaluations_read_masks(drawn: Any, tmp_path: Path) -> None:
-    from aeflow_monai.label.final_labels import LabelledImage, load_label
+    from aeflow_monai.label.studies.final_labels import LabelledImage, load_label
 
     for name, voxels in (
         ("ones", drawn),
@@ -44,7 +44,7 @@ def test_a_label_is_read_as_evaluations_read_masks(drawn: Any, tmp_path: Path) -
 
 
 def test_unlikely_voxels_are_no_lesion(drawn: Any, tmp_path: Path) -> None:
-    from aeflow_monai.label.final_labels import LabelledImage
+    from aeflow_monai.label.studies.final_labels import LabelledImage
 
     unlikely = drawn * np.float32(0.1)
     unlikely[0, 0, 0] = 0.2
@@ -53,7 +53,7 @@ def test_unlikely_voxels_are_no_lesion(drawn: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"no label"])
 def test_a_label_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) -> None:
-    from aeflow_monai.label.final_labels import load_label
+    from aeflow_monai.label.studies.final_labels import load_label
 
     path = tmp_path / "a.nii.gz"
     path.write_bytes(content)
@@ -65,7 +65,7 @@ def test_a_label_that_cannot_be_read_is_named(tmp_path: Path, content: bytes) ->
 
 
 def test_what_evaluations_cannot_read_is_refused_when_it_is_submitted(drawn: Any, tmp_path: Path) -> None:
-    from aeflow_monai.label.submissions import check_label
+    from aeflow_monai.label.studies.submissions import check_label
 
     image = save(tmp_path / "image.nii.gz", np.random.default_rng(0).random(SHAPE, np.float32))
     check_label(save(tmp_path / "a.nii.gz", drawn), image)

@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore:The distutils package:DeprecationWarning")  # which MONAI Label imports
 def test_the_watching_thread_survives_labels_that_are_saved_meanwhile(folder: Path) -> None:
-    from aeflow_monai.label.folder import AnomalyLocalDatastore
+    from aeflow_monai.label.studies.folder import AnomalyLocalDatastore
 
     store = AnomalyLocalDatastore(str(folder), extensions=["*.png"])
     label = folder / "image_0.png"
@@ -63,7 +63,7 @@ def test_a_dicomweb_server_that_does_not_answer_is_no_fault_of_this_one() -> Non
     import requests
     from fastapi import HTTPException
 
-    from aeflow_monai.label.answers import readable_errors
+    from aeflow_monai.label.requests.answers import readable_errors
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # and does not listen

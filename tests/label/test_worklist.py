@@ -22,7 +22,7 @@ import yaml
 from outputs import BUNDLE, contents, files_below
 
 from aeflow_monai import predict
-from aeflow_monai.label.server import make_app_folder
+from aeflow_monai.label.requests.server import make_app_folder
 
 NORMALS = tuple(f"train_normal_00{number}" for number in range(4))
 
@@ -184,7 +184,7 @@ def test_training_on_marked_normals_gives_the_next_model(
 def test_an_image_that_is_removed_meanwhile_does_not_end_a_scoring(studies: Path) -> None:
     from monailabel.datastore.local import LocalDatastore
 
-    from aeflow_monai.label.records import store
+    from aeflow_monai.label.studies.records import store
 
     datastore = LocalDatastore(str(studies), extensions=("*.nii.gz",))
     store(datastore, "gone", {"anomaly_score": 1.0})

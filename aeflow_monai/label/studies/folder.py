@@ -16,7 +16,7 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from monailabel.interfaces.exception import LabelNotFoundException
 
 from aeflow_monai.label.names import check_image_id, quoted
-from aeflow_monai.label.submissions import check_label
+from aeflow_monai.label.studies.submissions import check_label
 from aeflow_monai.label.temporary import removing_upload
 
 __all__ = ["AnomalyLocalDatastore"]

@@ -10,9 +10,9 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import DefaultLabelTag
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 
-from aeflow_monai.label.final_labels import MARKED_NORMAL, load_label
 from aeflow_monai.label.names import quoted
-from aeflow_monai.label.submissions import check_label
+from aeflow_monai.label.studies.final_labels import MARKED_NORMAL, load_label
+from aeflow_monai.label.studies.submissions import check_label
 from aeflow_monai.label.temporary import removing_upload
 
 __all__ = ["AnomalyDicomDatastore", "require_converter"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aeflow_monai.engine.config.template import config_files
-from aeflow_monai.label.addresses import is_loopback, parse_origin
+from aeflow_monai.label.requests.addresses import is_loopback, parse_origin
 
 __all__ = ["MAX_UPLOAD_MB", "make_app_folder", "refuse_presets_beside_a_model", "serve"]
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from aeflow_monai.engine.bundles.model import Model
 from aeflow_monai.files import write_json
-from aeflow_monai.label.answers import message_of
-from aeflow_monai.label.final_labels import LabelledImage, labelled_images, load_label
-from aeflow_monai.label.inference import Pipeline
 from aeflow_monai.label.options import device_of
-from aeflow_monai.label.records import read_report
-from aeflow_monai.label.submissions import lay_on_grid
+from aeflow_monai.label.requests.answers import message_of
+from aeflow_monai.label.studies.final_labels import LabelledImage, labelled_images, load_label
+from aeflow_monai.label.studies.records import read_report
+from aeflow_monai.label.studies.submissions import lay_on_grid
+from aeflow_monai.label.tasks.inference import Pipeline
 from aeflow_monai.metrics import LesionMetrics, VoxelMetrics
 
 __all__ = ["VoxelEvaluation"]

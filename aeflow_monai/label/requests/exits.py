@@ -8,7 +8,7 @@ from monailabel.config import settings
 from starlette.datastructures import Headers
 from starlette.types import Message, Scope, Send
 
-from aeflow_monai.label.answers import without_paths
+from aeflow_monai.label.requests.answers import without_paths
 
 __all__ = ["Exit", "path_of"]
 

@@ -10,10 +10,10 @@ from fastapi import HTTPException
 from monailabel.interfaces.datastore import Datastore
 from monailabel.utils.async_tasks.utils import tasks
 
-from aeflow_monai.label.answers import readable_errors
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.names import quoted
 from aeflow_monai.label.options import check_batch_options, check_known, device_of
+from aeflow_monai.label.requests.answers import readable_errors
 
 __all__ = ["TaskCheck", "require_known", "waiting_tasks"]
 

@@ -10,9 +10,9 @@ import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
-from aeflow_monai.label.answers import message_of
 from aeflow_monai.label.models import ModelStore
-from aeflow_monai.label.records import failure_record, score_record, store
+from aeflow_monai.label.requests.answers import message_of
+from aeflow_monai.label.studies.records import failure_record, score_record, store
 
 __all__ = ["GuardedBatchInfer"]
 

@@ -16,7 +16,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from aeflow_monai.errors import describe_error, root_cause
-from aeflow_monai.label.routes import NotOffered
+from aeflow_monai.label.requests.routes import NotOffered
 
 __all__ = ["log_error", "message_of", "readable_errors", "status_of", "without_paths"]
 

@@ -9,9 +9,9 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
-from aeflow_monai.label.answers import message_of
-from aeflow_monai.label.inference import AnomalyInferTask
-from aeflow_monai.label.records import failure_record, score_record, store
+from aeflow_monai.label.requests.answers import message_of
+from aeflow_monai.label.studies.records import failure_record, score_record, store
+from aeflow_monai.label.tasks.inference import AnomalyInferTask
 
 __all__ = ["AnomalyScoring"]
 

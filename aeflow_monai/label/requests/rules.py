@@ -11,8 +11,8 @@ from typing import NamedTuple
 from monailabel.config import settings
 
 from aeflow_monai.about import PACKAGE
-from aeflow_monai.label.addresses import parse_origin
-from aeflow_monai.label.server import MAX_UPLOAD_MB
+from aeflow_monai.label.requests.addresses import parse_origin
+from aeflow_monai.label.requests.server import MAX_UPLOAD_MB
 
 __all__ = ["Rules", "rules_of"]
 

@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
 from aeflow_monai.label.names import check_upload_name, check_values, parse_object, quoted
-from aeflow_monai.label.routes import NotOffered, Route, check_query
-from aeflow_monai.label.rules import Rules
+from aeflow_monai.label.requests.routes import NotOffered, Route, check_query
+from aeflow_monai.label.requests.rules import Rules
 
 __all__ = ["MAX_JSON", "check_body", "check_info", "is_ambiguous", "read_body", "replay"]
 

@@ -26,11 +26,11 @@ from aeflow_monai.engine.config.template import config_files
 from aeflow_monai.engine.config.workflow import Workflow
 from aeflow_monai.files import write_json
 from aeflow_monai.label.background import is_orphan
-from aeflow_monai.label.final_labels import LabelledImage, labelled_images
 from aeflow_monai.label.models import ModelStore
 from aeflow_monai.label.options import CONFIRMATION, TRAINING, device_of, is_confirmed, training_options
-from aeflow_monai.label.reader_metrics import VoxelEvaluation
-from aeflow_monai.label.records import read_report
+from aeflow_monai.label.studies.final_labels import LabelledImage, labelled_images
+from aeflow_monai.label.studies.records import read_report
+from aeflow_monai.label.tasks.reader_metrics import VoxelEvaluation
 
 __all__ = ["AnomalyTrainTask"]
 

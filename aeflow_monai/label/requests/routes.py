@@ -124,7 +124,7 @@ def find_route(method: str, path: str) -> Route:
         ('file',)
         >>> find_route("POST", "/reload")
         Traceback (most recent call last):
-        aeflow_monai.label.routes.NotOffered: The app is not loaded anew while it serves. Restart the server.
+        aeflow_monai.label.requests.routes.NotOffered: The app is not loaded anew while it serves. Restart the server.
     """
     if len(path) > _MAX_PATH:
         raise NotOffered(414, f"Expected an address of at most {_MAX_PATH} characters; got {len(path)}.")

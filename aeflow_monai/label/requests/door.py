@@ -12,14 +12,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from aeflow_monai.label.answers import log_error, message_of, status_of
-from aeflow_monai.label.bodies import MAX_JSON, check_body, is_ambiguous, read_body, replay
-from aeflow_monai.label.callers import check_caller
-from aeflow_monai.label.dicomweb import require_converter
-from aeflow_monai.label.exits import Exit, path_of
 from aeflow_monai.label.names import check_values, quoted
-from aeflow_monai.label.routes import NotOffered, Route, check_query, find_route
-from aeflow_monai.label.rules import Rules
+from aeflow_monai.label.requests.answers import log_error, message_of, status_of
+from aeflow_monai.label.requests.bodies import MAX_JSON, check_body, is_ambiguous, read_body, replay
+from aeflow_monai.label.requests.callers import check_caller
+from aeflow_monai.label.requests.exits import Exit, path_of
+from aeflow_monai.label.requests.routes import NotOffered, Route, check_query, find_route
+from aeflow_monai.label.requests.rules import Rules
+from aeflow_monai.label.studies.dicomweb import require_converter
 
 __all__ = ["Door", "check_infer", "close_door"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from aeflow_monai.label.addresses import is_known_host, is_known_origin, is_loopback
 from aeflow_monai.label.names import quoted
-from aeflow_monai.label.routes import NotOffered
-from aeflow_monai.label.rules import Rules
+from aeflow_monai.label.requests.addresses import is_known_host, is_known_origin, is_loopback
+from aeflow_monai.label.requests.routes import NotOffered
+from aeflow_monai.label.requests.rules import Rules
 
 __all__ = ["check_caller"]
 

@@ -1,0 +1,1 @@
+"""What a server lets through, and how it answers."""

@@ -1,0 +1,1 @@
+"""Where studies and their labels lie: a folder, or a DICOMweb server."""
