@@ -25,7 +25,7 @@ from aeflow_monai.data.slice_copies import SliceCopies
 
 __all__ = ["RandAcquisitiond", "VariedSlices"]
 
-# How far acquisitions of normals differ, as is plausible and not more; a choice, see docs/results.md.
+# How far acquisitions of normals differ, as is plausible and not more; a choice, see docs/results_choices.md.
 _GAMMA = (0.75, 1.35)
 _SIGMA = (0.3, 1.2)  # of the blur, pixels of the network's input
 _NOISE = 0.03  # largest standard deviation, of intensities in [0, 1]

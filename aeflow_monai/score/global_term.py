@@ -17,7 +17,7 @@ __all__ = ["GlobalTerm", "fit_global_term", "pooled_features"]
 
 _MOST_NUMBERS = 1024  # of a slice, so that the stored matrix stays small, whatever the encoder
 # How the term joins a score, its weight and how soft the maximum is, in standard deviations. Chosen on the
-# panel's development splits, see docs/results.md: what is local in a volume is in few of its slices.
+# panel's development splits, see docs/results_choices.md: what is local in a volume is in few of its slices.
 _OF_IMAGES, _OF_VOLUMES = (3.0, 4.0), (2.0, 1.0)
 # From where on a term counts by its logarithm alone, and how sharply that begins, in standard deviations.
 _BEND = (1.5, 0.25)

@@ -21,7 +21,7 @@ from aeflow_monai.score.stack import SliceStack
 __all__ = ["Score", "SliceScores", "top_mean", "top_means"]
 
 # Fractions of a slice's highest map values, and of a case's highest slice scores. In a volume a lesion is a small part
-# of a slice, and in few of them. Chosen on the panel's development splits, see docs/results.md.
+# of a slice, and in few of them. Chosen on the panel's development splits, see docs/results_choices.md.
 _OF_IMAGES, _OF_VOLUMES = ((0.05, 1.0), 0.25), ((0.005, 1.0), 0.15)
 _EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal; a choice
 
