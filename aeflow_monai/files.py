@@ -1,10 +1,8 @@
-"""Files: written whole or not at all, JSON, hashes, compression, and where they lie."""
+"""Files: written whole or not at all, JSON, and where they lie."""
 
 from __future__ import annotations
 
-import codecs
 import errno
-import hashlib
 import json
 import os
 import platform
@@ -18,43 +16,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-try:
-    from isal import igzip as gzip  # as small as zlib's level 1 in a fraction of the time, see benchmarks/writing.py
-    from isal import isal_zlib
-
-    _of_isal: tuple[Any, ...] = (isal_zlib.error,)
-except ImportError:  # no wheel for this machine
-    import gzip
-
-    _of_isal = ()
-
 __all__ = [
     "case_file_name",
-    "digest_of",
-    "encoding_of",
-    "gzip",
     "home",
     "new_folder",
     "read_json",
     "replacing",
     "replacing_together",
-    "sha256_of",
     "sweep",
     "unfinished_path",
-    "unpacked_digest_of",
     "user_path",
     "write_json",
 ]
 
-_MOST_UNPACKED = 2**33  # bytes: a .gz file may hold any number
-
 # What is being written: the machine, the process, and a number. It never has the name of what is whole.
 _UNFINISHED = ".unfinished-{machine}-{process}-{number}"
 _LEFT = re.compile(r"\.unfinished-(\w+)-(\d+)-")
-_MARKS = {
-    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-}
 
 
 def home(*parts: str) -> str:
@@ -294,76 +271,6 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"Expected a dictionary in {path}; got a {type(content).__name__}. Restore the file.")
     return content
-
-
-def encoding_of(content: bytes, name: str) -> str:
-    r"""Encoding of a text that people write: UTF-8, or what its byte order mark says.
-
-    Args:
-        content: of the file, or its first four bytes.
-        name: of the file, for messages.
-
-    Returns:
-        A name for `open`, which leaves the mark out.
-
-    Raises:
-        ValueError: it is UTF-16 or UTF-32 without a mark.
-
-    Example:
-        >>> [encoding_of(content, "list.txt") for content in ("a.png".encode("utf-16"), b"a.png")]
-        ['utf-16', 'utf-8-sig']
-    """
-    for encoding, marks in _MARKS.items():  # the mark of UTF-32 begins as that of UTF-16 does
-        if content.startswith(marks):
-            return encoding
-    if b"\0" in content[:4]:
-        raise ValueError(
-            f"Expected text in {name}, in UTF-8, or in UTF-16 with a byte order mark; got zero bytes. Save it as UTF-8."
-        )
-    return "utf-8-sig"
-
-
-def sha256_of(file: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with Path(file).open("rb") as stream:
-        while block := stream.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def digest_of(file: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, which are not read again while size and time of change stay."""
-    found = Path(file).stat()
-    return _digest(str(file), found.st_size, found.st_mtime_ns)
-
-
-def unpacked_digest_of(file: str | Path) -> str:
-    """As `digest_of`, of a .gz file of what is inside; of one that is damaged, or holds more than 8 GiB, as it is."""
-    if Path(file).suffix.lower() != ".gz":
-        return digest_of(file)
-    found = Path(file).stat()
-    return _unpacked_digest(str(file), found.st_size, found.st_mtime_ns) or digest_of(file)
-
-
-@cache
-def _digest(file: str, size: int, changed_ns: int) -> str:
-    return sha256_of(file)
-
-
-@cache
-def _unpacked_digest(file: str, size: int, changed_ns: int) -> str:
-    digest, rest = hashlib.sha256(), _MOST_UNPACKED
-    try:
-        with gzip.open(file) as stream:
-            while block := stream.read(2**20):
-                digest.update(block)
-                rest -= len(block)
-                if rest < 0:
-                    return ""
-    except (EOFError, gzip.BadGzipFile, zlib.error, *_of_isal):
-        return ""
-    return digest.hexdigest()
 
 
 def case_file_name(data: Mapping[Hashable, Any]) -> str:

@@ -23,7 +23,8 @@ import pydicom
 
 from aeflow_monai.data import LoadCased
 from aeflow_monai.data.dicom.headers import quiet
-from aeflow_monai.data.dicom.series import Image, contents_of
+from aeflow_monai.data.dicom.image import Image
+from aeflow_monai.data.dicom.series import contents_of
 from aeflow_monai.geometry import TOLERANCE_MM
 
 

@@ -14,7 +14,7 @@ from map_inferer import Answer, MapMethod, axial_stack
 from torch import Tensor
 
 from aeflow_monai import Score, Slicer
-from aeflow_monai.score.score import top_mean
+from aeflow_monai.score.top_fractions import top_mean
 
 
 def centred(stack: Tensor, shape: Iterable[int]) -> Tensor:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aeflow_monai import files
-from aeflow_monai.files import case_file_name, home, read_json, replacing, sha256_of, sweep, write_json
+from aeflow_monai import compression
+from aeflow_monai.digests import sha256_of
+from aeflow_monai.files import case_file_name, home, read_json, replacing, sweep, write_json
 
 # --- home -------------------------------------------------------------------------------------------------------------
 
@@ -159,8 +160,8 @@ def test_sha256_is_that_of_all_bytes(tmp_path: Path, n_bytes: int) -> None:
 
 def test_without_isal_gzip_is_pythons_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "isal", None)
-    specification = importlib.util.find_spec(files.__name__)
+    specification = importlib.util.find_spec(compression.__name__)
     plain = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(plain)
     assert plain.gzip is gzip
-    assert gzip.decompress(files.gzip.compress(b"voxels")) == b"voxels"
+    assert gzip.decompress(compression.gzip.compress(b"voxels")) == b"voxels"

@@ -14,8 +14,9 @@ PACKAGE = Path(aeflow_monai.__file__).parent
 
 # From the ground up. What stands on one floor does not know each other, nor anything above.
 FLOORS = [
-    {"about", "geometry", "files", "imports", "marks", "printable", "processes", "progress", "result_tables"},
-    {"errors", "locks"},
+    {"about", "compression", "files", "geometry", "imports", "marks"}
+    | {"printable", "processes", "progress", "result_tables", "text_encoding"},
+    {"digests", "errors", "locks"},
     {"network", "metrics"},
     {"score"},
     {"data", "output"},

@@ -22,9 +22,10 @@ from aeflow_monai.data.datalist.listing import find_images
 from aeflow_monai.data.datalist.modalities import in_order
 from aeflow_monai.data.datalist.naming import fitting_name, path_problem
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
-from aeflow_monai.files import encoding_of, user_path
+from aeflow_monai.files import user_path
 from aeflow_monai.marks import has_mark
 from aeflow_monai.printable import counted, shown
+from aeflow_monai.text_encoding import encoding_of
 
 __all__ = ["studies_in", "with_problem"]
 

@@ -18,9 +18,10 @@ from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import encoding_of, read_json, user_path
+from aeflow_monai.files import read_json, user_path
 from aeflow_monai.printable import counted, some
 from aeflow_monai.result_tables import rows_of
+from aeflow_monai.text_encoding import encoding_of
 
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
 

@@ -12,8 +12,8 @@ from .feature_dataset import prepare_slice_batch as prepare_slice_batch
 from .guarded_dataset import GuardedDataset as GuardedDataset
 from .labelled import LabelledSampler as LabelledSampler
 from .labelled import LabelledSlices as LabelledSlices
-from .phantom import write_phantom as write_phantom
-from .phantom import write_phantom_slices as write_phantom_slices
+from .phantom_files import write_phantom as write_phantom
+from .phantom_files import write_phantom_slices as write_phantom_slices
 from .prepare import prepare_data as prepare_data
 from .readers import LoadCased as LoadCased
 from .slice_dataset import SliceDataset as SliceDataset

@@ -5,76 +5,30 @@ from __future__ import annotations
 import gzip
 import logging
 import math
-import re
 import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from aeflow_monai.data.itk_header_fields import META_IMAGE, ItkHeader, read_itk_header
 from aeflow_monai.data.numbers import require_size
 
 __all__ = ["check_itk_header", "is_itk_volume", "voxel_files"]
 
 _logger = logging.getLogger(__name__)
 _told_of_sides = threading.Event()  # once, and not of each file of a data set
-
-_META_IMAGE, _NRRD = (".mha", ".mhd"), (".nrrd", ".nhdr")
-_HEADER_BYTES = 2**20  # a header that is longer is none
-_LINE_CHARACTERS = 2000  # of a field
-_MAX_FILES = 10**5  # of a list or a pattern
-_META_KEYS = (
-    *("NDims", "DimSize", "ElementNumberOfChannels", "ElementType", "ElementSpacing", "ElementSize"),
-    *("CompressedData", "BinaryData", "DistanceUnits", "HeaderSize"),
-)
-_OTHER_NAMES = {  # of one thing, which a header may say in both ways, if they agree
-    **dict.fromkeys(("Offset", "Position", "Origin"), "Offset"),
-    **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "TransformMatrix"),
-    **dict.fromkeys(("BinaryDataByteOrderMSB", "ElementByteOrderMSB"), "BinaryDataByteOrderMSB"),
-}
-_AS_ITK_WRITES = {key.lower(): key for key in (*_META_KEYS, *_OTHER_NAMES, "ElementDataFile")}
-_LOCAL = ("LOCAL", "Local", "local")  # and in no other way
-_META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 8, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
-_NRRD_BYTES = {
-    **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
-    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), 2),
-    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), 2),
-    **dict.fromkeys(
-        ("int", "signed int", "int32", "int32_t", "uint", "unsigned int", "uint32", "uint32_t", "float"), 4
-    ),
-    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "signed long long int"), 8),
-    **dict.fromkeys(("int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int"), 8),
-    **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
-}
+_NRRD = (".nrrd", ".nhdr")
 # Numbers in a voxel, for the types of which ITK reads several.
 _COMPONENTS = {
     **dict.fromkeys(("float", "double"), (1, 2, 3, 4)),
     **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), (1, 3, 4)),
 }
-_SPACES = re.compile("(ras|las|lps|(left|right)(anterior|posterior)superior)(t(ime)?)?")  # without blanks and hyphens
-_NO_SIDES = re.compile("(scannerxyz|3d(left|right)handed)(t(ime)?)?")
-_SPATIAL = ("domain", "space", "time", "none", "???")
 _UNIT_MM = {"": 1.0, "?": 1.0, "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "m": 1000.0, "meter": 1000.0, "um": 0.001}
 _UNIT_MM |= {"\u00b5m": 0.001, "micron": 0.001, "micrometer": 0.001}
 
 
-class _Header(NamedTuple):
-    """What a header says of its voxels."""
-
-    shape: tuple[int, ...]
-    n_bytes: int  # of a number
-    files: list[str]  # none if the voxels follow the header
-    offset: int  # of the voxels in this file
-    packed: str  # "", "zlib" or another word for a compression
-    n_components: int
-    kind: str  # of number
-    units: set[str]
-    tells_sides: bool = True  # which side is left
-
-
 def is_itk_volume(path: Path) -> bool:
     """Whether the name is that of a MetaImage or NRRD file, which ITK reads."""
-    return path.name.lower().endswith((*_META_IMAGE, *_NRRD))
+    return path.name.lower().endswith((*META_IMAGE, *_NRRD))
 
 
 def check_itk_header(path: Path) -> float:
@@ -91,7 +45,7 @@ def check_itk_header(path: Path) -> float:
             hold; the header cannot be understood; its unit is unknown.
         FileNotFoundError: a file that it names is missing.
     """
-    header = _read(path)
+    header = read_itk_header(path)
     files = [_beside(path, name) for name in header.files]
     if header.n_components not in _COMPONENTS.get(header.kind, (1,)):
         raise ValueError(
@@ -138,138 +92,10 @@ def voxel_files(path: Path) -> list[Path]:
         >>> [file.name for file in voxel_files(header)]
         ['a.raw']
     """
-    names = _read(path).files
+    names = read_itk_header(path).files
     for name in names:
         _beside(path, name)
     return [path.parent / name for name in names]
-
-
-def _read(path: Path) -> _Header:
-    with path.open("rb") as stream:
-        content = stream.read(_HEADER_BYTES)
-    try:
-        return _meta_image(content) if path.suffix.lower() in _META_IMAGE else _nrrd(content)
-    except (ValueError, KeyError, IndexError, OverflowError) as error:
-        said = f"its line of {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"Expected a header of MetaImage or NRRD in {path}; got one that cannot be understood ({said}). Is it an "
-            "image, and whole? Export it again, or convert it to NIfTI."
-        ) from None
-
-
-def _agree(one: str, other: str) -> bool:
-    """Whether two values are the same numbers, or the same word."""
-    return [word.lower() for word in one.split()] == [word.lower() for word in other.split()]
-
-
-def _meta_image(content: bytes) -> _Header:
-    fields: dict[str, str] = {}
-    told: set[str] = set()
-    rest = 0
-    for line, end in _lines(content):
-        written, *values = re.split("[=:]", line, maxsplit=1)  # ITK takes both
-        key = _AS_ITK_WRITES.get(re.sub("[^a-z]", "", written.lower()), "")
-        thing = _OTHER_NAMES.get(key, key)
-        value = "".join(values).strip()
-        is_told_again = key in told or (thing in fields and not _agree(value, fields[thing]))
-        if key and (is_told_again or key != written.strip(" \t")):
-            raise ValueError(f"{written!r}, where ITK reads one line of {thing!r}, written so")
-        told.add(key)
-        fields[thing] = value
-        if key == "ElementDataFile":
-            rest = end
-            break
-    data = fields["ElementDataFile"]
-    # the words in a comment count, since ITK goes on behind a certain length of it as on a new line
-    read = content[:rest] if data in _LOCAL else content
-    if len(re.findall(b"elementdatafile", read, re.IGNORECASE)) > 1:
-        raise ValueError("several places with 'ElementDataFile'")
-    if data in _LOCAL and int(fields.get("HeaderSize", "0")) > 0:
-        raise ValueError("a HeaderSize where the voxels are in the same file, whose beginning ITK would take for them")
-    shape = [int(size) for size in fields["DimSize"].split()]
-    channels = int(fields.get("ElementNumberOfChannels", "1"))
-    kind = fields["ElementType"].upper().removeprefix("MET_").removesuffix("_ARRAY")
-    n_bytes = _META_BYTES[kind if kind in _META_BYTES else kind.removeprefix("U")]
-    files: list[str] = []
-    if data.startswith("LIST"):
-        files = [line for line, _ in _lines(content[rest:]) if line]
-    elif "%" in data:
-        files = _of_pattern(data.split())
-    elif data not in _LOCAL:
-        files = [data]
-    packed = "zlib" if fields.get("CompressedData", "false").lower() in ("true", "1") else ""
-    ascii_numbers = fields.get("BinaryData", "true").lower() in ("false", "0")
-    units = {fields["DistanceUnits"].lower()} if "DistanceUnits" in fields else set()
-    packed = "text" if ascii_numbers else packed
-    return _checked(_Header((*shape, channels), n_bytes, files, rest, packed, channels, kind.lower(), units))
-
-
-def _nrrd(content: bytes) -> _Header:
-    if not content.startswith(b"NRRD"):
-        raise ValueError("it does not begin with NRRD")
-    fields: dict[str, str] = {}
-    rest = 0
-    for line, end in _lines(content):
-        rest = end
-        if not line:
-            break
-        if len(line) > _LINE_CHARACTERS and ":=" not in line and not line.startswith("#"):
-            raise ValueError(f"a line of {len(line)} characters, {line[:20]!r}...")  # ITK's reader dies of it
-        key, colon, value = line.partition(": ")
-        if not colon or line.startswith("#") or ":=" in key:
-            continue  # no field
-        key = key.lower().replace(" ", "")
-        if key in fields:
-            raise ValueError(f"two lines of {key!r}")
-        fields[key] = value.strip()
-        if key == "datafile" and value.strip().upper().startswith("LIST"):
-            break
-    data = fields.get("datafile", "")
-    files: list[str] = []
-    if data.upper().startswith("LIST"):
-        files = [line for line, _ in _lines(content[rest:]) if line]
-    elif "%" in data:
-        files = _of_pattern(data.split())
-    elif data:
-        files = [data]
-    packed = {"raw": "", "gz": "zlib", "gzip": "zlib"}.get(fields["encoding"].lower(), "other")
-    shape = tuple(int(size) for size in fields["sizes"].split())
-    kinds = fields.get("kinds", "").lower().split() or ["domain"] * len(shape)
-    channels = math.prod(size for size, kind in zip(shape, kinds, strict=True) if kind not in _SPATIAL)
-    number = fields["type"].lower()
-    units = {unit.lower() for unit in re.findall(r'"([^"]*)"', fields.get("spaceunits", ""))}
-    space = re.sub("[ -]", "", fields.get("space", "").lower())  # as ITK reads it
-    tells = _SPACES.fullmatch(space) is not None
-    if space and not tells and not _NO_SIDES.fullmatch(space):
-        raise ValueError(f"the space {fields['space']!r}, where NRRD has left-posterior-superior and its like")
-    return _checked(_Header(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units, tells))
-
-
-def _checked(header: _Header) -> _Header:
-    if not header.shape or min(header.shape) < 1:
-        raise ValueError(f"a shape of {header.shape}")
-    return header
-
-
-def _lines(content: bytes) -> Iterator[tuple[str, int]]:
-    """Lines without their ends, and where the next one begins."""
-    start = 0
-    while start < len(content):
-        end = content.find(b"\n", start)
-        end = len(content) if end < 0 else end
-        line = content[start:end].removesuffix(b"\r")
-        if b"\r" in line:  # at which some readers begin a new line
-            raise ValueError(f"a line with a carriage return, {line[:80]!r}")
-        yield line.decode("utf-8", "surrogateescape").strip(), end + 1
-        start = end + 1
-
-
-def _of_pattern(words: list[str]) -> list[str]:
-    """Names that a pattern such as `slice%03d.raw 1 20 1` stands for."""
-    pattern, first, last, step = words[0], int(words[1]), int(words[2]), int(words[3]) if len(words) > 3 else 1
-    if not re.fullmatch(r"[^%]*%0?\d{0,2}d[^%]*", pattern) or not step or abs(last - first) / abs(step) > _MAX_FILES:
-        raise ValueError(f"the pattern {' '.join(words)!r} of its files")
-    return [pattern % number for number in range(first, last + (1 if step > 0 else -1), step)]
 
 
 def _beside(header: Path, name: str) -> Path:
@@ -296,7 +122,7 @@ def _beside(header: Path, name: str) -> Path:
     return file
 
 
-def _check_voxels(header: _Header, files: list[Path], path: Path) -> None:
+def _check_voxels(header: ItkHeader, files: list[Path], path: Path) -> None:
     claimed = math.prod(header.shape) * header.n_bytes
     if header.packed not in ("", "zlib"):
         return  # which the reader notices, in memory that is bounded

@@ -18,9 +18,9 @@ from monai.transforms import EnsureChannelFirst
 from monai.utils import MetaKeys
 from nibabel.spatialimages import HeaderDataError
 
+from aeflow_monai.compression import gzip as fast_gzip
 from aeflow_monai.data.numbers import as_float32, require_size
 from aeflow_monai.data.scaled_reader import ScaledReader
-from aeflow_monai.files import gzip as fast_gzip
 from aeflow_monai.geometry import check_affine
 from aeflow_monai.printable import first_line
 

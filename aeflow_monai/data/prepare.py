@@ -17,8 +17,9 @@ from aeflow_monai.data.datalist import load_datalist
 from aeflow_monai.data.datalist.item import files_of
 from aeflow_monai.data.datalist.items import EmptySectionError
 from aeflow_monai.data.slicer import Slicer
+from aeflow_monai.digests import sha256_of
 from aeflow_monai.errors import FailureLog
-from aeflow_monai.files import sha256_of, write_json
+from aeflow_monai.files import write_json
 
 __all__ = ["prepare_data"]
 

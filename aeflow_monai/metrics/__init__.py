@@ -1,6 +1,7 @@
 """How well scores and maps find what is abnormal: by case, slice, lesion and voxel."""
 
-from aeflow_monai.metrics.detection import detection_report, format_report, intensity_statistics
+from aeflow_monai.metrics.baselines import intensity_statistics
+from aeflow_monai.metrics.detection import detection_report, format_report
 from aeflow_monai.metrics.lesions import LesionMetrics
 from aeflow_monai.metrics.paired import paired_report
 from aeflow_monai.metrics.slices import slice_report

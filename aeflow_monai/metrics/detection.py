@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import betabinom, binomtest, mannwhitneyu
+from scipy.stats import betabinom, mannwhitneyu
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -16,15 +16,14 @@ from sklearn.metrics import (
     recall_score,
     roc_auc_score,
 )
-from torch import Tensor
 
-__all__ = ["detection_report", "expected_passing", "format_report", "intensity_statistics"]
+from aeflow_monai.metrics.bootstrap import STATISTICS, bootstrap_intervals
+
+__all__ = ["Floats", "Ints", "detection_report", "expected_passing", "format_report"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
 _SHIFTED = 0.001  # below this p-value
-STATISTICS = ("auroc", "average_precision", "f1", "accuracy", "sensitivity", "specificity")
 
 
 def detection_report(
@@ -107,7 +106,7 @@ def detection_report(
         "sensitivity": recall_score(truth, called),
         "specificity": recall_score(truth, called, pos_label=0),
     }
-    intervals = _bootstrap(truth, values, threshold, n_bootstrap, np.random.default_rng(seed))
+    intervals = bootstrap_intervals(truth, values, threshold, n_bootstrap, np.random.default_rng(seed))
     n_abnormal = int(truth.sum())
     report: dict[str, Any] = {"n": len(truth), "n_normal": len(truth) - n_abnormal, "n_abnormal": n_abnormal}
     for name, value in point.items():
@@ -248,26 +247,6 @@ def format_report(report: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *filter(None, map(report.get, ("auroc_note", "specificity_note")))])
 
 
-def intensity_statistics(image: Tensor) -> dict[str, float]:
-    """Trivial statistics of an image: what any method has to beat.
-
-    Args:
-        image: any shape.
-
-    Returns:
-        Mean, standard deviation and 95th percentile over all values.
-    """
-    values = image.flatten().float().cpu()
-    rank = max(1, round(0.95 * len(values)))
-    # not by torch's kthvalue, which keeps an index of eight bytes for each value
-    p95 = np.partition(values.numpy(), rank - 1)[rank - 1]
-    return {
-        "intensity_mean": float(values.mean()),
-        "intensity_std": float(values.std(correction=0)),
-        "intensity_p95": float(p95),
-    }
-
-
 def _labels(labels: Any) -> Ints:
     array = np.asarray(labels)
     if array.ndim != 1 or array.size == 0:
@@ -306,45 +285,3 @@ def _oracle(truth: Ints, values: Floats) -> tuple[float, float]:
     best = int(f1.argmax())
     # scikit-learn calls a score equal to its threshold abnormal; here it is normal.
     return float(f1[best]), float(np.nextafter(thresholds[best], -np.inf))
-
-
-def _bootstrap(
-    truth: Ints, values: Floats, threshold: float, n_bootstrap: int, generator: np.random.Generator
-) -> dict[str, list[float]]:
-    """Percentile intervals; a resample only changes how often each distinct score occurs."""
-    distinct, ranks = np.unique(values, return_inverse=True)
-    first_called = int(np.searchsorted(distinct, threshold, side="right"))
-    normal, abnormal = ranks[truth == 0], ranks[truth == 1]
-    samples = np.empty((n_bootstrap, len(STATISTICS)))
-    for sample in samples:
-        drawn = [generator.choice(group, len(group)) for group in (normal, abnormal)]
-        counts = [np.bincount(ranks_drawn, minlength=len(distinct)) for ranks_drawn in drawn]
-        sample[:] = _statistics(counts[0], counts[1], first_called)
-    low, high = np.percentile(samples, [2.5, 97.5], axis=0)
-    smaller = min(len(normal), len(abnormal))
-    own = {"sensitivity": len(abnormal), "specificity": len(normal), "accuracy": len(values)}
-    return {
-        name: [float(low[i]), float(high[i])] if low[i] < high[i] else _wilson(float(low[i]), own.get(name, smaller))
-        for i, name in enumerate(STATISTICS)
-    }
-
-
-def _wilson(fraction: float, n: int) -> list[float]:
-    """95 % interval of a fraction of n cases."""
-    interval = binomtest(round(fraction * n), n).proportion_ci(method="wilson")
-    return [float(interval.low), float(interval.high)]
-
-
-def _statistics(normal: Ints, abnormal: Ints, first_called: int) -> tuple[float, ...]:
-    """`STATISTICS` from the counts of each distinct score, in ascending order of the scores."""
-    n_normal, n_abnormal = normal.sum(), abnormal.sum()
-    # AUROC: the fraction of pairs in which the abnormal score is larger, ties counting half.
-    auroc = abnormal @ (np.cumsum(normal) - 0.5 * normal) / (n_normal * n_abnormal)
-    true_positives = np.cumsum(abnormal[::-1])
-    positives = true_positives + np.cumsum(normal[::-1])
-    average_precision = abnormal[::-1] @ (true_positives / np.maximum(positives, 1)) / n_abnormal
-
-    hits, false_alarms = abnormal[first_called:].sum(), normal[first_called:].sum()
-    f1 = 2 * hits / (hits + false_alarms + n_abnormal)
-    accuracy = (hits + n_normal - false_alarms) / (n_normal + n_abnormal)
-    return auroc, average_precision, f1, accuracy, hits / n_abnormal, 1 - false_alarms / n_normal

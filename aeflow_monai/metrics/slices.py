@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from aeflow_monai.metrics.detection import _finite, _labels, _statistics
+from aeflow_monai.metrics.bootstrap import _statistics
+from aeflow_monai.metrics.detection import _finite, _labels
 
 __all__ = ["slice_report"]
 

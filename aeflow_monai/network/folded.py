@@ -12,15 +12,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.network.feature_norm import FeatureNorm
-from aeflow_monai.network.flow import (
-    SUBNET_SCALE,
-    ConvSubnet,
-    FlowStep,
-    LatentFlow,
-    ResNetSubnet,
-    log_likelihood_per_channel,
-)
+from aeflow_monai.network.flow import LatentFlow, log_likelihood_per_channel
+from aeflow_monai.network.flow_step import FlowStep
 from aeflow_monai.network.folded_encoder import fold_encoder
+from aeflow_monai.network.subnets import SUBNET_SCALE, ConvSubnet, ResNetSubnet
 
 __all__ = ["FoldedAEFlow"]
 

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from monai.data.utils import to_affine_nd
 
-from aeflow_monai.files import gzip, replacing
+from aeflow_monai.compression import gzip
+from aeflow_monai.files import replacing
 from aeflow_monai.geometry import untailed
 from aeflow_monai.marks import mark_nifti
 

@@ -1,9 +1,10 @@
 """From maps of slices to calibrated scores; knows no network."""
 
 from aeflow_monai.score.calibration import calibrate_score
-from aeflow_monai.score.global_term import GlobalTerm, pooled_features
+from aeflow_monai.score.global_term import GlobalTerm
 from aeflow_monai.score.held_out import HeldOutScores
 from aeflow_monai.score.normal_slices import NormalSlices, PooledSlices
+from aeflow_monai.score.pooled_features import pooled_features
 from aeflow_monai.score.position import PositionNorm
 from aeflow_monai.score.score import Score, SliceScores
 from aeflow_monai.score.ssim import ssim_map

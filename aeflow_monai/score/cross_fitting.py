@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aeflow_monai.score.global_term import GlobalTerm, fit_global_term
+from aeflow_monai.score.global_term import GlobalTerm
 from aeflow_monai.score.normal_slices import NormalSlices, PooledSlices, stacks_of
 from aeflow_monai.score.position import PositionMoments, PositionNorm
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.stack import SliceStack
+from aeflow_monai.score.term_fitting import fit_global_term
 
 __all__ = ["Norms", "fit_norms"]
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,8 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["GlobalTerm", "fit_global_term", "pooled_features"]
+__all__ = ["GlobalTerm"]
 
-_MOST_NUMBERS = 1024  # of a slice, so that the stored matrix stays small, whatever the encoder
 # How the term joins a score, its weight and how soft the maximum is, in standard deviations. Chosen on the
 # panel's development splits, see docs/results_choices.md: what is local in a volume is in few of its slices.
 _OF_IMAGES, _OF_VOLUMES = (3.0, 4.0), (2.0, 1.0)
@@ -27,40 +25,7 @@ _MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
 # or 0.14 at another size; others have 0.38 or more.
 _SAME = 0.2
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
-_AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
-_LEAST_PATIENTS = 6  # with fewer normals nothing is known of what else is normal
 _PATIENTS_OF_TRAINING = 10.0  # that its mean and covariance count as beside another site's normals; a choice
-
-Normals = Mapping[str, Tensor]
-
-
-def pooled_features(features: Sequence[Tensor]) -> Tensor:
-    """Mean features of the quarters of each slice, of all stages beside each other.
-
-    Args:
-        features: of the encoder's stages, each (N, C_i, h_i, w_i).
-
-    Returns:
-        (N, channels, 4), or of wide encoders the mean of all of the slice, (N, channels, 1).
-
-    Example:
-        >>> tuple(pooled_features([torch.rand(3, 40, 16, 16), torch.rand(3, 112, 8, 8)]).shape)
-        (3, 152, 4)
-    """
-    grid = 2 if 4 * sum(stage.shape[1] for stage in features) <= _MOST_NUMBERS else 1
-    half = (torch.float16, torch.bfloat16)
-    return torch.cat([_means_of_parts(f.float() if f.dtype in half else f, grid) for f in features], dim=1)
-
-
-def _means_of_parts(stage: Tensor, grid: int) -> Tensor:
-    """Adaptive mean of (N, C, h, w) over grid x grid parts, (N, C, grid * grid)."""
-    height, width = (int(length) for length in stage.shape[-2:])
-    if height % grid == 0 and width % grid == 0:
-        return F.avg_pool2d(stage, (height // grid, width // grid)).flatten(2)
-    # parts that overlap by a row or column, which ONNX has no operation for
-    rows, columns = ([(n * k // grid, -(-n * (k + 1) // grid)) for k in range(grid)] for n in (height, width))
-    parts = [stage[:, :, top:bottom, left:right] for top, bottom in rows for left, right in columns]
-    return torch.stack([part.mean(dim=(2, 3)) for part in parts], dim=2)
 
 
 class GlobalTerm(nn.Module):
@@ -237,6 +202,12 @@ class GlobalTerm(nn.Module):
         spread = ((distances - mean) / std).sum(dim=1).std(correction=0)  # together they are standardised again
         self.unit = torch.stack([mean, std * (spread if spread > 0 else 1.0)], dim=1).to(self.unit)
 
+    def join_as(self, of_volumes: bool) -> None:
+        """Join scores by the weight and softness of slices of volumes, or of 2D images."""
+        weight, softness = _OF_VOLUMES if of_volumes else _OF_IMAGES
+        self.weight.fill_(weight)
+        self.softness.fill_(softness)
+
     def forget(self) -> None:
         """Know nothing again."""
         self.load_state_dict(GlobalTerm().state_dict())
@@ -314,88 +285,3 @@ def _some(normals: Tensor) -> Tensor:
     """At most `_MOST_NORMALS` of the normals, by chance: their order may have a rhythm, such as left and right."""
     chosen = torch.randperm(len(normals), generator=torch.Generator().manual_seed(0))[:_MOST_NORMALS]
     return normals[chosen.sort().values]
-
-
-def fit_global_term(
-    term: GlobalTerm,
-    held_out: Sequence[Normals],
-    fitted: Sequence[Normals],
-    copies: Sequence[Normals] = (),
-    of_volumes: bool = False,
-) -> list[GlobalTerm]:
-    """Fit a term to normals of a training, and for each group of held-out ones give what they are compared with.
-
-    Held-out normals are not among what the term is fitted to: compared with themselves, now or in a later calibration,
-    they would lie too near. Where normals of a training are of too few patients, it is fitted to all; then each group
-    is compared with the others. The unit is that of all normals, each compared with others than itself. Without normals
-    of a training, a term that is of one is moved to the held-out normals: so it is on another site.
-
-    Copies of the training's normals, as another acquisition might show them, are among what the term is fitted to. They
-    set no unit, which is that of normals as they are.
-
-    Args:
-        term: is changed.
-        held_out: of each group, from the patient to the `pooled_features` of all slices.
-        fitted: likewise of what the method was fitted on, in as many groups.
-        copies: likewise of copies of these, in the same groups; none if empty.
-        of_volumes: the normals are slices of volumes, and no 2D images. A term that moves stays what it was.
-
-    Returns:
-        As many as there are groups; none if the normals are of too few patients, and the term knows nothing then.
-
-    Raises:
-        ValueError: features that are not finite.
-    """
-    groups = [{**some, **others} for some, others in zip(held_out, fitted, strict=True)]
-    if len({patient for group in groups for patient in group}) < _LEAST_PATIENTS:
-        term.forget()
-        return []
-    if not torch.isfinite(_joined(groups)).all():
-        raise ValueError("Features of normals are not finite: the encoder's weights or an image hold NaN.")
-    of_training = len({patient for group in fitted for patient in group}) >= _LEAST_PATIENTS
-    if any(fitted) or not (term.is_known and term.is_of_training):
-        normals, fit = fitted if of_training else groups, partial(_fitted_to, term, of_training, of_volumes)
-    else:
-        normals, fit = held_out, partial(_moved_to, term)
-    added = copies if of_training and copies else [{}] * len(normals)
-    pairs = [*zip(normals, added, strict=True)]
-
-    def fitted_but(left: int | None) -> GlobalTerm:
-        return fit([each for number, pair in enumerate(pairs) if number != left for each in pair])
-
-    whole = fitted_but(None)
-    without = [fitted_but(number) for number in range(len(pairs))]
-    compared = [*zip(without, normals, strict=True)]
-    if of_training:
-        without = [whole] * len(groups)
-        compared += zip(without, held_out, strict=True)
-    distances = torch.cat(
-        [
-            own.distances(part.to(term.unit))
-            for own, group in compared
-            for part in torch.split(_joined([group]), _AT_ONCE)
-            if group
-        ]
-    )
-    for each in (*without, whole):
-        each.set_unit(distances)
-    term.load_state_dict(whole.state_dict())
-    return without
-
-
-def _joined(groups: Sequence[Normals]) -> Tensor:
-    found = [pooled for group in groups for pooled in group.values()]
-    return torch.cat(found) if found else torch.zeros(0, 0, 1)
-
-
-def _fitted_to(like: GlobalTerm, is_of_training: bool, of_volumes: bool, groups: Sequence[Normals]) -> GlobalTerm:
-    found = GlobalTerm().to(like.unit.device)
-    found.fit(_joined(groups))
-    found.is_of_training.fill_(is_of_training)
-    for buffer, number in zip((found.weight, found.softness), _OF_VOLUMES if of_volumes else _OF_IMAGES, strict=True):
-        buffer.fill_(number)
-    return found
-
-
-def _moved_to(term: GlobalTerm, groups: Sequence[Normals]) -> GlobalTerm:
-    return term.moved(_joined(groups).to(term.unit), sum(map(len, groups)))

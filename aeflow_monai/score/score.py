@@ -17,8 +17,10 @@ from aeflow_monai.score.global_term import GlobalTerm
 from aeflow_monai.score.held_out import HeldOutScores
 from aeflow_monai.score.position import PositionNorm, blur_through_slices
 from aeflow_monai.score.stack import SliceStack
+from aeflow_monai.score.tissue import is_tissue, mean_in_foreground
+from aeflow_monai.score.top_fractions import top_mean, top_means
 
-__all__ = ["Score", "SliceScores", "top_mean", "top_means"]
+__all__ = ["Score", "SliceScores"]
 
 # Fractions of a slice's highest map values, and of a case's highest slice scores. In a volume a lesion is a small part
 # of a slice, and in few of them. Chosen on the panel's development splits, see docs/results_choices.md.
@@ -230,7 +232,9 @@ class Score(nn.Module):
         Returns:
             The stack. Of a single term nothing is known of a reconstruction: its dissimilarity is 0.
         """
-        dissimilarity = terms.new_zeros(len(terms)) if self.n_terms == 1 else _mean(terms[:, -1:], foreground)
+        dissimilarity = (
+            terms.new_zeros(len(terms)) if self.n_terms == 1 else mean_in_foreground(terms[:, -1:], foreground)
+        )
         return SliceStack(self._weighted_sum(terms), dissimilarity, foreground, places, pooled)
 
     def blurred(self, stack: SliceStack) -> SliceStack:
@@ -263,9 +267,9 @@ class Score(nn.Module):
         if self.published:
             return stack.weighted_sum
         deviation: Tensor = (norm or self.position_norm)(stack.weighted_sum, stack.places)
-        level = (1 - self.level_weight) * _mean(deviation, stack.foreground).view(-1, 1, 1, 1)
+        level = (1 - self.level_weight) * mean_in_foreground(deviation, stack.foreground).view(-1, 1, 1, 1)
         # outside of the tissue nothing is taken off: wide margins would turn a high level into a low mean
-        return torch.where(_is_tissue(stack.foreground), deviation - level, deviation.clamp_max(0))
+        return torch.where(is_tissue(stack.foreground), deviation - level, deviation.clamp_max(0))
 
     def ease(self, stack: SliceStack, norm: PositionNorm | None = None) -> Tensor:
         """How much easier to reconstruct slices are than those of normals at the same relative position.
@@ -389,36 +393,3 @@ class Score(nn.Module):
     def _weighted_sum(self, terms: Tensor) -> Tensor:
         factors, offset = self.term_factors()
         return (terms * factors.view(1, -1, 1, 1)).sum(dim=1, keepdim=True) - offset
-
-
-def top_means(anomaly_map: Tensor, fractions: Sequence[float]) -> Tensor:
-    """Mean of each fraction of the map's highest values: (n, 1, H, W) to (n, fractions)."""
-    return torch.stack([top_mean(anomaly_map.flatten(1), fraction) for fraction in fractions], dim=1)
-
-
-def top_mean(values: Tensor, fraction: float) -> Tensor:
-    """Mean of the highest fraction of each row, at least one value: (N, M) to (N,)."""
-    count = max(1, math.ceil(fraction * values.shape[1]))
-    if count == values.shape[1]:
-        return values.mean(dim=1)
-    return values.topk(count, dim=1).values.mean(dim=1)
-
-
-def _mean(maps: Tensor, foreground: Tensor) -> Tensor:
-    """Mean of each map over its foreground, 0 if there is none: (N, 1, H, W) twice to (N,)."""
-    counted = foreground.to(maps.dtype)
-    return (maps * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp_min(1)
-
-
-def _is_tissue(foreground: Tensor) -> Tensor:
-    """Pixels with foreground on all four sides, or of it; all of an image that has none: (N, 1, H, W), boolean."""
-    height, width = foreground.shape[-2:]
-    # not int16, of which ONNX Runtime and OpenVINO give no minimum
-    rows = torch.arange(height, device=foreground.device, dtype=torch.int32).view(-1, 1)
-    columns = torch.arange(width, device=foreground.device, dtype=torch.int32)
-    tissue = torch.ones_like(foreground)
-    for dim, place in ((-2, rows), (-1, columns)):
-        first = torch.where(foreground, place, foreground.shape[dim]).amin(dim, keepdim=True)
-        last = torch.where(foreground, place, -1).amax(dim, keepdim=True)
-        tissue = tissue & (place >= first) & (place <= last)
-    return tissue | ~foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)

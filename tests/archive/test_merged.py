@@ -7,7 +7,8 @@ import pytest
 from archive_runs import a_shard
 
 from aeflow_monai.archive.merged import merge
-from aeflow_monai.files import read_json, sha256_of, write_json
+from aeflow_monai.digests import sha256_of
+from aeflow_monai.files import read_json, write_json
 
 
 def test_cases_of_two_shards_with_one_name_are_told(tmp_path: Path) -> None:

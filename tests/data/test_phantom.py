@@ -11,7 +11,8 @@ from PIL import Image
 from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
-from aeflow_monai.data.phantom import PhantomVolume, make_volume, write_phantom, write_phantom_slices
+from aeflow_monai.data.phantom import PhantomVolume, make_volume
+from aeflow_monai.data.phantom_files import write_phantom, write_phantom_slices
 
 COUNTS = {"n_train": 2, "n_test_normal": 1, "n_test_abnormal": 2}
 SEEDS = range(10)

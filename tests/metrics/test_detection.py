@@ -8,14 +8,9 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from aeflow_monai.metrics.detection import (
-    STATISTICS,
-    _statistics,
-    detection_report,
-    expected_passing,
-    format_report,
-    intensity_statistics,
-)
+from aeflow_monai.metrics.baselines import intensity_statistics
+from aeflow_monai.metrics.bootstrap import STATISTICS, _statistics
+from aeflow_monai.metrics.detection import detection_report, expected_passing, format_report
 
 Array = npt.NDArray[Any]
 

@@ -8,8 +8,10 @@ from score.precision import rounding_error
 from torch import Tensor, nn
 
 from aeflow_monai.network.aeflow import AEFlowOutput
-from aeflow_monai.network.flow import MIXINGS, SUBNETS, FlowStep, LatentFlow, standard_normal_log_density
+from aeflow_monai.network.flow import LatentFlow, standard_normal_log_density
+from aeflow_monai.network.flow_step import MIXINGS, FlowStep
 from aeflow_monai.network.loss import AEFlowLoss
+from aeflow_monai.network.subnets import SUBNETS
 
 SHAPES = [(4, 3, 3), (5, 2, 2), (2, 1, 3)]  # channels, rows, columns: even and odd channels
 

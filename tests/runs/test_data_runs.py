@@ -13,7 +13,7 @@ import pytest
 from monai.data.utils import to_affine_nd
 from outputs import MAPS, OUTPUTS, REPORTS, files_below, model_state, said, spatial, table
 
-from aeflow_monai.data.phantom import write_phantom
+from aeflow_monai.data.phantom_files import write_phantom
 
 Run = Callable[..., Any]
 Options = dict[str, Any]

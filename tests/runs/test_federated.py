@@ -13,7 +13,7 @@ import torch
 from outputs import BUNDLE, files_below, model_state
 
 from aeflow_monai import Workflow, config_files
-from aeflow_monai.data.phantom import write_phantom_slices
+from aeflow_monai.data.phantom_files import write_phantom_slices
 
 EXAMPLE = Path(__file__).parent.parent.parent / "docs/examples/federated"
 

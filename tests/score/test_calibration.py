@@ -10,7 +10,8 @@ from score.precision import double_precision
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.calibration import calibrate_score
 from aeflow_monai.score.normal_slices import NormalSlices
-from aeflow_monai.score.score import Score, SliceScores, top_mean
+from aeflow_monai.score.score import Score, SliceScores
+from aeflow_monai.score.top_fractions import top_mean
 
 
 @pytest.fixture(autouse=True)

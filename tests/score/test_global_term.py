@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aeflow_monai.geometry import Places
 from aeflow_monai.score import GlobalTerm, NormalSlices, PooledSlices, Score, calibrate_score, pooled_features
-from aeflow_monai.score.global_term import fit_global_term
+from aeflow_monai.score.term_fitting import fit_global_term
 
 N_FEATURES = 12
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.calibration import calibrate_score
 from aeflow_monai.score.normal_slices import NormalSlices
-from aeflow_monai.score.score import Score, _is_tissue
+from aeflow_monai.score.score import Score
 from aeflow_monai.score.stack import SliceStack
+from aeflow_monai.score.tissue import is_tissue
 
 SIZE = 16
 THRESHOLDS = ("case_threshold", "slice_threshold", "map_threshold")
@@ -329,7 +330,7 @@ def test_tissue_has_foreground_on_all_four_sides() -> None:
     foreground = torch.rand(6, 1, 20, 12, generator=torch.Generator().manual_seed(0)) < torch.tensor(
         [0.0, 0.02, 0.05, 0.2, 0.6, 1.0]
     ).view(-1, 1, 1, 1)
-    tissue = _is_tissue(foreground)
+    tissue = is_tissue(foreground)
     for image, found in zip(foreground[:, 0], tissue[:, 0], strict=True):
         for row, column in itertools.product(range(20), range(12)):
             sides = (image[: row + 1, column], image[row:, column], image[row, : column + 1], image[row, column:])

@@ -10,8 +10,9 @@ from pathlib import Path
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.image_files import is_series, series_below, subfolders
 from aeflow_monai.data.dicom.frames import frames_of, has_place
+from aeflow_monai.data.dicom.image import Contents, Image, no_single_image
 from aeflow_monai.data.dicom.paths import split_name
-from aeflow_monai.data.dicom.series import Contents, Image, contents_of, no_single_image
+from aeflow_monai.data.dicom.series import contents_of
 from aeflow_monai.printable import some
 
 REMEDY = "Expected folders of DICOM files in it or below."

@@ -25,7 +25,6 @@ __all__ = [
     "named_after",
 ]
 
-
 # File name endings of one modality: as of BraTS 2018-2021, as of BraTS 2023, and as others write them.
 BRATS = {"flair": ("t2f",), "t1": ("t1n",), "t1ce": ("t1c", "t1gd"), "t2": ("t2w",), "seg": ()}
 

@@ -14,8 +14,8 @@ from typing import Any
 from aeflow_monai.data.datalist.class_labels import parse_label
 from aeflow_monai.data.datalist.entries import JSON_KEYS, UNSPLIT, Entry, parse_split
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
-from aeflow_monai.files import encoding_of
 from aeflow_monai.printable import shown, some
+from aeflow_monai.text_encoding import encoding_of
 
 _logger = logging.getLogger(__name__)
 

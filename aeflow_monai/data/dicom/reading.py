@@ -12,10 +12,11 @@ from monai.utils import ImageMetaKey, MetaKeys, SpaceKeys
 from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import grid_of
 from aeflow_monai.data.dicom.headers import DicomFile, quiet
+from aeflow_monai.data.dicom.image import Image, no_single_image
 from aeflow_monai.data.dicom.mosaic import is_mosaic, read_mosaic
 from aeflow_monai.data.dicom.paths import is_dicom_file, split_name
 from aeflow_monai.data.dicom.pixels import colours, intensities
-from aeflow_monai.data.dicom.series import Image, contents_of, image_in_file, no_single_image
+from aeflow_monai.data.dicom.series import contents_of, image_in_file
 
 __all__ = ["is_dicom_source", "read_dicom_image"]
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from aeflow_monai.data.dicom.claims import size_problem, understood
 from aeflow_monai.data.dicom.complete import GridError, require_declared
 from aeflow_monai.data.dicom.frames import frames_of, has_place
 from aeflow_monai.data.dicom.grid import grid_of
 from aeflow_monai.data.dicom.headers import DicomFile, quiet, read_header, require_libraries
+from aeflow_monai.data.dicom.image import Contents, Image
+from aeflow_monai.data.dicom.localizers import without_helpers, without_scouts
 from aeflow_monai.data.dicom.mosaic import is_mosaic
-from aeflow_monai.data.dicom.paths import SEPARATOR, dicom_paths
+from aeflow_monai.data.dicom.paths import dicom_paths
 from aeflow_monai.printable import some
 
-__all__ = ["Contents", "Image", "contents_of", "image_in_file", "no_single_image"]
+__all__ = ["contents_of", "image_in_file"]
+
 
 # Words in the names of SOP classes whose images lie nowhere in space and are pictures each.
 _PROJECTIONS = (
@@ -27,72 +27,7 @@ _PROJECTIONS = (
     *("x-ray radiofluoroscopic", "ultrasound", "nuclear medicine", "rt image", "vl ", "ophthalmic"),
     "secondary capture",
 )
-_SCOUT_SLICES = 10  # of a localizer in one plane, at most
 _TO_CHOOSE = "convert it to NIfTI, for example with dcm2niix, and give one of its volumes"
-
-
-class Image(NamedTuple):
-    """What is read as one image: the slices of a series, or a file by itself.
-
-    Attributes:
-        folder: of its files.
-        name: of the image among those in the folder: the number of the series, or of a file by itself that.
-        files: that it is read from.
-        problem: what keeps it from being read, with the remedy; empty if nothing does.
-        others: files of its series that are no slices of it, such as localizers.
-    """
-
-    folder: Path
-    name: str
-    files: tuple[DicomFile, ...]
-    problem: str = ""
-    others: tuple[DicomFile, ...] = ()
-
-    @property
-    def series(self) -> str:
-        """Identifier of its series, which is never written anywhere."""
-        return self.files[0].text("SeriesInstanceUID")
-
-    @property
-    def patient(self) -> tuple[str, str]:
-        """What tells its patient from others, which is never written anywhere."""
-        return self.files[0].text("PatientID"), "" if self.files[0].text("PatientID") else self.files[0].text(
-            "StudyInstanceUID"
-        )
-
-    @property
-    def study(self) -> str:
-        """Identifier of its study, which is never written anywhere."""
-        return self.files[0].text("StudyInstanceUID")
-
-    @property
-    def helper(self) -> str:
-        """What it is if it only helps to look at other images, such as a localizer; else empty."""
-        return _helper(self.files[0]) if all(_helper(file) for file in self.files) else ""
-
-    @property
-    def is_stack(self) -> bool:
-        """Whether its files are slices of a volume."""
-        return len(self.files) > 1
-
-    @property
-    def path(self) -> Path:
-        """How a datalist names it: by its file, or by its folder and series."""
-        if len(self.files) == 1:
-            return self.files[0].path
-        return self.folder.with_name(f"{self.folder.name}{SEPARATOR}{self.name}")
-
-
-class Contents(NamedTuple):
-    """What the DICOM files of a folder are.
-
-    Attributes:
-        images: that can be read, or have a problem, in the order of their series.
-        unused: files that are in no image, with the reason.
-    """
-
-    images: tuple[Image, ...]
-    unused: dict[Path, str]
 
 
 def contents_of(folder: Path) -> Contents:
@@ -124,7 +59,7 @@ def _contents(folder: Path, _files: tuple[tuple[str, int, int, int], ...]) -> Co
     unused = {file.path: file.other for file in files if file.other}
     files = [understood(file) for file in files]
     damaged = [file for file in files if file.damage and not file.other]
-    whole = _without_helpers([file for file in files if not file.damage and not file.other], unused)
+    whole = without_helpers([file for file in files if not file.damage and not file.other], unused)
     by_series: dict[str, list[DicomFile]] = defaultdict(list)
     for file in whole:
         by_series[file.text("SeriesInstanceUID")].append(file)
@@ -133,7 +68,7 @@ def _contents(folder: Path, _files: tuple[tuple[str, int, int, int], ...]) -> Co
         for uid in by_series
     }
     images = [image for uid, members in by_series.items() for image in _images_of(folder, members, tuple(others[uid]))]
-    images = _without_scouts(_with_damaged(folder, images, damaged), unused)
+    images = without_scouts(_with_damaged(folder, images, damaged), unused)
     return Contents(tuple(_named(images)), unused)
 
 
@@ -154,22 +89,6 @@ def image_in_file(path: Path) -> Image:
         problem = f"Expected an image in {path}; got a damaged DICOM file: {file.damage}. Get it again."
         return Image(path.parent, path.stem, (file,), problem)
     return _image(path.parent, (file,))
-
-
-def _without_helpers(files: Sequence[DicomFile], unused: dict[Path, str]) -> list[DicomFile]:
-    """The files without localizers and screenshots, unless their study has nothing else in the folder."""
-    helpers = {file.path: kind for file in files if (kind := _helper(file))}
-    placed = {file.text("StudyInstanceUID") for file in files if file.path not in helpers and has_place(file)}
-    left_out = {file.path for file in files if file.path in helpers and file.text("StudyInstanceUID") in placed}
-    unused.update({path: f"{helpers[path]} beside images in space" for path in left_out})
-    return [file for file in files if file.path not in left_out]
-
-
-def _helper(file: DicomFile) -> str:
-    """What a file is that only helps to look at other images; empty if it is an image in its own right."""
-    if "LOCALIZER" in file.image_type:
-        return "a localizer"
-    return "a screenshot or the like" if "secondary capture" in file.kind.lower() and not has_place(file) else ""
 
 
 def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile, ...]) -> list[Image]:
@@ -284,42 +203,3 @@ def _named(images: Sequence[Image]) -> list[Image]:
         for i, image in enumerate(group)
     }
     return [image._replace(name=names.get(id(image), image.files[0].path.stem)) for image in images]
-
-
-def _without_scouts(images: Sequence[Image], unused: dict[Path, str]) -> list[Image]:
-    """The images without localizers that are not marked so: a few slices each in planes that cross."""
-    scouts = [image for image in images if image.is_stack and image.problem and _is_scout(image)]
-    if len(scouts) == len(images):
-        return list(images)
-    for image in scouts:
-        unused.update({file.path: "a localizer: slices in planes that cross" for file in image.files})
-    return [image for image in images if image not in scouts]
-
-
-def _is_scout(image: Image) -> bool:
-    frames = [frame for file in image.files for frame in frames_of(file)]
-    if any(frame.orientation is None or frame.position is None for frame in frames):
-        return False
-    normals = np.array([np.cross(frame.orientation[:3], frame.orientation[3:]) for frame in frames])  # type: ignore[index]
-    planes = Counter(np.abs(normals).argmax(axis=1).tolist())
-    # one slice of a volume that lies otherwise is no localizer, but a fault
-    few = max(planes.values()) <= _SCOUT_SLICES
-    return few and len(planes) > 1 and 3 * min(planes.values()) >= max(planes.values())
-
-
-def no_single_image(path: Path, contents: Contents) -> str:
-    """The error for a path that names no image, or several."""
-    found = some([_told(image) for image in contents.images])
-    if not contents.images:
-        reasons = some([f"{file.name} is {reason}" for file, reason in contents.unused.items()], 3)
-        return f"Expected a DICOM image in {path}; got none ({reasons}). Put the files of one series there."
-    return (
-        f"Expected one DICOM image in {path}; got {len(contents.images)}: {found}. Name one of them in place of "
-        "the folder."
-    )
-
-
-def _told(image: Image) -> str:
-    """An image in a message, without what its header says of the patient."""
-    slices = sum(file.frames for file in image.files)
-    return f"{image.path} ({slices} slices)" if slices > 1 else str(image.path)

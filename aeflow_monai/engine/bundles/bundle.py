@@ -21,6 +21,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from aeflow_monai.about import __version__
+from aeflow_monai.digests import sha256_of
 from aeflow_monai.engine.bundles.card import write_card
 from aeflow_monai.engine.config.config_content import differences, with_file_names
 from aeflow_monai.engine.config.config_text import read_configs
@@ -31,7 +32,7 @@ from aeflow_monai.engine.config.template import template_root
 from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.engine.inference.detector import Detector
 from aeflow_monai.engine.runs.run_record import describe_run
-from aeflow_monai.files import read_json, replacing, sha256_of, unfinished_path, write_json
+from aeflow_monai.files import read_json, replacing, unfinished_path, write_json
 from aeflow_monai.output.result_files import RUN_RECORD
 
 __all__ = ["options_of", "write_bundle", "write_training_config"]

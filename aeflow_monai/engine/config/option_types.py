@@ -19,7 +19,8 @@ from aeflow_monai.engine.inference.saliency import SALIENCIES
 from aeflow_monai.files import user_path
 from aeflow_monai.geometry import PLANES
 from aeflow_monai.network.feature_norm import FEATURE_NORMS
-from aeflow_monai.network.flow import MIXINGS, SUBNETS
+from aeflow_monai.network.flow_step import MIXINGS
+from aeflow_monai.network.subnets import SUBNETS
 from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
 from aeflow_monai.printable import meant
 

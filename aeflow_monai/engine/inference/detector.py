@@ -18,8 +18,8 @@ from aeflow_monai.network.aeflow import AEFlow, AEFlowOutput
 from aeflow_monai.network.flow import standard_normal_log_density
 from aeflow_monai.progress import tracked
 from aeflow_monai.score.calibration import calibrate_score
-from aeflow_monai.score.global_term import pooled_features
 from aeflow_monai.score.normal_slices import NormalSlices, PooledSlices
+from aeflow_monai.score.pooled_features import pooled_features
 from aeflow_monai.score.score import Score, SliceScores
 from aeflow_monai.score.ssim import ssim_map
 from aeflow_monai.score.stack import SliceStack, foreground_of

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from aeflow_monai.engine.inference.picture_warning import note_on_image
 from aeflow_monai.engine.inference.saliency import require_saliency, saliency
 from aeflow_monai.engine.inference.scoring_pass import MAPS_OF_PASS
 from aeflow_monai.engine.inference.side_by_side import side_by_side, sides_of
+from aeflow_monai.engine.inference.slice_collector import UNNAMED, Output, SliceCollector
 from aeflow_monai.engine.inference.stacked_maps import StackedMap, mean_over_planes
 from aeflow_monai.geometry import Places
 from aeflow_monai.score.score import Score, SliceScores
@@ -30,16 +30,11 @@ from aeflow_monai.score.stack import SliceStack
 __all__ = ["SlicedInferer"]
 
 _logger = logging.getLogger(__name__)
-
 _KNOWN = (
     "An image has the features of one that the model was trained or calibrated on, as the same image has in another "
     "format or size. Its score is lower than that of a new one, and no test. Further ones are not named."
 )
-
 _OF_SLICES = ("anomaly_map", "slice_scores", "ease", "global_terms")  # what is told of a `SliceScores`
-_UNNAMED = ""  # the map of a network that gives one tensor
-
-Output = Tensor | dict[str, Tensor]
 Network = Callable[..., Output]
 
 
@@ -124,7 +119,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             pasted = StackedMap(self.slicer, inputs[0], of_planes, indices).pasted()
             # where the volume lies goes along with its maps
             maps[name] = convert_to_dst_type(pasted[None], inputs)[0]
-        return maps[_UNNAMED] if maps.keys() == {_UNNAMED} else {**maps, **output}
+        return maps[UNNAMED] if maps.keys() == {UNNAMED} else {**maps, **output}
 
     def stacks(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Look at a volume, and keep the maps as slices, which `StackMapsd` takes.
@@ -147,7 +142,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         _check(inputs, detector)
         volume = inputs[0].as_subclass(Tensor)
         axes = self.slicer.axes_of(volume)
-        found = _Found(self.slicer, volume)
+        found = SliceCollector(self.slicer, volume)
         fast = None if detector is None else self.runtimes.of(detector)
         finished: dict[str, SliceScores] = {}
         pooled: list[Tensor] = []  # of the slices of each plane
@@ -217,7 +212,9 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             self.notes.append(note)
             _logger.warning(note)
 
-    def _look(self, volume: Tensor, axis: str, found: _Found, look: Callable[[Tensor, Places, int], Output]) -> None:
+    def _look(
+        self, volume: Tensor, axis: str, found: SliceCollector, look: Callable[[Tensor, Places, int], Output]
+    ) -> None:
         """Look at the chosen slices of a plane, batch by batch."""
         indices = found.indices[axis]
         found.n_done = 0
@@ -283,50 +280,3 @@ def _of_case(detector: Detector, scored: dict[str, SliceScores]) -> dict[str, Te
         {plane: scores.global_terms for plane, scores in scored.items()},
     )
     return {name: torch.tensor([value], dtype=torch.float64) for name, value in of_case.items()}
-
-
-class _Found:
-    """What a network says of the chosen slices of a volume (C, X, Y, Z); from several threads too."""
-
-    def __init__(self, slicer: Slicer, volume: Tensor) -> None:
-        self.slicer = slicer
-        self.volume = volume
-        self.indices: dict[str, Tensor] = {}  # of the chosen slices along each plane's axis
-        self.stacks: dict[str, dict[str, Tensor]] = {}
-        self.numbers: dict[str, Tensor] = {}
-        self.lock = Lock()
-        self.n_done = 0
-
-    def add(self, output: Output, axis: str, some: Tensor) -> None:
-        """Add maps and numbers of some of the chosen slices of a plane."""
-        with self.lock:
-            for name, value in output.items() if isinstance(output, dict) else [(_UNNAMED, output)]:
-                if value.ndim == 1:
-                    self._add_numbers(name, value, axis, self.indices[axis][some])
-                    continue
-                stacks, count = self.stacks.setdefault(name, {}), len(self.indices[axis])
-                if len(some) == count:
-                    stacks[axis] = value
-                    continue
-                if axis not in stacks:
-                    stacks[axis] = value.new_empty(count, *value.shape[1:])
-                stacks[axis][some.to(value.device)] = value
-
-    def count(self, n: int) -> int:
-        """Slices of a plane that have been looked at, with n more."""
-        with self.lock:
-            self.n_done += n
-            return self.n_done
-
-    def _add_numbers(self, name: str, values: Tensor, axis: str, indices: Tensor) -> None:
-        if not torch.isfinite(values).all():  # NaN is kept for slices that were skipped
-            raise ValueError(
-                f"The network's {name} of {axis} slices are not finite: the image holds NaN, infinite or huge values; "
-                "replace them first."
-            )
-        if f"{name}_{axis}" not in self.numbers:
-            # of every plane, also one whose slices are all skipped
-            for each in self.slicer.axes_of(self.volume):
-                count = self.slicer.count(self.volume, each)
-                self.numbers[f"{name}_{each}"] = values.new_full((1, count), math.nan)
-        self.numbers[f"{name}_{axis}"][0, indices] = values

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from aeflow_monai.engine.inference.detector import Detector
 from aeflow_monai.network.folded import FoldedAEFlow
-from aeflow_monai.score.global_term import pooled_features
+from aeflow_monai.score.pooled_features import pooled_features
 from aeflow_monai.score.ssim import ssim_map
+from aeflow_monai.score.stack import foreground_of
+from aeflow_monai.score.tissue import mean_in_foreground
 
 __all__ = ["MAPS_OF_PASS", "ScoringPass", "maps_of_pass"]
 
@@ -86,9 +88,7 @@ class ScoringPass(nn.Module):
         total = self.factors[-1] * unlike - self.offset
         for factor, term in zip(self.factors, terms, strict=False):  # the last is of the reconstruction
             total = total + _to_size_of(image, factor * term)
-        counted = (image.amax(dim=1, keepdim=True) > 0).to(unlike.dtype)
-        dissimilarity = (unlike * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp_min(1)
-        given = [total, dissimilarity, pooled_features(output.features)]
+        given = [total, mean_in_foreground(unlike, foreground_of(image)), pooled_features(output.features)]
         for name in self.names:
             if name == "reconstruction":
                 given.append(output.reconstruction)

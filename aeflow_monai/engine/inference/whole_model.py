@@ -13,8 +13,8 @@ from aeflow_monai.engine.inference.detector import Detector
 from aeflow_monai.engine.inference.scoring_pass import ScoringPass
 from aeflow_monai.geometry import PLANES, Places
 from aeflow_monai.score.position import PositionNorm, blur_through_slices
-from aeflow_monai.score.score import top_means
 from aeflow_monai.score.stack import SliceStack, foreground_of
+from aeflow_monai.score.top_fractions import top_means
 
 __all__ = ["OUTPUTS_OF_WHOLE", "WholeModel"]
 
