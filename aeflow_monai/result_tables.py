@@ -6,9 +6,11 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-__all__ = ["DamagedTable", "Table", "iter_rows", "rows_of", "spreadsheet_safe"]
+from aeflow_monai.result_files import unfinished_name
+
+__all__ = ["DamagedTable", "Table", "iter_rows", "rows_of", "spreadsheet_safe", "write_rows"]
 
 # How a formula begins, also in full width; with apostrophes in front, so that one more can be taken away again.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]")
@@ -46,7 +48,7 @@ class Table:
 
     def __init__(self, path: str | Path, columns: Sequence[str]) -> None:
         self.path = Path(path)
-        self.unfinished = self.path.with_name(f"{self.path.stem}.unfinished{self.path.suffix}")
+        self.unfinished = self.path.with_name(unfinished_name(self.path.name))
         self.columns = tuple(columns)
         if not self.columns or len(set(self.columns)) < len(self.columns):
             raise ValueError(f"columns have to be one or more different names, got {list(self.columns)}.")
@@ -75,15 +77,20 @@ class Table:
         self.unfinished.replace(self.path)
 
     def _write_line(self, mode: str, values: Sequence[Any]) -> None:
-        cells = (value.item() if hasattr(value, "item") else value for value in values)
         try:
             # a name of a file that is no UTF-8 is written out
             with self.unfinished.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
-                csv.writer(file, lineterminator="\n").writerow(
-                    repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells
-                )
+                write_rows(file, [values])
         except OSError as error:  # of a full disk it names no file
             raise OSError(error.errno, error.strerror, str(self.unfinished)) from error
+
+
+def write_rows(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write rows of cells to an open table; numbers keep all their digits, and text is `spreadsheet_safe`."""
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        cells = (value.item() if hasattr(value, "item") else value for value in row)
+        writer.writerow(repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells)
 
 
 def spreadsheet_safe(cell: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from aeflow_monai.files import write_json
 from aeflow_monai.metrics import detection_report
 from aeflow_monai.output.report import PictureBlock, PictureBudget
-from aeflow_monai.output.result_files import PEAK_COLUMNS, PLACE_COLUMNS
+from aeflow_monai.result_files import PEAK_COLUMNS, PLACE_COLUMNS
 from aeflow_monai.result_tables import Table
 
 SCRIPT = "<img src=x onerror=alert(1)>"

@@ -15,8 +15,9 @@ PACKAGE = Path(aeflow_monai.__file__).parent
 # From the ground up. What stands on one floor does not know each other, nor anything above.
 FLOORS = [
     {"about", "compression", "files", "geometry", "imports", "marks"}
-    | {"printable", "processes", "progress", "result_tables", "text_encoding"},
-    {"digests", "errors", "locks"},
+    | {"printable", "processes", "progress", "result_files", "text_encoding"},
+    {"digests", "locks", "result_tables"},
+    {"errors"},
     {"network", "metrics"},
     {"score"},
     {"data", "output"},

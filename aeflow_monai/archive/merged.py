@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,11 +17,10 @@ from aeflow_monai.errors import Failure
 from aeflow_monai.files import read_json, replacing, write_json
 from aeflow_monai.output.report import write_report
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
-from aeflow_monai.output.report.page import REPORT
 from aeflow_monai.output.report.picture_budget import LIMIT
-from aeflow_monai.output.result_files import RUN_RECORD, SCORE_COLUMNS
 from aeflow_monai.printable import some
-from aeflow_monai.result_tables import spreadsheet_safe
+from aeflow_monai.result_files import FAILURES, REPORT, RUN_RECORD, SCORE_COLUMNS, SCORES, unfinished_name
+from aeflow_monai.result_tables import write_rows
 
 __all__ = ["Merged", "holds_other_run", "is_sharded", "merge"]
 
@@ -98,18 +96,17 @@ def merge(folder: str | Path) -> Merged:
 
 def _write(folder: Path, ledgers: Sequence[Ledger], settings: Mapping[str, Any], merged: Merged) -> None:
     finished = merged.is_finished
-    names = [f"{name}{end}" for name in ("scores", "failures") for end in (".csv", ".unfinished.csv")]
-    end = ".csv" if finished else ".unfinished.csv"
-    kept = {f"scores{end}", *([f"failures{end}"] if merged.counts.failed else [])}
-    for name in [*names, REPORT]:
+    scores, failures = (name if finished else unfinished_name(name) for name in (SCORES, FAILURES))
+    kept = {scores, *([failures] if merged.counts.failed else [])}
+    for name in (SCORES, unfinished_name(SCORES), FAILURES, unfinished_name(FAILURES), REPORT):
         if name not in kept and not (name == REPORT and finished):
             (folder / name).unlink(missing_ok=True)
     highest: list[tuple[float, str, str]] = []
     columns = ["case", "file", *SCORE_COLUMNS, "results"]
-    _write_table(folder / f"scores{end}", columns, _noting(_rows(folder, ledgers, "done"), highest))
+    _write_table(folder / scores, columns, _noting(_rows(folder, ledgers, "done"), highest))
     if merged.counts.failed:
         columns = [*Failure._fields]
-        _write_table(folder / f"failures{end}", columns, _rows(folder, ledgers, "failed"))
+        _write_table(folder / failures, columns, _rows(folder, ledgers, "failed"))
     write_json(folder / RUN_RECORD, _record(settings, merged))
     if finished:
         # a page knows pictures by the case, and would show those of one for another
@@ -172,11 +169,8 @@ def _noting(rows: Iterable[dict[str, Any]], highest: list[tuple[float, str, str]
 
 def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            cells = (row.get(column, "") for column in columns)
-            writer.writerow(repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells)
+        write_rows(file, [columns])
+        write_rows(file, ([row.get(column, "") for column in columns] for row in rows))
 
 
 def holds_other_run(folder: Path) -> bool:

@@ -26,8 +26,8 @@ from aeflow_monai.engine.runs.run_record import describe_run
 from aeflow_monai.engine.verbs import check_scoring
 from aeflow_monai.files import sweep
 from aeflow_monai.locks import claim_folder, release_folder
-from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import first_line, shown
+from aeflow_monai.result_files import RUN_RECORD
 
 __all__ = ["OpenShard", "run_shard"]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.imports import import_names, without_collection
+from aeflow_monai.result_files import RUN_RECORD
 
 __all__ = ["options_of", "quiet_log", "require_sections", "run_bundle"]
 
@@ -193,7 +194,7 @@ class _LogFile(logging.Handler):
         found = []
         for place in self.path.parents[:2]:
             with suppress(OSError):  # there is none, or the folder cannot be, of which the run tells
-                record = (place / "run.json").stat()
+                record = (place / RUN_RECORD).stat()
                 found.append((record.st_ino, record.st_mtime_ns))
         return found
 

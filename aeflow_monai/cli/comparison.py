@@ -14,8 +14,8 @@ from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.files import read_json, write_json
-from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import counted, some
+from aeflow_monai.result_files import COMPARISON, RUN_RECORD, SCORES
 from aeflow_monai.result_tables import rows_of
 
 __all__ = ["compare"]
@@ -44,7 +44,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         require_own_config(model, None)
     folder = Path(run_folder(given.output, "comparisons"))
     places = [folder / f"{number}-{Path(model).absolute().name}" for number, model in enumerate(given.model, start=1)]
-    if (folder / "comparison.json").exists() and not given.overwrite:
+    if (folder / COMPARISON).exists() and not given.overwrite:
         raise ValueError(f"{folder} holds a comparison. Give another folder with -o, or replace it with --overwrite.")
     of_models = [
         argparse.Namespace(**{**vars(given), "model": model, "output": str(results)})
@@ -69,7 +69,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
             failed = error
             if not isinstance(root_cause(error), CaseFailures):
                 raise
-        scored.append({row[column]: row for row in rows_of(results / "scores.csv")})
+        scored.append({row[column]: row for row in rows_of(results / SCORES)})
     first, second = scored
     both = [each for each in first if each in second]
     if not both and failed is not None:
@@ -84,7 +84,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         "notes": notes,
         **paired,
     }
-    write_json(folder / "comparison.json", report)
+    write_json(folder / COMPARISON, report)
     terminal.line(report)
     low, high = report["difference_ci95"]
     terminal.table(

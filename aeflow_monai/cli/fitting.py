@@ -14,6 +14,7 @@ from aeflow_monai.cli.scoring import evaluate_folder, predict_images
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import home, user_path
 from aeflow_monai.printable import counted
+from aeflow_monai.result_files import SCORES
 from aeflow_monai.result_tables import rows_of
 
 __all__ = ["calibrate", "demo", "prepare", "train"]
@@ -71,7 +72,7 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.when_stopped = lambda: f"The model is kept, in {model}. Go on with:\n  {rest} --overwrite"
     terminal.say(f"Evaluating {model} on {data}.")
     evaluate_folder(model, data, folder / "evaluation", {}, terminal)
-    scored = rows_of(folder / "evaluation" / "scores.csv")
+    scored = rows_of(folder / "evaluation" / SCORES)
     highest = max(scored, key=lambda row: float(row["anomaly_score"]))
     predict_images(model, [highest["file"]], folder / "maps", {}, terminal)
     terminal.say(f"Next: look at {shlex.quote(str(folder / 'evaluation' / 'report.html'))} in a browser.")

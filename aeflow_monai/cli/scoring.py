@@ -20,6 +20,7 @@ from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json, user_path
 from aeflow_monai.printable import counted, some
+from aeflow_monai.result_files import FAILURES, METRICS, REPORT, RUN_RECORD, SCORES, unfinished_name
 from aeflow_monai.result_tables import rows_of
 from aeflow_monai.text_encoding import encoding_of
 
@@ -134,7 +135,7 @@ def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str
 
 def _what_is_kept(folder: Path, command: str) -> str:
     """What is kept of an interrupted run."""
-    table = folder / "scores.unfinished.csv"  # whose last line may be half
+    table = folder / unfinished_name(SCORES)  # whose last line may be half
     n_scored = max(0, table.read_bytes().count(b"\n") - 1) if table.is_file() else 0
     kept = f"{n_scored} cases are finished, in {folder}." if n_scored else "No case was finished."
     return f"{kept} Begin again, with all of them, with:\n  {command}"
@@ -142,7 +143,7 @@ def _what_is_kept(folder: Path, command: str) -> str:
 
 def _sum_up(folder: Path, terminal: Terminal) -> None:
     """Show what matters of the tables of a run."""
-    scores, failures = rows_of(folder / "scores.csv"), rows_of(folder / "failures.csv")
+    scores, failures = rows_of(folder / SCORES), rows_of(folder / FAILURES)
     abnormal = [row for row in scores if row["prediction"] == "1"]
     # one model scored all of them
     threshold = f" of {float(scores[0]['threshold']):.2f}" if scores else ""
@@ -152,9 +153,9 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
     _say_highest(sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN], terminal)
     for row in failures[:_SHOWN]:
         terminal.result(f"failed: {row['case']}: {row['message']}")
-    for kind, paths in read_json(folder / "run.json").get("unused", {}).get("paths", {}).items():
+    for kind, paths in read_json(folder / RUN_RECORD).get("unused", {}).get("paths", {}).items():
         terminal.result(f"not used: {kind}: {some(paths, _SHOWN)}")
-    if metrics := read_json(folder / "metrics.json"):
+    if metrics := read_json(folder / METRICS):
         _say_metrics(metrics, terminal)
     elif len(scores) >= _MANY and len(abnormal) > _NEARLY_ALL * len(scores):
         terminal.result(
@@ -162,7 +163,7 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
             "the model on normal ones of the same kind (aeflow calibrate), or train on them."
         )
     terminal.result(f"results: {folder}")
-    if (page := folder / "report.html").is_file():
+    if (page := folder / REPORT).is_file():
         terminal.result(f"report: {page}")
 
 

@@ -20,6 +20,7 @@ from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.digests import sha256_of
 from aeflow_monai.errors import FailureLog
 from aeflow_monai.files import write_json
+from aeflow_monai.result_files import FAILURES
 
 __all__ = ["prepare_data"]
 
@@ -59,7 +60,7 @@ def prepare_data(
         ValueError: there is a file of its name, or a failures.csv.
     """
     path = Path(path).absolute()
-    table = path.with_name("failures.csv")
+    table = path.with_name(FAILURES)
     if there := [file.name for file in (path, table) if file.exists()]:
         raise ValueError(
             f"{path.parent} holds {' and '.join(there)}, which would be lost. Give another folder with --output_dir, "

@@ -27,6 +27,7 @@ from aeflow_monai.engine.runs.run_folders import begin_bundle, begin_cache, is_f
 from aeflow_monai.engine.training.checkpoints import require_same_options
 from aeflow_monai.files import home, user_path
 from aeflow_monai.locks import release_all
+from aeflow_monai.result_files import LOCALISATION, METRICS, REPORT, SCORES
 
 __all__ = [
     "announce",
@@ -192,8 +193,8 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
 
 def announce_results(folder: str) -> None:
     """Print where the results of an evaluation lie."""
-    names = {"metrics": "metrics.json", "localisation": "localisation.json", "scores": "scores.csv"}
-    names["report"] = "report.html"
+    names = {"metrics": METRICS, "localisation": LOCALISATION, "scores": SCORES}
+    names["report"] = REPORT
     announce(**{name: str(Path(folder, file)) for name, file in names.items()})
 
 

@@ -18,8 +18,8 @@ from aeflow_monai.geometry import PLANES, ras_affine
 from aeflow_monai.output.maps import to_numpy
 from aeflow_monai.output.overlay import finite_threshold
 from aeflow_monai.output.panels import OUTLINE, add_panel, new_figure, save_picture
-from aeflow_monai.output.result_files import PLACE_COLUMNS
 from aeflow_monai.output.slice_place import SlicePlace, place_row, slice_places
+from aeflow_monai.result_files import PLACE_COLUMNS
 from aeflow_monai.result_tables import Table
 
 __all__ = ["WriteProfiled"]

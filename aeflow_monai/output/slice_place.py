@@ -17,7 +17,7 @@ from aeflow_monai.errors import file_of
 from aeflow_monai.geometry import PLANES, any_picture, axial_affine, format_position, ras_affine
 from aeflow_monai.output.case_score import most_anomalous_slice
 from aeflow_monai.output.file_grid import file_grid
-from aeflow_monai.output.result_files import PEAK_COLUMNS, PLACE_COLUMNS
+from aeflow_monai.result_files import PEAK_COLUMNS, PLACE_COLUMNS
 
 __all__ = [
     "Peak",

@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from aeflow_monai.output.result_files import PLACE_COLUMNS
+from aeflow_monai.result_files import PLACE_COLUMNS
 
 VOLUMES = ("test_normal_000", "test_normal_001", "test_abnormal_000", "test_abnormal_001")
 

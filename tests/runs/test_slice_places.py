@@ -22,8 +22,8 @@ from scipy.spatial.transform import Rotation
 
 from aeflow_monai.geometry import PLANES
 from aeflow_monai.output.maps import WriteMapsd
-from aeflow_monai.output.result_files import PEAK_COLUMNS
 from aeflow_monai.output.slice_place import SlicePlace, most_anomalous_place, slice_places, voxel_of_file
+from aeflow_monai.result_files import PEAK_COLUMNS
 
 Array = npt.NDArray[Any]
 

@@ -18,6 +18,7 @@ from aeflow_monai.data.datalist.walking import Tree, exists, identity, read_tree
 from aeflow_monai.data.dicom.paths import split_name
 from aeflow_monai.marks import has_mark
 from aeflow_monai.printable import shown, some
+from aeflow_monai.result_files import FAILURES, LESIONS, LOCALISATION, METRICS, REPORT, RUN_RECORD, SCORES, SLICE_SCORES
 
 __all__ = ["Datalist", "Unused", "find_unused"]
 
@@ -31,9 +32,9 @@ LINKS, OTHERS = "links to folders that are read already", "files of other kinds"
 _ORDER = (MASKS, ANATOMY, OUTPUTS, IMAGES, AGAIN, DICOM, BROKEN, CLOSED, LINKS, HIDDEN, OTHERS)
 _LOUD = (BROKEN, CLOSED)  # something is missing
 # Tables and reports of a run, which bear no mark, and what tells that a folder is a run's.
-_REPORTS = {"scores.csv", "slice_scores.csv", "lesions.csv", "failures.csv"}
-_REPORTS |= {"metrics.json", "localisation.json", "run.json", "report.html"}
-_SIGNS = ("scores.csv", "run.json")
+_REPORTS = {SCORES, SLICE_SCORES, LESIONS, FAILURES}
+_REPORTS |= {METRICS, LOCALISATION, RUN_RECORD, REPORT}
+_SIGNS = (SCORES, RUN_RECORD)
 _DETACHED = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz", ".gz", ".bz2")}  # voxels beside a header
 
 

@@ -33,7 +33,7 @@ from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.engine.inference.detector import Detector
 from aeflow_monai.engine.runs.run_record import describe_run
 from aeflow_monai.files import read_json, replacing, unfinished_path, write_json
-from aeflow_monai.output.result_files import RUN_RECORD
+from aeflow_monai.result_files import RUN_RECORD
 
 __all__ = ["options_of", "write_bundle", "write_training_config"]
 

@@ -20,8 +20,8 @@ from aeflow_monai.engine.runs.duplicates import count_seen, fingerprints_for, fi
 from aeflow_monai.engine.runs.run_record import add_note
 from aeflow_monai.files import read_json, replacing, sweep
 from aeflow_monai.locks import turn_in
-from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import counted
+from aeflow_monai.result_files import LOCALISATION, METRICS, RUN_RECORD
 from aeflow_monai.score.score import Score
 from aeflow_monai.score.thresholds import patients_needed, specificity_range
 
@@ -89,7 +89,7 @@ class CardWriter(CaseHandler):
         for note in notes:
             _logger.warning(note)
             add_note(self.results_dir / RUN_RECORD, note)
-        reports = [read_json(self.results_dir / name) for name in ("metrics.json", "localisation.json")]
+        reports = [read_json(self.results_dir / name) for name in (METRICS, LOCALISATION)]
         report = {name: value for found in reports for name, value in found.items()}
         if report and (self.folder / "docs" / "README.md").is_file():
             try:

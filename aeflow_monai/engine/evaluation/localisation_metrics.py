@@ -21,12 +21,12 @@ from aeflow_monai.metrics import (
     format_localisation,
     slice_report,
 )
-from aeflow_monai.output.result_files import FOUND_BY, PLACE_COLUMNS
 from aeflow_monai.output.slice_place import (
     SlicePlace,
     place_row,
     slice_places,
 )
+from aeflow_monai.result_files import FOUND_BY, LESIONS, LOCALISATION, PLACE_COLUMNS, SLICE_SCORES
 from aeflow_monai.result_tables import Table
 from aeflow_monai.score.score import Score
 
@@ -55,9 +55,9 @@ class LocalisationMetricsWriter(CaseCollector):
     def __init__(
         self, folder: str | Path, score: Score, slicer: Slicer, n_bootstrap: int = 1000, seed: int = 0
     ) -> None:
-        self.path = Path(folder, "localisation.json")
-        self.table_path = Path(folder, "slice_scores.csv")
-        self.lesions_path = Path(folder, "lesions.csv")
+        self.path = Path(folder, LOCALISATION)
+        self.table_path = Path(folder, SLICE_SCORES)
+        self.lesions_path = Path(folder, LESIONS)
         self.score = score
         self.slicer = slicer
         self.n_bootstrap = n_bootstrap

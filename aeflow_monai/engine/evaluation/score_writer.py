@@ -14,12 +14,12 @@ from aeflow_monai.engine.evaluation.case_collector import cases_of_batch
 from aeflow_monai.engine.runs.case_handler import CaseHandler
 from aeflow_monai.errors import file_of
 from aeflow_monai.output.case_score import most_anomalous_slice
-from aeflow_monai.output.result_files import SCORE_COLUMNS
 from aeflow_monai.output.slice_place import (
     most_anomalous_place,
     peak_row,
     place_row,
 )
+from aeflow_monai.result_files import SCORE_COLUMNS
 from aeflow_monai.result_tables import Table
 
 __all__ = ["ScoreWriter", "score_row"]

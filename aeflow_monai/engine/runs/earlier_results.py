@@ -9,8 +9,19 @@ from pathlib import Path
 from aeflow_monai.files import read_json
 from aeflow_monai.marks import has_mark
 from aeflow_monai.output.maps import EXTENSIONS, OUTPUTS
-from aeflow_monai.output.report.page import REPORT, is_report
-from aeflow_monai.output.result_files import PEAK_COLUMNS, PLACE_COLUMNS, RUN_RECORD
+from aeflow_monai.output.report.page import is_report
+from aeflow_monai.result_files import (
+    FAILURES,
+    LESIONS,
+    LOCALISATION,
+    METRICS,
+    PEAK_COLUMNS,
+    PLACE_COLUMNS,
+    REPORT,
+    RUN_RECORD,
+    SCORES,
+    SLICE_SCORES,
+)
 
 __all__ = ["find_in_the_way", "find_results", "is_unfinished_table"]
 
@@ -21,8 +32,8 @@ _TABLES = re.compile(
     rf"|case,file,stage,message|case,{_PLACE},kind,anomaly_score"
     rf"|{_PLACE},anomaly_score,prediction,skipped,global_term|case,lesion,n_voxels,diameter_mm,map_value,found"
 )
-_KEYS = {RUN_RECORD: "config_sha256", "metrics.json": "auroc", "localisation.json": "n_abnormal_without_mask"}
-_NAMES = (*_KEYS, "scores.csv", "failures.csv", "slice_scores.csv", "lesions.csv", REPORT)
+_KEYS = {RUN_RECORD: "config_sha256", METRICS: "auroc", LOCALISATION: "n_abnormal_without_mask"}
+_NAMES = (*_KEYS, SCORES, FAILURES, SLICE_SCORES, LESIONS, REPORT)
 _UNFINISHED = ".unfinished.csv"
 _ENDINGS = tuple(
     [f"_{name}{extension}" for name in (*OUTPUTS, "saliency") for extension in (*EXTENSIONS, ".raw", ".zraw", ".png")]

@@ -16,8 +16,8 @@ from aeflow_monai.engine.runs.earlier_results import find_in_the_way, find_resul
 from aeflow_monai.engine.runs.run_record import RunRecord, describe_run
 from aeflow_monai.files import home, read_json, sweep, user_path
 from aeflow_monai.locks import claim_folder, release_folder
-from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import some
+from aeflow_monai.result_files import RUN_RECORD
 
 __all__ = [
     "begin_bundle",

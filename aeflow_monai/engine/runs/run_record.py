@@ -28,7 +28,7 @@ from aeflow_monai.engine.inference.runtimes import chosen_runtime
 from aeflow_monai.engine.runs.case_handler import CaseHandler
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.locks import release_folder
-from aeflow_monai.output.result_files import RUN_RECORD
+from aeflow_monai.result_files import RUN_RECORD
 
 __all__ = ["RunRecord", "add_note", "describe_run", "finish_record", "hashes_of"]
 

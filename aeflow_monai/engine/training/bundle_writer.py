@@ -17,7 +17,7 @@ from aeflow_monai.engine.inference.detector import Detector, calibrate
 from aeflow_monai.engine.runs.duplicates import FORM, fingerprints_of, warn_of_duplicates
 from aeflow_monai.engine.runs.run_record import finish_record, hashes_of
 from aeflow_monai.files import read_json
-from aeflow_monai.output.result_files import RUN_RECORD
+from aeflow_monai.result_files import RUN_RECORD
 from aeflow_monai.score.thresholds import require_specificity
 
 __all__ = ["BundleWriter"]

@@ -22,8 +22,8 @@ from aeflow_monai.engine.runs.duplicates import count_seen, fingerprints_for, re
 from aeflow_monai.engine.runs.run_record import describe_run, finish_record, hashes_of
 from aeflow_monai.files import write_json
 from aeflow_monai.locks import release_folder
-from aeflow_monai.output.result_files import RUN_RECORD
 from aeflow_monai.printable import some
+from aeflow_monai.result_files import RUN_RECORD
 from aeflow_monai.score.held_out import rounding_of
 
 __all__ = ["recalibrate"]

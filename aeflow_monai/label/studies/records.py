@@ -13,7 +13,7 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from aeflow_monai.files import read_json
-from aeflow_monai.output.result_files import PLACE_COLUMNS
+from aeflow_monai.result_files import PLACE_COLUMNS
 
 __all__ = ["failure_record", "read_report", "score_record", "store"]
 

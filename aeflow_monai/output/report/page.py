@@ -17,10 +17,10 @@ from aeflow_monai.marks import MARK
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
 from aeflow_monai.output.report.picture_budget import LIMIT
 from aeflow_monai.output.report.run_tables import read_run, require_whole
+from aeflow_monai.result_files import REPORT
 
-__all__ = ["REPORT", "is_report", "write_report"]
+__all__ = ["is_report", "write_report"]
 
-REPORT = "report.html"
 _GENERATOR = f'<meta name="generator" content="{MARK}">'  # by which the page of an earlier run is known
 _SCRIPTS = ("elements", "scales", "charts", "table", "pictures", "gallery", "viewer", "sections", "start")
 _BEGIN, _END = '<script type="application/json" id="data">', "</script>"

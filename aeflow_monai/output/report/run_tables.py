@@ -14,6 +14,7 @@ from typing import Any
 
 from aeflow_monai.files import read_json
 from aeflow_monai.printable import shown
+from aeflow_monai.result_files import FAILURES, LESIONS, LOCALISATION, METRICS, RUN_RECORD, SCORES, unfinished_name
 from aeflow_monai.result_tables import DamagedTable, iter_rows, rows_of
 
 __all__ = ["read_run", "require_whole"]
@@ -52,7 +53,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         ValueError: a table or report is damaged; names the file.
     """
     folder = Path(folder)
-    path = folder / "scores.csv"
+    path = folder / SCORES
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no scores.csv in {folder}. Give the folder of a finished inference or evaluation."
@@ -61,16 +62,16 @@ def read_run(folder: str | Path) -> dict[str, Any]:
         rows, counts = _rows_of_page(path)
         cases = [_case(row) for row in rows]
     # at the end of a run their table has no name yet
-    failed = _read_table(folder / "failures.unfinished.csv", _failure)
-    failed = failed or _read_table(folder / "failures.csv", _failure)
-    record = read_json(folder / "run.json")
+    failed = _read_table(folder / unfinished_name(FAILURES), _failure)
+    failed = failed or _read_table(folder / FAILURES, _failure)
+    record = read_json(folder / RUN_RECORD)
     return {
         "kind": "evaluation" if any("label" in row for row in rows) else "inference",
         "cases": cases,
-        "lesions": _read_table(folder / "lesions.csv", _lesion),
+        "lesions": _read_table(folder / LESIONS, _lesion),
         "failures": failed,
-        "metrics": _metrics(folder / "metrics.json"),
-        "localisation": read_json(folder / "localisation.json"),
+        "metrics": _metrics(folder / METRICS),
+        "localisation": read_json(folder / LOCALISATION),
         "run": {
             "started": record.get("started", ""),
             "versions": record.get("versions", {}),
@@ -95,7 +96,7 @@ def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
         ValueError: there are fewer or more than the run had, or the threshold is not that of the metrics.
     """
     n_cases = run["run"].get("n_scored", len(run["cases"])) + len(run["failures"])
-    expected = read_json(Path(folder, "run.json")).get("n_cases", n_cases)
+    expected = read_json(Path(folder, RUN_RECORD)).get("n_cases", n_cases)
     if n_cases != expected:
         raise ValueError(
             f"scores.csv and failures.csv in {folder} have {n_cases} cases; the run had {expected}. Restore them, or "
@@ -111,7 +112,7 @@ def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
         )
     localisation = run["localisation"]
     n_lesions = localisation.get("n_lesions", len(run["lesions"]))
-    is_listed = "found_by" in localisation or Path(folder, "lesions.csv").exists()  # earlier versions listed none
+    is_listed = "found_by" in localisation or Path(folder, LESIONS).exists()  # earlier versions listed none
     if is_listed and len(run["lesions"]) != n_lesions:
         raise ValueError(
             f"lesions.csv in {folder} has {len(run['lesions'])} lesions; the run had {n_lesions}. Restore it, or run "

@@ -18,7 +18,7 @@ from aeflow_monai.engine.runs.run_record import RunRecord, finish_record
 from aeflow_monai.files import unfinished_path
 from aeflow_monai.locks import release_folder
 from aeflow_monai.marks import mark_nifti
-from aeflow_monai.output.result_files import PLACE_COLUMNS, RUN_RECORD
+from aeflow_monai.result_files import PLACE_COLUMNS, RUN_RECORD
 from aeflow_monai.result_tables import Table
 
 LOCK = {".lock", ".lock.json"}

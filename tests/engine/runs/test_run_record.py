@@ -18,7 +18,7 @@ from aeflow_monai.engine import SlicedInferer
 from aeflow_monai.engine.inference.runtimes import installed_runtimes
 from aeflow_monai.engine.runs.run_record import RunRecord, describe_run, hashes_of
 from aeflow_monai.files import write_json
-from aeflow_monai.output.result_files import RUN_RECORD
+from aeflow_monai.result_files import RUN_RECORD
 from aeflow_monai.score import Score
 
 

@@ -1,0 +1,46 @@
+"""What other parts of the package look for in the results of a run: names of files, and columns of tables."""
+
+from __future__ import annotations
+
+__all__ = [
+    "COMPARISON",
+    "FAILURES",
+    "FOUND_BY",
+    "LESIONS",
+    "LOCALISATION",
+    "METRICS",
+    "PEAK_COLUMNS",
+    "PLACE_COLUMNS",
+    "REPORT",
+    "RUN_RECORD",
+    "SCORES",
+    "SCORE_COLUMNS",
+    "SLICE_SCORES",
+    "unfinished_name",
+]
+
+# Tables, reports, and the page that shows them.
+SCORES, SLICE_SCORES, LESIONS, FAILURES = "scores.csv", "slice_scores.csv", "lesions.csv", "failures.csv"
+METRICS, LOCALISATION, COMPARISON, RUN_RECORD = "metrics.json", "localisation.json", "comparison.json", "run.json"
+REPORT = "report.html"
+# in localisation.json, where it names the rule of `found` in lesions.csv; that of earlier versions has no name
+FOUND_BY = "anomaly_mask"
+PLACE_COLUMNS = ("plane", "axis", "slice_from_0", "position_mm")
+PEAK_COLUMNS = ("peak_i", "peak_j", "peak_k", "peak_r_mm", "peak_a_mm", "peak_s_mm")
+SCORE_COLUMNS = (
+    *("anomaly_score", "threshold", "prediction", "p_value", "n_held_out"),
+    *PLACE_COLUMNS,
+    *PEAK_COLUMNS,
+    *("ease", "map_score", "global_term"),
+)
+
+
+def unfinished_name(table: str) -> str:
+    """Name of a table that rows are still added to.
+
+    Example:
+        >>> unfinished_name("scores.csv")
+        'scores.unfinished.csv'
+    """
+    stem, dot, suffix = table.rpartition(".")
+    return f"{stem}.unfinished{dot}{suffix}"
