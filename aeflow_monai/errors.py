@@ -97,7 +97,7 @@ class FailureLog:
             self.table = self.table or Table(self.path, Failure._fields)
             self.table.append({**failure._asdict(), "message": " ".join(failure.message.split())})
         progress.case({"state": "failed", **failure._asdict(), "results": str(self.path.parent) if self.path else ""})
-        _logger.warning(f"Case {shown(failure.case)} failed, the others go on: {shown(first_line(failure.message))}")
+        _logger.warning(f"Case {shown(failure.case)} failed: {shown(first_line(failure.message))}")
 
     @contextmanager
     def catching(self, item: Mapping[Any, Any], stage: str) -> Iterator[None]:

@@ -46,7 +46,7 @@ def test_each_failure_is_written_and_logged_at_once(tmp_path: Path, caplog: pyte
         "stage": "read",
         "message": "Two lines, and a comma.",
     }
-    assert caplog.messages == [f"Case {name} failed, the others go on: Two" for name in "ab"]
+    assert caplog.messages == [f"Case {name} failed: Two" for name in "ab"]
     failures.start()
     assert failures.path.exists()  # until this run ends
     failures.finish()

@@ -180,7 +180,7 @@ class OpenShard:
         self.n_said += 1
         if self.n_said <= _SAID:
             message = shown(first_line(failure["message"]))
-            _logger.warning(f"Case {shown(failure['case'])} failed, the others go on: {message}")
+            _logger.warning(f"Case {shown(failure['case'])} failed: {message}")
         elif self.n_said == _SAID + 1:
             _logger.warning("Further cases that fail are not said one by one.")
 

@@ -57,6 +57,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         step: only every step-th of the slices is taken, 1 or more.
         folder: of the memory-mapped file; slices are kept in memory if None.
         kind: "normal" or "abnormal", of the slices.
+        others: items of another part of the data, which are read too if one of these cannot be, so that the error names
+            all that cannot.
 
     Raises:
         CaseFailures: items cannot be read, or hold NaN or infinite values; names all of them.
@@ -71,6 +73,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         step: int = 1,
         folder: str | Path | None = None,
         kind: SliceKind = "normal",
+        others: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         if step < 1:
             raise ValueError(f"step has to be 1 or more; got {step}.")
@@ -78,6 +81,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"kind has to be normal or abnormal; got {kind!r}.")
         self.kind = kind
         self.step = step
+        self.others = others
         self.index: list[dict[str, Any]] = []
         self.shape: tuple[int, ...] = ()
         self._volumes: list[Tensor] = []  # slices of each volume and plane, (n, C, H, W)
@@ -129,11 +133,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         for item in tracked(data, "reading"):
             file, read = str(item["image"]), None
             with failures.catching(item, "read"):
-                read = transform(item)
-                # without metadata, which differs between file formats and then cannot be batched
-                volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
-                if not torch.isfinite(volume).all():
-                    raise ValueError(f"{file} holds NaN or infinite values after the preprocessing: replace them.")
+                read, volume = _preprocessed(item, transform)
             if read is None or failures:  # once one cannot be read, the others are read to name all that cannot
                 continue
             if volume.ndim != 4:
@@ -166,7 +166,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 if self.kind == "abnormal":
                     planes = torch.cat([planes, _lesions(slicer, read, planes, axis, indices)], dim=1)
                 yield planes
-        failures.raise_if_any(len(data), _REMEDY)
+        if failures:
+            for item in self.others:
+                with failures.catching(item, "read"):
+                    _preprocessed(item, transform)
+        failures.raise_if_any(len(data) + len(self.others), _REMEDY)
 
     def _keep(
         self,
@@ -210,6 +214,18 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 "lesion_free_slices to false, and labelled_abnormal to 0."
             )
         return kinds
+
+
+def _preprocessed(
+    item: Mapping[str, Any], transform: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], Tensor]:
+    """What the preprocessing gives for an item, and its image (C, X, Y, Z)."""
+    read = transform(item)
+    # without metadata, which differs between file formats and then cannot be batched
+    volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
+    if not torch.isfinite(volume).all():
+        raise ValueError(f"{item['image']} holds NaN or infinite values after the preprocessing: replace them.")
+    return read, volume
 
 
 def _lesions(slicer: Slicer, read: Mapping[str, Any], planes: Tensor, axis: str, indices: Tensor) -> Tensor:
