@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "COMPARED_CASES",
     "COMPARISON",
     "FAILURES",
     "FOUND_BY",
@@ -21,7 +22,8 @@ __all__ = [
 
 # Tables, reports, and the page that shows them.
 SCORES, SLICE_SCORES, LESIONS, FAILURES = "scores.csv", "slice_scores.csv", "lesions.csv", "failures.csv"
-METRICS, LOCALISATION, COMPARISON, RUN_RECORD = "metrics.json", "localisation.json", "comparison.json", "run.json"
+METRICS, LOCALISATION, RUN_RECORD = "metrics.json", "localisation.json", "run.json"
+COMPARISON, COMPARED_CASES = "comparison.json", "comparison.csv"
 REPORT = "report.html"
 # in localisation.json, where it names the rule of `found` in lesions.csv; that of earlier versions has no name
 FOUND_BY = "anomaly_mask"

@@ -15,8 +15,8 @@ from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.printable import counted, some
-from aeflow_monai.result_files import COMPARISON, RUN_RECORD, SCORES
-from aeflow_monai.result_tables import rows_of
+from aeflow_monai.result_files import COMPARED_CASES, COMPARISON, RUN_RECORD, SCORES
+from aeflow_monai.result_tables import Table, rows_of
 
 __all__ = ["compare"]
 
@@ -85,6 +85,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         **paired,
     }
     write_json(folder / COMPARISON, report)
+    _write_cases(folder / COMPARED_CASES, [[of_model[each] for each in both] for of_model in scored])
     terminal.line(report)
     low, high = report["difference_ci95"]
     terminal.table(
@@ -101,9 +102,25 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         f"second minus first {report['difference']:+.3f} ({low:+.3f} to {high:+.3f}), p = {report['p_value']:.2g}, on "
         f"{report['n']} cases that both scored"
     )
-    terminal.result(f"results: {folder / 'comparison.json'}")
+    terminal.result(f"results: {folder / COMPARISON}, and case by case {folder / COMPARED_CASES}")
     if failed is not None:
         raise failed
+
+
+def _write_cases(path: Path, scored: Sequence[Sequence[Mapping[str, str]]]) -> None:
+    """Write a table of the cases that both models scored, those first whose ranks differ most."""
+    from scipy.stats import rankdata
+
+    names = ("anomaly_score", "threshold", "prediction", "p_value")
+    ranks = [rankdata([float(row["anomaly_score"]) for row in rows]) for rows in scored]
+    moved = ranks[1] - ranks[0]
+    table = Table(path, ["case", "label", *(f"{name}_{number}" for number in (1, 2) for name in names), "rank_change"])
+    for index in sorted(range(len(moved)), key=lambda index: -abs(moved[index])):
+        first, second = scored[0][index], scored[1][index]
+        row = {"case": first["case"], "label": first["label"], "rank_change": moved[index]}
+        row |= {f"{name}_{number}": own[name] for number, own in ((1, first), (2, second)) for name in names}
+        table.append(row)
+    table.finish()
 
 
 def _matched_by(models: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> str:

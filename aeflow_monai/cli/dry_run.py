@@ -47,10 +47,15 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     report_notes(items, config)
     normal = [*fitted, *held_out]
     terminal.result(
-        f"would train on {len(fitted)} normal images of {counted(_patients(fitted), 'patient')}, and set thresholds on "
-        f"{len(held_out)} of {counted(_patients(held_out), 'patient')}; {given.data} is read as {items.layout}:"
+        f"would train on {len(fitted)} normal images of {counted(_patients(fitted), 'patient')}; {given.data} is read "
+        f"as {items.layout}:"
     )
-    _list(normal, terminal)
+    _list(fitted, terminal)
+    terminal.result(
+        f"would set thresholds on {counted(len(held_out), 'held-out normal image')} of "
+        f"{counted(_patients(held_out), 'patient')}:"
+    )
+    _list(held_out, terminal)
     if len(normal) < len(items):
         terminal.result(f"not on {len(items) - len(normal)} abnormal ones")
     terminal.result(f"would write the model to {folder}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 import shlex
 import signal
 import sys
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# Options of the configs, as they are called here.
-_OWN_WORDS = (
-    (r" with --dataset_dir( <\w+>)?", " behind the verb"),
-    (r"--dataset_dir", "the images behind the verb"),
-    (r"--output_dir", "-o"),
-    (r"--normal_classes, for example \"(\[.*?\])\"", r'--set "normal_classes=\1"'),
-    (r"--(layout|test_fraction) (\w+(?:\.\d+)?)", r"--set \1=\2"),
-    (r"--(normal_classes|layout|modalities|series|test_fraction)\b", r"--set \1=..."),
-    (r"use inference\.yaml, which needs", "use aeflow predict, which needs"),
-    (r"--overwrite True", "--overwrite"),
-    (r"--resume \S+\.pt", "--resume"),
-)
 # Threads that wait for each other spin, and keep others from running: beside three trainings a fourth took 14 times as
 # long as alone. With this it takes 5 times as long, and alone no longer than before (benchmarks/busy_cores.py).
 _WAITING = ("GOMP_SPINCOUNT", "1000")
@@ -124,20 +111,13 @@ def _failed(error: Exception, terminal: Terminal) -> int:
     cause = root_cause(error)
     if terminal.verbose or not is_foreseen(cause):
         terminal.traceback()
-    message = _in_own_words(message_of(error))
+    message = message_of(error)
     if isinstance(cause, CaseFailures):  # the summary has named the first
         first, *_, last = message.splitlines()
         message = f"{first.removesuffix(':')}. {last}"
     terminal.error(message)
     wrong_use = isinstance(cause, (ValueError, FileNotFoundError, NotADirectoryError, ModuleNotFoundError))
     return SOME_FAILED if isinstance(cause, CaseFailures) or not wrong_use else WRONG_USE
-
-
-def _in_own_words(message: str) -> str:
-    """A message about options of the configs, with those of this command."""
-    for pattern, own in _OWN_WORDS:
-        message = re.sub(pattern, own, message)
-    return message
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from aeflow_monai.cli.own_words import in_own_words
 from aeflow_monai.cli.standard_streams import lasting
 from aeflow_monai.printable import shown
 from aeflow_monai.progress import listening
@@ -185,5 +186,5 @@ class _RateColumn(ProgressColumn):
 
 
 def _safe(text: str) -> str:
-    """Lines whose characters a terminal may print."""
-    return "\n".join(shown(line) for line in text.split("\n"))
+    """Lines whose characters a terminal may print, with options as this command takes them."""
+    return "\n".join(shown(line) for line in in_own_words(text).split("\n"))

@@ -20,9 +20,9 @@ if not ((slices >= 0) & (slices <= 1)).all():  # which NaN is not either
 about = json.loads(next(path for path in model.parent.glob("*.json") if model.stem.startswith(path.stem)).read_text())
 if "several_planes" in about:
     sys.exit("This model has several planes: " + about["several_planes"])
-inputs = {"image": slices}
+inputs, numbers = {"image": slices}, np.arange(len(slices))
 if "position" in about["inputs"]:  # 0 for the first slice, 1 for the last, 0.5 for the only one
-    numbers = np.load(sys.argv[3]) if len(sys.argv) > 3 else np.arange(len(slices))
+    numbers = np.load(sys.argv[3]) if len(sys.argv) > 3 else numbers
     position = (numbers - numbers[0]) / (numbers[-1] - numbers[0]) if len(numbers) > 1 else np.array([0.5])
     inputs["position"] = position.astype(np.float32)
 
@@ -33,4 +33,4 @@ for score in outputs["case_score"]:
     verdict = "abnormal" if score > about["thresholds"]["case_threshold"] else "normal"
     print(f"case score {score:.4f}: {verdict}")
 mask = outputs["anomaly_map"] > about["thresholds"]["map_threshold"]
-print(f"most anomalous slice: {outputs['slice_scores'].argmax()}; pixels above the threshold: {mask.sum()}")
+print(f"most anomalous slice: {numbers[outputs['slice_scores'].argmax()]}; pixels above the threshold: {mask.sum()}")

@@ -197,9 +197,9 @@ def test_an_evaluation_says_what_matters(tmp_path: Path, volumes: Path, own_bund
 def test_a_dry_run_writes_nothing(tmp_path: Path, volumes: Path, trained: Path, capsys: Capture) -> None:
     model, out = ["-m", str(trained)], ["-o", "~nobody's/OUT", "--dry-run"]  # there is no such user
     assert main(["train", str(volumes), *out]) == 0
-    assert (
-        "would train on 5 normal images of 5 patients, and set thresholds on 1 of 1 patient" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "would train on 5 normal images of 5 patients; " in said
+    assert "would set thresholds on 1 held-out normal image of 1 patient:" in said
     assert main(["predict", str(volumes), *model, *out]) == 0
     assert "would score 6 images" in capsys.readouterr().out
     assert main(["evaluate", str(volumes), *model, *out]) == 0
@@ -212,6 +212,9 @@ def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, own_bun
     assert main(["compare", str(volumes), "-m", str(own_bundle), str(own_bundle), "-o", str(folder)]) == 0
     report = read_json(folder / "comparison.json")
     assert report["n"] == 6
+    rows = rows_of(folder / "comparison.csv")
+    assert [row["anomaly_score_1"] for row in rows] == [row["anomaly_score_2"] for row in rows]
+    assert {float(row["rank_change"]) for row in rows} == {0.0}
     assert report["notes"] == [[], []]
     assert report["difference"] == 0
     assert report["p_value"] == 1

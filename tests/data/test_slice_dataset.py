@@ -13,7 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from PIL import Image
 from torch import Tensor
 
-from aeflow_monai import files
+from aeflow_monai import digests
 from aeflow_monai.data.slice_dataset import SliceDataset, SomeCases
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.data.transforms import EnsureVolumed, ScaleForegroundd
@@ -111,7 +111,7 @@ class TestSliceDataset:
         data = [{"image": str(tmp_path / f"{name}.nii.gz"), "case": name, "label": 0} for name in ("cut", "good", "no")]
         transform = Compose([LoadImaged("image"), EnsureChannelFirstd("image")])
         with pytest.raises(CaseFailures) as raised:
-            SliceDataset(data, transform, Slicer(image_size=(8, 8)), folder=tmp_path / "cache")
+            SliceDataset(data[:2], transform, Slicer(image_size=(8, 8)), folder=tmp_path / "cache", others=data[2:])
         first, cut, gone, remedy = str(raised.value).splitlines()
         assert first == "2 of 3 cases failed:"
         assert cut.startswith("- cut (")
@@ -390,7 +390,7 @@ class TestDisk:
             found = data[1]["image"].stat()
             np.save(data[1]["image"], volume_of((1, 8, 8, 4), seed=9).numpy())
             os.utime(data[1]["image"], ns=(found.st_atime_ns, found.st_mtime_ns))
-            files._digest.cache_clear()  # as in another process
+            digests._digest.cache_clear()  # as in another process
         elif change == "policy":
             policy["min_foreground"] = 0.2
         elif change == "step":

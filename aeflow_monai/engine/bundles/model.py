@@ -153,18 +153,18 @@ class Model:
         )
 
 
-def predict(image: Any, model: str | Path, device: torch.device | str = "cpu") -> Prediction:
-    """Look at one image with a trained model; for several, open the `Model` once.
+def predict(image: Any, model: str | Path | Model, device: torch.device | str = "cpu") -> Prediction:
+    """Score one image with a trained model; for several, open the `Model` once.
 
     Args:
         image: see `Model.predict`.
-        model: folder of the bundle that the training wrote.
-        device: of torch.
+        model: folder of the bundle that the training wrote, or a model that is open.
+        device: of torch, for a folder; an open model has its own.
 
     Returns:
         Maps, mask and scores.
     """
-    return Model(model, device).predict(image)
+    return (model if isinstance(model, Model) else Model(model, device)).predict(image)
 
 
 def _loadable(image: Any, of_pictures: bool) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -249,5 +251,22 @@ def _preprocessing(folder: Path, slicer: Slicer) -> Mapping[str, Any]:
             "stand upright), its intensities are scaled to [0, 1] and clipped, and its slices are "
             f"{_TO_SIZE[slicer.fit]} The config below names each step with its options; background is 0."
         ),
+        "steps": {name: words for name, words in map(_described, _targets(parts)) if words},
         "config": parts,
     }
+
+
+def _targets(part: Any) -> Iterator[str]:
+    """Names of the components in a config, in their order."""
+    if isinstance(part, Mapping) and isinstance(part.get("_target_"), str):
+        yield part["_target_"]
+    below = part.values() if isinstance(part, Mapping) else part if isinstance(part, list) else ()
+    for each in below:
+        yield from _targets(each)
+
+
+def _described(target: str) -> tuple[str, str]:
+    """The name of a component, and what its class documents before its arguments; nothing of other packages' ones."""
+    found = locate(target) if target.startswith("aeflow_monai.") else None
+    words = (inspect.getdoc(found) or "").partition("\n\nArgs:")[0] if isinstance(found, type) else ""
+    return target.rpartition(".")[2], " ".join(words.split())

@@ -95,6 +95,7 @@ def test_the_file_beside_it_says_how_it_is_used(exported: Path, trained: Path) -
         assert {each.name: each.shape for each in given} == {n: each["shape"] for n, each in about[side].items()}
     assert about["thresholds"].items() >= Model(trained).detector.score.thresholds.items()
     assert "preprocessing" in about["preprocessing"]["config"]
+    assert "robust percentiles of the foreground" in about["preprocessing"]["steps"]["ScaleForegroundd"]
     assert "Not a medical device" in about["disclaimer"]
 
 
