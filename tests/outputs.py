@@ -19,9 +19,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aeflow_monai import Workflow
-from aeflow_monai.digests import sha256_of
 from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.errors import root_cause
+from aeflow_monai.file_digests import sha256_of
 
 MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
 # files of a volume, by the name of the output

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from aeflow_monai import compression
-from aeflow_monai.digests import sha256_of
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import case_file_name, home, read_json, replacing, sweep, write_json
 
 # --- home -------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ PACKAGE = Path(aeflow_monai.__file__).parent
 FLOORS = [
     {"about", "compression", "files", "geometry", "imports", "marks"}
     | {"printable", "processes", "progress", "result_files", "text_encoding"},
-    {"digests", "locks", "result_tables"},
+    {"file_digests", "locks", "result_tables"},
     {"errors"},
     {"network", "metrics"},
     {"score"},

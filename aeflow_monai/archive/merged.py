@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
 from aeflow_monai.archive.shard import SAME, SHARDS, Shard, short
 from aeflow_monai.archive.study import is_list
-from aeflow_monai.digests import digest_of
 from aeflow_monai.errors import Failure
+from aeflow_monai.file_digests import digest_of
 from aeflow_monai.files import read_json, replacing, write_json
 from aeflow_monai.output.report import write_report
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures

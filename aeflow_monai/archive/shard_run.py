@@ -17,13 +17,13 @@ from aeflow_monai.archive.merged import holds_other_run
 from aeflow_monai.archive.shard import SAME, SHARDS, ShardRun, short
 from aeflow_monai.archive.study import is_list
 from aeflow_monai.archive.study_scorer import Outcome, StudyScorer
-from aeflow_monai.digests import digest_of
 from aeflow_monai.engine.config.run_config import open_config
 from aeflow_monai.engine.config.stored_model import model_path
 from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.engine.evaluation.report_writer import report_model
 from aeflow_monai.engine.runs.run_record import describe_run
 from aeflow_monai.engine.verbs import check_scoring
+from aeflow_monai.file_digests import digest_of
 from aeflow_monai.files import sweep
 from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.printable import first_line, shown

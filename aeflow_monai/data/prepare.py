@@ -17,8 +17,8 @@ from aeflow_monai.data.datalist import load_datalist
 from aeflow_monai.data.datalist.item import files_of
 from aeflow_monai.data.datalist.items import EmptySectionError
 from aeflow_monai.data.slicer import Slicer
-from aeflow_monai.digests import sha256_of
 from aeflow_monai.errors import FailureLog
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import write_json
 from aeflow_monai.result_files import FAILURES
 

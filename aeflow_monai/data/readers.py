@@ -25,7 +25,7 @@ from aeflow_monai.data.masks import read_mask
 from aeflow_monai.data.nifti import is_nifti, read_nifti
 from aeflow_monai.data.numbers import as_float32
 from aeflow_monai.data.pictures import read_picture
-from aeflow_monai.digests import sha256_of
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import user_path
 from aeflow_monai.geometry import TOLERANCE_MM, any_picture, corner_distance
 from aeflow_monai.printable import first_line

@@ -22,8 +22,8 @@ from torch.utils.data import Dataset, Subset
 from aeflow_monai.about import versions
 from aeflow_monai.data.datalist.item import files_of, patient_of
 from aeflow_monai.data.slicer import SliceKind, Slicer
-from aeflow_monai.digests import digest_of, sha256_of
 from aeflow_monai.errors import FailureLog
+from aeflow_monai.file_digests import digest_of, sha256_of
 from aeflow_monai.files import read_json, replacing, write_json
 from aeflow_monai.progress import tracked
 

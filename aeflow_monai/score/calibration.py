@@ -264,6 +264,7 @@ def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> dict[s
         _logger.warning(
             f"The threshold of cases comes from normals of {counted(n_patients, 'patient')}. By their chance the "
             f"specificity on new normal cases may be anything from {low:.0f}% to {high:.0f}% (nine of ten times). "
-            "Normals of more patients make this narrower, in the training or in a calibration."
+            "Normals of more patients make this narrower, in a calibration or in the training, which holds out "
+            "calibration_fraction of them."
         )
     return {file: case for (_, file), case in zip(of_images, cases, strict=True)}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aeflow_monai.digests import sha256_of
+from aeflow_monai.file_digests import sha256_of
 
 # what differs from run to run: times, process ids, the words of the command
 LOGS = ("tfevents", "run.json")

@@ -7,7 +7,7 @@ import pytest
 from archive_runs import a_shard
 
 from aeflow_monai.archive.merged import merge
-from aeflow_monai.digests import sha256_of
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import read_json, write_json
 
 

@@ -10,7 +10,7 @@ import pytest
 from archive_runs import OUTPUTS, Scans, Start, wait_until_done
 
 from aeflow_monai.cli.main import main
-from aeflow_monai.digests import sha256_of
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.result_tables import rows_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")

@@ -12,8 +12,8 @@ from archive_runs import OUTPUTS, Scans, Start, wait_until_done
 from forked import ForkServer
 
 from aeflow_monai.cli.main import main
-from aeflow_monai.digests import sha256_of
 from aeflow_monai.engine.inference.runtimes import installed_runtimes
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import read_json
 from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.result_tables import rows_of

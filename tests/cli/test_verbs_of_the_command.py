@@ -17,9 +17,9 @@ import torch
 
 from aeflow_monai import Model, load_datalist
 from aeflow_monai.cli.main import main
-from aeflow_monai.digests import sha256_of
 from aeflow_monai.engine.bundles.bundle import write_bundle
 from aeflow_monai.engine.config.stored_model import model_path, read_model
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import read_json
 from aeflow_monai.result_tables import rows_of
 

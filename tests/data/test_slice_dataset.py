@@ -13,7 +13,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 from PIL import Image
 from torch import Tensor
 
-from aeflow_monai import digests
+from aeflow_monai import file_digests
 from aeflow_monai.data.slice_dataset import SliceDataset, SomeCases
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.data.transforms import EnsureVolumed, ScaleForegroundd
@@ -390,7 +390,7 @@ class TestDisk:
             found = data[1]["image"].stat()
             np.save(data[1]["image"], volume_of((1, 8, 8, 4), seed=9).numpy())
             os.utime(data[1]["image"], ns=(found.st_atime_ns, found.st_mtime_ns))
-            digests._digest.cache_clear()  # as in another process
+            file_digests._digest.cache_clear()  # as in another process
         elif change == "policy":
             policy["min_foreground"] = 0.2
         elif change == "step":

@@ -15,7 +15,7 @@ from outputs import contents
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from aeflow_monai.digests import sha256_of
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.output import nifti_files
 from aeflow_monai.output.maps import WriteMapsd
 

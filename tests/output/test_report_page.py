@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from report_results import ELEMENT, FORMULA, MODEL, SCRIPT, write_results
 
-from aeflow_monai.digests import sha256_of
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.output.report import PictureBudget, write_report
 from aeflow_monai.output.report.run_tables import read_run
 from aeflow_monai.result_tables import Table

@@ -21,7 +21,6 @@ import yaml
 from monai.bundle import ConfigParser
 
 from aeflow_monai.about import __version__
-from aeflow_monai.digests import sha256_of
 from aeflow_monai.engine.bundles.card import write_card
 from aeflow_monai.engine.config.config_content import differences, with_file_names
 from aeflow_monai.engine.config.config_text import read_configs
@@ -32,6 +31,7 @@ from aeflow_monai.engine.config.template import template_root
 from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.engine.inference.detector import Detector
 from aeflow_monai.engine.runs.run_record import describe_run
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import read_json, replacing, unfinished_path, write_json
 from aeflow_monai.result_files import RUN_RECORD
 

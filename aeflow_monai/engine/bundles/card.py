@@ -41,6 +41,7 @@ _SEEN = {
     "thresholds_on": "calibrated on, so neither AUROC nor specificity is a test",
 }
 _EVALUATIONS = "## Evaluations"
+_OWN_VERBS = (("predict", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
 _VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("calibrate", "NORMALS", "SITE"))
 
 
@@ -120,6 +121,10 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
         "",
         "## Use",
         "From any folder, with the package installed; `RUN` is the folder that holds `configs`:",
+        "",
+        *(f"    aeflow {verb} {data} -m RUN -o {out}" for verb, data, out in _OWN_VERBS),
+        "",
+        "MONAI runs the same, and takes any option of the configs:",
         "",
         *(
             "    python -m monai.bundle run "

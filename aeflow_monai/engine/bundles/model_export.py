@@ -14,7 +14,6 @@ import torch
 
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.slicer import Slicer
-from aeflow_monai.digests import sha256_of
 from aeflow_monai.engine.bundles.model import Model
 from aeflow_monai.engine.config.fixed_options import fixed_options
 from aeflow_monai.engine.config.stored_model import model_path, read_model
@@ -22,6 +21,7 @@ from aeflow_monai.engine.inference.onnx_form import onnx_of
 from aeflow_monai.engine.inference.picture_warning import saw_pictures, saw_volumes
 from aeflow_monai.engine.inference.runtimes import require_packages
 from aeflow_monai.engine.inference.whole_model import OUTPUTS_OF_WHOLE, WholeModel
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import read_json, replacing, replacing_together, write_json
 
 __all__ = ["FORMS", "export_model"]

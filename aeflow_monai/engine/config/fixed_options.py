@@ -7,7 +7,6 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from aeflow_monai.digests import digest_of
 from aeflow_monai.engine.config.config_content import (
     Difference,
     differences,
@@ -21,6 +20,7 @@ from aeflow_monai.engine.config.option_types import PATHS
 from aeflow_monai.engine.config.own_configs import FREE, require_unchanged
 from aeflow_monai.engine.config.stored_model import StoredModel, model_path, read_model
 from aeflow_monai.engine.config.workflow import GivenConfig
+from aeflow_monai.file_digests import digest_of
 
 __all__ = ["PATHS", "fixed_options", "own_model", "require_own_config"]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aeflow_monai.data.datalist.item import image_files_of, patient_of
-from aeflow_monai.digests import digest_of, unpacked_digest_of
+from aeflow_monai.file_digests import digest_of, unpacked_digest_of
 from aeflow_monai.printable import some
 
 __all__ = [

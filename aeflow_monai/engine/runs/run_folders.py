@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.data.datalist.unused import Datalist
-from aeflow_monai.digests import digest_of
 from aeflow_monai.engine.config.stored_model import model_path
 from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.engine.runs.earlier_results import find_in_the_way, find_results, is_unfinished_table
 from aeflow_monai.engine.runs.run_record import RunRecord, describe_run
+from aeflow_monai.file_digests import digest_of
 from aeflow_monai.files import home, read_json, sweep, user_path
 from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.printable import some

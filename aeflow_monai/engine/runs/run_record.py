@@ -20,12 +20,12 @@ from monai.engines.utils import IterationEvents
 
 from aeflow_monai.about import PACKAGE, versions
 from aeflow_monai.data.datalist.item import files_of
-from aeflow_monai.digests import digest_of
 from aeflow_monai.engine.config.own_configs import FREE
 from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.engine.inference.inferer import SlicedInferer
 from aeflow_monai.engine.inference.runtimes import chosen_runtime
 from aeflow_monai.engine.runs.case_handler import CaseHandler
+from aeflow_monai.file_digests import digest_of
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.locks import release_folder
 from aeflow_monai.result_files import RUN_RECORD

@@ -50,11 +50,20 @@ class DivergenceGuard:
         """Compare the validation loss with that before the training.
 
         Raises:
-            ValueError: it is higher.
+            ValueError: it is higher, because the training diverged, or because its images are too few.
         """
         # a training that is resumed after its last epoch has not validated
         metrics, name = validator.state.metrics, validator.state.key_metric_name
         after = float(metrics[name] if name in metrics else _validation_loss(engine, validator))
+        last = engine.state.output  # of the last batch; a training that is resumed after its last epoch has none
+        trained = float(last["loss"].detach()) if isinstance(last, Mapping) and "loss" in last else math.inf
+        if after > self.before > trained:
+            raise ValueError(
+                f"The network fits its training images and no others: the loss of held-out normals rose from "
+                f"{self.before:.4g}, before the first epoch, to {after:.4g}, while that of the training fell to "
+                f"{trained:.4g}. Give more normal images, or fewer epochs. No model is written, an earlier one is "
+                "untouched."
+            )
         if not after <= self.before:
             raise ValueError(
                 f"The training diverged: its validation loss went from {self.before:.4g}, before the first epoch, to "

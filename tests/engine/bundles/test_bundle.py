@@ -10,12 +10,12 @@ import torch
 from outputs import BUNDLE, config, differing, files_below, given_of
 
 from aeflow_monai import Detector, Model, config_files
-from aeflow_monai.digests import sha256_of
 from aeflow_monai.engine.bundles.bundle import write_bundle, write_training_config
 from aeflow_monai.engine.config.config_content import with_references
 from aeflow_monai.engine.config.fixed_options import require_own_config
 from aeflow_monai.engine.config.stored_model import StoredModel, model_path, read_model
 from aeflow_monai.engine.runs.run_folders import run_folder
+from aeflow_monai.file_digests import sha256_of
 
 VERBS = ("inference", "evaluate", "calibrate")
 

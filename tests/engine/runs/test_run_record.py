@@ -13,10 +13,10 @@ from outputs import given_of
 from aeflow_monai import AEFlow, Detector, Encoder
 from aeflow_monai.about import __version__, versions
 from aeflow_monai.data import Slicer
-from aeflow_monai.digests import sha256_of
 from aeflow_monai.engine import SlicedInferer
 from aeflow_monai.engine.inference.runtimes import installed_runtimes
 from aeflow_monai.engine.runs.run_record import RunRecord, describe_run, hashes_of
+from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import write_json
 from aeflow_monai.result_files import RUN_RECORD
 from aeflow_monai.score import Score

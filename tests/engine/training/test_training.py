@@ -203,19 +203,17 @@ def test_finite_losses_pass_without_a_word(recwarn: pytest.WarningsRecorder) -> 
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("learning_rate", [0.1, -0.1, math.inf])
-def test_a_training_that_ends_worse_than_it_began_has_diverged(learning_rate: float) -> None:
-    torch.manual_seed(0)
-    network = torch.nn.Linear(1, 1)
-    batches = [{"image": torch.ones(2, 1)}]
+def guarded_training(
+    network: torch.nn.Module, image: torch.Tensor, held_out: torch.Tensor, learning_rate: float
+) -> tuple[SupervisedTrainer, DivergenceGuard]:
+    """A training that learns to give its image, of one number, back, and what guards it."""
     loss = torch.nn.MSELoss()
-    metric = Average(lambda output: loss(output["pred"], output["image"]))
     validator = SupervisedEvaluator(
         device="cpu",
         prepare_batch=prepare_slice_batch,
-        val_data_loader=batches,
+        val_data_loader=[{"image": held_out}],
         network=network,
-        key_val_metric={"val_loss": metric},
+        key_val_metric={"val_loss": Average(lambda output: loss(output["pred"], output["image"]))},
         decollate=False,
     )
     guard = DivergenceGuard(validator)
@@ -223,14 +221,22 @@ def test_a_training_that_ends_worse_than_it_began_has_diverged(learning_rate: fl
         device="cpu",
         prepare_batch=prepare_slice_batch,
         max_epochs=3,
-        train_data_loader=batches,
+        train_data_loader=[{"image": image}],
         network=network,
         loss_function=loss,
         optimizer=torch.optim.SGD(network.parameters(), lr=abs(learning_rate), maximize=learning_rate < 0),
         train_handlers=[ValidationHandler(1, validator), guard],
         decollate=False,
     )
-    before = float(loss(network(torch.ones(2, 1)), torch.ones(2, 1)).detach())
+    return trainer, guard
+
+
+@pytest.mark.parametrize("learning_rate", [0.1, -0.1, math.inf])
+def test_a_training_that_ends_worse_than_it_began_has_diverged(learning_rate: float) -> None:
+    torch.manual_seed(0)
+    network, ones = torch.nn.Linear(1, 1), torch.ones(2, 1)
+    trainer, guard = guarded_training(network, ones, ones, learning_rate)
+    before = float((network(ones) - ones).square().mean().detach())
     if learning_rate == 0.1:
         trainer.run()
     else:
@@ -240,6 +246,17 @@ def test_a_training_that_ends_worse_than_it_began_has_diverged(learning_rate: fl
     kept = DivergenceGuard()
     kept.load_state_dict(guard.state_dict())
     assert kept.before == guard.before
+
+
+def test_a_training_that_fits_its_own_images_alone_needs_more_of_them() -> None:
+    network = torch.nn.Linear(1, 1)
+    torch.nn.init.ones_(network.weight)
+    torch.nn.init.constant_(network.bias, -0.5)
+    trainer, _ = guarded_training(network, torch.ones(2, 1), torch.full((2, 1), -10.0), 0.1)
+    with pytest.raises(
+        ValueError, match=r"rose from 0\.25, .* while that of the training fell to 0\.\d+\. Give more normal"
+    ):
+        trainer.run()
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
