@@ -10,24 +10,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
 from aeflow_monai.cli.dry_run import say_images, say_test
 from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
+from aeflow_monai.cli.summary import sum_up
 from aeflow_monai.cli.terminal import Terminal
-from aeflow_monai.files import read_json, user_path
-from aeflow_monai.printable import counted, some
-from aeflow_monai.result_files import FAILURES, METRICS, REPORT, RUN_RECORD, SCORES, unfinished_name
-from aeflow_monai.result_tables import rows_of
+from aeflow_monai.files import user_path
+from aeflow_monai.result_files import SCORES, unfinished_name
 from aeflow_monai.text_encoding import encoding_of
 
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
-
-_SHOWN = 3  # most anomalous cases of a summary
-_MANY, _NEARLY_ALL = 10, 0.8  # images, and the share above the threshold that is more than disease
 
 
 def predict(given: argparse.Namespace, terminal: Terminal) -> None:
@@ -128,9 +123,9 @@ def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str
         from aeflow_monai.errors import CaseFailures, root_cause
 
         if isinstance(root_cause(error), CaseFailures):
-            _sum_up(folder, terminal)
+            sum_up(folder, terminal)
         raise
-    _sum_up(folder, terminal)
+    sum_up(folder, terminal)
 
 
 def _what_is_kept(folder: Path, command: str) -> str:
@@ -139,81 +134,6 @@ def _what_is_kept(folder: Path, command: str) -> str:
     n_scored = max(0, table.read_bytes().count(b"\n") - 1) if table.is_file() else 0
     kept = f"{n_scored} cases are finished, in {folder}." if n_scored else "No case was finished."
     return f"{kept} Begin again, with all of them, with:\n  {command}"
-
-
-def _sum_up(folder: Path, terminal: Terminal) -> None:
-    """Show what matters of the tables of a run."""
-    scores, failures = rows_of(folder / SCORES), rows_of(folder / FAILURES)
-    abnormal = [row for row in scores if row["prediction"] == "1"]
-    # one model scored all of them
-    threshold = f" of {float(scores[0]['threshold']):.2f}" if scores else ""
-    terminal.result(
-        f"{counted(len(scores), 'case')}, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed"
-    )
-    _say_highest(sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN], terminal)
-    for row in failures[:_SHOWN]:
-        terminal.result(f"failed: {row['case']}: {row['message']}")
-    for kind, paths in read_json(folder / RUN_RECORD).get("unused", {}).get("paths", {}).items():
-        terminal.result(f"not used: {kind}: {some(paths, _SHOWN)}")
-    if metrics := read_json(folder / METRICS):
-        _say_metrics(metrics, terminal)
-    elif len(scores) >= _MANY and len(abnormal) > _NEARLY_ALL * len(scores):
-        terminal.result(
-            "Nearly all are above it. Images of another modality, scanner or preparation are, ill or not: calibrate "
-            "the model on normal ones of the same kind (aeflow calibrate), or train on them."
-        )
-    terminal.result(f"results: {folder}")
-    if (page := folder / REPORT).is_file():
-        terminal.result(f"report: {page}")
-
-
-def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
-    """Show the most anomalous cases, and where to look."""
-    if not rows:
-        return
-    from aeflow_monai.output.case_score import is_diffuse
-
-    of_volumes = any(row["plane"] for row in rows)
-    columns = ["most anomalous", "score", "prediction", f"p (n = {rows[0]['n_held_out']})"]
-    columns += ["slice, from 0", "peak voxel in it"] if of_volumes else ["peak pixel"]
-    cells = []
-    for row in rows:
-        prediction = "abnormal" if row["prediction"] == "1" else "normal"
-        p_value = f"{float(row['p_value']):.2g}" if row["p_value"] else ""
-        peak = " ".join(row[f"peak_{axis}"] for axis in "ijk").strip()
-        place = [_place_of(row)] if of_volumes else []
-        cells.append([row["case"], f"{float(row['anomaly_score']):.2f}", prediction, p_value, *place, peak])
-    terminal.table(columns, cells)
-    parts = ("anomaly_score", "map_score", "threshold")
-    diffuse = [row["case"] for row in rows if is_diffuse(*(float(row[name]) for name in parts))]
-    if diffuse:
-        terminal.result(f"abnormal as a whole, by the global term; maps may show nothing: {some(diffuse, _SHOWN)}")
-
-
-def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:
-    """Show how well cases were told apart, and whether the threshold can be trusted here."""
-    low, high = metrics["auroc_ci95"]
-    terminal.result(
-        f"AUROC {metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), sensitivity {metrics['sensitivity']:.3f}, "
-        f"specificity {metrics['specificity']:.3f}"
-    )
-    name, baseline = max(metrics.get("baselines", {}).items(), key=lambda found: found[1], default=("", 0.0))
-    if baseline >= metrics["auroc"]:
-        simple = f"{name.replace('_', ' ')} alone has an AUROC of {baseline:.3f}"
-        terminal.result(f"{simple}: the model tells these images apart no better than that")
-    for note in filter(None, map(metrics.get, ("auroc_note", "specificity_note"))):
-        terminal.result(note)
-
-
-def _place_of(row: Mapping[str, str]) -> str:
-    """Where the most anomalous slice lies in the file, in words."""
-    from aeflow_monai.geometry import PLANES, format_position
-
-    if not row["plane"]:
-        return ""
-    number = f"{row['plane']}, {row['axis']} = {row['slice_from_0']}"
-    position = row["position_mm"]
-    return f"{number}, {format_position(PLANES[row['plane']].letter, float(position))}" if position else number
 
 
 def _paths(given: Sequence[str]) -> list[str]:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 from aeflow_monai.cli.bundle_run import options_of, require_sections
 from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import WrongUse
+from aeflow_monai.cli.summary import say_scores
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import user_path
 from aeflow_monai.printable import counted, some
+from aeflow_monai.result_files import FAILURES, REPORT, SCORES, unfinished_name
 
 if TYPE_CHECKING:
     from aeflow_monai.archive import Merged, ShardRun
@@ -68,6 +70,9 @@ def report_shards(folder: Path, terminal: Terminal) -> None:
     terminal.line({**merged.counts._asdict(), "missing_shards": list(merged.missing), "shards": merged.n_shards})
     done, failed, n_open = merged.counts
     terminal.result(f"{counted(sum(merged.counts), 'study', 'studies')}: {done} done, {failed} failed, {n_open} open")
+    scores = next((path for name in (SCORES, unfinished_name(SCORES)) if (path := folder / name).is_file()), None)
+    if done and scores is not None:
+        say_scores(scores, failed, terminal)
     if merged.missing:
         terminal.result(f"not begun: {some([f'{number}/{merged.n_shards}' for number in merged.missing], 20)}")
     if merged.repeated:
@@ -77,7 +82,7 @@ def report_shards(folder: Path, terminal: Terminal) -> None:
         terminal.result(f"cases of different shards with one name, which the column results tells apart: {names}")
     terminal.result(f"results: {folder}")
     if merged.is_finished:
-        terminal.result(f"report: {folder / 'report.html'}")
+        terminal.result(f"report: {folder / REPORT}")
     _fail_if_any(folder, merged.counts, _how_to_go_on(merged, folder), merged)
 
 
@@ -107,7 +112,7 @@ def _score(given: argparse.Namespace, run: ShardRun) -> Counts:
 def _how_to_go_on(merged: Merged, folder: Path) -> str:
     if not merged.is_finished:
         return "Give the commands of the open shards again; what is done is not done again."
-    return f"{folder / 'failures.csv'} lists them. Try them again with --retry-failed."
+    return f"{folder / FAILURES} lists them. Try them again with --retry-failed."
 
 
 def _fail_if_any(folder: Path, counts: Counts, remedy: str, merged: Merged | None = None) -> None:

@@ -27,13 +27,17 @@ def run(folder: Path, *arguments: str) -> tuple[str, str]:
 def test_a_report_of_shards(tmp_path: Path) -> None:
     a_shard(tmp_path, 1, "a")
     said, ended = run(tmp_path, "report", ".")
-    assert said.startswith("1 study: 1 done, 0 failed, 0 open\nnot begun: 2/2\n")
+    assert said.startswith("1 study: 1 done, 0 failed, 0 open\n1 case, 1 above the threshold of 0.40, 0 failed\n")
+    assert "\nnot begun: 2/2\n" in said
     assert ended == "1 []"
     assert not (tmp_path / "report.html").exists()
     a_shard(tmp_path, 2, "b")
     said, ended = run(tmp_path, "report", ".")
     page = tmp_path / "report.html"
-    assert said == f"2 studies: 2 done, 0 failed, 0 open\nresults: {tmp_path}\nreport: {page}"
+    assert said == (
+        "2 studies: 2 done, 0 failed, 0 open\n2 cases, 2 above the threshold of 0.40, 0 failed\n"
+        f"results: {tmp_path}\nreport: {page}"
+    )
     assert ended == "0 []"
     assert page.is_file()
     assert run(tmp_path, "report", ".", "--json")[0] == (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from report_results import ELEMENT, LONG, MODEL, SCRIPT, write_results
 
-from aeflow_monai.cli.scoring import _say_metrics
+from aeflow_monai.cli.summary import say_metrics
 from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.metrics import format_report
@@ -125,7 +125,7 @@ def test_a_metric_is_shown_in_one_way(open_report: Open, reports: dict[str, Path
     said = open_report("evaluation").locator("main").inner_text()
     log = format_report(metrics)
     terminal = Terminal()
-    _say_metrics(metrics, terminal)
+    say_metrics(metrics, terminal)
     printed = capsys.readouterr().out
     for name in ("auroc", "sensitivity", "specificity"):
         low, high = metrics[f"{name}_ci95"]
