@@ -2,6 +2,6 @@
 
 import lazy_loader
 
-# What __init__.pyi names is imported when it is first used: torch and MONAI take seconds, and the command's help needs
-# neither.
+# The names in __init__.pyi are imported on first use: torch and MONAI take seconds to import, and the command's help
+# needs neither.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""What the package says of itself, and of those that it needs."""
+"""Facts of the package: its name, version, folder, and the versions of its dependencies."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["DISCLAIMER", "PACKAGE", "__version__", "versions"]
 
 __version__ = "0.2.0"
 
-PACKAGE = Path(__file__).parent  # the folder of its code
+PACKAGE = Path(__file__).parent  # folder of the package's code
 
 DISCLAIMER = "Research use only. Not a medical device."
 
-# Packages that decide what comes of a run.
+# Packages that can change the result of a run.
 _PACKAGES = (
     *("torch", "monai", "numpy", "timm", "scipy", "scikit-learn", "pytorch-ignite", "nibabel", "itk", "pillow"),
     *("pydicom", "highdicom"),
@@ -22,11 +22,11 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what comes of a run."""
+    """Return the versions of Python and of the packages that can change the result of a run."""
     found = {"aeflow_monai": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # of what is not needed everywhere
+        except PackageNotFoundError:  # an optional dependency
             continue
     return found

@@ -1,4 +1,4 @@
-"""Fast gzip: ISA-L's where it has a wheel, else that of Python."""
+"""Fast gzip: that of ISA-L if there is a wheel of it for this machine, else that of Python."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ except ImportError:  # no wheel for this machine
 
 __all__ = ["DAMAGED", "gzip"]
 
-# What reading of a damaged file raises.
+# Errors of reading a damaged file.
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, *_OF_ISAL)

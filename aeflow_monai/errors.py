@@ -1,4 +1,4 @@
-"""Errors as a user reads them: what lies below MONAI's wrapping, and cases that fail while the others go on."""
+"""Errors for the user: causes below MONAI's wrapping, and failed cases of a run that continues."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-# A disk that is full, over quota or read-only fails every case from now on; so does a limit on the size of files.
+# A full, over-quota or read-only disk fails every further case; so does a limit on the size of files.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-# torch writes files by itself, and has no number for what failed.
+# torch writes files by itself, and its errors have no number.
 _TORCH_WRITES = ("PytorchStreamWriter", "inline_container.cc")
-# Lines of a summary; the table has them all.
+# Lines of a summary; the table has all of them.
 _MAX_LISTED = 20
 
 
 class CaseFailures(RuntimeError):
-    """Some cases failed; the others were computed and written."""
+    """Some cases failed; the others were processed and written."""
 
 
 class Failure(NamedTuple):
-    """A case that failed: its name and file, what was done with it, and the message of the error."""
+    """A failed case: its name and file, the stage in which it failed, and the error message."""
 
     case: str
     file: str
@@ -50,11 +50,11 @@ class Failure(NamedTuple):
 
 
 class FailureLog:
-    """Cases that failed: a table that grows as they come, a warning for each, an error at the end.
+    """Log of failed cases: a table that is written as they occur, a warning for each, an error at the end.
 
     Args:
-        path: of the table, with the columns case, file, stage and message; there is none if nothing failed, or if
-            this is None.
+        path: path of the table, with the columns case, file, stage and message; no table is written without failures,
+            or if this is None.
 
     Example:
         >>> import tempfile
@@ -78,12 +78,12 @@ class FailureLog:
         return len(self.failures)
 
     def start(self) -> None:
-        """Forget the failures of an earlier run; its table stays until this one ends."""
+        """Reset the failures; the table of an earlier run stays until this one ends."""
         self.failures = []
         self.table = None
 
     def finish(self) -> None:
-        """Give the table its name, or take away an earlier one: all cases have been seen."""
+        """Rename the table, or delete that of an earlier run, after all cases."""
         if self.table is not None:
             self.table.finish()
             self.table = None
@@ -91,7 +91,7 @@ class FailureLog:
             self.path.unlink(missing_ok=True)
 
     def add(self, failure: Failure) -> None:
-        """Write one failure to the table and to the log."""
+        """Add a failure to the table and to the log."""
         self.failures.append(failure)
         if self.path is not None:
             self.table = self.table or Table(self.path, Failure._fields)
@@ -101,11 +101,11 @@ class FailureLog:
 
     @contextmanager
     def catching(self, item: Mapping[Any, Any], stage: str) -> Iterator[None]:
-        """Catch an error of this case, and note it; raise errors of the disk, which would fail every case.
+        """Catch an error of this case, and log it; raise errors of the disk, which would fail every case.
 
         Args:
-            item: of a datalist, or a batch of one case, with "case" and "image".
-            stage: what is done with it, in a word.
+            item: an item of a datalist, or a batch of one case, with "case" and "image".
+            stage: the processing stage, in a word.
         """
         try:
             yield
@@ -115,14 +115,14 @@ class FailureLog:
             self.add(failure_of(item, stage, error))
 
     def raise_if_any(self, n_cases: int, remedy: str = "") -> None:
-        """End a run in which cases failed with an error, when all that could be written is.
+        """Raise an error at the end of a run in which cases failed.
 
         Args:
-            n_cases: how many there were, with those that failed.
+            n_cases: number of cases, including failed ones.
             remedy: what the user can do, in a line.
 
         Raises:
-            CaseFailures: names each case with its file and what is wrong.
+            CaseFailures: names each case with its file and error.
         """
         self.finish()
         if not self.failures:
@@ -143,17 +143,17 @@ class FailureLog:
 
 
 def failure_of(item: Mapping[Any, Any], stage: str, error: Exception) -> Failure:
-    """What is known of a failure, with the message of the error below those that MONAI wraps it in.
+    """Describe a failure, with the message of the error that MONAI has wrapped.
 
     Args:
-        item: of a datalist, or a batch of one case, with "case" and "image".
-        stage: what was done with it, in a word.
-        error: that came.
+        item: an item of a datalist, or a batch of one case, with "case" and "image".
+        stage: the processing stage, in a word.
+        error: the error that was caught.
 
     Returns:
-        The record.
+        The record of the failure.
     """
-    from monai.data import MetaTensor  # which a command that scores nothing does without
+    from monai.data import MetaTensor  # not needed by commands that score nothing
     from monai.utils import ensure_tuple
 
     image = item.get("image", "")
@@ -163,11 +163,11 @@ def failure_of(item: Mapping[Any, Any], stage: str, error: Exception) -> Failure
 
 
 def file_of(image: Any, default: object = "") -> str:
-    """The file that an image was loaded from, for an error to name.
+    """Return the file that an image was loaded from, for an error message.
 
     Args:
         image: a `MetaTensor`, or a batch of one; anything else has no file.
-        default: what to call an image without a file.
+        default: value for an image without a file.
     """
     from monai.data import MetaTensor
     from monai.utils import ImageMetaKey, ensure_tuple
@@ -177,13 +177,13 @@ def file_of(image: Any, default: object = "") -> str:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that MONAI wrapped in others of its own, as it does for transforms and expressions.
+    """Return the error that MONAI wrapped in its own errors, as it does for transforms and expressions.
 
     Args:
-        error: as it was caught.
+        error: the error that was caught.
 
     Returns:
-        The first error below that MONAI has not raised itself; not deeper, where the message may explain less.
+        The first error in the chain that MONAI has not raised itself; not deeper ones, which may explain less.
     """
     while (deeper := error.__cause__ or error.__context__) is not None and _is_raised_by_monai(error):
         error = deeper
@@ -192,7 +192,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raise an error as it began, without those that MONAI wraps it in.
+    """Raise the original error, without those that MONAI wraps it in.
 
     Example:
         >>> from monai.bundle import ConfigParser
@@ -211,13 +211,13 @@ def unwrapped() -> Iterator[None]:
 
 
 def describe_error(error: BaseException) -> str:
-    """What an error says, without what MONAI wrapped it in.
+    """Return the message of an error, without MONAI's wrapping.
 
     Args:
-        error: as it was caught.
+        error: the error that was caught.
 
     Returns:
-        The message of its `root_cause`, with the type before it where the message alone says too little.
+        The message of its `root_cause`, preceded by the type if the message alone is not informative.
 
     Example:
         >>> describe_error(ValueError("It is empty.")), describe_error(KeyError("image"))
@@ -231,10 +231,10 @@ def describe_error(error: BaseException) -> str:
 
 
 def is_disk_error(cause: BaseException) -> bool:
-    """Whether a disk that is full, over quota or read-only, or a limit on the size of files, made this error.
+    """Return whether a full, over-quota or read-only disk, or a limit on the size of files, caused this error.
 
     Args:
-        cause: see `root_cause`.
+        cause: the error, see `root_cause`.
 
     Example:
         >>> is_disk_error(OSError(errno.ENOSPC, "No space left on device")), is_disk_error(OSError("no image"))

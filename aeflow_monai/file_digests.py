@@ -1,4 +1,4 @@
-"""Hashes of files, by which they are known again."""
+"""Hashes of files, by which they are recognised."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from aeflow_monai.compression import DAMAGED, gzip
 
 __all__ = ["digest_of", "sha256_of", "unpacked_digest_of"]
 
-_MOST_UNPACKED = 2**33  # bytes: a .gz file may hold any number
+_MOST_UNPACKED = 2**33  # bytes: a .gz file may expand without limit
 
 
 def sha256_of(file: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with Path(file).open("rb") as stream:
         while block := stream.read(2**20):
@@ -23,13 +23,13 @@ def sha256_of(file: str | Path) -> str:
 
 
 def digest_of(file: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes, which are not read again while size and time of change stay."""
+    """Return the hexadecimal SHA-256 of a file's bytes, cached until its size or modification time changes."""
     found = Path(file).stat()
     return _digest(str(file), found.st_size, found.st_mtime_ns)
 
 
 def unpacked_digest_of(file: str | Path) -> str:
-    """As `digest_of`, of a .gz file of what is inside; of one that is damaged, or holds more than 8 GiB, as it is."""
+    """Like `digest_of`, but of a .gz file's decompressed bytes, unless it is damaged or exceeds 8 GiB."""
     if Path(file).suffix.lower() != ".gz":
         return digest_of(file)
     found = Path(file).stat()

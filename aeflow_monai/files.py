@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, JSON, and where they lie."""
+"""Atomic writing of files and folders, JSON, and paths."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ __all__ = [
     "write_json",
 ]
 
-# What is being written: the machine, the process, and a number. It never has the name of what is whole.
+# Suffix of unfinished files: machine, process and a number. No finished file has it.
 _UNFINISHED = ".unfinished-{machine}-{process}-{number}"
 _LEFT = re.compile(r"\.unfinished-(\w+)-(\d+)-")
 
 
 def home(*parts: str) -> str:
-    """Folder for what has no other place: $AEFLOW_HOME, or ~/.aeflow_monai.
+    """Return the folder for files without another place: $AEFLOW_HOME, or ~/.aeflow_monai.
 
     Args:
-        parts: names of folders below it.
+        parts: names of subfolders.
 
     Returns:
-        The path. Nothing is created.
+        The path, which is not created.
     """
     root = os.environ.get("AEFLOW_HOME") or Path.home() / ".aeflow_monai"
     return str(user_path(Path(root, *parts)).absolute())
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """A path as a shell takes it: `~` is the home folder, and `~name` that of a user, or a plain name if there is none.
+    """Expand a path like a shell: `~` is the home folder, `~name` that of a user, or a plain name without such a user.
 
     Example:
         >>> user_path("~/data") == Path.home() / "data", user_path("~nobody's")
@@ -61,7 +61,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def unfinished_path(path: str | Path) -> Path:
-    """A path beside another one, with the same suffix, for what becomes that when it is whole; see `sweep`."""
+    """Return a path beside another one, with the same suffix, for its unfinished content; see `sweep`."""
     path = Path(path)
     name = _UNFINISHED.format(machine=_machine(), process=os.getpid(), number=uuid.uuid4().hex[:8])
     return path.with_name(name + "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:]))
@@ -69,19 +69,19 @@ def unfinished_path(path: str | Path) -> Path:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file beside its place, and move it there when it is whole.
+    """Write a file under a temporary name beside its place, and move it there when it is complete.
 
-    Whoever reads an earlier file of this name meanwhile finds it whole. If the block raises, nothing is left; of a
-    process that is killed, `sweep` takes away what is left.
+    Readers of an earlier file of this name see it complete meanwhile. If the block raises an error, nothing is left
+    behind; the files of a killed process are removed by `sweep`.
 
     Args:
-        path: of the file; missing folders are made.
+        path: path of the file; missing folders are created.
 
     Yields:
         The path to write to, with the same suffix.
 
     Raises:
-        OSError: as the block raises it, of a full disk for example; it names the file.
+        OSError: an error of the block, for example a full disk; it names the file.
 
     Example:
         >>> import tempfile
@@ -95,7 +95,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # in the same folder, since a file is replaced in one step only within its file system
+    # in the same folder, since replacing is atomic only within a file system
     unfinished = unfinished_path(path)
     try:
         yield unfinished
@@ -110,18 +110,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_together(folder: str | Path) -> Iterator[Path]:
-    """Write files that belong together beside their place, and move all of them there when they are whole.
+    """Write files that belong together in a temporary folder, and move all of them when they are complete.
 
-    If the block raises, none of them is there, and earlier ones of these names stay.
+    If the block raises an error, none of them is written, and earlier files of these names are kept.
 
     Args:
-        folder: of the files; made if it is missing.
+        folder: folder of the files, created if it is missing.
 
     Yields:
-        The folder to write to, in which the files have their names.
+        The folder to write to, in which the files have their final names.
 
     Raises:
-        OSError: as the block raises it, of a full disk for example; it names the file in its place.
+        OSError: an error of the block, for example a full disk; it names the file in its final place.
 
     Example:
         >>> import tempfile
@@ -155,18 +155,18 @@ def replacing_together(folder: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """Write a folder beside its place, and move it there when it is whole. If the block raises, nothing is left.
+    """Write a folder under a temporary name beside its place, and move it there when it is complete.
 
-    What killed processes have left of other folders beside it is taken away.
+    If the block raises an error, nothing is left behind. Leftovers of killed processes beside it are removed.
 
     Args:
-        path: of the folder, which may exist if it is empty; missing parents are made.
+        path: path of the folder, which may exist if it is empty; missing parents are created.
 
     Yields:
         The folder to write to.
 
     Raises:
-        OSError: meanwhile, something else has come to lie there.
+        OSError: something else was created at this path meanwhile.
 
     Example:
         >>> import tempfile
@@ -187,17 +187,17 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         yield unfinished
         unfinished.replace(path)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)  # gone already, unless something failed
+        shutil.rmtree(unfinished, ignore_errors=True)  # already moved, unless something failed
 
 
 def sweep(folder: str | Path) -> list[str]:
-    """Take away what processes of this machine were writing in a folder when they were killed.
+    """Remove unfinished files of this machine's killed processes from a folder.
 
     Args:
-        folder: that is looked into, not deeper; it need not be there.
+        folder: the folder, without subfolders; it need not exist.
 
     Returns:
-        Names of what is gone.
+        Names of the removed files.
     """
     gone = []
     for path in Path(folder).glob(".unfinished-*"):
@@ -213,12 +213,12 @@ def sweep(folder: str | Path) -> list[str]:
 
 @cache
 def _machine() -> str:
-    """A number for this machine, whose process numbers mean nothing on others."""
+    """Return a number for this machine, since process numbers are unique only within it."""
     return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def _is_running(process: int) -> bool:
-    if os.name == "nt":  # where signal 0 is no question
+    if os.name == "nt":  # signal 0 would not be a query
         return True
     try:
         os.kill(process, 0)
@@ -230,15 +230,15 @@ def _is_running(process: int) -> bool:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write a JSON file in one step.
+    """Write a JSON file atomically.
 
     Args:
-        path: of the file, replaced if it exists; missing folders are made.
-        content: what JSON can hold; keys keep their order.
+        path: path of the file, replaced if it exists; missing folders are created.
+        content: JSON-serialisable content; the order of keys is kept.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON has no word for.
-        TypeError: JSON cannot hold the content.
+        ValueError: a number is NaN or infinite, which JSON does not support.
+        TypeError: the content is not JSON-serialisable.
 
     Example:
         >>> import tempfile
@@ -256,7 +256,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Content of a JSON file that need not be there; an empty dictionary if it is not.
+    """Read a JSON file; return an empty dictionary if there is none.
 
     Raises:
         ValueError: it is damaged; names the file.
@@ -274,7 +274,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def case_file_name(data: Mapping[Hashable, Any]) -> str:
-    """The case, which becomes a part of file names and must not lead out of the output folder.
+    """Return the case's name for file names, which must not lead out of the output folder.
 
     Raises:
         ValueError: it would.

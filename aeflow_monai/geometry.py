@@ -1,6 +1,6 @@
-"""Where things lie: planes of a volume, places of its slices, affines, positions in mm.
+"""Geometry: planes of a volume, places of its slices, affines, positions in mm.
 
-Volumes are (C, X, Y, Z). The network sees them in orientation PLS: X to posterior, Y to left, Z to superior.
+Volumes are (C, X, Y, Z). The network gets them in orientation PLS: X to posterior, Y to left, Z to superior.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = [
     "voxel_spacing",
 ]
 
-# Two grids are the same if their corners are no further apart than this, in mm; headers hold single precision.
+# Two grids are equal if their corners are no further apart than this, in mm; headers have single precision.
 TOLERANCE_MM = 1e-2
-# Formats without a place in the world.
+# Image formats without an affine.
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 
 
@@ -68,7 +68,7 @@ class Plane(NamedTuple):
         return first, second
 
 
-# The one table of planes: a volume's slices are numbered along `axis`.
+# The only table of planes: a volume's slices are numbered along `axis`.
 PLANES = {
     "axial": Plane(2, "S", "inferior", "superior"),
     "coronal": Plane(0, "A", "anterior", "posterior"),
@@ -77,12 +77,12 @@ PLANES = {
 
 
 class Places(NamedTuple):
-    """Where slices lie in their volumes.
+    """Places of slices in their volumes.
 
     Attributes:
-        planes: "axial", "coronal" or "sagittal", of each slice.
-        positions: relative slice position, (n,), in [0, 1]: 0 is the first slice that is processed, 1 the last; 0.5 if
-            there is only one.
+        planes: "axial", "coronal" or "sagittal", for each slice.
+        positions: relative slice position, (n,), in [0, 1]: 0 is the first processed slice, 1 the last; 0.5 if there is
+            only one.
     """
 
     planes: Sequence[str]
@@ -90,21 +90,21 @@ class Places(NamedTuple):
 
     @property
     def are_of_volumes(self) -> bool:
-        """Whether any slice lies outside of the middle, where 2D images and the only slice of a volume lie."""
+        """Return whether any slice is off the middle, the place of 2D images and of a volume's only slice."""
         return bool((self.positions != 0.5).any())
 
     def part(self, chosen: slice) -> Places:
-        """Places of some of the slices."""
+        """Return the places of some of the slices."""
         return Places(self.planes[chosen], self.positions[chosen])
 
     @classmethod
     def join(cls, parts: Sequence[Places]) -> Places:
-        """Places of several groups of slices, one after the other."""
+        """Concatenate the places of several groups of slices."""
         return cls([plane for part in parts for plane in part.planes], torch.cat([part.positions for part in parts]))
 
 
 def require_planes(planes: Sequence[str]) -> None:
-    """Refuse a name that is none of the planes.
+    """Raise an error for an unknown plane.
 
     Raises:
         ValueError: names the first unknown plane.
@@ -114,13 +114,13 @@ def require_planes(planes: Sequence[str]) -> None:
 
 
 def stack_of(volume: Tensor, plane: str) -> Tensor:
-    """View of a volume (C, X, Y, Z) as slices (n, C, rows, columns); coronal and sagittal ones upside down."""
+    """Return a view of a volume (C, X, Y, Z) as slices (n, C, rows, columns); coronal and sagittal ones upside down."""
     axis = PLANES[plane].axis
     return volume.permute(3, 0, 1, 2) if axis == 2 else volume.permute(1 + axis, 0, 3, 2 - axis)
 
 
 def untailed(shape: Sequence[int]) -> tuple[int, ...]:
-    """The shape without trailing dimensions of one voxel.
+    """Return the shape without trailing dimensions of one voxel.
 
     Example:
         >>> untailed((4, 5, 1, 1)), untailed((4, 1, 5))
@@ -130,13 +130,13 @@ def untailed(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def voxel_spacing(volume: Tensor) -> list[float]:
-    """Size of a voxel of a volume (C, X, Y, Z) in mm; 1 where no affine tells."""
+    """Return the voxel size of a volume (C, X, Y, Z) in mm; 1 without an affine."""
     affine = volume.affine if isinstance(volume, MetaTensor) else torch.eye(4)
     return [float(size) for size in affine_to_spacing(affine, r=3)]
 
 
 def ras_affine(affine: Any, meta: Mapping[str, Any]) -> npt.NDArray[Any]:
-    """Voxel indices to world, mm, in RAS whatever the reader was told."""
+    """Return the affine from voxel indices to world coordinates in mm, in RAS whatever the reader's convention."""
     array: npt.NDArray[Any] = np.asarray(torch.as_tensor(affine).detach().cpu(), dtype=np.float64)
     if meta.get(MetaKeys.SPACE) == SpaceKeys.LPS:
         array = orientation_ras_lps(array)
@@ -144,12 +144,12 @@ def ras_affine(affine: Any, meta: Mapping[str, Any]) -> npt.NDArray[Any]:
 
 
 def format_position(letter: str, position: float) -> str:
-    """A world coordinate with its sign, such as S +12.5 mm."""
+    """Format a world coordinate with its sign, such as S +12.5 mm."""
     return f"{letter} {round(position, 1) + 0.0:+.1f} mm".replace("-", "\N{MINUS SIGN}")
 
 
 def check_affine(affine: npt.NDArray[Any], name: str, n_axes: int) -> None:
-    """Refuse an affine whose first `n_axes` columns, those of the image's axes, do not span as many dimensions.
+    """Raise an error for an affine whose first `n_axes` columns, those of the image's axes, are linearly dependent.
 
     Raises:
         ValueError: names the file, and what is wrong.
@@ -166,7 +166,7 @@ def check_affine(affine: npt.NDArray[Any], name: str, n_axes: int) -> None:
 
 
 def corner_distance(first: MetaTensor, second: MetaTensor) -> float:
-    """Largest distance, in mm, between the places that two affines give the same corner of an image (C, ...)."""
+    """Return the largest distance, in mm, between the corners of an image (C, ...) under two affines."""
     corners = [(0, size - 1) for size in first.shape[1:]]
     ends = np.array([[*corner, *[0] * (3 - len(corner)), 1] for corner in itertools.product(*corners)], dtype=float)
     both = [to_affine_nd(3, ras_affine(image.affine, image.meta)) for image in (first, second)]
@@ -175,10 +175,10 @@ def corner_distance(first: MetaTensor, second: MetaTensor) -> float:
 
 
 def axial_affine(affine: Tensor) -> Tensor:
-    """Affine (4, 4) of a 2D image's plane, projected to the nearest world plane and called axial.
+    """Return the affine (4, 4) of a 2D image's plane, projected to the nearest world plane and treated as axial.
 
     Args:
-        affine: of the image, (3, 3) or (4, 4).
+        affine: affine of the image, (3, 3) or (4, 4).
 
     Example:
         >>> sagittal = torch.tensor([[0.0, 0, 5, -48], [2, 0, 0, -56], [0, 2, 0, -50], [0, 0, 0, 1]])
@@ -195,5 +195,5 @@ def axial_affine(affine: Tensor) -> Tensor:
 
 
 def any_picture(*names: str) -> bool:
-    """Whether one of these files is of a format without a place in the world."""
+    """Return whether one of these files has a format without an affine."""
     return any(name.lower().endswith(PICTURES) for name in names)

@@ -1,4 +1,4 @@
-"""Imports of the large libraries that a run takes: torch and MONAI, and what they bring along; late, or fast."""
+"""Lazy or faster imports of large libraries: torch, MONAI and their dependencies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["import_names", "without_collection"]
 
 
 def import_names(*packages: str) -> None:
-    """Import all public names of packages now, those that would be imported when they are first used.
+    """Import all public names of packages now that would otherwise be imported on first use.
 
     Args:
-        packages: their full names.
+        packages: full names of the packages.
 
     Example:
         >>> import_names("aeflow_monai.archive")
@@ -28,10 +28,10 @@ def import_names(*packages: str) -> None:
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Import without looking for garbage, neither meanwhile nor ever again among what is imported.
+    """Import without garbage collection, and exclude the imported objects from later collections.
 
-    Nothing of a library becomes garbage. To look through its objects again and again while it is imported, and once
-    more when the process ends, takes seconds of a run on one volume (benchmarks/volume_command.py).
+    No object of a library becomes garbage. Traversing them again and again during the import, and once more at exit,
+    takes seconds of a run on one volume (benchmarks/volume_command.py).
 
     Example:
         >>> with without_collection():

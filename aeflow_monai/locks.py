@@ -1,4 +1,4 @@
-"""One run a folder: a second one is refused while the first goes on."""
+"""Locks of folders: one run at a time writes to a folder, a second one raises an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from aeflow_monai.files import read_json, write_json
 
 __all__ = ["FolderInUse", "claim_folder", "release_all", "release_folder", "turn_in"]
 
-# The lock goes with its process, however that ends; the note tells others who has it.
+# The lock is released with its process, however it ends; the note names the process for others.
 _LOCK, _NOTE = ".lock", ".lock.json"
 _held: dict[Path, filelock.BaseFileLock] = {}
 _made: set[Path] = set()
@@ -31,8 +31,8 @@ def claim_folder(folder: str | Path, option: str) -> None:
     """Keep other processes from writing to a folder until this one ends, or `release_folder`.
 
     Args:
-        folder: is made if it is missing, and goes with the claim if nothing was written there.
-        option: that named it, for the message.
+        folder: the folder, created if it is missing, and removed with the claim if nothing was written to it.
+        option: name of the option that it was given by, for the message.
 
     Raises:
         FolderInUse: another process has claimed it; names that process and its start.
@@ -75,14 +75,14 @@ def claim_folder(folder: str | Path, option: str) -> None:
 
 
 def release_folder(folder: str | Path) -> None:
-    """Let other processes write to a folder again; nothing happens if this one has not claimed it.
+    """Release a folder for other processes; nothing happens if this process has not claimed it.
 
     Args:
         folder: see `claim_folder`.
     """
     folder = Path(folder).resolve()
     if (lock := _held.pop(folder, None)) is not None:
-        # before the lock goes, so that nothing of the next one's is taken away
+        # before the lock is released, so that nothing of the next process is removed
         for name in (_NOTE, _LOCK):
             (folder / name).unlink(missing_ok=True)
         lock.release()
@@ -92,24 +92,24 @@ def release_folder(folder: str | Path) -> None:
 
 
 def release_all() -> None:
-    """Let other processes write to all folders that this one has claimed."""
+    """Release all folders that this process has claimed."""
     for folder in list(_held):
         try:
             release_folder(folder)
-        except OSError:  # the folder may be gone; the lock goes with the process
+        except OSError:  # the folder may be gone; the lock is released with the process
             continue
 
 
 @contextmanager
 def turn_in(folder: str | Path, timeout: float = 60.0) -> Iterator[None]:
-    """Wait until no other process or thread is at work in a folder, to read a file there and write it again.
+    """Wait until no other process or thread works in a folder, to read and replace a file there.
 
     Args:
-        folder: that exists.
-        timeout: seconds to wait at most.
+        folder: an existing folder.
+        timeout: longest wait in seconds.
 
     Raises:
-        OSError: nothing can be written there, or the time is over.
+        OSError: nothing can be written there, or the timeout has expired.
 
     Example:
         >>> import tempfile

@@ -1,4 +1,4 @@
-"""The mark by which what this package has written is known among images, wherever it lies."""
+"""The mark by which files that this package has written are recognised among images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["MARK", "has_mark", "mark_nifti"]
 
 MARK = "aeflow_monai"
-# Where NIfTI-1 and NIfTI-2 hold their text, from byte to byte: descrip and intent_name.
+# Byte ranges of the text fields of NIfTI-1 and NIfTI-2: descrip and intent_name.
 _NIFTI_TEXTS = {348: ((148, 228), (328, 344)), 540: ((240, 320), (508, 524))}
 _NIFTI = (".nii", ".nii.gz")
 _OTHERS = (".nrrd", ".nhdr", ".mha", ".mhd", ".png")
-_READ = 4096  # bytes of a file, compressed or not, that its header begins in
+_READ = 4096  # bytes of a file, compressed or not, that contain the start of its header
 
 
 def mark_nifti(header: nib.Nifti1Header, what: str) -> None:
-    """Write the mark into a NIfTI header, into two fields, of which other tools keep one or the other.
+    """Write the mark into two fields of a NIfTI header, since other tools keep one or the other.
 
     Args:
-        header: changed in place.
-        what: the file holds, such as "anomaly_map".
+        header: the header, changed in place.
+        what: kind of the file's content, such as "anomaly_map".
 
     Example:
         >>> import nibabel as nib
@@ -41,13 +41,13 @@ def mark_nifti(header: nib.Nifti1Header, what: str) -> None:
 
 
 def has_mark(path: str | Path) -> bool:
-    r"""Whether this package has written an image file, by its first bytes.
+    r"""Return whether this package has written an image file, by its first bytes.
 
-    NIfTI bears the mark in descrip and intent_name, NRRD and MetaImage in a field of their header, PNG in its
-    text "Software". A file that cannot be read, or of another kind, bears none.
+    In NIfTI the mark is in descrip and intent_name, in NRRD and MetaImage in a header field, in PNG in the text
+    "Software". A file that cannot be read, or of another format, has none.
 
     Args:
-        path: of the file. Its answer is kept until its size or time changes.
+        path: path of the file. The result is cached until its size or modification time changes.
 
     Example:
         >>> import tempfile
@@ -61,16 +61,16 @@ def has_mark(path: str | Path) -> bool:
         return False
     try:
         status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             return False
         return _reads_mark(os.fspath(path), suffix, status.st_ino, status.st_size, status.st_mtime_ns)
-    except (OSError, ValueError, zlib.error):  # what cannot be read is named when its turn comes
+    except (OSError, ValueError, zlib.error):  # unreadable files are reported when they are processed
         return False
 
 
 @functools.lru_cache(maxsize=2**18)
 def _reads_mark(path: str, suffix: str, *_version: int) -> bool:
-    """Whether the mark stands where this kind of file has it."""
+    """Return whether the mark is at its place for this format."""
     with Path(path).open("rb") as file:
         start = file.read(_READ)
     mark = MARK.encode()

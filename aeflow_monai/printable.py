@@ -1,4 +1,4 @@
-"""Names and messages as a terminal may print them."""
+"""Names and messages that are safe to print to a terminal."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 
 __all__ = ["counted", "first_line", "is_unsafe", "meant", "shown", "some"]
 
-# Classes of the characters that begin or end text of the other direction, so that "\u202egnp.exe" looks like "exe.png".
+# Character classes that begin or end text of the other direction, so that "\u202egnp.exe" looks like "exe.png".
 _TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def counted(n: int, thing: str, plural: str = "") -> str:
-    """A number of things in words.
+    """Return a number of things in words.
 
     Example:
         >>> counted(1, "image"), counted(0, "image"), counted(2, "study", "studies")
@@ -23,22 +23,22 @@ def counted(n: int, thing: str, plural: str = "") -> str:
 
 
 def first_line(message: object) -> str:
-    """The first line of a message that says something; empty if none does."""
+    """Return the first non-empty line of a message; empty without one."""
     return next((line.strip() for line in str(message).splitlines() if line.strip()), "")
 
 
 def is_unsafe(sign: str) -> bool:
-    """Whether a character controls a terminal, ends a line, turns text around or stands for a byte that is no UTF-8."""
+    """Return whether a character controls a terminal, ends a line, turns text or stands for an undecodable byte."""
     return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(sign) in _TURNS
 
 
 def meant(word: object, known: Iterable[str], n: int = 1) -> str:
-    """A sentence, with a space before it, that names what may be meant; empty if nothing is near.
+    """Return a sentence, with a space before it, that suggests known words; empty if none is close.
 
     Args:
-        word: that was given.
-        known: words that there are.
-        n: how many to name.
+        word: the given word.
+        known: the known words.
+        n: number of suggestions.
 
     Example:
         >>> meant("chest-xray", ["paper", "chest_xray"]), meant("x", ["paper"])
@@ -49,10 +49,10 @@ def meant(word: object, known: Iterable[str], n: int = 1) -> str:
 
 
 def shown(name: object) -> str:
-    r"""A name as it may be printed: what a terminal would obey, and bytes that are no UTF-8, are written out.
+    r"""Return a printable name, with control characters and bytes that are not UTF-8 escaped.
 
     Args:
-        name: of a file or a case.
+        name: name of a file or a case.
 
     Example:
         >>> shown("red\x1b[31m.png")
@@ -62,11 +62,11 @@ def shown(name: object) -> str:
 
 
 def some(names: Sequence[object], limit: int = 5) -> str:
-    """The first names, as they may be printed, and how many more there are.
+    """Return the first names, printable, and how many more there are.
 
     Args:
-        names: to show.
-        limit: how many to show.
+        names: the names.
+        limit: number of names to show.
 
     Example:
         >>> some(["a", "b", "c"], limit=2), some([])

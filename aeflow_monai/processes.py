@@ -1,4 +1,4 @@
-"""What the processes of one training tell each other, by torch.distributed; a process alone only tells itself."""
+"""Communication between the processes of one training, by torch.distributed; a single process has only itself."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _T = TypeVar("_T")
 
 
 def n_processes() -> int:
-    """Number of processes of this training; 1 if it has not begun in several."""
+    """Return the number of processes of this training; 1 if it is not distributed."""
     return dist.get_world_size() if _are_several() else 1
 
 
 def process_number() -> int:
-    """Number of this process, from 0."""
+    """Return the number of this process, from 0."""
     return dist.get_rank() if _are_several() else 0
 
 
 def summed(values: Tensor) -> Tensor:
-    """The sum over all processes, without a gradient; every process has to call it.
+    """Return the sum over all processes, without a gradient; every process has to call it.
 
     Args:
-        values: of this process, of the same shape in all.
+        values: values of this process, of the same shape in all.
 
     Example:
         >>> summed(torch.tensor([1.0, 2.0]))
@@ -40,10 +40,10 @@ def summed(values: Tensor) -> Tensor:
 
 
 def gathered(part: _T) -> list[_T]:
-    """What each process has, by its number; every process has to call it.
+    """Return the objects of all processes, by process number; every process has to call it.
 
     Args:
-        part: of this process; anything that can be pickled.
+        part: object of this process; anything that can be pickled.
 
     Example:
         >>> gathered("all of it")
@@ -57,7 +57,7 @@ def gathered(part: _T) -> list[_T]:
 
 
 def wait_for_all() -> None:
-    """Wait until every process has come to this place."""
+    """Wait until every process has reached this call."""
     if _are_several():
         dist.barrier()
 

@@ -1,4 +1,4 @@
-"""How far a run has come, for whoever shows it; without a listener nothing is shown."""
+"""Progress of a run, for a listener that shows it; without one nothing is shown."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _T = TypeVar("_T")
 
 
 class Listener(Protocol):
-    """Shows how far a run has come; is called from several threads."""
+    """Listener that shows the progress of a run; called from several threads."""
 
     def advance(self, what: str, n: int, total: int | None) -> None:
-        """Show that n of a total are done; the total is None if it is not known."""
+        """Show that n of a total are done; the total is None if unknown."""
 
     def say(self, text: str) -> None:
         """Show a line."""
 
     def case(self, row: Mapping[str, Any]) -> None:
-        """Take what came of a case."""
+        """Show the result of a case."""
 
 
 _listeners: list[Listener] = []
@@ -29,7 +29,7 @@ _listeners: list[Listener] = []
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Let someone show how far runs have come, while this is open."""
+    """Set the listener of the progress of runs, within this context."""
     _listeners.append(listener)
     try:
         yield
@@ -38,39 +38,39 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 def advance(what: str, n: int, total: int | None = None) -> None:
-    """Tell that n of a total are done.
+    """Report that n of a total are done.
 
     Args:
-        what: is done, in a word, such as "reading".
-        n: done until now.
-        total: of all; None if it is not known.
+        what: what is done, in a word, such as "reading".
+        n: number done so far.
+        total: total number; None if unknown.
     """
     for listener in _listeners:
         listener.advance(what, n, total)
 
 
 def say(text: str) -> None:
-    """Tell a line about the run."""
+    """Report a line on the run."""
     for listener in _listeners:
         listener.say(text)
 
 
 def case(row: Mapping[str, Any]) -> None:
-    """Tell what came of a case, as soon as it is known.
+    """Report the result of a case, as soon as it is known.
 
     Args:
-        row: its `state`, scored or failed, and the cells of its line in a table, by the names of the columns.
+        row: its `state`, scored or failed, and the cells of its table row, by column.
     """
     for listener in _listeners:
         listener.case(row)
 
 
 def tracked(items: Iterable[_T], what: str) -> Iterator[_T]:
-    """Items one by one, each told when the next is asked for.
+    """Yield items one by one, and report progress when the next one is requested.
 
     Args:
-        items: whose number is told if they have one.
-        what: is done with them, in a word.
+        items: the items; if they have a length, it is reported as the total.
+        what: what is done with them, in a word.
 
     Example:
         >>> class Shown:

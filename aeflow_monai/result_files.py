@@ -1,4 +1,4 @@
-"""What other parts of the package look for in the results of a run: names of files, and columns of tables."""
+"""Names of a run's result files and columns that several parts of the package use."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = [
     "unfinished_name",
 ]
 
-# Tables, reports, and the page that shows them.
+# Tables and reports, and the page that shows them.
 SCORES, SLICE_SCORES, LESIONS, FAILURES = "scores.csv", "slice_scores.csv", "lesions.csv", "failures.csv"
 METRICS, LOCALISATION, RUN_RECORD = "metrics.json", "localisation.json", "run.json"
 COMPARISON, COMPARED_CASES = "comparison.json", "comparison.csv"
 REPORT = "report.html"
-# in localisation.json, where it names the rule of `found` in lesions.csv; that of earlier versions has no name
+# key of localisation.json for the criterion of `found` in lesions.csv; earlier versions have none
 FOUND_BY = "anomaly_mask"
 PLACE_COLUMNS = ("plane", "axis", "slice_from_0", "position_mm")
 PEAK_COLUMNS = ("peak_i", "peak_j", "peak_k", "peak_r_mm", "peak_a_mm", "peak_s_mm")
@@ -38,7 +38,7 @@ SCORE_COLUMNS = (
 
 
 def unfinished_name(table: str) -> str:
-    """Name of a table that rows are still added to.
+    """Return the name of a table to which rows are still added.
 
     Example:
         >>> unfinished_name("scores.csv")

@@ -1,4 +1,4 @@
-"""Tables of results: CSV files that grow by a row per case, and reading them again."""
+"""Tables of results: writing CSV files row by row, and reading them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from aeflow_monai.result_files import unfinished_name
 
 __all__ = ["DamagedTable", "Table", "iter_rows", "rows_of", "spreadsheet_safe", "write_rows"]
 
-# How a formula begins, also in full width; with apostrophes in front, so that one more can be taken away again.
+# Start of a formula, also in full width, after any apostrophes, so that an added one can be removed again.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]")
 
 
 class DamagedTable(ValueError):
-    """A table of results was cut, or is none."""
+    """A table of results is truncated, or is not a table."""
 
 
 class Table:
-    """A CSV file that grows by a row per case, so that a failure loses nothing that was computed before.
+    """A CSV file that is written row by row, so that a failure loses no earlier results.
 
-    Until `finish` it is called `<name>.unfinished.csv`.
+    Until `finish` it is named `<name>.unfinished.csv`.
 
     Args:
-        path: of the file, replaced when the table is finished; missing folders are made.
-        columns: names of the columns, in their order.
+        path: path of the file, replaced when the table is finished; missing folders are created.
+        columns: names of the columns, in order.
 
     Raises:
-        ValueError: there are no columns, or one is named twice.
+        ValueError: there are no columns, or one is repeated.
 
     Example:
         >>> import tempfile
@@ -59,7 +59,7 @@ class Table:
         """Write one row and close the file.
 
         Args:
-            row: a value for each column; numbers may be scalars of Python, NumPy or torch, and keep all their digits.
+            row: a value for each column; numbers may be scalars of Python, NumPy or torch, and keep all digits.
 
         Raises:
             ValueError: a column is missing or unknown.
@@ -73,20 +73,20 @@ class Table:
         self._write_line("a", [row[column] for column in self.columns])
 
     def finish(self) -> None:
-        """Give the table its name: no row comes any more."""
+        """Rename the table: it is complete."""
         self.unfinished.replace(self.path)
 
     def _write_line(self, mode: str, values: Sequence[Any]) -> None:
         try:
-            # a name of a file that is no UTF-8 is written out
+            # escapes bytes of a file name that are not UTF-8
             with self.unfinished.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
                 write_rows(file, [values])
-        except OSError as error:  # of a full disk it names no file
+        except OSError as error:  # of a full disk, for example, which names no file
             raise OSError(error.errno, error.strerror, str(self.unfinished)) from error
 
 
 def write_rows(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows of cells to an open table; numbers keep all their digits, and text is `spreadsheet_safe`."""
+    """Write rows of cells to an open table; numbers keep all digits, and text is `spreadsheet_safe`."""
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:
         cells = (value.item() if hasattr(value, "item") else value for value in row)
@@ -94,13 +94,13 @@ def write_rows(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
 
 
 def spreadsheet_safe(cell: Any) -> Any:
-    """A cell of a table that no spreadsheet takes for a formula, whatever a file or case is called.
+    """Return a cell that spreadsheets do not take for a formula, whatever a file or case is called.
 
     Args:
-        cell: of any kind; numbers stay as they are.
+        cell: a value of any type; numbers are not changed.
 
     Returns:
-        The cell; text that begins with a sign of formulas gets an apostrophe in front, which spreadsheets hide.
+        The cell; text that starts like a formula gets an apostrophe in front, which spreadsheets hide.
 
     Example:
         >>> spreadsheet_safe("=1+1"), spreadsheet_safe("sub-01"), spreadsheet_safe(-1.5)
@@ -110,9 +110,9 @@ def spreadsheet_safe(cell: Any) -> Any:
 
 
 def rows_of(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a table that `Table` wrote, by column; none if it is not there.
+    """Return the rows of a table that `Table` wrote, by column; none if it does not exist.
 
-    The apostrophes of `spreadsheet_safe` are taken away.
+    The apostrophes of `spreadsheet_safe` are removed.
 
     Raises:
         DamagedTable: see `iter_rows`.
@@ -129,12 +129,12 @@ def rows_of(path: str | Path) -> list[dict[str, str]]:
 
 
 def iter_rows(path: str | Path) -> Iterator[dict[str, str]]:
-    """Rows of a table one by one, see `rows_of`; it has to be there.
+    """Yield the rows of an existing table one by one, see `rows_of`.
 
     Raises:
-        DamagedTable: it was cut, as by a copy that broke off, or a row has more or fewer cells than columns.
+        DamagedTable: it is truncated, as by an interrupted copy, or a row has more or fewer cells than columns.
     """
-    with Path(path).open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have saved it
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have added a byte order mark
         table = csv.reader(_whole_lines(file), strict=True)
         try:
             columns = next(table, None)
@@ -149,7 +149,7 @@ def iter_rows(path: str | Path) -> Iterator[dict[str, str]]:
 
 
 def _whole_lines(file: Iterable[str]) -> Iterator[str]:
-    """Lines of a table, each of which was written with its end."""
+    """Yield lines of a table, each of which has to be complete."""
     for number, line in enumerate(file, start=1):
         if not line.endswith(("\n", "\r")):
             raise ValueError(f"line {number} was cut")

@@ -1,4 +1,4 @@
-"""The encoding of a text file, by its first bytes."""
+"""Detection of the encoding of a text file by its first bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MARKS = {
 
 
 def encoding_of(content: bytes, name: str) -> str:
-    r"""Encoding of a text that people write: UTF-8, or what its byte order mark says.
+    r"""Return the encoding of a text file: UTF-8, or that of its byte order mark.
 
     Args:
-        content: of the file, or its first four bytes.
-        name: of the file, for messages.
+        content: content of the file, or its first four bytes.
+        name: name of the file, for messages.
 
     Returns:
-        A name for `open`, which leaves the mark out.
+        An encoding for `open`, which drops the mark.
 
     Raises:
         ValueError: it is UTF-16 or UTF-32 without a mark.
@@ -29,7 +29,7 @@ def encoding_of(content: bytes, name: str) -> str:
         >>> [encoding_of(content, "list.txt") for content in ("a.png".encode("utf-16"), b"a.png")]
         ['utf-16', 'utf-8-sig']
     """
-    for encoding, marks in _MARKS.items():  # the mark of UTF-32 begins as that of UTF-16 does
+    for encoding, marks in _MARKS.items():  # the mark of UTF-32 starts like that of UTF-16
         if content.startswith(marks):
             return encoding
     if b"\0" in content[:4]:

@@ -1,4 +1,4 @@
-"""Detectors at work: training, evaluation and inference, and the bundle that a training writes."""
+"""Training, evaluation and inference of detectors, and the bundle that a training writes."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a run does besides building its config: one plain function for the begin and the end of each verb."""
+"""Begin and end of each verb's run, apart from building its config, one function for each."""
 
 from __future__ import annotations
 
@@ -46,18 +46,17 @@ _NO_DATA = "Say where the images are with --dataset_dir <folder>."
 
 
 def begin_training(given: GivenConfig | None, folder: str, seed: int) -> None:
-    """Begin a training: check its options, say seed and folder, make it deterministic.
+    """Begin a training: check its options, log seed and folder, make it deterministic.
 
     Args:
-        given: config of the run; the training writes it into its bundle.
-        folder: of the bundle.
-        seed: of all that is random.
+        given: config of the run, which the training writes into its bundle.
+        folder: folder of the bundle.
+        seed: seed of all random numbers.
 
     Raises:
-        OSError: the data are not there or cannot be read, or nothing can be written to a folder.
-        ValueError: an option is unknown, or of another kind than its own; no data were named; a resumed training has
-            other options; or the config is not known, since the training was started from Python by MONAI's own
-            `ConfigWorkflow`.
+        OSError: the data are missing or cannot be read, or a folder is not writable.
+        ValueError: an option is unknown or has a wrong type; no data were given; a resumed training has other options;
+            or the config is unknown, since the training was started from Python by MONAI's own `ConfigWorkflow`.
     """
     if given is None:
         raise ValueError(
@@ -79,14 +78,14 @@ def check_training(given: GivenConfig, folder: str) -> None:
 
     Args:
         given: config of the run.
-        folder: of the bundle.
+        folder: folder of the bundle.
 
     Raises:
         OSError: see `begin_training`.
         ValueError: see `begin_training`.
     """
     require_order(given.files)
-    # a preset may leave an option of train.yaml without use
+    # a preset may leave an option of train.yaml unused
     template = read_config(*config_files("train"))
     refuse_unknown_keys(given.content, also_known=ids_of(template))
     refuse_other_kinds(given.content, template)
@@ -101,11 +100,11 @@ def check_training(given: GivenConfig, folder: str) -> None:
 
 
 def claim_training(given: GivenConfig, folder: str) -> None:
-    """Make the folders of a training and claim them, when all of its options are known to be right.
+    """Create and claim the folders of a training, once its options have been checked.
 
     Args:
         given: config of the run.
-        folder: of the bundle.
+        folder: folder of the bundle.
 
     Raises:
         FolderInUse: another run writes there.
@@ -118,24 +117,25 @@ def claim_training(given: GivenConfig, folder: str) -> None:
 
 
 def end_training(folder: str) -> None:
-    """End a training: say where its bundle lies; of `run prepare`, which writes none, nothing more."""
+    """End a training: log the folder of its bundle; `run prepare` writes none and logs nothing."""
     release_all()
     if model_path(folder).is_file():
         announce(bundle=folder, model_card=str(Path(folder, "docs", "README.md")))
 
 
 def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | None) -> None:
-    """Begin a run that uses a trained model: check that bundle, options and data are there and belong together.
+    """Begin a run that uses a trained model: check that bundle, options and data exist and belong together.
 
     Args:
         given: config of the run.
-        folder: of the bundle.
+        folder: folder of the bundle.
         dataset_dir: folder of images, or one image file.
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: see `require_own_config`; no data were named; an output has an unknown name; outputs would lie among
-            the images; or the config is not known, since the run was started by MONAI's own `ConfigWorkflow`.
+        ValueError: see `require_own_config`; no data were given; an output has an unknown name; outputs would be
+            written among the images; or the config is unknown, since the run was started by MONAI's own
+            `ConfigWorkflow`.
     """
     if given is None:
         raise ValueError(
@@ -144,7 +144,7 @@ def begin_scoring(given: GivenConfig | None, folder: str, dataset_dir: str | Non
         )
     check_scoring(given, folder, dataset_dir)
     _end_with_one_message(given, path_of(given, "output_dir", given.content.get("output_dir")))
-    keep_freed_memory(up_to=2**26)  # a few slices are in the network at a time, and their images may be large
+    keep_freed_memory(up_to=2**26)  # few slices are processed at a time, and images may be large
 
 
 def check_scoring(given: GivenConfig, folder: str, dataset_dir: str | None) -> None:
@@ -152,7 +152,7 @@ def check_scoring(given: GivenConfig, folder: str, dataset_dir: str | None) -> N
 
     Args:
         given: config of the run.
-        folder: of the bundle.
+        folder: folder of the bundle.
         dataset_dir: folder of images, or one image file.
 
     Raises:
@@ -178,12 +178,12 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
 
     Args:
         given: config of the run.
-        folder: of the model's bundle.
+        folder: folder of the model's bundle.
         dataset_dir: folder or list of normal images.
         output_dir: folder of the new bundle.
 
     Raises:
-        ValueError: also without a folder for the new bundle.
+        ValueError: see `begin_scoring`; or no folder for the new bundle was given.
     """
     begin_scoring(given, folder, dataset_dir)
     if output_dir is None:
@@ -192,14 +192,14 @@ def begin_calibration(given: GivenConfig | None, folder: str, dataset_dir: str |
 
 
 def announce_results(folder: str) -> None:
-    """Print where the results of an evaluation lie."""
+    """Print the paths of the results of an evaluation."""
     names = {"metrics": METRICS, "localisation": LOCALISATION, "scores": SCORES}
     names["report"] = REPORT
     announce(**{name: str(Path(folder, file)) for name, file in names.items()})
 
 
 def announce(**places: str) -> None:
-    """Print where the results of a run lie; one line for each name and path that exists."""
+    """Print the paths of the results of a run; one line for each name and path that exists."""
     for name, place in places.items():
         if Path(place).exists():
             print(f"{name.replace('_', ' ')}: {Path(place).absolute()}")
@@ -207,7 +207,7 @@ def announce(**places: str) -> None:
 
 
 def cache_folder(cache_dir: str | None, *parts: str) -> str | None:
-    """Folder for a part of what a training keeps in files; None, for the memory, without a `cache_dir`.
+    """Return a folder for a part of a training's file cache; None, to cache in memory, without a `cache_dir`.
 
     Example:
         >>> cache_folder("cache", "train"), cache_folder(None, "train")
@@ -217,13 +217,13 @@ def cache_folder(cache_dir: str | None, *parts: str) -> str | None:
 
 
 def _require_data(dataset_dir: Any, output_dir: str | None) -> None:
-    """Refuse data that are not named, not there, empty or not readable, or among which the results would lie."""
+    """Raise an error for data that are not given, missing, empty or not readable, or that would contain the results."""
     if dataset_dir is None:
         raise ValueError(_NO_DATA)
     if str(dataset_dir).startswith(("$", "@", "medmnist:")):
         return
     path = existing(str(dataset_dir))
-    with path.open("rb") if path.is_file() else os.scandir(path) as entries:  # the system says if that is not allowed
+    with path.open("rb") if path.is_file() else os.scandir(path) as entries:  # raises an error if access is denied
         if path.is_dir() and next(entries, None) is None:
             raise ValueError(f"dataset_dir: expected a folder of images; got an empty one, {path}.")
     if output_dir is not None and user_path(output_dir).resolve() == path.resolve():
@@ -234,5 +234,5 @@ def _require_data(dataset_dir: Any, output_dir: str | None) -> None:
 
 
 def _end_with_one_message(given: GivenConfig, output_dir: str | None) -> None:
-    if given.command:  # whoever started the run from Python gets the error itself
+    if given.command:  # a run started from Python gets the error itself
         end_with_one_message(output_dir)

@@ -1,4 +1,4 @@
-"""How well scores and maps find what is abnormal: by case, slice, lesion and voxel."""
+"""Metrics of scores and maps, by case, slice, lesion and voxel."""
 
 from aeflow_monai.metrics.baselines import intensity_statistics
 from aeflow_monai.metrics.detection import detection_report, format_report

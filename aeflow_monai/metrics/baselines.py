@@ -1,4 +1,4 @@
-"""Trivial baselines: what intensity alone tells of an image."""
+"""Trivial baselines from image intensities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["intensity_statistics"]
 
 
 def intensity_statistics(image: Tensor) -> dict[str, float]:
-    """Trivial statistics of an image: what any method has to beat.
+    """Compute trivial statistics of an image, which any method has to outperform.
 
     Args:
         image: any shape.
@@ -19,7 +19,7 @@ def intensity_statistics(image: Tensor) -> dict[str, float]:
     """
     values = image.flatten().float().cpu()
     rank = max(1, round(0.95 * len(values)))
-    # not by torch's kthvalue, which keeps an index of eight bytes for each value
+    # torch's kthvalue would store an index of eight bytes for each value
     p95 = np.partition(values.numpy(), rank - 1)[rank - 1]
     return {
         "intensity_mean": float(values.mean()),

@@ -1,4 +1,4 @@
-"""Statistics of scores, and their intervals by resampling of cases."""
+"""Statistics of scores, and their bootstrap intervals over cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATISTICS = ("auroc", "average_precision", "f1", "accuracy", "sensitivity", "sp
 def bootstrap_intervals(
     truth: Ints, values: Floats, threshold: float, n_bootstrap: int, generator: np.random.Generator
 ) -> dict[str, list[float]]:
-    """95 % percentile intervals of `STATISTICS`; a resample only changes how often each distinct score occurs."""
+    """Compute 95 % percentile intervals of `STATISTICS`; resampling only changes the count of each distinct score."""
     distinct, ranks = np.unique(values, return_inverse=True)
     first_called = int(np.searchsorted(distinct, threshold, side="right"))
     normal, abnormal = ranks[truth == 0], ranks[truth == 1]
@@ -36,13 +36,13 @@ def bootstrap_intervals(
 
 
 def _wilson(fraction: float, n: int) -> list[float]:
-    """95 % interval of a fraction of n cases."""
+    """Compute the 95 % Wilson interval of a fraction of n cases."""
     interval = binomtest(round(fraction * n), n).proportion_ci(method="wilson")
     return [float(interval.low), float(interval.high)]
 
 
 def _statistics(normal: Ints, abnormal: Ints, first_called: int) -> tuple[float, ...]:
-    """`STATISTICS` from the counts of each distinct score, in ascending order of the scores."""
+    """Compute `STATISTICS` from the counts of each distinct score, in ascending order of the scores."""
     n_normal, n_abnormal = normal.sum(), abnormal.sum()
     # AUROC: the fraction of pairs in which the abnormal score is larger, ties counting half.
     auroc = abnormal @ (np.cumsum(normal) - 0.5 * normal) / (n_normal * n_abnormal)

@@ -1,4 +1,4 @@
-"""The points of an anomaly map that may be lesions: its local maxima."""
+"""Candidate lesions of an anomaly map: its local maxima."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def find_candidates(values: Map, inside: Bools | None, spacing: Floats, radius: float) -> Ints:
-    """Positions of the local maxima above the median, (n, 2 or 3), the largest first."""
+    """Find the local maxima above the median, (n, 2 or 3), the largest first."""
     half = (radius / spacing + 1e-6).astype(np.int64)
     steps = np.stack(np.meshgrid(*(np.arange(-h, h + 1) for h in half), indexing="ij"), -1).reshape(-1, values.ndim)
     steps = steps[np.linalg.norm(steps * spacing, axis=1) <= radius + 1e-6]
@@ -29,8 +29,8 @@ def find_candidates(values: Map, inside: Bools | None, spacing: Floats, radius: 
     else:
         median = np.median(values[inside])
         values = np.where(inside, values, np.float32(-np.inf))
-    # a ball is slow to filter with, so boxes come first: few voxels are the largest of the box inside the ball, and
-    # those that are of the box around it (most of a plateau) need no closer look
+    # filtering with a ball is slow, so boxes come first: few voxels are the maximum of the box inside the ball, and
+    # those that are also that of the box around it (most of a plateau) need no further test
     inner = 2 * (radius / math.sqrt(values.ndim) / spacing).astype(np.int64) + 1
     above = values > median
     peaks = above & (values == ndimage.maximum_filter(values, size=tuple(2 * half + 1), mode="nearest"))

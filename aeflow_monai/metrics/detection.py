@@ -1,4 +1,4 @@
-"""How well scores and a stored threshold tell abnormal from normal cases."""
+"""Detection of abnormal cases: metrics of scores and of a stored threshold."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Floats", "Ints", "detection_report", "expected_passing", "format_rep
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-_SHIFTED = 0.001  # below this p-value
+_SHIFTED = 0.001  # p-value below which a shift is reported
 
 
 def detection_report(
@@ -38,47 +38,46 @@ def detection_report(
     seed: int = 0,
     baselines: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
-    """Report detection on labelled test cases, with the threshold that was stored before they were seen.
+    """Report detection on labelled test cases, with a threshold that was stored before they were seen.
 
-    A case is called abnormal when its score is larger than the threshold (not when equal). Intervals are 95 %
-    percentile bootstraps over cases, stratified: normal and abnormal cases are drawn separately, each with
-    their own number, because the fraction of abnormal cases in a test set is a choice of its makers and not a
-    finding. Where all resamples agree, as of cases that are told apart without a fault, they would say that nothing is
-    uncertain. Then the interval is Wilson's of a fraction of as many cases as the smaller class has, of sensitivity and
-    specificity of as many as their own.
+    A case is classified as abnormal if its score is larger than the threshold (not if equal). Intervals are 95 %
+    percentile bootstraps over cases, stratified: normal and abnormal cases are resampled separately, with fixed
+    numbers, because the fraction of abnormal cases in a test set is a choice of its makers and not a finding. If all
+    resamples agree, as for perfectly separated cases, the bootstrap interval would have no width. The Wilson interval
+    is used instead, of a fraction of as many cases as the smaller class has, for sensitivity and specificity of their
+    own class.
 
-    `oracle_best_f1` is the best F1 over all thresholds, `oracle_threshold` the threshold that reaches it.
-    Both are chosen on the test labels, which nobody has when a new case comes: they bound what a threshold
-    could reach, and are no result. `all_abnormal_f1` is the F1 of calling every case abnormal, 2p / (1 + p)
-    for a fraction p of abnormal cases; an F1 means nothing without it.
+    `oracle_best_f1` is the best F1 over all thresholds, and `oracle_threshold` the threshold that reaches it. Both are
+    chosen on the test labels, which are unknown for new cases: they are an upper bound, not a result. `all_abnormal_f1`
+    is the F1 of classifying every case as abnormal, 2p / (1 + p) for a fraction p of abnormal cases, without which an
+    F1 has no meaning.
 
-    A threshold that is the k-th of the n scores of held-out normals lets k / (n + 1) of new ones pass, on average:
-    the expected specificity. How many of the normal cases pass differs from draw to draw of both: see
-    `expected_passing`. Fewer than that contradict the expected specificity; otherwise it is neither contradicted nor
-    shown. `specificity_note` says so with the numbers. It also says where the normal cases score higher or lower than
-    the held-out normals, beyond chance: with few of these the threshold alone does not show it. Of a patient the first
-    case counts, since those of one patient are alike.
+    A threshold that is the k-th of the n scores of held-out normals has an expected specificity of k / (n + 1) on
+    average. How many of the normal test cases are below it varies by chance in both samples, see `expected_passing`.
+    Fewer than that contradict the expected specificity; otherwise it is neither contradicted nor confirmed.
+    `specificity_note` reports this with the numbers. It also reports if the normal cases score higher or lower than the
+    held-out normals, beyond chance, which the threshold alone may not show if they are few. Only the first case of each
+    patient counts, since the cases of one patient are similar.
 
     Args:
         labels: 0 for normal and 1 for abnormal, shape (N,).
         scores: Finite anomaly scores, larger is more abnormal, shape (N,).
         threshold: The stored threshold, in the unit of the scores.
         calibrated_rank: k and n, if known; see `calibrate`.
-        calibrated_scores: of the held-out normals, if known, of as many patients.
-        patients: whose each case is; if none are given each is of its own.
+        calibrated_scores: Scores of the held-out normals, if known, each of another patient.
+        patients: The patient of each case; if empty, each case is of another patient.
         n_bootstrap: Number of resamples, at least 1.
         seed: Seed of the resampling.
-        baselines: Trivial statistics by name (mean intensity, file size, ...), shape (N,) each. Of each the
-            AUROC is given in its better direction, max(auc, 1 - auc), which favours the baseline, as a bar to
-            clear should.
+        baselines: Trivial statistics by name (mean intensity, file size, ...), shape (N,) each. The AUROC of each is
+            given in its better direction, max(auc, 1 - auc), which favours the baseline, since it is a bar to clear.
 
     Returns:
-        A dictionary that JSON can hold: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`,
-        `threshold`, `f1`, `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its
-        interval `<name>_ci95` as [low, high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`,
-        `baselines`, `n_bootstrap`, `bootstrap_seed`; `auroc_note`, empty where the AUROC is above chance; if the rank
-        was given `expected_specificity`, `expected_passing_range`, `is_specificity_contradicted`, `normal_shift_p` (of
-        a two-sided Mann-Whitney test; None without scores), `is_normal_shifted` and `specificity_note`.
+        A JSON-serialisable dictionary: `n`, `n_normal`, `n_abnormal`; `auroc`, `average_precision`, `threshold`, `f1`,
+        `accuracy`, `sensitivity`, `specificity`, each but the threshold followed by its interval `<name>_ci95` as [low,
+        high]; `all_abnormal_f1`, `oracle_best_f1`, `oracle_threshold`, `baselines`, `n_bootstrap`, `bootstrap_seed`;
+        `auroc_note`, empty if the AUROC is above chance; if the rank is given, `expected_specificity`,
+        `expected_passing_range`, `is_specificity_contradicted`, `normal_shift_p` (of a two-sided Mann-Whitney test;
+        None without scores), `is_normal_shifted` and `specificity_note`.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, or a number is not finite.
@@ -138,15 +137,15 @@ def detection_report(
 
 
 def expected_passing(n_normal: int, calibrated_rank: tuple[int, int]) -> tuple[int, int]:
-    """How many of so many normal cases lie at or below a threshold, if they are like those that it was set on.
+    """Return the range of normal cases at or below a threshold, if they are like those that it was set on.
 
     Args:
-        n_normal: normal cases.
+        n_normal: number of normal cases.
         calibrated_rank: rank of the threshold among the scores of the calibration's normals, counted from 1, and the
             number of those normals.
 
     Returns:
-        The least and the most in 95 of 100 draws: the number above an order statistic has a beta-binomial distribution.
+        The least and the most in 95 of 100 draws; the number above an order statistic has a beta-binomial distribution.
 
     Example:
         >>> expected_passing(100, (95, 99)), expected_passing(20, (6, 6))
@@ -158,7 +157,7 @@ def expected_passing(n_normal: int, calibrated_rank: tuple[int, int]) -> tuple[i
 
 
 def _auroc_note(report: Mapping[str, Any]) -> str:
-    """What an AUROC that is not above chance may mean."""
+    """Explain an AUROC that is not above chance."""
     low, high = report["auroc_ci95"]
     if high < 0.5:
         return (
@@ -172,7 +171,7 @@ def _auroc_note(report: Mapping[str, Any]) -> str:
 
 
 def _shift(normal: Floats, calibrated: Sequence[float]) -> tuple[float | None, bool]:
-    """Whether normal cases score otherwise than held-out normals: the p-value, and whether they score higher."""
+    """Return the p-value of a shift between normal cases and held-out normals, and whether they score higher."""
     if not len(calibrated):
         return None, False
     test = mannwhitneyu(normal, np.asarray(calibrated, dtype=np.float64))
@@ -180,7 +179,7 @@ def _shift(normal: Floats, calibrated: Sequence[float]) -> tuple[float | None, b
 
 
 def _specificity_note(report: Mapping[str, Any], passed: int, is_higher: bool) -> str:
-    """What the normal cases say of the expected specificity, in numbers."""
+    """Report how the normal cases agree with the expected specificity, in numbers."""
     (low, high), (least, most), n = report["specificity_ci95"], report["expected_passing_range"], report["n_normal"]
     measured = (
         f"{passed} of {n} normal cases passed: a specificity of {report['specificity']:.3f} (95 % interval {low:.3f} "
@@ -202,10 +201,10 @@ def _specificity_note(report: Mapping[str, Any], passed: int, is_higher: bool) -
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """Lay a report out as text.
+    """Format a report as text.
 
     Args:
-        report: What `detection_report` returned.
+        report: The output of `detection_report`.
 
     Returns:
         Lines for the console, without a newline at the end.
@@ -278,10 +277,10 @@ def _finite(numbers: Any, name: str, length: int) -> Floats:
 
 
 def _oracle(truth: Ints, values: Floats) -> tuple[float, float]:
-    """The best F1 and the threshold that reaches it when a larger score is called abnormal."""
+    """Return the best F1, and the threshold that reaches it if only larger scores are abnormal."""
     precision, recall, thresholds = precision_recall_curve(truth, values)
     total = precision + recall
     f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)[:-1]
     best = int(f1.argmax())
-    # scikit-learn calls a score equal to its threshold abnormal; here it is normal.
+    # for scikit-learn a score equal to the threshold is abnormal; here it is normal
     return float(f1[best]), float(np.nextafter(thresholds[best], -np.inf))

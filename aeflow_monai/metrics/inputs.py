@@ -1,4 +1,4 @@
-"""What the metrics of voxels and of lesions are given, checked: maps, masks and regions of a volume or an image."""
+"""Validation of the inputs of voxel and lesion metrics: maps, masks and regions of a volume or an image."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Map = npt.NDArray[np.float32]
 
 
 def read_inputs(anomaly_map: Any, mask: Any, region: Any | None) -> tuple[Map, Bools, Bools | None]:
-    """Checked map, lesions and region of equal shape (H, W[, D])."""
+    """Return the validated map, lesions and region, of equal shape (H, W[, D])."""
     array = _array(anomaly_map, "anomaly_map")
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+    with np.errstate(over="ignore"):  # values beyond the range of float32 raise an error below
         values: Map = array.astype(np.float32, copy=False)
     finite = np.isfinite(values)
     if not finite.all():
@@ -33,13 +33,13 @@ def read_inputs(anomaly_map: Any, mask: Any, region: Any | None) -> tuple[Map, B
 
 
 def components(lesion: Bools) -> tuple[npt.NDArray[Any], int]:
-    """Number of each voxel's component, from 1, and their count; diagonal neighbours are connected."""
+    """Return the number of each voxel's component, from 1, and their count; diagonal neighbours are connected."""
     labels, count = ndimage.label(lesion, np.ones((3,) * lesion.ndim))
     return labels, int(count)
 
 
 def require_lesion(n_volumes: int, n_abnormal: int) -> None:
-    """Refuse to compute before a volume had a lesion."""
+    """Raise an error if no volume has had a lesion yet."""
     if not n_abnormal:
         raise ValueError(
             f"At least one volume with a lesion is needed, but of {n_volumes} volumes so far each mask is empty: "
@@ -48,7 +48,7 @@ def require_lesion(n_volumes: int, n_abnormal: int) -> None:
 
 
 def _array(data: Any, name: str) -> npt.NDArray[Any]:
-    """An array or tensor as (H, W[, D])."""
+    """Return an array or tensor as (H, W[, D])."""
     if isinstance(data, torch.Tensor):
         data = data.detach().cpu()
         data = (data.float() if data.is_floating_point() else data).numpy()
@@ -65,7 +65,7 @@ def _array(data: Any, name: str) -> npt.NDArray[Any]:
 
 
 def _boolean(data: Any, name: str, shape: tuple[int, ...]) -> Bools:
-    """Where a mask is nonzero."""
+    """Return where a mask is nonzero."""
     array = _array(data, name)
     if array.shape != shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How well anomaly maps find lesions, one by one."""
+"""Detection of individual lesions by anomaly maps."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from aeflow_monai.metrics.inputs import Map, components, read_inputs, require_le
 
 __all__ = ["Lesion", "LesionMetrics"]
 
-# the rates of CAMELYON16, at which MONAI averages too
+# the rates of CAMELYON16, over which MONAI averages too
 FALSE_POSITIVES = (0.25, 0.5, 1, 2, 4, 8)
 
 
 class Lesion(NamedTuple):
-    """A lesion, and what a map says of it.
+    """A lesion, and the anomaly map in it.
 
     Attributes:
-        n_voxels: of the mask.
-        diameter_mm: of a ball, in 2D a disc, of its size.
-        map_value: the largest of the map in it.
+        n_voxels: number of voxels of the mask.
+        diameter_mm: diameter of a ball (in 2D a disc) of the same size.
+        map_value: largest map value in the lesion.
     """
 
     n_voxels: int
@@ -34,24 +34,24 @@ class Lesion(NamedTuple):
 
 
 class LesionMetrics:
-    """Free-response ROC: the fraction of lesions that an anomaly map points at, against its false alarms per volume.
+    """Free-response ROC: fraction of lesions hit by candidates of an anomaly map, against false positives per volume.
 
-    A map points at its local maxima: the voxels that no other within `radius_mm` exceeds and that are larger than the
-    map's median, at most the `max_candidates` largest of a volume. Adjacent equal maxima (a plateau) are one
-    candidate, at their voxel next to their centre. A candidate's confidence is its map value. It hits the lesion next
-    to it if that is not farther than `tolerance_mm` between voxel centres, and is a false positive otherwise. Several
-    candidates that hit one lesion count once, with the largest confidence. Lesions are the mask's 26-connected
+    Candidates are the local maxima of a map: the voxels that no other voxel within `radius_mm` exceeds and that are
+    larger than the map's median, at most the `max_candidates` largest of a volume. Adjacent equal maxima (a plateau)
+    are one candidate, at the voxel closest to their centre. A candidate's confidence is its map value. It hits the
+    closest lesion if that is not farther than `tolerance_mm` between voxel centres, and is a false positive otherwise.
+    Several candidates that hit one lesion count once, with the largest confidence. Lesions are the mask's 26-connected
     components (8-connected in 2D). Normal volumes count as volumes, and all their candidates as false positives.
 
-    Memory grows by at most `max_candidates` numbers, and one for each lesion, per volume.
+    Memory grows by at most `max_candidates` numbers, plus one for each lesion, per volume.
 
     Args:
-        radius_mm: Radius in which a candidate is the largest, in mm; has to reach a voxel's neighbours.
-        tolerance_mm: Distance by which lesions are dilated before candidates are looked up, in mm, at least 0.
+        radius_mm: Radius within which a candidate is the maximum, in mm; has to reach a voxel's neighbours.
+        tolerance_mm: Largest distance of a candidate from the lesion that it hits, in mm, at least 0.
         max_candidates: Largest number of candidates of a volume, at least 1.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of range.
 
     Example:
         >>> anomaly_map, mask = np.zeros((20, 20, 20)), np.zeros((20, 20, 20))
@@ -80,7 +80,7 @@ class LesionMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all volumes."""
+        """Reset the metric."""
         self._false: list[Map] = []
         self._found: list[Map] = []
         self._n_volumes = self._n_abnormal = self._n_lesions = self._n_candidates = 0
@@ -88,22 +88,22 @@ class LesionMetrics:
     def update(
         self, anomaly_map: Any, mask: Any, spacing_mm: Sequence[float], region: Any | None = None
     ) -> list[Lesion]:
-        """Look for the lesions of one volume or image.
+        """Add one volume or image.
 
         Args:
             anomaly_map: Finite values, larger is more abnormal, shape (H, W[, D]) or (1, H, W[, D]), array or tensor.
-                Read as float32.
+                Converted to float32.
             mask: Nonzero at lesions, same shape; all zero for a normal volume.
             spacing_mm: Distance of voxel centres along each of H, W[, D], in mm.
-            region: Nonzero where candidates may lie, for example in the brain; same shape. The median is the region's
-                too. Without it, they may lie anywhere. Lesions outside it still count.
+            region: Nonzero where candidates may lie, for example in the brain; same shape. The median is that of the
+                region. If None, they may lie anywhere. Lesions outside it still count.
 
         Returns:
             The lesions of this volume.
 
         Raises:
-            ValueError: Shapes are wrong or differ, the map is not finite, the mask or region is NaN somewhere, the
-                region is empty, or the spacing is wrong.
+            ValueError: Shapes are wrong or differ, the map is not finite, the mask or region contains NaN, the region
+                is empty, or the spacing is wrong.
         """
         values, lesion, inside = read_inputs(anomaly_map, mask, region)
         spacing = np.asarray(spacing_mm, dtype=np.float64)
@@ -120,14 +120,14 @@ class LesionMetrics:
         largest = np.full(n_lesions + 1, -np.inf, np.float32)
         np.maximum.at(largest, lesions[lesion], values[lesion])
         if n_lesions and len(coords):
-            # dilated lesions, looked up at the candidates alone
+            # dilated lesions, evaluated at the candidates only
             voxels = np.argwhere(lesion)
             distance, index = cKDTree(voxels * spacing).query(coords * spacing)
             near = distance <= self.tolerance_mm + 1e-6
             lesions[tuple(coords[near].T)] = lesions[tuple(voxels[index[near]].T)]
 
-        # MONAI marks a missed lesion by confidence 0, which maps may fall below: so it gets ranks, counted from 1
-        confidence = np.append(values[tuple(coords.T)], np.float32(-np.inf))  # a missed lesion's stands last
+        # MONAI marks a missed lesion by confidence 0, but maps may be negative; so ranks from 1 replace confidences
+        confidence = np.append(values[tuple(coords.T)], np.float32(-np.inf))  # missed lesions rank last
         ranks = np.arange(len(coords), 0, -1)
         false_ranks, found_ranks, _ = compute_fp_tp_probs_nd(ranks, coords, lesions)
         self._false.append(confidence[len(coords) - false_ranks.astype(np.int64)])
@@ -143,23 +143,23 @@ class LesionMetrics:
         ]
 
     def compute(self) -> dict[str, Any]:
-        """Report all volumes so far.
+        """Compute the metrics of all volumes so far.
 
         Returns:
-            A dictionary that JSON can hold, of plain ints and floats:
+            A JSON-serialisable dictionary of plain ints and floats:
 
-            - `n_volumes`, `n_abnormal_volumes`, `n_lesions`, `n_candidates`: what was counted.
-            - `lesion_sensitivity`: the fraction of lesions found, by false positives per volume: "0.25", "0.5", "1",
-              "2", "4", "8". Between the rates that thresholds reach it is interpolated; beyond the last one, where all
-              candidates are called, it stays.
-            - `froc_score`: mean of these six.
+            - `n_volumes`, `n_abnormal_volumes`, `n_lesions`, `n_candidates`: the counts.
+            - `lesion_sensitivity`: the fraction of lesions hit, by false positives per volume: "0.25", "0.5", "1", "2",
+              "4", "8". It is interpolated between the rates that thresholds reach, and constant beyond the last one, at
+              which all candidates count.
+            - `froc_score`: the mean of these six.
             - `candidate_radius_mm`, `hit_tolerance_mm`, `max_candidates`: the settings.
 
         Raises:
             ValueError: No volume has a lesion.
         """
         require_lesion(self._n_volumes, self._n_abnormal)
-        # MONAI leaves out the lowest confidence, which it takes for the missed lesions': so there always is one
+        # MONAI drops the lowest confidence, assuming that of missed lesions, so there has to be one
         false = np.concatenate([*self._false, np.array([-np.inf], np.float32)])
         rate, sensitivity = compute_froc_curve_data(
             false, np.concatenate(self._found), self._n_lesions, self._n_volumes
@@ -180,5 +180,5 @@ class LesionMetrics:
 
 
 def _diameter(size: float, n_axes: int) -> float:
-    """Of a ball of this volume, or a disc of this area."""
+    """Return the diameter of a ball of this volume, or a disc of this area."""
     return float(2 * math.sqrt(size / math.pi) if n_axes == 2 else 2 * (3 * size / (4 * math.pi)) ** (1 / 3))

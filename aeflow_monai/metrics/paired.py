@@ -1,4 +1,4 @@
-"""Two models on the same labelled cases: what they differ by, and whether chance could do it."""
+"""Comparison of two models on the same labelled cases: difference, interval and p-value."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def paired_report(
 ) -> dict[str, Any]:
     """Compare the AUROC of two models, case by case.
 
-    The interval is a 95 % percentile bootstrap over cases, of the difference on the same resample for both; normal and
-    abnormal cases are drawn separately. The p-value is two-sided: twice the share of resamples in which the difference
-    has the other sign, zero counting half; one resample is counted beside them, so that it is never 0.
+    The interval is a 95 % percentile bootstrap over cases of the difference, with the same resample for both models;
+    normal and abnormal cases are resampled separately. The p-value is two-sided: twice the fraction of resamples in
+    which the difference has the opposite sign, zero counting half, with one added resample so that it is never 0.
 
     Args:
         labels: 0 for normal and 1 for abnormal, shape (N,).
         first: anomaly scores of the first model, larger is more abnormal, shape (N,).
-        second: of the second model, of the same cases in the same order.
-        n_bootstrap: resamples, at least 1.
-        seed: of the resampling.
+        second: anomaly scores of the second model, of the same cases in the same order.
+        n_bootstrap: number of resamples, at least 1.
+        seed: seed of the resampling.
 
     Returns:
         "n", "n_normal", "n_abnormal", "auroc" of both as a list, "difference" (second minus first), its
         "difference_ci95", "p_value", "n_bootstrap" and "bootstrap_seed".
 
     Raises:
-        ValueError: the lengths differ, a class is missing, or there are no resamples.
+        ValueError: the lengths differ, a class is missing, or n_bootstrap is below 1.
 
     Example:
         >>> report = paired_report([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9], [0.1, 0.2, 0.3, 0.9])
@@ -79,7 +79,7 @@ def paired_report(
 
 
 def _aurocs(normal: Floats, abnormal: Floats) -> list[float]:
-    """AUROC of each model: the fraction of pairs in which the abnormal score is larger, ties counting half."""
+    """Compute the AUROC of each model: the fraction of pairs with the abnormal score larger, ties counting half."""
     found = []
     for of_normal, of_abnormal in zip(normal, abnormal, strict=True):
         ordered = np.sort(of_normal)

@@ -1,4 +1,4 @@
-"""How well scores of slices tell those with a lesion from those without."""
+"""Detection of slices with a lesion by their scores."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def slice_report(
     n_bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Report how well scores of slices tell those with a lesion from those without.
+    """Report how well scores of slices separate those with a lesion from those without.
 
-    Slices of a patient resemble each other, so the 95 % percentile bootstrap draws cases, each with all its slices.
-    It is stratified: cases with and without abnormal slices are drawn separately, each with their own number. Draws
-    without a normal slice are drawn again.
+    Slices of a patient are similar, so the 95 % percentile bootstrap resamples cases, each with all its slices. It is
+    stratified: cases with and without abnormal slices are resampled separately, with fixed numbers. Resamples without a
+    normal slice are drawn again.
 
     Args:
         labels: 0 for slices without lesion and 1 for those with, shape (N,).
@@ -37,9 +37,9 @@ def slice_report(
         seed: Seed of the resampling.
 
     Returns:
-        A dictionary that JSON can hold: `n_slices`, `n_abnormal_slices`, `n_cases`, `n_abnormal_cases`;
-        `slice_auroc`, `slice_average_precision`, each followed by its interval `<name>_ci95` as [low, high];
-        `slice_n_bootstrap`, `slice_bootstrap_seed`.
+        A JSON-serialisable dictionary: `n_slices`, `n_abnormal_slices`, `n_cases`, `n_abnormal_cases`; `slice_auroc`,
+        `slice_average_precision`, each followed by its interval `<name>_ci95` as [low, high]; `slice_n_bootstrap`,
+        `slice_bootstrap_seed`.
 
     Raises:
         ValueError: If lengths differ, labels are not 0 or 1, a class is missing, a score is not finite, or all slices

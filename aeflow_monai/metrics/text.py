@@ -1,4 +1,4 @@
-"""The reports on voxels, lesions and slices as text."""
+"""Text of the reports on voxels, lesions and slices."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["format_localisation"]
 
 
 def format_localisation(report: Mapping[str, Any]) -> str:
-    """Lay a report out as text.
+    """Format a report as text.
 
     Args:
-        report: What `VoxelMetrics.compute`, `LesionMetrics.compute` or `slice_report` returned, or any of these
-            merged by `|`.
+        report: The output of `VoxelMetrics.compute`, `LesionMetrics.compute` or `slice_report`, or any of these merged
+            by `|`.
 
     Returns:
         Lines for the console, without a newline at the end.

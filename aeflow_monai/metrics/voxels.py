@@ -1,4 +1,4 @@
-"""How well anomaly maps find lesions, voxel by voxel."""
+"""Localisation of lesions by anomaly maps, voxel by voxel."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Keys = npt.NDArray[np.uint32]
 
 
 class VoxelMetrics:
-    """Voxel AUROC, average precision, AUPRO and Dice of anomaly maps, in memory that does not grow with the volumes.
+    """Voxel AUROC, average precision, AUPRO and Dice of anomaly maps, in constant memory for any number of volumes.
 
-    Voxels are counted in a histogram whose bins are the leading bits of the float32 value: sign, exponent and the
-    first `n_bits` - 9 bits of the mantissa. So no range has to be known, and two values share a bin only if they
-    differ by less than the factor 1 + 2^(9 - n_bits), 0.05 % by default. Within a bin the order is unknown; pairs of
-    a lesion voxel and another one that share a bin count half. `voxel_auroc_error` bounds what this does to the AUROC:
-    near 0 for maps around 0, as `Score` makes them, and large for maps that vary little around a large
-    number, from which a constant has to be subtracted first.
+    Voxels are counted in a histogram whose bins are the leading bits of the float32 value: sign, exponent and the first
+    `n_bits` - 9 bits of the mantissa. So no range has to be given, and two values share a bin only if they differ by
+    less than the factor 1 + 2^(9 - n_bits), 0.05 % by default. The order within a bin is unknown; a lesion voxel and
+    another one in the same bin count half. `voxel_auroc_error` bounds the effect on the AUROC: it is near 0 for maps
+    around 0, such as those of `Score`, and large for maps that vary little around a large number, from which a constant
+    has to be subtracted first.
 
-    Which voxels count: those of lesions, and those without lesion that lie in the `region` of `update` (all of them if
-    it is left out). A map value larger than the threshold is called a lesion (not when equal).
+    Voxels that count are those of lesions, and those without lesion in the `region` of `update` (all if it is None). A
+    map value larger than the threshold is positive (not if equal).
 
-    Memory is 4 arrays of 2^n_bits numbers, 32 MB by default, whatever the number of volumes.
+    Memory is 4 arrays of 2^n_bits numbers, 32 MB by default.
 
     Args:
-        n_bits: Leading bits that tell bins apart, in [9, 24].
+        n_bits: Number of leading bits that define a bin, in [9, 24].
         fpr_limit: The false positive rate up to which AUPRO is integrated, in (0, 1].
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of range.
 
     Example:
         >>> anomaly_map, mask = np.zeros((8, 8, 8)), np.zeros((8, 8, 8))
@@ -63,29 +63,29 @@ class VoxelMetrics:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all volumes."""
+        """Reset the metric."""
         n_bins = 2**self.n_bits
         self._normal: Ints = np.zeros(n_bins, np.int64)
         self._lesion: Ints = np.zeros(n_bins, np.int64)
-        # each region with its share of voxels per bin, so that each weighs the same
+        # regions, each voxel with the inverse of its region's size as weight, so that regions count the same
         self._regions: Floats = np.zeros(n_bins)
-        # at each bin, the sum over abnormal volumes of the Dice when this bin and those above are called
+        # for each bin, the sum over abnormal volumes of the Dice at a threshold just below it
         self._dice: Floats = np.zeros(n_bins)
         self._n_volumes = self._n_abnormal = self._n_regions = 0
 
     def update(self, anomaly_map: Any, mask: Any, region: Any | None = None) -> None:
-        """Count the voxels of one volume or image.
+        """Add one volume or image.
 
         Args:
             anomaly_map: Finite values, larger is more abnormal, shape (H, W[, D]) or (1, H, W[, D]), array or tensor.
-                Read as float32.
+                Converted to float32.
             mask: Nonzero at lesions, same shape. Its 26-connected components (8-connected in 2D) are the regions of
                 AUPRO. All zero for a normal volume.
             region: Nonzero where voxels without lesion count, for example in the brain; same shape. Lesion voxels
-                always count. Without it, all voxels count.
+                always count. If None, all voxels count.
 
         Raises:
-            ValueError: Shapes are wrong or differ, the map is not finite, or the mask or region is NaN somewhere.
+            ValueError: Shapes are wrong or differ, the map is not finite, or the mask or region contains NaN.
         """
         values, lesion, counted = read_inputs(anomaly_map, mask, region)
         keys = _keys(values, self.n_bits)
@@ -108,34 +108,34 @@ class VoxelMetrics:
         self._n_regions += n_regions
 
     def compute(self, threshold: float) -> dict[str, Any]:
-        """Report all volumes so far, with the threshold that was stored before they were seen.
+        """Compute the metrics of all volumes so far, with a threshold that was stored before they were seen.
 
-        The threshold acts to within its bin: values that share it are not called.
+        The threshold is exact only up to its bin: values in the same bin are negative.
 
         Args:
             threshold: The stored threshold, in the unit of the maps.
 
         Returns:
-            A dictionary that JSON can hold, of plain ints and floats:
+            A JSON-serialisable dictionary of plain ints and floats:
 
-            - `n_volumes`, `n_abnormal_volumes`, `n_regions`, `n_voxels`, `n_lesion_voxels`: what was counted.
-            - `lesion_fraction`: lesion voxels among all, which is the average precision of chance.
+            - `n_volumes`, `n_abnormal_volumes`, `n_regions`, `n_voxels`, `n_lesion_voxels`: the counts.
+            - `lesion_fraction`: the fraction of lesion voxels, which is the average precision of chance.
             - `voxel_auroc`, `voxel_average_precision`: over all voxels of all volumes.
             - `voxel_auroc_error`: bound on the difference between this AUROC and that of the unbinned float32 values;
-              true ties cannot be told from shared bins, so they widen it too.
-            - `aupro`, `aupro_fpr_limit`: the fraction of a region that is called, mean over regions of all volumes, as
-              a function of the false positive rate, integrated from 0 to the limit and divided by it; in [0, 1].
-            - `map_threshold`: the stored one.
-            - `dice`: at that threshold, over all voxels of all volumes at once.
-            - `mean_volume_dice`: at that threshold, mean over abnormal volumes; normal ones do not enter.
+              it includes true ties, which cannot be distinguished from shared bins.
+            - `aupro`, `aupro_fpr_limit`: the fraction of a region above the threshold, mean over regions of all
+              volumes, as a function of the false positive rate, integrated from 0 to the limit and divided by it; in
+              [0, 1].
+            - `map_threshold`: the stored threshold.
+            - `dice`: at that threshold, over all voxels of all volumes together.
+            - `mean_volume_dice`: at that threshold, mean over abnormal volumes; normal ones do not count.
             - `oracle_best_dice`, `oracle_best_mean_volume_dice`: the best of both over all thresholds.
             - `oracle_map_threshold`, `oracle_mean_volume_threshold`: the thresholds that reach them.
 
-            Names with "oracle" are chosen on the test labels: they bound what a threshold could reach, and are no
-            result.
+            Values with "oracle" in their name are chosen on the test labels: they are an upper bound, not a result.
 
         Raises:
-            ValueError: The threshold is not finite, no volume has a lesion, or no voxel is without.
+            ValueError: The threshold is not finite, no volume has a lesion, or there is no voxel without one.
         """
         threshold = _finite_threshold(threshold)
         n_lesion, n_normal = int(self._lesion.sum()), int(self._normal.sum())
@@ -186,24 +186,24 @@ def _finite_threshold(threshold: float) -> float:
 
 
 def _keys(values: Map, n_bits: int) -> Keys:
-    """The bin of each value, in the order of the values."""
+    """Return the bin of each value, in the order of the values."""
     keys: Keys = (values + np.float32(0)).view(np.uint32)  # the sum turns -0 into 0
-    # floats order as sign and magnitude: all bits of a negative number are flipped, of others the sign alone
+    # floats order as sign and magnitude: flip all bits of negative numbers, and only the sign of others
     keys ^= (keys.view(np.int32) >> 31).view(np.uint32) | np.uint32(1 << 31)
     keys >>= np.uint32(32 - n_bits)
     return keys
 
 
 def _below(key: int, n_bits: int) -> float:
-    """The largest float32 below a bin: a threshold that calls this bin and those above."""
+    """Return the largest float32 below a bin: a threshold at which this bin and those above are positive."""
     bits = (key << (32 - n_bits)) - 1
     bits = bits ^ (1 << 31) if bits >> 31 else ~bits & 0xFFFFFFFF
-    # -0 is not below 0, the next number is
+    # -0 equals 0, so the next smaller number is used
     return float(np.array([bits], np.uint32).view(np.float32)[0]) or float(np.nextafter(np.float32(0), np.float32(-1)))
 
 
 def _area_to(limit: float, x: Floats, y: Floats) -> float:
-    """Mean of a piecewise linear curve from 0 to a limit."""
+    """Compute the mean of a piecewise linear curve from 0 to a limit."""
     end = int(np.searchsorted(x, limit, side="right"))
     area = trapezoid(np.append(y[:end], np.interp(limit, x, y)), np.append(x[:end], limit))
     return float(area / limit)

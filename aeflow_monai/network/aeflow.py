@@ -1,4 +1,4 @@
-"""AE-Flow: encoder, one flow per stage, decoder."""
+"""AE-Flow: an encoder, one flow per encoder stage, and a decoder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["AEFlow", "AEFlowOutput"]
 
 
 class AEFlowOutput(NamedTuple):
-    """What AE-Flow says of a batch of images; one list entry per encoder stage, finest first.
+    """Output of AE-Flow for a batch of images; one list entry per encoder stage, finest first.
 
     Attributes:
         latents: z', each (N, C_i, h_i, w_i).
-        log_likelihoods: each (N, 1, h_i, w_i), in nats per channel, log-determinant included.
+        log_likelihoods: each (N, 1, h_i, w_i), in nats per channel, including the log-determinant.
         reconstruction: (N, C, H, W) in [0, 1].
-        features: of the encoder, each (N, C_i, h_i, w_i).
-        is_target: which images were to be reconstructed, (N,) of bool; all if None.
+        features: encoder features, each (N, C_i, h_i, w_i).
+        is_target: which images were to be reconstructed, (N,), boolean; all if None.
     """
 
     latents: list[Tensor]
@@ -35,24 +35,25 @@ class AEFlowOutput(NamedTuple):
 class AEFlow(nn.Module):
     """Autoencoder with a normalizing flow as bottleneck.
 
-    The encoder's features of each stage go through a flow of their own; the decoder reconstructs the image from all
-    latents. The paper's network is the case of one stage.
+    The encoder's features of each stage go through a separate flow; the decoder reconstructs the image from all
+    latents. The network of the paper has one stage.
 
     Args:
-        encoder: gives the features; its stages decide how many flows there are.
-        n_steps: steps of each flow.
+        encoder: computes the features; there is one flow for each of its stages.
+        n_steps: number of steps of each flow.
         subnet: coupling subnet, "conv" or "resnet".
-        hidden_channels: width of the "conv" subnet, for every stage; if None half of each stage's channels, at most 64.
+        hidden_channels: width of the "conv" subnet, for every stage; if None, half of each stage's channels, at most
+            64.
         clamp: bound of a coupling's log-scale, in nats.
-        decoder_channels: width of each decoder block but the last, coarsest first; a default by stride if None.
-        seed: fixes the channels' rotations or permutations.
-        feature_norm: of the features before they enter the flows: "channel" (by the first training batch), "image"
-            (by each image itself, then by the first batch), or None.
-        mixing: of the channels between the flows' steps: "linear", which is learned, or "permutation", which is not.
+        decoder_channels: width of each decoder block but the last, coarsest first; if None, a default for each stride.
+        seed: seed of the channels' rotations or permutations.
+        feature_norm: standardisation of the features before the flows: "channel" (by the first training batch), "image"
+            (each image by itself, then by the first batch), or None.
+        mixing: mixing of the channels between flow steps: "linear" (learned) or "permutation" (fixed).
 
     Raises:
-        ValueError: unknown subnet, feature_norm or mixing, a number out of its range, or decoder widths that do not fit
-            the strides.
+        ValueError: unknown subnet, feature_norm or mixing, a number out of range, or decoder widths that do not fit the
+            strides.
 
     Example:
         >>> import torch
@@ -88,19 +89,19 @@ class AEFlow(nn.Module):
     def forward(
         self, image: Tensor, features: Sequence[Tensor] | None = None, is_target: Tensor | None = None
     ) -> AEFlowOutput:
-        """Encode, flow, reconstruct.
+        """Encode the images, map the features to latents, and reconstruct the images from them.
 
         Args:
             image: (N, C, H, W) in [0, 1]; H and W multiples of the encoder's largest stride.
-            features: the encoder's features of these images, if they were computed before; see `Encoder.forward`.
-            is_target: which images are to be reconstructed, (N,) of bool; all if None. The reconstruction of the
-                others means nothing: in a training no loss looks at it, and it takes time.
+            features: precomputed encoder features of these images; see `Encoder.forward`.
+            is_target: which images are to be reconstructed, (N,), boolean; all if None. The reconstruction of the
+                others is undefined: the training loss ignores it, and leaving it out saves time.
 
         Returns:
             Latents and log-likelihood maps per stage, and the reconstruction.
 
         Raises:
-            ValueError: the size is no multiple of the largest stride, or the channels differ.
+            ValueError: height or width is not a multiple of the largest stride, or the number of channels differs.
         """
         stride = self.encoder.strides[-1]
         if image.shape[-2] % stride or image.shape[-1] % stride:
@@ -117,7 +118,7 @@ class AEFlow(nn.Module):
         return AEFlowOutput(latents, log_likelihoods, self._reconstruction(latents, is_target), stages, is_target)
 
     def _reconstruction(self, latents: list[Tensor], is_target: Tensor | None) -> Tensor:
-        # also without any target, since processes that train together wait for a gradient of every parameter
+        # the decoder runs even without a target, since distributed processes wait for a gradient of every parameter
         if is_target is not None and 0 < int(is_target.sum()) < len(is_target):
             some: Tensor = self.decoder([latent[is_target] for latent in latents])
             return some.new_zeros(len(is_target), *some.shape[1:]).index_put((is_target,), some)

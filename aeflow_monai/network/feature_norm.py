@@ -1,4 +1,4 @@
-"""What brings features to the unit that a flow starts from."""
+"""Standardisation of encoder features before a flow."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ FEATURE_NORMS = ("channel", "image")
 
 
 class FeatureNorm(nn.Module):
-    """Standardise each channel by the first batch that it sees in training; from then on it is a fixed affine map.
+    """Standardise each channel by the first training batch; from then on it is a fixed affine map.
 
-    In a training of several processes the first batch is that of all of them, as in a training of one process.
+    In distributed training the first batch is that of all processes together.
 
-    Pretrained features come in units of their own (the default encoder's have a standard deviation of 6), and a flow
-    that starts far from its base distribution spends its first epochs on the scale alone. Mean and deviation are
-    buffers, not parameters: they are saved with the model, and every process of a distributed training agrees on
-    them.
+    Pretrained features have units of their own (a standard deviation of 6 with the default encoder), and a flow that
+    starts far from its base distribution spends its first epochs on learning the scale. Mean and standard deviation are
+    buffers, not parameters: they are saved with the model, and are the same in all processes of a distributed training.
 
-    Kind "image" first brings the features of each image to mean 0 and deviation 1 over channels and positions. What
-    exposure and contrast of a whole image do to the features is then gone, for images that no common scale of
-    intensities unites, as radiographs; the flow models the features without it, and that is what `inverse` returns.
+    Kind "image" first standardises the features of each image to mean 0 and standard deviation 1 over channels and
+    positions. This removes the effect of exposure and contrast of the whole image, for images without a common
+    intensity scale, such as radiographs; the flow models the features after this, and `inverse` returns them so.
 
     Args:
         channels: channels of the features.
@@ -47,21 +46,21 @@ class FeatureNorm(nn.Module):
         if kind not in FEATURE_NORMS:
             raise ValueError(f"Unknown feature_norm {kind!r}: choose one of {list(FEATURE_NORMS)}, or null for none.")
         self.kind = kind
-        if kind == "image":  # in the state dict, so that a checkpoint of the one kind is not loaded into the other
+        if kind == "image":  # in the state dict, so that loading a checkpoint of the other kind fails
             self.register_buffer("per_image", torch.tensor(True))
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Standardise (N, C, h, w); log |det J| of the channels' scale is a scalar, equal for all positions."""
+        """Standardise (N, C, h, w); also return log |det J| of the scale, a scalar that holds for every position."""
         if self.kind == "image":
             features = F.layer_norm(features, features.shape[1:])
         if self.training and not self.fitted:
             flat = features.detach().float().transpose(0, 1).flatten(1)
             mean, std = _statistics(flat)
             self.mean.copy_(mean)
-            # a channel that never fires in the first batch must not be blown up later
+            # a channel that is constant in the first batch must not be amplified later
             self.std.copy_(std.clamp_min(1e-2))
             self.fitted.fill_(True)
         standardised = (features - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
@@ -73,7 +72,7 @@ class FeatureNorm(nn.Module):
 
 
 def _statistics(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each row (C, n), over the columns of all processes."""
+    """Return the mean and standard deviation of each row (C, n), over the columns of all processes."""
     if n_processes() == 1:
         return flat.mean(dim=1), flat.std(dim=1, correction=0)
     count = summed(torch.tensor(float(flat.shape[1]), device=flat.device))

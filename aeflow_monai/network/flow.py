@@ -1,8 +1,8 @@
 """The normalizing flow: an exact, invertible map from encoder features to a standard normal latent.
 
-One step is an affine coupling, a global affine and a mixing of the channels: a learned linear map, or a fixed
-permutation. Everything is local to a position of the feature grid but for the coupling's convolutions, so the
-log-determinant keeps its position too.
+Each step consists of an affine coupling, a global affine and a mixing of the channels, by a learned linear map or a
+fixed permutation. Apart from the couplings' convolutions, everything acts on each position of the feature grid
+separately, so the log-determinant is known per position.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ __all__ = ["LatentFlow", "log_likelihood_per_channel", "standard_normal_log_dens
 
 
 def standard_normal_log_density(latent: Tensor) -> Tensor:
-    """Log-density of N(0, I), summed over the channels of each position.
+    """Compute the log-density of N(0, I), summed over the channels of each position.
 
-    Computed in float32 or better, and never exponentiated: at 1024 x 16 x 16 the density itself is exactly 0 in
+    It is computed in float32 or better and never exponentiated: at 1024 x 16 x 16 the density itself underflows to 0 in
     any floating-point format.
 
     Args:
@@ -40,11 +40,11 @@ def standard_normal_log_density(latent: Tensor) -> Tensor:
 
 
 def log_likelihood_per_channel(latent: Tensor, log_abs_det_jacobian: Tensor) -> Tensor:
-    """Log-likelihood of the features behind a latent, by the change of variables.
+    """Compute the log-likelihood of the features that a latent was mapped from, by the change of variables.
 
     Args:
         latent: (N, C, h, w).
-        log_abs_det_jacobian: of the flow, (N, 1, h, w) in nats.
+        log_abs_det_jacobian: log |det J| of the flow, (N, 1, h, w) in nats.
 
     Returns:
         (N, 1, h, w), in nats per channel.
@@ -59,12 +59,13 @@ class LatentFlow(nn.Module):
         channels: channels of the features, at least 2.
         n_steps: number of steps, at least 1.
         subnet: "conv" or "resnet", see `SUBNETS`.
-        hidden_channels: width of the "conv" subnet; if None half the channels, which is FastFlow's ratio of 1, but
-            no more than 64, and fewer where there are more than 256 channels: 16 for 1024.
+        hidden_channels: width of the "conv" subnet. If None, half the channels (FastFlow's ratio of 1), but at most 64,
+            and less above 256 channels: 16 for 1024.
         clamp: bound of each coupling's log-scale, in nats.
-        seed: fixes the channels' rotations or permutations, which are part of the model and of its state dict.
-        feature_norm: begin with a `FeatureNorm` of this kind, "channel" or "image"; the published flow has none.
-        mixing: of the channels after each step, "linear" or "permutation", see `FlowStep`.
+        seed: seed of the channels' rotations or permutations, which are part of the model and of its state dict.
+        feature_norm: start with a `FeatureNorm` of this kind, "channel" or "image"; None for none, as in the published
+            flow.
+        mixing: mixing of the channels after each step, "linear" or "permutation", see `FlowStep`.
 
     Raises:
         ValueError: unknown subnet, feature_norm or mixing, or a number out of its range.
@@ -108,11 +109,11 @@ class LatentFlow(nn.Module):
             features: (N, C, h, w).
 
         Returns:
-            The latent z' (N, C, h, w), and log |det J| per position (N, 1, h, w) in nats. The Jacobian's total
-            log-determinant is the sum of the latter over the positions.
+            The latent z' (N, C, h, w), and log |det J| per position (N, 1, h, w) in nats. The log-determinant of the
+            whole Jacobian is its sum over the positions.
 
         Raises:
-            ValueError: the features have another number of channels.
+            ValueError: the features have a different number of channels.
         """
         if features.ndim != 4 or features.shape[1] != self.channels:
             raise ValueError(
@@ -139,7 +140,7 @@ class LatentFlow(nn.Module):
         return features if self.norm is None else self.norm.inverse(features)
 
     def log_likelihood(self, features: Tensor) -> Tensor:
-        """Log-likelihood of each position: log N(z'; 0, I) + log |det J|, divided by the channels.
+        """Compute the log-likelihood of each position, (log N(z'; 0, I) + log |det J|) / channels.
 
         Args:
             features: (N, C, h, w).

@@ -1,4 +1,4 @@
-"""One step of a flow: an invertible mixing of channels, and an affine coupling."""
+"""One step of a flow: affine coupling, global affine, and an invertible mixing of the channels."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ MIXINGS = ("linear", "permutation")
 
 
 class FlowStep(nn.Module):
-    """One invertible step: affine coupling, global affine, mixing of the channels.
+    """One invertible flow step: affine coupling, global affine and mixing of the channels.
 
-    The passive half of the channels goes through the subnet, which gives scale and shift of the active half;
-    `clamp * tanh` bounds the log-scale. The global affine has one softplus scale and one offset per channel. What mixes
-    the channels, so that the next step's halves differ, is an invertible 1x1 convolution that starts as a random
-    rotation, or a fixed permutation.
+    The subnet maps the passive half of the channels to the scale and shift of the active half; `clamp * tanh` bounds
+    the log-scale. The global affine has one softplus scale and one offset per channel. The channels are then mixed, so
+    that the next step splits them differently: either by an invertible 1x1 convolution that is initialised as a random
+    rotation, or by a fixed permutation.
 
     Args:
         channels: channels of the features, at least 2.
         subnet: "conv" or "resnet", see `SUBNETS`.
         hidden_channels: width of the "conv" subnet.
         clamp: bound of the coupling's log-scale, in nats, above 0.
-        generator: source of the rotation or permutation; the default generator if None.
+        generator: random generator for the rotation or permutation; the default generator if None.
         mixing: "linear" or "permutation".
 
     Raises:
-        ValueError: unknown subnet or mixing, fewer than 2 channels, clamp or hidden_channels not above 0.
+        ValueError: unknown subnet or mixing, fewer than 2 channels, or clamp or hidden_channels not above 0.
 
     Source: Dinh et al., "Density estimation using Real NVP" (coupling); the softplus affine is that of FrEIA's
     AllInOneBlock, which re-implementations of AE-Flow build on; Kingma, Dhariwal, "Glow", 2018, section 3.2 (the
@@ -66,7 +66,7 @@ class FlowStep(nn.Module):
         self.passive = channels - self.active
         self.clamp = clamp
         self.subnet = SUBNETS[subnet](self.passive, 2 * self.active, hidden_channels)
-        # softplus with beta 0.5, times 0.1: starts at a scale of 1 with a slope gentle enough for Adam's first steps
+        # softplus with beta 0.5, times 0.1: the initial scale is 1, with a slope gentle enough for Adam's first steps
         initial = 2.0 * math.log(math.exp(5.0) - 1.0)
         self.global_scale = nn.Parameter(torch.full((channels,), initial))
         self.global_offset = nn.Parameter(torch.zeros(channels))
@@ -80,11 +80,11 @@ class FlowStep(nn.Module):
             self.register_buffer("inverse_permutation", torch.argsort(permutation))
 
     def scale(self) -> Tensor:
-        """Scale of each channel in the global affine, (C,), above 0."""
+        """Return the scale of each channel in the global affine, (C,), above 0."""
         return 0.1 * F.softplus(self.global_scale, beta=0.5)
 
     def constant_log_abs_det(self) -> Tensor:
-        """Part of log |det J| that is the same for all features, a scalar: that of the global affine and the mixing."""
+        """Return the part of log |det J| that does not depend on the features, a scalar: global affine and mixing."""
         constant = self.scale().log().sum()
         return constant if self.mixing is None else constant + torch.linalg.slogdet(self.mixing).logabsdet
 
@@ -104,11 +104,11 @@ class FlowStep(nn.Module):
         passive, active = torch.split(features, [self.passive, self.active], dim=1)
         log_scale, shift = self._coupling(passive)
         scale = self.scale()
-        # added in place, since the gradient of addcmul makes one more pass through memory
+        # in place, since the backward pass of addcmul makes one more pass over memory
         joined = torch.cat([passive, (active * torch.exp(log_scale)).add_(shift)], dim=1)
         log_abs_det = log_scale.sum(dim=1, keepdim=True) + self.constant_log_abs_det()
         if self.mixing is not None:
-            # both linear maps in one pass through memory
+            # one pass over memory for both linear maps
             return convolved_1x1(joined, self.mixing * scale, self.mixing @ self.global_offset), log_abs_det
         moved = (joined * scale.view(1, -1, 1, 1)).add_(self.global_offset.view(1, -1, 1, 1))
         return moved.index_select(1, self.permutation), log_abs_det
@@ -127,5 +127,5 @@ class FlowStep(nn.Module):
 
 
 def default_width(channels: int) -> int:
-    # wide backbones would spend more on the couplings than on the encoder: their weights are bounded, not their width
+    # bounds the number of weights of the couplings, which for wide backbones would exceed the encoder's cost
     return max(1, min(channels // 2, 64, 2**14 // channels))

@@ -1,4 +1,4 @@
-"""AE-Flow for inference: what is constant once it is trained is computed once, and nothing that nobody asks for."""
+"""AE-Flow for inference: constants of the trained network are precomputed, and unused outputs left out."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["FoldedAEFlow"]
 
 
 class FoldedAEFlow(nn.Module):
-    """A trained AE-Flow in fewer and larger operations, which gives the same but for rounding.
+    """A trained AE-Flow in fewer and larger operations, with the same output up to rounding.
 
-    Batch norms are part of the convolutions before them, the image's scaling is part of the first one; a flow step's
-    global affine and mixing are one convolution, and the parts of its log-determinant that depend on no image are one
-    number. It is a copy: what the network learns afterwards does not reach it.
+    Batch norms are folded into the preceding convolutions, the scaling of the image into the first one. The global
+    affine and the mixing of a flow step are one convolution, and the constant parts of its log-determinant are one
+    number. It is a copy: later training of the network does not change it.
 
     Args:
-        network: trained; is not changed.
-        with_likelihood: compute the log-likelihoods too; without, their list is empty.
+        network: the trained network, which is left unchanged.
+        with_likelihood: compute the log-likelihoods too; otherwise their list is empty.
         image_size: see `fold_encoder`.
 
     Example:
@@ -51,7 +51,7 @@ class FoldedAEFlow(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> AEFlowOutput:
-        """Encode, flow, reconstruct; see `AEFlow.forward`."""
+        """Encode the images, map the features to latents, and reconstruct the images; see `AEFlow.forward`."""
         features = self.encoder(image)
         latents, log_likelihoods = [], []
         for flow, stage in zip(self.flows, features, strict=True):
@@ -63,7 +63,7 @@ class FoldedAEFlow(nn.Module):
 
 
 class _FoldedFlow(nn.Module):
-    """A `LatentFlow`; the halves of the channels stay apart from step to step."""
+    """A `LatentFlow` that keeps the two halves of the channels separate from step to step."""
 
     log_abs_det: Tensor
 
@@ -80,7 +80,7 @@ class _FoldedFlow(nn.Module):
         self.register_buffer("log_abs_det", constant.detach())
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The latent (N, C, h, w), and log |det J| per position (N, 1, h, w) if it is to be known."""
+        """Return the latent (N, C, h, w), and log |det J| per position (N, 1, h, w), or None without likelihood."""
         joined = features if self.norm is None else self.norm(features)
         passive, active = joined[:, : self.passive], joined[:, self.passive :]
         log_abs_det = self.log_abs_det if self.with_likelihood else None
@@ -92,7 +92,7 @@ class _FoldedFlow(nn.Module):
 
 
 class _FoldedNorm(nn.Module):
-    """A `FeatureNorm` as a product and a sum."""
+    """A `FeatureNorm` as one multiplication and one addition."""
 
     scale: Tensor
     shift: Tensor
@@ -107,12 +107,12 @@ class _FoldedNorm(nn.Module):
         if not self.is_of_image:
             return features * self.scale + self.shift
         centred = features - features.mean(dim=(1, 2, 3), keepdim=True)
-        deviation = (centred.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-5).rsqrt()  # as a layer norm
+        deviation = (centred.square().mean(dim=(1, 2, 3), keepdim=True) + 1e-5).rsqrt()  # the epsilon of a layer norm
         return centred * (deviation * self.scale) + self.shift
 
 
 class _FoldedStep(nn.Module):
-    """A `FlowStep`: its mixing, scale and offset are one convolution for each half of what comes next."""
+    """A `FlowStep` whose mixing, scale and offset are one convolution for each half of the next step's input."""
 
     order: Tensor
     scale: Tensor
@@ -125,7 +125,7 @@ class _FoldedStep(nn.Module):
         self.log_scale, self.shift, self.before = fold(step.subnet, step.active)
         scale, offset = step.scale().detach(), step.global_offset.detach()
         self.mixing: nn.ModuleList | None = None
-        if step.mixing is None:  # moving channels costs less than mixing them
+        if step.mixing is None:  # permuting channels is cheaper than multiplying them
             self.register_buffer("order", step.permutation)
             self.register_buffer("scale", scale.view(1, -1, 1, 1))
             self.register_buffer("offset", offset.view(1, -1, 1, 1))
@@ -147,7 +147,7 @@ class _FoldedStep(nn.Module):
 
 
 def _conv(weight: Tensor, bias: Tensor | None, padding: int = 0) -> nn.Conv2d:
-    """A convolution with these weights (out, in, k, k)."""
+    """Return a convolution with these weights (out, in, k, k)."""
     out_channels, in_channels, size, _ = weight.shape
     conv = nn.Conv2d(in_channels, out_channels, size, padding=padding, bias=bias is not None)
     conv.weight.data = weight.detach().clone()
@@ -157,7 +157,7 @@ def _conv(weight: Tensor, bias: Tensor | None, padding: int = 0) -> nn.Conv2d:
 
 
 def _fold_conv_subnet(subnet: nn.Module, active: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """What gives the log-scales, what gives the shifts, and what both begin with."""
+    """Return the modules for log-scales and shifts, and the one that both start with."""
     first, _, last = subnet.children()
     assert isinstance(first, nn.Conv2d)
     assert isinstance(last, nn.Conv2d)
@@ -168,7 +168,7 @@ def _fold_conv_subnet(subnet: nn.Module, active: int) -> tuple[nn.Module, nn.Mod
 
 
 def _fold_resnet_subnet(subnet: nn.Module, active: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """As `_fold_conv_subnet`; the halves have no beginning in common."""
+    """Return the modules as `_fold_conv_subnet` does; the two halves share no first layer."""
     assert isinstance(subnet, ResNetSubnet)
     subnet = deepcopy(subnet)
     conv, norm, _ = subnet.main
@@ -181,14 +181,14 @@ def _fold_resnet_subnet(subnet: nn.Module, active: int) -> tuple[nn.Module, nn.M
     assert shortcut.bias is not None
     halves = []
     for half in (slice(None, active), slice(active, None)):
-        # the scale is above 0, so that it may stand before the ReLU
+        # the scale is above 0, so it commutes with the ReLU
         main = _conv(SUBNET_SCALE * weight[half], SUBNET_SCALE * bias[half], padding=1)
         halves.append(_Sum(main, _conv(SUBNET_SCALE * shortcut.weight[half], SUBNET_SCALE * shortcut.bias[half])))
     return halves[0], halves[1], nn.Identity()
 
 
 class _Sum(nn.Module):
-    """ReLU of one convolution, and another beside it."""
+    """ReLU of one convolution, plus another convolution of the same input."""
 
     def __init__(self, main: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()

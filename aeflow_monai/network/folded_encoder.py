@@ -1,4 +1,4 @@
-"""The encoder for inference: batch norms and the scaling of the images are part of its convolutions."""
+"""The encoder for inference, with batch norms and the scaling of the images folded into its convolutions."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["fold_encoder"]
 
 @torch.no_grad()
 def fold_encoder(encoder: Encoder, image_size: Sequence[int] | None = None) -> nn.Module:
-    """A copy of an encoder for inference: batch norms, and the scaling of the images, are part of its convolutions.
+    """Return a copy of an encoder for inference, with batch norms and image scaling folded into its convolutions.
 
-    What follows what in a backbone is seen by an image that goes through it. A backbone in which something else happens
-    to be between, or that gives other features afterwards, stays as it is.
+    The order of a backbone's layers is traced with an image. A backbone that has other operations between convolution
+    and batch norm, or whose features change by folding, is left as it is.
 
     Args:
-        encoder: is not changed.
-        image_size: rows and columns of images that it takes, where it does not take any.
+        encoder: the encoder, which is left unchanged.
+        image_size: rows and columns of its images, for encoders that require a fixed size.
 
     Returns:
-        A module in evaluation mode that takes images (N, C, H, W) in [0, 1] and gives the features of `Encoder`.
+        A module in evaluation mode that maps images (N, C, H, W) in [0, 1] to the features of `Encoder`.
 
     Example:
         >>> encoder = Encoder("tf_efficientnet_lite0", stages=[2]).eval()
@@ -48,7 +48,7 @@ def fold_encoder(encoder: Encoder, image_size: Sequence[int] | None = None) -> n
     for conv_name, norm_name in pairs:
         conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
         _replace(folded, conv_name, fuse_conv_bn_eval(conv, norm))  # type: ignore[arg-type, type-var]
-        # timm's batch norms bring their activation along
+        # timm's batch norms include their activation
         _replace(folded, norm_name, getattr(norm, "act", None) or nn.Identity())
     for name, module in list(folded.named_modules()):
         if isinstance(module, Conv2dSame):
@@ -61,7 +61,7 @@ def fold_encoder(encoder: Encoder, image_size: Sequence[int] | None = None) -> n
 
 
 class _SameConv(nn.Conv2d):
-    """A convolution with TensorFlow's padding, in numbers that a runtime's model takes as constants."""
+    """A convolution with TensorFlow's padding, computed from sizes that an exported model treats as constants."""
 
     def __init__(self, conv: Conv2dSame) -> None:
         super().__init__(1, 1, 1)
@@ -81,7 +81,7 @@ class _SameConv(nn.Conv2d):
 
 
 class _PaddedConv(torch.autograd.Function):
-    """A convolution that pads each side by itself, as ONNX can: a padding before it costs a third more time there."""
+    """A convolution with separate padding for each side, as in ONNX: a padding layer takes a third more time there."""
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor | None, sides: list[int], conv: Any) -> Tensor:
@@ -108,14 +108,14 @@ def _replace(module: nn.Module, name: str, new: nn.Module) -> None:
 
 
 def _probe(encoder: Encoder, image_size: Sequence[int] | None) -> Tensor:
-    """An image that the encoder takes, with contrasts."""
+    """Return an image with contrasts that the encoder accepts."""
     height, width = image_size or [2 * encoder.strides[-1]] * 2
     pixels = torch.linspace(0, 40, encoder.in_channels * height * width).sin().square()
     return pixels.view(1, encoder.in_channels, height, width).to(encoder.mean)
 
 
 class _Scaled(nn.Module):
-    """A copy of an `Encoder` whose scaling can become part of its first convolution."""
+    """A copy of an `Encoder` whose image scaling can be folded into its first convolution."""
 
     mean: Tensor
     std: Tensor
@@ -131,12 +131,12 @@ class _Scaled(nn.Module):
         self.eval()
 
     def fold_scaling(self, conv: nn.Module) -> None:
-        """Divide the weights of the first convolution in place of the image; the mean stays, for the padding's sake."""
+        """Divide the first convolution's weights by the standard deviation; the mean stays, because of the padding."""
         assert isinstance(conv, nn.Conv2d)
         conv.weight.data = conv.weight / self.std
         self.divides = False
         if self.in_channels == 1 and bool((self.mean == self.mean[:, :1]).all()):
-            # one channel, and not three copies of it
+            # one input channel in place of three copies of it
             conv.weight.data = conv.weight.sum(dim=1, keepdim=True)
             conv.in_channels = 1
             self.mean = self.mean[:, :1].clone()
@@ -148,12 +148,12 @@ class _Scaled(nn.Module):
 
 
 def _order_of(scaled: _Scaled, image: Tensor) -> tuple[str | None, list[tuple[str, str]]]:
-    """Name of the convolution that takes the image, and of pairs of a convolution and the batch norm after it."""
+    """Return the name of the first convolution, and of each pair of a convolution and the batch norm after it."""
     names = {module: name for name, module in scaled.named_modules() if isinstance(module, (nn.Conv2d, _BatchNorm))}
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def note(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        calls.append((module, inputs[0], output))  # which keeps the tensors, so that none is taken for another
+        calls.append((module, inputs[0], output))  # keeps the tensors alive, so that no id is reused
 
     seen: list[Tensor] = []
     hooks = [module.register_forward_hook(note) for module in names]

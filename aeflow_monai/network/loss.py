@@ -1,4 +1,4 @@
-"""The training objective, and the prior of the latents that it uses where something abnormal is learned from."""
+"""The training objective, and the mixture prior for training with abnormal images or synthetic lesions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from aeflow_monai.processes import n_processes, summed
 
 __all__ = ["AEFlowLoss", "MixtureLoss", "MixturePrior"]
 
-_UNTOUCHED = 0.01  # a position with a smaller fraction of lesion is normal
+_UNTOUCHED = 0.01  # a position with a smaller fraction of lesion counts as normal
 
 
 class _Output(Protocol):
-    """The part of the network's output that the loss reads."""
+    """The fields of the network's output that the loss reads."""
 
     @property
     def log_likelihoods(self) -> Sequence[Tensor]: ...
@@ -28,16 +28,16 @@ class _Output(Protocol):
 
 
 class AEFlowLoss(nn.Module):
-    """Weighted sum of the flow's negative log-likelihood and the reconstruction's mean squared error.
+    """Weighted sum of the flow's negative log-likelihood and the mean squared error of the reconstruction.
 
-    The likelihood is taken per dimension (nats per channel, mean over positions and stages), so that alpha means
-    the same for any encoder and image size.
+    The likelihood is per dimension (nats per channel, mean over positions and stages), so that alpha has the same
+    meaning for any encoder and image size.
 
     Args:
-        alpha: weight of the flow's part, in [0, 1]; the reconstruction's is 1 - alpha.
+        alpha: weight of the flow's loss, in [0, 1]; the reconstruction has 1 - alpha.
 
     Raises:
-        ValueError: alpha out of its range.
+        ValueError: alpha is out of range.
 
     Example:
         >>> import torch
@@ -57,7 +57,7 @@ class AEFlowLoss(nn.Module):
 
     @staticmethod
     def flow_loss(output: _Output) -> Tensor:
-        """Negative log-likelihood in nats per dimension: a scalar."""
+        """Compute the negative log-likelihood in nats per dimension, a scalar."""
         stages = [-log_likelihood.mean() for log_likelihood in output.log_likelihoods]
         total = stages[0]
         for stage in stages[1:]:
@@ -66,7 +66,7 @@ class AEFlowLoss(nn.Module):
 
     @staticmethod
     def reconstruction_loss(output: _Output, image: Tensor) -> Tensor:
-        """Mean squared error of the reconstruction: a scalar."""
+        """Compute the mean squared error of the reconstruction, a scalar."""
         return F.mse_loss(output.reconstruction.float(), image.float())
 
     def forward(self, output: _Output, image: Tensor) -> Tensor:
@@ -85,17 +85,17 @@ class AEFlowLoss(nn.Module):
 class MixturePrior(nn.Module):
     """Mixture of a normal and an abnormal Gaussian over the latents of each stage.
 
-    Both have the covariance I, so what tells them apart is the latent's place along one direction. The abnormal mean
-    is drawn once and stays fixed: the flow can bring features anywhere, so a learned mean would add nothing but a way
-    for both components to fall together.
+    Both components have the covariance I, so only the latent's position along one direction distinguishes them. The
+    abnormal mean is drawn once and stays fixed: the flow can map features anywhere, so a learned mean would add nothing
+    except a way for the two components to collapse.
 
     Args:
-        channels: channels of the latent of each stage.
-        distance: between the two means, in standard deviations per channel (root mean square), above 0.
-        seed: of the means.
+        channels: channels of each stage's latent.
+        distance: distance between the two means, in standard deviations per channel (root mean square), above 0.
+        seed: seed of the means.
 
     Raises:
-        ValueError: no stage, or a number out of its range.
+        ValueError: no stage, or a number out of range.
 
     Example:
         >>> prior = MixturePrior([4], distance=1.0)
@@ -121,21 +121,21 @@ class MixturePrior(nn.Module):
 
     @property
     def means(self) -> list[Tensor]:
-        """Mean of the abnormal component, (C_i,) for each stage; the normal component's is 0."""
+        """Return the mean of the abnormal component, (C_i,) for each stage; that of the normal component is 0."""
         return [self.get_buffer(f"mean_{stage}") for stage in range(self.n_stages)]
 
     def log_ratios(self, latents: Sequence[Tensor]) -> list[Tensor]:
-        """Log-likelihood ratio of the components, log N(z'; mean, I) - log N(z'; 0, I).
+        """Compute the log-likelihood ratio of the components, log N(z'; mean, I) - log N(z'; 0, I).
 
-        The log-determinant of the flow is that of both, so it is the ratio of the features' likelihoods too.
+        Both components share the flow's log-determinant, so this is also the ratio of the features' likelihoods.
 
         Args:
             latents: z' of each stage, (N, C_i, h_i, w_i).
 
         Returns:
-            For each stage (N, 1, h_i, w_i), in nats per channel; above 0 where abnormal is more likely.
+            For each stage (N, 1, h_i, w_i), in nats per channel; above 0 where the abnormal component is more likely.
         """
-        # half precision would lose a difference that is small beside its terms
+        # in half precision the small difference of large terms would be lost
         with torch.autocast(latents[0].device.type, enabled=False):
             return [
                 (F.conv2d(latent.float(), mean.to(latent.device).view(1, -1, 1, 1)) - 0.5 * mean.square().sum())
@@ -145,26 +145,27 @@ class MixturePrior(nn.Module):
 
 
 class MixtureLoss(nn.Module):
-    """The objective with abnormal images too: normal images as ever, of abnormal ones the flow's part only.
+    """Training objective with abnormal images: both losses for normal images, only the flow's for abnormal ones.
 
-    Of the normal ones those are reconstructed that the network was asked to, see `AEFlow.forward`.
+    Only those normal images count for the reconstruction that the network was asked to reconstruct, see
+    `AEFlow.forward`.
 
-    Normal images have the likelihood of the normal component. Of an abnormal image the abnormal positions have that of
-    the abnormal component, and what lies beside its lesions that of the normal one; a position with a smaller
-    fraction of lesion than `least` counts as neither. The decoder is not shown how to reconstruct abnormal images.
-    Without any in the batch it is the loss of the normal images.
+    For normal images the likelihood is that of the normal component. For an abnormal image, abnormal positions have the
+    likelihood of the abnormal component, and positions outside its lesions that of the normal one; a position with a
+    smaller fraction of lesion than `least` counts as neither. The decoder is never trained on abnormal images. For a
+    batch without any, this is the loss of the normal images.
 
     Args:
         normal: the loss of normal images.
-        prior: of the latents, see `MixturePrior`.
-        weight: of the mean likelihood of abnormal positions, and of that of the normal ones beside them, against that
-            of normal images, above 0.
+        prior: the prior of the latents, see `MixturePrior`.
+        weight: weight of the mean likelihood of abnormal positions, and of that of the normal positions of abnormal
+            images, relative to normal images, above 0.
         least: fraction of a position's pixels that makes it abnormal, in (0, 1].
-        all_processes: take each mean over the images of all processes of torch.distributed, so that gradients which are
-            averaged over the processes are those of one process with all images. Every process has to call it then.
+        all_processes: take each mean over the images of all processes of torch.distributed, so that the averaged
+            gradients are those of one process with all images. All processes then have to call it together.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
 
     Source: FlowGMM (see `MixturePrior`), ICML 2020: the likelihood of each image given its label; here of a position.
     """
@@ -189,20 +190,21 @@ class MixtureLoss(nn.Module):
         self.all_processes = all_processes
 
     def flow_loss(self, output: Any, target: Any) -> Tensor:
-        """Negative log-likelihood of the normal images, in nats per dimension: a scalar."""
+        """Compute the negative log-likelihood of the normal images in nats per dimension, a scalar."""
         chosen = ~_is_abnormal(target, output)
         return self._mean_of(lambda images, _: self.normal.flow_loss(images), output, target, chosen)
 
     def reconstruction_loss(self, output: Any, target: Any) -> Tensor:
-        """Mean squared error of the normal images' reconstruction: a scalar, 0 if none was to be reconstructed."""
+        """Compute the mean squared error of the normal images' reconstructions, a scalar; 0 if there are none."""
         chosen = ~_is_abnormal(target, output)
         chosen = chosen if output.is_target is None else chosen & output.is_target
         return self._mean_of(self.normal.reconstruction_loss, output, target, chosen)
 
     def abnormal_loss(self, output: Any, target: Any) -> Tensor:
-        """Negative log-likelihood of abnormal images, each position given its label, in nats per dimension: a scalar.
+        """Compute the negative log-likelihood of abnormal images, given each position's label, in nats per dimension.
 
-        The mean over abnormal positions, and that over normal ones beside them, are added.
+        The mean over abnormal positions and the mean over the normal positions of the same images are added, to a
+        scalar.
         """
         chosen = _is_abnormal(target, output)
         abnormal = _images(output, chosen)
@@ -211,7 +213,7 @@ class MixtureLoss(nn.Module):
         for likelihood, ratio in zip(abnormal.log_likelihoods, self.prior.log_ratios(abnormal.latents), strict=True):
             covered = F.adaptive_avg_pool2d(lesion, likelihood.shape[-2:])
             parts = ((likelihood + ratio, covered >= self.least), (likelihood, covered < _UNTOUCHED))
-            # a stage may have no position of a kind: small lesions, or images that are abnormal all over
+            # a stage may lack positions of one kind: lesions may be small, or cover the whole image
             means = [-torch.where(of, term, 0).sum() / self._per_process(of.sum(), least=1) for term, of in parts]
             stages.append(torch.stack(means).sum())
         return torch.stack(stages).mean()
@@ -221,8 +223,8 @@ class MixtureLoss(nn.Module):
 
         Args:
             output: the network's output for the images, see `AEFlowOutput`.
-            target: the images (N, C, H, W) in [0, 1], all of them normal; or the images and what of them is abnormal,
-                (N, 1, H, W) in [0, 1], at least one of them normal all over.
+            target: the images (N, C, H, W) in [0, 1], all of them normal; or a pair of the images and their abnormal
+                fractions, (N, 1, H, W) in [0, 1], where at least one image is entirely normal.
 
         Returns:
             A scalar.
@@ -244,17 +246,17 @@ class MixtureLoss(nn.Module):
         return loss + self.weight * alpha * self.abnormal_loss(output, target)
 
     def _mean_of(self, loss: Callable[[Any, Tensor], Tensor], output: Any, target: Any, chosen: Tensor) -> Tensor:
-        """The mean loss of the chosen images, weighed by how many of all processes' are here."""
+        """Return the mean loss of the chosen images, weighted by this process's share of those of all processes."""
         images = _images(output, chosen)
         per_process = self._per_process(chosen.sum()) if self.all_processes else None
-        if not chosen.any():  # nothing, with a gradient of 0 for every parameter, which other processes wait for
+        if not chosen.any():  # 0, with a zero gradient for every parameter, since other processes wait for it
             nothing: Tensor = sum(part.sum() for part in (images.reconstruction, *images.log_likelihoods))
             return nothing
         mean = loss(images, _image(target)[chosen])
         return mean if per_process is None else mean * chosen.sum() / per_process
 
     def _per_process(self, counts: Tensor, least: int = 0) -> Tensor:
-        """Counts, in the mean of all processes if these count together."""
+        """Return the counts, or their mean over all processes if these count together."""
         if not self.all_processes:
             return counts.clamp_min(least)
         return summed(counts.float()).clamp_min(least) / n_processes()
@@ -266,7 +268,7 @@ def _image(target: Any) -> Tensor:
 
 
 def _is_abnormal(target: Any, output: Any) -> Tensor:
-    """Which images have something abnormal: (N,) of bool."""
+    """Return which images have an abnormal position, (N,), boolean."""
     device = output.reconstruction.device
     if isinstance(target, Tensor):
         return torch.zeros(len(target), dtype=torch.bool, device=device)
@@ -275,7 +277,7 @@ def _is_abnormal(target: Any, output: Any) -> Tensor:
 
 
 def _images(output: Any, chosen: Tensor) -> Any:
-    """The network's output for some of the images."""
+    """Return the network's output for the chosen images."""
     if chosen.all():
         return output
     parts = (

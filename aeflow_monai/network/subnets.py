@@ -1,4 +1,4 @@
-"""Subnets of coupling layers: convolutions that give scale and shift."""
+"""Subnets of coupling layers: convolutional networks that predict scale and shift."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 __all__ = ["SUBNETS"]
 
-# Each subnet scales its outputs by this, so that a new flow starts close to the identity.
+# Output scale of each subnet, so that a new flow starts close to the identity.
 SUBNET_SCALE = 0.1
 
 
 def convolved_1x1(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 convolution (out, in) as a matrix product, quicker where channels are last in memory."""
+    """Apply a 1x1 convolution (out, in) as a matrix product, which is faster in the channels-last memory format."""
     return F.linear(features.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
@@ -34,14 +34,14 @@ class ConvSubnet(nn.Sequential):
         last = self[2]
         assert isinstance(last, nn.Conv2d)
         assert last.bias is not None
-        # the few weights are scaled, not the many outputs, which would be one more pass through memory
+        # scale the few weights, not the many outputs, which would take one more pass over memory
         return convolved_1x1(hidden, SUBNET_SCALE * last.weight[:, :, 0, 0], SUBNET_SCALE * last.bias)
 
 
 class ResNetSubnet(nn.Module):
     """Coupling subnet "resnet": 3x3 convolution, batch norm, ReLU, plus a 1x1 shortcut.
 
-    It has one layer only: `hidden_channels` has no meaning for it and is ignored.
+    It has only one layer, so `hidden_channels` is ignored.
     """
 
     def __init__(self, in_channels: int, out_channels: int, hidden_channels: int) -> None:

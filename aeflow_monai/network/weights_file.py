@@ -1,4 +1,4 @@
-"""Reading a file of weights that came from elsewhere: nothing in it is run, and what is damaged is named."""
+"""Safe reading of weights files of unknown origin: no code in them is executed, and damage is reported."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a state dict; nothing in the file is run.
+    """Read the tensors of a state dict without executing any code in the file.
 
     Args:
-        file: in the format of safetensors or of torch, as its suffix says.
+        file: a file in the format of safetensors or of torch, according to its suffix.
 
     Returns:
         Tensors by name.
 
     Raises:
-        ValueError: the file is damaged, is something else, holds Python objects, which can be code, no tensors, or NaN
-            or infinite values.
+        ValueError: the file is damaged, has another format, holds Python objects (which can be code), holds no tensors,
+            or has NaN or infinite values.
 
     Example:
         >>> import tempfile
@@ -40,7 +40,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     try:
         found = load_state_dict(str(file), weights_only=True)
         state = {key: value for key, value in found.items() if isinstance(value, Tensor)}
-    # each format ends in errors of its own; without the cause, in which torch advises to run what is in the file
+    # each format raises errors of its own; the cause is dropped, since torch's suggests executing the file's code
     except Exception:
         raise ValueError(
             f"{file} cannot be read as a state dict: it is something else, damaged, or holds other Python objects than "
@@ -55,15 +55,15 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
 
 
 def _require_whole(file: Path) -> None:
-    """Compare the checksums of torch's zip archive, which torch passes over. Files of torch before 1.6 have none."""
+    """Verify the checksums of torch's zip archive, which torch ignores. Files of torch before 1.6 have none."""
     if not zipfile.is_zipfile(file):
         return
     try:
         with zipfile.ZipFile(file) as archive:
-            # torch compresses nothing; what is compressed may be endless when it is unpacked
+            # torch stores without compression; a compressed entry could be a zip bomb
             packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
             damaged = packed[0] if packed else archive.testzip()
-    except Exception:  # of many kinds, as the damage has
+    except Exception:  # the type depends on the kind of damage
         damaged = "its table of contents"
     if damaged is not None:
         raise ValueError(f"{file} is damaged: {damaged} is not as torch writes it. Download or copy it again.")

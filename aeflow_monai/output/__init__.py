@@ -1,4 +1,4 @@
-"""What a user gets: maps and masks in the geometry of the input, pictures, profiles, and what viewers show."""
+"""Outputs for the user: maps and masks in the geometry of the input, pictures, profiles, and viewer results."""
 
 import lazy_loader
 

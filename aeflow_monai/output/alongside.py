@@ -1,4 +1,4 @@
-"""Two things at the same time: while files are compressed, a core is left for pictures."""
+"""Parallel transforms: pictures are drawn while files are compressed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["Alongside"]
 
 
 class Alongside(Transform):  # type: ignore[misc]
-    """Apply transforms, and meanwhile others to the same data in a thread of their own, such as those that draw.
+    """Apply transforms, and in another thread further ones to the same data, such as those that draw.
 
-    Python runs one thread at a time, but compression, sorting and the drawing of pixels let others run.
+    Python runs one thread at a time, but compression, sorting and the drawing of pixels release its lock.
 
     Args:
-        transforms: Applied one after the other; what they give is the result.
-        aside: Applied in turn in the other thread. What they give is dropped, and they must change nothing in
-            place.
+        transforms: Applied one after the other; their output is the result.
+        aside: Applied one after the other in the other thread. Their output is dropped, and they must not change
+            anything in place.
 
     Example:
         >>> names = []
@@ -39,13 +39,12 @@ class Alongside(Transform):  # type: ignore[misc]
             data: A dictionary; both sides get a copy of it, with the same values.
 
         Returns:
-            What `transforms` give, once both sides are done.
+            The output of `transforms`, once both threads are done.
 
         Raises:
-            Exception: What a transform raises, once the other side is done. If both sides raise, that of
-                `transforms`.
+            Exception: The error of a transform, once the other thread is done. If both fail, that of `transforms`.
         """
-        if not self.aside.transforms:  # a thread takes longer to start than a small image to write
+        if not self.aside.transforms:  # starting a thread takes longer than writing a small image
             return self.transforms(dict(data))
         with ThreadPoolExecutor(1) as pool:
             beside = pool.submit(self.aside, dict(data))

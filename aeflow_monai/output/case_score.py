@@ -1,4 +1,4 @@
-"""The score of a case: what the inferer says of its slices, gathered for tables, pictures and viewers."""
+"""The score of a case: the inferer's results for its slices, collected for tables, pictures and viewers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ NUMBERS = ("anomaly_score", "map_score", "global_term", "case_threshold", "slice
 
 
 class GatherScoresd(MapTransform):  # type: ignore[misc]
-    """Gather what `SlicedInferer` says of a case beside its maps.
+    """Collect the results of `SlicedInferer` for a case, apart from its maps.
 
-    Scores of slices, "slice_scores_<plane>" (D,) with NaN where a slice was skipped, become "slice_scores", a
-    dictionary from plane to (D,); "ease_<plane>" becomes "ease" likewise, and "global_terms_<plane>" "global_terms".
-    "anomaly_score" with its parts, the thresholds, "p_value" and "n_held_out" become numbers; "prediction" is added, 1
-    if the score exceeds the case threshold.
+    Slice scores, "slice_scores_<plane>" (D,) with NaN where a slice was skipped, become "slice_scores", a dictionary
+    from plane to (D,); likewise "ease_<plane>" becomes "ease", and "global_terms_<plane>" becomes "global_terms".
+    "anomaly_score" with its parts, the thresholds, "p_value" and "n_held_out" become numbers; "prediction" is added,
+    which is 1 if the score exceeds the case threshold.
 
     Args:
-        image_key: preprocessed image, whose file an error names.
+        image_key: key of the preprocessed image, whose file an error names.
     """
 
     def __init__(self, image_key: str = "image") -> None:
@@ -35,7 +35,7 @@ class GatherScoresd(MapTransform):  # type: ignore[misc]
         self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Gather the scores of one case.
+        """Collect the scores of one case.
 
         Raises:
             ValueError: the score is not finite.
@@ -59,12 +59,12 @@ class GatherScoresd(MapTransform):  # type: ignore[misc]
 
 
 class MaskMapd(MapTransform):  # type: ignore[misc]
-    """Add "anomaly_mask": where the anomaly map exceeds the map threshold, as uint8 0 or 1.
+    """Add "anomaly_mask", uint8, which is 1 where the anomaly map exceeds the map threshold, 0 elsewhere.
 
     Args:
-        map_key: anomaly map, of any size; its threshold is "map_threshold", see `GatherScoresd`. The mask of a deferred
-            map is deferred.
-        allow_missing_keys: add nothing where there is no map.
+        map_key: key of the anomaly map, of any size; the threshold is "map_threshold", see `GatherScoresd`. The mask of
+            a deferred map is deferred.
+        allow_missing_keys: add nothing if there is no map.
     """
 
     def __init__(self, map_key: str = "anomaly_map", allow_missing_keys: bool = False) -> None:
@@ -81,12 +81,12 @@ class MaskMapd(MapTransform):  # type: ignore[misc]
 
 
 def is_diffuse(anomaly_score: float, map_score: float, threshold: float) -> bool:
-    """Whether a case is abnormal as a whole: above its threshold, but not by what its maps show.
+    """Return whether a case is abnormal as a whole: its score is above the threshold, but that of its maps is not.
 
     Args:
-        anomaly_score: of the case.
-        map_score: what of it is the maps', see `Score.verdict`.
-        threshold: of cases.
+        anomaly_score: score of the case.
+        map_score: the maps' part of it, see `Score.verdict`.
+        threshold: case threshold.
 
     Example:
         >>> is_diffuse(2.5, 0.3, threshold=2.0)
@@ -96,10 +96,10 @@ def is_diffuse(anomaly_score: float, map_score: float, threshold: float) -> bool
 
 
 def most_anomalous_slice(slice_scores: Mapping[str, Tensor]) -> tuple[str, int] | None:
-    """Find the slice with the highest score, in the first plane of which not all slices were skipped.
+    """Find the slice with the highest score, in the first plane with a scored slice.
 
     Args:
-        slice_scores: from plane to the scores of its slices (D,), NaN where one was skipped.
+        slice_scores: from each plane to the scores of its slices (D,), NaN where a slice was skipped.
 
     Returns:
         Its plane and its index, counted from 0; None if all slices were skipped.
@@ -116,14 +116,14 @@ def most_anomalous_slice(slice_scores: Mapping[str, Tensor]) -> tuple[str, int] 
 
 
 def scores_by_plane(output: Mapping[Any, Any], name: str = "slice_scores") -> dict[str, Tensor]:
-    """The scores of slices among what an inferer gives for a volume, for `Score.case_score`.
+    """Collect slice scores from an inferer's output for a volume, for `Score.case_score`.
 
     Args:
-        output: with the scores of each plane under "slice_scores_<plane>", any shape.
-        name: of other numbers of slices, in place of "slice_scores".
+        output: output with the scores of each plane under "slice_scores_<plane>", any shape.
+        name: name of other numbers per slice, in place of "slice_scores".
 
     Returns:
-        From plane ("axial", ...) to its scores, on the CPU.
+        From each plane ("axial", ...) to its scores, on the CPU.
     """
     prefix = f"{name}_"
     found = {str(key): value for key, value in output.items() if str(key).startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Maps that are put together when they are needed, one at a time: all those of a large volume take gigabytes."""
+"""Maps that are assembled one at a time when they are needed: all maps of a large volume take gigabytes."""
 
 from __future__ import annotations
 
@@ -24,58 +24,58 @@ __all__ = ["AssembleMapsd", "DeferredMap", "EachMapd", "ExceedingMap", "alone_if
 
 Array = npt.NDArray[Any]
 
-# Voxels of a map from which on it is alone in memory.
+# Number of voxels from which on only one assembled map is kept in memory.
 _LARGE = 2**24
 _ROOM = Lock()
 
 
 class DeferredMap(ABC):
-    """A map of a volume (C, X, Y, Z) that is not put together yet."""
+    """A map of a volume (C, X, Y, Z) that is not assembled yet."""
 
     @property
     @abstractmethod
     def image(self) -> Tensor:
-        """The preprocessed image (c, X, Y, Z), which lies where the map does."""
+        """Return the preprocessed image (c, X, Y, Z), which is on the same grid as the map."""
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, int, int, int]:
-        """Channels, and the spatial shape of the volume."""
+        """Return the number of channels, and the spatial shape of the volume."""
 
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """Of the map's values."""
+        """Return the data type of the map."""
 
     @property
     @abstractmethod
     def axis_of_planes(self) -> int | None:
-        """Spatial axis, 0 to 2, across which slices are made by themselves; None if all are made together."""
+        """Return the spatial axis, 0 to 2, across which slices can be made separately; None if they cannot."""
 
     @abstractmethod
     def volume(self) -> MetaTensor:
-        """Put the map together: (C, X, Y, Z), placed as the preprocessed image is."""
+        """Assemble the map: (C, X, Y, Z), with the affine of the preprocessed image."""
 
     @abstractmethod
     def slice(self, axis: int, index: int) -> Tensor:
-        """A slice (C, ., .) across a spatial axis, 0 to 2, of what `volume` gives."""
+        """Return a slice (C, ., .) of `volume` across a spatial axis, 0 to 2."""
 
     @abstractmethod
     def planes(self, channel: int, start: int, stop: int) -> Tensor:
-        """Slices of a channel across `axis_of_planes`, as a thin volume (1, ., ., .).
+        """Return slices of a channel across `axis_of_planes`, as a thin volume (1, ., ., .).
 
         Args:
-            channel: of the map.
+            channel: index of the channel.
             start: the first slice.
-            stop: the one behind the last.
+            stop: the slice after the last one.
         """
 
     @property
     def turn_of_planes(self) -> Array | None:
-        """How to turn the map to the grid of its file plane by plane, see `turn_to_file`; None if that is not possible.
+        """Return how to turn the map to the grid of its file plane by plane, see `turn_to_file`; None if impossible.
 
-        It is where nothing is resampled, and where the slices that are made by themselves are the planes of the file,
-        which stand in it one after the other.
+        It is possible if nothing is resampled, and if the slices that can be made separately are the planes of the
+        file, which are contiguous in it.
         """
         if self.axis_of_planes is None or not isinstance(self.image, MetaTensor):
             return None
@@ -84,11 +84,11 @@ class DeferredMap(ABC):
 
 
 class ExceedingMap(DeferredMap):
-    """Where a map exceeds a threshold, as uint8 0 or 1.
+    """Mask of where a map exceeds a threshold, as uint8 0 or 1.
 
     Args:
         of: the map.
-        threshold: of its values.
+        threshold: the threshold, in the map's unit.
     """
 
     def __init__(self, of: DeferredMap, threshold: float) -> None:
@@ -97,7 +97,7 @@ class ExceedingMap(DeferredMap):
 
     @property
     def image(self) -> Tensor:
-        """That of the map, as all that follows."""
+        """Return the image of the map."""
         return self.of.image
 
     @property
@@ -107,7 +107,7 @@ class ExceedingMap(DeferredMap):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the mask."""
+        """Return the data type of the mask."""
         return torch.uint8
 
     @property
@@ -129,21 +129,21 @@ class ExceedingMap(DeferredMap):
 
 
 def exceeding(values: Tensor, threshold: float) -> Tensor:
-    """Where values exceed a threshold, as uint8 0 or 1."""
+    """Return where values exceed a threshold, as uint8 0 or 1."""
     return (values > threshold).view(torch.uint8)  # without a copy
 
 
 def assembled(value: Any) -> Any:
-    """The volume of a deferred map; anything else as it is."""
+    """Assemble a deferred map; return anything else as it is."""
     return value.volume() if isinstance(value, DeferredMap) else value
 
 
 @contextmanager
 def alone_if_large(shape: Sequence[int]) -> Iterator[None]:
-    """Wait until no other thread has a large map put together, if this one is large too.
+    """Wait until no other thread has a large map assembled, if this one is large too.
 
     Args:
-        shape: of the map, (C, ...).
+        shape: shape of the map, (C, ...).
     """
     if math.prod(shape[1:]) < _LARGE:
         yield
@@ -153,32 +153,32 @@ def alone_if_large(shape: Sequence[int]) -> Iterator[None]:
 
 
 class AssembleMapsd(MapTransform):  # type: ignore[misc]
-    """Put maps together, and let go of all others that are deferred.
+    """Assemble maps, and drop all other deferred ones.
 
     Args:
-        keys: of deferred maps.
-        allow_missing_keys: pass over keys that are not there.
+        keys: keys of deferred maps.
+        allow_missing_keys: skip missing keys.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Put the maps of one case together."""
+        """Assemble the maps of one case."""
         d = dict(data)
         d.update({key: assembled(d[key]) for key in self.key_iterator(d)})
         return {key: value for key, value in d.items() if not isinstance(value, DeferredMap)}
 
 
 class EachMapd(MapTransform):  # type: ignore[misc]
-    """Put one map after the other together, transform and write it, and let go of it.
+    """Assemble, transform and write one map after the other, to bound the memory.
 
-    While a map is written, the next is made ready, unless it is large. A map that can be written plane by plane, see
-    `DeferredMap.turn_of_planes`, is not put together: the transforms get it as it is.
+    While a map is written, the next one is prepared, unless it is large. A map that can be written plane by plane, see
+    `DeferredMap.turn_of_planes`, is not assembled: the transforms get it deferred.
 
     Args:
-        keys: of maps, deferred or not; each goes through the transforms with all that is no map of these keys.
-        transform: makes a map ready. Called in this thread.
-        write: writes it. Called in another thread.
-        allow_missing_keys: pass over keys that are not there.
-        only: those of the keys that are wanted; all if None.
+        keys: keys of maps, deferred or not; each goes through the transforms with all data but the other maps.
+        transform: prepares a map. Called in this thread.
+        write: writes a map. Called in another thread.
+        allow_missing_keys: skip missing keys.
+        only: keys of the wanted maps; all if None.
 
     Example:
         >>> import torch
@@ -209,13 +209,13 @@ class EachMapd(MapTransform):  # type: ignore[misc]
             The dictionary, unchanged.
 
         Raises:
-            Exception: the first that a transform or `write` raises.
+            Exception: the first error of a transform or of `write`.
         """
         d = dict(data)
         maps = {key: d[key] for key in self.key_iterator(d)}
         others = {key: value for key, value in d.items() if key not in maps}
         maps = {key: value for key, value in maps.items() if self.only is None or key in self.only}
-        if len(maps) == 1:  # nothing is made ready meanwhile
+        if len(maps) == 1:  # there is nothing to prepare meanwhile
             ((key, value),) = maps.items()
             with _room_for(value):
                 self.write(self._ready(others, key, value))

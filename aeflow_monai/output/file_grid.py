@@ -1,4 +1,4 @@
-"""The grid of the file that a map's image came from."""
+"""The grid of the file that a map's image was loaded from."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Array = npt.NDArray[Any]
 
 
 def input_affine(value: Any, key: Hashable, case: str) -> tuple[Array, Array | None]:
-    """Find the affine of the file that a case was loaded from, and how its data are turned to that file's grid.
+    """Return the affine of the file that a case was loaded from, and how to turn the data to that file's grid.
 
     Args:
-        value: `MetaTensor` (C, X, Y) or (C, X, Y, Z).
-        key: of the data, for the error.
-        case: for the error.
+        value: a `MetaTensor` (C, X, Y) or (C, X, Y, Z).
+        key: key of the data, for the error.
+        case: name of the case, for the error.
 
     Returns:
-        The affine, and what `turn_to_file` gives; None if the data lie as in the file.
+        The affine, and the output of `turn_to_file`; None if the data are oriented as in the file.
 
     Raises:
-        ValueError: the data are not on that grid, in whatever order and direction of axes.
+        ValueError: the data are not on that grid, in any order and direction of axes.
     """
     spatial, meta = tuple(value.shape[1:]), value.meta
     affine, (original, expected) = ras_affine(value.affine, meta), file_grid(value)
     own, wanted = (to_affine_nd(len(spatial), each) for each in (affine, original))
-    voxel = np.linalg.norm(wanted[:-1, :-1], axis=0).min()  # in mm: of a microscope a thousandth of one or less
+    voxel = np.linalg.norm(wanted[:-1, :-1], axis=0).min()  # in mm: for a microscope a thousandth or less
     near = np.allclose(own, wanted, atol=1e-3 * min(1.0, voxel))
     if spatial == expected[: len(spatial)] and near:
         return original, None
@@ -50,29 +50,29 @@ def input_affine(value: Any, key: Hashable, case: str) -> tuple[Array, Array | N
 
 
 def file_grid(value: MetaTensor) -> tuple[Array, tuple[int, ...]]:
-    """Find the grid of the file that data came from, through whatever transforms.
+    """Return the grid of the file that data were loaded from, whatever transforms were applied.
 
     Args:
-        value: `MetaTensor` (C, ...).
+        value: a `MetaTensor` (C, ...).
 
     Returns:
-        Affine (RAS) and spatial shape of the file; the data's own if they came from none.
+        Affine (RAS) and spatial shape of the file; those of the data if they were not loaded from a file.
     """
     meta = value.meta
-    # Written in place of the data's own, which went through every inverse and back.
+    # used in place of the data's own, which has the rounding of all transforms and their inverses
     original = meta.get(MetaKeys.ORIGINAL_AFFINE)
     affine = ras_affine(value.affine if original is None else original, meta)
     return affine, tuple(int(n) for n in meta.get(MetaKeys.SPATIAL_SHAPE, value.shape[1:]))
 
 
 def turn_to_file(value: MetaTensor) -> Array | None:
-    """How to turn data to the grid of its file, if nothing but the order and the direction of axes differs.
+    """Return how to turn data to the grid of its file, if only the order and direction of axes differ.
 
     Args:
-        value: (C, X, Y, Z).
+        value: the data, (C, X, Y, Z).
 
     Returns:
-        What `nibabel.apply_orientation` takes for (X, Y, Z); None if that is not enough.
+        An argument of `nibabel.apply_orientation` for (X, Y, Z); None if that is not enough.
     """
     original, expected = file_grid(value)
     if value.ndim != 4 or len(expected) != 3:

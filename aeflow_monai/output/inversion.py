@@ -1,4 +1,4 @@
-"""How maps come back to the grid of the file that their image came from."""
+"""Inverse transforms of maps to the grid of the file that their image was loaded from."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["InvertMapd"]
 
 
 class InvertMapd(Invertd):  # type: ignore[misc]
-    """MONAI's `Invertd`, which leaves alone what `WriteMapsd` turns by itself without a copy.
+    """Variant of MONAI's `Invertd` that leaves the turning of axes to `WriteMapsd`, which needs no copy for it.
 
     Args:
-        keys: of maps (C, X, Y, Z), or of deferred ones that are written plane by plane; the arguments are those of
+        keys: keys of maps (C, X, Y, Z), or of deferred maps that are written plane by plane; the arguments are those of
             `monai.transforms.Invertd`.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Bring the maps of one case back to the grid of their file, but for the order and direction of axes."""
+        """Transform the maps of one case back to the grid of their file, except for order and direction of axes."""
         d = dict(data)
         if all(_is_turned_later(d[key]) for key in self.key_iterator(d)):
             return d

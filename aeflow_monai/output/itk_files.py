@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files of maps and masks, by ITK."""
+"""NRRD and MetaImage files of maps and masks, written by ITK."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Array = npt.NDArray[Any]
 
 
 def write_itk(path: Path, array: Array, dtype: type[np.generic], affine: Array) -> None:
-    """Write an array (C, X, Y) or (C, X, Y, Z) with an affine, both files of a `.mhd` under their own names."""
+    """Write an array (C, X, Y) or (C, X, Y, Z) with an affine; for `.mhd` both files keep their names."""
     # Not by the setters of MONAI's writer, which squeeze (X, Y, 1) to (X, Y).
     writer = _MarkedWriter(output_dtype=dtype)
     writer.affine = affine
     writer.channel_dim = None if len(array) == 1 else -1
     writer.data_obj = array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)
-    if path.suffix == ".mhd":  # the header names the file of its voxels: both are written under their own names
+    if path.suffix == ".mhd":  # the header names its data file, so both need their final names
         pair = unfinished_path(path.with_name("pair"))
         pair.mkdir(parents=True)
         try:
@@ -40,7 +40,7 @@ def write_itk(path: Path, array: Array, dtype: type[np.generic], affine: Array) 
 
 
 def check_directions(affine: Array, ndim: int, case: str, extension: str) -> None:
-    """Refuse axes that are not at right angles, or a 2D image that is not in the x-y plane."""
+    """Raise an error if axes are not orthogonal, or a 2D image is not in the x-y plane."""
     axes = affine[:-1, :ndim]
     directions = (axes / np.linalg.norm(axes, axis=0))[:ndim]
     if not np.allclose(directions.T @ directions, np.eye(ndim), atol=1e-3):
@@ -51,7 +51,7 @@ def check_directions(affine: Array, ndim: int, case: str, extension: str) -> Non
 
 
 class _MarkedWriter(ITKWriter):  # type: ignore[misc]
-    """Writes the mark of this package into the header too."""
+    """MONAI's writer, which adds the mark of this package to the header."""
 
     @classmethod
     def create_backend_obj(cls, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Maps and masks on disk, in the geometry of their input."""
+"""Writing of maps and masks in the geometry of their input."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ Array = npt.NDArray[Any]
 
 # Maps of a detector, on the grid of its slices.
 MAPS = ("anomaly_map", "reconstruction", "residual", "log_likelihood")
-# What an inference can write; a saliency map is written where the inferer makes one.
+# Possible outputs of an inference; a saliency map is written if the inferer makes one.
 OUTPUTS = (*MAPS, "anomaly_mask", "overlay", "profile")
 EXTENSIONS = (*NIFTI, ".nrrd", ".mha", ".mhd")
-_WRITERS = 2  # files of a case that are compressed at the same time
-_SMALL = 2**16  # voxels below which a thread takes longer to start than a file to write
-_PLANES = 8  # of a deferred map that are made at a time
+_WRITERS = 2  # files of a case that are compressed in parallel
+_SMALL = 2**16  # voxels below which starting a thread takes longer than writing a file
+_PLANES = 8  # planes of a deferred map that are made at a time
 _OF_MASKS = (torch.bool, torch.uint8)
 
 
 def maps_behind(outputs: Collection[str]) -> set[str]:
-    """Names of the maps that outputs are made of: a mask is made of the anomaly map. A saliency map is always wanted.
+    """Return the maps that outputs are derived from: a mask needs the anomaly map. Saliency is always included.
 
     Example:
         >>> sorted(maps_behind(["anomaly_mask", "residual", "overlay"]))
@@ -50,35 +50,34 @@ def maps_behind(outputs: Collection[str]) -> set[str]:
 class WriteMapsd(MapTransform):  # type: ignore[misc]
     """Write the maps and masks of one case on the grid of its input.
 
-    A file `<output_dir>/<case>_<key><extension>` is written for each key. Its shape and affine are those of
-    the input file, including a trailing singleton dimension, so that both overlay in any viewer. The data has
-    to be back on that grid already, see `InvertMapd`; nothing is resampled here. Only the order and the direction of
-    the axes may differ, as after `Orientationd`: they are turned without a copy.
+    A file `<output_dir>/<case>_<key><extension>` is written for each key. Its shape and affine are those of the input
+    file, including a trailing singleton dimension, so that both can be overlaid in any viewer. The data has to be on
+    that grid already, see `InvertMapd`; nothing is resampled here. Only the order and the direction of the axes may
+    differ, as after `Orientationd`: they are turned without a copy.
 
-    From NIfTI to NIfTI, both transforms (sform and qform) with their codes, the voxel sizes and the units are
-    copied from the header of the input, which is the file that the data's `filename_or_obj` names, of several
-    modalities the first. All else goes by the affine, in NIfTI as both transforms with code 1.
+    From NIfTI to NIfTI, both transforms (sform and qform) with their codes, the voxel sizes and the units are copied
+    from the header of the input, which is the file that the data's `filename_or_obj` names, the first one of several
+    modalities. In all other cases the affine is written, in NIfTI as both transforms with code 1.
 
-    Each file bears the mark of this package in its header, by which `aeflow_monai.marks.has_mark` knows it.
+    The header of each file contains the mark of this package, which `aeflow_monai.marks.has_mark` recognises.
 
-    A deferred map is made, turned, compressed and written a few planes at a time where that is possible, see
-    `DeferredMap.turn_of_planes`, and is never whole in memory.
+    If possible, a deferred map is made, turned, compressed and written a few planes at a time, see
+    `DeferredMap.turn_of_planes`, and is never in memory as a whole.
 
-    Booleans, `uint8`, and whatever stands under the key `anomaly_mask` are written as `uint8`, everything else as
-    `float32`.
+    Booleans, `uint8`, and the data under the key `anomaly_mask` are written as `uint8`, everything else as `float32`.
 
     Args:
         keys: Keys of the data to write.
-        output_dir: Folder to write to, made if it is missing.
+        output_dir: Folder to write to, created if it is missing.
         extension: `.nii.gz`, `.nii`, `.nrrd`, `.mha` or `.mhd`. The last three are ITK's, whose
             directions are orthonormal: no sheared affine, and no 2D image outside the world's x-y plane.
-        only: Those of the keys that are written, of which not all have to be there; "saliency" is written whenever it
-            is. If None, all keys are written and have to be there.
+        only: Keys that are written, not all of which have to exist; "saliency" is written whenever it exists. If None,
+            all keys are written and have to exist.
 
     Raises:
-        ValueError: If the extension is unknown; when called, if the case is no file name, if the data is not
-            on the grid of its input, if a mask holds fractions, or if the format cannot hold the affine.
-        TypeError: When called, if the data is not a `MetaTensor`, so that its place in the world is unknown.
+        ValueError: If the extension is unknown; when called, if the case is not a valid file name, if the data is not
+            on the grid of its input, if a mask has fractional values, or if the format cannot store the affine.
+        TypeError: When called, if the data is not a `MetaTensor`, so that its affine is unknown.
 
     Example:
         >>> import tempfile
@@ -99,7 +98,7 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         only: Collection[Hashable] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys=only is not None)
-        if only is not None and "saliency" in self.keys:  # asked for by an option of the inferer
+        if only is not None and "saliency" in self.keys:  # requested by an option of the inferer
             only = {*only, "saliency"}
         self.only = only
         if extension not in EXTENSIONS:
@@ -125,7 +124,7 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
                 for key in keys:
                     self._write(d[key], key, case)
                 return d
-            # compression lets go of Python's lock, so that two cores work at it
+            # compression releases Python's lock, so that two cores work on it
             with ThreadPoolExecutor(_WRITERS) as pool:
                 for written in [pool.submit(self._write, d[key], key, case) for key in keys]:
                     written.result()
@@ -174,7 +173,7 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
 
 
 def _dtype_of(value: MetaTensor, key: Hashable, case: str) -> type[np.generic]:
-    """What a map or mask is written as; raises if a mask holds fractions."""
+    """Return the data type that a map or mask is written as; raise an error if a mask has fractional values."""
     if value.dtype in _OF_MASKS:
         return np.uint8
     if key != "anomaly_mask":
@@ -189,7 +188,7 @@ def _dtype_of(value: MetaTensor, key: Hashable, case: str) -> type[np.generic]:
 
 
 def to_numpy(value: Any) -> Array:
-    """A tensor as an array: float32, or uint8 if it is boolean or uint8."""
+    """Convert a tensor to an array: float32, or uint8 if it is boolean or uint8."""
     tensor = torch.as_tensor(value)
     if isinstance(tensor, MetaTensor):
         tensor = tensor.as_tensor()
@@ -201,7 +200,7 @@ def to_numpy(value: Any) -> Array:
 
 
 def _planes_in_file(value: DeferredMap, axis: int, turn: Array) -> Iterator[Array]:
-    """Planes (X, Y) of a map as its file has them, made a few at a time."""
+    """Yield planes (X, Y) of a map in the orientation of its file, made a few at a time."""
     n_planes = value.shape[1 + axis]
     starts = range(0, n_planes, _PLANES)
     for channel in range(value.shape[0]):

@@ -1,4 +1,4 @@
-"""The overlay: a picture of the image, of the anomaly map over it, and of what exceeds the threshold."""
+"""The overlay: a picture of the image with the anomaly map and its outline at the threshold."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ __all__ = ["WriteOverlayd"]
 Array = npt.NDArray[Any]
 
 OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
-_SAMPLED = 10**6  # voxels that tell the grey scale
+_SAMPLED = 10**6  # voxels from which the grey scale is estimated
 
 
 class WriteOverlayd(MapTransform):  # type: ignore[misc]
-    """Write a picture of the image, the anomaly map over it, and the outline of what exceeds the threshold.
+    """Write a picture of the image, the anomaly map over it, and the outline of the map at the threshold.
 
-    The file is `<output_dir>/<case>_overlay.png`. The arrays are taken in the network's orientation,
-    (C, rows, columns, slices), before any inversion: `data[..., k]` is an upright picture already (rows from
-    anterior to posterior, columns from the patient's right to the left). Coronal and sagittal slices are
-    turned upright, superior on top. Letters at the edges tell the sides, if the image has an affine. Pixels
-    are shown with their physical proportions. A picture of more than 2048 rows or columns is drawn at a lower
-    resolution, 640 at most, as a panel has fewer: the mean of its grey levels, the largest map value.
+    The file is `<output_dir>/<case>_overlay.png`. The arrays are taken in the network's orientation, (C, rows, columns,
+    slices), before any inversion: `data[..., k]` is already an upright picture (rows from anterior to posterior,
+    columns from the patient's right to the left). Coronal and sagittal slices are turned upright, superior on top.
+    Letters at the edges name the sides, if the image has an affine. Pixels are shown with their physical proportions. A
+    picture of more than 2048 rows or columns is downsampled to 640 at most, since a panel has fewer pixels: by the mean
+    of grey levels and the maximum of map values.
 
-    Colours stand on the fixed scale [0, vmax], in standard deviations of the normals, never on that of one
-    image, so that two pictures compare. Of a volume, the slice with the largest score along the first axis of
-    `slice_scores` is shown, or the one with the largest map value if there is no such key. The title says where
-    it lies in its file, see `SlicePlace`, and of the case the `anomaly_score`, the `case_threshold` and the verdict, as
-    far as they are in the data. So is the outline of `lesion` drawn.
+    Colours have the fixed scale [0, vmax], in standard deviations of normals, independent of the image, so that
+    pictures can be compared. For a volume, the slice with the largest score along the first axis of `slice_scores` is
+    shown, or that with the largest map value without this key. The title has the place of the slice in its file, see
+    `SlicePlace`, and the case's `anomaly_score`, `case_threshold` and verdict, if the data has them. The outline of
+    `lesion` is drawn if the data has it.
 
     Args:
         image_key: Key of the image, shape (C, H, W) or (C, H, W, D), of which the first channel is shown.
         map_key: Key of the anomaly map, shape (1, H, W) or (1, H, W, D), in standard deviations; may be deferred.
-        output_dir: Folder to write to, made if it is missing.
-        threshold: Map value from which the outline is drawn, in standard deviations; the case's own "map_threshold",
-            which the model tells, if None.
+        output_dir: Folder to write to, created if it is missing.
+        threshold: Map value of the outline, in standard deviations; if None, the model's threshold, "map_threshold" of
+            the case.
         slice_axis: Spatial axis along which a volume without `slice_scores` is sliced, 0 to 2.
         vmax: Map value of the brightest colour, in standard deviations; by default 2 * max(threshold, 3).
         reconstruction_key: Key of the reconstruction, shown beside the image on its grey scale; left out if None.
 
     Raises:
-        ValueError: If `slice_axis` or `vmax` is out of range; when called, if the case is no file name, if
-            the threshold is not finite, if shapes do not match, or if the axis of the scores is unknown.
+        ValueError: If `slice_axis` or `vmax` is out of range; when called, if the case is not a valid file name, if the
+            threshold is not finite, if shapes do not match, or if the axis of the scores is unknown.
         TypeError: When called, if the slice scores are not a dictionary.
 
     Example:
@@ -111,7 +111,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
 
         shape = self._common_shape(d, case)
         image = d[self.image_key]
-        # a sample of an image that is large, which needs no copy of it
+        # estimated from a sample, without a copy of a large image
         grey = Normalize(*np.nanpercentile(_sample(to_numpy(image)[0]), [0.5, 99.5]))
         axis, index = self._slice(d, shape, case) if len(shape) == 3 else (self.slice_axis, None)
         title = [case, *_place(image, axis, index), *_verdict(d)]
@@ -123,7 +123,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         return d
 
     def _layers(self, data: Mapping[Hashable, Any], axis: int, index: int | None) -> Layers:
-        """What is drawn of the slice: of a large picture the mean of grey levels, the maximum of maps and lesions."""
+        """Return the layers of the slice, downsampled if large: means of grey levels, maxima of maps and lesions."""
         image, anomaly_map = data[self.image_key], data[self.map_key]
         reconstruction, lesion = data.get(self.reconstruction_key), data.get("lesion")
         return Layers(
@@ -134,7 +134,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         )
 
     def _common_shape(self, data: Mapping[Hashable, Any], case: str) -> tuple[int, ...]:
-        """The spatial shape of all that is drawn."""
+        """Return the spatial shape of all layers."""
         shape = tuple(data[self.image_key].shape[1:])
         optional = [key for key in (self.reconstruction_key, "lesion") if key in data]
         for key in (self.image_key, self.map_key, *optional):
@@ -147,7 +147,7 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         return shape
 
     def _slice(self, data: Mapping[Hashable, Any], shape: tuple[int, ...], case: str) -> tuple[int, int]:
-        """Spatial axis and index of the slice to show."""
+        """Return the spatial axis and index of the slice to show."""
         if "slice_scores" in data:
             if not isinstance(data["slice_scores"], Mapping):
                 raise TypeError(
@@ -170,12 +170,12 @@ class WriteOverlayd(MapTransform):  # type: ignore[misc]
         else:
             axis = self.slice_axis
         volume = to_numpy(assembled(data[self.map_key]))[0]
-        # NaN, where the map is unknown, is not the largest value, and nothing is if there is no other
+        # NaN, where the map is unknown, is never the largest value, even if there is no other
         return axis, int(np.unravel_index(np.nan_to_num(volume, nan=-np.inf).argmax(), volume.shape)[axis])
 
 
 def finite_threshold(given: float | None, data: Mapping[Hashable, Any], name: str) -> float:
-    """A threshold that was given, or else that of the case's model.
+    """Return the given threshold, or that of the case's model.
 
     Raises:
         ValueError: it is not finite.
@@ -187,13 +187,13 @@ def finite_threshold(given: float | None, data: Mapping[Hashable, Any], name: st
 
 
 def _sample(image: Array) -> Array:
-    """Every n-th voxel along each axis, about as many as needed: to sort all takes longer than to draw."""
+    """Return every n-th voxel along each axis, since sorting all of them takes longer than drawing."""
     step = max(1, round((image.size / _SAMPLED) ** (1 / image.ndim)))
     return image[(slice(None, None, step),) * image.ndim]
 
 
 def _picture(value: Any, axis: int, index: int | None) -> Array:
-    """The first channel of a slice across a spatial axis, as it stands upright; a 2D image has none to choose."""
+    """Return the first channel of a slice across a spatial axis, upright; a 2D image is the only slice."""
     if isinstance(value, DeferredMap):
         value = value.slice(axis, index or 0)
     elif index is not None:
@@ -205,12 +205,12 @@ def _picture(value: Any, axis: int, index: int | None) -> Array:
 
 
 def _upright(picture: Array, axis: int) -> Array:
-    """A slice across an axis of the volume, its last axis to superior unless that is cut: now from top to bottom."""
+    """Turn a slice across an axis of the volume upright, so that superior is on top."""
     return picture if axis == 2 else picture.T[::-1]
 
 
 def _has_sides(image: Any, axis: int) -> bool:
-    """Whether the affine is known: that of a bare picture, one slice thick, is not; an identity stands for none."""
+    """Return whether the affine is known: not for a 2D image file, one slice thick, or for an identity."""
     return (
         isinstance(image, MetaTensor)
         and image.ndim == 4
@@ -220,14 +220,14 @@ def _has_sides(image: Any, axis: int) -> bool:
 
 
 def _place(image: Any, axis: int, index: int | None) -> list[str]:
-    """Where the slice lies in its file, if it is one of several."""
+    """Return the place of the slice in its file, if it is one of several."""
     (plane,) = (name for name, plane in PLANES.items() if plane.axis == axis)
     places = slice_places(image, plane)
     return [str(places[index])] if places and index is not None else []
 
 
 def _verdict(data: Mapping[Hashable, Any]) -> list[str]:
-    """The score of the case and what follows from it, as far as they are known."""
+    """Return the score of the case and its verdict, if known."""
     if "anomaly_score" not in data:
         return []
     score = float(data["anomaly_score"])
@@ -241,11 +241,11 @@ def _verdict(data: Mapping[Hashable, Any]) -> list[str]:
 
 
 def _picture_geometry(image: Any, slice_axis: int) -> tuple[float, str]:
-    """Height of a pixel over its width, and the letters at top, bottom, left and right, if known."""
+    """Return height over width of a pixel, and the letters at top, bottom, left and right, if known."""
     if not isinstance(image, MetaTensor):
         return 1.0, ""
     turned = image.ndim == 4 and slice_axis != 2
-    axes = [2, 1 - slice_axis] if turned else [0, 1]  # of rows and columns
+    axes = [2, 1 - slice_axis] if turned else [0, 1]  # axes of rows and columns
     affine = ras_affine(image.affine, image.meta)
     row, column = np.linalg.norm(affine[:-1, axes], axis=0)
     letters = ""

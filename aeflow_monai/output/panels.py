@@ -1,4 +1,4 @@
-"""The panels of an overlay: the image, its reconstruction, the map over it, and the outline of what exceeds."""
+"""The panels of an overlay: the image, its reconstruction, the map over it, and its outline at the threshold."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-OUTLINE, LESION = "#ff8c1a", "#33d6ff"  # told apart by colour-blind readers too
-_SIDE = 2048  # rows or columns that are drawn as they are
-_DRAWN = 640  # of a larger picture: a panel has fewer pixels, and to draw many takes much memory
+OUTLINE, LESION = "#ff8c1a", "#33d6ff"  # can be distinguished with colour blindness
+_SIDE = 2048  # rows or columns up to which pictures are drawn at full resolution
+_DRAWN = 640  # size of larger pictures: a panel has fewer pixels, and drawing many takes much memory
 # In inches.
 _GAP, _BAR_WIDTH, _TOP, _BOTTOM = 0.08, 0.95, 0.6, 0.32
 
 
 class Layers(NamedTuple):
-    """What is drawn of a slice, (rows, columns) each.
+    """Arrays of a slice to draw, (rows, columns) each.
 
     Attributes:
-        image: grey.
+        image: grey levels.
         anomaly_map: in standard deviations.
-        reconstruction: on the grey scale of the image; None for no panel of it.
-        lesion: above 0.5 where there is one; None if it is unknown.
+        reconstruction: on the grey scale of the image; None for no such panel.
+        lesion: above 0.5 in lesions; None if unknown.
     """
 
     image: Array
@@ -58,14 +58,14 @@ class Layers(NamedTuple):
 
 
 class Scales(NamedTuple):
-    """What the values and the pixels of layers mean.
+    """Scales of the values and the pixels of layers.
 
     Attributes:
-        grey: of the image.
-        threshold: of the map, in standard deviations.
+        grey: grey scale of the image.
+        threshold: map threshold, in standard deviations.
         vmax: map value of the brightest colour.
         aspect: height of a pixel over its width.
-        letters: sides at top, bottom, left and right, if they are known.
+        letters: sides at top, bottom, left and right, if known.
     """
 
     grey: Normalize
@@ -76,8 +76,8 @@ class Scales(NamedTuple):
 
 
 def draw_panels(layers: Layers, scales: Scales, title: str) -> Figure:
-    """The panels side by side, and the scale of the colours."""
-    # Coloured before they are enlarged, and once, not once a panel.
+    """Draw the panels side by side, with the colour bar."""
+    # Coloured before they are enlarged, and once for all panels.
     coloured = [
         matplotlib.colormaps["gray"](scales.grey(layer), bytes=True)
         for layer in (layers.image, layers.reconstruction)
@@ -102,7 +102,7 @@ def draw_panels(layers: Layers, scales: Scales, title: str) -> Figure:
 
 
 def _grey_panels(panels: dict[str, Array], layers: Layers, scales: Scales, title: str) -> tuple[Figure, list[Any]]:
-    """A figure with a panel for each grey picture; sizes in inches, since a layout engine draws everything twice."""
+    """Create a figure with a grey panel for each array; sizes in inches, since a layout engine would draw twice."""
     ratio = scales.aspect * layers.image.shape[0] / layers.image.shape[1]
     size = width, height = 4.4 * len(panels), float(np.clip(4 * ratio, 2, 8)) + 1.3
     cell_width = (width - _BAR_WIDTH) / len(panels) - _GAP
@@ -114,7 +114,7 @@ def _grey_panels(panels: dict[str, Array], layers: Layers, scales: Scales, title
         left = _GAP + number * (cell_width + _GAP) + (cell_width - across) / 2
         axis = add_panel(figure, left, _BOTTOM + (cell_height - along) / 2, across, along)
         axis.imshow(picture, aspect="auto")
-        axis.set_title(name, color="0.85", fontsize=11, y=1)  # a given y need not be searched for
+        axis.set_title(name, color="0.85", fontsize=11, y=1)  # a given y saves searching for a free one
         axis.set_axis_off()
         axes.append(axis)
     return figure, axes
@@ -144,38 +144,38 @@ def _colour_bar(figure: Figure, shown: Any, scales: Scales) -> None:
 
 
 def block_means(layer: Array) -> Array:
-    """Reduce a layer (rows, columns) of more than 2048 rows or columns to 640 at most: the mean of each block."""
+    """Downsample a layer (rows, columns) that exceeds 2048 to at most 640, by the mean of each block."""
     factor = _factor(layer)
     return layer if factor == 1 else _blocks(np.add, layer, factor) / _sizes(layer.shape, factor)
 
 
 def block_maxima(layer: Array) -> Array:
-    """Reduce a layer (rows, columns) as `block_means` does: the maximum of each block."""
+    """Downsample a layer (rows, columns) as `block_means` does, by the maximum of each block."""
     factor = _factor(layer)
     return layer if factor == 1 else _blocks(np.maximum, layer, factor)
 
 
 def _factor(layer: Array) -> int:
-    """Rows and columns of a block."""
+    """Return the rows and columns of a block."""
     side = max(layer.shape)
     return 1 if side <= _SIDE else -(-side // _DRAWN)
 
 
 def _blocks(function: np.ufunc, layer: Array, factor: int) -> Array:
-    """Each block of a layer as one, without a copy of it; those at the ends may be smaller."""
+    """Reduce each block of a layer without copying it; those at the ends may be smaller."""
     rows, columns = (np.arange(0, size, factor) for size in layer.shape)
     blocks: Array = function.reduceat(function.reduceat(layer, rows, axis=0), columns, axis=1)
     return blocks
 
 
 def _sizes(shape: Sequence[int], factor: int) -> Array:
-    """Pixels of each block."""
+    """Return the number of pixels of each block."""
     rows, columns = (np.diff([*range(0, size, factor), size]) for size in shape)
     return np.outer(rows, columns).astype(np.float32)
 
 
 def _colours() -> ListedColormap:
-    """Transparent up to a quarter of the scale, nearly opaque from two thirds on."""
+    """Return colours that are transparent up to a quarter of the scale, and nearly opaque from two thirds on."""
     share = np.linspace(0, 1, 256)
     colours = matplotlib.colormaps["inferno"](0.25 + 0.75 * share)
     colours[:, 3] = 0.85 * np.clip((share - 0.25) / 0.4, 0, 1)
@@ -183,26 +183,26 @@ def _colours() -> ListedColormap:
 
 
 def new_figure(size: tuple[float, float], title: str) -> Figure:
-    """An empty picture on black, width and height in inches, as a viewing station shows it."""
+    """Create an empty figure on black, as on a viewing station, with width and height in inches."""
     figure = Figure(figsize=size, dpi=110, facecolor="black")
     FigureCanvasAgg(figure)
-    # A case may be called "a$b$c".
+    # a case's name may contain "$"
     figure.suptitle(title, color="white", fontsize=13, parse_math=False, y=1 - 0.06 / size[1], va="top")
     figure.supxlabel(DISCLAIMER, color="0.6", fontsize=8, y=0.06 / size[1], va="bottom")
     return figure
 
 
 def add_panel(figure: Figure, left: float, bottom: float, width: float, height: float) -> Any:
-    """Axes at a place in inches."""
+    """Add axes at a place in inches."""
     across, along = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / along, width / across, height / along))
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Write a PNG; `savefig` would draw twice, and the default compression takes longer than to draw."""
+    """Write a PNG; `savefig` would draw twice, and the default compression takes longer than drawing."""
     canvas: Any = figure.canvas
     canvas.draw()
-    picture = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])  # nothing shines through
+    picture = np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])  # without the alpha channel
     texts = PngInfo()
     texts.add_text("Software", MARK)
     with replacing(path) as unfinished:
@@ -210,5 +210,5 @@ def save_picture(figure: Figure, path: Path) -> None:
 
 
 def _outline(axis: Any, values: Array, level: float, **style: Any) -> None:
-    if np.nanmin(values) < level <= np.nanmax(values):  # otherwise there is none, and matplotlib warns
+    if np.nanmin(values) < level <= np.nanmax(values):  # otherwise there is no outline, and matplotlib warns
         axis.contour(values, levels=[level], **style)

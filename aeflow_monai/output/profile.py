@@ -33,34 +33,33 @@ CURVE, TEXT = "#9ecbff", "0.85"
 class WriteProfiled(MapTransform):  # type: ignore[misc]
     """Write the scores of a volume's slices against their positions, as a table and a picture.
 
-    The files are `<output_dir>/<case>_slices.csv` and `<output_dir>/<case>_slices.png`. 2D images and axes of
-    one slice have no profile; nothing is written for them.
+    The files are `<output_dir>/<case>_slices.csv` and `<output_dir>/<case>_slices.png`. 2D images and axes of one slice
+    have no profile; nothing is written for them.
 
-    The table has a row per slice and plane: axial slices from inferior to superior, coronal ones from anterior to
-    posterior, sagittal ones from the patient's right to the left.
+    The table has a row for each slice of each plane: axial slices from inferior to superior, coronal ones from anterior
+    to posterior, sagittal ones from the patient's right to the left.
 
-    - `plane`, `axis`, `slice_from_0`, `position_mm`: where the slice lies in the file, see `SlicePlace`. The position
-      rises towards superior, anterior and right. In an oblique volume neighbours differ by less than the distance of
-      their planes.
+    - `plane`, `axis`, `slice_from_0`, `position_mm`: place of the slice in the file, see `SlicePlace`. The position
+      rises towards superior, anterior and right. In an oblique volume, positions of neighbours differ by less than the
+      distance of their planes.
     - `anomaly_score`: in standard deviations of the normals; empty where the slice was skipped.
     - `prediction`: 1 above the threshold, 0 elsewhere.
     - `skipped`: 1 where the slice was skipped.
-    - `global_term`: how unusual all of the slice is, which the score has been joined with; empty if that is not known.
+    - `global_term`: how unusual the slice is as a whole, which is a part of the score; empty if unknown.
 
-    In the picture, slices run from left to right in that order. Skipped ones leave a gap on grey.
+    In the picture, slices run from left to right in that order. Skipped slices are gaps on grey.
 
     Args:
         image_key: Key of the preprocessed image, a `MetaTensor` (C, H, W, D) in orientation PLS.
-        output_dir: Folder to write to, made if it is missing.
-        threshold: Score above which a slice counts as anomalous; the case's own "slice_threshold", which the model
-            tells, if None.
+        output_dir: Folder to write to, created if it is missing.
+        threshold: Score above which a slice counts as anomalous; if None, the model's threshold, "slice_threshold" of
+            the case.
 
     Raises:
-        ValueError: When called, if the case is no file name, if the threshold is not finite, if an axis is
-            unknown, if there is not one score per slice, if one is infinite, or if the image is not in
-            orientation PLS.
-        TypeError: When called, if the image is not a `MetaTensor`, so that its place in the world is unknown,
-            or if the slice scores are not a dictionary.
+        ValueError: When called, if the case is not a valid file name, if the threshold is not finite, if an axis is
+            unknown, if there is not one score per slice, if one is infinite, or if the image is not in orientation PLS.
+        TypeError: When called, if the image is not a `MetaTensor`, so that its affine is unknown, or if the slice
+            scores are not a dictionary.
 
     Example:
         >>> import tempfile, torch
@@ -86,9 +85,9 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
         """Write the profile of one case.
 
         Args:
-            data: The decollated dictionary: `case`, the image, and `slice_scores`, a dictionary from axial,
-                coronal or sagittal to one score per slice along that axis, NaN where the slice was skipped; and
-                possibly `global_terms`, likewise.
+            data: The decollated dictionary: `case`, the image, and `slice_scores`, a dictionary from axial, coronal or
+                sagittal to one score per slice along that axis, NaN where the slice was skipped; optionally
+                `global_terms`, likewise.
 
         Returns:
             The dictionary, unchanged.
@@ -123,7 +122,7 @@ class WriteProfiled(MapTransform):  # type: ignore[misc]
 
 
 def _profiles(image: Any, slice_scores: Any, case: str) -> dict[str, Profile]:
-    """Places and scores along each axis that has more than one slice."""
+    """Return places and scores along each axis that has more than one slice."""
     if not isinstance(slice_scores, Mapping):
         raise TypeError(
             f"'slice_scores' of case '{case}' has to be a dictionary such as {{'axial': scores}}, "
@@ -161,8 +160,8 @@ def _profiles(image: Any, slice_scores: Any, case: str) -> dict[str, Profile]:
 
 
 def _draw(profiles: Mapping[str, Profile], threshold: float, case: str) -> Figure:
-    """A panel per axis, on black like the overlay, on one scale of scores."""
-    # In inches, since a layout engine draws everything twice.
+    """Draw a panel for each axis, on black like the overlay, with a common scale of scores."""
+    # In inches, since a layout engine would draw twice.
     left, top, bottom, gap = 0.85, 1.0, 0.8, 1.17
     height = 1.1 + 3.2 * len(profiles)
     panel_height = (height - top - bottom - gap * (len(profiles) - 1)) / len(profiles)
@@ -183,14 +182,14 @@ def _draw_axis(panel: Any, places: Sequence[SlicePlace], scores: Array, threshol
     positions = np.array([place.position_mm for place in places])
     step = positions[1] - positions[0]
     panel.set_facecolor("black")
-    panel.set_xlim(positions[0] - step / 2, positions[-1] + step / 2)  # A and R fall from left to right
+    panel.set_xlim(positions[0] - step / 2, positions[-1] + step / 2)  # A and R decrease from left to right
     empty = np.isnan(scores)
-    edges = np.flatnonzero(np.diff(empty, prepend=False, append=False))  # of runs: first, and first behind
+    edges = np.flatnonzero(np.diff(empty, prepend=False, append=False))  # of each run: first, and last + 1
     for first, behind in edges.reshape(-1, 2):
         panel.axvspan(
             positions[0] + (first - 0.5) * step, positions[0] + (behind - 0.5) * step, color="0.2", linewidth=0
         )
-    # Alone between gaps a slice has no line, so each is a dot too.
+    # A single slice between gaps has no line, so each is a dot too.
     panel.plot(positions, scores, color=CURVE, linewidth=1.6, marker="o", markersize=2.5, label="score")
     panel.axhline(threshold, color=OUTLINE, linewidth=1.2, linestyle="dashed", label=f"threshold {threshold:.2f}")
     if (scores > threshold).any():
@@ -231,7 +230,7 @@ def _draw_axis(panel: Any, places: Sequence[SlicePlace], scores: Array, threshol
 
 
 def _number_slices(panel: Any, places: Sequence[SlicePlace], positions: Array) -> None:
-    """Numbers of the file's slices along the top."""
+    """Add the numbers of the file's slices along the top."""
     slope, offset = np.polyfit(positions, [place.slice_from_0 for place in places], 1)  # numbers are rounded
     if not slope:
         return

@@ -1,4 +1,4 @@
-"""The places of slices and voxels in the terms of the file that their image came from."""
+"""The places of slices and voxels in the file that their image was loaded from."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ Array = npt.NDArray[Any]
 
 
 class SlicePlace(NamedTuple):
-    """Where a slice lies in its file.
+    """Place of a slice in its file.
 
     Voxels are counted from 0, as the formats define their affines, and as NiBabel, 3D Slicer and FSLeyes show them;
-    ITK-SNAP counts from 1. All names say so: `slice_from_0`.
+    ITK-SNAP counts from 1. All names state this: `slice_from_0`.
 
     Attributes:
         plane: "axial", "coronal" or "sagittal": the anatomical plane that is closest.
-        axis: axis of the file's array along which slices are counted, "i", "j" or "k". Of a DICOM folder: of the volume
-            that its slices make, as the maps that are written for it have it.
+        axis: axis of the file's array along which slices are counted, "i", "j" or "k". For a DICOM folder, axis of the
+            volume that its sorted slices make, as in the maps that are written for it.
         slice_from_0: number of the slice along that axis, from 0; the nearest, if the volume was resampled.
-        n_slices: of the file along that axis.
-        center_ras_mm: centre of the slice to the right, to the front and up; None where no affine is known.
+        n_slices: number of slices of the file along that axis.
+        center_ras_mm: centre of the slice in world coordinates (RAS); None without an affine.
 
     Example:
         >>> place = SlicePlace("axial", "k", 37, 60, (1.0, -20.0, 12.5))
@@ -62,26 +62,26 @@ class SlicePlace(NamedTuple):
 
     @property
     def position_mm(self) -> float | None:
-        """Position of the centre along S of an axial slice, A of a coronal one, R of a sagittal one."""
+        """Return the centre's position along S for an axial slice, A for a coronal one, R for a sagittal one."""
         return None if self.center_ras_mm is None else self.center_ras_mm[PLANES[self.plane].world_axis]
 
     def short(self) -> str:
-        """Number and position."""
+        """Return number and position."""
         number = f"{self.axis} = {self.slice_from_0} (0 to {self.n_slices - 1})"
         position = self.position_mm
         return number if position is None else f"{number}, {format_position(PLANES[self.plane].letter, position)}"
 
     def __str__(self) -> str:
-        """Plane, number and position."""
+        """Return plane, number and position."""
         return f"{self.plane}, {self.short()}"
 
 
 class Peak(NamedTuple):
-    """Where an anomaly map is highest.
+    """The voxel where an anomaly map is highest.
 
     Attributes:
         voxel_from_0: indices into the file's array, one for each of its axes.
-        ras_mm: its centre to the right, to the front and up; None where no affine is known.
+        ras_mm: its centre in world coordinates (RAS); None without an affine.
 
     Example:
         >>> print(Peak((50, 87, 11), (-12.5, 3.0, 6.04)))
@@ -92,7 +92,7 @@ class Peak(NamedTuple):
     ras_mm: tuple[float, float, float] | None
 
     def __str__(self) -> str:
-        """Voxel and position."""
+        """Return voxel and position."""
         voxel = f"voxel {' '.join(map(str, self.voxel_from_0))}"
         if self.ras_mm is None:
             return voxel
@@ -101,14 +101,14 @@ class Peak(NamedTuple):
 
 
 def voxel_of_file(image: Tensor, index: Sequence[int]) -> Peak:
-    """Say which voxel of its file a voxel of a preprocessed image is; the nearest, if the image was resampled.
+    """Return the voxel of the file for a voxel of a preprocessed image; the nearest, if it was resampled.
 
     Args:
-        image: as `slice_places` takes it.
-        index: of a voxel, three numbers.
+        image: the image, see `slice_places`.
+        index: index of the voxel, three numbers.
 
     Returns:
-        Its place.
+        The voxel's place.
 
     Example:
         >>> import torch
@@ -119,7 +119,7 @@ def voxel_of_file(image: Tensor, index: Sequence[int]) -> Peak:
     """
     affine, file_affine, file_shape = _grids(image)
     n_axes = len(file_shape)
-    if isinstance(image, MetaTensor) and n_axes == 2:  # whose plane was called axial, see `axial_affine`
+    if isinstance(image, MetaTensor) and n_axes == 2:  # its plane was treated as axial, see `axial_affine`
         flat, file_flat = (np.asarray(each) for each in (image.affine, axial_affine(_own_affine(image))))
         place = flat[:2, :3] @ np.array(index) + flat[:2, 3]
         voxel = np.linalg.solve(file_flat[:2, :2], place - file_flat[:2, 3])
@@ -134,7 +134,7 @@ def voxel_of_file(image: Tensor, index: Sequence[int]) -> Peak:
 
 
 def peak_row(peak: Peak | None) -> dict[str, Any]:
-    """Cells of a table for a peak, by the names of `PEAK_COLUMNS`; empty ones for what is not known."""
+    """Return the table cells of a peak, by the names of `PEAK_COLUMNS`; empty if unknown."""
     if peak is None:
         return dict.fromkeys(PEAK_COLUMNS, "")
     voxel, ras = (*peak.voxel_from_0, "", "")[:3], peak.ras_mm or ("", "", "")
@@ -142,15 +142,15 @@ def peak_row(peak: Peak | None) -> dict[str, Any]:
 
 
 def slice_places(image: Tensor, plane: str) -> list[SlicePlace]:
-    """Say where the slices of a preprocessed volume lie in its file.
+    """Return the places of a preprocessed volume's slices in its file.
 
     Args:
-        image: (C, X, Y, Z), in orientation PLS. A `MetaTensor` tells its affine and the grid of its file; any other
-            tensor counts as its own file, and has no position in mm.
+        image: (C, X, Y, Z), in orientation PLS. A `MetaTensor` has an affine and the grid of its file; any other tensor
+            is its own grid, without positions in mm.
         plane: "axial", "coronal" or "sagittal".
 
     Returns:
-        A place for each slice along the plane, in the order of the volume; none for a 2D image and for a single slice.
+        A place for each slice along the plane, in the order of the volume; none for a 2D image or a single slice.
 
     Example:
         >>> import torch
@@ -169,7 +169,7 @@ def slice_places(image: Tensor, plane: str) -> list[SlicePlace]:
     shape, has_affine = np.array(image.shape[1:]), isinstance(image, MetaTensor)
     affine, file_affine, file_shape = _grids(image)
     columns = file_affine[:3, :3]
-    # by direction in mm: voxels of the file may be long along one axis and short along another
+    # by direction in mm, since voxels of the file may be anisotropic
     file_axis = int(np.abs(affine[:3, axis] @ (columns / np.linalg.norm(columns, axis=0))).argmax())
     n_slices = int((*file_shape, 1, 1)[file_axis])
     if n_slices == 1:
@@ -187,7 +187,7 @@ def slice_places(image: Tensor, plane: str) -> list[SlicePlace]:
 
 
 def place_row(place: SlicePlace | None) -> dict[str, Any]:
-    """Cells of a table for a place, by the names of `PLACE_COLUMNS`; empty ones for none."""
+    """Return the table cells of a place, by the names of `PLACE_COLUMNS`; empty without one."""
     if place is None:
         return dict.fromkeys(PLACE_COLUMNS, "")
     position = "" if place.position_mm is None else place.position_mm
@@ -195,19 +195,19 @@ def place_row(place: SlicePlace | None) -> dict[str, Any]:
 
 
 def most_anomalous_place(image: Tensor, slice_scores: Mapping[str, Tensor]) -> SlicePlace | None:
-    """Place of the slice with the highest score, see `most_anomalous_slice`; None where there are no slices."""
+    """Return the place of the slice with the highest score, see `most_anomalous_slice`; None without slices."""
     found = most_anomalous_slice(slice_scores)
     places = [] if found is None else slice_places(image, found[0])
     return places[found[1]] if found and places else None
 
 
 def _own_affine(image: MetaTensor) -> Tensor:
-    """Affine of the file, in the space of the image's own."""
+    """Return the affine of the file, in the space of the image's own."""
     return torch.as_tensor(image.meta.get(MetaKeys.ORIGINAL_AFFINE, image.affine))
 
 
 def _grids(image: Tensor) -> tuple[Array, Array, tuple[int, ...]]:
-    """Affine (RAS) of an image (C, X, Y, Z); affine and shape of its file."""
+    """Return the affine (RAS) of an image (C, X, Y, Z), and affine and shape of its file."""
     if not isinstance(image, MetaTensor):
         return np.eye(4), np.eye(4), tuple(image.shape[1:])
     file_affine, file_shape = file_grid(image)

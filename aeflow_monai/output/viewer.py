@@ -1,4 +1,4 @@
-"""What a viewer shows of one case: a mask or map, and numbers that say where to look."""
+"""Results of one case for a viewer: a mask or map, scores, and the most anomalous slice."""
 
 from __future__ import annotations
 
@@ -23,43 +23,44 @@ __all__ = ["ViewerResultd", "parse_threshold"]
 
 OUTPUTS = ("mask", "map", "scaled_map")
 CALIBRATED = "calibrated"
-_BESIDE = ("ease", "global_terms")  # numbers of slices beside their scores
+_BESIDE = ("ease", "global_terms")  # numbers per slice in addition to their scores
 
 
 class ViewerResultd(MapTransform):  # type: ignore[misc]
-    """Make of an anomaly map what a viewer shows, under "pred", and what it says of the case, under "result".
+    """Convert an anomaly map to the volume that a viewer shows, "pred", with numbers of the case, "result".
 
-    Takes what `GatherScoresd` gives, with the map back on the grid of its file (see `monai.transforms.Invertd`), and
-    the preprocessed image. "pred" is a volume (1, X, Y, Z); of a 2D image it has one slice. Which, is a choice:
+    The input is the output of `GatherScoresd`, with the map back on the grid of its file (see
+    `monai.transforms.Invertd`), and the preprocessed image. "pred" is a volume (1, X, Y, Z), with one slice for a 2D
+    image. Its content depends on `output`:
 
     - "mask": 1 where the map exceeds the threshold, 0 elsewhere, uint8.
     - "map": the map itself, float32, in standard deviations of held-out normals.
-    - "scaled_map": uint8 for viewers that show nothing else. 0 is a typical normal, 128 the model's threshold, and 255
-      twice as much or more. The scale is the model's, not the image's, so that two maps compare.
+    - "scaled_map": uint8, for viewers that support nothing else. 0 is a typical normal, 128 the model's threshold, and
+      255 twice as much or more. The scale is the same for all images, so that two maps can be compared.
 
-    "result" is a dictionary that JSON can hold:
+    "result" is a JSON-serialisable dictionary:
 
     - `anomaly_score`, `case_threshold`, `prediction`: the case's score, and 1 if it exceeds the model's threshold.
-    - `map_score`, `global_term`: what the score was joined from, see `Score.joined`; the second is None if unknown.
+    - `map_score`, `global_term`: the parts of the score, see `Score.joined`; the second is None if unknown.
     - `p_value`, `n_held_out`: see `HeldOutScores`; the first is None if the model has no held-out cases.
-    - `map_threshold`: the one that "pred" was made with; `slice_threshold`: the model's.
-    - `profile`: of each plane the `scores` of its slices, None where one was skipped, and their `ease`, see
-      `Score.ease`, and `global_terms`, if known; of a volume also the `axis`, and of each slice `slices_from_0` and
+    - `map_threshold`: the threshold that "pred" was made with; `slice_threshold`: that of the model.
+    - `profile`: for each plane the `scores` of its slices, None where a slice was skipped, and their `ease`, see
+      `Score.ease`, and `global_terms`, if known; for a volume also the `axis`, and for each slice `slices_from_0` and
       `positions_mm`.
     - `most_anomalous_slice`: its `plane`, `axis`, `slice_from_0`, `position_mm` and `center_ras_mm` (three numbers),
       see `SlicePlace`, its `anomaly_score` and its `ease`; None for a 2D image.
-    - `anomalous_voxels`, `anomalous_ml`: how much exceeds the threshold.
-    - `scale`: of a scaled map, the `low` and `high` that 0 and 255 stand for.
-    - `unit` and `notice`, in words.
+    - `anomalous_voxels`, `anomalous_ml`: the volume above the threshold.
+    - `scale`: for a scaled map, the `low` and `high` values of 0 and 255.
+    - `unit` and `notice`, as text.
 
     Args:
-        image_key: preprocessed image (C, X, Y, Z), a `MetaTensor` in orientation PLS.
-        map_key: anomaly map (1, X, Y[, Z]) on the grid of the file, a `MetaTensor`.
+        image_key: key of the preprocessed image (C, X, Y, Z), a `MetaTensor` in orientation PLS.
+        map_key: key of the anomaly map (1, X, Y[, Z]) on the grid of the file, a `MetaTensor`.
         output: "mask", "map" or "scaled_map".
-        threshold: of the map, a number of standard deviations, or "calibrated" for the model's own.
+        threshold: map threshold in standard deviations, or "calibrated" for the model's own.
 
     Raises:
-        ValueError: an unknown output, or a threshold that is neither.
+        ValueError: an unknown output, or an invalid threshold.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
         self.threshold = parse_threshold(threshold)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Make what is shown of one case."""
+        """Convert the map of one case."""
         d = dict(data)
         anomaly_map, image = d[self.keys[0]], d[self.image_key]
         own_threshold = float(d["map_threshold"])
@@ -116,17 +117,17 @@ class ViewerResultd(MapTransform):  # type: ignore[misc]
             shown = ((values.float() - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
             result["scale"] = {"low": low, "high": high}
         if shown.ndim == 3:
-            shown = shown[..., None]  # a slice, which keeps its place in the world in any format
+            shown = shown[..., None]  # a single slice, which keeps its affine in any format
         d["pred"] = MetaTensor(shown, affine=torch.as_tensor(affine), meta={MetaKeys.SPACE: SpaceKeys.RAS})
         d["result"] = result
-        # MONAI Label resizes and places "pred" by what the image's metadata say of the file
+        # MONAI Label resizes and places "pred" by the shape of the file in the image's metadata
         image.meta[MetaKeys.SPATIAL_SHAPE] = np.array(shown.shape[1:])
         image.meta[MetaKeys.ORIGINAL_AFFINE] = affine
         return d
 
 
 def parse_threshold(value: float | str | None) -> float | None:
-    """Read a threshold as a person or a viewer's options panel gives it.
+    """Parse a threshold from a person or a viewer's options panel.
 
     Args:
         value: a number of standard deviations, also as text; "calibrated", None or an empty text for the model's own.
@@ -135,7 +136,7 @@ def parse_threshold(value: float | str | None) -> float | None:
         The number, or None for the model's own.
 
     Raises:
-        ValueError: neither of them.
+        ValueError: it is neither.
 
     Example:
         >>> parse_threshold("4.5"), parse_threshold("calibrated")
@@ -156,7 +157,7 @@ def parse_threshold(value: float | str | None) -> float | None:
 
 
 def _profile(places: Sequence[SlicePlace], scores: Tensor, beside: Mapping[str, Tensor | None]) -> dict[str, Any]:
-    """The slices along a plane."""
+    """Return the profile of the slices along a plane."""
     profile: dict[str, Any] = {"scores": _numbers_of(scores)}
     if places:
         profile["axis"] = places[0].axis
@@ -168,7 +169,7 @@ def _profile(places: Sequence[SlicePlace], scores: Tensor, beside: Mapping[str, 
 def _most_anomalous(
     image: MetaTensor, slice_scores: Mapping[str, Tensor], ease: Mapping[str, Tensor]
 ) -> dict[str, Any] | None:
-    """The most anomalous slice and its place in the file."""
+    """Return the most anomalous slice and its place in the file."""
     place, found = most_anomalous_place(image, slice_scores), most_anomalous_slice(slice_scores)
     if place is None or found is None:
         return None
@@ -182,5 +183,5 @@ def _most_anomalous(
 
 
 def _numbers_of(slices: Tensor) -> list[float | None]:
-    """Numbers of slices as JSON holds them: None where one was skipped."""
+    """Return numbers per slice for JSON, with None where a slice was skipped."""
     return [None if math.isnan(number) else number for number in slices.tolist()]

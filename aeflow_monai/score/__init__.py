@@ -1,4 +1,4 @@
-"""From maps of slices to calibrated scores; knows no network."""
+"""From anomaly maps of slices to calibrated scores, independent of the network."""
 
 from aeflow_monai.score.calibration import calibrate_score
 from aeflow_monai.score.global_term import GlobalTerm

@@ -1,4 +1,4 @@
-"""Calibration: fits a `Score` on normals that the training has not seen."""
+"""Calibration of a `Score` on held-out normals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["calibrate_score"]
 
 _logger = logging.getLogger(__name__)
 
-# From maps and grids of a volume's planes to the mean at the slices of each, and its highest value in each of them.
+# Maps maps and grids of a volume's planes to each plane's mean map and the highest value of each of its slices.
 OverPlanes = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Mapping[str, tuple[Tensor, Tensor]]]
 
 _DIVERGED = "the training diverged. Lower the learning rate or the flow's clamp. The model was not saved."
@@ -43,34 +43,34 @@ def calibrate_score(
     trained: Iterable[PooledSlices] = (),
     over_planes: OverPlanes | None = None,
 ) -> dict[str, float]:
-    """Fill the score's buffers: units of the terms, normals by position, unit of slice scores, thresholds.
+    """Fit the score's buffers: units of the terms, position normalisation, unit of slice scores, thresholds.
 
-    Terms and places count where there is foreground. Maps are compared by position if that predicts held-out
-    normals better, see `Score`; `Score.ease` needs five patients outside each group, that is seven held-out ones if
-    `fitted` is empty. `case_threshold` and `slice_threshold` are `upper_threshold` of the scores; `map_threshold`
-    is that of each slice's highest map value, so that this fraction of normal slices has an empty mask. A held-out
-    case is compared with other cases only (five groups in turn, and `fitted`): compared with itself it would look
-    more normal than a new one. The published score is not standardised; it gets thresholds.
+    Only foreground counts. Maps are compared by position if this predicts held-out normals better, see `Score`;
+    `Score.ease` needs five patients outside each group, that is, seven held-out patients if `fitted` is empty.
+    `case_threshold` and `slice_threshold` are the `upper_threshold` of the scores; `map_threshold` is that of each
+    slice's highest map value, so that this fraction of normal slices has an empty mask. Held-out cases are
+    cross-fitted: each is compared with other cases only (five groups in turn, and `fitted`), since it would look more
+    normal than a new case if compared with itself. The published score is not standardised and gets only thresholds.
 
     Args:
-        score: whose buffers are filled.
-        held_out: normals that the method was not fitted on. Has to be iterable three times.
-        specificity: fraction of normals that the thresholds should let pass, in (0, 1).
-        fitted: normals that the method was fitted on. With the held-out ones they give mean and deviation by position,
-            and of how easy slices are to reconstruct, for which few held-out cases are not enough. The unit of scores
-            and all thresholds are of held-out normals alone.
-        trained: of all normals that the method was fitted on, for the global term, which needs many; see
-            `fit_global_term`. If none are given, a term that is known moves to the held-out ones.
-        over_planes: takes the maps of a volume's planes, and their grids, see `NormalSlices`, and gives for each plane
-            the mean of all at its slices, and the highest value of the mean in each of them, at the volume's own size.
-            By the mean volumes are scored then, and thresholds are of it. The published score is of each plane.
+        score: the score whose buffers are filled.
+        held_out: normals that the method was not fitted on. They are iterated over three times.
+        specificity: fraction of normals that the thresholds should classify as normal, in (0, 1).
+        fitted: normals that the method was fitted on. Together with the held-out ones they give mean and standard
+            deviation by position and of the dissimilarity, for which few held-out cases are not enough. The unit of
+            scores and all thresholds come from held-out normals only.
+        trained: pooled features of all normals that the method was fitted on, for the global term, which needs many;
+            see `fit_global_term`. If there are none, a term that was fitted before is moved to the held-out normals.
+        over_planes: function from the maps of a volume's planes and their grids (see `NormalSlices`) to each plane's
+            slices of the mean map of all planes, and the highest value of each slice at the volume's original size. If
+            given, volumes are scored and thresholds set by the mean map. The published score is computed per plane.
 
     Returns:
-        The scores of the held-out images by their file, which the threshold of cases is set on.
+        The scores of the held-out images by file, from which the case threshold is set.
 
     Raises:
-        ValueError: no slices, or such as can be iterated once only; a specificity out of its range; terms or scores
-            that are not finite; planes of a volume whose grids are not known. The score's buffers are then as before.
+        ValueError: no slices, or an iterator that can be used only once; specificity out of range; terms or scores that
+            are not finite; several planes of a volume without grids. The score's buffers are then restored.
     """
     require_specificity(specificity)
     if any(isinstance(slices, Iterator) for slices in (held_out, fitted)):
@@ -78,7 +78,7 @@ def calibrate_score(
     with _restored_after_an_error(score):
         norms: dict[str, Norms] = {}
         if not score.published:
-            score.saw_volumes.fill_(_fit_terms(score, held_out))  # by which the top fractions are chosen
+            score.saw_volumes.fill_(_fit_terms(score, held_out))  # selects the default top fractions
             score.of_mean_map.fill_(over_planes is not None and int(score.saw_volumes) == 1)
             norms = fit_norms(score, held_out, fitted, trained)
         scored = _scored(score, held_out, norms, over_planes if score.of_mean_map else None)
@@ -91,7 +91,7 @@ def calibrate_score(
 
 @contextmanager
 def _restored_after_an_error(score: Score) -> Iterator[None]:
-    """New units with old thresholds would look like a calibrated model."""
+    """Restore the score's state on an error: new units with old thresholds would look like a calibrated model."""
     before = {name: buffer.clone() for name, buffer in score.state_dict().items()}
     try:
         yield
@@ -101,7 +101,7 @@ def _restored_after_an_error(score: Score) -> Iterator[None]:
 
 
 class _Moments:
-    """Mean and covariance of terms (n_terms, positions), added up in parts."""
+    """Mean and covariance of terms (n_terms, positions), accumulated in batches."""
 
     def __init__(self, n_terms: int) -> None:
         self.count = 0
@@ -119,8 +119,8 @@ class _Moments:
 
 
 def _fit_terms(score: Score, held_out: Iterable[NormalSlices]) -> bool:
-    """Fit the units of the terms, and say whether the normals are slices of volumes."""
-    # an empty background is like no tissue, and would set the unit of all maps; it counts if there is nothing else
+    """Fit the units of the terms, and return whether the normals are slices of volumes."""
+    # an empty background would determine the unit of all maps; it counts only if there is no foreground
     foreground, everywhere = _Moments(score.n_terms), _Moments(score.n_terms)
     known: dict[str, list[bool]] = defaultdict(list)  # by file
     of_volumes = False
@@ -144,7 +144,7 @@ def _fit_terms(score: Score, held_out: Iterable[NormalSlices]) -> bool:
     std = covariance.diagonal().clamp_min(0).sqrt()
     if not (torch.isfinite(mean).all() and torch.isfinite(std).all()):
         raise ValueError(f"The terms of held-out normals are not finite (mean {mean.tolist()}): {_DIVERGED}")
-    # a term that is constant over the normals carries no information; its unit is left alone
+    # a term that is constant over the normals carries no information, so its unit is left alone
     std[std == 0] = 1.0
     score.term_mean.copy_(mean)
     score.term_std.copy_(std)
@@ -154,14 +154,14 @@ def _fit_terms(score: Score, held_out: Iterable[NormalSlices]) -> bool:
 
 
 class _Scored(NamedTuple):
-    """What maps of held-out normals say of each slice."""
+    """Results for each slice of held-out normals."""
 
     origin: list[tuple[str, str, str]]  # patient, file and plane
     peaks: list[float]
     top_means: Tensor  # (n, fractions)
     ease: Tensor  # (n,)
     global_terms: Tensor  # (n,)
-    volumes: set[str]  # files of several relative positions
+    volumes: set[str]  # files with several relative slice positions
 
 
 def _scored(
@@ -196,7 +196,7 @@ def _with_maps(
     own: Norms,
     over_planes: OverPlanes | None,
 ) -> Iterator[tuple[NormalStack, Tensor, Tensor]]:
-    """The stacks of held-out normals, the maps that they are scored by, and their highest values by slice."""
+    """Yield the stacks of held-out normals with the maps for scoring and their highest value in each slice."""
     for (patient, _), group in groupby(stacks_of(score, held_out), key=lambda stack: (stack.patient, stack.file)):
         stacks = list(group)
         maps = [score.anomaly_map(stack.slices, norms.get(patient, own).position) for stack in stacks]
@@ -240,7 +240,7 @@ def _fit_slice_scores(score: Score, scored: _Scored) -> None:
 def _fit_thresholds(score: Score, scored: _Scored, specificity: float) -> dict[str, float]:
     map_scores = score.map_scores(scored.top_means.to(score.fraction_mean), scored.ease)
     scores, terms = score.joined(map_scores, scored.global_terms).cpu(), scored.global_terms.cpu()
-    # by file, as evaluation and inference score: a case may have several images
+    # per file, as in evaluation and inference: a case may have several images
     of_images: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, (patient, file, plane) in enumerate(scored.origin):
         of_images[patient, file][plane].append(number)

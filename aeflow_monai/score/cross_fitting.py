@@ -1,4 +1,4 @@
-"""Cross-fitting: held-out normals are compared with others, since each would look more normal beside itself."""
+"""Cross-fitting: held-out normals are compared with other patients, since each would look more normal beside itself."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["Norms", "fit_norms"]
 
 _logger = logging.getLogger(__name__)
 
-_GROUPS = 5  # of patients: each is compared with the normals of the other four
-_LEAST_PATIENTS = 5  # beside the group at hand, to know how easy normals are to reconstruct
+_GROUPS = 5  # of patients: each group is compared with the normals of the other four
+_LEAST_PATIENTS = 5  # outside the group, to know the mean and spread of dissimilarities
 
 
 class Norms(NamedTuple):
-    """What slices are compared with.
+    """Statistics of normals that slices are compared with.
 
     Attributes:
-        position: of maps, see `Score.anomaly_map`.
-        dissimilarity: of slices and their reconstructions, see `Score.ease`.
-        global_term: of pooled features, see `Score.global_terms`.
+        position: statistics of maps, see `Score.anomaly_map`.
+        dissimilarity: statistics of the dissimilarity between slices and their reconstructions, see `Score.ease`.
+        global_term: statistics of pooled features, see `Score.global_terms`.
     """
 
     position: PositionNorm
@@ -42,19 +42,19 @@ class Norms(NamedTuple):
 def fit_norms(
     score: Score, held_out: Iterable[NormalSlices], fitted: Iterable[NormalSlices], trained: Iterable[PooledSlices]
 ) -> dict[str, Norms]:
-    """Fit the score's norms and global term, and for each held-out patient give such as are fitted to others.
+    """Fit the score's norms and global term, and cross-fit the same for each held-out patient.
 
     Args:
-        score: whose `position_norm`, `dissimilarity_norm` and `global_term` are filled.
+        score: the score whose `position_norm`, `dissimilarity_norm` and `global_term` are filled.
         held_out: see `calibrate_score`.
         fitted: see `calibrate_score`.
         trained: see `calibrate_score`.
 
     Returns:
-        By the patient's name; the same for all of a group.
+        For each patient's name, norms that were fitted without the patient's group.
 
     Raises:
-        ValueError: pooled features that are not finite; not as many patients or files as slices.
+        ValueError: pooled features that are not finite, or numbers of patients, files and slices that differ.
     """
     groups = _Groups(score, held_out, fitted)
     positions = _fit_position_norm(score, groups)
@@ -65,7 +65,7 @@ def fit_norms(
 
 
 class _NormalMoments:
-    """Adds up the normals that others are compared with."""
+    """Moments of the normals that others are compared with."""
 
     def __init__(self) -> None:
         self.position = PositionMoments()
@@ -73,12 +73,12 @@ class _NormalMoments:
 
     def add(self, patient: str, stack: SliceStack) -> None:
         self.position.add(stack.weighted_sum, stack.foreground, stack.places, patient)
-        is_seen = stack.foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)  # black slices are easy, whoever has them
+        is_seen = stack.foreground.flatten(1).any(dim=1).view(-1, 1, 1, 1)  # black slices are always easy
         self.dissimilarity.add(stack.dissimilarity.view(-1, 1, 1, 1), is_seen, stack.places, patient)
 
 
 class _Groups:
-    """Held-out patients in five groups, and the fitted normals beside them."""
+    """Held-out patients in five groups, and the fitted normals."""
 
     def __init__(self, score: Score, held_out: Iterable[NormalSlices], fitted: Iterable[NormalSlices]) -> None:
         self.group_of: dict[str, int] = {}
@@ -97,10 +97,10 @@ class _Groups:
 
 
 def _fit_position_norm(score: Score, of: _Groups) -> list[PositionNorm]:
-    """Fit the score's norm, and for each group give one that is fitted to all but this."""
+    """Fit the score's norm to all groups, and return one for each group that is fitted without it."""
     norm, groups = score.position_norm, [moments.position for moments in of.moments]
     everybody = [*groups, of.fitted.position if score.position_normalisation else PositionMoments()]
-    if all(group.is_empty for group in groups):  # black images, whose terms count everywhere
+    if all(group.is_empty for group in groups):  # black images only, whose terms then count everywhere
         norm.reset()
         return [norm] * len(groups)
     norm.fit(everybody, by_position=False)
@@ -110,7 +110,7 @@ def _fit_position_norm(score: Score, of: _Groups) -> list[PositionNorm]:
     anywhere, by_place = (
         [_fitted(_without(group, everybody), norm, choice) for group in groups] for choice in (False, True)
     )
-    # images that do not lie alike have no places: whichever predicts held-out normals better
+    # unaligned images have no corresponding places, so take whichever norm predicts held-out normals better
     if _log_likelihood(by_place, groups) <= _log_likelihood(anywhere, groups):
         _logger.info("Held-out normals do not lie alike: maps are not compared by position.")
         return anywhere
@@ -119,26 +119,26 @@ def _fit_position_norm(score: Score, of: _Groups) -> list[PositionNorm]:
 
 
 def _fit_dissimilarity_norm(score: Score, of: _Groups) -> list[PositionNorm]:
-    """Fit the score's norm, and for each group give one that is fitted to all but this."""
+    """Fit the score's norm to all groups, and return one for each group that is fitted without it."""
     norm, groups = score.dissimilarity_norm, [moments.dissimilarity for moments in of.moments]
     everybody = [*groups, of.fitted.dissimilarity]
     choices = [everybody, *(_without(group, everybody) for group in groups)]
     counts = [len(set().union(*(moments.patients for moments in some if not moments.is_empty))) for some in choices]
     if min(counts) < _LEAST_PATIENTS:
-        # all or none: thresholds would else be of scores without what is added to those of new cases
+        # all or none: otherwise thresholds would lack what ease adds to the scores of new cases
         norm.set_unknown()
         return [norm] * len(groups)
     norms = [PositionNorm(grid=1).to(norm.mean.device) for _ in choices]
     for of_some, some, n_patients in zip(norms, choices, counts, strict=True):
         of_some.fit(some)
-        # of a new patient, from the mean and deviation of so many
+        # prediction error of a new patient, whose mean and deviation are estimated from this many
         of_some.std.mul_(math.sqrt((n_patients + 1) / (n_patients - 1)))
     norm.load_state_dict(norms[0].state_dict())
     return norms[1:]
 
 
 def _fit_global_term(score: Score, of: _Groups, trained: Iterable[PooledSlices]) -> list[GlobalTerm]:
-    """Fit the score's term, and for each group give one that is fitted to all but this."""
+    """Fit the score's term, and return one for each group that is fitted without it."""
     if not score.has_global_term:
         return [score.global_term] * _GROUPS
     group_of: dict[str, int] = {}

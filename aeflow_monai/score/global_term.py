@@ -1,4 +1,4 @@
-"""The global term: how unusual all of a slice is, by its pooled features, beside what its map says of its places."""
+"""The global term: how unusual a slice is as a whole, by its pooled features, in addition to its anomaly map."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from torch.nn import functional as F
 
 __all__ = ["GlobalTerm"]
 
-# How the term joins a score, its weight and how soft the maximum is, in standard deviations. Chosen on the
-# panel's development splits, see docs/results_choices.md: what is local in a volume is in few of its slices.
+# Weight of the term and softness of the maximum by which it joins a score, in standard deviations. Chosen on the
+# panel's development splits, see docs/results_choices.md: a local change of a volume is in few of its slices.
 _OF_IMAGES, _OF_VOLUMES = (3.0, 4.0), (2.0, 1.0)
-# From where on a term counts by its logarithm alone, and how sharply that begins, in standard deviations.
+# Value from which on a term counts logarithmically, and the sharpness of this bend, in standard deviations.
 _BEND = (1.5, 0.25)
-_NEVER = float(torch.finfo(torch.float32).max)  # no term is beyond it
-_MOST_NORMALS = 4096  # that are stored, about 10 MB with the default encoder
-# Of the mean distance of held-out normals from the nearest one. On the panel the same image has less than 0.001 of it,
-# or 0.14 at another size; others have 0.38 or more.
+_NEVER = float(torch.finfo(torch.float32).max)  # no term exceeds it
+_MOST_NORMALS = 4096  # stored at most, about 10 MB with the default encoder
+# Relative to the mean distance of held-out normals from their nearest normal. On the panel the same image has less than
+# 0.001, or 0.14 at another size; other images have 0.38 or more.
 _SAME = 0.2
 _LEAST_SPREAD = 0.01  # of distances of normals, in standard deviations of each feature
-_PATIENTS_OF_TRAINING = 10.0  # that its mean and covariance count as beside another site's normals; a choice
+_PATIENTS_OF_TRAINING = 10.0  # weight of the training's mean and covariance beside another site's normals; a choice
 
 
 class GlobalTerm(nn.Module):
-    """How far pooled features lie from those of normals, in standard deviations of normals.
+    """Distance of pooled features from those of normals, in standard deviations of normals.
 
-    It is the mean of three distances, each standardised, and standardised again: that of Mahalanobis from the mean of
-    normals, that from the nearest normal, and that from the nearest normal by the means of all of the slice, wherever
-    things lie in it. The first sees what lies beside the main directions of normals, the others what lies between their
-    kinds. The covariance is shrunk (Ledoit, Wolf), since normals may be fewer than features.
+    It is the standardised mean of three standardised distances: the Mahalanobis distance from the mean of normals, the
+    distance from the nearest normal, and the distance from the nearest normal by the features averaged over the whole
+    slice, wherever things lie in it. The first detects deviations outside the main directions of normals, the others
+    those between clusters of normals. The covariance is shrunk (Ledoit, Wolf), since there may be fewer normals than
+    features.
 
-    Before `fit` nothing is known. The buffers hold mean and deviation of each feature, what whitens the features, the
-    normals (of many, some), for each distance what is taken off it and what it is divided by, how the term joins a
-    score (the `bend` beyond which it counts less, its weight, and the `softness` of the maximum), and whether the
-    normals are those of a training. A term that was `moved` to another site keeps what it was fitted to as well: mean,
-    what whitens, and how many of the normals, the first ones, are of the training.
+    Before `fit` the term is unknown. The buffers hold mean and standard deviation of each feature, the whitening
+    matrix, the normals (a random subset of many), offset and divisor of each distance, how the term joins a score (the
+    `bend` beyond which it counts less, its weight, and the `softness` of the maximum), and whether the normals are
+    those of a training. A term that was `moved` to another site also keeps the mean and the whitening matrix that it
+    was fitted with, and how many of the normals, the first ones, are of the training.
 
     Example:
         >>> term = GlobalTerm()
@@ -77,7 +78,7 @@ class GlobalTerm(nn.Module):
         self.register_buffer("fitted_whitening", torch.zeros(0, 0))  # empty if the term has not moved
         self.register_buffer("n_fitted", torch.tensor(0))
         self.register_buffer("normals", torch.zeros(0, 0, 1))  # standardised: (m, channels, parts)
-        # what of them does not depend on a slice: means (m, channels), and squares of their lengths and of these (2, m)
+        # precomputed from the normals: means (m, channels), and squared norms of the normals and of these means (2, m)
         self.register_buffer("wholes", torch.zeros(0, 0), persistent=False)
         self.register_buffer("squares", torch.zeros(2, 0), persistent=False)
         self.register_buffer("unit", _no_unit())
@@ -88,29 +89,29 @@ class GlobalTerm(nn.Module):
 
     @property
     def is_known(self) -> bool:
-        """Whether it was fitted."""
+        """Return whether the term was fitted."""
         return self.mean.numel() > 0
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """How unusual slices are by their `pooled_features`: (n, channels, parts) to (n,)."""
+        """Compute how unusual slices are as a whole from their `pooled_features`: (n, channels, parts) to (n,)."""
         found: Tensor = ((self.distances(pooled) - self.unit[:, 0]) / self.unit[:, 1]).sum(dim=1)
         return found
 
     def joined(self, map_scores: Tensor, terms: Tensor) -> Tensor:
-        """Soft maximum of what maps and terms say, (n,) each; see `formula`.
+        """Compute the soft maximum of map scores and terms, (n,) each; see `formula`.
 
-        A term that is far beyond those of normals tells of another acquisition as often as of disease, so from the
-        `bend` on it counts by its logarithm. Then the maps tell apart images that are all unusual.
+        A term far above those of normals indicates another acquisition as often as disease, so beyond the `bend` it
+        counts logarithmically. The maps then still rank images that are all unusual.
         """
         start, sharpness = self.bend
         terms = terms.to(map_scores)
         counted = terms.minimum(start) + sharpness * torch.log1p((terms - start).clamp_min(0) / sharpness)
         more = (self.weight * counted - map_scores) / self.softness
-        # the logarithm of the sum of both exponentials, in operations that ONNX has
+        # logsumexp of both, in operations that ONNX has
         return map_scores + self.softness * (F.softplus(more) - math.log(2))
 
     def formula(self, map_score: str, term: str) -> str:
-        """How `joined` computes a score, of what is called so.
+        """Return the formula of `joined` as text, with these names of the two scores.
 
         Example:
             >>> GlobalTerm().formula("map", "g")
@@ -131,9 +132,9 @@ class GlobalTerm(nn.Module):
         return f"{joined} with t = min({term}, {start:g}) + {beyond}"
 
     def distances(self, pooled: Tensor) -> Tensor:
-        """Distances of slices from normals: (n, channels, parts) to (n, 3).
+        """Compute the distances of slices from normals: (n, channels, parts) to (n, 3).
 
-        Of one part there are two, and of a model that stores no normals there is one.
+        With a single part there are two distances, and for a model without stored normals one.
         """
         standard = (pooled.flatten(1) - self.mean) / self.std
         found = [torch.linalg.vector_norm(standard @ self.whitening, dim=1)]
@@ -144,9 +145,9 @@ class GlobalTerm(nn.Module):
         return torch.stack(found, dim=1)
 
     def knows(self, pooled: Tensor) -> Tensor:
-        """Which slices have the features of one that it was fitted to: (n, channels, parts) to (n,), boolean.
+        """Return which slices have the features of a normal it was fitted to: (n, channels, parts) to (n,), boolean.
 
-        Of these the distance from the nearest normal is next to nothing. At most 4096 slices of a training are stored.
+        Their distance from the nearest normal is almost 0. At most 4096 slices of a training are stored.
         """
         n_fitted = int(self.n_fitted)
         if not n_fitted:
@@ -156,10 +157,10 @@ class GlobalTerm(nn.Module):
         return (_nearest(standard, fitted, self.squares[0, :n_fitted]) < _SAME * self.unit[1, 0]).cpu()
 
     def fit(self, pooled: Tensor) -> None:
-        """Take normals (n, channels, parts) with their mean and covariance; the unit stays as it is."""
+        """Fit mean and covariance to normals (n, channels, parts) and store them; the unit is not changed."""
         values = pooled.double().cpu().flatten(1)
         mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
-        std[std <= 1e-6 * mean.abs() + 1e-12] = 1.0  # a feature that never changed
+        std[std <= 1e-6 * mean.abs() + 1e-12] = 1.0  # a constant feature
         standard = (values - mean) / std
         normals = _some(standard).view(-1, *pooled.shape[1:])
         found = (mean, std, _whitening_of(_covariance_of(standard)), normals)
@@ -169,10 +170,11 @@ class GlobalTerm(nn.Module):
         self._prepare()
 
     def moved(self, pooled: Tensor, n_patients: int) -> GlobalTerm:
-        """The same for another site, whose normals (n, channels, parts) stand beside those of the training.
+        """Return a copy for another site, with the site's normals (n, channels, parts) beside those of the training.
 
-        Mean and covariance move towards the site's, the more so the more patients it has, and the training's normals
-        with the mean. Wherever the term has moved before: the same normals, given twice, would count twice.
+        Mean and covariance are shifted towards the site's, more so the more patients it has, and the training's normals
+        with the mean. It always starts from the training's statistics, even if the term was moved before: otherwise
+        normals given twice would count twice.
         """
         moved = GlobalTerm().to(self.mean.device)
         moved.load_state_dict(self.state_dict())
@@ -195,21 +197,21 @@ class GlobalTerm(nn.Module):
         return moved
 
     def set_unit(self, distances: Tensor) -> None:
-        """Standardise by the `distances` of normals."""
+        """Set the unit by the `distances` of normals."""
         mean = distances.mean(dim=0)
-        # of normals that stand twice, distances are nothing but rounding
+        # distances of duplicated normals are rounding errors only
         std = distances.std(dim=0, correction=0).clamp_min(_LEAST_SPREAD * math.sqrt(len(self.mean)))
-        spread = ((distances - mean) / std).sum(dim=1).std(correction=0)  # together they are standardised again
+        spread = ((distances - mean) / std).sum(dim=1).std(correction=0)  # the sum is standardised again
         self.unit = torch.stack([mean, std * (spread if spread > 0 else 1.0)], dim=1).to(self.unit)
 
     def join_as(self, of_volumes: bool) -> None:
-        """Join scores by the weight and softness of slices of volumes, or of 2D images."""
+        """Set weight and softness to those for slices of volumes or for 2D images."""
         weight, softness = _OF_VOLUMES if of_volumes else _OF_IMAGES
         self.weight.fill_(weight)
         self.softness.fill_(softness)
 
     def forget(self) -> None:
-        """Know nothing again."""
+        """Reset the term to unknown."""
         self.load_state_dict(GlobalTerm().state_dict())
 
     def _prepare(self) -> None:
@@ -217,7 +219,7 @@ class GlobalTerm(nn.Module):
         self.squares = torch.stack([each.flatten(1).square().sum(dim=1) for each in (self.normals, self.wholes)])
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take the sizes from the state, whichever version it is of."""
+        """Take the buffers' sizes from the state, which may be of any version."""
         state = {name: state_dict[prefix + name] for name in self._buffers if prefix + name in state_dict}
         for name, stored in _upgraded(state).items():
             state_dict[prefix + name] = stored
@@ -227,18 +229,18 @@ class GlobalTerm(nn.Module):
 
 
 def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a term of any version, by the buffers' names, with all that this version stores.
+    """Return the state of a term of any version, with all buffers of this version.
 
-    A state of 0.1.0 has no term: nothing is known of it then. On the way to 0.2.0 states gained
+    A state of 0.1.0 has no term, which is then unknown. Before 0.2.0, states gained in turn
 
-    - `normals`, `weight`, and a `unit` of several distances. A state without them has the distance from the mean alone,
-      whose unit is a pair, (2,), and its term joins scores with a weight of 1.
-    - `softness`. A state without it has one of 1.
-    - `bend`. In a state without it a term counts in full, however large it is.
-    - `fitted_mean`, `fitted_whitening` and `n_fitted`. Where the first is missing, the state is taken for one that has
-      not moved. Then only the mean moved, and all normals are of the training.
-    - channels and parts of `normals`, which were joined.
-    - `is_of_training`. A term without it moves to another site, as one that was fitted to normals of a training does.
+    - `normals`, `weight`, and a `unit` of several distances. Without them there is only the distance from the mean,
+      with a unit of shape (2,), and a weight of 1.
+    - `softness`. Without it, it is 1.
+    - `bend`. Without it, a term counts in full, however large it is.
+    - `fitted_mean`, `fitted_whitening` and `n_fitted`. Without the first, the term is assumed not to have moved.
+      Without the others, only the mean has moved, and all normals are of the training.
+    - separate dimensions for channels and parts of `normals`.
+    - `is_of_training`. Without it, the term can be moved to another site, like one fitted to a training's normals.
     """
     of_earlier = {name: torch.tensor(1.0) for name in ("weight", "softness")} | {"is_of_training": torch.tensor(True)}
     of_earlier["bend"] = torch.tensor([_NEVER, 1.0])
@@ -250,7 +252,7 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if upgraded["unit"].ndim == 1:
         upgraded["unit"] = upgraded["unit"][None]
     if upgraded["normals"].ndim == 2:
-        parts = 4 if len(upgraded["unit"]) == 3 else 1  # of one part there is no third distance
+        parts = 4 if len(upgraded["unit"]) == 3 else 1  # with one part there is no third distance
         m, d = upgraded["normals"].shape
         upgraded["normals"] = upgraded["normals"].view(m, d // parts, parts)
     return upgraded
@@ -261,27 +263,27 @@ def _no_unit() -> Tensor:
 
 
 def _covariance_of(standard: Tensor) -> Tensor:
-    """Shrunk covariance of what is standardised, (n, d)."""
+    """Return the shrunk covariance of standardised features, (n, d)."""
     covariance, _ = ledoit_wolf(standard.numpy(), assume_centered=True)
     return torch.from_numpy(covariance)
 
 
 def _whitening_of(covariance: Tensor) -> Tensor:
-    """The triangle that whitens features of a covariance: its product with its own transpose is the precision."""
+    """Return the triangular whitening matrix of a covariance: its product with its own transpose is the precision."""
     precision = np.linalg.inv(covariance.numpy() + 1e-6 * np.eye(len(covariance)))
     return torch.from_numpy(np.linalg.cholesky(precision))
 
 
 def _nearest(slices: Tensor, normals: Tensor, squares: Tensor) -> Tensor:
-    """Distance of each of the slices (n, d) from the nearest of the normals (m, d), in operations that ONNX has.
+    """Compute the distance of each slice (n, d) from its nearest normal (m, d), in operations that ONNX has.
 
-    The squares of the normals' lengths are (m,).
+    The squared norms of the normals are (m,).
     """
     both = slices.square().sum(dim=1, keepdim=True) + squares
     return (both - 2 * slices @ normals.T).amin(dim=1).clamp_min(0).sqrt()
 
 
 def _some(normals: Tensor) -> Tensor:
-    """At most `_MOST_NORMALS` of the normals, by chance: their order may have a rhythm, such as left and right."""
+    """Return at most `_MOST_NORMALS` normals, drawn at random: their order may be periodic, such as left and right."""
     chosen = torch.randperm(len(normals), generator=torch.Generator().manual_seed(0))[:_MOST_NORMALS]
     return normals[chosen.sort().values]

@@ -1,4 +1,4 @@
-"""Scores of held-out normal cases, and how unusual another case's score is among them."""
+"""Scores of held-out normal cases, and the p-value of another case's score among them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 __all__ = ["HeldOutScores", "rounding_of"]
 
-# Of a score, or of a standard deviation. On the synthetic volumes another batch size or runtime changed scores of cases
-# and peaks of maps by up to 4e-6, and those of single slices by up to 2e-5; the tests of the runtimes allow 1e-4.
+# Relative to a score, or to a standard deviation. On the synthetic volumes another batch size or runtime changed case
+# scores and map peaks by up to 4e-6, and scores of single slices by up to 2e-5; the tests of the runtimes allow 1e-4.
 _ROUNDING = 1e-5
 
 
 class HeldOutScores(nn.Module):
-    """Keep the scores of held-out normal cases; none before `keep`.
+    """Scores of held-out normal cases; there are none before `keep`.
 
-    The buffers `scores` and `weights` hold the scores, ascending, and what each counts: the cases of one patient are
-    alike, so together they count as one.
+    The buffers `scores` and `weights` hold the scores, ascending, and their weights: the cases of one patient are
+    similar, so together they count as one.
 
     Example:
         >>> held_out = HeldOutScores()
@@ -40,15 +40,15 @@ class HeldOutScores(nn.Module):
 
     @property
     def n(self) -> int:
-        """Number of patients."""
+        """Return the number of patients."""
         return round(float(self.weights.double().sum()))
 
     def keep(self, scores: Sequence[float], patients: Sequence[str]) -> None:
-        """Keep scores in place of those before.
+        """Store scores, replacing earlier ones.
 
         Args:
-            scores: of held-out normal cases, in any order.
-            patients: whose each case is.
+            scores: scores of held-out normal cases, in any order.
+            patients: the patient of each case.
         """
         n_cases = Counter(patients)
         ordered = sorted(zip(scores, patients, strict=True))
@@ -56,17 +56,17 @@ class HeldOutScores(nn.Module):
         self.weights = self.weights.new_tensor([1 / n_cases[patient] for _, patient in ordered])
 
     def p_value(self, score: float) -> float:
-        """Probability that a new normal case has a score this high or higher.
+        """Compute the probability that a new normal case has a score this high or higher.
 
-        It is (1 + held-out cases with a score at or above) / (1 + held-out cases), where scores that differ by rounding
-        are equal. If new normals come from the same distribution, whichever that is, a fraction of at most alpha of
+        It is (1 + held-out cases with a score at or above) / (1 + held-out cases), where scores that differ only by
+        rounding are equal. If new normals come from the same distribution, whichever it is, at most a fraction alpha of
         them has a p-value of alpha or less.
 
         Args:
-            score: of a case.
+            score: the score of a case.
 
         Returns:
-            In [1 / (n + 1), 1]; NaN if no scores were kept.
+            A probability in [1 / (n + 1), 1]; NaN if there are no scores.
 
         Source: Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.
         """
@@ -85,10 +85,10 @@ class HeldOutScores(nn.Module):
 
 
 def rounding_of(score: float) -> float:
-    """By how much a score of a case may differ when the same image is scored again, in float32.
+    """Return by how much the score of a case may differ when the same image is scored again, in float32.
 
     Args:
-        score: in standard deviations of held-out normals.
+        score: the score, in standard deviations of held-out normals.
 
     Example:
         >>> rounding_of(0.3), rounding_of(-20.0)

@@ -1,4 +1,4 @@
-"""Normals as a calibration is given them, in batches of slices, and the stacks that these slices make."""
+"""Input of a calibration: normals in batches of slices, and the stacks that these slices form."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["NormalSlices", "NormalStack", "PooledSlices", "stacks_of"]
 
 
 class NormalSlices(NamedTuple):
-    """A batch of slices of normals, as any method's maps give it.
+    """A batch of slices of normals, from the maps of any method.
 
     Attributes:
         terms: (N, n_terms, H, W), see `Score`.
         foreground: (N, 1, H, W), boolean, see `foreground_of`.
-        patients: whose each slice is, N names.
-        files: of which image, N names; slices of one file and plane follow each other.
-        places: where the slices lie in their volumes; None for images of their own.
-        pooled: see `pooled_features`, (N, channels, parts); None of a method without.
-        grid: of slices of volumes the number along the axis of their plane, and X, Y, Z of the volume, (N, 4); None if
-            they are not known.
+        patients: the patient of each slice, N names.
+        files: the image of each slice, N names; slices of one file and plane follow each other.
+        places: where the slices lie in their volumes; None for 2D images.
+        pooled: see `pooled_features`, (N, channels, parts); None for a method without them.
+        grid: for slices of volumes the slice number along the axis of their plane, and X, Y, Z of the volume, (N, 4);
+            None if unknown.
     """
 
     terms: Tensor
@@ -39,9 +39,9 @@ class NormalSlices(NamedTuple):
 
 
 class PooledSlices(NamedTuple):
-    """Pooled features (N, channels, parts) of a batch of normals, see `pooled_features`, and whose each slice is.
+    """Pooled features (N, channels, parts) of a batch of normals, see `pooled_features`, and the patient of each slice.
 
-    Copies of normals, as another acquisition might show them, are told apart: they set no unit.
+    Acquisition copies of normals are marked as such: they do not affect the unit.
     """
 
     pooled: Tensor
@@ -50,13 +50,13 @@ class PooledSlices(NamedTuple):
 
 
 class NormalStack(NamedTuple):
-    """The slices of one plane of one image, and whose they are.
+    """The slices of one plane of one image of a patient.
 
     Attributes:
-        patient: its name.
+        patient: the patient's name.
         file: the image's name.
-        plane: "axial", "coronal" or "sagittal"; "axial" for images of their own.
-        slices: blurred through the slices, see `Score.blurred`.
+        plane: "axial", "coronal" or "sagittal"; "axial" for 2D images.
+        slices: the stack, blurred through the slices, see `Score.blurred`.
         grid: see `NormalSlices`, (n, 4).
     """
 
@@ -68,14 +68,14 @@ class NormalStack(NamedTuple):
 
 
 def stacks_of(score: Score, batches: Iterable[NormalSlices]) -> Iterator[NormalStack]:
-    """Put together what batches hold, by image and plane.
+    """Join the slices of batches into stacks, one per image and plane.
 
     Args:
-        score: sums the terms and blurs the slices.
-        batches: of slices; those of one image and plane may lie in several.
+        score: the score that sums the terms and blurs the slices.
+        batches: batches of slices; those of one image and plane may span several batches.
 
     Returns:
-        One at a time, in the order of the batches.
+        The stacks one at a time, in the order of the batches.
     """
     waiting: list[NormalStack] = []
     for batch in batches:

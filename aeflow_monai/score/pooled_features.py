@@ -1,4 +1,4 @@
-"""Pooled features of slices: what the global term looks at."""
+"""Pooled encoder features of slices, the input of the global term."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 __all__ = ["pooled_features"]
 
-_MOST_NUMBERS = 1024  # of a slice, so that the stored matrix stays small, whatever the encoder
+_MOST_NUMBERS = 1024  # per slice, to bound the size of the stored matrix for any encoder
 
 
 def pooled_features(features: Sequence[Tensor]) -> Tensor:
-    """Mean features of the quarters of each slice, of all stages beside each other.
+    """Compute the mean features of each slice's quarters, with all stages concatenated.
 
     Args:
-        features: of the encoder's stages, each (N, C_i, h_i, w_i).
+        features: features of the encoder's stages, each (N, C_i, h_i, w_i).
 
     Returns:
-        (N, channels, 4), or of wide encoders the mean of all of the slice, (N, channels, 1).
+        (N, channels, 4); for wide encoders the mean over the whole slice, (N, channels, 1).
 
     Example:
         >>> tuple(pooled_features([torch.rand(3, 40, 16, 16), torch.rand(3, 112, 8, 8)]).shape)
@@ -36,7 +36,7 @@ def _means_of_parts(stage: Tensor, grid: int) -> Tensor:
     height, width = (int(length) for length in stage.shape[-2:])
     if height % grid == 0 and width % grid == 0:
         return F.avg_pool2d(stage, (height // grid, width // grid)).flatten(2)
-    # parts that overlap by a row or column, which ONNX has no operation for
+    # parts may overlap by a row or column; ONNX has no operation for this
     rows, columns = ([(n * k // grid, -(-n * (k + 1) // grid)) for k in range(grid)] for n in (height, width))
     parts = [stage[:, :, top:bottom, left:right] for top, bottom in rows for left, right in columns]
     return torch.stack([part.mean(dim=(2, 3)) for part in parts], dim=2)

@@ -1,7 +1,7 @@
-"""Position normalisation: mean and deviation of normal anomaly maps at each place of a slice and of a volume.
+"""Position normalisation: mean and standard deviation of normal anomaly maps by place in the slice and the volume.
 
-Edges, folds and vessels are never predicted as well as plain tissue, so a flow gives the same places high values in
-everybody. What is high in all normals is not abnormal.
+Edges, folds and vessels are harder to predict than plain tissue, so a flow gives the same places high values in all
+patients. A value that is high in all normals is not abnormal.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from aeflow_monai.geometry import PLANES, Places
 __all__ = ["UNKNOWN", "PositionMoments", "PositionNorm", "blur_through_slices"]
 
 _GRID = 16  # rows and columns of the statistics, over the whole slice
-_POSITIONS = 32  # of the statistics, from the first slice of a case to its last
-# Neighbours count too, so that few cases are enough and cases need not lie exactly alike. All three were chosen on
+_POSITIONS = 32  # of the statistics, from the first slice of a case to the last
+# Neighbours count too, so that few cases are enough and cases need not be aligned exactly. All three were chosen on
 # lesions planted into training subjects.
 _SIGMA_IN_PLANE = 0.1  # of the slice's size
-_SIGMA_OF_POSITION = 0.03  # of the distance from first to last slice
+_SIGMA_OF_POSITION = 0.03  # of the distance from the first slice to the last
 _PATIENTS_OF_ALL_PLACES = 0.3  # weight, in patients, of the statistics over all places
 
-UNKNOWN = 1e30  # deviation where too few normals were seen to know one
+UNKNOWN = 1e30  # standard deviation where too few normals are known
 
 _PLANE_NAMES = list(PLANES)
 
 
 class PositionMoments:
-    """Sum of weights, values and squares of normal maps, by place.
+    """Sums of weights, values and squared values of normal maps, by place.
 
     Args:
-        grid: rows and columns of the statistics; 1 for what has no place in the plane.
+        grid: rows and columns of the statistics; 1 for values without a place in the plane.
 
     Example:
         >>> moments = PositionMoments()
@@ -50,7 +50,7 @@ class PositionMoments:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there was no foreground so far."""
+        """Return whether there was no foreground so far."""
         return not bool((self.sums[:, :, 0] > 0).any())
 
     def add(self, maps: Tensor, foreground: Tensor, places: Places | None, patient: str) -> None:
@@ -59,8 +59,8 @@ class PositionMoments:
         Args:
             maps: (N, 1, H, W).
             foreground: which pixels count, (N, 1, H, W), in [0, 1] or boolean.
-            places: of the slices; see `PositionNorm.forward`.
-            patient: whose they are.
+            places: places of the slices; see `PositionNorm.forward`.
+            patient: the patient that the slices are of.
         """
         maps, weight = maps.double().cpu(), foreground.double().cpu()
         planes, positions = (numbers.expand(len(maps)) for numbers in _planes_and_positions(places))
@@ -74,13 +74,13 @@ class PositionMoments:
 
 
 class PositionNorm(nn.Module):
-    """Standardise anomaly maps by normal cases at the same place; before `fit` it changes nothing.
+    """Standardise anomaly maps by normal cases at the same place; the identity before `fit`.
 
-    The buffers `mean` and `std` hold mean and deviation of normals, in the maps' own unit: (planes, positions, rows,
-    columns), coarse and smooth. Positions are relative slice positions, see `Places`.
+    The buffers `mean` and `std` hold mean and standard deviation of normals, in the maps' own unit: (planes, positions,
+    rows, columns), on a coarse grid and smoothed. Positions are relative slice positions, see `Places`.
 
     Args:
-        grid: rows and columns, those of the `PositionMoments` that it will be fitted to.
+        grid: rows and columns, equal to those of the `PositionMoments` that it is fitted to.
     """
 
     mean: Tensor
@@ -96,7 +96,7 @@ class PositionNorm(nn.Module):
 
         Args:
             maps: (N, 1, H, W).
-            places: of the slices; if None each is an image of its own, as a 2D image is.
+            places: places of the slices; if None, each is a 2D image.
 
         Returns:
             (N, 1, H, W), in standard deviations of normals at the same place.
@@ -113,10 +113,10 @@ class PositionNorm(nn.Module):
         return (maps - fields[0]) / fields[1]
 
     def log_likelihood(self, moments: PositionMoments) -> float:
-        """Log-likelihood of maps, each pixel a Gaussian of its own with the mean and deviation there: in nats.
+        """Compute the log-likelihood of maps in nats, with a Gaussian for each pixel from the statistics there.
 
         Args:
-            moments: of the maps.
+            moments: the moments of the maps.
         """
         weight, first, second = moments.sums.unbind(dim=2)
         mean, std = self.mean.double().cpu(), self.std.double().cpu()
@@ -125,29 +125,29 @@ class PositionNorm(nn.Module):
 
     @property
     def is_known(self) -> Tensor:
-        """Whether enough normals were seen, see `set_unknown`: a boolean scalar."""
+        """Return whether enough normals are known, see `set_unknown`: a boolean scalar."""
         return (self.std < UNKNOWN).all()
 
     def set_unknown(self) -> None:
-        """Too few normals were seen: every map becomes 0."""
+        """Mark the statistics as unknown, for too few normals: every map becomes 0."""
         self.mean.zero_()
         self.std.fill_(UNKNOWN)
 
     def reset(self) -> None:
-        """Forget the normals; maps stay as they are."""
+        """Reset to the identity."""
         self.mean.zero_()
         self.std.fill_(1.0)
 
     @torch.no_grad()
     def fit(self, moments: Iterable[PositionMoments], by_position: bool = True) -> None:
-        """Take mean and deviation from maps of normals; a place without any gets those of all places.
+        """Fit mean and standard deviation to maps of normals; a place without any gets those of all places.
 
         Args:
-            moments: of one or more groups of patients.
-            by_position: if false, all places of a plane get the same mean and deviation.
+            moments: moments of one or more groups of patients.
+            by_position: if false, all places of a plane get the same mean and standard deviation.
 
         Raises:
-            ValueError: no foreground at all.
+            ValueError: there is no foreground.
         """
         groups = list(moments)
         n_patients = len(set().union(*(group.patients for group in groups)))
@@ -155,13 +155,13 @@ class PositionNorm(nn.Module):
         total = sums.sum(dim=(1, 3, 4))
         if not float(total[:, 0].sum()) > 0:
             raise ValueError("Position normalisation needs maps of normals with a foreground; got none.")
-        total = torch.where(total[:, :1] > 0, total, total.sum(dim=0))  # of a plane that was not seen: of all
+        total = torch.where(total[:, :1] > 0, total, total.sum(dim=0))  # planes without normals: all planes
         anywhere = (total[:, 1:] / total[:, :1]).view(-1, 1, 2, 1, 1)
         smooth = _smooth(sums)
         weight, parts = smooth[:, :, :1], smooth[:, :, 1:]
         least = torch.finfo(weight.dtype).tiny
         here = parts / weight.clamp_min(least)
-        # each position is normalised by itself, so that the nearest slices fill the gaps between them
+        # each position is normalised separately, so that the nearest slices fill the gaps between them
         weight_of_here = n_patients if by_position else 0
         patients = weight_of_here * weight / weight.amax(dim=(3, 4), keepdim=True).clamp_min(least)
         first, second = (
@@ -169,20 +169,21 @@ class PositionNorm(nn.Module):
         ).unbind(dim=2)
         variance = (second - first.square()).clamp_min(0)
         deviation = (anywhere[:, :, 1] - anywhere[:, :, 0].square()).clamp_min(0).sqrt()
-        # a place that never changed must not turn every change into a finding
-        flat = deviation <= 1e-6 * anywhere[:, :, 0].abs()  # all the same but for rounding
+        # a place that is constant in normals must not turn every change into a finding
+        flat = deviation <= 1e-6 * anywhere[:, :, 0].abs()  # all equal up to rounding
         smallest = torch.where(flat, 1.0, 0.1 * deviation)
         self.mean.copy_(first)
         self.std.copy_(variance.sqrt().maximum(smallest))
 
 
 def blur_through_slices(maps: Tensor, places: Places | None, sigma: float) -> Tensor:
-    """Mean of each map with those of neighbouring slices: what extends through several slices is no noise.
+    """Average each map with those of neighbouring slices: what extends through several slices is not noise.
 
     Args:
         maps: (n, 1, H, W), of the slices of one plane of a volume.
-        places: of the slices; if None each is an image of its own, and stays as it is.
-        sigma: of the Gaussian weights, as a fraction of the way from the first slice to the last; 0 changes nothing.
+        places: places of the slices; if None, each is a 2D image and stays as it is.
+        sigma: standard deviation of the Gaussian weights, as a fraction of the distance from the first slice to the
+            last; 0 changes nothing.
 
     Returns:
         (n, 1, H, W).
@@ -202,15 +203,15 @@ def blur_through_slices(maps: Tensor, places: Places | None, sigma: float) -> Te
 
 
 def _planes_and_positions(places: Places | None) -> tuple[Tensor, Tensor]:
-    """Number of the plane and relative position of each slice, (N,) and (N,); of lone images one for all."""
-    if places is None:  # of one for all, so that a traced network takes batches of any size
+    """Return the plane index and relative position of each slice, (N,) and (N,); one for all without places."""
+    if places is None:  # one for all, so that a traced network accepts batches of any size
         return torch.zeros(1, dtype=torch.long), torch.full((1,), 0.5)
     planes = torch.tensor([_PLANE_NAMES.index(plane) for plane in places.planes], dtype=torch.long)
     return planes, torch.as_tensor(places.positions).float().cpu().clamp(0, 1)
 
 
 def _smooth(sums: Tensor) -> Tensor:
-    """Blur sums (planes, positions, 3, rows, columns) in the plane; nothing comes in over the borders."""
+    """Blur sums (planes, positions, 3, rows, columns) in the plane, with zero padding."""
     grid = sums.shape[-1]
     sigma = _SIGMA_IN_PLANE * grid
     distance = torch.arange(grid, dtype=sums.dtype)

@@ -1,6 +1,6 @@
-"""The score, and nothing else defines it: terms -> calibrated anomaly map -> slice score -> case score.
+"""Definition of the score: terms -> calibrated anomaly map -> slice score -> case score.
 
-It knows no network: whatever gives maps of slices can be scored by it.
+It is independent of the network: any method that computes maps of slices can be scored by it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from aeflow_monai.score.top_fractions import top_mean, top_means
 __all__ = ["Score", "SliceScores"]
 
 # Fractions of a slice's highest map values, and of a case's highest slice scores. In a volume a lesion is a small part
-# of a slice, and in few of them. Chosen on the panel's development splits, see docs/results_choices.md.
+# of a slice, and in few slices. Chosen on the panel's development splits, see docs/results_choices.md.
 _OF_IMAGES, _OF_VOLUMES = ((0.05, 1.0), 0.25), ((0.005, 1.0), 0.15)
-_EASE_MARGIN = 1.5  # so many standard deviations easier to reconstruct than the mean is still normal; a choice
+_EASE_MARGIN = 1.5  # slices at most this much easier to reconstruct than the mean are normal; a choice
 
 
 class SliceScores(NamedTuple):
-    """Anomaly maps of slices and what is told of each.
+    """Anomaly maps and scores of slices.
 
     Attributes:
         anomaly_map: (n, 1, H, W).
         slice_scores: (n,).
         ease: how much easier to reconstruct each slice is than normals, (n,); see `Score.ease`.
-        map_scores: the scores without the global terms, (n,).
-        global_terms: how unusual all of each slice is, (n,); see `Score.global_terms`.
+        map_scores: the slice scores without the global terms, (n,).
+        global_terms: how unusual each slice is as a whole, (n,); see `Score.global_terms`.
     """
 
     anomaly_map: Tensor
@@ -47,53 +47,53 @@ class SliceScores(NamedTuple):
 
 
 class Score(nn.Module):
-    """Everything that turns maps of slices into a calibrated anomaly map and scores.
+    """Compute a calibrated anomaly map and scores from the terms of slices.
 
     The anomaly map is a weighted sum of terms, each at image size and standardised by its mean and standard deviation
-    on held-out normals. The last term is the reconstruction's, 1 - SSIM; the others are the flow's, one per encoder
-    stage. A single term is the map of any other method::
+    on held-out normals. The last term is that of the reconstruction, 1 - SSIM; the others are those of the flow, one
+    per encoder stage. A single term can be the map of any other method::
 
         sum = (beta * mean of standardised(flow terms) + (1 - beta) * standardised(1 - SSIM)) / map_std
         deviation = (sum, blurred through the slices of a volume - mean of normals at the same place) / their deviation
         map = deviation - (1 - level_weight) * mean of deviation over the slice's foreground
 
-    Outside of the tissue, where only black lies between a pixel and the border, the map is at most 0.
+    Outside the tissue, where there is only black between a pixel and the border, the map is at most 0.
 
     A map value of 0 is typical of normals at this place; larger is more anomalous, in standard deviations of normals
-    there. A slice's score is the mean, over `top_fractions`, of the mean of that fraction of its highest map values,
-    standardised by that of held-out normal slices. So it rises with a small lesion, and with a faint change of
-    everything. A slice that is easier to reconstruct than normals are, as a blurred one, is abnormal too: its `ease`
-    beyond 1.5 standard deviations, times `ease_weight`, is added. What changes all of a slice may change no place by
-    much: the `GlobalTerm` of its pooled features is joined to the score as a soft maximum,
-    softness log((e^(score / softness) + e^(weight term / softness)) / 2), see there.
-    Of a volume that is seen from several planes, a slice's score is that of the mean of their maps, where it was
-    calibrated so (`of_mean_map`). A case's score is the mean of the highest slice scores without the term, joined
-    likewise to the mean of the terms: what changes all of a case changes most slices.
+    there. For each of `top_fractions` the mean of this fraction of a slice's highest map values is standardised by that
+    of held-out normal slices; the slice score is the mean over the fractions. So it rises with a small lesion, and with
+    a faint change of the whole slice. A slice that is easier to reconstruct than normals, such as a blurred one, is
+    abnormal too: its `ease` beyond 1.5 standard deviations, times `ease_weight`, is added. A change of the whole slice
+    may change no place by much: the `GlobalTerm` of its pooled features is joined to the score by a soft maximum,
+    softness log((e^(score / softness) + e^(weight term / softness)) / 2), see there. For a volume with several planes,
+    a slice is scored by the mean of the planes' maps, if it was calibrated so (`of_mean_map`). The score of a case is
+    the mean of its highest slice scores without the global term, joined in the same way to the mean of the global
+    terms: a change of the whole case changes most slices.
 
-    Nothing of it depends on the other images of a batch. Means, deviations and thresholds are buffers, so they are part
-    of the checkpoint. Before `calibrate` has filled them, maps and scores are in no unit and thresholds are infinite.
+    Nothing depends on the other images of a batch. Means, standard deviations and thresholds are buffers, so they are
+    part of the checkpoint. Until `calibrate_score` has filled them, maps and scores have no unit and thresholds are
+    infinite.
 
     Args:
-        n_terms: number of terms: encoder stages and the reconstruction; 1 for a single map.
+        n_terms: number of terms: one for each encoder stage, and the reconstruction; 1 for a single map.
         beta: weight of the flow terms, in [0, 1]; a single term has the weight 1.
-        published: the published score in log space, beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM): neither maps nor
-            slice scores are standardised, blurred or compared by position.
+        published: compute the published score in log space, beta * (-log N(z'; 0, I)) + (1 - beta) * (-SSIM): neither
+            maps nor slice scores are standardised, blurred or compared by position.
         top_fractions: fractions of a slice's highest map values, each in (0, 1]; 1 takes the mean of the whole slice.
-            If None 0.005 and 1 where it is calibrated on volumes, else 0.05 and 1, as for the published score.
-        case_top_fraction: fraction of a case's highest slice scores whose mean is its score, in (0, 1]. If None 0.15
-            where it is calibrated on volumes, else 0.25.
-        position_normalisation: compare each place of the map with the same place of normals, where that predicts
-            held-out normals better than their mean and deviation anywhere.
+            If None, 0.005 and 1 if calibrated on volumes, else 0.05 and 1; 0.05 and 1 for the published score as well.
+        case_top_fraction: fraction of a case's highest slice scores whose mean is its score, in (0, 1]. If None, 0.15
+            if calibrated on volumes, else 0.25.
+        position_normalisation: compare each place of the map with the same place of normals, if this predicts held-out
+            normals better than their mean and standard deviation over all places.
         slice_sigma: standard deviation of the blur through the slices of a volume, as a fraction of the distance from
-            the first slice that is processed to the last, 0 or more; 0 for none.
+            the first processed slice to the last, 0 or more; 0 for none.
         ease_weight: weight of `ease` in a slice's score, 0 or more; the published score has 0.
-        level_weight: weight of a slice's mean in its map, above 0, at most 1. All of a slice is higher or lower in one
-            patient than in another, and by more than a small lesion changes it; 1 where a disease changes all of an
-            image.
-        global_term: join the `GlobalTerm` to the slice scores; the published score is without.
+        level_weight: weight of a slice's mean in its map, above 0, at most 1. The level of a whole slice differs
+            between patients by more than a small lesion changes it; use 1 where a disease changes the whole image.
+        global_term: join the `GlobalTerm` to the slice scores; the published score has none.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
 
     Example:
         >>> score = Score(n_terms=1)
@@ -171,9 +171,9 @@ class Score(nn.Module):
         self.register_buffer("map_threshold", torch.tensor(math.inf))
         self.register_buffer("slice_threshold", torch.tensor(math.inf))
         self.register_buffer("case_threshold", torch.tensor(math.inf))
-        # rank of the case threshold among the scores of held-out patients, and their number
+        # rank of the case threshold among the scores of held-out patients, and the number of patients
         self.register_buffer("case_rank", torch.zeros(2, dtype=torch.long))
-        # whether held-out normals had slices of several relative positions: 1 if so, 0 if not, -1 if it is not known
+        # whether held-out normals had slices of several relative positions: 1 if so, 0 if not, -1 if unknown
         self.register_buffer("saw_volumes", torch.tensor(-1))
         # whether slices of volumes are scored by the mean of the maps of several planes
         self.register_buffer("of_mean_map", torch.tensor(False))
@@ -181,12 +181,12 @@ class Score(nn.Module):
 
     @property
     def top_fractions(self) -> tuple[float, ...]:
-        """Fractions of a slice's highest map values: those given, or those of the kind that it was calibrated on."""
+        """Return the fractions of a slice's highest map values: as given, or by the kind of calibration data."""
         return self._top_fractions or self._of_kind[0]
 
     @property
     def case_top_fraction(self) -> float:
-        """Fraction of a case's highest slice scores, likewise."""
+        """Return the fraction of a case's highest slice scores: as given, or by the kind of calibration data."""
         return self._case_top_fraction or self._of_kind[1]
 
     @property
@@ -195,23 +195,23 @@ class Score(nn.Module):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether the thresholds were fitted, which the end of a training does."""
+        """Return whether the thresholds were fitted, which the end of a training does."""
         return math.isfinite(float(self.case_threshold))
 
     @property
     def thresholds(self) -> dict[str, float]:
-        """The case, slice and map threshold, by name."""
+        """Return the case, slice and map threshold by name."""
         names = ("case_threshold", "slice_threshold", "map_threshold")
         return {name: float(getattr(self, name)) for name in names}
 
     @property
     def expected_specificity(self) -> float:
-        """Share of new normal cases that the case threshold lets pass on average; NaN before the calibration."""
+        """Return the expected fraction of new normal cases below the case threshold; NaN before the calibration."""
         rank, n_patients = self.case_rank.tolist()
         return rank / (n_patients + 1) if n_patients else math.nan
 
     def term_weights(self) -> Tensor:
-        """Weight of each standardised term: beta spread over the flow terms, 1 - beta for the reconstruction."""
+        """Return the weight of each standardised term: beta shared by the flow terms, 1 - beta for the last."""
         if self.n_terms == 1:
             return torch.ones_like(self.term_mean)
         weights = torch.full_like(self.term_mean, self.beta / (self.n_terms - 1))
@@ -221,16 +221,16 @@ class Score(nn.Module):
     def stack(
         self, terms: Tensor, foreground: Tensor, places: Places | None = None, pooled: Tensor | None = None
     ) -> SliceStack:
-        """What the scores of slices are made of.
+        """Reduce the terms of slices to what their scores are computed from.
 
         Args:
             terms: (N, n_terms, H, W), not standardised.
             foreground: which pixels are above 0, (N, 1, H, W), boolean; see `foreground_of`.
-            places: where the slices lie in their volumes; None for images of their own.
-            pooled: see `pooled_features`, (N, channels, parts); without, the scores have no global term.
+            places: where the slices lie in their volumes; None for 2D images.
+            pooled: see `pooled_features`, (N, channels, parts); if None, the scores have no global term.
 
         Returns:
-            The stack. Of a single term nothing is known of a reconstruction: its dissimilarity is 0.
+            The stack. With a single term there is no reconstruction, and its dissimilarity is 0.
         """
         dissimilarity = (
             terms.new_zeros(len(terms)) if self.n_terms == 1 else mean_in_foreground(terms[:, -1:], foreground)
@@ -238,28 +238,28 @@ class Score(nn.Module):
         return SliceStack(self._weighted_sum(terms), dissimilarity, foreground, places, pooled)
 
     def blurred(self, stack: SliceStack) -> SliceStack:
-        """The slices of one plane of a volume, each with its neighbours; images of their own stay as they are."""
+        """Blur each slice of one plane of a volume with its neighbours; 2D images stay as they are."""
         if self.published:
             return stack
         return stack._replace(weighted_sum=blur_through_slices(stack.weighted_sum, stack.places, self.slice_sigma))
 
     def forward(self, stack: SliceStack) -> SliceScores:
-        """Anomaly maps and scores of slices, which are `blurred` already if they are to be."""
+        """Compute anomaly maps and scores of slices; call `blurred` before for slices of a volume."""
         anomaly_map, ease = self.anomaly_map(stack), self.ease(stack)
         map_scores, terms = self.map_scores(self.top_means(anomaly_map), ease), self.global_terms(stack)
         return SliceScores(anomaly_map, self.joined(map_scores, terms), ease, map_scores, terms)
 
     def rescored(self, scores: SliceScores, mean_map: Tensor) -> SliceScores:
-        """Scores of slices by another map (n, 1, H, W), which is the mean over the planes of a volume."""
+        """Compute scores of slices by another map (n, 1, H, W), the mean over the planes of a volume."""
         map_scores = self.map_scores(self.top_means(mean_map), scores.ease)
         return scores._replace(slice_scores=self.joined(map_scores, scores.global_terms), map_scores=map_scores)
 
     def anomaly_map(self, stack: SliceStack, norm: PositionNorm | None = None) -> Tensor:
-        """Anomaly maps of slices.
+        """Compute anomaly maps of slices.
 
         Args:
-            stack: of the slices.
-            norm: mean and deviation of normals to compare with, in place of the score's own.
+            stack: the slices.
+            norm: statistics of normals to compare with; the score's own if None.
 
         Returns:
             (n, 1, H, W).
@@ -268,19 +268,19 @@ class Score(nn.Module):
             return stack.weighted_sum
         deviation: Tensor = (norm or self.position_norm)(stack.weighted_sum, stack.places)
         level = (1 - self.level_weight) * mean_in_foreground(deviation, stack.foreground).view(-1, 1, 1, 1)
-        # outside of the tissue nothing is taken off: wide margins would turn a high level into a low mean
+        # outside the tissue the level is not subtracted: wide margins would turn a high level into a low mean
         return torch.where(is_tissue(stack.foreground), deviation - level, deviation.clamp_max(0))
 
     def ease(self, stack: SliceStack, norm: PositionNorm | None = None) -> Tensor:
-        """How much easier to reconstruct slices are than those of normals at the same relative position.
+        """Compute how much easier slices are to reconstruct than normals at the same relative slice position.
 
         Args:
-            stack: of the slices.
-            norm: mean and deviation of normals to compare with, in place of the score's own.
+            stack: the slices.
+            norm: statistics of normals to compare with; the score's own if None.
 
         Returns:
-            (n,), in standard deviations of normals: below 0 for what is harder, 0 for black slices, and 0 for all if
-            the normals were of too few patients.
+            (n,), in standard deviations of normals: negative if harder, 0 for black slices, and 0 for all if the
+            normals were of too few patients.
         """
         norm = norm or self.dissimilarity_norm
         harder: Tensor = norm(stack.dissimilarity.view(-1, 1, 1, 1), stack.places)
@@ -288,14 +288,14 @@ class Score(nn.Module):
         return torch.where(is_known, -harder.flatten(), 0.0)
 
     def global_terms(self, stack: SliceStack, term: GlobalTerm | None = None) -> Tensor:
-        """How unusual all of each slice is, see `GlobalTerm`.
+        """Compute how unusual each slice is as a whole, see `GlobalTerm`.
 
         Args:
-            stack: of the slices.
-            term: in place of the score's own.
+            stack: the slices.
+            term: the term to use; the score's own if None.
 
         Returns:
-            (n,), in standard deviations of normals; 0 if the score has no such term, or nothing is known of it.
+            (n,), in standard deviations of normals; 0 if the score has no such term or it is unknown.
         """
         term = term or self.global_term
         if not self.has_global_term or stack.pooled is None or not term.is_known:
@@ -305,32 +305,32 @@ class Score(nn.Module):
 
     @property
     def knows_global_terms(self) -> bool:
-        """Whether global terms are joined to the scores."""
+        """Return whether global terms are joined to the scores."""
         return self.has_global_term and self.global_term.is_known
 
     def joined(self, map_scores: Tensor, global_terms: Tensor) -> Tensor:
-        """Soft maximum of what maps and global terms say of slices, or of a case; of maps alone if no term is known."""
+        """Join map scores and global terms by a soft maximum; without known terms, return the map scores."""
         if not self.knows_global_terms:
             return map_scores
         return self.global_term.joined(map_scores, global_terms)
 
     def top_means(self, anomaly_map: Tensor) -> Tensor:
-        """Mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""
+        """Compute the mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""
         return top_means(anomaly_map, self.top_fractions)
 
     def map_scores(self, top_means: Tensor, ease: Tensor) -> Tensor:
-        """Score of each slice without its global term: from its `top_means`, (n, fractions), and its `ease`, (n,)."""
+        """Compute slice scores without the global term, from `top_means` (n, fractions) and `ease` (n,)."""
         scores = ((top_means - self.fraction_mean) / self.fraction_std).mean(dim=1)
         if self.published:
             return scores
         return scores + self.ease_weight * (ease - _EASE_MARGIN).clamp_min(0)
 
     def case_score(self, map_scores: Mapping[str, Tensor], global_terms: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Score of a case from those of its slices.
+        """Compute the score of a case from those of its slices.
 
         Args:
-            map_scores: for each plane ("axial", ...) those of its slices, (D,); NaN where a slice was skipped.
-            global_terms: likewise, if they are known.
+            map_scores: scores of the slices of each plane ("axial", ...), (D,); NaN where a slice was skipped.
+            global_terms: global terms of the slices, likewise, if known.
 
         Returns:
             A scalar: the `case_map_score`, `joined` to the `case_global_term`; NaN if all slices were skipped.
@@ -339,28 +339,28 @@ class Score(nn.Module):
         return self.joined(of_maps, self.case_global_term(global_terms)) if global_terms else of_maps
 
     def case_map_score(self, map_scores: Mapping[str, Tensor]) -> Tensor:
-        """Of each plane the mean of the top fraction of its slices' scores, and of these the mean: a scalar."""
+        """Compute the mean over planes of the mean of the top fraction of the slices' scores, a scalar."""
         looked_at = [scores[~scores.isnan()] for scores in map_scores.values()]
         planes = [top_mean(scores[None], self.case_top_fraction)[0] for scores in looked_at if len(scores)]
         return torch.stack(planes).mean() if planes else torch.tensor(math.nan)
 
     @staticmethod
     def case_global_term(global_terms: Mapping[str, Tensor]) -> Tensor:
-        """Of each plane the mean of its slices' global terms, and of these the mean: a scalar."""
+        """Compute the mean over planes of the mean of the slices' global terms, a scalar."""
         return torch.stack([terms.nanmean() for terms in global_terms.values()]).mean()
 
     def verdict(
         self, map_scores: Mapping[str, Tensor], global_terms: Mapping[str, Tensor] | None = None
     ) -> dict[str, float]:
-        """All numbers that are told of a case.
+        """Return all numbers that are reported for a case.
 
         Args:
             map_scores: see `case_score`.
             global_terms: see `case_score`.
 
         Returns:
-            "anomaly_score" and what it was joined from, "map_score" and "global_term", NaN if none is known; the three
-            thresholds by name, "p_value" (see `HeldOutScores`) and "n_held_out".
+            "anomaly_score" and its parts, "map_score" and "global_term" (NaN if unknown); the three thresholds by name,
+            "p_value" (see `HeldOutScores`) and "n_held_out".
         """
         of_maps, term = self.case_map_score(map_scores), torch.tensor(math.nan)
         of_all = of_maps
@@ -373,7 +373,7 @@ class Score(nn.Module):
         return {"anomaly_score": case_score, **parts, **self.thresholds, **held_out}
 
     def term_factors(self) -> tuple[Tensor, Tensor]:
-        """What terms are multiplied by before they are summed, (n_terms,), and what is taken off the sum, a scalar."""
+        """Return the factor of each term, (n_terms,), and the constant subtracted from their sum, a scalar."""
         weights = self.term_weights()
         if self.published:
             # the published score has -SSIM where the term is 1 - SSIM
@@ -382,9 +382,9 @@ class Score(nn.Module):
         return factors, (factors * self.term_mean).sum()
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take the state of an earlier version too, which does not tell what it was calibrated on."""
+        """Load the state, also of an earlier version, which does not record what it was calibrated on."""
         state_dict.setdefault(f"{prefix}saw_volumes", torch.tensor(-1))
-        if f"{prefix}of_mean_map" not in state_dict:  # of an earlier version, which had the same fractions for all
+        if f"{prefix}of_mean_map" not in state_dict:  # an earlier version, with the same fractions for all
             state_dict[f"{prefix}of_mean_map"] = torch.tensor(False)
             self._top_fractions = self._top_fractions or _OF_IMAGES[0]
             self._case_top_fraction = self._case_top_fraction or _OF_IMAGES[1]

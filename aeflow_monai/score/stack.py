@@ -1,4 +1,4 @@
-"""A stack of slices: what is known of slices that are scored together, passed on as one object."""
+"""A stack of slices: everything that is needed to score slices together, as one object."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ __all__ = ["SliceStack", "foreground_of"]
 
 
 class SliceStack(NamedTuple):
-    """What the score of slices is made of: those of one plane of a volume, or images of their own.
+    """Input of the slice scores: the slices of one plane of a volume, or 2D images.
 
     Attributes:
-        weighted_sum: of the map's terms, (n, 1, H, W); see `Score`.
-        dissimilarity: of each slice and its reconstruction, 1 - SSIM, mean over the foreground, (n,); 0 without any.
+        weighted_sum: weighted sum of the map's terms, (n, 1, H, W); see `Score`.
+        dissimilarity: 1 - SSIM of each slice and its reconstruction, mean over the foreground, (n,); 0 without
+            foreground.
         foreground: which pixels are above 0, (n, 1, H, W), boolean.
-        places: where the slices lie in their volume; None for images of their own.
-        pooled: see `pooled_features`, (n, channels, parts); None of a method without.
+        places: where the slices lie in their volume; None for 2D images.
+        pooled: see `pooled_features`, (n, channels, parts); None for a method without them.
     """
 
     weighted_sum: Tensor
@@ -31,7 +32,7 @@ class SliceStack(NamedTuple):
     pooled: Tensor | None = None
 
     def part(self, chosen: slice) -> SliceStack:
-        """The stack of some of the slices."""
+        """Return the stack of a range of the slices."""
         places = None if self.places is None else self.places.part(chosen)
         pooled = None if self.pooled is None else self.pooled[chosen]
         foreground = self.foreground[chosen]
@@ -39,7 +40,7 @@ class SliceStack(NamedTuple):
 
     @classmethod
     def join(cls, parts: Sequence[SliceStack]) -> SliceStack:
-        """The stack of several groups of slices, one after the other; all have places, or none has.
+        """Concatenate the stacks of several groups of slices; either all have places or none has.
 
         Example:
             >>> one = SliceStack(torch.zeros(2, 1, 4, 4), torch.zeros(2), torch.ones(2, 1, 4, 4) > 0, None)
@@ -58,5 +59,5 @@ class SliceStack(NamedTuple):
 
 
 def foreground_of(image: Tensor) -> Tensor:
-    """Where images (N, C, H, W) are above 0 in any channel: (N, 1, H, W), boolean."""
+    """Return where images (N, C, H, W) are above 0 in any channel: (N, 1, H, W), boolean."""
     return (image > 0).any(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How the global term is fitted to normals of a training, or moved to those of another site."""
+"""Fitting the global term to normals of a training, or moving it to those of another site."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from aeflow_monai.score.global_term import GlobalTerm
 
 __all__ = ["fit_global_term"]
 
-_AT_ONCE = 1024  # slices that are compared with all normals, which takes memory
-_LEAST_PATIENTS = 6  # with fewer normals nothing is known of what else is normal
+_AT_ONCE = 1024  # slices that are compared with all normals at once; bounds the memory
+_LEAST_PATIENTS = 6  # fewer do not show how much normals vary
 Normals = Mapping[str, Tensor]
 
 
@@ -24,25 +24,25 @@ def fit_global_term(
     copies: Sequence[Normals] = (),
     of_volumes: bool = False,
 ) -> list[GlobalTerm]:
-    """Fit a term to normals of a training, and for each group of held-out ones give what they are compared with.
+    """Fit a term to normals of a training, and return a term for each group of held-out ones to be compared with.
 
-    Held-out normals are not among what the term is fitted to: compared with themselves, now or in a later calibration,
-    they would lie too near. Where normals of a training are of too few patients, it is fitted to all; then each group
-    is compared with the others. The unit is that of all normals, each compared with others than itself. Without normals
-    of a training, a term that is of one is moved to the held-out normals: so it is on another site.
+    The term is never fitted to held-out normals: compared with themselves, in this or a later calibration, their
+    distances would be too small. Only if the training's normals are of too few patients, it is fitted to all; each
+    group is then compared with the others. The unit is that of all normals, each compared with others. Without normals
+    of a training, which is the case at another site, a term of a training is moved to the held-out normals.
 
-    Copies of the training's normals, as another acquisition might show them, are among what the term is fitted to. They
-    set no unit, which is that of normals as they are.
+    Acquisition copies of the training's normals are among those that the term is fitted to. They do not affect the
+    unit, which is that of the original normals.
 
     Args:
-        term: is changed.
-        held_out: of each group, from the patient to the `pooled_features` of all slices.
-        fitted: likewise of what the method was fitted on, in as many groups.
-        copies: likewise of copies of these, in the same groups; none if empty.
-        of_volumes: the normals are slices of volumes, and no 2D images. A term that moves stays what it was.
+        term: the term, which is changed in place.
+        held_out: for each group a dict from the patient to the `pooled_features` of all slices.
+        fitted: likewise for the normals that the method was fitted on, in the same number of groups.
+        copies: likewise for acquisition copies of these, in the same groups; none if empty.
+        of_volumes: whether the normals are slices of volumes, not 2D images. A term that is moved keeps its kind.
 
     Returns:
-        As many as there are groups; none if the normals are of too few patients, and the term knows nothing then.
+        One term per group; none if the normals are of too few patients, and the term is then unknown.
 
     Raises:
         ValueError: features that are not finite.

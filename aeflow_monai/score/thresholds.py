@@ -1,4 +1,4 @@
-"""Thresholds from the scores of held-out normals, and the specificity that they can be expected to keep."""
+"""Thresholds from the scores of held-out normals, and their expected specificity."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = [
     "upper_threshold",
 ]
 
-_OFF = 0.05  # of the expected specificity: what is nearer troubles nobody
+_OFF = 0.05  # of the expected specificity: a smaller deviation is not reported
 
 
 def require_specificity(specificity: float) -> None:
-    """Refuse a specificity out of its range, before anything is computed with it.
+    """Raise an error if a specificity is out of range, before anything is computed with it.
 
     Raises:
         ValueError: it is not in (0, 1).
@@ -36,11 +36,11 @@ def require_specificity(specificity: float) -> None:
 
 
 def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> float:
-    """Threshold that a new normal exceeds with a probability of at most 1 - specificity.
+    """Return the threshold that a new normal exceeds with a probability of at most 1 - specificity.
 
-    The k-th smallest of n held-out scores with k = ceil((n + 1) * specificity) keeps this for any distribution, if new
-    normals come from the same one (split conformal prediction). With fewer than specificity / (1 - specificity) scores
-    no such k exists, and the largest score is returned.
+    The k-th smallest of n held-out scores with k = ceil((n + 1) * specificity) guarantees this for any distribution, if
+    new normals come from the same one (split conformal prediction). With fewer than specificity / (1 - specificity)
+    scores no such k exists, and the largest score is returned.
 
     Args:
         scores: scores of held-out normals, any unit.
@@ -50,7 +50,7 @@ def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> flo
         The threshold, in the scores' unit.
 
     Raises:
-        ValueError: no scores, or a specificity out of its range.
+        ValueError: no scores, or a specificity out of range.
 
     Example:
         >>> upper_threshold(list(range(1, 100)), specificity=0.95)
@@ -66,7 +66,7 @@ def upper_threshold(scores: Sequence[float] | Tensor, specificity: float) -> flo
 
 
 def threshold_rank(n: int, specificity: float) -> int:
-    """Rank k of `upper_threshold` among n scores, from 1: it lets k / (n + 1) of new normals pass, on average.
+    """Return the rank k, from 1, of `upper_threshold` among n scores: on average k / (n + 1) of new normals pass.
 
     Example:
         >>> threshold_rank(99, 0.95), threshold_rank(4, 0.95)
@@ -76,7 +76,7 @@ def threshold_rank(n: int, specificity: float) -> int:
 
 
 def patients_needed(specificity: float) -> int:
-    """Held-out patients from which on a threshold can keep this specificity.
+    """Return the number of held-out patients from which on a threshold can keep this specificity.
 
     Example:
         >>> patients_needed(0.95)
@@ -86,14 +86,14 @@ def patients_needed(specificity: float) -> int:
 
 
 def specificity_range(rank: int, n: int) -> tuple[float, float]:
-    """Between which values the specificity on new normals lies, for nine of ten draws of the held-out ones.
+    """Return the 90 % range of the specificity on new normals over draws of the held-out ones.
 
-    k / (n + 1) is its mean over draws. One draw of few has scores that are too high or too low by chance: the share of
-    new normals below the k-th smallest of n scores has the distribution Beta(k, n + 1 - k).
+    Its mean over draws is k / (n + 1). A single draw of few may by chance have scores that are too high or too low: the
+    fraction of new normals below the k-th smallest of n scores has the distribution Beta(k, n + 1 - k).
 
     Args:
-        rank: k, of the threshold among the scores, from 1.
-        n: number of scores, in patients.
+        rank: rank k of the threshold among the scores, from 1.
+        n: number of scores, one per patient.
 
     Returns:
         The 5th and the 95th percentile.
@@ -110,7 +110,7 @@ def specificity_range(rank: int, n: int) -> tuple[float, float]:
 
 
 def is_specificity_uncertain(rank: int, n: int) -> bool:
-    """Whether the specificity may be more than 5 points off the expected one, see `specificity_range`.
+    """Return whether the specificity may be more than 5 points off the expected one, see `specificity_range`.
 
     Example:
         >>> is_specificity_uncertain(8, 8), is_specificity_uncertain(191, 200)
@@ -127,18 +127,18 @@ def set_thresholds(
     patients: Sequence[str],
     specificity: float,
 ) -> None:
-    """Set the score's thresholds, the specificity that can be expected of that of cases, and what p-values come from.
+    """Set the score's thresholds, the expected specificity of the case threshold, and the scores for p-values.
 
-    They lie above the `upper_threshold` by its `rounding_of`: a held-out normal whose score is the threshold is not
-    above it when it is scored again.
+    Thresholds lie above the `upper_threshold` by `rounding_of` it, so that a held-out normal whose score is the
+    threshold does not exceed it when it is scored again.
 
     Args:
-        score: whose buffers are filled.
+        score: the score whose buffers are filled.
         cases: scores of held-out normal cases.
         slices: scores of their slices.
         peaks: highest map value of each slice.
-        patients: whose each case is. Images of one patient are alike: they count as one. (The threshold is that of
-            cases, so where patients have several the expected specificity is approximate.)
+        patients: the patient of each case. Images of one patient are similar, so they count as one. (The threshold is
+            that of cases, so the expected specificity is approximate if patients have several.)
         specificity: see `upper_threshold`.
     """
     for threshold, scores in (

@@ -1,4 +1,4 @@
-"""Where in a slice there is tissue, and means over it."""
+"""Tissue mask of slices, and means over the foreground."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ __all__ = ["is_tissue", "mean_in_foreground"]
 
 
 def mean_in_foreground(maps: Tensor, foreground: Tensor) -> Tensor:
-    """Mean of each map over its foreground, 0 if there is none: (N, 1, H, W) twice to (N,)."""
+    """Compute the mean of each map over its foreground, 0 if there is none: (N, 1, H, W) twice to (N,)."""
     counted = foreground.to(maps.dtype)
     return (maps * counted).sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp_min(1)
 
 
 def is_tissue(foreground: Tensor) -> Tensor:
-    """Pixels with foreground on all four sides, or of it; all of an image that has none: (N, 1, H, W), boolean."""
+    """Return where there is foreground here or on all four sides; everywhere without any: (N, 1, H, W), boolean."""
     height, width = foreground.shape[-2:]
-    # not int16, of which ONNX Runtime and OpenVINO give no minimum
+    # not int16, for which ONNX Runtime and OpenVINO have no minimum
     rows = torch.arange(height, device=foreground.device, dtype=torch.int32).view(-1, 1)
     columns = torch.arange(width, device=foreground.device, dtype=torch.int32)
     tissue = torch.ones_like(foreground)

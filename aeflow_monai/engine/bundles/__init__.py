@@ -1,1 +1,1 @@
-"""The bundle that a training writes, its model card, and the model in Python and as one file."""
+"""The bundle that a training writes, its model card, and the trained model in Python and as one file."""

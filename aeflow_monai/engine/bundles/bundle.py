@@ -1,4 +1,4 @@
-"""The bundle that a training writes: what a model knows travels with it.
+"""The bundle that a training writes: a model with its configs, documentation and logs.
 
 RUN/
 configs/   metadata.json, inference.yaml, evaluate.yaml, calibrate.yaml, train.yaml: this training's
@@ -37,13 +37,13 @@ from aeflow_monai.result_files import RUN_RECORD
 
 __all__ = ["options_of", "write_bundle", "write_training_config"]
 
-# Options of a data set, which evaluation and calibration take over from the training unless they are given.
+# Options of the data that evaluation and calibration take over from the training by default.
 _OF_THE_DATA = ("layout", "series", "normal_classes", "test_fraction", "seed", "lesion_free_slices", "specificity")
-# What the model card does not list among the options that differ from the template's.
+# Keys of the config that the model card does not list as options.
 _NO_OPTIONS = (*PATHS, "device", "imports", "initialize", "run", "finalize")
-# What inference has and evaluation, which writes no maps, has no use for.
+# Options of inference that evaluation, which writes no maps, does not have.
 _OF_OUTPUTS = ("outputs", "output_ext", "post_transforms")
-# Packages whose versions have keys of their own in MONAI's metadata.json.
+# Packages whose versions have separate keys in MONAI's metadata.json.
 _IN_METADATA = {"monai": "monai", "pytorch": "torch", "numpy": "numpy"}
 _HEADERS = {
     "train": "the training itself: to go on after an interruption (--resume), or to train on other data",
@@ -54,35 +54,35 @@ _HEADERS = {
 
 
 def write_training_config(folder: str | Path, given: GivenConfig, record: Mapping[str, Any]) -> None:
-    """Write what an interrupted training needs to go on, at its start: its config, and logs/run.json.
+    """Write the config and logs/run.json at the start of a training, so that it can be resumed.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
         given: config of the training.
-        record: what else run.json holds of it.
+        record: further content of run.json.
     """
     folder = Path(folder)
     path = folder / "logs" / RUN_RECORD
     begun = describe_run(given)
     earlier = read_json(path).get("commands", []) if given.content.get("resume") is not None else []
     command = {name: begun.pop(name) for name in ("started", "command")}
-    # before all else: the folder of a training that is killed is known by it
+    # first of all, so that the folder of a killed training can be recognised
     write_json(path, {**begun, "commands": [*earlier, command], **record})
     _write_yaml(folder, "train", _training(given.content))
     _copy_from_template(folder)
 
 
 def write_bundle(folder: str | Path, detector: Detector, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write a calibrated detector as a complete bundle; all files beside their places first, then moved at once.
+    """Write a calibrated detector as a complete bundle; all files are written aside first, then moved together.
 
     Args:
-        folder: of the bundle.
-        detector: calibrated.
+        folder: folder of the bundle.
+        detector: a calibrated detector.
         config: the training's merged config.
-        card: what the model card says of data, seed and versions, see `write_card`.
+        card: data, seed and versions for the model card, see `write_card`.
 
     Raises:
-        ValueError: the detector holds NaN or infinite values, as after a calibration with extreme options.
+        ValueError: the detector holds NaN or infinite values, for example after a calibration with extreme options.
     """
     if wrong := not_finite(detector.state_dict()):
         raise ValueError(
@@ -118,7 +118,7 @@ def _write_files(folder: Path, detector: Detector, config: Mapping[str, Any], ca
 
 
 def _metadata(detector: Detector, card: Mapping[str, Any]) -> dict[str, Any]:
-    """The template's metadata.json, with the versions of the training and the channels and sizes of the network."""
+    """Return the template's metadata.json with the versions, channels and sizes of the training."""
     metadata, trained_with = read_json(template_root() / "configs" / "metadata.json"), card["versions"]
     metadata |= {f"{name}_version": trained_with[package] for name, package in _IN_METADATA.items()}
     required = "required_packages_version"
@@ -132,7 +132,7 @@ def _metadata(detector: Detector, card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scoring(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config of a verb that uses a model: the template's, with what the training fixed in its middle."""
+    """Return the config of a verb that uses a model: the template's, with the options that the training fixed."""
     parser = ConfigParser()
     names = ["inference", name] if name == "evaluate" else [name]
     parser.read_config(read_configs(template_root() / "configs" / f"{each}.yaml" for each in names))
@@ -143,12 +143,12 @@ def _scoring(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if not _is_embedded(config):
         template["dataset_dir"] = None
     items = list(template.items())
-    first = list(template).index("bundle_root")  # that is no plain option
+    first = list(template).index("bundle_root")  # the first key that is not a plain option
     return dict([*items[:first], *fixed_options(config).items(), *items[first:]])
 
 
 def _training(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Config of the training itself, which goes on in its own folder and says no path."""
+    """Return the config of the training itself, without paths, which resumes in its own folder."""
     content = {**config, "output_dir": "$@bundle_root", "resume": None, "cache_dir": None}
     if not _is_embedded(config):
         content["dataset_dir"] = None
@@ -156,7 +156,7 @@ def _training(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_embedded(config: Mapping[str, Any]) -> bool:
-    """Whether the training is on the embedded data, which is there on every machine."""
+    """Return whether the training is on the embedded data, which every machine has."""
     return str(config.get("dataset_dir")).startswith("$aeflow_monai.")
 
 
@@ -174,12 +174,12 @@ def _write_yaml(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a training's config decides what comes of it."""
+    """Return the options of a training's config that determine its result."""
     return {key: value for key, value in config.items() if key not in _NO_OPTIONS}
 
 
 def _options_unlike_the_template(trained: Mapping[str, Any]) -> list[str]:
-    """Options of a training that differ from the template's, as name and value."""
+    """Return the options of a training that differ from the template's, as name and value."""
     template = ConfigParser.load_config_file(template_root() / "configs" / "train.yaml")
     found = differences(options_of(template), options_of(trained))
     return [f"`{name}`: {_shown(second)} (default {_shown(first)})" for name, first, second in found]

@@ -1,4 +1,4 @@
-"""The model card: what a trained model is, what it was made of, and what can be expected of it."""
+"""The model card: how a model was trained, and what performance to expect."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-# Of images that a model knows, by the name of their list in its card: what an evaluation on them is worth.
+# By the name of the list in the model card: what an evaluation on these images, which the model has seen, is worth.
 _SEEN = {
     "trained_on": "trained on, so this is no test",
     "thresholds_on": "calibrated on, so neither AUROC nor specificity is a test",
@@ -46,14 +46,14 @@ _VERBS = (("inference", "SCANS", "MAPS"), ("evaluate", "DATA", "RESULTS"), ("cal
 
 
 class CardWriter(CaseHandler):
-    """Add the table of an evaluation to the model card at its end, also if some cases failed.
+    """Add the table of an evaluation to the model card at its end, even if some cases failed.
 
-    It takes what the reports have written, so that it stands behind them in the list of handlers.
+    It reads the reports, so it has to be after their writers in the list of handlers.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
         results_dir: folder of the results.
-        datalist: of the evaluated cases, which tells one table from another.
+        datalist: datalist of the evaluated cases, which identifies the table.
     """
 
     def __init__(self, folder: str | Path, results_dir: str | Path, datalist: Sequence[Mapping[str, Any]]) -> None:
@@ -62,7 +62,7 @@ class CardWriter(CaseHandler):
         self.datalist = datalist
 
     def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
+        """Reset the count of cases."""
         self.n_scored = 0
 
     def __call__(self, engine: Engine) -> None:
@@ -70,14 +70,14 @@ class CardWriter(CaseHandler):
         self.n_scored += len(engine.state.batch)  # empty if the case failed
 
     def finish(self, engine: Engine) -> None:
-        """Write the table, and say which cases the model knows, or are there twice: in log, run.json and report."""
+        """Write the table, and note cases seen in training and duplicates in log, run.json and report."""
         title = f"{self.n_scored} cases, list {hash_of_list(self.datalist)}"
         if self.n_scored < len(self.datalist):
             title += f"; {len(self.datalist) - self.n_scored} more failed"
         card = read_model(model_path(self.folder)).card
         notes = notes_on_duplicates(self.datalist, fingerprints_of(self.datalist))
         fingerprints = fingerprints_for(card, self.datalist)
-        # with a mask its slices without lesion may have been normals
+        # if it has a mask, its lesion-free slices may have been normals of the training
         plain = [item.get("label") == 1 and "lesion" not in item for item in self.datalist]
         for what, warning in _SEEN.items():
             known = card.get(what, ())
@@ -95,7 +95,7 @@ class CardWriter(CaseHandler):
         if report and (self.folder / "docs" / "README.md").is_file():
             try:
                 add_evaluation(self.folder, title, {**_runtime(self.results_dir), **report})
-            except OSError as error:  # the bundle may lie where nothing can be written
+            except OSError as error:  # the bundle may be read-only
                 _logger.warning(f"The model card was not completed: {error}")
 
 
@@ -103,10 +103,10 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
     """Write docs/README.md of a bundle.
 
     Args:
-        folder: of the bundle.
-        score: calibrated.
-        facts: "data" (counts and hash by name), "seed", "versions" (by package), "specificity" (that was asked for),
-            and "options" (those that differ from the defaults, in words).
+        folder: folder of the bundle.
+        score: a calibrated score.
+        facts: "data" (counts and hash by name), "seed", "versions" (by package), "specificity" (as requested), and
+            "options" (those that differ from the defaults, as text).
     """
     rank, n_patients = score.case_rank.tolist()
     wanted = float(facts["specificity"])
@@ -174,12 +174,12 @@ def write_card(folder: str | Path, score: Score, facts: Mapping[str, Any]) -> No
 
 
 def add_evaluation(folder: str | Path, title: str, report: Mapping[str, Any]) -> None:
-    """Add the table of an evaluation to the model card; one of the same title is replaced.
+    """Add the table of an evaluation to the model card, replacing one of the same title.
 
     Args:
-        folder: of the bundle.
-        title: of the table, in a line.
-        report: metrics by name; those that are numbers and say how well it does are shown.
+        folder: folder of the bundle.
+        title: title of the table, one line.
+        report: metrics by name, of which the numbers that measure performance are shown.
     """
     path = Path(folder, "docs", "README.md")
     shown = {}
@@ -190,7 +190,7 @@ def add_evaluation(folder: str | Path, title: str, report: Mapping[str, Any]) ->
             shown[name.replace("_", " ")] = value + (
                 f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval is not None else ""
             )
-    with turn_in(path.parent):  # other evaluations may add theirs at the same time
+    with turn_in(path.parent):  # other evaluations may add their tables at the same time
         sweep(path.parent)
         card, *tables = path.read_text(encoding="utf-8").rstrip("\n").split("\n### ")
         tables = [table.rstrip("\n") for table in tables if table.partition("\n")[0] != title]
@@ -200,7 +200,7 @@ def add_evaluation(folder: str | Path, title: str, report: Mapping[str, Any]) ->
 
 
 def facts_of_data(**lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a model card says of datalists: counts and a hash; no paths.
+    """Describe datalists for a model card: counts and a hash, no paths.
 
     Args:
         lists: datalists by name.
@@ -219,7 +219,7 @@ def facts_of_data(**lists: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def hash_of_list(items: Sequence[Mapping[str, Any]]) -> str:
-    """Beginning of the SHA-256 of a datalist's cases, patients and labels; it depends on no path and no order."""
+    """Hash a datalist's cases, patients and labels, independent of paths and order: the beginning of a SHA-256."""
     known = sorted([str(item["case"]), patient_of(item), str(item.get("label"))] for item in items)
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
@@ -232,7 +232,7 @@ _SHOWN = (
 
 
 def _runtime(results_dir: Path) -> dict[str, Any]:
-    """What computed an evaluation, by its run.json."""
+    """Return the runtime of an evaluation from its run.json."""
     machine = read_json(results_dir / RUN_RECORD).get("machine", {})
     return {name: value for name, value in machine.items() if name == "runtime"}
 

@@ -1,4 +1,4 @@
-"""A trained model, opened from its bundle, and what it says of one image."""
+"""A trained model, opened from its bundle, and its prediction for an image."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ __all__ = ["Model", "Prediction", "predict"]
 
 
 class Prediction(NamedTuple):
-    """What a model says of one image.
+    """Prediction of a model for one image.
 
     Attributes:
-        anomaly_map: on the image's grid, with its affine: (1, X, Y[, Z]), in standard deviations of held-out normals.
-        anomaly_mask: where the map exceeds the model's threshold, likewise, uint8.
-        anomaly_score: of the whole image.
-        map_score: what the maps say, without the global term.
-        global_term: how unusual all of the image is, which the map does not show; see `aeflow_monai.score.Score`. It is
-            NaN if the model has no such term.
+        anomaly_map: map on the image's grid, with its affine: (1, X, Y[, Z]), in standard deviations of held-out
+            normals.
+        anomaly_mask: where the map exceeds the model's map threshold, in the same form, uint8.
+        anomaly_score: score of the whole image.
+        map_score: score from the maps, without the global term.
+        global_term: how unusual the image is as a whole, which the map does not show; see `aeflow_monai.score.Score`.
+            NaN if the model has no global term.
         is_abnormal: whether the score exceeds the model's threshold.
         p_value: probability that a new normal image scores as high, see `aeflow_monai.score.HeldOutScores`; NaN if the
             model has no held-out scores.
-        n_held_out: held-out normal patients that the p-value comes from.
+        n_held_out: number of held-out normal patients that the p-value is based on.
         most_anomalous_slice: its place in the file; None for a 2D image.
-        slice_scores: for each plane the scores of its slices, (D,); NaN where a slice was skipped. Axial ones run from
-            inferior to superior, coronal ones from anterior to posterior, sagittal ones from the right to the left.
+        slice_scores: for each plane the scores of its slices, (D,); NaN where a slice was skipped. Axial slices run
+            from inferior to superior, coronal ones from anterior to posterior, sagittal ones from right to left.
         slice_places: for each plane the places of these slices in the file; none for a 2D image.
         thresholds: case, slice and map threshold, by name.
         maps: "reconstruction" and "residual" in [0, 1], and "log_likelihood" in nats per channel, on the image's grid.
@@ -63,7 +64,7 @@ class Prediction(NamedTuple):
     maps: dict[str, MetaTensor]
 
     def __repr__(self) -> str:
-        """Say what `print` shows: score, verdict, p-value and where to look."""
+        """Return a summary for `print`: score, verdict, p-value and the most anomalous slice."""
         verdict = "abnormal" if self.is_abnormal else "normal"
         threshold = self.thresholds["case_threshold"]
         if is_diffuse(self.anomaly_score, self.map_score, threshold):
@@ -78,15 +79,15 @@ class Prediction(NamedTuple):
 
 
 class Model:
-    """A bundle that a training wrote, opened: its preprocessing, its detector, its way through slices.
+    """A model opened from the bundle that a training wrote, with its preprocessing, detector and slicing.
 
     Args:
-        folder: of the bundle.
-        device: of torch.
+        folder: folder of the bundle.
+        device: torch device.
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: the bundle's parts do not belong together, or torch has no such device here.
+        ValueError: the bundle's parts do not belong together, or the device is not available.
     """
 
     def __init__(self, folder: str | Path, device: torch.device | str = "cpu") -> None:
@@ -99,7 +100,7 @@ class Model:
         stored = require_own_config(self.folder, None)
         parser = ConfigParser()
         parser.read_config(str(self.folder / "configs" / "inference.yaml"))
-        if "inferer#outputs" in parser:  # whatever a run writes
+        if "inferer#outputs" in parser:  # all maps, whatever runs write
             parser["inferer#outputs"] = None
         with unwrapped():
             self.preprocessing: Compose = parser.get_parsed_content("preprocessing")
@@ -112,24 +113,25 @@ class Model:
 
     @torch.no_grad()
     def infer(self, image: MetaTensor) -> dict[Any, Any]:
-        """What `SlicedInferer` gives for a preprocessed image (C, X, Y, Z), without the batch dimension."""
+        """Run `SlicedInferer` on a preprocessed image (C, X, Y, Z), and drop the batch dimension of its output."""
         (of_image,) = decollate_batch(self.inferer(image[None].to(self.detector.device), self.detector))
         return dict(of_image)
 
     def predict(self, image: Any) -> Prediction:
-        """Look at one image.
+        """Score one image.
 
         Args:
             image: path of an image file or of a folder of DICOM files; or an array or tensor (X, Y) or (X, Y, Z), of
-                one channel. A `MetaTensor` brings its affine, in RAS; the axes of any other array run to the right, to
-                the front and upwards, by 1 mm. Give pictures by their path: their arrays run otherwise.
+                one channel. The affine of a `MetaTensor` is used, in RAS; the axes of any other array are taken to run
+                to the right, to anterior and to superior, with a spacing of 1 mm. Give 2D image files by their path,
+                since arrays of them have other axes.
 
         Returns:
             Maps, mask and scores.
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the image cannot be used; the message says why.
+            ValueError: the image cannot be used; the message gives the reason.
         """
         with unwrapped():
             data: Any = self.preprocessing({"image": _loadable(image, self._of_pictures), "case": "image"})
@@ -154,12 +156,12 @@ class Model:
 
 
 def predict(image: Any, model: str | Path | Model, device: torch.device | str = "cpu") -> Prediction:
-    """Score one image with a trained model; for several, open the `Model` once.
+    """Score one image with a trained model; for several images, open the `Model` once.
 
     Args:
         image: see `Model.predict`.
         model: folder of the bundle that the training wrote, or a model that is open.
-        device: of torch, for a folder; an open model has its own.
+        device: torch device, for a folder; an open model has its own.
 
     Returns:
         Maps, mask and scores.
@@ -168,14 +170,14 @@ def predict(image: Any, model: str | Path | Model, device: torch.device | str = 
 
 
 def _loadable(image: Any, of_pictures: bool) -> Any:
-    """A path as text; an array with the channel first and its affine. To a model of pictures few slices are colours."""
+    """Return a path as text, or an array channel first with its affine. For 2D models few slices are colours."""
     if isinstance(image, (str, Path)):
         return str(image)
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(f"Expected a path, an array or a tensor; got {type(image).__name__}.")
     ends = (image.shape[0], image.shape[-1]) if image.ndim == 3 and not isinstance(image, MetaTensor) else (0, 0)
     is_colour = ends[1] in (3, 4) and (of_pictures or image.dtype in (np.uint8, torch.uint8))
-    if is_colour or ends[0] in (3, 4):  # with the channel last or first
+    if is_colour or ends[0] in (3, 4):  # channel last or first
         raise ValueError(
             f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path; or of a "
             "volume a MetaTensor with its affine."
@@ -192,21 +194,21 @@ def _loadable(image: Any, of_pictures: bool) -> Any:
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(np.ascontiguousarray(as_float32(image, "the array")))
     elif image.dtype != torch.float32 and image.element_size() > 2:
-        as_float32(image.detach().cpu().numpy(), "the tensor")  # which refuses what `float` below would round
+        as_float32(image.detach().cpu().numpy(), "the tensor")  # raises an error where `float` below would round
     if isinstance(image, MetaTensor) and len(image.meta.get("spatial_shape", image.shape)) == image.ndim - 1:
-        return _own_file(MetaTensor(image.detach().float()))  # as MONAI's loader gives it with the channel first
+        return _own_file(MetaTensor(image.detach().float()))  # channel first, as from MONAI's loader
     if image.ndim not in (2, 3):
         raise ValueError(f"Expected an image (X, Y) or a volume (X, Y, Z); got the shape {tuple(image.shape)}.")
     return _own_file(MetaTensor(image.detach().float()[None]))
 
 
 def _is_dense(image: Tensor) -> bool:
-    """Whether a tensor holds a number for each voxel."""
+    """Return whether a tensor stores every value."""
     return image.layout == torch.strided and not image.is_quantized and image.device.type != "meta"
 
 
 def _own_file(image: MetaTensor) -> MetaTensor:
-    """The array (C, ...) as what slices are counted in, whatever file it came from."""
+    """Return the array (C, ...) as a file of its own, in which slices are counted, whatever file it came from."""
     image.meta[MetaKeys.ORIGINAL_AFFINE] = image.affine.clone()
     image.meta[MetaKeys.SPATIAL_SHAPE] = tuple(image.shape[1:])
     return image

@@ -1,4 +1,4 @@
-"""Write a trained model as one file for a runtime, with a JSON file that says how it is used."""
+"""Export of a trained model to one file for a runtime, with a JSON file that describes its use."""
 
 from __future__ import annotations
 
@@ -64,24 +64,24 @@ _SEVERAL_PLANES = (
 
 
 def export_model(folder: str | Path, form: str, output: str | Path, overwrite: bool = False) -> list[Path]:
-    """Write a bundle's model with everything in it: encoder, flow, decoder, maps, positions and calibration.
+    """Export a bundle's model as a whole: encoder, flow, decoder, maps, position normalisation and calibration.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
         form: one of `FORMS`.
-        output: a new folder for model and JSON file; or the path of the model, which ends as its form does.
-        overwrite: replace an earlier export there, of whatever form.
+        output: a new folder for model and JSON file, or the path of the model, with the suffix of its form.
+        overwrite: replace an earlier export at this place, of any form.
 
     Returns:
-        The files: of the model, one for each plane, and the JSON file last.
+        The written files: the model, one file for each plane, and the JSON file last.
 
     Raises:
         FileNotFoundError: there is no model.
-        OSError: the disk is full, for example; then none of the files is there.
-        ValueError: files are there and not to be replaced; an unknown form; a path of one file for a model of several
-            planes, or a model that scores by the mean of several planes' maps; one of which nothing tells whether it
+        OSError: for example a full disk; then none of the files is written.
+        ValueError: files exist and are not to be replaced; an unknown form; a path of one file for a model of several
+            planes; a model that scores by the mean of several planes' maps; a model of which it is unknown whether it
             is of volumes; or see `require_own_config`.
-        ModuleNotFoundError: names a package that the form needs.
+        ModuleNotFoundError: names a package that the form requires.
     """
     if form not in FORMS:
         raise ValueError(f"Expected one of {', '.join(FORMS)} to export to; got {form!r}.")
@@ -104,7 +104,7 @@ def export_model(folder: str | Path, form: str, output: str | Path, overwrite: b
     is_file = path.suffix == FORMS[form]
     if is_file and len(planes) > 1:
         raise ValueError(
-            f"The model looks at {len(planes)} planes, {', '.join(map(str, planes))}, with a file for each. Give a "
+            f"The model has {len(planes)} planes, {', '.join(map(str, planes))}, with a file for each. Give a "
             f"folder in place of {path}."
         )
     if not is_file and (path.suffix in FORMS.values() or path.is_file()):
@@ -112,7 +112,7 @@ def export_model(folder: str | Path, form: str, output: str | Path, overwrite: b
     if in_the_way := next((parent for parent in path.parents if parent.is_file()), None):
         raise ValueError(f"Expected a folder to write to; {in_the_way} is a file. Give another path.")
     stem = path.with_suffix("") if is_file else path / "model"
-    json_file = stem.with_name(f"{stem.name}.json")  # a name may have further dots
+    json_file = stem.with_name(f"{stem.name}.json")  # a name may contain further dots
     names = [f"{stem.name}_{plane}" if len(planes) > 1 else stem.name for plane in planes]
     files = [stem.with_name(name + FORMS[form]) for name in names]
     earlier = _parts([stem.with_name(name) for name in _files_of(json_file)])
@@ -134,22 +134,22 @@ def export_model(folder: str | Path, form: str, output: str | Path, overwrite: b
             _write(whole, size, form, unfinished / file.name, file)
         about = _about(Path(folder), model, planes, [file.name for file in files], form)
         write_json(unfinished / json_file.name, about)
-    for file in earlier:  # of another form, say, which the new JSON file does not describe
+    for file in earlier:  # for example of another form, which the new JSON file does not describe
         if file not in _parts(files):
             file.unlink(missing_ok=True)
     return [*files, json_file]
 
 
 def _parts(files: Sequence[Path]) -> list[Path]:
-    """The files, each of OpenVINO's with the one that holds its weights."""
+    """Return the files, and for OpenVINO also the weights file of each."""
     return [part for file in files for part in (file, file.with_suffix(".bin"))[: 2 if file.suffix == ".xml" else 1]]
 
 
 def _files_of(json_file: Path) -> list[str]:
-    """Files that an earlier export has written beside its JSON file."""
+    """Return the files that an earlier export wrote beside its JSON file."""
     try:
         about = read_json(json_file)
-    except ValueError:  # it is no JSON
+    except ValueError:  # it is not JSON
         return []
     if "aeflow_monai_version" not in about:
         return []
@@ -158,7 +158,7 @@ def _files_of(json_file: Path) -> list[str]:
 
 
 def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path, place: Path) -> None:
-    """Write a model to a path, which is moved to its place afterwards."""
+    """Write a model to a path from which it will be moved to its place."""
     inputs = {"image": torch.rand(3, *size)}
     if whole.plane is not None:
         inputs["position"] = torch.linspace(0, 1, 3)
@@ -181,20 +181,20 @@ def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path, plac
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    with replacing(path) as unfinished:  # which names the file in an error
+    with replacing(path) as unfinished:  # names the file in an error
         unfinished.write_bytes(content)
 
 
 def _write_openvino(path: Path, model: bytes, place: Path) -> None:
-    """Write an ONNX model as OpenVINO's pair of files, of which the second ends with .bin."""
+    """Write an ONNX model as OpenVINO's pair of files, the second of which ends with .bin."""
     import openvino
 
     core = openvino.Core()
     layers = core.read_model(model, b"")
     try:
         openvino.save_model(layers, path, compress_to_fp16=False)
-        core.read_model(path)  # a stream that fails when it is closed is not told
-    except RuntimeError as error:  # OpenVINO has no number for what failed
+        core.read_model(path)  # reports a write error that occurred when the stream was closed
+    except RuntimeError as error:  # OpenVINO raises no OSError with an error number
         said = " ".join(str(error).split()).replace(str(path.parent), str(place.parent))
         raise OSError(
             f"OpenVINO could not write {place}: {said} Is the disk full, or the size of files limited?"
@@ -202,7 +202,7 @@ def _write_openvino(path: Path, model: bytes, place: Path) -> None:
 
 
 def _about(folder: Path, model: Model, planes: list[str | None], files: list[str], form: str) -> dict[str, Any]:
-    """What the JSON file says."""
+    """Return the content of the JSON file."""
     score, slicer = model.detector.score, model.inferer.slicer
     of_volumes = planes[0] is not None
     height, width = slicer.image_size
@@ -242,7 +242,7 @@ def _about(folder: Path, model: Model, planes: list[str | None], files: list[str
 
 
 def _preprocessing(folder: Path, slicer: Slicer) -> Mapping[str, Any]:
-    """What the model's images went through, in words and as the training's config."""
+    """Describe the model's preprocessing in words and as the training's config."""
     config = fixed_options(read_model(model_path(folder)).config)
     parts = {name: part for name, part in config.items() if name != "network_def"}
     return {

@@ -1,1 +1,1 @@
-"""Configs of runs: what is given, checked, merged and stored."""
+"""Configs of runs: reading, checking, merging and storing them."""

@@ -1,4 +1,4 @@
-"""Arguments of a config's components, compared with what their classes take, before anything is built."""
+"""Check of the arguments of a config's components against their classes' signatures, before anything is built."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 __all__ = ["refuse_other_kinds", "refuse_unknown_arguments"]
 
-# Where MONAI finds components that are named without their module.
+# Modules in which MONAI finds components by their class name alone.
 _SHORT = ("monai.transforms", "monai.data", "monai.engines", "monai.handlers", "monai.inferers", "monai.losses")
 
 
 def refuse_unknown_arguments(content: Mapping[str, Any]) -> None:
-    """Refuse a component that has no name, lacks an argument, or has one that it does not take.
+    """Raise an error if a component is unknown, lacks an argument, or has one that it does not take.
 
     Args:
         content: the merged config.
 
     Raises:
-        ValueError: names each such component or argument, and the nearest argument that there is.
+        ValueError: names each such component or argument, and the closest existing argument.
 
     Example:
         >>> refuse_unknown_arguments({"loss": {"_target_": "aeflow_monai.network.AEFlowLoss", "alhpa": 0.5}})
@@ -34,14 +34,14 @@ def refuse_unknown_arguments(content: Mapping[str, Any]) -> None:
 
 
 def refuse_other_kinds(content: Mapping[str, Any], template: Mapping[str, Any]) -> None:
-    """Refuse a value in place of a component, a section, a list, or what is made of the options.
+    """Raise an error for a value in place of a component, a section, a list, or a derived value.
 
     Args:
         content: the merged config.
-        template: the config that it stands on; what lies above `bundle_root` are plain options, see `require_options`.
+        template: the config that it is based on; its keys above `bundle_root` are plain options, see `require_options`.
 
     Raises:
-        ValueError: names each such part, what was expected and what came.
+        ValueError: names each such part, with the expected and the given kind.
 
     Example:
         >>> refuse_other_kinds({"split": []}, {"bundle_root": "$here()", "split": "$split(@normals)"})
@@ -102,12 +102,12 @@ def _lacking(part: Any, name: str) -> Iterator[str]:
 
 
 def _arguments(target: Any) -> set[str] | None:
-    """Names of a component's arguments; None if it may take any, or is not known."""
+    """Return the names of a component's arguments; None if it may take any, or is unknown."""
     found = _located(target) if isinstance(target, str) else None
     if not callable(found):
         return None
     names: set[str] = set()
-    # a class that passes options on takes those of the class above it
+    # a class with **kwargs also takes the arguments of its base class
     above = (
         [vars(one)["__init__"] for one in inspect.getmro(found) if "__init__" in vars(one)]
         if isinstance(found, type)

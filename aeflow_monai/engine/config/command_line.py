@@ -1,4 +1,4 @@
-"""The command line `python -m monai.bundle run ...`: what was typed, and what MONAI makes of it."""
+"""The command line `python -m monai.bundle run ...`: what was typed, and how MONAI reads it."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from aeflow_monai.files import user_path
 __all__ = ["given_config", "path_of"]
 
 _VERBS = {"run": run, "run_workflow": run_workflow}
-# What can be run of a config; the rest of its keys would compute something and say nothing.
+# What can be run in a config; any other key would be evaluated without any output.
 _RUN_IDS = ("run", "train", "prepare")
-# Parts of a run that MONAI lets one replace, and that hold its checks and messages.
+# Parts of a run that MONAI allows to replace, and that contain its checks and messages.
 _ENDS = {"init_id": "initialize", "final_id": "finalize"}
-# What is no option of the config.
+# Options of MONAI, not of the config.
 _OF_MONAI = ("meta_file", "logging_file", "tracking", "workflow_name", "run_id", *_ENDS)
 _IS_CODE = ("$", "@", "%")
 
 
 class _Typed(NamedTuple):
-    """An option of a command line as it was typed; without a value the text is None."""
+    """An option of a command line as it was typed; the text of one without a value is None."""
 
     name: str
     text: str | None
 
 
 def given_config() -> GivenConfig | None:
-    """Config files and options of the command line `python -m monai.bundle run ...`.
+    """Return config files and options of the command line `python -m monai.bundle run ...`.
 
     From here on, an error ends this process with one message, see `end_with_one_message`.
 
     Returns:
-        The config, merged; None if this process was started otherwise.
+        The merged config; None if this process was started in another way.
 
     Raises:
-        ValueError: an option has no value, is None, which MONAI would ignore, or stands twice; there is no such thing
-            to run; or the run would begin without its checks.
+        ValueError: an option has no value, is None, which MONAI would ignore, or is repeated; there is nothing to run
+            by this name; or the run would start without its checks.
     """
     if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or sys.argv[1] not in _VERBS:
         return None
@@ -79,17 +79,17 @@ def given_config() -> GivenConfig | None:
 
 
 def path_of(given: GivenConfig | None, name: str, value: Any) -> Any:
-    """Value of an option that is a path, as it was typed.
+    """Return the value of an option that is a path, as it was typed.
 
-    MONAI reads `--dataset_dir 2023` as a number, and puts another sign in place of `#`.
+    MONAI reads `--dataset_dir 2023` as a number, and replaces `#`.
 
     Args:
         given: config of the run.
-        name: of the option.
-        value: as MONAI has it.
+        name: name of the option.
+        value: value as MONAI reads it.
 
     Returns:
-        The path as text, with the home folder in place of `~`; None as it is.
+        The path as text, with `~` expanded to the home folder; None is returned as it is.
 
     Example:
         >>> path_of(GivenConfig((), {"dataset_dir": "007"}), "dataset_dir", 7)
@@ -103,7 +103,7 @@ def path_of(given: GivenConfig | None, name: str, value: Any) -> Any:
 
 
 def _typed_options(arguments: Sequence[str]) -> Iterator[_Typed]:
-    """Options by Fire's rules: a name and its value, after `=` or a space."""
+    """Yield options by Fire's rules: a name and its value, after `=` or a space."""
     own = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
     while own:
         argument = own.pop(0)
@@ -119,7 +119,7 @@ def _is_name(argument: str) -> bool:
 
 
 def _as_monai_reads(arguments: list[str]) -> dict[str, Any]:
-    """Options as MONAI and Fire read them, from the command line and the file of `--args_file`."""
+    """Return options as MONAI and Fire read them, from the command line and from the file of `--args_file`."""
     found: dict[str, Any] = {}
 
     def reading(verb: Any) -> Any:
@@ -140,7 +140,7 @@ def _as_monai_reads(arguments: list[str]) -> dict[str, Any]:
 
 
 def _refuse_repeated(typed: Sequence[_Typed]) -> None:
-    """MONAI takes the last."""
+    """Raise an error for a repeated option, of which MONAI would take the last."""
     repeated = [name for name, count in Counter(option.name for option in typed).items() if count > 1]
     if repeated:
         values = " and ".join(repr(option.text) for option in typed if option.name == repeated[0])
@@ -148,7 +148,7 @@ def _refuse_repeated(typed: Sequence[_Typed]) -> None:
 
 
 def _refuse_empty(typed: Sequence[_Typed], config: Mapping[str, Any]) -> None:
-    """Fire takes an option without a value for True, and `--no...` for False."""
+    """Raise an error for an option without a value, which Fire reads as True, or False for `--no...`."""
     parser = ConfigParser(dict(config))
     for name, text in typed:
         switch = parser.get(name, parser.get(name.removeprefix("no")))
@@ -157,7 +157,7 @@ def _refuse_empty(typed: Sequence[_Typed], config: Mapping[str, Any]) -> None:
 
 
 def _refuse_none(read: Mapping[str, Any], typed: Sequence[_Typed]) -> None:
-    """MONAI ignores an option that is None."""
+    """Raise an error for an option that is None, which MONAI would ignore."""
     of_command = {option.name for option in typed}
     for name, value in read.items():
         if value is None and name.replace("::", "#") in of_command:
@@ -181,7 +181,7 @@ def _paths_of(typed: Sequence[_Typed]) -> Iterator[tuple[str, str | None]]:
 
 
 def _unquoted(text: str) -> str:
-    """A path that was put in quotes for Fire, without them."""
+    """Return a path without the quotes that it was given for Fire."""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
         try:
             return str(ast.literal_eval(text))
@@ -191,7 +191,7 @@ def _unquoted(text: str) -> str:
 
 
 def _config_files(given: Any) -> tuple[Path, ...]:
-    """A list, or text with commas, as MONAI takes it."""
+    """Return the paths from a list or comma-separated text, which MONAI allows."""
     if isinstance(given, str) and not Path(given).is_file() and "," in given:
         given = given.split(",")
     return tuple(Path(str(file)).absolute() for file in ensure_tuple(given))

@@ -1,4 +1,4 @@
-"""The content of a config: its keys, references, and differences from another."""
+"""The content of a config: its keys, its references, and its differences from another config."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ __all__ = [
     "with_references",
 ]
 
-GIVEN = "given"  # id under which a config knows itself
-# Ids that MONAI or MONAI Label read by their name, so that no other part of the config has to refer to them.
+GIVEN = "given"  # id of the config's own `GivenConfig`
+# Ids that MONAI or MONAI Label read by name, so that no other part of the config has to refer to them.
 _READ_BY_NAME = {
     *(str(p["id"]) for group in (TrainProperties, InferProperties, MetaProperties) for p in group.values()),
     *("imports", "initialize", "run", "finalize", "prepare", "train::run", "_meta_", GIVEN),
     *("displayable_configs", "post_transforms"),
     *DEFAULT_EXP_MGMT_SETTINGS.get("mlflow", {}).get("configs", {}),
 }
-# Sections that run as a whole, so that a reference to one of them reads nothing in it.
+# Sections that run as a whole, so a reference to one of them does not count as reading its keys.
 _RUN_SECTIONS = {"train", "validate"}
 
 
 def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = ()) -> None:
-    """Refuse a config with a key that nothing reads, which is what a misspelt key of a preset or option is.
+    """Raise an error if nothing reads a key of a config, as for a misspelt option.
 
-    MONAI accepts any key. Here a key at the top, or in a section that is a plain dictionary, has to be referred to
-    by another part of the config, or be read by MONAI by its name. Arguments of components are checked by Python when
-    the component is built.
+    MONAI accepts any key. Here each key at the top level, or in a section that is a plain dictionary, has to be
+    referred to by another part of the config, or be read by MONAI by name. The arguments of components are checked by
+    Python when the component is built.
 
     Args:
         content: the merged config.
-        also_known: ids that are known, whether anything reads them or not; see `ids_of`.
+        also_known: ids that are accepted even if nothing reads them; see `ids_of`.
 
     Raises:
-        ValueError: names each such key, and the nearest known one.
+        ValueError: names each such key, and the closest known one.
     """
     known = {*_references(content), *_READ_BY_NAME, *also_known}
     unknown = [key for key in ids_of(content) if not _is_read(key, known)]
@@ -60,7 +60,7 @@ def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = 
         def is_unknown(name: str) -> bool:
             return any(f"{key}::".startswith(f"{name.replace('#', '::')}::") for key in unknown)
 
-        # what an option of a component is called, without the path to it
+        # name of a component's argument, without the path to it
         short = {name.rpartition("#")[2]: name for name in [*_all_ids(content)][::-1] if not is_unknown(name)}
         full = short | {name: name for name in names}
         for key in unknown:
@@ -74,7 +74,7 @@ def refuse_unknown_keys(content: Mapping[str, Any], also_known: Iterable[str] = 
 
 
 def ids_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Ids of the keys at the top and in plain sections; components and lists are leaves."""
+    """Yield the ids of the keys at the top level and in plain sections; components and lists are leaves."""
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and "_target_" not in value and value:
@@ -84,7 +84,7 @@ def ids_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _all_ids(config: Any, prefix: str = "") -> Iterator[str]:
-    """Ids of all keys, of arguments of components too; the outer ones first."""
+    """Yield the ids of all keys, including arguments of components; outer ones first."""
     if not isinstance(config, Mapping):
         return
     yield from (f"{prefix}{key}" for key in config)
@@ -93,7 +93,7 @@ def _all_ids(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def with_references(content: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
-    """Keys at the top of a config, and all others at the top that they refer to, in the config's order."""
+    """Return these top-level keys and all others that they refer to, in the order of the config."""
     wanted: set[str] = set()
     waiting = [key for key in keys if key in content]
     while waiting:
@@ -106,7 +106,7 @@ def with_references(content: Mapping[str, Any], keys: Iterable[str]) -> list[str
 
 
 def with_file_names(config: Any) -> Any:
-    """A config with names in place of absolute paths, such as that of the encoder's weights."""
+    """Return a config with file names in place of absolute paths, such as that of the encoder's weights."""
     if isinstance(config, Mapping):
         return {key: with_file_names(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):
@@ -115,19 +115,19 @@ def with_file_names(config: Any) -> Any:
 
 
 class Difference(NamedTuple):
-    """An option that two configs give different values."""
+    """An option with different values in two configs."""
 
     name: str
     first: Any
     second: Any
 
     def __str__(self) -> str:
-        """What a user reads of an option of a training that was given again."""
+        """Return the message for an option of a training that was given another value."""
         return f"{self.name} (trained with {self.first!r}, given {self.second!r})"
 
 
 def differences(first: Any, second: Any, name: str = "") -> Iterator[Difference]:
-    """What differs between two parts of a config, option by option.
+    """Yield the differences between two parts of a config, option by option.
 
     Example:
         >>> list(differences({"score": {"beta": 0.9}}, {"score": {"beta": 0.5}}))
@@ -141,12 +141,12 @@ def differences(first: Any, second: Any, name: str = "") -> Iterator[Difference]
 
 
 def _plain(value: Any) -> Any:
-    """Lists for tuples, as fire and YAML differ."""
+    """Convert tuples to lists, since Fire and YAML differ in them."""
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def content_of(parser: ConfigParser) -> dict[str, Any]:
-    """What a parser has read, with macros resolved, references as people write them, and nothing instantiated."""
+    """Return what a parser has read, with macros resolved, references in their usual form, and nothing instantiated."""
     parser.resolve_macro_and_relative_ids()
     content: dict[str, Any] = _as_written(
         deepcopy({k: v for k, v in parser.get().items() if k != ConfigParser.meta_key})
@@ -157,7 +157,7 @@ def content_of(parser: ConfigParser) -> dict[str, Any]:
 
 
 def _as_written(config: Any) -> Any:
-    """References as people write them, `@train#slices`, where MONAI has put `@train::slices`."""
+    """Write references in their usual form, `@train#slices`, which MONAI has replaced by `@train::slices`."""
     if isinstance(config, dict):
         return {key: _as_written(value) for key, value in config.items()}
     if isinstance(config, list):
@@ -179,7 +179,7 @@ def _references(config: Any) -> Iterator[str]:
 
 
 def _is_read(key: str, known: set[str]) -> bool:
-    # a reference to a section reads all below it, and one into a component or list reads that
+    # a reference to a section reads all keys below it; one into a component or list reads the whole of it
     parents = key.split("::")
     above = {"::".join(parents[: n + 1]) for n in range(len(parents))}
     return bool(above & (known - _RUN_SECTIONS)) or any(k.startswith(f"{key}::") for k in known)

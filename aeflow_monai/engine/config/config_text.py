@@ -1,4 +1,4 @@
-"""Reading a config file or metadata.json as text that somebody else may have written: checked before it is expanded."""
+"""Safe reading of config files or metadata.json of unknown origin: the text is checked before it is expanded."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 __all__ = ["read_config", "read_configs"]
 
-_MAX_BYTES = 2**17  # eight times the longest config; of more PyYAML takes seconds
+_MAX_BYTES = 2**17  # eight times the longest config; larger files take PyYAML seconds
 _MAX_DEPTH = 50
 _MAX_VALUES = 100_000
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with it
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader if PyYAML was built with it
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    r"""Read a YAML or JSON file of a config; nothing in it is run.
+    r"""Read a config file in YAML or JSON without running anything in it.
 
-    MONAI's reader goes through all that references of YAML (`*name`) stand for, which a few lines can make endless.
+    MONAI's reader expands all YAML references (`*name`), which a few lines can make exponentially large.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        Its content.
+        The file's content.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger than a config can be, nested too deep, has references that expand to too much, a tag
-            that would make an object, one key twice, is no YAML or JSON, or holds something else than keys and values.
+        ValueError: it is larger than a config can be, is nested too deeply, has references that expand to too much, has
+            a tag that would create an object, repeats a key, is not YAML or JSON, or holds anything but keys and
+            values.
 
     Example:
         >>> import tempfile
@@ -62,17 +63,17 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_configs(paths: Iterable[str | Path]) -> dict[str, Any]:
-    """Read configs and merge them in their order, as MONAI's `ConfigParser.read_config` does.
+    """Read configs and merge them in order, as MONAI's `ConfigParser.read_config` does.
 
     Args:
-        paths: of the files.
+        paths: paths of the files.
 
     Raises:
         OSError: one cannot be read.
-        ValueError: one is no config, see `read_config`.
+        ValueError: one is not a config, see `read_config`.
     """
     from monai.bundle import ConfigParser
-    from monai.bundle.utils import merge_kv  # which reading a single config does without
+    from monai.bundle.utils import merge_kv  # not needed for a single config
 
     merged = ConfigParser(config={})
     for path in paths:
@@ -97,7 +98,7 @@ def _of_yaml(text: str) -> Any:
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
-        if node is None:  # a preset of comments alone
+        if node is None:  # a preset of comments only
             return {}
         _count(node, {})
         return loader.construct_document(node)
@@ -122,7 +123,7 @@ def _require_shallow(text: str) -> None:
 
 
 def _count(node: Node, known: dict[int, int | None]) -> int:
-    """Values that a part of a file stands for, with those that it refers to."""
+    """Return the number of values in a part of a file, with references expanded."""
     if isinstance(node, ScalarNode):
         return 1
     if id(node) in known:

@@ -1,4 +1,4 @@
-"""Options that a training fixes: which they are, and that a run of the model does not change them."""
+"""Options that a training fixes, and checks that a run of the model does not change them."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from aeflow_monai.file_digests import digest_of
 
 __all__ = ["PATHS", "fixed_options", "own_model", "require_own_config"]
 
-# What a training fixes: these parts of its config, and all that they refer to.
+# Fixed by the training: these parts of its config, and everything that they refer to.
 _FIXED = ("network_def", "slicer", "preprocessing", "modalities")
 _METADATA, _INFERENCE = "configs/metadata.json", "configs/inference.yaml"
 
 
 def fixed_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a training's config that inference, evaluation and calibration share."""
+    """Return the part of a training's config that inference, evaluation and calibration share."""
     fixed = {key: deepcopy(config[key]) for key in with_references(config, _FIXED)}
     encoder = fixed.get("network_def", {}).get("network", {}).get("encoder", {})
-    if "weights" in encoder:  # which come with the model
+    if "weights" in encoder:  # the weights are in the model's checkpoint
         encoder["weights"] = "checkpoint"
         fixed.pop("encoder_weights", None)
     return fixed
 
 
 def own_model(folder: str, given: GivenConfig | None) -> str:
-    """Path of a bundle's model, for the run that loads it; see `require_own_config` for what is refused."""
+    """Return the path of a bundle's model for a run; raises the errors of `require_own_config`."""
     require_own_config(folder, given)
     return str(model_path(folder))
 
 
 def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredModel:
-    """Refuse a bundle whose parts do not belong together, and options that differ from those of its training.
+    """Raise an error for a bundle whose parts do not belong together, or options that differ from its training's.
 
     Args:
-        folder: of the bundle.
-        given: config of the run; nothing of it is compared if None.
+        folder: folder of the bundle.
+        given: config of the run; not compared if None.
 
     Returns:
-        What its model.pt holds.
+        The content of its model.pt.
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: the model is another one than the bundle was written with; an option is unknown, or fixed by the
-            training and given another value.
+        ValueError: the model is not the one that the bundle was written with; an option is unknown, or is fixed by the
+            training and was given another value.
     """
     path, metadata, inference = model_path(folder), Path(folder, _METADATA), Path(folder, _INFERENCE)
     stored = read_model(path)
@@ -79,7 +79,7 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
     _require_trained(given.files[0], own, path, fixed)
     require_unchanged(given.files[0])
     _refuse_other_parts(folder, {key: own[key] for key in own if key not in fixed}, content)
-    # options of the training alone, such as those of a preset, may be said again
+    # options of the training only, such as those of a preset, may be repeated
     said = [key for key in content if key in trained and key not in own and key not in PATHS]
     fixed |= {key: _counterpart(trained[key], content[key]) for key in said}
     raw = differences(fixed, {key: content.get(key) for key in fixed})
@@ -93,7 +93,7 @@ def require_own_config(folder: str | Path, given: GivenConfig | None) -> StoredM
 
 
 def _require_trained(file: Path, content: Mapping[str, Any], model: Path, fixed: Mapping[str, Any]) -> None:
-    """Refuse a config file of a bundle that says something else of its model than the model does."""
+    """Raise an error if a config file of a bundle disagrees with its model."""
     if found := [*differences(fixed, {key: content.get(key) for key in fixed})]:
         name, first, second = found[0]
         raise ValueError(
@@ -103,7 +103,7 @@ def _require_trained(file: Path, content: Mapping[str, Any], model: Path, fixed:
 
 
 def _refuse_other_parts(folder: str | Path, own: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Refuse a run that replaces a part of the bundle's config which is no option of a run."""
+    """Raise an error if a run replaces a part of the bundle's config that is not an option of a run."""
     found = [name for name, _, _ in differences(own, {key: content.get(key) for key in own})]
     if replaced := [name for name in found if not any(f"{name}#".startswith(f"{free}#") for free in FREE)]:
         free = [name for name in FREE if name.partition("#")[0] in own]
@@ -114,14 +114,14 @@ def _refuse_other_parts(folder: str | Path, own: Mapping[str, Any], content: Map
 
 
 def _counterpart(trained: Any, given: Any) -> Any:
-    """The part of a trained value that a given one speaks of: of a plain section not all has to be said."""
+    """Return the part of a trained value that corresponds to a given one: plain sections may be given in part."""
     if isinstance(trained, Mapping) and isinstance(given, Mapping) and "_target_" not in given:
         return {key: _counterpart(trained.get(key), value) for key, value in given.items()}
     return trained
 
 
 def _resolved(found: Difference, trained: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Difference]:
-    """What differs between two values with options in place of references: "@axes" may be said again as its value."""
+    """Yield the differences after resolving references to options: "@axes" equals the value of axes."""
     yield from differences(
         _without_references(found.first, trained), _without_references(found.second, given), found.name
     )

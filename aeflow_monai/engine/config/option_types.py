@@ -1,4 +1,4 @@
-"""What kind of value each option takes, so that a wrong one is refused by its name before anything is read."""
+"""Types and ranges of options, so that a wrong value is reported by name before any data are read."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from aeflow_monai.printable import meant
 
 __all__ = ["PATHS", "expected_of", "require_options"]
 
-# Paths of a run, which say nothing of the model.
+# Paths of a run, which are not part of the model.
 PATHS = ("dataset_dir", "output_dir", "resume", "cache_dir")
 
 
-# Of the encoder; a bundle's config has "checkpoint".
+# Of the encoder; the config of a bundle has "checkpoint".
 _WEIGHTS = ("wheel", "hub", "random")
 _MAX_BATCH = 2**20
 
 
 class _Type(NamedTuple):
-    """What an option may be: in words, and as a test."""
+    """Allowed values of an option: in words, and as a test."""
 
     expected: str
     accepts: Callable[[Any], bool]
 
 
 def _number(low: float, high: float = math.inf, *, above: bool = False, below: bool = False) -> _Type:
-    """A number from low to high; above and below leave the ends out."""
+    """A number from low to high; `above` and `below` exclude the ends."""
 
     def accepts(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -75,7 +75,7 @@ def _list(what: str, example: str, accepts: Callable[[Any], bool], least: int = 
 
 
 def _one_or(kind: _Type, accepts: Callable[[Any], bool]) -> _Type:
-    """A single thing may stand for a list of one."""
+    """A list for which a single item may be given."""
     return _Type(kind.expected, lambda value: kind.accepts(value) or accepts(value))
 
 
@@ -88,12 +88,12 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_device(value: Any) -> bool:
-    """Whether torch can compute there, on this machine."""
+    """Return whether torch can compute on this device."""
     if isinstance(value, int) or value is None:
         return False
     try:
         return torch.zeros(1, device=value).device.type != "meta"
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError):  # as each kind of device says it
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):  # the type depends on the device
         return False
 
 
@@ -199,7 +199,7 @@ _TYPES = {
 
 
 def expected_of(name: str) -> str | None:
-    """What an option may be, in words; None for one that is not in the table.
+    """Return the allowed values of an option in words; None for one that is not in the table.
 
     Example:
         >>> expected_of("epochs")
@@ -210,15 +210,15 @@ def expected_of(name: str) -> str | None:
 
 
 def require_options(content: Mapping[str, Any]) -> None:
-    """Refuse options of another kind than theirs, or out of their range.
+    """Raise an error for options of a wrong type or out of range.
 
-    Values that are expressions of the config are not looked at: their components check what comes of them.
+    Values that are expressions are not checked: the components check the results.
 
     Args:
         content: the merged config.
 
     Raises:
-        ValueError: names each such option, what was expected and what came.
+        ValueError: names each such option, with the expected and the given value.
 
     Example:
         >>> require_options({"epochs": 3, "image_size": [128, 128], "device": "$get_device()"})

@@ -1,4 +1,4 @@
-"""The config files of a bundle: what in them is an option of a run; all else is as the training wrote it."""
+"""The config files of a bundle: which keys are options of a run, and whether the rest is unchanged since training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from aeflow_monai.files import read_json
 
 __all__ = ["FREE", "digests_of_configs", "require_unchanged"]
 
-# What a run of the model decides. All else in its config belongs to the bundle.
+# Options of a run of the model. Everything else in its config belongs to the bundle.
 FREE = (
     *("dataset_dir", "layout", "series", "output_dir", "overwrite", "outputs", "output_ext", "pictures"),
     *(
@@ -34,19 +34,19 @@ _VERBS = ("inference.yaml", "evaluate.yaml", "calibrate.yaml")
 
 
 def digests_of_configs(folder: str | Path) -> dict[str, dict[str, str]]:
-    """What metadata.json says of the configs that lie beside it, for `require_unchanged`.
+    """Return the digests of the configs in a folder for its metadata.json, see `require_unchanged`.
 
     Args:
-        folder: of the configs.
+        folder: folder of the configs.
     """
     return {_DIGESTS: {name: _digest(read_config(Path(folder, name))) for name in _VERBS}}
 
 
 def require_unchanged(file: str | Path) -> None:
-    """Refuse a config of a bundle that is damaged, or changed in more than the options of a run.
+    """Raise an error if a config of a bundle is damaged, or changed in more than the options of a run.
 
     Args:
-        file: a config; nothing is known of one that no training wrote, nor of a bundle before this version.
+        file: a config; one that no training wrote is not checked, nor is a bundle of an earlier version.
 
     Raises:
         ValueError: it is not as the training wrote it.
@@ -65,7 +65,7 @@ def _digest(config: Mapping[str, Any]) -> str:
 
 
 def _bound(part: Any, above: str = "") -> Any:
-    """The config, or a part of it, without the options of a run; imports are one only in a config on top."""
+    """Return the config, or a part of it, without the options of a run; imports are one only in a preset."""
     if isinstance(part, list):
         return [_bound(value, f"{above}0#") for value in part]
     if not isinstance(part, Mapping):

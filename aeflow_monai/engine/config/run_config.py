@@ -18,16 +18,16 @@ __all__ = ["open_config"]
 def open_config(
     configs: Sequence[str | Path], options: Mapping[str, str], data: str, folder: str | Path
 ) -> tuple[ConfigParser, GivenConfig]:
-    """Open configs with options as MONAI reads them from a command line; nothing is instantiated.
+    """Open configs with options that are read as on MONAI's command line; nothing is instantiated.
 
     Args:
         configs: paths, in the order in which they are merged.
-        options: of the config, by name, as they would be typed.
-        data: the images.
-        folder: of the results.
+        options: options of the config by name, as they would be typed.
+        data: path of the images.
+        folder: folder of the results.
 
     Returns:
-        A parser, and what the run was given.
+        A parser, and the given config.
     """
     parser = ConfigParser()
     parser.read_config(read_configs(configs))

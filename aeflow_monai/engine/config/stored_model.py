@@ -1,4 +1,4 @@
-"""What a model.pt holds, and reading it."""
+"""Content and reading of a model.pt."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from aeflow_monai.printable import some
 
 __all__ = ["StoredModel", "load_saved", "model_path", "not_finite", "read_model", "write_saved"]
 
-# Begins the comment of the zip archive that torch writes, behind which stands the SHA-256 of all before the comment.
+# Start of the comment of torch's zip archive, followed by the SHA-256 of everything before the comment.
 _HASH = b"aeflow_monai sha256 "
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 
 
 class StoredModel(NamedTuple):
-    """What a model.pt holds.
+    """Content of a model.pt.
 
     Attributes:
         state: the detector's state dict.
-        config: the training's merged config, without its paths.
-        card: what the model card says of data, seed and versions.
+        config: the training's merged config, without paths.
+        card: data, seed and versions for the model card.
     """
 
     state: Mapping[str, Tensor]
@@ -38,17 +38,17 @@ class StoredModel(NamedTuple):
 
 
 def model_path(folder: str | Path) -> Path:
-    """The model of a bundle."""
+    """Return the path of a bundle's model."""
     return Path(folder, "models", "model.pt")
 
 
 def read_model(path: str | Path) -> StoredModel:
-    """Read a model.pt; nothing in it is run.
+    """Read a model.pt without executing any code in it.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else, damaged, of another version, or a checkpoint from the middle of a training; or
-            it holds NaN.
+        ValueError: it has another format, is damaged, is of another version, is a checkpoint from the middle of a
+            training, or holds NaN.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,7 +78,7 @@ def read_model(path: str | Path) -> StoredModel:
 
 
 def not_finite(state: Mapping[str, Tensor]) -> str:
-    """Names of the first tensors that hold NaN or infinite values, and how many more; empty if there are none.
+    """Return the names of the first tensors with NaN or infinite values, and how many more; empty without any.
 
     Example:
         >>> not_finite({"mean": torch.zeros(2), "std": torch.tensor([1.0, torch.inf])})
@@ -89,10 +89,10 @@ def not_finite(state: Mapping[str, Tensor]) -> str:
 
 
 def write_saved(path: str | Path, content: Mapping[str, Any]) -> None:
-    """Write what `load_saved` reads, with its hash; whole, or not at all.
+    """Write a file for `load_saved` atomically, with its hash.
 
     Args:
-        path: of the file, which torch can read too; missing folders are made.
+        path: path of the file, which torch can read too; missing folders are created.
         content: tensors, numbers, text, and dictionaries and lists of these.
 
     Raises:
@@ -107,14 +107,15 @@ def write_saved(path: str | Path, content: Mapping[str, Any]) -> None:
 
 
 def load_saved(path: str | Path, expected: str) -> dict[str, Any]:
-    """What a training saved in a file; nothing in it is run.
+    """Load a file that a training saved, without executing any code in it.
 
     Args:
-        path: of the file.
-        expected: what the error says that it should be.
+        path: path of the file.
+        expected: what the file should be, for the error message.
 
     Raises:
-        ValueError: the file is something else, is damaged, or holds more than numbers and text; says which.
+        ValueError: the file has another format, is damaged, or holds more than numbers and text; the message says
+            which.
     """
     data = Path(path).read_bytes()
     if problem := _problem(data):
@@ -122,7 +123,7 @@ def load_saved(path: str | Path, expected: str) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception:
-        # without the cause, which advises to run what is in the file
+        # without the cause, in which torch suggests executing the file's code
         raise ValueError(
             f"Expected {expected} in {path}; got a file with other Python objects than numbers and text, which can be "
             "code. Nothing of it was run. Do not use it, and ask where it comes from."
@@ -131,7 +132,7 @@ def load_saved(path: str | Path, expected: str) -> dict[str, Any]:
 
 
 def _problem(data: bytes) -> str:
-    """What is wrong with the bytes of a file that a training should have saved; nothing if they are as written."""
+    """Return what is wrong with the bytes of a file saved by a training; empty if nothing is."""
     if not data:
         return "an empty file. Copy it again, or take an earlier one."
     if data[:1] == _PICKLE:

@@ -13,14 +13,14 @@ __all__ = ["config_files", "known_configs", "require_order", "template_root"]
 
 
 def config_files(*names: str) -> list[str]:
-    """Paths of the package's own configs, in the order in which MONAI merges them.
+    """Return the paths of the package's own configs, in the order in which MONAI merges them.
 
     Args:
-        names: of the template bundle ("train", "multi_gpu_train") and of presets ("chest_xray", "healthy_t1",
-            "brats2021", "paper", "semi_supervised"); anything that is the path of a file stays as it is.
+        names: names in the template bundle ("train", "multi_gpu_train") and of presets ("chest_xray", "healthy_t1",
+            "brats2021", "paper", "semi_supervised"); the path of a file is returned as it is.
 
     Raises:
-        ValueError: there is no config of that name, nor a file; or it is none that can be read.
+        ValueError: there is no config or file of that name, or it cannot be read.
 
     Example:
         >>> [Path(file).name for file in config_files("train", "chest_xray")]
@@ -41,7 +41,7 @@ def config_files(*names: str) -> list[str]:
 
 
 def known_configs() -> dict[str, Path]:
-    """From name to file of the package's own configs: those of the template bundle, then presets.
+    """Return the package's own configs, from name to file: those of the template bundle, then presets.
 
     Example:
         >>> "chest_xray" in known_configs()
@@ -52,20 +52,20 @@ def known_configs() -> dict[str, Path]:
 
 
 def template_root() -> Path:
-    """Folder of the template bundle that trainings start from: in the package, or beside it in a checkout."""
+    """Return the folder of the template bundle: in the package, or beside it in a checkout."""
     installed = PACKAGE / "bundle"
     return installed if installed.is_dir() else PACKAGE.parent / "bundle"
 
 
 def require_order(files: Sequence[str | Path]) -> None:
-    """Refuse config files of which one would replace what another one says.
+    """Raise an error for config files in an order in which one would replace the content of another.
 
     Args:
-        files: as they are merged: one that stands alone, such as train.yaml or the inference.yaml of a bundle, and
-            then presets.
+        files: files in the order of merging: a complete config, such as train.yaml or a bundle's inference.yaml, then
+            presets.
 
     Raises:
-        ValueError: a preset stands before the config that it changes, or there are two that stand alone.
+        ValueError: a preset comes before the config that it changes, or there are two complete configs.
     """
     paths = [Path(file) for file in files]
     whole = [file for file in paths if "bundle_root" in read_config(file)]

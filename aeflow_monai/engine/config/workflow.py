@@ -21,11 +21,11 @@ __all__ = ["GivenConfig", "Workflow", "bundle_root"]
 
 
 class GivenConfig(NamedTuple):
-    """Config files and options of a run, merged as MONAI merges them.
+    """Config files and options of a run, merged as MONAI does.
 
     Attributes:
-        files: the config files, absolute.
-        content: what they and the options give, with macros resolved and nothing instantiated.
+        files: the config files, as absolute paths.
+        content: the merged files and options, with macros resolved and nothing instantiated.
         command: the command line; empty if the run was started from Python.
     """
 
@@ -35,19 +35,19 @@ class GivenConfig(NamedTuple):
 
     @property
     def bundle_root(self) -> str:
-        """Root folder of the bundle: the parent of the first file's `configs` folder."""
+        """Return the root folder of the bundle: the parent of the first file's `configs` folder."""
         folder = self.files[0].parent
         return str(folder.parent if folder.name == "configs" else folder)
 
 
 class Workflow(ConfigWorkflow):  # type: ignore[misc]
-    """MONAI's `ConfigWorkflow` for a run that is started from Python; the config learns what was given.
+    """MONAI's `ConfigWorkflow` for a run that is started from Python; it passes the given config to the run.
 
-    `python -m monai.bundle run` needs none of it: there the command line tells.
+    `python -m monai.bundle run` does not need it: there the config is read from the command line.
 
     Args:
-        config_file: paths of config files, merged in their order.
-        options: of `monai.bundle.ConfigWorkflow`, and ids of the config with their values.
+        config_file: paths of config files, merged in order.
+        options: options of `monai.bundle.ConfigWorkflow`, and ids of the config with their values.
 
     Example:
         >>> from aeflow_monai import config_files
@@ -58,7 +58,7 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
 
     def __init__(self, config_file: str | Sequence[str], **options: Any) -> None:
         for file in ensure_tuple(config_file):
-            if Path(file).is_file():  # MONAI says what is missing
+            if Path(file).is_file():  # MONAI reports missing files
                 if not read_config(file):
                     raise ValueError(f"{file} is no config: it is empty. Omit it, or take the file again.")
                 require_unchanged(file)
@@ -68,26 +68,26 @@ class Workflow(ConfigWorkflow):  # type: ignore[misc]
         self._note()
 
     def initialize(self) -> Any:
-        """Run what stands under `initialize`; what was set on the parser until now is part of what was given."""
+        """Run the section `initialize`; whatever was set on the parser before is part of the given config."""
         self._note()
         with _releasing_on_error():
             return super().initialize()
 
     def run(self) -> Any:
-        """Run what stands under `run`; see `monai.bundle.ConfigWorkflow`."""
+        """Run the section `run`; see `monai.bundle.ConfigWorkflow`."""
         with _releasing_on_error():
             return super().run()
 
     def _note(self) -> None:
         content = content_of(self.parser)
-        # MONAI writes "::" for "#", also in paths
+        # MONAI replaces "#" by "::" in paths too
         content |= {k: v for k, v in self._paths.items() if content[k] == ReferenceResolver.normalize_id(v)}
         self.parser[GIVEN] = GivenConfig(self._files, content)
 
 
 @contextmanager
 def _releasing_on_error() -> Iterator[None]:
-    """Of a run that fails in a process that goes on, let others have the folders."""
+    """Release the folders of a run if it fails, since the process may continue."""
     try:
         yield
     except BaseException:
@@ -96,5 +96,5 @@ def _releasing_on_error() -> Iterator[None]:
 
 
 def bundle_root(given: GivenConfig | None) -> str:
-    """Root folder of the bundle that is run; "." where that is not known, as MONAI's own bundles have it."""
+    """Return the root folder of the bundle that is run; "." if unknown, as in MONAI's own bundles."""
     return "." if given is None else given.bundle_root

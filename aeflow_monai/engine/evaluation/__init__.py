@@ -1,1 +1,1 @@
-"""Handlers of evaluations and inferences: tables, metrics, pictures and the report."""
+"""Handlers of evaluation and inference: tables, metrics, pictures and the report."""

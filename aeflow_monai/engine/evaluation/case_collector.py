@@ -1,4 +1,4 @@
-"""Ignite handlers that collect cases over a run."""
+"""Base class of Ignite handlers that collect cases over a run."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["CaseCollector", "cases_of_batch"]
 
 
 class CaseCollector(CaseHandler):
-    """Collects what it needs of each case of a run, and writes it at the end."""
+    """Collect data of each case of a run, and write a file at the end."""
 
     def __call__(self, engine: Engine) -> None:
-        """Take the cases of this batch."""
+        """Collect the cases of this batch."""
         for source, scored in cases_of_batch(engine):
             self.take(source, scored)
 
     @abstractmethod
     def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
-        """Take one case: what went in, and what came out."""
+        """Collect one case, from its input and output dictionaries."""
 
 
 def cases_of_batch(engine: Engine) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:

@@ -1,4 +1,4 @@
-"""metrics.json: how well scores of cases tell abnormal from normal ones."""
+"""Writer of metrics.json: how well case scores separate abnormal from normal cases."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["DetectionMetricsWriter"]
 
 
 class DetectionMetricsWriter(CaseCollector):
-    """Collect the scores of labelled cases, and trivial statistics of their images to compare them with.
+    """Collect the scores of labelled cases, and trivial baselines from their images.
 
-    Writes metrics.json at the end and prints the report.
+    It writes metrics.json at the end and prints the report.
 
-    Without normal or without abnormal cases there is no report, and a warning says so.
+    Without normal or without abnormal cases there is no report, but a warning.
 
     Args:
-        path: of metrics.json.
-        score: holds the stored threshold.
-        n_bootstrap: resamples for the intervals.
-        seed: of the bootstrap; written into the report.
+        path: path of metrics.json.
+        score: score with the case threshold.
+        n_bootstrap: number of bootstrap resamples for the intervals.
+        seed: seed of the bootstrap, which the report contains.
     """
 
     def __init__(self, path: str | Path, score: Score, n_bootstrap: int = 1000, seed: int = 0) -> None:
@@ -43,14 +43,14 @@ class DetectionMetricsWriter(CaseCollector):
         self.seed = seed
 
     def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
+        """Reset the collected cases."""
         self.labels: list[int] = []
         self.scores: list[float] = []
         self.patients: list[str] = []
         self.statistics: dict[str, list[float]] = {}
 
     def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
-        """Take the label and score of one case."""
+        """Collect the label and score of one case."""
         self.labels.append(int(source["label"]))
         self.scores.append(float(scored["anomaly_score"]))
         self.patients.append(patient_of(source))
@@ -64,7 +64,7 @@ class DetectionMetricsWriter(CaseCollector):
             kind = "abnormal" if any(self.labels) else "normal"
             found = f"all {len(self.labels)} that were read are {kind}" if self.labels else "none was read"
             engine.logger.warning(f"No metrics of cases: they need normal and abnormal cases, but {found}.")
-            self.path.unlink(missing_ok=True)  # of an earlier run, whose scores were others
+            self.path.unlink(missing_ok=True)  # of an earlier run with other scores
             return
         rank, n = self.score.case_rank.tolist()
         held_out = self.score.held_out
@@ -73,7 +73,7 @@ class DetectionMetricsWriter(CaseCollector):
             self.scores,
             float(self.score.case_threshold),
             calibrated_rank=(rank, n) if n else None,
-            # one of each patient, or nothing is known of which are of one
+            # only if each score is of another patient; otherwise the scores are not independent
             calibrated_scores=held_out.scores.tolist() if held_out.n == len(held_out.scores) else (),
             patients=self.patients,
             n_bootstrap=self.n_bootstrap,

@@ -1,4 +1,4 @@
-"""The labelled images that a model is evaluated on: none that it knows."""
+"""Selection of labelled images that a model is evaluated on and has not seen."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _logger = logging.getLogger(__name__)
 
 
 def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: Mapping[str, Any]) -> Datalist:
-    """List the test images of a data set; all images of one without a split, such as another hospital's.
+    """List the test images of a data set; all images if it has no split, such as that of another hospital.
 
-    A `test_fraction` that is that of the training divides the training's data set alone.
+    A `test_fraction` taken over from the training splits only the training's data set.
 
     Args:
         dataset_dir: see `load_datalist`.
-        folder: of the model's bundle, which knows the images that it was trained and its thresholds were set on.
+        folder: folder of the model's bundle, which knows the images of its training and calibration.
         listing: options of `load_datalist`.
 
     Returns:
@@ -35,10 +35,10 @@ def load_test(dataset_dir: str | os.PathLike[str], folder: str | Path, listing: 
 
     Raises:
         FileNotFoundError: the folder of the images does not exist.
-        ValueError: see `load_datalist`; or the model knows images of a data set without a split.
+        ValueError: see `load_datalist`; or the model has seen images of a data set without a split.
     """
     fraction, whole = listing.get("test_fraction"), {**listing, "test_fraction": 0.0}
-    # read where it is needed: a method that is compared with the model has none
+    # read only if needed: another method that is compared with the model has no model.pt
     inherited = fraction and fraction == read_model(model_path(folder)).config.get("test_fraction")
     items = _unknown(dataset_dir, folder, whole) if inherited else None
     if items is None:
@@ -62,10 +62,10 @@ def _unknown(
     listing: Mapping[str, Any],
     is_required: bool = False,
 ) -> Datalist | None:
-    """All images of a data set without a split, of which some are abnormal, where the model knows none of them.
+    """Return all images of a data set without a split, if some are abnormal and the model has seen none.
 
     Raises:
-        ValueError: it knows some, and `is_required`.
+        ValueError: it has seen some, and `is_required`.
     """
     try:
         items = load_datalist(dataset_dir, "unsplit", **listing)

@@ -1,4 +1,4 @@
-"""localisation.json: how well maps find slices, lesions and voxels."""
+"""Writer of localisation.json: how well maps localise abnormal slices, lesions and voxels."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ __all__ = ["LocalisationMetricsWriter"]
 class LocalisationMetricsWriter(CaseCollector):
     """Compare slices and anomaly maps with lesion masks; write localisation.json at the end and print it.
 
-    Slices count along the first plane of the slicing policy, as normal or abnormal by `Slicer.kinds`; skipped and
-    unclear ones do not count. Each is listed in slice_scores.csv, by its `SlicePlace`, and each lesion in lesions.csv,
-    with the largest value of the map in it. It is found if that exceeds the map threshold: then the anomaly mask covers
-    a voxel of it, or more. `LesionMetrics` counts otherwise, for FROC: by the peaks of the map.
-    Voxels and lesions count on the grid of the file, where the image is not background, which anything would find
-    normal. A case with label 0 needs no mask. Abnormal cases without one are left out and counted; if no mask holds a
-    lesion, there is no report. Without normal and abnormal slices of two patients or more it leaves out the slices.
+    Slices along the first plane of the slicer are normal or abnormal according to `Slicer.kinds`; skipped and unclear
+    ones do not count. Each is listed in slice_scores.csv by its `SlicePlace`, and each lesion in lesions.csv with the
+    largest map value in it. A lesion is found if that value exceeds the map threshold, that is, if the anomaly mask
+    covers at least one of its voxels. `LesionMetrics` uses another criterion for FROC, the peaks of the map. Voxels and
+    lesions count on the grid of the file, outside the background, which any method would find normal. A case with label
+    0 needs no mask. Abnormal cases without a mask are left out and counted; if no mask holds a lesion, there is no
+    report. Slice metrics are left out unless there are normal and abnormal slices of at least two patients.
 
     Args:
-        folder: of the files; those of an earlier run are replaced, or removed.
-        score: holds the stored map threshold.
+        folder: folder of the files; those of an earlier run are replaced or removed.
+        score: score with the map threshold.
         slicer: the slicing policy.
-        n_bootstrap: resamples of cases, for the intervals of slice metrics.
-        seed: of the bootstrap.
+        n_bootstrap: number of bootstrap resamples of cases, for the intervals of slice metrics.
+        seed: seed of the bootstrap.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LocalisationMetricsWriter(CaseCollector):
         self.seed = seed
 
     def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
+        """Reset the collected cases."""
         self.voxels, self.lesions = VoxelMetrics(), LesionMetrics()
         self.slices: list[tuple[int, float, str]] = []
         self.table: Table | None = None
@@ -72,10 +72,10 @@ class LocalisationMetricsWriter(CaseCollector):
         self.n_without_mask = self.n_with_lesion = 0
 
     def take(self, source: Mapping[str, Any], scored: Mapping[str, Any]) -> None:
-        """Take the slices, voxels and lesions of one case.
+        """Collect the slices, voxels and lesions of one case.
 
         Raises:
-            ValueError: a preprocessed mask does not lie on the grid of its image.
+            ValueError: a preprocessed mask is not on the grid of its image.
         """
         if "original_lesion" not in source and int(source["label"]):
             self.n_without_mask += 1

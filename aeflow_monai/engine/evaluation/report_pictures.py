@@ -1,4 +1,4 @@
-"""Small pictures of a case for the report, from maps that are still slices."""
+"""Small pictures of a case for the report, from maps that are stored as slices."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from aeflow_monai.output.slice_place import SlicePlace, slice_places
 
 __all__ = ["ReportPicturesd"]
 
-_SIDE = {True: 320, False: 128}  # of a picture of a 2D image, and of a slice of a volume
-_BATCH = 8  # slices that are reduced at a time
+_SIDE = {True: 320, False: 128}  # pixels of a 2D image, and of a slice of a volume
+_BATCH = 8  # slices that are downsampled at a time
 
 
 class ReportPicturesd(MapTransform):  # type: ignore[misc]
     """Add "report_pictures", a `PictureBlock` of at most 64 slices of a case, from the maps of `StackMapsd`.
 
-    Along the plane of the most anomalous slice, which is among them, every n-th slice is taken, in the network's size
-    or smaller: maps by their largest values, images by their means. Maps of several planes are their mean. Nothing is
-    added for maps that are no `StackedMap`.
+    They are every n-th slice along the plane of the most anomalous slice, including this slice, at the network's input
+    size or smaller: maps are downsampled by maximum, images by mean. Maps of several planes are averaged. Nothing is
+    added for maps that are not a `StackedMap`.
 
     Args:
         slicer: the slicing policy.
-        image_key: preprocessed image (C, X, Y, Z), whose first channel is shown.
+        image_key: key of the preprocessed image (C, X, Y, Z), whose first channel is shown.
     """
 
     def __init__(self, slicer: Slicer, image_key: str = "image") -> None:
@@ -65,7 +65,7 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
             mean = reconstruction.averaged(plane, chosen)
             layers["reconstruction"] = _of_stack(mean, plane, chosen, 1.0, pictures, False)
         if isinstance(lesion := data.get("lesion"), Tensor):
-            # 255 where a quarter of a pixel or more is lesion
+            # 255 where at least a quarter of a pixel is lesion
             layers["lesion"] = (self._reduced(lesion.as_subclass(Tensor)[:1], plane, chosen, True) > 64).byte() * 255
         scores = data["slice_scores"][plane]
         places = slice_places(image, plane)
@@ -89,7 +89,7 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
         )
 
     def _reduced(self, volume: Tensor, plane: str, chosen: Tensor, is_mask: bool = False) -> Tensor:
-        """Slices of a volume (1, X, Y, Z) in [0, 1], or of a mask, as grey levels (n, rows, columns)."""
+        """Return slices of a volume (1, X, Y, Z) in [0, 1], or of a mask, as grey levels (n, rows, columns)."""
         parts = []
         for some in torch.split(chosen, _BATCH):
             thin = volume.index_select(1 + PLANES[plane].axis, some.to(volume.device))
@@ -99,7 +99,7 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
         return torch.cat(parts)
 
     def _extent(self, image: Tensor, plane: str, step: int) -> tuple[float, float, float]:
-        """Height and width of a slice as the network takes it, and distance of `step` slices, in mm."""
+        """Return height and width of a slice at the network's input size, and the distance of `step` slices, in mm."""
         axis = PLANES[plane].axis
         down, right = {0: (2, 1), 1: (2, 0), 2: (0, 1)}[axis]
         spacing, shape = voxel_spacing(image), image.shape[1:]
@@ -109,13 +109,13 @@ class ReportPicturesd(MapTransform):  # type: ignore[misc]
 
 
 def _every_nth(first: int, last: int, peak: int) -> Tensor:
-    """Numbers of slices from the first to the last, at most 64 at equal distances, with the peak among them."""
+    """Return slice numbers from first to last, at most 64 at equal distances, including the peak."""
     step = max(1, -(-(last - first + 1) // (MAX_SLICES - 1)))
     return torch.arange(first + (peak - first) % step, last + 1, step)
 
 
 def _of_stack(stacked: StackedMap, plane: str, chosen: Tensor, scale: float, like: Tensor, by_maximum: bool) -> Tensor:
-    """Slices of a map as grey levels, black where the network did not look."""
+    """Return slices of a map as grey levels, black where no slice was processed."""
     stack, is_picture = stacked.stacks[plane], stacked.shape[-1] == 1
     places = {int(index): place for place, index in enumerate(stacked.indices[plane])}
     numbers, of_stack = zip(
@@ -128,7 +128,7 @@ def _of_stack(stacked: StackedMap, plane: str, chosen: Tensor, scale: float, lik
 
 
 def _grey(slices: Tensor, is_picture: bool, by_maximum: bool) -> Tensor:
-    """Slices (n, 1, H, W) in [0, 1], reduced to the size of a page, as grey levels (n, rows, columns)."""
+    """Return slices (n, 1, H, W) in [0, 1], downsampled to display size, as grey levels (n, rows, columns)."""
     rows, columns = slices.shape[-2:]
     shrink = min(1.0, _SIDE[is_picture] / max(rows, columns))
     if shrink < 1:
@@ -138,14 +138,14 @@ def _grey(slices: Tensor, is_picture: bool, by_maximum: bool) -> Tensor:
 
 
 def _window(pictures: Tensor) -> tuple[int, int]:
-    """Grey levels to be shown black and white, as on an overlay."""
+    """Return the grey levels that are shown black and white, as in an overlay."""
     counts = torch.bincount(pictures.flatten().to(torch.int64), minlength=256).cumsum(0).double()
     low, high = (int((counts >= share * counts[-1]).nonzero()[0]) for share in (0.005, 0.995))
     return (low, high) if high > low else (0, 255)
 
 
 def _positions(image: Tensor, places: Sequence[SlicePlace]) -> list[float]:
-    """Of all slices, in mm; none of a picture, whose place is unknown."""
+    """Return the positions of all slices in mm; none for a 2D image, whose position is unknown."""
     if isinstance(image, MetaTensor) and np.array_equal(ras_affine(image.affine, image.meta), np.eye(4)):
-        return []  # an identity stands for none
+        return []  # the identity stands for a missing affine
     return [round(place.position_mm, 1) + 0.0 for place in places if place.position_mm is not None]

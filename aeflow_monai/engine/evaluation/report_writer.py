@@ -16,13 +16,13 @@ __all__ = ["ReportWriter", "report_model"]
 
 
 class ReportWriter(CaseHandler):
-    """Keep small pictures of the most interesting cases while a run goes on, and write report.html at its end.
+    """Keep small pictures of the most interesting cases during a run, and write report.html at its end.
 
-    It reads what the other handlers have written, so that it stands behind them, and before `RunRecord`.
+    It reads the output of other handlers, so it has to come after them and before `RunRecord`.
 
     Args:
-        folder: of the results.
-        score: holds the thresholds.
+        folder: folder of the results.
+        score: score with the thresholds.
     """
 
     def __init__(self, folder: str | Path, score: Score) -> None:
@@ -30,11 +30,11 @@ class ReportWriter(CaseHandler):
         self.score = score
 
     def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
+        """Reset the collected cases."""
         self.budget = PictureBudget()
 
     def __call__(self, engine: Engine) -> None:
-        """Take the pictures of the cases of this batch; a case that failed has none."""
+        """Keep pictures of the cases of this batch; a failed case has none."""
         for source, scored in zip(engine.state.batch, engine.state.output, strict=True):
             if (block := scored.get("report_pictures")) is not None:
                 label = source.get("label")
@@ -53,7 +53,7 @@ class ReportWriter(CaseHandler):
 
 
 def report_model(score: Score) -> dict[str, Any]:
-    """What a report says of the model: thresholds, how far off they may be, held-out scores, formula of scores."""
+    """Return the report's facts of the model: thresholds and their uncertainty, held-out scores, formula of scores."""
     rank, n_held_out = score.case_rank.tolist()
     held_out = {"n_held_out": n_held_out, "held_out_scores": score.held_out.scores.tolist()}
     model = {"thresholds": score.thresholds, "rank": rank, **held_out}

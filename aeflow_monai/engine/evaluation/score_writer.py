@@ -1,4 +1,4 @@
-"""scores.csv: a row for each case, as soon as it is scored."""
+"""Writer of scores.csv: a row for each case, as soon as it is scored."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = ["ScoreWriter", "score_row"]
 
 
 class ScoreWriter(CaseHandler):
-    """Append a line to scores.csv for each case, as soon as it is scored; scores.unfinished.csv until all are.
+    """Append a row to scores.csv for each case when it is scored; named scores.unfinished.csv until all are.
 
-    Columns, beside the case, its file and its label (if known):
+    Columns besides the case, its file and its label (if known):
 
-    - `anomaly_score`, the case `threshold`, and `prediction`, 1 above it.
+    - `anomaly_score`, the case `threshold`, and `prediction`, which is 1 above it.
     - `p_value`: probability that a new normal case scores as high, from `n_held_out` held-out normal patients; see
       `HeldOutScores`. Empty if the model has none.
     - `plane`, `axis`, `slice_from_0` and `position_mm` of the most anomalous slice, see `SlicePlace`; empty for a 2D
       image.
     - `peak_i`, `peak_j`, `peak_k` and `peak_r_mm`, `peak_a_mm`, `peak_s_mm` of the voxel where that slice's map is
       highest, see `Peak`; of a 2D image its column and row.
-    - its `ease`, see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for other
-      methods.
-    - `map_score` and `global_term`: what the score was joined from, see `Score.joined`. Where the first is below the
-      threshold and the score above it, the case is abnormal as a whole, and its maps may show nothing. The second is
-      empty if the model has no such term.
+    - `ease` of that slice, see `Score`: above 1.5 the slice is too easy to reconstruct, which no map shows. Empty for
+      other methods.
+    - `map_score` and `global_term`: the parts of the score, see `Score.joined`. If the first is below the threshold and
+      the score above it, the case is abnormal as a whole, and its maps may show nothing. The second is empty if the
+      model has no global term.
 
     Args:
-        path: of the table; replaced if it exists.
+        path: path of the table, which is replaced if it exists.
         labelled: whether the data has labels.
     """
 
@@ -53,7 +53,7 @@ class ScoreWriter(CaseHandler):
         self.labelled = labelled
 
     def start(self, engine: Engine) -> None:
-        """Begin the table."""
+        """Start the table."""
         label = ["label"] if self.labelled else []
         self.table = Table(self.path, ["case", "file", *label, *SCORE_COLUMNS])
 
@@ -67,16 +67,16 @@ class ScoreWriter(CaseHandler):
             progress.case({"state": "scored", **row, "results": str(self.path.parent)})
 
     def finish(self, engine: Engine) -> None:
-        """Give the table its name."""
+        """Rename the finished table."""
         self.table.finish()
 
 
 def score_row(source: Mapping[str, Any], scored: Mapping[str, Any]) -> dict[str, Any]:
-    """What scores.csv says of a case, see `ScoreWriter`.
+    """Return a row of scores.csv, see `ScoreWriter`.
 
     Args:
-        source: the case as it was read: "case" and the preprocessed "image".
-        scored: what came of it, see `aeflow_monai.output.GatherScoresd`.
+        source: the case's input: "case" and the preprocessed "image".
+        scored: the case's output, see `aeflow_monai.output.GatherScoresd`.
 
     Returns:
         A cell for each column, with "case" and "file" before `SCORE_COLUMNS`.

@@ -1,1 +1,1 @@
-"""The detector, and how slices and volumes are scored: in torch, or by a faster runtime."""
+"""The detector, and the inference on slices and volumes, in torch or by a faster runtime."""

@@ -1,4 +1,4 @@
-"""A detector: a network, and the score that is calibrated for it."""
+"""A detector: a network with the score that is calibrated for it."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ FLOW_TERMS = ("latent", "likelihood")
 
 
 class Detector(nn.Module):
-    """AE-Flow with its calibrated score: images in, anomaly maps and scores out.
+    """AE-Flow with its calibrated score: computes anomaly maps and scores from images.
 
     Args:
         network: AE-Flow.
-        score: of its maps: one flow term per encoder stage, and the reconstruction's, 1 - SSIM.
+        score: score of its maps, with one flow term per encoder stage and that of the reconstruction, 1 - SSIM.
         flow_term: "latent" is -log N(z'; 0, I) in nats per channel, without the log-determinant, as in the published
-            score: it is not misled by diffuse changes that make an image smoother, hence more likely. "likelihood" is
+            score: diffuse changes that make an image smoother, and hence more likely, do not lower it. "likelihood" is
             the negative log-likelihood of the features.
 
     Raises:
-        ValueError: an unknown flow term, or a score of another number of terms.
+        ValueError: an unknown flow term, or a score with a different number of terms.
 
     Example:
         >>> from aeflow_monai.network import Encoder
@@ -65,42 +65,42 @@ class Detector(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the detector lies."""
+        """Return the device of the detector."""
         return self.score.term_mean.device
 
     def forward(self, image: Tensor, places: Places | None = None) -> Tensor:
-        """Anomaly maps (N, 1, H, W) of images (N, C, H, W) in [0, 1]; for `places` see `infer`."""
+        """Compute anomaly maps (N, 1, H, W) of images (N, C, H, W) in [0, 1]; for `places` see `infer`."""
         return self.score.anomaly_map(self.stack(image, places))
 
     def stack(
         self, image: Tensor, places: Places | None = None, features: Sequence[Tensor] | None = None
     ) -> SliceStack:
-        """What the scores of images are made of.
+        """Compute what the scores of images are made of.
 
         Args:
             image: (N, C, H, W) in [0, 1].
-            places: where the slices lie in their volumes; None for images that are of no volume.
-            features: of the images, if they were computed before; see `AEFlow.forward`.
+            places: where the slices lie in their volumes; None for 2D images.
+            features: precomputed encoder features of the images; see `AEFlow.forward`.
         """
         output = self.network(image, features)
         terms, pooled = self.terms(output, image), pooled_features(output.features)
         return self.score.stack(terms, foreground_of(image), places, pooled)
 
     def infer(self, image: Tensor, places: Places | None = None) -> tuple[SliceStack, dict[str, Tensor]]:
-        """What the network says of slices, before those of a volume are scored together by `finish`.
+        """Run the network on slices, before those of a volume are scored together by `finish`.
 
         Args:
             image: (N, C, H, W) in [0, 1].
-            places: where the slices lie in their volumes; None for images that are of no volume.
+            places: where the slices lie in their volumes; None for 2D images.
 
         Returns:
-            The stack that scores are made of; and the maps that are complete: "reconstruction" (N, C, H, W) in [0, 1],
-            "residual" (N, 1, H, W), the absolute difference of image and reconstruction, mean over channels, and
+            The stack that scores are made of, and the maps that are already final: "reconstruction" (N, C, H, W) in [0,
+            1], "residual" (N, 1, H, W), the absolute difference of image and reconstruction, mean over channels, and
             "log_likelihood" (N, 1, H, W), in nats per channel, mean over stages.
         """
         output = self.network(image)
         terms = self.terms(output, image)
-        # the flow terms are the negative log-likelihoods themselves, or not
+        # with "likelihood" the flow terms are the negative log-likelihoods, so they are not computed twice
         is_likelihood = self.flow_term == "likelihood"
         log_likelihood = -terms[:, :-1] if is_likelihood else _to_image_size(output.log_likelihoods, image)
         maps = {
@@ -111,11 +111,11 @@ class Detector(nn.Module):
         return self.score.stack(terms, foreground_of(image), places, pooled_features(output.features)), maps
 
     def finish(self, stack: SliceStack) -> SliceScores:
-        """Anomaly maps and scores of all the slices of one plane of a volume, in their order."""
+        """Compute anomaly maps and scores of all slices of one plane of a volume, in order."""
         return self.score(self.score.blurred(stack))  # type: ignore[no-any-return]
 
     def maps(self, image: Tensor, places: Places | None = None) -> dict[str, Tensor]:
-        """All maps and scores of images, each by itself; for the arguments see `infer`.
+        """Compute all maps and scores of images, each by itself; for the arguments see `infer`.
 
         Returns:
             "anomaly_map" (N, 1, H, W), "slice_scores", "ease", "map_scores" and "global_terms", (N,) each, see
@@ -125,14 +125,14 @@ class Detector(nn.Module):
         return {**self.score(stack)._asdict(), **maps}
 
     def terms(self, output: AEFlowOutput, image: Tensor) -> Tensor:
-        """The terms of the anomaly map at image size, not standardised.
+        """Compute the terms of the anomaly map at image size, not standardised.
 
         Args:
-            output: of `AEFlow` for the images.
+            output: output of `AEFlow` for the images.
             image: (N, C, H, W) in [0, 1].
 
         Returns:
-            (N, stages + 1, H, W): the flow term of each stage, then the reconstruction's.
+            (N, stages + 1, H, W): the flow term of each stage, then that of the reconstruction.
         """
         if self.flow_term == "likelihood":
             flow_terms = [-likelihood for likelihood in output.log_likelihoods]
@@ -150,29 +150,29 @@ def calibrate(
     varied: Iterable[Mapping[str, Any]] = (),
     slicer: Slicer | None = None,
 ) -> dict[str, float]:
-    """Calibrate a trained detector on normals that it has not seen; see `calibrate_score`.
+    """Calibrate a trained detector on held-out normals; see `calibrate_score`.
 
     Args:
-        detector: is set to evaluation mode and back.
-        held_out: batches, dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), possibly "patient" (N
-            names, where a patient has several cases), "file" (N paths, where a case has several images), "axis" and
+        detector: the detector, which is set to evaluation mode and back.
+        held_out: batches, dictionaries with "image" (N, C, H, W) in [0, 1], "case" (N names), optionally "patient" (N
+            names, if a patient has several cases), "file" (N paths, if a case has several images), "axis" and
             "relative_position" (N planes and relative slice positions, see `Places`), "slice" and "volume_shape" (N
-            numbers of slices, and X, Y, Z of their volumes) and, if kept, "features" (see `AEFlow.forward`). Has to be
-            iterable three times, and the network runs each time; must hold normals only, and the slices of a volume's
-            plane, and the planes of a volume, one after the other.
-        specificity: fraction of normals that the thresholds should let pass, in (0, 1).
-        fitted: batches of normals that it was trained on, of the same kind.
+            slice numbers, and X, Y, Z of their volumes) and precomputed "features" (see `AEFlow.forward`). They are
+            iterated over three times, with a run of the network each time, and must hold normals only, the slices of
+            one plane, and the planes of one volume, one after the other.
+        specificity: fraction of normals that the thresholds should classify as normal, in (0, 1).
+        fitted: batches of normals that the detector was trained on, in the same form.
         trained: batches of all normals that it was trained on, of which only the encoder's features are used.
-        varied: batches of copies of these that have to stay normal, likewise, see `VariedSlices`.
-        slicer: by which the slices were cut. With several planes, volumes are scored by the mean of their maps; without
-            it each plane is scored by itself.
+        varied: batches of their acquisition copies, likewise, see `VariedSlices`.
+        slicer: the slicer that the slices were cut with. With several planes, volumes are scored by the mean of their
+            maps; if None, each plane is scored separately.
 
     Returns:
-        The scores of the held-out images by "file", or "case" without it.
+        The scores of the held-out images by "file", or by "case" without it.
 
     Raises:
-        ValueError: no batches, or such as can be iterated once only; a specificity out of its range; images or
-            statistics that are not finite. The detector is then as before.
+        ValueError: no batches, or an iterator that can be used only once; specificity out of range; images or
+            statistics that are not finite. The detector is then restored.
     """
     was_training = detector.training
     detector.eval()
@@ -190,7 +190,7 @@ def calibrate(
 def _pooled(
     detector: Detector, batches: Iterable[Mapping[str, Any]], are_copies: bool = False
 ) -> Iterator[PooledSlices]:
-    """Pooled features of batches of normals; the encoder runs where none were kept."""
+    """Yield pooled features of batches of normals; the encoder runs where they were not precomputed."""
     for batch in tracked(batches, "normals"):
         features = batch.get("features")
         if features is None:
@@ -199,7 +199,7 @@ def _pooled(
 
 
 class _Normals:
-    """Batches of normals as `calibrate_score` takes them; the network runs whenever they are iterated."""
+    """Batches of normals as `calibrate_score` takes them; each iteration runs the network."""
 
     def __init__(self, detector: Detector, batches: Iterable[Mapping[str, Any]]) -> None:
         self.detector = detector
@@ -235,14 +235,14 @@ def _over_planes(
 
 
 def _grid_of(batch: Mapping[str, Any]) -> Tensor | None:
-    """Number of each slice and shape of its volume, (N, 4), see `NormalSlices`; None if they are not known."""
+    """Return the number of each slice and the shape of its volume, (N, 4), see `NormalSlices`; None if unknown."""
     if "volume_shape" not in batch:
         return None
     return torch.stack([torch.as_tensor(numbers) for numbers in (batch["slice"], *batch["volume_shape"])], dim=1)
 
 
 def places_of(batch: Mapping[str, Any]) -> Places | None:
-    """Places of a batch of slices, by "axis" and "relative_position" (N,) of `SliceDataset`; None without."""
+    """Return the places of a batch of slices from "axis" and "relative_position" (N,) of `SliceDataset`, or None."""
     return Places(batch["axis"], torch.as_tensor(batch["relative_position"])) if "relative_position" in batch else None
 
 

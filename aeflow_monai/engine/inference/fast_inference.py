@@ -1,4 +1,4 @@
-"""A detector's inference by a runtime."""
+"""Inference of a detector by a runtime."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SUMS = ("weighted_sum", "dissimilarity", "pooled")
 
 
 class FastInference:
-    """What `Detector.infer` says of slices, by a runtime; for a detector as it is when the first of them come.
+    """Run `Detector.infer` by a runtime, with the detector's weights at the time of the first call.
 
     Args:
-        detector: trained, in evaluation mode.
+        detector: a trained detector in evaluation mode.
         runtime: one of `aeflow_monai.engine.inference.runtimes.RUNTIMES`.
-        maps: which of `MAPS_OF_PASS` are given.
+        maps: which of `MAPS_OF_PASS` to compute.
         image_size: see `ScoringPass`.
 
     Raises:
-        ValueError: see `chosen_runtime`, and an unknown map.
+        ValueError: see `chosen_runtime`, or an unknown map.
         ModuleNotFoundError: see `chosen_runtime`.
 
     Example:
@@ -61,25 +61,25 @@ class FastInference:
         )
 
     def infer(self, image: Tensor, places: Places | None = None) -> tuple[SliceStack, dict[str, Tensor]]:
-        """See `Detector.infer`; of the maps those that were asked for."""
+        """See `Detector.infer`; only the chosen maps are returned."""
         weighted_sum, dissimilarity, pooled, *maps = self.runtime(image)
         stack = SliceStack(weighted_sum, dissimilarity, foreground_of(image), places, pooled)
         return stack, dict(zip(self.names, maps, strict=True))
 
 
 class Runtimes:
-    """A detector's inference by a runtime, made when it is first asked for, and anew when the detector has changed.
+    """Inference of a detector by a runtime, created on first use and again after a change of the detector.
 
-    Only that of the last detector is kept, since it holds the detector.
+    Only that of the last detector is kept, since it holds a reference to the detector.
 
     Args:
         runtime: one of `aeflow_monai.engine.inference.runtimes.RUNTIMES`.
-        maps: which of `MAPS_OF_PASS` are given.
+        maps: which of `MAPS_OF_PASS` to compute.
         image_size: see `ScoringPass`.
 
     Raises:
-        ValueError: there is no such runtime.
-        ModuleNotFoundError: it is not installed.
+        ValueError: an unknown runtime.
+        ModuleNotFoundError: the runtime is not installed.
     """
 
     def __init__(self, runtime: str, maps: Sequence[str], image_size: Sequence[int] | None = None) -> None:
@@ -92,13 +92,13 @@ class Runtimes:
 
     @property
     def used(self) -> str | None:
-        """Name of what computes: of another runtime than was asked for, where that could not; None before any did."""
+        """Return the runtime in use, which differs from the requested one after a fallback; None before first use."""
         return None if self.made is None else self.made[2].runtime.name
 
     def of(self, detector: Detector) -> FastInference:
-        """The inference of a detector with its weights of now."""
+        """Return the inference of a detector with its current weights."""
         tensors = [*detector.parameters(), *detector.buffers()]
-        # torch counts up the version of a tensor whenever it is written to
+        # torch increments a tensor's version whenever it is written to
         state = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         with self.lock:
             if self.made is None or self.made[0] is not detector or self.made[1] != state:

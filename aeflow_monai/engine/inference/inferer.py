@@ -1,4 +1,4 @@
-"""A detector over the slices of a volume, and what it says of them as a volume again."""
+"""Inference of a detector on the slices of a volume, with the results as a volume again."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ _KNOWN = (
 )
 # Above the threshold, in standard deviations of normals. Of 1030 abnormal images of the panel (seed 0) one has more.
 _FAR = 10.0
-_OF_SLICES = ("anomaly_map", "slice_scores", "ease", "global_terms")  # what is told of a `SliceScores`
+_OF_SLICES = ("anomaly_map", "slice_scores", "ease", "global_terms")  # fields of `SliceScores` in the output
 Network = Callable[..., Output]
 
 
 class SlicedInferer(Inferer):  # type: ignore[misc]
-    """Run a detector over the chosen slices of a volume, and put together what it says of them.
+    """Run a detector on the chosen slices of a volume, and combine the results.
 
-    Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that saw it, and
-    slices are scored by that mean, where the detector was calibrated so. The slices of a plane are scored together,
-    since maps are blurred through them.
+    Skipped slices are filled with 0. With several planes each voxel gets the mean over the planes that cover it, and
+    slices are scored by that mean if the detector was calibrated so. The slices of a plane are scored together, since
+    maps are blurred through them.
 
-    Any other network may stand in its place, for example another method: it is called with slices (n, C, H, W) and
-    their `Places`, and gives maps (n, c, H, W), or a dictionary of maps and of numbers per slice (n,).
+    Any other network, for example another method, may take the detector's place: it is called with slices (n, C, H, W)
+    and their `Places`, and returns maps (n, c, H, W), or a dictionary of maps and of numbers per slice (n,).
 
     Args:
         slicer: the slicing policy.
-        batch_size: slices that are in the network at a time. On a CPU of several cores, and without gradients, two
-            halves of them go through it side by side, so it has to be safe to call from two threads, as modules in
-            evaluation mode are.
+        batch_size: number of slices that are processed at a time. On a CPU of several cores, and without gradients,
+            they are processed as two halves in parallel, so the network has to be thread-safe, as modules in evaluation
+            mode are.
         saliency: add the map "saliency", "plain" or "smooth" (`engine.inference.saliency`); none if None.
-        runtime: what a detector's network is computed by, one of `aeflow_monai.engine.inference.runtimes.RUNTIMES`.
-        outputs: names of what is made of a detector's maps; its residual and log-likelihood are computed only if they
-            are named. All maps are if None.
+        runtime: the runtime for a detector's network, one of `aeflow_monai.engine.inference.runtimes.RUNTIMES`.
+        outputs: names of the requested outputs of a detector; residual and log-likelihood are computed only if they are
+            named. If None, all maps are computed.
 
     Attributes:
-        notes: sentences on images that the model was not trained for, as they came.
+        notes: warnings of images unlike those that the model was trained on, in order of their occurrence.
 
     Raises:
         ValueError: batch_size below 1, or an unknown saliency or runtime.
@@ -95,19 +95,19 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         self.noted: set[str] = set()
 
     def __call__(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> Output:
-        """Look at a volume.
+        """Score a volume.
 
         Args:
             inputs: (1, C, X, Y, Z), oriented to PLS, in [0, 1].
             network: a calibrated detector, or another network.
-            args: further arguments of another network.
-            kwargs: further arguments of another network.
+            args: further arguments for another network.
+            kwargs: further arguments for another network.
 
         Returns:
-            Of a detector: "anomaly_map" and the maps of `Detector.infer`, (1, c, X, Y, Z); for each plane
+            For a detector: "anomaly_map" and the maps of `Detector.infer`, (1, c, X, Y, Z); for each plane
             "slice_scores_<plane>", "ease_<plane>" and, if known, "global_terms_<plane>", (1, slices), NaN where a slice
-            was skipped; and the numbers of `Score.verdict`, (1,). Of another network what it gives: maps
-            (1, c, X, Y, Z) and numbers per slice under "<name>_<plane>".
+            was skipped; and the numbers of `Score.verdict`, (1,). For another network its own output: maps (1, c, X, Y,
+            Z) and numbers per slice under "<name>_<plane>".
 
         Raises:
             ValueError: more than one volume, a volume of other dimensions, no slice to process, or a detector that is
@@ -119,23 +119,23 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         for name in list(stacks):
             of_planes = {plane: stack[0] for plane, stack in stacks.pop(name).items()}
             pasted = StackedMap(self.slicer, inputs[0], of_planes, indices).pasted()
-            # where the volume lies goes along with its maps
+            # keeps the volume's affine with its maps
             maps[name] = convert_to_dst_type(pasted[None], inputs)[0]
         return maps[UNNAMED] if maps.keys() == {UNNAMED} else {**maps, **output}
 
     def stacks(self, inputs: Tensor, network: Detector | Network, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Look at a volume, and keep the maps as slices, which `StackMapsd` takes.
+        """Score a volume, and keep the maps as slices for `StackMapsd`.
 
         Args:
-            inputs: see `__call__`, as all that follows.
+            inputs: see `__call__`, also for everything below.
             network: a calibrated detector, or another network.
-            args: further arguments of another network.
-            kwargs: further arguments of another network.
+            args: further arguments for another network.
+            kwargs: further arguments for another network.
 
         Returns:
-            Numbers as `__call__` gives them; under "stacks" from the name of each map, "" for that of a network that
-            gives one tensor, to the plane to its slices (1, n, c, H, W); under "indices" from each plane to the
-            numbers of its slices along the plane's axis, (1, n).
+            Numbers as from `__call__`; under "stacks" a dictionary from the name of each map ("" if a network returns a
+            single tensor) to a dictionary from each plane to its slices (1, n, c, H, W); under "indices" from each
+            plane to the numbers of its slices along the plane's axis, (1, n).
 
         Raises:
             ValueError: see `__call__`.
@@ -151,7 +151,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         pooled: list[Tensor] = []  # of the slices of each plane
         for axis in axes:
             indices = self.slicer.chosen(volume, axis)
-            if not len(indices):  # of which a split would be one empty batch
+            if not len(indices):  # torch.split would make one empty batch
                 if detector is not None and self.slicer.slice_range is not None and axis == axes[0] and len(axes) > 1:
                     raise ValueError(
                         f"No {axis} slice of the volume {tuple(volume.shape[1:])} within the slice range "
@@ -202,7 +202,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
     def _by_mean_map(
         self, score: Score, scored: dict[str, SliceScores], indices: Mapping[str, Tensor], shape: Sequence[int]
     ) -> dict[str, SliceScores]:
-        """Scores of the slices of each plane by the mean of all planes' maps, where the score is calibrated so."""
+        """Rescore the slices of each plane by the mean of all planes' maps, if the score is calibrated so."""
         if not score.of_mean_map or shape[-1] == 1 or not scored:
             return scored
         means = mean_over_planes(
@@ -211,7 +211,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         return {plane: score.rescored(scores, means[plane][0]) for plane, scores in scored.items()}
 
     def _note(self, about: str, find: Callable[[], str]) -> None:
-        """Note and say, once of each kind of image, that one is unlike those to be scored; then look no more."""
+        """Record and log a warning about an image, once for each kind of warning."""
         if about not in self.noted and (note := find()):
             self.noted.add(about)
             self.notes.append(note)
@@ -220,7 +220,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
     def _look(
         self, volume: Tensor, axis: str, found: SliceCollector, look: Callable[[Tensor, Places, int], Output]
     ) -> None:
-        """Look at the chosen slices of a plane, batch by batch."""
+        """Run the network on the chosen slices of a plane, batch by batch."""
         indices = found.indices[axis]
         found.n_done = 0
         positions = self.slicer.places(indices, axis).positions
@@ -245,7 +245,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
         places: Places,
         first: int,
     ) -> dict[str, Tensor]:
-        """The maps of a batch that are complete; what the others are made of is kept in `parts`."""
+        """Return the final maps of a batch, and keep the stack for the others in `parts`."""
         parts[first], maps = fast.infer(slices, places)
         if self.saliency is not None:
             maps["saliency"] = saliency(detector, slices, places, self.saliency)
@@ -290,7 +290,7 @@ def _maps_of(network: Network, args: Any, kwargs: Any, slices: Tensor, places: P
 
 
 def _of_case(detector: Detector, scored: dict[str, SliceScores]) -> dict[str, Tensor]:
-    """The score of the case, thresholds and p-value, (1,) each."""
+    """Return the score of the case, thresholds and p-value, (1,) each."""
     of_case = detector.score.verdict(
         {plane: scores.map_scores for plane, scores in scored.items()},
         {plane: scores.global_terms for plane, scores in scored.items()},

@@ -1,4 +1,4 @@
-"""ONNX models of networks, kept in the home folder of aeflow for the next run of the same network."""
+"""Cache of networks as ONNX models, in aeflow's home folder, for later runs of the same network."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ __all__ = ["identity_of", "kept_form"]
 
 _logger = logging.getLogger(__name__)
 
-_PARTS = ("geometry.py", "engine/inference", "network", "score")  # whose code says what a form computes
-_LIBRARIES = ("aeflow_monai", "torch", "monai", "timm")  # whose versions, or code, are part of the name
+_PARTS = ("geometry.py", "engine/inference", "network", "score")  # code that determines a form
+_LIBRARIES = ("aeflow_monai", "torch", "monai", "timm")  # the versions, or the code, of these are part of the name
 _KEPT = 16  # forms, of about five megabytes each
-_DIGEST = 32  # bytes in front of a form, its SHA-256
+_DIGEST = 32  # bytes of the SHA-256 in front of a form
 
 
 def identity_of(made_of: Any) -> str | None:
-    """Name all that a form is made of: weights, attributes, this package's code, and versions of the libraries.
+    """Hash everything that a form is made of: weights, attributes, this package's code, and versions of libraries.
 
     Args:
         made_of: modules and numbers.
 
     Returns:
-        A hexadecimal SHA-256; None if something in it has no name that another process would find again.
+        A hexadecimal SHA-256; None if a part has no reproducible name that another process would find again.
 
     Example:
         >>> layer = torch.nn.Linear(2, 2)
@@ -48,18 +48,18 @@ def identity_of(made_of: Any) -> str | None:
     stream = BytesIO()
     try:
         _Named(stream, protocol=4).dump((made_of, {**versions(), "onnx": _version_of_onnx()}, _code()))
-    except Exception as error:  # of what cannot be pickled, in many kinds
+    except Exception as error:  # pickling fails with errors of many types
         _logger.debug(f"The form of this network is not kept: {error}")
         return None
     return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
 def kept_form(identity: str | None, make: Callable[[], bytes]) -> bytes:
-    """The form of this identity: as it is kept, if it is and undamaged; otherwise it is made, and kept.
+    """Return the form of this identity from the cache if it is there and undamaged; otherwise make and cache it.
 
     Args:
-        identity: of all that it is made of, see `identity_of`; if None it is made and not kept.
-        make: makes it.
+        identity: hash of everything that it is made of, see `identity_of`; if None, the form is made and not cached.
+        make: function that makes the form.
     """
     if identity is None:
         return make()
@@ -67,8 +67,8 @@ def kept_form(identity: str | None, make: Callable[[], bytes]) -> bytes:
     content = path.read_bytes() if _is_own(path) else b""
     digest, form = content[:_DIGEST], content[_DIGEST:]
     if content and hashlib.sha256(form).digest() == digest:
-        with suppress(OSError):  # in a home folder that is read only
-            path.touch()  # the ones used last stay
+        with suppress(OSError):  # in a read-only home folder
+            path.touch()  # marks it as recently used
         return form
     form = make()
     try:
@@ -76,13 +76,13 @@ def kept_form(identity: str | None, make: Callable[[], bytes]) -> bytes:
             unfinished.write_bytes(hashlib.sha256(form).digest() + form)
             unfinished.chmod(0o600)
         _forget_old(path.parent)
-    except OSError as error:  # a home folder that is full, or nobody's to write to
+    except OSError as error:  # the home folder is full or not writable
         _logger.debug(f"The form of this network is not kept: {error}")
     return form
 
 
 def _is_own(path: Path) -> bool:
-    """Whether nobody but this user, or the machine's owner, could have written a file, which would say the scores."""
+    """Return whether only this user or root could have written a file, since its content determines the scores."""
     if not path.is_file() or not os.access(path, os.R_OK):
         return False
     found = path.stat()
@@ -97,7 +97,7 @@ def _forget_old(folder: Path) -> None:
 
 
 class _Named(pickle.Pickler):
-    """Tensors by their content, which pickles would put behind an address in memory; modules of known code alone."""
+    """Pickler of tensors by content, which pickle refers to by address, and of modules of known code only."""
 
     def persistent_id(self, value: Any) -> Any:
         if isinstance(value, nn.Module) and type(value).__module__.partition(".")[0] not in _LIBRARIES:
@@ -111,13 +111,13 @@ class _Named(pickle.Pickler):
 def _version_of_onnx() -> str:
     try:
         return version("onnx")
-    except PackageNotFoundError:  # nothing is made without it
+    except PackageNotFoundError:  # without onnx no form is made
         return ""
 
 
 @cache
 def _code() -> str:
-    """A hash of the code that makes forms, which may change without the version."""
+    """Return a hash of the code that makes forms, which may change without a new version."""
     digest = hashlib.sha256()
     for part in (PACKAGE / part for part in _PARTS):
         for file in [part] if part.is_file() else sorted(part.rglob("*.py")):

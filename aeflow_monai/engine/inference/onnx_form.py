@@ -1,4 +1,4 @@
-"""A module of torch as an ONNX model, in memory."""
+"""Export of a torch module to an ONNX model in memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 __all__ = ["onnx_of"]
 
-_OPSET = 18  # of ONNX Runtime 1.14 and OpenVINO 2023 on
-_one_at_a_time = Lock()  # what silences warnings is of the whole process
+_OPSET = 18  # supported since ONNX Runtime 1.14 and OpenVINO 2023
+_one_at_a_time = Lock()  # the filter of warnings is global to the process
 
 
 def onnx_of(
@@ -23,19 +23,19 @@ def onnx_of(
     outputs: Sequence[str],
     of_any_size: Mapping[str, str],
 ) -> bytes:
-    """An ONNX model that does what a module does.
+    """Export a module to ONNX.
 
-    Made by torch's exporter by tracing: the one by `torch.export` takes fifteen times as long, which a run that scores
-    a few images would wait for, and needs a further package.
+    This uses torch's exporter by tracing: that by `torch.export` takes fifteen times as long, which is too long for a
+    run on a few images, and needs another package.
 
     Args:
-        module: in evaluation mode; takes tensors, and gives a tuple of them.
-        inputs: an example of each, by name, in their order.
-        outputs: their names, in their order.
-        of_any_size: of inputs and outputs whose first dimension may have any size, the name of that size.
+        module: a module in evaluation mode that takes tensors and returns a tuple of tensors.
+        inputs: an example of each input, by name, in order.
+        outputs: names of the outputs, in order.
+        of_any_size: for inputs and outputs with a dynamic first dimension, the name of this dimension.
 
     Returns:
-        The file's content.
+        The content of the ONNX file.
 
     Raises:
         ModuleNotFoundError: the package onnx is not installed.
@@ -59,7 +59,7 @@ def onnx_of(
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """Silence torch on numbers of the trace that are constants, as sizes here are, and on its newer exporter."""
+    """Silence torch's warnings about constants in the trace, which sizes are here, and about its newer exporter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Pictures for a model of volumes, and volumes for one of pictures: their scores mean less than they seem to."""
+"""Warnings for 2D images scored by a model of volumes, and for volumes scored by a model of 2D images."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ _ROUNDED = 1e-4
 
 
 def saw_volumes(state: Mapping[str, Tensor]) -> bool:
-    """Whether a model was calibrated on slices of several relative positions, as of volumes.
+    """Return whether a model was calibrated on slices of several relative positions, as volumes have them.
 
     Args:
-        state: of the detector.
+        state: state dict of the detector.
 
     Returns:
-        False for pictures, which have one position, and where it is not known.
+        False for 2D images, which have a single position, and if unknown.
     """
     return _were_volumes(state) is True
 
 
 def saw_pictures(state: Mapping[str, Tensor]) -> bool:
-    """Whether a model was calibrated on single slices, as 2D images are; False where it is not known.
+    """Return whether a model was calibrated on single slices, which 2D images are; False if unknown.
 
     Args:
-        state: of the detector.
+        state: state dict of the detector.
     """
     return _were_volumes(state) is False
 
 
 def _were_volumes(state: Mapping[str, Tensor]) -> bool | None:
-    """What the calibration noted; of a model of an earlier version, whether relative positions have other normals.
+    """Return what the calibration recorded; for earlier versions, infer it from statistics by relative position.
 
-    None where it is not known, as without a calibration, or of too few normals or a published score, which has none.
+    None if unknown: without a calibration, with too few normals, or for a published score, which has no statistics.
     """
     noted = int(state.get(_NOTED, -1))
     if noted >= 0:
@@ -57,14 +57,14 @@ def _were_volumes(state: Mapping[str, Tensor]) -> bool | None:
 
 
 def require_volumes(state: Mapping[str, Tensor], datalist: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse normals among which are pictures, if the model was calibrated on volumes.
+    """Raise an error if there are 2D images among the normals for a model that was calibrated on volumes.
 
     Args:
-        state: of the detector.
-        datalist: of the normals.
+        state: state dict of the detector.
+        datalist: datalist of the normals.
 
     Raises:
-        ValueError: some are pictures.
+        ValueError: some are 2D images.
     """
     pictures = _pictures(datalist)
     if pictures and saw_volumes(state):
@@ -75,19 +75,19 @@ def require_volumes(state: Mapping[str, Tensor], datalist: Sequence[Mapping[str,
 
 
 def _pictures(datalist: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the files that are pictures."""
+    """Return the names of the files that are 2D images."""
     return [Path(first_path(item)).name for item in datalist if any_picture(first_path(item))]
 
 
 def note_on_normals(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> str:
-    """Say that the normals of a calibration are volumes, if the model was calibrated on 2D images before.
+    """Return a warning if a model of 2D images was calibrated on volumes.
 
     Args:
-        before: state of the detector.
-        now: its state after the calibration.
+        before: state dict of the detector before the calibration.
+        now: state dict after the calibration.
 
     Returns:
-        A sentence; empty if all is well.
+        A sentence; empty if there is nothing to warn of.
     """
     if not saw_pictures(before) or not saw_volumes(now):
         return ""
@@ -98,15 +98,15 @@ def note_on_normals(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> 
 
 
 def note_on_image(state: Mapping[str, Tensor], shape: Sequence[int], n_slices: int) -> str:
-    """Say that an image is a slice, if the model was trained on volumes, or a volume, if it was on 2D images.
+    """Return a warning for a 2D image and a model of volumes, or for a volume and a model of 2D images.
 
     Args:
-        state: of the detector.
-        shape: of the image in space, three numbers; one of a single slice is 1.
-        n_slices: of the image that are scored.
+        state: state dict of the detector.
+        shape: spatial shape of the image, three numbers; a single slice has one of 1.
+        n_slices: number of its slices that are scored.
 
     Returns:
-        A sentence; empty if all is well.
+        A sentence; empty if there is nothing to warn of.
     """
     if 1 in shape and saw_volumes(state):
         return (

@@ -1,7 +1,7 @@
-"""Runtimes that compute what the scores of images are made of: torch, ONNX Runtime and OpenVINO.
+"""Runtimes for the network's part of the score: torch, ONNX Runtime and OpenVINO.
 
-Only this one pass through the network is theirs. Maps, positions, thresholds and scores are the score's, in torch,
-whatever the runtime.
+They compute only this one pass through the network. Maps, position normalisation, thresholds and scores are always
+computed in torch by the score.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-# Packages that each needs beside this one's own, the fastest first (benchmarks/runtime_speed.py).
+# Packages that each needs in addition to this package's own, the fastest first (benchmarks/runtime_speed.py).
 _PACKAGES = {"onnxruntime": ("onnxruntime", "onnx"), "openvino": ("openvino", "onnx"), "torch": ()}
-# Images that ONNX Runtime takes at a time: a tenth faster than 16, whose activations no cache holds.
+# Images per call of ONNX Runtime: a tenth faster than 16, whose activations exceed the cache.
 _IN_CACHE = 4
 RUNTIMES = ("auto", *_PACKAGES)
 
 
 class Runtime(Protocol):
-    """What computes a pass: tensors (N, ...) for images (N, C, H, W), from several threads at a time."""
+    """A callable that computes a pass, from images (N, C, H, W) to tensors (N, ...); thread-safe."""
 
     name: str
 
     def __call__(self, image: Tensor) -> Sequence[Tensor]:
-        """Look at images, all of the same size."""
+        """Run the pass on images, all of the same size."""
         ...
 
 
 def installed_runtimes() -> list[str]:
-    """Runtimes whose packages are here, the fastest first.
+    """Return the runtimes whose packages are installed, the fastest first.
 
     Example:
         >>> installed_runtimes()[-1]
@@ -60,14 +60,14 @@ def installed_runtimes() -> list[str]:
 
 
 def require_runtime(name: str) -> None:
-    """Refuse an unknown runtime, and one whose packages are not installed.
+    """Raise an error for an unknown runtime, or one whose packages are not installed.
 
     Args:
         name: one of `RUNTIMES`.
 
     Raises:
-        ValueError: there is no such runtime.
-        ModuleNotFoundError: names the missing packages, and how to get them.
+        ValueError: an unknown runtime.
+        ModuleNotFoundError: names the missing packages, and how to install them.
 
     Example:
         >>> require_runtime("torch")
@@ -78,14 +78,14 @@ def require_runtime(name: str) -> None:
 
 
 def require_packages(what: str, packages: Sequence[str]) -> None:
-    """Refuse what needs packages that are not installed.
+    """Raise an error if packages are not installed.
 
     Args:
-        what: needs them.
-        packages: by the names that they are imported by.
+        what: what needs the packages, for the message.
+        packages: their import names.
 
     Raises:
-        ModuleNotFoundError: names the missing packages, and how to get them.
+        ModuleNotFoundError: names the missing packages, and how to install them.
     """
     if missing := [package for package in packages if find_spec(package) is None]:
         extra = "openvino" if "openvino" in missing else "fast"
@@ -96,17 +96,17 @@ def require_packages(what: str, packages: Sequence[str]) -> None:
 
 
 def chosen_runtime(name: str, device: torch.device | str) -> str:
-    """The runtime that a run uses.
+    """Return the runtime to use on a device.
 
     Args:
-        name: one of `RUNTIMES`; "auto" is the fastest that is installed.
-        device: where the detector lies.
+        name: one of `RUNTIMES`; "auto" is the fastest one installed.
+        device: device of the detector.
 
     Returns:
-        "torch", "onnxruntime" or "openvino"; for "auto" always torch on a device that is no CPU.
+        "torch", "onnxruntime" or "openvino"; for "auto" always torch on a device other than a CPU.
 
     Raises:
-        ValueError: there is no such runtime, or it does not compute on that device.
+        ValueError: an unknown runtime, or one that does not support the device.
         ModuleNotFoundError: see `require_runtime`.
     """
     require_runtime(name)
@@ -129,17 +129,17 @@ def make_runtime(
     falls_back: bool = False,
     made_of: object = None,
 ) -> Runtime:
-    """What computes a module.
+    """Return a runtime for a module.
 
     Args:
         name: "torch", "onnxruntime" or "openvino".
-        make_module: makes it, at once or when the first image comes; it takes images (N, C, H, W) and gives a tuple of
-            tensors (N, ...), and belongs to the runtime.
-        outputs: names of these.
-        n_threads: of a CPU, for all calls together.
-        falls_back: let torch compute a network that the runtime cannot take over; without, it is an error.
-        made_of: all that the module is made of, by which a later run finds what was made of it, see `identity_of`;
-            nothing is kept if None.
+        make_module: function that makes the module, called at once or when the first image comes. The module maps
+            images (N, C, H, W) to a tuple of tensors (N, ...), and is owned by the runtime.
+        outputs: names of these tensors.
+        n_threads: number of CPU threads for all calls together.
+        falls_back: use torch for a network that the runtime does not support; otherwise raise an error.
+        made_of: everything that the module is made of, the key of the cache for later runs, see `identity_of`; nothing
+            is cached if None.
     """
     if name == "torch":
         return _Torch(make_module())
@@ -150,13 +150,13 @@ def make_runtime(
 
 
 class _Torch:
-    """The module itself."""
+    """The module itself, in torch."""
 
     name = "torch"
 
     def __init__(self, module: nn.Module) -> None:
         self.device = next(module.buffers()).device
-        # two thirds of the encoder's time on a CPU (benchmarks/runtime_speed.py)
+        # channels last takes two thirds of the encoder's time on a CPU (benchmarks/runtime_speed.py)
         on_cpu = self.device.type == "cpu"
         self.module = module.to(memory_format=torch.channels_last) if on_cpu else module
 
@@ -166,7 +166,7 @@ class _Torch:
 
 
 class _OfSizes:
-    """A runtime whose model is made when the first image of a size comes."""
+    """A runtime that makes its model when the first image of a size comes."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class _OfSizes:
         identity = None if self.made_of is None else identity_of((self.made_of, self.outputs, size))
         try:
             return self.make(kept_form(identity, lambda: self._onnx_of_size(size)))
-        except Exception as error:  # of torch's exporter and of the runtime, in many kinds
+        except Exception as error:  # torch's exporter and the runtimes raise errors of many types
             cannot = f"{self.name} cannot take over this network: {first_line(str(error))}"
             if not self.falls_back:
                 raise ValueError(f"{cannot}. Set the runtime to torch.") from error
@@ -215,7 +215,7 @@ def _onnxruntime_session(model: bytes, n_threads: int) -> Callable[[Tensor], Seq
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = n_threads
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def run(image: Tensor) -> Sequence[Tensor]:
@@ -226,7 +226,7 @@ def _onnxruntime_session(model: bytes, n_threads: int) -> Callable[[Tensor], Seq
 
 
 class _OpenVino:
-    """Models of OpenVINO for batches of 1, 2, 4, ... images: it is a third slower where the size is left open."""
+    """OpenVINO models for batches of 1, 2, 4, ... images: a dynamic batch size is a third slower."""
 
     def __init__(self, model: bytes, n_threads: int) -> None:
         import openvino
@@ -235,11 +235,11 @@ class _OpenVino:
         self.model = self.core.read_model(model, b"")
         self.options = {
             "INFERENCE_NUM_THREADS": n_threads,
-            "NUM_STREAMS": min(2, n_threads),  # of `side_by_side`
-            "INFERENCE_PRECISION_HINT": "f32",  # of which half is the default where a processor has it
+            "NUM_STREAMS": min(2, n_threads),  # as many as `side_by_side` uses
+            "INFERENCE_PRECISION_HINT": "f32",  # the default is half precision if the processor supports it
         }
         self.compiled: dict[int, Any] = {}
-        self.idle: dict[int, deque[Any]] = {}  # a request computes one batch at a time
+        self.idle: dict[int, deque[Any]] = {}  # a request can compute only one batch at a time
         self.lock = Lock()
 
     def __call__(self, image: Tensor) -> Sequence[Tensor]:

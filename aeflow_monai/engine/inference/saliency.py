@@ -1,4 +1,4 @@
-"""Saliency: how a slice's score changes with each of its pixels, finer than the latents' grid."""
+"""Saliency: the change of a slice's score with each of its pixels, finer than the latents' grid."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from aeflow_monai.score.stack import foreground_of
 __all__ = ["require_saliency", "saliency"]
 
 SALIENCIES = ("plain", "smooth")
-_N_SAMPLES = 16  # noisy copies of the smooth gradient
-_NOISE = 0.05  # their standard deviation, as a fraction of each image's range
+_N_SAMPLES = 16  # noisy copies for the smooth gradient
+_NOISE = 0.05  # standard deviation of the noise, as a fraction of each image's range
 
 
 def require_saliency(kind: str | None) -> None:
-    """Refuse an unknown kind of saliency; None stands for no such map.
+    """Raise an error for an unknown kind of saliency; None is for no saliency map.
 
     Raises:
-        ValueError: names the kinds.
+        ValueError: an unknown kind; names those that exist.
     """
     if kind is not None and kind not in SALIENCIES:
         raise ValueError(f"Unknown saliency {kind!r}: choose one of {list(SALIENCIES)}, or null for none.")
 
 
 def saliency(detector: Detector, image: Tensor, places: Places | None = None, kind: str = "plain") -> Tensor:
-    """Absolute gradient of each slice's score with respect to its own pixels, mean over channels.
+    """Compute the absolute gradient of each slice's score with respect to its own pixels, mean over channels.
 
-    It is that of each slice by itself: it does not see that maps are blurred through the slices of a volume.
+    Each slice is scored by itself: the blur through the slices of a volume is not taken into account.
 
     Args:
-        detector: calibrated.
+        detector: a calibrated detector.
         image: slices, (N, C, H, W) in [0, 1].
-        places: of the slices, see `Detector.infer`.
-        kind: "plain" takes the gradient at the image itself; "smooth" the mean over 16 noisy copies of the image.
+        places: places of the slices, see `Detector.infer`.
+        kind: "plain" for the gradient at the image itself; "smooth" for the mean over 16 noisy copies of it.
 
     Returns:
         (N, 1, H, W), in score (standard deviations of normals) per unit of intensity.
@@ -50,8 +50,8 @@ def saliency(detector: Detector, image: Tensor, places: Places | None = None, ki
     if kind == "plain":
         return _gradient(detector, image, places).abs().mean(dim=1, keepdim=True)
     deviation = _NOISE * (image.amax(dim=(1, 2, 3), keepdim=True) - image.amin(dim=(1, 2, 3), keepdim=True))
-    deviation = deviation * foreground_of(image)  # black stays black: noise would make tissue of it
-    # the same noise for each image: its map depends neither on its neighbours nor on the run
+    deviation = deviation * foreground_of(image)  # black stays black: noise would look like tissue
+    # the same noise for each image, so that its map depends neither on its batch nor on the run
     generator = torch.Generator().manual_seed(0)
     total = torch.zeros_like(image)
     for _ in range(_N_SAMPLES):
@@ -61,7 +61,7 @@ def saliency(detector: Detector, image: Tensor, places: Places | None = None, ki
 
 
 def _gradient(detector: Detector, image: Tensor, places: Places | None) -> Tensor:
-    """Gradient of each slice's score with respect to its own image (N, C, H, W); parameters get none."""
+    """Return the gradient of each slice's score with respect to the image (N, C, H, W), and none of the parameters."""
     with torch.enable_grad():
         image = image.detach().requires_grad_()
         scores = detector.score(detector.stack(image, places)).slice_scores

@@ -1,4 +1,4 @@
-"""One pass from images to what their scores are made of, in a form that runtimes other than torch can take over."""
+"""One pass from images to what their scores are made of, in a form that other runtimes can execute."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from aeflow_monai.score.tissue import mean_in_foreground
 
 __all__ = ["MAPS_OF_PASS", "ScoringPass", "maps_of_pass"]
 
-# Maps that a pass gives beside the sums, if they are asked for; see `Detector.infer`.
+# Additional maps of a pass, on request; see `Detector.infer`.
 MAPS_OF_PASS = ("reconstruction", "residual", "log_likelihood")
 
 
 def maps_of_pass(names: Sequence[str]) -> list[str]:
-    """Maps in the order in which a pass gives them.
+    """Return maps in the order of a pass's outputs.
 
     Raises:
         ValueError: an unknown map.
@@ -33,15 +33,15 @@ def maps_of_pass(names: Sequence[str]) -> list[str]:
 
 
 class ScoringPass(nn.Module):
-    """What `Detector.infer` says of images, folded and without what nobody asks for.
+    """Compute the results of `Detector.infer` with folded layers, without the unused ones.
 
-    The flow's terms are weighted and summed over the channels at the resolution of their stage, before they are brought
-    to the image's size.
+    The flow's terms are weighted and summed over the channels at the resolution of their stage, before they are
+    interpolated to the image's size.
 
     Args:
-        detector: trained; is copied.
-        maps: which of `MAPS_OF_PASS` are given.
-        image_size: rows and columns of the images, for an encoder that does not take any.
+        detector: a trained detector, which is copied.
+        maps: which of `MAPS_OF_PASS` to compute.
+        image_size: rows and columns of the images, for an encoder that requires a fixed size.
 
     Raises:
         ValueError: an unknown map.
@@ -65,19 +65,19 @@ class ScoringPass(nn.Module):
         self.network = FoldedAEFlow(detector.network, self.of_likelihood or "log_likelihood" in maps, image_size)
         factors, offset = detector.score.term_factors()
         self.factors = [float(factor) for factor in factors]
-        # of the Gaussian density's constant nothing depends on the image
+        # the constant of the Gaussian log-density does not depend on the image
         constant = 0.0 if self.of_likelihood else 0.5 * math.log(2 * math.pi) * sum(self.factors[:-1])
         self.offset = float(offset) - constant
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Look at images.
+        """Compute what the scores of images are made of.
 
         Args:
             image: (N, C, H, W) in [0, 1].
 
         Returns:
-            The weighted sum of the terms (N, 1, H, W), the dissimilarity (N,) and the pooled features
-            (N, channels, parts), see `SliceStack`; then the maps that were asked for, in the order of `MAPS_OF_PASS`.
+            The weighted sum of the terms (N, 1, H, W), the dissimilarity (N,) and the pooled features (N, channels,
+            parts), see `SliceStack`; then the chosen maps in the order of `MAPS_OF_PASS`.
         """
         output = self.network(image)
         if self.of_likelihood:
@@ -86,7 +86,7 @@ class ScoringPass(nn.Module):
             terms = [0.5 * latent.square().mean(dim=1, keepdim=True) for latent in output.latents]
         unlike = 1 - ssim_map(output.reconstruction, image)
         total = self.factors[-1] * unlike - self.offset
-        for factor, term in zip(self.factors, terms, strict=False):  # the last is of the reconstruction
+        for factor, term in zip(self.factors, terms, strict=False):  # the last factor is that of the reconstruction
             total = total + _to_size_of(image, factor * term)
         given = [total, mean_in_foreground(unlike, foreground_of(image)), pooled_features(output.features)]
         for name in self.names:
@@ -100,7 +100,7 @@ class ScoringPass(nn.Module):
 
 
 def _to_size_of(image: Tensor, term: Tensor) -> Tensor:
-    size = [int(length) for length in image.shape[-2:]]  # of all images that a runtime's model takes
+    size = [int(length) for length in image.shape[-2:]]  # constant in a runtime's model
     return F.interpolate(term, size=size, mode="bilinear", align_corners=False)
 
 

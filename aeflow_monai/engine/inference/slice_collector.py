@@ -1,4 +1,4 @@
-"""The output of a network for the slices of a volume, batch by batch."""
+"""Collector of a network's output for the slices of a volume, batch by batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from aeflow_monai.data.slicer import Slicer
 
 __all__ = ["UNNAMED", "Output", "SliceCollector"]
 
-UNNAMED = ""  # the map of a network that gives one tensor
+UNNAMED = ""  # name of the map of a network that returns a single tensor
 Output = Tensor | dict[str, Tensor]
 
 
 class SliceCollector:
-    """What a network says of the chosen slices of a volume (C, X, Y, Z); from several threads too."""
+    """Collect the network's output for the chosen slices of a volume (C, X, Y, Z); thread-safe."""
 
     def __init__(self, slicer: Slicer, volume: Tensor) -> None:
         self.slicer = slicer
@@ -44,19 +44,19 @@ class SliceCollector:
                 stacks[axis][some.to(value.device)] = value
 
     def count(self, n: int) -> int:
-        """Slices of a plane that have been looked at, with n more."""
+        """Add n to the number of processed slices of a plane, and return it."""
         with self.lock:
             self.n_done += n
             return self.n_done
 
     def _add_numbers(self, name: str, values: Tensor, axis: str, indices: Tensor) -> None:
-        if not torch.isfinite(values).all():  # NaN is kept for slices that were skipped
+        if not torch.isfinite(values).all():  # NaN marks skipped slices
             raise ValueError(
                 f"The network's {name} of {axis} slices are not finite: the image holds NaN, infinite or huge values; "
                 "replace them first."
             )
         if f"{name}_{axis}" not in self.numbers:
-            # of every plane, also one whose slices are all skipped
+            # for every plane, even if all of its slices are skipped
             for each in self.slicer.axes_of(self.volume):
                 count = self.slicer.count(self.volume, each)
                 self.numbers[f"{name}_{each}"] = values.new_full((1, count), math.nan)

@@ -1,4 +1,4 @@
-"""Maps of a volume as the slices that the network gave, which are smaller than the volume where it was shrunk."""
+"""Maps of a volume, stored as the network's slices, which are smaller than the volume if it was shrunk."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from aeflow_monai.output.slice_place import voxel_of_file
 
 __all__ = ["StackMapsd", "StackedMap", "mean_over_planes"]
 
-_BATCH = 8  # slices that are brought to their size in the volume at a time
+_BATCH = 8  # slices that are resized to the volume's grid at a time
 
 
 class StackedMap(DeferredMap):
-    """A map of a volume, kept as slices.
+    """A map of a volume, stored as slices.
 
-    Skipped slices are 0. With several planes each voxel is the mean over the planes that saw it.
+    Skipped slices are 0. With several planes each voxel is the mean over the planes that cover it.
 
     Args:
         slicer: the slicing policy.
-        image: (C, X, Y, Z), the preprocessed volume that the slices are of.
-        stacks: from plane to the map's slices as the network gives them, (n, c, H, W).
-        indices: of the slices along each plane that was looked at, (n,).
+        image: the preprocessed volume that the slices are of, (C, X, Y, Z).
+        stacks: from each plane to the slices of the map as the network returned them, (n, c, H, W).
+        indices: from each plane to the numbers of its processed slices, (n,).
 
     Example:
         >>> slicer = Slicer(image_size=[4, 4])
@@ -50,17 +50,17 @@ class StackedMap(DeferredMap):
 
     @property
     def image(self) -> Tensor:
-        """The preprocessed volume."""
+        """Return the preprocessed volume."""
         return self._image
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the stacks, which are all of one network."""
+        """Return the data type of the stacks, which all come from one network."""
         return next(iter(self.stacks.values())).dtype
 
     @property
     def axis_of_planes(self) -> int | None:
-        """Across which the slices stand, if there is one plane alone; None of a picture."""
+        """Return the axis of the volume across the slices if there is a single plane; None for a 2D image."""
         if len(self.indices) > 1 or self.shape[-1] == 1:
             return None
         (plane,) = self.stacks
@@ -68,17 +68,17 @@ class StackedMap(DeferredMap):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Channels of the map, and the spatial shape of the volume."""
+        """Return the number of channels and the spatial shape of the volume."""
         rows, columns, depth = self.image.shape[1:]
         return (next(iter(self.stacks.values())).shape[1], rows, columns, depth)
 
     def volume(self) -> Any:
-        """Put the slices together."""
+        """Assemble the volume from the slices."""
         return convert_to_dst_type(self.pasted(), self.image)[0]
 
     def pasted(self) -> Tensor:
-        """The volume (c, X, Y, Z) without the image's place in the world."""
-        if self.shape[-1] == 1:  # a picture, of which a second copy would be large
+        """Assemble the volume (c, X, Y, Z) without the image's affine."""
+        if self.shape[-1] == 1:  # a 2D image, which may be large, is not copied
             (stack,) = self.stacks.values()
             return self.slicer.own_size(stack, self.shape[1:3])[0, ..., None].add_(0)  # -0 becomes 0, as in a sum
         volume = self._zeros(*self.shape)
@@ -92,14 +92,14 @@ class StackedMap(DeferredMap):
         return volume
 
     def slice(self, axis: int, index: int) -> Tensor:
-        """A slice of the volume; of a single plane, across it, without the others."""
+        """Return a slice of the volume; if it is across a single plane, the others are not assembled."""
         if axis != self.axis_of_planes:
             return self.pasted().select(1 + axis, index)
         channels = [self.planes(channel, index, index + 1) for channel in range(self.shape[0])]
         return torch.cat(channels).select(1 + axis, 0)
 
     def planes(self, channel: int, start: int, stop: int) -> Tensor:
-        """Slices of a channel of a single plane, without the others; see `DeferredMap`."""
+        """Return slices of a channel of a single plane without assembling the others; see `DeferredMap`."""
         ((plane, stack),) = self.stacks.items()
         indices = self.indices[plane]
         shape = [1, *self.shape[1:]]
@@ -112,7 +112,7 @@ class StackedMap(DeferredMap):
         return thin
 
     def averaged(self, plane: str, some: Tensor) -> StackedMap:
-        """Some of the slices of a plane, (n,), of those that were looked at, as the mean over all planes shows them."""
+        """Return a map of some of the processed slices of a plane, (n,), each as the mean over all planes."""
         if len(self.indices) == 1:
             return self
         of_slices = self.indices[plane]
@@ -125,11 +125,11 @@ class StackedMap(DeferredMap):
         )
 
     def peak(self, plane: str, index: int) -> tuple[int, int, int]:
-        """The voxel of the volume where a slice of a plane is highest.
+        """Return the voxel of the volume where a slice of a plane is highest.
 
         Args:
             plane: one of the stacks.
-            index: of a slice along the plane that was looked at.
+            index: number of a processed slice along the plane.
         """
         axis = PLANES[plane].axis
         values = self.slice(axis, index)[0]
@@ -138,12 +138,12 @@ class StackedMap(DeferredMap):
         return voxel[0], voxel[1], voxel[2]
 
     def _zeros(self, channels: int, rows: int, columns: int, depth: int) -> Tensor:
-        # in memory slice by slice, as axial slices are pasted and NIfTI is written
+        # contiguous slice by slice, the order of pasting axial slices and of writing NIfTI
         of_dtype = next(iter(self.stacks.values()))
         return of_dtype.new_zeros(depth, channels, rows, columns).permute(1, 2, 3, 0)
 
     def _divide_by_seen(self, volume: Tensor) -> None:
-        """Make the sum over planes the mean over those that saw a voxel."""
+        """Divide the sum over planes by the number of planes that cover each voxel."""
         seen = [torch.zeros(size, device=volume.device) for size in volume.shape[1:]]
         for plane, indices in self.indices.items():
             seen[PLANES[plane].axis][indices.to(volume.device)] += 1
@@ -155,17 +155,17 @@ class StackedMap(DeferredMap):
 def mean_over_planes(
     slicer: Slicer, shape: Sequence[int], maps: Mapping[str, Tensor], indices: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Maps of a volume's planes, each as the mean over all planes that saw a voxel.
+    """Compute the mean over all planes that cover a voxel, at the slices of each plane.
 
     Args:
         slicer: the slicing policy.
         shape: X, Y, Z of the volume.
-        maps: from plane to the map of its slices, (n, 1, H, W).
-        indices: of these slices, (n,).
+        maps: from each plane to the map of its slices, (n, 1, H, W).
+        indices: from each plane to the numbers of these slices, (n,).
 
     Returns:
-        From plane to the mean at the same slices, (n, 1, H, W), and its highest value in each, (n,), at the volume's
-        own size, which is higher where slices were shrunk.
+        From each plane to the mean at the same slices, (n, 1, H, W), and its highest value in each, (n,), at the
+        volume's original size, which is higher where slices were shrunk.
 
     Example:
         >>> slicer = Slicer(["axial", "coronal"], image_size=[4, 4])
@@ -184,18 +184,18 @@ def mean_over_planes(
 
 
 def _slices_of(slicer: Slicer, volume: Tensor, plane: str, indices: Tensor) -> Tensor:
-    """Slices as the network takes them, brought to their size a few at a time."""
+    """Return slices at the network's input size, resized a few at a time."""
     return torch.cat([slicer.slices(volume, plane, some) for some in torch.split(indices, _BATCH)])
 
 
 class StackMapsd(MapTransform):  # type: ignore[misc]
-    """Make of what `SlicedInferer.stacks` gives for a case a `StackedMap` for each name.
+    """Convert the output of `SlicedInferer.stacks` for a case to a `StackedMap` for each name.
 
-    Adds "peak", a `Peak`: where the anomaly map of the most anomalous slice is highest.
+    It adds "peak", a `Peak`: where the anomaly map of the most anomalous slice is highest.
 
     Args:
         slicer: the slicing policy.
-        image_key: of the preprocessed image (C, X, Y, Z).
+        image_key: key of the preprocessed image (C, X, Y, Z).
     """
 
     def __init__(self, slicer: Slicer, image_key: str = "image") -> None:
@@ -203,12 +203,12 @@ class StackMapsd(MapTransform):  # type: ignore[misc]
         self.slicer = slicer
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Name the maps of one case."""
+        """Convert the maps of one case."""
         d = dict(data)
         stacks, indices = d.pop("stacks"), d.pop("indices")
         image = d[self.keys[0]]
         maps = {name: StackedMap(self.slicer, image, of_planes, indices) for name, of_planes in stacks.items()}
-        place = most_anomalous_slice(d.get("slice_scores", {}))  # none of a network of a user's own
+        place = most_anomalous_slice(d.get("slice_scores", {}))  # none from a user's own network
         if place is not None and "anomaly_map" in maps:
             d["peak"] = voxel_of_file(image, maps["anomaly_map"].peak(*place))
         return {**d, **maps}

@@ -1,4 +1,4 @@
-"""A detector with its score as one module: images in, maps and scores out; what `aeflow export` writes."""
+"""A detector with its score as one module from images to maps and scores, which `aeflow export` writes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ OUTPUTS_OF_WHOLE = (
 
 
 class WholeModel(nn.Module):
-    """A calibrated detector for the slices of one plane of a volume, or for images of their own.
+    """A calibrated detector for the slices of one plane of a volume, or for 2D images.
 
-    It is `Detector.infer`, `Detector.finish` and `Score.case_score`, in operations that ONNX has.
+    It combines `Detector.infer`, `Detector.finish` and `Score.case_score`, in operations that ONNX has.
 
     Args:
-        detector: calibrated; the network is copied.
-        plane: "axial", "coronal" or "sagittal", of volumes; None for images of their own.
+        detector: a calibrated detector; its network is copied.
+        plane: "axial", "coronal" or "sagittal" for volumes; None for 2D images.
         image_size: see `ScoringPass`.
 
     Example:
@@ -55,27 +55,27 @@ class WholeModel(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor, position: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Look at images.
+        """Score images.
 
         Args:
-            image: (N, C, H, W) in [0, 1]; of a volume all slices of the plane that are processed, in their order.
-            position: of volumes the relative slice positions, (N,), see `Places`.
+            image: (N, C, H, W) in [0, 1]; for a volume all processed slices of the plane, in order.
+            position: for volumes the relative slice positions, (N,), see `Places`.
 
         Returns:
-            The outputs of `OUTPUTS_OF_WHOLE`: the first five as in `SliceScores`; then the score of the case, and what
-            of it is the maps' and what the global terms', (1,) each, or of images of their own (N,).
+            The outputs of `OUTPUTS_OF_WHOLE`: the first five as in `SliceScores`; then the score of the case and its
+            two parts, from maps and from global terms, (1,) each, or (N,) for 2D images.
         """
         weighted_sum, dissimilarity, pooled = self.scoring_pass(image)
         positions = image.new_full((1,), 0.5) if position is None else position
         score = self.score
         if position is not None and not score.published:
             weighted_sum = blur_through_slices(weighted_sum, Places([], position), score.slice_sigma)
-        # the norms take positions in place of `Places`, whose plane they know
+        # these norms take positions in place of `Places`, since their plane is fixed
         places: Any = positions
         stack = SliceStack(weighted_sum, dissimilarity, foreground_of(image), places, pooled)
         anomaly_map = score.anomaly_map(stack, self.position_norm)
         ease = score.ease(stack, self.dissimilarity_norm)
-        # not by the score itself, which looks up which fractions are those of its kind
+        # computed here, since the score would select the top fractions by the kind of data
         map_scores = score.map_scores(top_means(anomaly_map, self.top_fractions), ease)
         terms = score.global_terms(stack)
         slice_scores = score.joined(map_scores, terms)
@@ -85,12 +85,12 @@ class WholeModel(nn.Module):
             of_maps, of_terms = _highest_mean(map_scores, self.case_top_fraction), terms.mean(dim=0, keepdim=True)
             of_case = (score.joined(of_maps, of_terms), of_maps, of_terms)
         height, width = (int(length) for length in image.shape[-2:])
-        anomaly_map = anomaly_map.reshape(-1, 1, height, width)  # so that a model's outputs tell their shape
+        anomaly_map = anomaly_map.reshape(-1, 1, height, width)  # gives the outputs of a model a static shape
         return (anomaly_map, slice_scores, ease, map_scores, terms, *of_case)
 
 
 class _NormOfPlane(PositionNorm):
-    """A `PositionNorm` of one plane, which interpolates by a product of matrices."""
+    """A `PositionNorm` of one plane that interpolates by a matrix product."""
 
     def __init__(self, norm: PositionNorm, plane: int) -> None:
         super().__init__(norm.mean.shape[-1])
@@ -99,10 +99,10 @@ class _NormOfPlane(PositionNorm):
         self.register_buffer("bins", torch.arange(len(self.mean), dtype=self.mean.dtype))
 
     def forward(self, maps: Tensor, places: Any = None) -> Tensor:
-        """Standardise maps (N, 1, H, W) of slices whose positions are given in place of their places."""
+        """Standardise maps (N, 1, H, W) of slices, with their positions in place of their places."""
         bins = self.get_buffer("bins")
         place = places.clamp(0, 1)[:, None] * (len(bins) - 1)
-        weights = (1 - (place - bins).abs()).clamp_min(0)  # of the two nearest
+        weights = (1 - (place - bins).abs()).clamp_min(0)  # linear interpolation of the two nearest
         size = [int(length) for length in maps.shape[-2:]]
         fields = []
         for field in (self.mean, self.std):
@@ -112,12 +112,12 @@ class _NormOfPlane(PositionNorm):
 
     @property
     def is_known(self) -> Tensor:
-        """Whether enough normals were seen, of all planes."""
+        """Return whether enough normals of all planes are known."""
         return self.get_buffer("everywhere")
 
 
 def _highest_mean(scores: Tensor, fraction: float) -> Tensor:
-    """Mean of the highest fraction of scores (n,), as (1,), for any n: sorting takes a number that is known before."""
+    """Compute the mean of the highest fraction of scores (n,), as (1,), for a dynamic n, which top-k does not allow."""
     ones = torch.ones_like(scores)
     count = torch.ceil(fraction * ones.sum() - 1e-4).clamp_min(1)  # n is below 10,000, and rounding below 1e-4
     index = ones.cumsum(dim=0)

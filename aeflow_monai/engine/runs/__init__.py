@@ -1,1 +1,1 @@
-"""What every run has: its folder, its record, its cases, and those that failed."""
+"""Common parts of all runs: their folder, record, cases and failures."""

@@ -1,4 +1,4 @@
-"""What follows a run case by case, from its start to its end."""
+"""Base class of handlers that process a run case by case."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class CaseHandler(ABC):
 
     @abstractmethod
     def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
+        """Reset the collected cases."""
 
     @abstractmethod
     def __call__(self, engine: Engine) -> None:
-        """Take the cases of this batch."""
+        """Process the cases of this batch."""
 
     @abstractmethod
     def finish(self, engine: Engine) -> None:
-        """Write what came of the run."""
+        """Write the results of the run."""

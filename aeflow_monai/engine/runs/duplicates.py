@@ -1,4 +1,4 @@
-"""Duplicates: one image under several names, each of which counts: among normals as a patient, in a test as a case."""
+"""Detection of duplicates: one image under several names, each of which would count as a patient or case."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ __all__ = [
 
 _logger = logging.getLogger(__name__)
 
-FORM = {"fingerprints": "unpacked"}  # what the card of a model says of those that it has
+FORM = {"fingerprints": "unpacked"}  # form of the fingerprints in a model's card
 
 
 def fingerprints_of(items: Sequence[Mapping[str, Any]], unpacked: bool = True) -> list[str]:
-    """Beginning of the SHA-256 of each image's bytes, one per item, which tells whether it is seen again.
+    """Return a fingerprint of each image's bytes, one per item: the beginning of their SHA-256.
 
     Args:
-        items: a datalist; of an image in several files, or in a folder of DICOM files, all count. An item without any
+        items: a datalist; all files count for an image of several files or a folder of DICOM files. An item without a
             file has an empty fingerprint.
-        unpacked: of a .gz file the bytes inside, so that `.nii` and `.nii.gz` are the same.
+        unpacked: for a .gz file hash the decompressed bytes, so that `.nii` and `.nii.gz` are the same.
     """
     found = []
     digest = unpacked_digest_of if unpacked else digest_of
     for item in items:
         try:
             digests = [digest(file) for file in image_files_of(item)]
-        except OSError:  # the case failed for it
+        except OSError:  # the case failed because of it
             digests = []
         found.append(hashlib.sha256("".join(digests).encode()).hexdigest()[:16] if digests else "")
     return found
 
 
 def fingerprints_for(card: Mapping[str, Any], items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Fingerprints of images as the card of a model has them; an earlier version packed none out."""
+    """Return fingerprints in the form of a model's card; earlier versions did not decompress files."""
     return fingerprints_of(items, unpacked=FORM.items() <= card.items())
 
 
 def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:
-    """How many images are among those that are known, by the fingerprints of both."""
+    """Return the number of images that are known, by their fingerprints."""
     of_files = {*known} - {""}
     return sum(fingerprint in of_files for fingerprint in fingerprints)
 
@@ -59,12 +59,12 @@ def count_seen(fingerprints: Sequence[str], known: Sequence[str]) -> int:
 def warn_of_duplicates(
     held_out: Sequence[Mapping[str, Any]], fingerprints: Sequence[str], trained_on: Sequence[str] = ()
 ) -> None:
-    """Say which of the normals that thresholds are set on are duplicates, byte for byte.
+    """Warn of byte-for-byte duplicates among the normals that thresholds are set on.
 
     Args:
         held_out: datalist of these normals.
-        fingerprints: of its images, see `fingerprints_of`.
-        trained_on: fingerprints of the images that are trained on.
+        fingerprints: fingerprints of its images, see `fingerprints_of`.
+        trained_on: fingerprints of the training images.
     """
     if n_seen := count_seen(fingerprints, trained_on):
         _logger.warning(
@@ -80,14 +80,14 @@ def warn_of_duplicates(
 
 
 def require_several_images(held_out: Sequence[Mapping[str, Any]], fingerprints: Sequence[str]) -> None:
-    """Refuse normals that are one image under the names of several patients.
+    """Raise an error if all normals are one image under the names of several patients.
 
     Args:
         held_out: datalist of the normals that thresholds are set on.
-        fingerprints: of its images, see `fingerprints_of`.
+        fingerprints: fingerprints of its images, see `fingerprints_of`.
 
     Raises:
-        ValueError: they are.
+        ValueError: they are all the same image.
     """
     if len({*fingerprints}) == 1 and _of_other_patients(held_out, fingerprints):
         raise ValueError(
@@ -97,14 +97,14 @@ def require_several_images(held_out: Sequence[Mapping[str, Any]], fingerprints: 
 
 
 def notes_on_duplicates(tested: Sequence[Mapping[str, Any]], fingerprints: Sequence[str]) -> list[str]:
-    """Say which test images are duplicates, byte for byte, and which of them are both normal and abnormal.
+    """Describe byte-for-byte duplicates among test images, and those that are labelled both normal and abnormal.
 
     Args:
         tested: datalist of the test, with labels.
-        fingerprints: of its images, see `fingerprints_of`.
+        fingerprints: fingerprints of its images, see `fingerprints_of`.
 
     Returns:
-        Sentences without folders; none if all is well.
+        Sentences without folders; none without duplicates.
 
     Example:
         >>> tested = [{"case": "a", "label": 0}, {"case": "b", "label": 1}]
@@ -140,7 +140,7 @@ def notes_on_duplicates(tested: Sequence[Mapping[str, Any]], fingerprints: Seque
 
 
 def _of_other_patients(held_out: Sequence[Mapping[str, Any]], fingerprints: Sequence[str]) -> list[str]:
-    """Cases whose image stands earlier under another patient."""
+    """Return cases whose image occurs earlier for another patient."""
     first: dict[str, str] = {}
     return [
         str(item["case"])

@@ -1,4 +1,4 @@
-"""What earlier runs have left in an output folder, by its content: a file is not taken for theirs by its name alone."""
+"""Detection of earlier results in an output folder, by content: the name of a file alone is not enough."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _ENDINGS = tuple(
 
 
 def find_results(folder: str | Path) -> list[Path]:
-    """Files in a folder that earlier inferences and evaluations have written, by name and content.
+    """Find the files in a folder that earlier inferences and evaluations have written, by name and content.
 
     Args:
-        folder: of results; not looked into deeper.
+        folder: folder of results; subfolders are not searched.
 
     Returns:
         The paths, without run.json.
@@ -55,18 +55,18 @@ def find_results(folder: str | Path) -> list[Path]:
 
 
 def find_in_the_way(folder: str | Path, cases: Collection[str]) -> list[Path]:
-    """What a run would write over, and no run of this package has written.
+    """Find files that a run would overwrite and that no run of this package has written.
 
     Args:
-        folder: of the results.
-        cases: of the run.
+        folder: folder of the results.
+        cases: names of the run's cases.
     """
     found = [path for path in sorted(Path(folder).iterdir()) if _has_name(path) and not _is_ours(path)]
     return [path for path in found if _usual(path.name) in _NAMES or _case_of(path) in cases]
 
 
 def is_unfinished_table(path: Path) -> bool:
-    """Whether a table is one of a run that was interrupted."""
+    """Return whether a table is one of an interrupted run."""
     return path.name.endswith(_UNFINISHED)
 
 
@@ -86,7 +86,7 @@ def _has_name(path: Path) -> bool:
 def _is_ours(path: Path) -> bool:
     if not path.is_file() or path.is_symlink():
         return False
-    if path.suffix in (".raw", ".zraw"):  # voxels beside their header
+    if path.suffix in (".raw", ".zraw"):  # voxels of the header beside them
         return has_mark(path.with_suffix(".mhd"))
     if path.suffix == ".csv":
         with path.open("rb") as file:
@@ -96,6 +96,6 @@ def _is_ours(path: Path) -> bool:
     if path.name in _KEYS:
         try:
             return _KEYS[path.name] in read_json(path)
-        except ValueError:  # damaged, or not ours
+        except ValueError:  # damaged, or of another program
             return False
     return has_mark(path)

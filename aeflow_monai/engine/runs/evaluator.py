@@ -1,4 +1,4 @@
-"""MONAI's evaluator, which goes on after a case that fails."""
+"""MONAI's evaluator, continuing after a failed case."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ __all__ = ["GuardedEvaluator"]
 
 
 class GuardedEvaluator(SupervisedEvaluator):  # type: ignore[misc]
-    """MONAI's evaluator, which goes on after a case that fails, and ends with an error if one did.
+    """Variant of MONAI's evaluator that continues after a failed case, and ends with an error if there was one.
 
-    Guarded are a case's loading (by a `GuardedDataset`), the network and the postprocessing. For handlers a case that
-    failed is an iteration with an empty batch and an empty output. When all handlers are done, `CaseFailures` is
-    raised, so that the process does not end as if all were well. What is no case's fault (a checkpoint that does not
-    fit, a handler's error) ends the run at once.
+    Errors are caught in a case's loading (by a `GuardedDataset`), the network and the postprocessing. Handlers see a
+    failed case as an iteration with an empty batch and an empty output. When all handlers are done, `CaseFailures` is
+    raised, so that the process ends with an error. Errors that are not of a case (a checkpoint that does not fit, an
+    error in a handler) end the run at once.
 
     Args:
-        failures: where failures are noted.
-        options: of `monai.engines.SupervisedEvaluator`; `val_data_loader` has to have a batch size of 1.
+        failures: log of the failures.
+        options: arguments of `monai.engines.SupervisedEvaluator`; `val_data_loader` has to have a batch size of 1.
 
     Raises:
-        ValueError: the loader has another batch size, so that one case would take others with it.
+        ValueError: the loader has another batch size, so that a failed case would affect others.
     """
 
     def __init__(self, *, failures: FailureLog, **options: Any) -> None:
@@ -58,7 +58,7 @@ class GuardedEvaluator(SupervisedEvaluator):  # type: ignore[misc]
         """
         self.failures.start()
         self.n_cases = 0
-        gc.freeze()  # what is there before the first case need not be looked through after each
+        gc.freeze()  # objects from before the first case need not be traversed after each
         try:
             super().run(global_epoch)
         finally:
@@ -81,8 +81,8 @@ def _tell(engine: GuardedEvaluator) -> None:
 
 
 def _forget(engine: GuardedEvaluator) -> None:
-    """Let go of the last case before the next is read: volumes and their maps are large."""
+    """Release the last case before the next is read: volumes and their maps are large."""
     engine.state.batch = engine.state.output = None
-    gc.collect()  # they are in circles of references, which Python would look for some cases later
+    gc.collect()  # reference cycles, which Python would collect only some cases later
     if engine.n_cases == 1:
-        gc.freeze()  # modules that readers load with the first case; looking through them costs more than a 2D image
+        gc.freeze()  # modules that readers import with the first case; traversing them costs more than a 2D image

@@ -1,4 +1,4 @@
-"""Whether results can be written, found out before anything is computed."""
+"""Check that results can be written, before anything is computed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["require_writable"]
 
 
 def require_writable(folder: str | Path, option: str) -> None:
-    """Refuse a folder in which nothing can be written; nothing is left there, and no folder is made.
+    """Raise an error if nothing can be written in a folder; no file or folder is left behind.
 
     Args:
-        folder: of the results, which need not exist.
-        option: that named it.
+        folder: folder of the results, which need not exist.
+        option: name of the option that it was given by.
 
     Raises:
         NotADirectoryError: it, or a folder above it, is a file.

@@ -1,4 +1,4 @@
-"""The folders that a run writes to: which they are, that no other run uses them, and what an earlier one has left."""
+"""The folders that a run writes to: their names, locks against other runs, and leftovers of earlier runs."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ __all__ = [
     "run_folder",
 ]
 
-# What a training writes, beside its models and logs.
+# Files that a training writes besides its models and logs.
 _OF_A_BUNDLE = ("LICENSE", "docs/README.md", "configs/train.yaml", "configs/inference.yaml", "configs/metadata.json")
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process of a run, or the first of several."""
+    """Return whether this is the only process of a run, or the first of several."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def run_folder(output_dir: str | None, kind: str = "runs") -> str:
-    """Folder of a run's outputs: the one that was given, or a new one below the home folder, by time and process.
+    """Return the folder of a run's outputs: as given, or a new one below the home folder, by time and process.
 
     Args:
-        output_dir: as it was given, or None.
+        output_dir: the given folder, or None.
         kind: folder below the home folder.
 
     Raises:
-        ValueError: none was given to a run in several processes, which could not agree on a name.
+        ValueError: no folder was given to a run of several processes, which could not agree on a name.
     """
     if output_dir is not None:
         return str(user_path(output_dir).absolute())
@@ -58,10 +58,10 @@ def run_folder(output_dir: str | None, kind: str = "runs") -> str:
 
 
 def model_folder(output_dir: str | None) -> str:
-    """Folder of a new model, see `run_folder`.
+    """Return the folder of a new model, see `run_folder`.
 
     Raises:
-        ValueError: it holds a model already.
+        ValueError: it already holds a model.
     """
     folder = run_folder(output_dir)
     if model_path(folder).is_file():
@@ -76,12 +76,12 @@ def begin_bundle(folder: str | Path, resume: str | Path | None = None) -> None:
     """Claim the folder of a new bundle.
 
     Args:
-        folder: of the bundle.
-        resume: checkpoint that a training goes on from, if any.
+        folder: folder of the bundle.
+        resume: checkpoint that a training is resumed from, if any.
 
     Raises:
         FolderInUse: another run writes there.
-        ValueError: there is a model; an interrupted training, which is not to go on; or what no training wrote.
+        ValueError: it holds a model, an interrupted training that is not resumed, or files that no training wrote.
     """
     folder = Path(model_folder(str(folder)))
     claim_folder(folder, "output_dir")
@@ -97,13 +97,13 @@ def begin_bundle(folder: str | Path, resume: str | Path | None = None) -> None:
 
 
 def require_new(folder: str | Path) -> None:
-    """Refuse a folder of a new bundle that holds an interrupted training, or files of others.
+    """Raise an error if the folder of a new bundle holds an interrupted training, or files of others.
 
     Args:
-        folder: of the bundle, which need not exist.
+        folder: folder of the bundle, which need not exist.
 
     Raises:
-        ValueError: says what is in the way.
+        ValueError: names what is in the way.
     """
     folder = Path(folder)
     record = _read(folder / "logs" / RUN_RECORD)
@@ -122,10 +122,10 @@ def require_new(folder: str | Path) -> None:
 
 
 def begin_cache(folder: str | Path) -> None:
-    """Claim the folder of slices and features that are kept in files.
+    """Claim the folder of the file cache for slices and features.
 
     Args:
-        folder: of all of them.
+        folder: folder of the cache.
 
     Raises:
         FolderInUse: another run writes there.
@@ -139,20 +139,20 @@ def begin_cache(folder: str | Path) -> None:
 def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, overwrite: bool = False) -> None:
     """Claim the folder of an inference or evaluation, and begin its run.json.
 
-    Results of a finished run are not replaced unattended. Of a run that was interrupted they are, if this run is the
-    same one again. Either way they stay until the first case of this run has come through the network, and what no run
-    of this package has written stays for ever.
+    Results of a finished run are replaced only on request. Those of an interrupted run are replaced if this is the same
+    run again. In both cases they are kept until the first case of this run has been scored, and files that no run of
+    this package has written are always kept.
 
     Args:
-        record: of the run, which knows the folder of the results.
+        record: record of the run, with the folder of the results.
         given: config of the run.
         bundle: folder of the model.
-        overwrite: take away the results of an earlier run.
+        overwrite: remove the results of an earlier run.
 
     Raises:
         FolderInUse: another run writes there.
-        ValueError: there are results of another run, which were not to be replaced; or files of others, which this run
-            would write over.
+        ValueError: there are results of another run that are not to be replaced, or files of others that this run would
+            overwrite.
     """
     folder, model = record.folder, model_path(bundle)
     claim_folder(folder, "output_dir")
@@ -174,15 +174,15 @@ def begin_results(record: RunRecord, given: GivenConfig, bundle: str | Path, ove
 
 
 def require_free(folder: str | Path, datalist: Sequence[Mapping[str, Any]], overwrite: bool = False) -> None:
-    """Refuse a folder that holds results, or files of others that a run would write over.
+    """Raise an error if a folder holds results, or files of others that a run would overwrite.
 
     Args:
-        folder: of the results, which need not exist.
-        datalist: of the run.
-        overwrite: whether results of an earlier run may be taken away.
+        folder: folder of the results, which need not exist.
+        datalist: datalist of the run.
+        overwrite: whether results of an earlier run may be removed.
 
     Raises:
-        ValueError: says what is in the way.
+        ValueError: names what is in the way.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -200,19 +200,19 @@ def require_free(folder: str | Path, datalist: Sequence[Mapping[str, Any]], over
 
 
 def is_unfinished(folder: str | Path) -> bool:
-    """Whether a folder holds the results of a run that was interrupted."""
+    """Return whether a folder holds the results of an interrupted run."""
     return _read(Path(folder, RUN_RECORD)).get("state") == "unfinished"
 
 
 def _read(record: Path) -> dict[str, Any]:
     try:
         return read_json(record)
-    except ValueError:  # which is as good as none
+    except ValueError:  # treated like a missing one
         return {}
 
 
 def _is_same_again(earlier: Mapping[str, Any], record: Mapping[str, Any]) -> bool:
-    """Whether an interrupted run was given the same as this one."""
+    """Return whether an interrupted run had the same config and data as this one."""
     same = all(earlier.get(key) == record[key] for key in ("config_sha256", "versions"))
     model = earlier.get("model") or {}
     return same and earlier.get("state") == "unfinished" and model.get("sha256") == record["model"]["sha256"]

@@ -1,4 +1,4 @@
-"""run.json: what a run was given, and what came of it."""
+"""run.json: the config, data and result of a run."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ __all__ = ["RunRecord", "add_note", "describe_run", "finish_record", "hashes_of"
 
 
 def describe_run(given: GivenConfig) -> dict[str, Any]:
-    """What a run.json says of a run at its start.
+    """Describe a run at its start, for run.json.
 
     Args:
         given: config of the run.
 
     Returns:
-        "state", "command", "working_folder" (of relative paths), "config_files", "started", "process", "machine" (what
-        it computes on, and by which runtime), "versions", "commit" of a checkout, "options" (those on top of the config
-        and those of a run, expressions with their values), and "config_sha256", of all of the config.
+        "state", "command", "working_folder" (base of relative paths), "config_files", "started", "process", "machine"
+        (hardware and runtime), "versions", "commit" of a checkout, "options" (those at the top of the config and those
+        of a run, with expressions evaluated), and "config_sha256" of the whole config.
     """
     content = {name: value for name, value in given.content.items() if name != "imports"}
     text = json.dumps(content, sort_keys=True, default=str)
@@ -69,16 +69,16 @@ def describe_run(given: GivenConfig) -> dict[str, Any]:
 
 
 class RunRecord(CaseHandler):
-    """Write run.json: at the beginning what a run was given, and when all cases have been seen what came of it.
+    """Write run.json: at the start what the run was given, and after the last case the results.
 
-    It stands behind what writes results. Those of an earlier run, which are to be replaced, stay with their run.json
-    until the first case has come through the network, or all have failed.
+    It has to come after the handlers that write results. Results of an earlier run that are to be replaced are kept
+    with their run.json until the first case has been scored, or all have failed.
 
     Args:
-        folder: of the results.
-        datalist: of the run.
-        inferer: of the run, which knows what computed it, and which images were unlike those of the training; None if
-            nothing is to be said of either.
+        folder: folder of the results.
+        datalist: datalist of the run.
+        inferer: inferer of the run, which knows the runtime in use and which images were unlike those of the training;
+            None to record neither.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RunRecord(CaseHandler):
         self.folder = Path(folder)
         self.datalist = datalist
         self.inferer = inferer
-        self.noted: tuple[str | None, int] = (None, 0)  # runtime and number of notes that run.json has
+        self.noted: tuple[str | None, int] = (None, 0)  # runtime and number of notes that run.json contains
         self.begun: Mapping[str, Any] | None = None
         self.replaced: Sequence[Path] = ()
 
@@ -95,8 +95,8 @@ class RunRecord(CaseHandler):
         """Write run.json: now, or later if there are results of an earlier run.
 
         Args:
-            begun: what it says at the beginning.
-            replaced: files of an earlier run.
+            begun: its content at the start.
+            replaced: files of an earlier run that are replaced.
         """
         self.begun, self.replaced = begun, replaced
         if not replaced:
@@ -111,13 +111,13 @@ class RunRecord(CaseHandler):
 
     def _begin(self) -> None:
         if self.begun is not None:
-            write_json(self.folder / RUN_RECORD, self.begun)  # first, so that no finished one speaks of half a run
+            write_json(self.folder / RUN_RECORD, self.begun)  # first, so that no finished record describes half a run
             self.begun = None
             for path in self.replaced:
                 path.unlink(missing_ok=True)
 
     def _note(self) -> None:
-        """Say which runtime computes, which may not be the one that was to, and what the inferer has noted."""
+        """Record the runtime in use, which may differ from the requested one, and the inferer's notes."""
         if self.inferer is None:
             return
         used, notes = self.inferer.runtimes.used, self.inferer.notes
@@ -131,25 +131,25 @@ class RunRecord(CaseHandler):
         write_json(self.folder / RUN_RECORD, {**record, "machine": machine, "notes": known})
 
     def start(self, engine: Engine) -> None:
-        """Forget the cases of an earlier run."""
+        """Reset the collected cases."""
         self.inputs: list[dict[str, str]] = []
 
     def __call__(self, engine: Engine) -> None:
-        """Take the hashes of a case, whose files have just been read."""
+        """Add the hashes of a case, whose files have just been read."""
         self.inputs.append(hashes_of(self.datalist[len(self.inputs)]))
 
     def finish(self, engine: Engine) -> None:
-        """Write what came of the run, and let others write to its folder."""
+        """Write the results of the run, and release its folder."""
         n_failed = len(getattr(engine, "failures", ()))
         finish_record(self.folder / RUN_RECORD, n_cases=len(self.datalist), n_failed=n_failed, inputs=self.inputs)
         release_folder(self.folder)
 
 
 def add_note(path: str | Path, note: str) -> None:
-    """Add a sentence to the notes of a run.json, which the report shows, if there is one and it has not got it.
+    """Add a sentence to the notes of a run.json, which the report shows, unless it is already there.
 
     Args:
-        path: of the file.
+        path: path of the file, which need not exist.
         note: the sentence.
     """
     record = read_json(path)
@@ -161,28 +161,28 @@ def finish_record(path: str | Path, **more: Any) -> None:
     """Complete a run.json.
 
     Args:
-        path: of the file.
-        more: what came of the run.
+        path: path of the file.
+        more: results of the run.
     """
     write_json(path, {**read_json(path), "state": "finished", "ended": _now(), **more})
 
 
 def hashes_of(item: Mapping[str, Any]) -> dict[str, str]:
-    """Hashes of a case's image and mask, as a run.json has them.
+    """Hash a case's image and mask for run.json.
 
     Args:
-        item: of a datalist.
+        item: an item of a datalist.
 
     Returns:
-        "case", "image_sha256" and, if it has a mask, "lesion_sha256": of a single file its SHA-256, of several that of
-        their hexadecimal digests in order.
+        "case", "image_sha256" and, if it has a mask, "lesion_sha256": for a single file its SHA-256, for several files
+        that of their hexadecimal digests in order.
     """
     found = {"case": str(item["case"])}
     for name in ("image", "lesion"):
         if item.get(name):
             try:
                 digests = [digest_of(file) for file in files_of({"image": item[name]})]
-            except OSError as error:  # the case failed for it
+            except OSError as error:  # the case failed because of it
                 found[f"{name}_error"] = str(error)
                 continue
             found[f"{name}_sha256"] = (
@@ -192,7 +192,7 @@ def hashes_of(item: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Options on top of a config, and those that lie deeper, with the values of expressions."""
+    """Return the options at the top of a config, and nested ones, with expressions evaluated."""
     parser = ConfigParser(deepcopy(dict(content)))
     names = list(content)
     on_top = names[: names.index("bundle_root")] if "bundle_root" in content else names
@@ -204,7 +204,7 @@ def _options(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _runtime(options: Mapping[str, Any]) -> dict[str, str]:
-    """The runtime that a run with such options uses; nothing of a run without."""
+    """Return the runtime that a run with these options uses; empty for a run without one."""
     name = options.get("runtime")
     return {} if name is None else {"runtime": chosen_runtime(name, options.get("device", "cpu"))}
 
@@ -220,12 +220,12 @@ def _now() -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that the package is run from, with -dirty if it has changes; None if it is installed."""
+    """Return the commit of the checkout that the package runs from, with -dirty for changes; None if installed."""
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git here
+    except (OSError, subprocess.SubprocessError):  # git is not installed
         return None

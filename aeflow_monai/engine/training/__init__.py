@@ -1,1 +1,1 @@
-"""Handlers of a training, and the calibration on another site."""
+"""Handlers of a training, and the calibration for another site."""

@@ -1,4 +1,4 @@
-"""The end of a training: the detector is calibrated, and its bundle written."""
+"""Calibration of the detector and writing of its bundle at the end of a training."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ __all__ = ["BundleWriter"]
 
 
 class BundleWriter:
-    """Calibrate the trained detector, and write the bundle, when the training is completed.
+    """Calibrate the trained detector and write the bundle when the training is completed.
 
-    At the start the config of the training is written, so that an interrupted one can go on. A training that ends in an
-    error leaves an earlier model in the same folder untouched.
+    The config of the training is written at its start, so that an interrupted training can be resumed. A training that
+    ends with an error leaves an earlier model in the same folder untouched.
 
     Args:
-        folder: of the bundle.
-        detector: that is trained.
+        folder: folder of the bundle.
+        detector: the detector that is trained.
         held_out: batches of held-out normals, see `calibrate`.
         fitted: batches of normals of the training, see `calibrate`.
-        split: datalists of the training, which the model card counts: fitted on, and held out.
+        split: datalists of the training and of the held-out normals, whose counts are in the model card.
         given: config of the training.
-        seed: of the training.
+        seed: seed of the training.
         specificity: see `calibrate`.
         trained: batches of all normals of the training, see `calibrate`.
-        varied: batches of copies of them, see `calibrate`.
+        varied: batches of their acquisition copies, see `calibrate`.
         slicer: see `calibrate`.
 
     Raises:
-        ValueError: a specificity out of its range; now, not when the training is over.
+        ValueError: specificity out of range; raised at once, not when the training is over.
     """
 
     def __init__(
@@ -80,13 +80,13 @@ class BundleWriter:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def start(self, engine: Engine) -> None:
-        """Write what an interrupted training needs to go on, and note which images it sees."""
+        """Write what is needed to resume an interrupted training, and record which images it sees."""
         self.seen = dict(zip(("trained_on", "thresholds_on"), map(fingerprints_of, self.split), strict=True))
         warn_of_duplicates(self.split[1], self.seen["thresholds_on"], self.seen["trained_on"])
         write_training_config(self.folder, self.given, self.facts)
 
     def __call__(self, engine: Engine) -> None:
-        """Calibrate, and write the bundle."""
+        """Calibrate the detector and write the bundle."""
         normals = (self.fitted, self.trained, self.varied)
         calibrate(self.detector, self.held_out, self.specificity, *normals, self.slicer)
         record = self.folder / "logs" / RUN_RECORD

@@ -1,4 +1,4 @@
-"""Checkpoints of a training, from which an interrupted one goes on."""
+"""Checkpoints of a training, from which an interrupted training is resumed."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _CHECKPOINT = "a checkpoint of an interrupted training"
 
 
 class Checkpoints:
-    """Save the state of a training after each epoch, and go on from one that was interrupted.
+    """Save the state of a training after each epoch, and resume an interrupted training.
 
     Args:
-        folder: of the checkpoints, of which the last two are kept.
-        state: what is saved beside the trainer, by name.
-        given: config of the training, and
-        split: its datalists, which have to be those of the training that is resumed.
-        resume: a checkpoint to go on from, if any.
-        device: where it is loaded to.
+        folder: folder of the checkpoints; the last two are kept.
+        state: objects to save in addition to the trainer, by name.
+        given: config of the training; to resume a training it has to be the same.
+        split: datalists of the training; to resume a training they have to be the same.
+        resume: checkpoint to resume from, if any.
+        device: device that it is loaded to.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is no checkpoint of a training, or of one with other options or data.
+        ValueError: it is not a checkpoint of a training, or one of a training with other options or data.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Checkpoints:
         self.resume = resume
         self.device = device
         self.is_first = is_first_process()
-        images = [fingerprints_of(part) for part in split] if self.is_first else []  # the first process reads them all
+        images = [fingerprints_of(part) for part in split] if self.is_first else []  # read by the first process for all
         lists = [hash_of_list(part) for part in split]
         self.record = _Record({"options": options_of(given.content), "lists": lists, "images": images})
         if resume is not None:
@@ -68,7 +68,7 @@ class Checkpoints:
         state = {**self.state, "trainer": engine}
         if self.resume is not None:
             engine.add_event_handler(Events.STARTED, self._load, state)
-        if self.is_first:  # all processes go on from a checkpoint, the first one saves
+        if self.is_first:  # every process loads the checkpoint, only the first one saves
             saved = Checkpoint(
                 {**state, "record": self.record},
                 _Files(self.folder),
@@ -81,7 +81,7 @@ class Checkpoints:
     def _load(self, engine: Engine, state: dict[str, Any]) -> None:
         saved, epochs = load_saved(str(self.resume), _CHECKPOINT), engine.state.max_epochs
         before = saved.get("trainer", {}).get("max_epochs")
-        if before != epochs:  # whoever counts in another way would end too early, before the learning rate is low
+        if before != epochs:  # the learning rate's schedule would not fit
             raise ValueError(
                 f"{self.resume} is of a training of {before} epochs, where this version of aeflow_monai counts "
                 f"{epochs}. Go on with the version that wrote it, or train anew."
@@ -96,7 +96,7 @@ class Checkpoints:
 
 
 class _Files(BaseSaveHandler):  # type: ignore[misc]
-    """Checkpoints as files, each whole and with its hash."""
+    """Checkpoints as files, each written atomically and with its hash."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -109,7 +109,7 @@ class _Files(BaseSaveHandler):  # type: ignore[misc]
 
 
 class _Record:
-    """What a training was given, as a part of its checkpoints."""
+    """Config and data of a training, as a part of its checkpoints."""
 
     def __init__(self, content: Mapping[str, Any]) -> None:
         self.content = json.loads(json.dumps(content))
@@ -121,7 +121,7 @@ class _Record:
         self.content = json.loads(state["text"])
 
     def require_equal(self, path: str | Path) -> None:
-        """Refuse a checkpoint of a training that was given something else."""
+        """Raise an error for a checkpoint of a training with another config or data."""
         other = _recorded(path)
         _require_equal_options(other["options"], self.content["options"])
         if other["lists"] != self.content["lists"] or (
@@ -134,21 +134,21 @@ class _Record:
 
 
 def require_same_options(given: GivenConfig, resume: str | Path) -> None:
-    """Refuse to go on from a checkpoint of a training with other options, before any image is read.
+    """Raise an error for a checkpoint of a training with other options, before any image is read.
 
     Args:
         given: config of the training.
-        resume: the checkpoint.
+        resume: path of the checkpoint.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: it is no checkpoint of a training, or options differ; names each with both values.
+        ValueError: it is not a checkpoint of a training, or options differ; names each with both values.
     """
     _require_equal_options(_recorded(resume)["options"], json.loads(json.dumps(options_of(given.content))))
 
 
 def _recorded(path: str | Path) -> dict[str, Any]:
-    """What a training was given, by its checkpoint."""
+    """Return config and data of a training from its checkpoint."""
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"There is no checkpoint at {path}. Give one of an interrupted training: "

@@ -1,4 +1,4 @@
-"""A training whose loss diverges is stopped."""
+"""Stopping a training whose loss diverges."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["DivergenceGuard"]
 
 
 class DivergenceGuard:
-    """End a training that diverges with an error: at once if its loss is not finite, else before a model is written.
+    """Stop a diverging training with an error: at once if its loss is not finite, else before a model is written.
 
-    A training that stays finite has diverged if at its end the validation loss is higher than that of the network as it
-    was before the training.
+    A training with finite loss has diverged if its final validation loss is higher than that of the network before the
+    training.
 
     Args:
-        validator: of the training, whose key metric is the validation loss; if None only a loss that is not finite
-            counts.
+        validator: evaluator of the training whose key metric is the validation loss; if None, only the training loss is
+            checked to be finite.
     """
 
     def __init__(self, validator: SupervisedEvaluator | None = None) -> None:
@@ -28,22 +28,22 @@ class DivergenceGuard:
         self.before = math.inf
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed training has to know."""
+        """Return the state for a resumed training."""
         return {"before": self.before}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Take what an interrupted training knew."""
+        """Load the state of an interrupted training."""
         self.before = float(state["before"])
 
     def attach(self, engine: Engine) -> None:
-        """Attach to a trainer, before what writes the model."""
+        """Attach to a trainer, before the handler that writes the model."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         if self.validator is not None:
             engine.add_event_handler(Events.STARTED, self.start, self.validator)
             engine.add_event_handler(Events.COMPLETED, self.finish, self.validator)
 
     def start(self, engine: Engine, validator: SupervisedEvaluator) -> None:
-        """Measure the validation loss before the training, without a change to what is random in it."""
+        """Measure the validation loss before the training, without changing the state of its random generators."""
         self.before = _validation_loss(engine, validator)
 
     def finish(self, engine: Engine, validator: SupervisedEvaluator) -> None:
@@ -52,7 +52,7 @@ class DivergenceGuard:
         Raises:
             ValueError: it is higher, because the training diverged, or because its images are too few.
         """
-        # a training that is resumed after its last epoch has not validated
+        # a training resumed after its last epoch has not validated
         metrics, name = validator.state.metrics, validator.state.key_metric_name
         after = float(metrics[name] if name in metrics else _validation_loss(engine, validator))
         last = engine.state.output  # of the last batch; a training that is resumed after its last epoch has none
@@ -72,7 +72,7 @@ class DivergenceGuard:
             )
 
     def __call__(self, engine: Engine) -> None:
-        """Look at the last loss.
+        """Check the last loss.
 
         Raises:
             ValueError: it is not finite.

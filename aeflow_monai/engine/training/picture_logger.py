@@ -1,4 +1,4 @@
-"""Reconstructions on the way, for TensorBoard."""
+"""Reconstructions during a training, for TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["PictureLogger"]
 class PictureLogger:
     """Write rows of image, reconstruction and anomaly map to TensorBoard after each epoch.
 
-    During training the map is not calibrated yet, so it is standardised over the pictures that are shown together;
-    the grey scale runs from 0 (the mean) to 6 standard deviations.
+    During a training the map is not calibrated yet, so it is standardised over the images that are shown together; the
+    grey scale runs from 0 (the mean) to 6 standard deviations.
 
     Args:
-        detector: that is trained.
-        dataset: items with "image" (C, H, W); shown are some, evenly spread.
-        log_dir: TensorBoard's folder.
+        detector: the detector that is trained.
+        dataset: items with "image" (C, H, W), of which an evenly spaced selection is shown.
+        log_dir: folder of TensorBoard.
         n_rows: number of images.
         every: epochs between pictures; the last epoch is always shown.
     """
@@ -51,7 +51,7 @@ class PictureLogger:
         engine.add_event_handler(Events.COMPLETED, lambda: self.writer.close())
 
     def start(self, engine: Engine) -> None:
-        """Open TensorBoard's file."""
+        """Open the TensorBoard file."""
         self.writer = SummaryWriter(self.log_dir)
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class PictureLogger:
         epoch = engine.state.epoch
         if epoch % self.every and epoch != engine.state.max_epochs:
             return
-        # evenly spread, away from the ends: neighbours would show the same, first and last slices little
+        # evenly spaced, not at the ends: neighbouring slices look alike, and the first and last show little
         n_rows = min(self.n_rows, len(self.dataset))
         chosen = [(2 * row + 1) * len(self.dataset) // (2 * n_rows) for row in range(n_rows)]
         batch = default_collate([self.dataset[index] for index in chosen])

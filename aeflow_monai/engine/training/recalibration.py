@@ -41,20 +41,20 @@ def recalibrate(
     specificity: float = 0.95,
     slicer: Slicer | None = None,
 ) -> None:
-    """Calibrate a trained model anew, on normals like those that it will meet, and write it as a bundle of its own.
+    """Recalibrate a trained model on normals like the images to be scored, and write it as a new bundle.
 
     Args:
-        folder: of the model's bundle.
+        folder: folder of the model's bundle.
         given: config of the run, see `require_own_config`.
-        detector: of its config; its state is loaded here.
+        detector: detector of the model's config, into which its state is loaded.
         batches: normals that it was not trained on, see `calibrate`.
-        data: their datalist.
+        data: datalist of the normals.
         output_dir: folder of the new bundle.
         specificity: see `calibrate`.
-        slicer: see `calibrate`; of use where the model scores volumes by the mean of several planes' maps.
+        slicer: see `calibrate`; used if the model scores volumes by the mean of several planes' maps.
 
     Raises:
-        ValueError: some of the normals were trained on, or are pictures for a model of volumes, or all are duplicates
+        ValueError: some of the normals were trained on, or are 2D images for a model of volumes, or all are duplicates
             of one image.
     """
     stored = require_own_config(folder, given)
@@ -68,10 +68,10 @@ def recalibrate(
     require_several_images(data, fingerprints)
     warn_of_duplicates(data, fingerprints)
     record = Path(output_dir, "logs", RUN_RECORD)
-    if given is not None:  # before all else: the folder of a run that is killed is known by it
+    if given is not None:  # first of all, so that the folder of a killed run can be recognised
         write_json(record, {**describe_run(given), "model": {"file": str(model_path(folder))}})
     detector.load_state_dict(dict(stored.state))
-    # a model that scores each plane by itself goes on so, whichever version wrote its bundle
+    # a model that scores each plane separately continues to do so, whichever version wrote its bundle
     is_of_mean = bool(stored.state.get("score.of_mean_map", False))
     scores = calibrate(detector, batches, specificity, slicer=slicer if is_of_mean else None)
     _say_highest(scores, float(detector.score.case_threshold), data)
@@ -86,9 +86,9 @@ def recalibrate(
 
 
 def _say_highest(scores: Mapping[str, float], threshold: float, data: Sequence[Mapping[str, Any]]) -> None:
-    """Name the normals that make the threshold high: an abnormal image among them does, and nothing else shows it."""
+    """Log the normals that set the threshold: one of them may be abnormal, which nothing else would show."""
     cases = {str(path): str(item["case"]) for item in data for path in ensure_tuple(item["image"])}
-    # the normal whose score is the threshold lies below it by a rounding
+    # the score of the normal that sets the threshold lies below it by rounding
     highest = {file: score for file, score in scores.items() if score >= threshold - 2 * rounding_of(threshold)}
     told = some([f"{cases.get(file, file)} {highest[file]:.2f}" for file in sorted(highest, key=lambda f: -highest[f])])
     _logger.warning(

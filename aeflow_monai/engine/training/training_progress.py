@@ -1,4 +1,4 @@
-"""What is told of a training while it goes on."""
+"""Progress of a training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["TrainingProgress"]
 
 
 class TrainingProgress:
-    """Tell how far a training has come: each batch, and a line for each epoch; see `aeflow_monai.progress`.
+    """Report the progress of a training: each batch, and a line for each epoch; see `aeflow_monai.progress`.
 
-    Has to stand behind the handler that validates.
+    It has to be attached after the handler that validates.
 
     Args:
-        validator: engine whose metrics the line has too.
+        validator: engine whose metrics are added to the line.
     """
 
     def __init__(self, validator: Engine) -> None:
@@ -30,15 +30,15 @@ class TrainingProgress:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.end_epoch)
 
     def start(self, engine: Engine) -> None:
-        """Note when the training began, and in which epoch."""
+        """Record the start time and the first epoch."""
         self.began, self.first = time.monotonic(), engine.state.epoch
 
     def __call__(self, engine: Engine) -> None:
-        """Tell of a batch."""
+        """Report a batch."""
         progress.advance("training", engine.state.iteration, engine.state.max_epochs * engine.state.epoch_length)
 
     def end_epoch(self, engine: Engine) -> None:
-        """Tell of an epoch."""
+        """Report an epoch."""
         state = engine.state
         per_epoch = (time.monotonic() - self.began) / max(1, state.epoch - self.first)
         left = per_epoch * (state.max_epochs - state.epoch)

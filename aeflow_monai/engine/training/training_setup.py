@@ -1,4 +1,4 @@
-"""What a training makes of its options and data before it begins: numbers, a check, and what it does not use."""
+"""Derived options and checks before a training: number of epochs and copies, image size, unused data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _logger = logging.getLogger(__name__)
 
 
 def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_steps: int = 170, copies: int = 0) -> int:
-    """Epochs of a training: as many as show a slice 4 times, or with few as many as give enough batches, up to 200.
+    """Return the number of epochs: enough to show each slice 4 times and for `min_steps` batches, at most 200.
 
     Args:
-        epochs: as they were given; None to count them.
-        n_slices: normal slices of the training.
-        batch_size: of the training.
-        min_steps: batches of normal slices, at least.
-        copies: of each normal slice, which an epoch shows too.
+        epochs: the given number; None to derive it.
+        n_slices: number of normal slices of the training.
+        batch_size: batch size of the training.
+        min_steps: least number of batches of normal slices.
+        copies: copies of each normal slice in an epoch.
 
     Example:
         >>> number_of_epochs(None, 1600, 16), number_of_epochs(None, 80, 16), number_of_epochs(3, 80, 16)
@@ -38,12 +38,12 @@ def number_of_epochs(epochs: int | None, n_slices: int, batch_size: int, min_ste
 
 
 def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:
-    """Copies of each training slice with synthetic lesions: 1, or more where slices are few, up to 10.
+    """Return the number of copies of each training slice with synthetic lesions: 1, or up to 10 if slices are few.
 
     Args:
-        copies: as they were given; None to count them.
-        n_slices: normal slices of the training.
-        least: copies with lesions in all, at least.
+        copies: the given number; None to derive it.
+        n_slices: number of normal slices of the training.
+        least: least number of copies with lesions in total.
 
     Example:
         >>> lesion_copies(None, 1600), lesion_copies(None, 80), lesion_copies(0, 80)
@@ -53,11 +53,11 @@ def lesion_copies(copies: int | None, n_slices: int, least: int = 500) -> int:
 
 
 def report_notes(normals: Datalist, given: GivenConfig | None) -> None:
-    """Warn of what of a data set a training does not use, and of options without effect.
+    """Warn of data that a training does not use, and of options without effect.
 
     Args:
         normals: the images to train on.
-        given: config of the run; one with `labelled_abnormal` learns from abnormal images too.
+        given: config of the run; with `labelled_abnormal` the training uses abnormal images too.
     """
     for about, note in normals.notes.items():
         if about != "abnormal" or given is None or "labelled_abnormal" not in given.content:
@@ -65,14 +65,14 @@ def report_notes(normals: Datalist, given: GivenConfig | None) -> None:
 
 
 def require_fitting(detector: Detector, slicer: Slicer) -> None:
-    """Refuse an image size that the network cannot take, before any image is read.
+    """Raise an error if the network cannot take images of this size, before any image is read.
 
     Args:
-        detector: of the config.
-        slicer: of the config.
+        detector: detector of the config.
+        slicer: slicer of the config.
 
     Raises:
-        ValueError: rows or columns are no multiples of the encoder's largest stride.
+        ValueError: rows or columns are not multiples of the encoder's largest stride.
     """
     stride = detector.network.encoder.strides[-1]
     if any(size % stride for size in slicer.image_size):

@@ -1,4 +1,4 @@
-"""The report: one page on a run that opens in a browser from disk, with pictures of the most interesting cases."""
+"""The report: one HTML page on a run that opens from disk, with pictures of the most interesting cases."""
 
 from aeflow_monai.output.report.page import write_report
 from aeflow_monai.output.report.picture_block import PictureBlock

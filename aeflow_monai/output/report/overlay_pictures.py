@@ -1,4 +1,4 @@
-"""Pictures of a run that has left overlays, but no report with pictures of its own."""
+"""Pictures for the report of a run from its overlays, if there is no report with pictures."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ _QUALITY = 70
 def overlay_pictures(
     folder: str | Path, cases: Iterable[str], limit: int, places: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, str]]:
-    """Reduce the overlays of cases, as many as fit.
+    """Downsample the overlays of cases, as many as fit.
 
     Args:
-        folder: of the results.
-        cases: names, the most interesting first.
-        limit: of all, characters.
-        places: from case to the folder of its files, below that of the results, if they do not lie there themselves.
+        folder: folder of the results.
+        cases: names of the cases, the most interesting first.
+        limit: limit of all pictures together, in characters.
+        places: from each case to the folder of its files, below that of the results; None if they are in the folder
+            itself.
 
     Returns:
-        From case to its "overlay", a data URL.
+        From each case to its "overlay", a data URL.
     """
     found: dict[str, dict[str, str]] = {}
     for case in cases:
@@ -36,7 +37,7 @@ def overlay_pictures(
             continue
         try:
             url = _reduced(path)
-        except OSError:  # damaged, or no picture
+        except OSError:  # damaged, or not a picture
             continue
         limit -= len(url)
         if limit < 0:

@@ -1,4 +1,4 @@
-"""The page: data, pictures, style and script in one file that asks no network for anything."""
+"""The page: data, pictures, style and script in one file that needs no network access."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aeflow_monai.result_files import REPORT
 
 __all__ = ["is_report", "write_report"]
 
-_GENERATOR = f'<meta name="generator" content="{MARK}">'  # by which the page of an earlier run is known
+_GENERATOR = f'<meta name="generator" content="{MARK}">'  # by which the page of an earlier run is recognised
 _SCRIPTS = ("elements", "scales", "charts", "table", "pictures", "gallery", "viewer", "sections", "start")
 _BEGIN, _END = '<script type="application/json" id="data">', "</script>"
 
@@ -34,19 +34,19 @@ def write_report(
     """Write report.html of an inference or evaluation from its tables.
 
     Args:
-        folder: of the results.
-        pictures: from case to its pictures, see `PictureBudget.pictures`. If None, those of the report that lies in
-            the folder already, or else its overlays.
-        model: "thresholds" by name, "rank" and "n_held_out" of the case threshold, and if they are known
-            "held_out_scores" and "joined", the formula of scores. If None, that of the report that lies there already.
+        folder: folder of the results.
+        pictures: from each case to its pictures, see `PictureBudget.pictures`. If None, those of an existing report in
+            the folder, or else its overlays.
+        model: "thresholds" by name, "rank" and "n_held_out" of the case threshold, and if known "held_out_scores" and
+            "joined", the formula of scores. If None, that of an existing report.
 
     Returns:
         The path of the report.
 
     Raises:
         FileNotFoundError: there is no scores.csv.
-        ValueError: a table or report of the run is damaged or lacks cases; or the page is to be written again over a
-            report.html that no run has written.
+        ValueError: a table or report of the run is damaged or lacks cases; or the page would replace a report.html that
+            no run has written.
     """
     path = Path(folder, REPORT)
     if pictures is None and path.exists() and not is_report(path):
@@ -68,14 +68,14 @@ def write_report(
 
 
 def is_report(path: str | Path) -> bool:
-    """Whether a file is a page that this package wrote."""
+    """Return whether a file is a page that this package wrote."""
     with Path(path).open("rb") as file:
         return _GENERATOR.encode() in file.read(200)
 
 
 def _page(data: Mapping[str, Any]) -> str:
     style, script = _part("report.css"), "\n".join(_part(f"{name}.js") for name in _SCRIPTS)
-    # Nothing but this script and this style is run, whatever a case is called, and nothing is fetched.
+    # Only this script and this style are executed, whatever a case's name contains, and nothing is fetched.
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
         "base-uri 'none'; form-action 'none'"
@@ -86,13 +86,13 @@ def _page(data: Mapping[str, Any]) -> str:
 
 
 def _json(data: Any) -> str:
-    """JSON that stands in HTML: no name of a case can end the element."""
+    """Return JSON for embedding in HTML: a case's name cannot end the element."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The data of a report; nothing if there is none."""
+    """Return the data of a report; empty if there is none."""
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text.partition(_BEGIN)[2].partition(_END)[0])
@@ -112,8 +112,8 @@ def _part(name: str) -> str:
 
 @cache
 def _colours() -> str:
-    """Colours of the anomaly map as on an overlay: 256 times red, green and blue, in hexadecimal."""
-    import matplotlib  # which archives that are not finished, and so have no page, do without
+    """Return the anomaly map's colours as in an overlay: 256 times red, green and blue, in hexadecimal."""
+    import matplotlib  # not needed by unfinished archives, which have no page
     import numpy as np
 
     colours = matplotlib.colormaps["inferno"](np.linspace(0.25, 1, 256), bytes=True)[:, :3]

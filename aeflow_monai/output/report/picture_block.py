@@ -1,4 +1,4 @@
-"""Small pictures of some slices of a case, as a page holds them."""
+"""Small pictures of some slices of a case, as a page stores them."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["MAX_SLICES", "PictureBlock"]
 
 Bytes = npt.NDArray[np.uint8]
 
-MAX_SLICES = 64  # of a case
-_ACROSS = 8  # slices beside each other in one picture
-# Quality as JPEG of each layer, of one slice and of several: ten times as fast as WebP, and half as large again. The
-# outline of a map depends on its values; pixels of a mask are all or nothing, and become a PNG.
+MAX_SLICES = 64  # per case
+_ACROSS = 8  # slices in a row of a picture
+# JPEG quality of each layer, for a single slice and for several: encoding is ten times as fast as WebP, and half as
+# large again. The outline of a map depends on its values; a mask is binary, and becomes a PNG.
 _QUALITY = {"image": (88, 72), "reconstruction": (80, 65), "anomaly_map": (90, 82)}
 
 
 class PictureBlock(NamedTuple):
-    """Slices of a case, reduced, as grey levels.
+    """Downsampled slices of a case, as grey levels.
 
     Attributes:
-        plane: that they are slices of.
-        numbers: of the slices in the profile, from 1, ascending, (n,).
-        positions_mm: of these slices, (n,); empty if their place in the world is unknown.
-        peak: which of the n is the most anomalous.
-        extent_mm: of a slice, height and width, and distance from one slice of the block to the next.
+        plane: plane of the slices.
+        numbers: numbers of the slices in the profile, from 1, ascending, (n,).
+        positions_mm: positions of these slices, (n,); empty if unknown.
+        peak: index of the most anomalous of the n slices.
+        extent_mm: height and width of a slice, and distance from one slice of the block to the next.
         window: grey levels, 0 to 255, that are shown black and white.
         map_top: map value of grey level 255; 0 is 0 or less. In standard deviations of normals.
-        layers: "image", and possibly "reconstruction", both with 255 for 1; "anomaly_map"; "lesion", 0 or 255. Each
+        layers: "image", and optionally "reconstruction", both with 255 for 1; "anomaly_map"; "lesion", 0 or 255. Each
             (n, rows, columns).
-        profile: "scores" of all slices of the plane in the network's orientation, None where one was skipped, their
+        profile: "scores" of all slices of the plane in the network's orientation, None where a slice was skipped, their
             "positions_mm" and "slices_from_0", and "axis" and "n_slices" of the file; see `SlicePlace`.
     """
 
@@ -51,7 +51,7 @@ class PictureBlock(NamedTuple):
     profile: Mapping[str, Any]
 
     def single(self) -> PictureBlock:
-        """The most anomalous slice alone, without profile."""
+        """Return a block of the most anomalous slice only, without profile."""
         at = slice(self.peak, self.peak + 1)
         layers = {name: layer[at] for name, layer in self.layers.items()}
         return self._replace(
@@ -59,7 +59,7 @@ class PictureBlock(NamedTuple):
         )
 
     def encoded(self) -> dict[str, Any]:
-        """The block as JSON holds it: each layer is one picture of all slices, row by row, as a data URL.
+        """Return the block for JSON: each layer is one picture of all slices, row by row, as a data URL.
 
         Example:
             >>> layers = {"image": np.zeros((3, 8, 8), dtype=np.uint8)}
@@ -78,7 +78,7 @@ class PictureBlock(NamedTuple):
 
 
 def _sheet(layer: Bytes, across: int) -> Bytes:
-    """Slices (n, rows, columns) in rows of some beside each other."""
+    """Arrange slices (n, rows, columns) in rows of several."""
     count, rows, columns = layer.shape
     down = math.ceil(count / across)
     sheet = np.zeros((down, across, rows, columns), dtype=np.uint8)

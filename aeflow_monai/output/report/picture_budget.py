@@ -1,4 +1,4 @@
-"""Which pictures a page keeps: those of the most interesting cases, as far as its size allows."""
+"""Selection of the pictures of a page: those of the most interesting cases, up to a size limit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from aeflow_monai.output.report.picture_block import PictureBlock
 __all__ = ["LIMIT", "PictureBudget"]
 
 LIMIT = 11_500_000  # characters of all pictures, which leaves room for tables below 15 MB
-_VOLUMES = 12  # cases whose slices are kept before the single pictures of others
-_FREED = 0.95  # of the limit, so that not every further case sorts all
+_VOLUMES = 12  # cases whose blocks of slices are kept before the single pictures of others
+_FREED = 0.95  # fraction of the limit to shrink to, so that cases are not sorted for every further one
 
 
 class _Seen(NamedTuple):
@@ -23,14 +23,14 @@ class _Seen(NamedTuple):
 
 
 class PictureBudget:
-    """Pictures of cases, of which the least interesting go when there are too many.
+    """Pictures of cases, of which the least interesting are dropped when the limit is exceeded.
 
-    Missed cases, false alarms, borderline and the most anomalous ones are the most interesting: of these four lists
-    the place in the best one counts. Of each case there is a picture of one slice; of volumes there are several slices
-    too, which go first.
+    The most interesting cases are missed cases, false alarms, borderline cases and the most anomalous ones: a case
+    ranks by its best place in these four lists. Each case has a picture of one slice; volumes also have several slices,
+    which are dropped first.
 
     Args:
-        limit: of all pictures, characters.
+        limit: limit of all pictures, in characters.
 
     Example:
         >>> import numpy as np
@@ -51,13 +51,13 @@ class PictureBudget:
         self._size = 0
 
     def add(self, case: str, score: float, threshold: float, block: PictureBlock, label: int | None = None) -> None:
-        """Take the pictures of a case.
+        """Add the pictures of a case.
 
         Args:
-            case: its name.
-            score: its anomaly score.
-            threshold: of the score.
-            block: its slices.
+            case: name of the case.
+            score: anomaly score of the case.
+            threshold: case threshold.
+            block: slices of the case.
             label: 0 for normal, 1 for abnormal, None if unknown.
         """
         self._seen.append(_Seen(case, score, threshold, label))
@@ -68,7 +68,7 @@ class PictureBudget:
             self._drop()
 
     def pictures(self) -> dict[str, dict[str, Any]]:
-        """From case to its "single" and possibly its "block", as `PictureBlock.encoded` gives them."""
+        """Return, for each case, its "single" and optionally its "block", see `PictureBlock.encoded`."""
         kept: dict[str, dict[str, Any]] = {case: {"single": json.loads(text)} for case, text in self._singles.items()}
         for case, text in self._blocks.items():
             kept[case]["block"] = json.loads(text)
@@ -95,7 +95,7 @@ class PictureBudget:
 
 
 def _by_interest(seen: Sequence[_Seen]) -> list[str]:
-    """Cases, the most interesting first."""
+    """Return the cases, the most interesting first."""
     missed = [one for one in seen if one.label == 1 and one.score <= one.threshold]
     false = [one for one in seen if one.label == 0 and one.score > one.threshold]
     places: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What the files of a run say, as the report shows it."""
+"""The data of a run's files for the report."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _NUMBERS = (
     *("anomaly_score", "threshold", "p_value", "ease", "map_score", "global_term"),
     *("position_mm", "peak_r_mm", "peak_a_mm", "peak_s_mm"),
 )
-# Between the files of one case: names have commas too, but each path begins anew.
+# Separator of the files of one case: names may contain commas, but each path has a recognisable start.
 _NEXT_PATH = re.compile(r", (?=/|\\\\|[A-Za-z]:[\\/])")
-# Of metrics.json, beside those that the page leaves out where they are missing.
+# Keys of metrics.json that the page requires.
 _METRICS = tuple(
     f"{name}{ending}"
     for name in ("auroc", "sensitivity", "specificity", "average_precision", "f1", "accuracy")
@@ -39,14 +39,14 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     """Read the tables and reports of an inference or evaluation.
 
     Args:
-        folder: of the results.
+        folder: folder of the results.
 
     Returns:
-        What JSON can hold: "kind", "evaluation" or "inference"; "cases", a dictionary each, with the columns of
-        scores.csv that are known, of an archive the most anomalous 10 000; "lesions", those of lesions.csv; "failures";
-        "metrics" and "localisation", empty without; "run": time, versions, "notes" on images that the model was not
-        trained for, the beginning of the model's hash, what of the data was not used, and of an archive "n_scored" and
-        "n_above", of all its cases.
+        A JSON-serialisable dictionary: "kind", "evaluation" or "inference"; "cases", a dictionary each, with the known
+        columns of scores.csv, for an archive the most anomalous 10 000; "lesions", those of lesions.csv; "failures";
+        "metrics" and "localisation", empty if missing; "run": time, versions, "notes" on images unlike those of the
+        training, the beginning of the model's hash, unused data, and for an archive "n_scored" and "n_above", of all
+        its cases.
 
     Raises:
         FileNotFoundError: there is no scores.csv.
@@ -61,7 +61,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     with _naming(path):
         rows, counts = _rows_of_page(path)
         cases = [_case(row) for row in rows]
-    # at the end of a run their table has no name yet
+    # at the end of a run their table is not renamed yet
     failed = _read_table(folder / unfinished_name(FAILURES), _failure)
     failed = failed or _read_table(folder / FAILURES, _failure)
     record = read_json(folder / RUN_RECORD)
@@ -76,7 +76,7 @@ def read_run(folder: str | Path) -> dict[str, Any]:
             "started": record.get("started", ""),
             "versions": record.get("versions", {}),
             "notes": record.get("notes", []),
-            # how many of each kind; their paths are in run.json
+            # number of each kind; their paths are in run.json
             "unused": {kind: n for kind, n in record.get("unused", {}).items() if isinstance(n, int)},
             "n_shards": record.get("n_shards", 0),
             "model": str((record.get("model") or {}).get("sha256", ""))[:12],
@@ -86,14 +86,14 @@ def read_run(folder: str | Path) -> dict[str, Any]:
 
 
 def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
-    """Refuse tables that lack cases or lesions of their run, or are of another one.
+    """Raise an error if tables lack cases or lesions of their run, or are of another run.
 
     Args:
-        folder: of the results.
-        run: as `read_run` gives it.
+        folder: folder of the results.
+        run: the output of `read_run`.
 
     Raises:
-        ValueError: there are fewer or more than the run had, or the threshold is not that of the metrics.
+        ValueError: there are fewer or more than in the run, or the threshold is not that of the metrics.
     """
     n_cases = run["run"].get("n_scored", len(run["cases"])) + len(run["failures"])
     expected = read_json(Path(folder, RUN_RECORD)).get("n_cases", n_cases)
@@ -112,7 +112,7 @@ def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
         )
     localisation = run["localisation"]
     n_lesions = localisation.get("n_lesions", len(run["lesions"]))
-    is_listed = "found_by" in localisation or Path(folder, LESIONS).exists()  # earlier versions listed none
+    is_listed = "found_by" in localisation or Path(folder, LESIONS).exists()  # earlier versions wrote no list
     if is_listed and len(run["lesions"]) != n_lesions:
         raise ValueError(
             f"lesions.csv in {folder} has {len(run['lesions'])} lesions; the run had {n_lesions}. Restore it, or run "
@@ -121,7 +121,7 @@ def require_whole(folder: str | Path, run: Mapping[str, Any]) -> None:
 
 
 def _rows_of_page(path: Path) -> tuple[list[dict[str, str]], dict[str, int]]:
-    """All rows of a table; or the most anomalous, with how many there are and how many exceed the threshold."""
+    """Return all rows of a table, or the most anomalous with the counts of all and of those above the threshold."""
     counts = {"n_scored": 0, "n_above": 0}
 
     def counted() -> Iterator[dict[str, str]]:
@@ -138,7 +138,7 @@ def _rows_of_page(path: Path) -> tuple[list[dict[str, str]], dict[str, int]]:
 
 
 def _name(file: str) -> str:
-    """A file without its folders, which may tell more than a page that is handed on should."""
+    """Return a file name without folders, which may reveal more than a shared page should."""
     return ", ".join(PurePath(part).name for part in _NEXT_PATH.split(file))
 
 
@@ -175,7 +175,7 @@ def _read_table(path: Path, read: Callable[[Mapping[str, str]], dict[str, Any]])
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    """metrics.json, of which the page takes for granted that all is there or nothing."""
+    """Read metrics.json, for which the page assumes that either all keys are there or none."""
     metrics = read_json(path)
     lacking = [name for name in _METRICS if metrics and name not in metrics]
     with _naming(path):
@@ -187,7 +187,7 @@ def _metrics(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say which table is damaged."""
+    """Name the damaged table in an error."""
     try:
         yield
     except DamagedTable:
