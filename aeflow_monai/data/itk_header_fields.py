@@ -16,7 +16,7 @@ _LINE_CHARACTERS = 2000  # of a field
 _MAX_FILES = 10**5  # of a list or a pattern
 _META_KEYS = (
     *("NDims", "DimSize", "ElementNumberOfChannels", "ElementType", "ElementSpacing", "ElementSize"),
-    *("CompressedData", "BinaryData", "DistanceUnits", "HeaderSize"),
+    *("CompressedData", "CompressedDataSize", "BinaryData", "DistanceUnits", "HeaderSize"),
 )
 _OTHER_NAMES = {  # of one thing, which a header may say in both ways, if they agree
     **dict.fromkeys(("Offset", "Position", "Origin"), "Offset"),
@@ -54,6 +54,8 @@ class ItkHeader(NamedTuple):
     kind: str  # of number
     units: set[str]
     tells_sides: bool = True  # which side is left
+    skipped: int | None = 0  # bytes in front of the voxels in each of the files; None if ITK counts from their end
+    packed_size: int | None = None  # bytes that ITK decompresses; 0 if the header does not say; None for all there are
 
 
 def read_itk_header(path: Path) -> ItkHeader:
@@ -118,7 +120,9 @@ def _meta_image(content: bytes) -> ItkHeader:
     ascii_numbers = fields.get("BinaryData", "true").lower() in ("false", "0")
     units = {fields["DistanceUnits"].lower()} if "DistanceUnits" in fields else set()
     packed = "text" if ascii_numbers else packed
-    return _checked(ItkHeader((*shape, channels), n_bytes, files, rest, packed, channels, kind.lower(), units))
+    skipped, packed_size = int(fields.get("HeaderSize", "0")), int(fields.get("CompressedDataSize", "0"))
+    header = ItkHeader((*shape, channels), n_bytes, files, rest, packed, channels, kind.lower(), units)
+    return _checked(header._replace(skipped=None if skipped < 0 else skipped, packed_size=packed_size))
 
 
 def _nrrd(content: bytes) -> ItkHeader:
@@ -159,7 +163,9 @@ def _nrrd(content: bytes) -> ItkHeader:
     tells = _SPACES.fullmatch(space) is not None
     if space and not tells and not _NO_SIDES.fullmatch(space):
         raise ValueError(f"the space {fields['space']!r}, where NRRD has left-posterior-superior and its like")
-    return _checked(ItkHeader(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units, tells))
+    header = ItkHeader(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units, tells)
+    skipped = int(fields.get("byteskip", "0"))
+    return _checked(header._replace(skipped=None if skipped < 0 or "lineskip" in fields else skipped))
 
 
 def _checked(header: ItkHeader) -> ItkHeader:

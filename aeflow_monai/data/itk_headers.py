@@ -17,6 +17,7 @@ __all__ = ["check_itk_header", "is_itk_volume", "voxel_files"]
 _logger = logging.getLogger(__name__)
 _told_of_sides = threading.Event()  # once, and not of each file of a data set
 _NRRD = (".nrrd", ".nhdr")
+_MOST_EXTRA = 16  # bytes behind the voxels, such as the end of a line
 # Numbers in a voxel, for the types of which ITK reads several.
 _COMPONENTS = {
     **dict.fromkeys(("float", "double"), (1, 2, 3, 4)),
@@ -51,6 +52,11 @@ def check_itk_header(path: Path) -> float:
         raise ValueError(
             f"Expected one number in each voxel of {path}; got {header.n_components} of type {header.kind}, as vectors "
             "or colours. Save one of them, or their magnitude, as a volume."
+        )
+    if path.suffix.lower() in _NRRD and len(header.shape) > 3:
+        raise ValueError(
+            f"Expected at most three axes in {path}; got the sizes {' '.join(map(str, header.shape))}. Save one of its "
+            "volumes without the further axis, or convert it to NIfTI."
         )
     require_size(header.shape, header.n_bytes, str(path))
     _check_voxels(header, files, path)
@@ -123,37 +129,58 @@ def _beside(header: Path, name: str) -> Path:
 
 
 def _check_voxels(header: ItkHeader, files: list[Path], path: Path) -> None:
-    claimed = math.prod(header.shape) * header.n_bytes
+    """Refuse files that hold less than the header claims, or more, or whose compressed part it gives wrongly."""
     if header.packed not in ("", "zlib"):
         return  # which the reader notices, in memory that is bounded
+    claimed = math.prod(header.shape) * header.n_bytes
     found = 0
     for file in files or [path]:
         offset = 0 if files else header.offset
+        if not header.packed:
+            found += file.stat().st_size - offset
+            continue
         try:
-            found += _unpacked(file, offset, claimed) if header.packed else file.stat().st_size - offset
+            unpacked, n_packed = _unpacked(file, offset, claimed)
         except (zlib.error, EOFError, gzip.BadGzipFile) as error:
             raise ValueError(
                 f"Expected an image in {path}; got damaged data in {file}: {error}. Copy or export it again."
             ) from None
+        found += unpacked
+        # of fewer bytes ITK decompresses a part, and leaves what it finds in memory in the rest of the image
+        if header.packed_size is not None and header.packed_size < n_packed and (header.packed_size or not files):
+            said = header.packed_size or "none"
+            raise ValueError(
+                f"Expected CompressedDataSize = {n_packed} in the header of {path}, the size of its compressed voxels; "
+                f"got {said}. ITK reads such a file wrongly. Correct the header, or export the image again."
+            )
     if found < claimed:
         raise ValueError(
             f"Expected {claimed} bytes of voxels for {path}, as its header claims; got {found}. It is probably "
             "truncated: copy or export it again."
         )
+    if header.packed or header.skipped is None:  # decompression ends where it should, or ITK counts from the end
+        return
+    extra = found - claimed - header.skipped * len(files or [path])
+    if extra > _MOST_EXTRA:
+        raise ValueError(
+            f"Expected {claimed} bytes of voxels for {path}, as its header claims; got {extra} more. Its size or type "
+            "is wrong, or a part in front of the voxels has to be skipped: correct the header, or export it again."
+        )
 
 
-def _unpacked(file: Path, offset: int, limit: int) -> int:
-    """Bytes that a part of a file holds when it is decompressed, which may not be more than the limit."""
+def _unpacked(file: Path, offset: int, limit: int) -> tuple[int, int]:
+    """Count bytes of a part of a file when it is decompressed, at most the limit, and those that this takes."""
     stream = zlib.decompressobj(wbits=47)  # of zlib or gzip
-    n_bytes = 0
+    n_bytes = n_packed = 0
     with file.open("rb") as packed:
         packed.seek(offset)
         block = packed.read(2**16)
         while block and n_bytes <= limit and not stream.eof:
             n_bytes += len(stream.decompress(block, 2**20))
+            n_packed += len(block) - len(stream.unconsumed_tail) - len(stream.unused_data)
             block = stream.unconsumed_tail or packed.read(2**16)
     if n_bytes > limit:
         raise EOFError("they go on behind what the header claims")
     if not stream.eof:
         raise EOFError("they end too early")
-    return n_bytes
+    return n_bytes, n_packed

@@ -201,6 +201,8 @@ def test_missing_files_are_named(tmp_path: Path, headers: dict[str, str], extens
     [
         ("mhd", "DimSize = 10 18 16", "DimSize = 100000 100000 1000", "Expected an image of at most 3 GiB"),
         ("mhd", "DimSize = 10 18 16", "DimSize = 10 18 17", "Expected 12240 bytes of voxels"),
+        ("mhd", "DimSize = 10 18 16", "DimSize = 10 18 8", "Expected 5760 bytes of voxels"),
+        ("mhd", "MET_FLOAT", "MET_UCHAR", "got 8640 more"),
         ("mhd", "DimSize = 10 18 16", "DimSize = -10 18 16", "cannot be understood"),
         ("mhd", "MET_FLOAT", "MET_WHAT", "cannot be understood"),
         ("mhd", "MET_FLOAT", "MET_SHORT\nElementNumberOfChannels = 2", "got 2 of type short, as vectors"),
@@ -209,6 +211,7 @@ def test_missing_files_are_named(tmp_path: Path, headers: dict[str, str], extens
         ("nhdr", "type: float", "type: block", "cannot be understood"),
         ("nhdr", "kinds: domain", "kinds: complex", "got 10 of type float, as vectors or colours"),
         ("nhdr", "NRRD0004", "nonsense", "it does not begin with"),
+        ("nhdr", "sizes: 10 18 16", "sizes: 10 9 16", "got 5760 more"),
         (
             "nhdr",
             "-superior",
@@ -278,6 +281,40 @@ def test_compressed_voxels_that_go_on(tmp_path: Path) -> None:
             np.testing.assert_array_equal(load(path).as_tensor()[0].numpy().T, VOXELS)
     with pytest.raises(ValueError, match=r"a\.mha: they go on behind what the header claims"):
         load(path)
+
+
+def test_a_further_axis_is_named(tmp_path: Path, headers: dict[str, str]) -> None:
+    path = tmp_path / "sub/b.nhdr"
+    text = (
+        headers["nhdr"].replace("sizes: 10 18 16", "sizes: 10 18 16 1")
+    text = text.replace("kinds: domain domain domain", "kinds: domain domain domain list")
+    )
+    path.write_text(text)
+    assert "got the sizes 10 18 16 1. Save one of its volumes" in message(path)
+
+
+@pytest.mark.parametrize("extension", ["mha", "mhd"])
+@pytest.mark.parametrize("said", ["right", "more than enough", "too little", "nothing"])
+def test_the_size_of_compressed_voxels(tmp_path: Path, extension: str, said: str) -> None:
+    """ITK reads a part where the header says too little, and leaves in the rest what memory held, without an error."""
+    packed = zlib.compress(np.random.default_rng(0).random(VOXELS.shape).astype(np.float32).tobytes())
+    size = {"right": len(packed), "more than enough": len(packed) + 4, "too little": len(packed) - 100, "nothing": 0}[
+        said
+    ]
+    text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nCompressedData = True\nElementSpacing = 1 1 1\n"
+    text += f"CompressedDataSize = {size}\n" if size else ""
+    text += "DimSize = 10 18 16\nElementType = MET_FLOAT\n"
+    path = tmp_path / f"a.{extension}"
+    if extension == "mha":
+        path.write_bytes(f"{text}ElementDataFile = LOCAL\n".encode() + packed + bytes(4))
+    else:
+        path.write_text(f"{text}ElementDataFile = a.zraw\n")
+        path.with_suffix(".zraw").write_bytes(packed + bytes(4))
+    if said == "too little" or (said == "nothing" and extension == "mha"):
+        assert f"Expected CompressedDataSize = {len(packed)} in the header" in message(path)
+    else:
+        expected = np.random.default_rng(0).random(VOXELS.shape).astype(np.float32)
+        np.testing.assert_array_equal(load(path).as_tensor()[0].numpy().T, expected)
 
 
 def test_nrrd_that_does_not_say_which_side_is_left_is_told_once(
