@@ -285,11 +285,8 @@ def test_compressed_voxels_that_go_on(tmp_path: Path) -> None:
 
 def test_a_further_axis_is_named(tmp_path: Path, headers: dict[str, str]) -> None:
     path = tmp_path / "sub/b.nhdr"
-    text = (
-        headers["nhdr"].replace("sizes: 10 18 16", "sizes: 10 18 16 1")
-    text = text.replace("kinds: domain domain domain", "kinds: domain domain domain list")
-    )
-    path.write_text(text)
+    text = headers["nhdr"].replace("sizes: 10 18 16", "sizes: 10 18 16 1")
+    path.write_text(text.replace("kinds: domain domain domain", "kinds: domain domain domain list"))
     assert "got the sizes 10 18 16 1. Save one of its volumes" in message(path)
 
 
