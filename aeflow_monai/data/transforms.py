@@ -17,6 +17,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 from torch import Tensor
 
+from aeflow_monai.data.background import foreground_mask
 from aeflow_monai.data.itk_headers import is_itk_volume
 from aeflow_monai.data.nifti import is_nifti
 from aeflow_monai.data.percentiles import percentiles
@@ -26,16 +27,13 @@ from aeflow_monai.geometry import axial_affine
 
 __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
 
-# From this fraction of its voxels on, a single value at the corners or the low end of an image is its background.
-_BACKGROUND_SHARE = 0.05
+
 # Numbers beyond this power of 2, or below its inverse, are scaled first; results elsewhere stay as they are.
 _EXTREME_EXPONENT = 64
 # Mean distance of a picture's channels from their mean, as a fraction of its range; of grey JPEGs it is less.
 _COLOURED = 0.02
 _told_of_colours = threading.Event()  # once, and not of each file of a data set
 _logger = logging.getLogger(__name__)
-# So much of the rest has to be brighter than the background.
-_BRIGHTER_SHARE = 0.05
 
 
 class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
@@ -157,7 +155,8 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
     hold. In z-scored volumes it lies between the values of tissue. If such a value fills 5 % of the volume, the rest is
     foreground; else everything is. A value that next to nothing exceeds is saturated tissue or air in negative, and
     stays the brightest, unless it is 0 in all corners. Percentiles of the foreground do not change with the size of the
-    field of view. A foreground of one value becomes 1.
+    field of view. A foreground of one value becomes 1. Ripples around the background, which an interpolation by splines
+    leaves, are background too.
 
     Args:
         keys: of images (C, ...).
@@ -188,8 +187,7 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
             for channel in torch.as_tensor(scaled).as_subclass(Tensor):
                 values = channel.cpu().numpy()  # on the CPU these are the channel's own
                 _bring_to_middle(values)
-                background = _background(values)
-                inside = None if background is None else values != background
+                inside = foreground_mask(values)
                 if inside is not None and not inside.any():
                     channel.zero_()
                     continue
@@ -220,18 +218,3 @@ def _is_picture(image: Tensor) -> bool:
     file = Path(file_of(image))
     of_files = isinstance(image, MetaTensor) and int(image.meta.get(N_FILES, 1)) > 1
     return image.shape[3:] in ((), (1,)) and not (of_files or is_nifti(file) or is_itk_volume(file))
-
-
-def _background(values: npt.NDArray[np.float32]) -> np.float32 | None:
-    """The value of the background, or None if there is no single one."""
-    corners = values[np.ix_(*([0, -1] for _ in values.shape))].ravel()
-    candidates = {np.float32(0), values.min(), *corners}
-    counts = {value: int(np.count_nonzero(values == value)) for value in candidates}
-    for value in sorted(counts, key=lambda value: (-counts[value], value)):
-        if counts[value] < _BACKGROUND_SHARE * values.size:
-            return None
-        # a saturated region, at the corners too, has next to nothing above it; but 0 all around is padding
-        brighter = int(np.count_nonzero(values > value))
-        if brighter >= _BRIGHTER_SHARE * (values.size - counts[value]) or (value == 0 and not corners.any()):
-            return np.float32(value)
-    return None

@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Compose, Invertd, LoadImage, Orientationd
 from PIL import Image
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -338,6 +339,25 @@ class TestScaleForeground:
         expected = ((tissue - low) / (high - low)).clip(0, 1)
         np.testing.assert_allclose(scaled[head], expected[head], atol=1e-4)
 
+    # zero behind the head, the same in a z-scored image, and padding as in CT
+    @pytest.mark.parametrize(("factor", "offset", "background"), [(1, 0, 0), (0.02, -3, 0), (8, 0, -2048)])
+    @pytest.mark.parametrize("clipped", [False, True])
+    def test_ripples_of_an_interpolation_by_splines_are_background(
+        self, factor: float, offset: float, background: float, clipped: bool
+    ) -> None:
+        head = ellipsoid()
+        tissue = factor * np.random.default_rng(0).uniform(100, 200, head.shape) + offset
+        image = np.pad(np.where(head, tissue, background), 12, constant_values=background)
+        rippled, linear = (ndimage.shift(image, 0.3, order=order, mode="nearest") for order in (3, 1))
+        rippled = np.maximum(rippled, background) if clipped and image.min() == background else rippled
+        assert (rippled == background).mean() < 0.05 or clipped
+        scaled = scale(rippled.astype(np.float32))
+        far = ndimage.distance_transform_edt(np.pad(~head, 12, constant_values=True)) > 6
+        assert (scaled[far] == 0).all()
+        inner = ndimage.binary_erosion(np.pad(head, 12), iterations=2)
+        assert np.corrcoef(scaled[inner], scale(linear.astype(np.float32))[inner])[0, 1] > 0.9
+        assert scaled[inner].std() > 0.5 * scale(linear.astype(np.float32))[inner].std()
+
     def test_without_a_single_background_value_all_is_foreground(self) -> None:
         noise = np.random.default_rng(0).normal(-500, 300, (20, 24, 16)).astype(np.float32)
         low, high = np.percentile(noise, (0.5, 99.5))
@@ -403,12 +423,15 @@ class TestScaleForeground:
 
     @pytest.mark.parametrize("corners", [(1,), (1, 3), (0, 1, 2, 3)])
     @pytest.mark.parametrize(("bright", "brightest"), [(255, 255), (250, 255)])
-    def test_saturated_corners_stay_bright(self, corners: tuple[int, ...], bright: int, brightest: int) -> None:
+    @pytest.mark.parametrize("factor", [1.0, 0.13])  # whole numbers, and fractions
+    def test_saturated_corners_stay_bright(
+        self, corners: tuple[int, ...], bright: int, brightest: int, factor: float
+    ) -> None:
         image = np.random.default_rng(0).integers(20, 170, (256, 256)).astype(np.float32)
         for corner in corners:
             image[:: -1 if corner // 2 else 1, :: -1 if corner % 2 else 1][:56, :70] = bright
         image[100, 100:110] = brightest
-        scaled = scale(image)
+        scaled = scale(factor * image)
         assert (scaled[image == bright] == 1).all()
         assert scaled[image < 100].max() < scaled[image > 100].min()
 
