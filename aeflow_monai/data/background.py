@@ -21,6 +21,7 @@ _RIPPLE, _RIPPLED_SHARE = 1e-3, 0.2
 # Where the background is the low or high end of an image, only the highest ripples lie beyond it by this part of the
 # range: so many voxels at most, as a fraction of those on the other side.
 _HIGH_RIPPLE, _MOST_BEYOND_END = 0.1, 0.2
+_RANGE = (0.5, 99.5)  # of an image, in percentiles
 
 
 def foreground_mask(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
@@ -43,18 +44,25 @@ def foreground_mask(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | 
     background = _background(values)
     if not _has_fractions(values):  # an interpolation leaves them
         return None if background is None else values != background
-    low, high = percentiles(values, None, [0.5, 99.5])
-    if background is not None:
-        # between values of tissue, as in z-scored images, what is near the background may be tissue
-        return (
-            _beyond(values, background, low, high) if _is_end(values, background, low, high) else values != background
-        )
+    if background is None:
+        return _beyond_any_ripples(values)
+    others: npt.NDArray[np.bool_] = values != background
+    if not others.any():
+        return others
+    low, high = percentiles(values, others, _RANGE)
+    # between values of tissue, as in z-scored images, what is near the background may be tissue
+    return _beyond(values, background, low, high) if _is_end(values, background, low, high) else others
+
+
+def _beyond_any_ripples(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
+    """Mark the foreground of an image whose background has no single value; None if there is none."""
+    low, high = percentiles(values, None, _RANGE)
     for value in (np.float32(0), np.median(_corners(values))):
         inside = _beyond(values, value, low, high)
-        is_padding = value == 0 or np.count_nonzero(values[inside] > value) >= _BRIGHTER_SHARE * np.count_nonzero(
-            inside
-        )
-        if np.count_nonzero(inside) <= (1 - _RIPPLED_SHARE) * values.size and not _corners(inside).any() and is_padding:
+        n_inside = int(np.count_nonzero(inside))
+        if n_inside > (1 - _RIPPLED_SHARE) * values.size or _corners(inside).any():
+            continue
+        if value == 0 or np.count_nonzero(values[inside] > value) >= _BRIGHTER_SHARE * n_inside:
             return inside
     return None
 
