@@ -107,14 +107,18 @@ def _with_spread(found: dict[Path, Contents]) -> dict[Path, Contents]:
     problems = {}
     for images in by_series.values():
         places = [_places(image) for image in images]
-        # copies of a series are none of this
-        if len(images) > 1 and len(set().union(*places)) == sum(map(len, places)):
-            folders = some(sorted({str(image.folder) for image in images}))
-            for image in images:
-                problems[image.path] = (
-                    f"Expected one series in a folder; got the slices of one spread over {len(images)}: {folders}. "
-                    "Move them into one folder."
-                )
+        different = {*places}  # copies of a series are alike
+        is_divided = len(different) > 1 and len(frozenset().union(*different)) == sum(map(len, different))
+        # part of a copy beside a whole one is none of its own either
+        whole = {own for image, own in zip(images, places, strict=True) if not image.problem}
+        is_part = [is_divided or any(own < other for other in whole) for own in places]
+        parts = [image for image, part in zip(images, is_part, strict=True) if part]
+        folders = some(sorted({str(image.folder) for image in images}))
+        for image in parts:
+            problems[image.path] = ("" if is_divided else image.problem) or (
+                f"Expected one series in a folder; got the slices of one spread over {len(images)}: {folders}. Move "
+                "them into one folder."
+            )
     return {
         folder: contents._replace(
             images=tuple(image._replace(problem=problems.get(image.path, image.problem)) for image in contents.images)
@@ -136,7 +140,7 @@ def _without_helpers(found: dict[Path, Contents]) -> dict[Path, Contents]:
     return kept
 
 
-def _places(image: Image) -> set[object]:
+def _places(image: Image) -> frozenset[object]:
     """Numbers and positions of the slices, of which no two images of a series have one in common if they divide it."""
     frames = [frame for file in image.files for frame in frames_of(file)]
-    return {*((frame.number, frame.position) for frame in frames)}
+    return frozenset((frame.number, frame.position) for frame in frames)

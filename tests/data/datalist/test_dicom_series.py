@@ -180,6 +180,16 @@ def test_slices_of_a_series_in_two_folders(tmp_path: Path) -> None:
         load_datalist(tmp_path / "export", "all")
 
 
+def test_half_of_a_series_beside_a_copy_of_all_of_it(tmp_path: Path) -> None:
+    write_series(tmp_path / "all", range(6))
+    write_series(tmp_path / "copy", range(6))
+    write_series(tmp_path / "half", range(3))
+    problems = {item["case"]: item.get("problem", "") for item in find_images(tmp_path)}
+    assert not problems["all"]
+    assert not problems["copy"]
+    assert problems["half"].startswith("Expected one series in a folder; got the slices of one spread over 3: ")
+
+
 def test_a_bad_file_does_not_end_the_listing(tmp_path: Path) -> None:
     write_series(tmp_path / "well")
     (tmp_path / "bad").mkdir()
