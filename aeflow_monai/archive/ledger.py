@@ -31,7 +31,7 @@ class Claim(NamedTuple):
     """A study that is to be scored.
 
     Attributes:
-        number: of the study in its ledger.
+        number: number of the study in its ledger.
         folder: for its files, a name below the shard's folder.
         item: of a datalist.
     """
@@ -168,7 +168,7 @@ class Ledger:
         """Note that a study is done: all of its files have their names.
 
         Args:
-            number: of the study, which is claimed.
+            number: number of a claimed study.
             row: of the table of scores.
         """
         self._finish(number, "done", row)
@@ -177,7 +177,7 @@ class Ledger:
         """Note that a study failed.
 
         Args:
-            number: of the study, which is claimed.
+            number: number of a claimed study.
             failure: row of the table of failures.
         """
         self._finish(number, "failed", failure)

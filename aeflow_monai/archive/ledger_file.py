@@ -58,7 +58,7 @@ class LedgerFile:
     There is no write-ahead log, which SQLite cannot share between machines.
 
     Args:
-        path: of the file.
+        path: path of the file.
         read_only: whether it is only read; then it has to be there.
 
     Raises:

@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     """What came of a study.
 
     Attributes:
-        number: of the study in its ledger.
+        number: number of the study in its ledger.
         row: cells of scores.csv, and the hash of the image; None if it failed.
         failure: cells of failures.csv; None if it did not.
         runtime: that computed it, which is torch where another could not.

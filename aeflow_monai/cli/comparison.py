@@ -25,7 +25,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
     """Evaluate two models on the same images, and compare their scores case by case.
 
     Raises:
-        ValueError: something that was given is wrong, or no case was scored by both.
+        ValueError: an argument or option is invalid, or no case was scored by both.
         CaseFailures: some cases failed.
     """
     for model in given.model:

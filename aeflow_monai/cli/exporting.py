@@ -16,7 +16,7 @@ def export(given: argparse.Namespace, terminal: Terminal) -> None:
 
     Raises:
         WrongUse: there is no training in the folder.
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
         ModuleNotFoundError: a package is missing.
     """
     require_model(given.folder, "inference")

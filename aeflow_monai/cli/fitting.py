@@ -24,7 +24,7 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
     """Train a model.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
     """
     require_data([given.data])
     if given.dry_run:
@@ -82,7 +82,7 @@ def calibrate(given: argparse.Namespace, terminal: Terminal) -> None:
     """Set a model's thresholds on normals of another site.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
     """
     require_model(given.model, "calibrate")
     require_data([given.data])
@@ -103,7 +103,7 @@ def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
     """Read a data set once, and write a list of it.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
     """
     require_data([given.data])
     terminal.say(f"Reading {given.data}.")

@@ -34,7 +34,7 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
     """Score images, and write their maps.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
         CaseFailures: some cases failed.
     """
     require_model(given.model, "inference")
@@ -58,7 +58,7 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
     """Compare a model's scores with labels.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
         CaseFailures: some cases failed.
     """
     require_model(given.model, "evaluate")

@@ -35,7 +35,7 @@ def predict_shard(given: argparse.Namespace, terminal: Terminal) -> None:
 
     Raises:
         WrongUse: the input is that of a pipe, which could not be read again.
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
         CaseFailures: some studies failed.
     """
     if "-" in given.images:
