@@ -1,4 +1,4 @@
-"""`aeflow export`: a trained model as one file for other programs."""
+"""`aeflow export`: export a trained model as a single file for other programs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["export"]
 
 
 def export(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Write a model, and say where.
+    """Export a model, and print the path.
 
     Raises:
-        WrongUse: there is no training in the folder.
+        WrongUse: the folder holds no training.
         ValueError: an argument or option is invalid.
         ModuleNotFoundError: a package is missing.
     """

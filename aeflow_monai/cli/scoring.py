@@ -1,4 +1,4 @@
-"""`aeflow predict` and `evaluate`: a trained model's scores and maps."""
+"""`aeflow predict`, `evaluate` and `report`: scores, maps and reports of a trained model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from aeflow_monai.text_encoding import encoding_of
 
 __all__ = ["evaluate", "evaluate_folder", "predict", "predict_images", "report"]
 
-_SHOWN = 3  # most anomalous cases of a summary
-_MANY, _NEARLY_ALL = 10, 0.8  # images, and the share above the threshold that is more than disease
+_SHOWN = 3  # number of most anomalous cases in a summary
+_MANY, _NEARLY_ALL = 10, 0.8  # images, and a fraction above the threshold too high to be disease alone
 
 
 def predict(given: argparse.Namespace, terminal: Terminal) -> None:
@@ -43,7 +43,7 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
         predict_shard(given, terminal)
         return
     images = _paths(given.images)
-    if len(images) == 1:  # of several the others go on
+    if len(images) == 1:  # of several images the others are still processed
         require_data(images)
     if given.dry_run:
         say_images(given, images, terminal)
@@ -55,7 +55,7 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Compare a model's scores with labels.
+    """Evaluate a model's scores against labels.
 
     Raises:
         ValueError: an argument or option is invalid.
@@ -76,7 +76,7 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def report(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Write report.html again; of shards the tables too.
+    """Write report.html again; for shards the tables too.
 
     Raises:
         FileNotFoundError: there are no results.
@@ -95,13 +95,13 @@ def report(given: argparse.Namespace, terminal: Terminal) -> None:
 def predict_images(
     model: Path, images: Sequence[str], folder: Path, options: Mapping[str, str], terminal: Terminal
 ) -> None:
-    """Score images, and sum up what came of it.
+    """Score images, and print a summary.
 
     Args:
         model: folder of a training.
         images: paths of files, or of one folder.
-        folder: of the maps and tables.
-        options: of the config, beside these.
+        folder: output folder of the maps and tables.
+        options: further options of the config.
         terminal: shows the summary.
 
     Raises:
@@ -115,7 +115,7 @@ def predict_images(
 def evaluate_folder(
     model: Path, data: str | Path, folder: Path, options: Mapping[str, str], terminal: Terminal
 ) -> None:
-    """Evaluate a model, and sum up what came of it; as `predict_images`."""
+    """Evaluate a model, and print a summary; see `predict_images`."""
     _run(model, "evaluate", str(data), user_path(folder).absolute(), options, terminal)
 
 
@@ -134,18 +134,18 @@ def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str
 
 
 def _what_is_kept(folder: Path, command: str) -> str:
-    """What is kept of an interrupted run."""
-    table = folder / unfinished_name(SCORES)  # whose last line may be half
+    """Return a message on the results that an interrupted run has kept."""
+    table = folder / unfinished_name(SCORES)  # its last line may be incomplete
     n_scored = max(0, table.read_bytes().count(b"\n") - 1) if table.is_file() else 0
     kept = f"{n_scored} cases are finished, in {folder}." if n_scored else "No case was finished."
     return f"{kept} Begin again, with all of them, with:\n  {command}"
 
 
 def _sum_up(folder: Path, terminal: Terminal) -> None:
-    """Show what matters of the tables of a run."""
+    """Show a summary of the tables of a run."""
     scores, failures = rows_of(folder / SCORES), rows_of(folder / FAILURES)
     abnormal = [row for row in scores if row["prediction"] == "1"]
-    # one model scored all of them
+    # one model scored all cases
     threshold = f" of {float(scores[0]['threshold']):.2f}" if scores else ""
     terminal.result(
         f"{counted(len(scores), 'case')}, {len(abnormal)} above the threshold{threshold}, {len(failures)} failed"
@@ -168,7 +168,7 @@ def _sum_up(folder: Path, terminal: Terminal) -> None:
 
 
 def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
-    """Show the most anomalous cases, and where to look."""
+    """Show the most anomalous cases, and their most anomalous slices."""
     if not rows:
         return
     from aeflow_monai.output.case_score import is_diffuse
@@ -191,7 +191,7 @@ def _say_highest(rows: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
 
 
 def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:
-    """Show how well cases were told apart, and whether the threshold can be trusted here."""
+    """Show how well normal and abnormal cases are separated, and whether the threshold holds for these data."""
     low, high = metrics["auroc_ci95"]
     terminal.result(
         f"AUROC {metrics['auroc']:.3f} ({low:.3f} to {high:.3f}), sensitivity {metrics['sensitivity']:.3f}, "
@@ -206,7 +206,7 @@ def _say_metrics(metrics: Mapping[str, Any], terminal: Terminal) -> None:
 
 
 def _place_of(row: Mapping[str, str]) -> str:
-    """Where the most anomalous slice lies in the file, in words."""
+    """Describe the place of the most anomalous slice in the file."""
     from aeflow_monai.geometry import PLANES, format_position
 
     if not row["plane"]:
@@ -217,7 +217,7 @@ def _place_of(row: Mapping[str, str]) -> str:
 
 
 def _paths(given: Sequence[str]) -> list[str]:
-    """Paths of a command line, each once; `-` stands for those of the standard input, one a line."""
+    """Return the unique paths of a command line; `-` stands for those of standard input, one per line."""
     found: list[str] = []
     for path in given:
         found += _lines_of_input() if path == "-" else [path]
@@ -228,8 +228,8 @@ def _paths(given: Sequence[str]) -> list[str]:
 
 
 def _lines_of_input() -> list[str]:
-    """Lines of the standard input that are not blank; names of files may be no UTF-8."""
-    if sys.stdin is None:  # it was closed
+    """Return the non-blank lines of standard input; file names need not be UTF-8."""
+    if sys.stdin is None:  # closed by the caller
         return []
     content = sys.stdin.buffer.read()
     if (encoding := encoding_of(content, "the standard input")) != "utf-8-sig":
