@@ -1,6 +1,6 @@
-"""Time of the default encoder on a CPU with glibc's allocator as it is, and with freed memory kept.
+"""Time of the default encoder on a CPU with glibc's default allocator settings, and with freed memory kept.
 
-Each setting runs in a process of its own, in turn, since the setting cannot be taken back. Usage:
+Each setting runs in a process of its own, in turn, since it cannot be reset. Usage:
 
     python benchmarks/allocator_speed.py [--batch_size 16] [--repeats 3]
 """

@@ -1,11 +1,11 @@
-"""Training steps on cores that are free, and on cores that others want too: what waiting threads cost.
+"""Cost of waiting threads: time of training steps on idle cores, and on cores shared with other processes.
 
     python benchmarks/busy_cores.py [--others 3] [--seconds 10]
 
-One process trains AE-Flow on random images, first alone, then beside so many others that do the same; with torch's own
-threads, with GOMP_SPINCOUNT=1000 (what `aeflow` sets), with OMP_WAIT_POLICY=passive and with one thread each. GNU's
-OpenMP, which torch uses on Linux, lets waiting threads spin for milliseconds; where there are more threads than free
-cores, they keep the one that they wait for from running. Written: seconds per step of the first process.
+One process trains AE-Flow on random images, first alone, then beside several others that do the same; with torch's
+default threads, with GOMP_SPINCOUNT=1000 (as `aeflow` sets it), with OMP_WAIT_POLICY=passive and with one thread each.
+GNU OpenMP, which torch uses on Linux, lets waiting threads spin for milliseconds; with more threads than free cores,
+they block the thread that they wait for. The output is the seconds per step of the first process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 
 def train(seconds: float) -> float:
-    """Seconds per step of the bundle's network, batch 16 at 128 x 128."""
+    """Return seconds per step of the bundle's network, batch 16 at 128 x 128."""
     import torch
 
     from aeflow_monai.network import AEFlow, AEFlowLoss, Encoder
@@ -44,7 +44,7 @@ def train(seconds: float) -> float:
 
 
 def measured(setting: dict[str, str], others: int, seconds: float) -> float:
-    """Seconds per step of one process beside others."""
+    """Return seconds per step of one process beside others."""
     names = {name for each in SETTINGS.values() for name in each}
     environment = {name: value for name, value in os.environ.items() if name not in names} | setting
     command = [sys.executable, __file__, "--seconds", str(seconds)]

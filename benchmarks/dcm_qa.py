@@ -1,11 +1,11 @@
-"""DICOM of the public dcm_qa repositories against the NIfTI files that dcm2niix makes of it.
+"""Compare DICOM images of the public dcm_qa repositories with the NIfTI files that dcm2niix makes of them.
 
     python benchmarks/dcm_qa.py CLONE [CLONE ...]
 
 CLONE is a clone of github.com/neurolabusc/dcm_qa, dcm_qa_nih or another of that family, with DICOM in `In` and the
 reference in `Ref`. Each DICOM image is compared with the reference of its series: the affine, to 0.01 mm at the
-corners, and the voxels. A table goes to the terminal; the exit status is 1 if an image is read otherwise than its
-reference, 2 if there is nothing to compare. What is refused is named with the reason, and is no difference.
+corners, and the voxels. Prints a table; the exit status is 1 if an image differs from its reference, 2 if there is
+nothing to compare. Refused images are named with the reason, and do not count as differences.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aeflow_monai.geometry import TOLERANCE_MM
 
 
 class Row(NamedTuple):
-    """How one image compares with its reference."""
+    """The comparison of one image with its reference."""
 
     reference: str
     volume: int
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 
 def report(rows: Sequence[Row], wanted: str) -> int:
-    """Print a table of how images compare; gives the exit status."""
+    """Print a table of the comparisons, and return the exit status."""
     if not rows:
         print(f"Nothing to compare: give the paths of {wanted}.")
         return 2
@@ -56,7 +56,7 @@ def report(rows: Sequence[Row], wanted: str) -> int:
 
 
 def compare(clone: Path) -> Iterator[Row]:
-    """Each DICOM image of a clone with its reference."""
+    """Compare each DICOM image of a clone with its reference."""
     references = _references(clone / "Ref")
     load = LoadCased("image")
     for folder in sorted(path for path in (clone / "In").rglob("*") if path.is_dir()):
@@ -75,14 +75,14 @@ def compare(clone: Path) -> Iterator[Row]:
 
 
 def _sources(image: Image) -> list[tuple[int, str]]:
-    """Numbers of the volumes in the reference, and their paths: of mosaics each file is one."""
+    """Return volume numbers in the reference and paths; each file of a mosaic series is a volume."""
     if all("MOSAIC" in file.image_type for file in image.files):
         return sorted(((file.whole("AcquisitionNumber") or 1) - 1, str(file.path)) for file in image.files)
     return [(0, str(image.path))]
 
 
 def compare_volume(read: Any, reference: Path, volume: int = 0) -> Row:
-    """An image as it was read with one volume of a file that nibabel reads."""
+    """Compare an image with one volume of a file read by nibabel."""
     wanted = nib.as_closest_canonical(nib.load(reference))
     got = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(read[0]), read.affine.numpy()))
     voxels = wanted.get_fdata()
@@ -95,7 +95,7 @@ def compare_volume(read: Any, reference: Path, volume: int = 0) -> Row:
 
 
 def _references(folder: Path) -> dict[tuple[int, str], Path]:
-    """NIfTI files by number and description of their series, where one alone has them."""
+    """Return NIfTI files by number and description of their series, where these are unique."""
     found = defaultdict(list)
     for sidecar in sorted(folder.rglob("*.json")):
         said = json.loads(sidecar.read_text(encoding="utf-8"))

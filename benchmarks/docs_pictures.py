@@ -1,11 +1,11 @@
-"""Make all pictures of README and docs that show the product at work, from one `aeflow demo`.
+"""Make all screenshots in README and docs from one `aeflow demo`.
 
     python benchmarks/docs_pictures.py --folder /tmp/aeflow --to docs
 
-Writes `terminal.svg` (what `aeflow demo` and `aeflow predict` show in a terminal, at their end) and
+Writes `terminal.svg` (the terminal after `aeflow demo` and `aeflow predict`) and
 `terminal_training.svg` (during the training); `overlay.png`; `report_evaluation.png`, `report_case.png` (dark) and
-`report_phone.png` of the evaluation's report, and `report_inference.png`. The commands run in the folder, whose name is
-in the pictures. It takes minutes, and needs Chromium and `pip install -e ".[docs,test]"`.
+`report_phone.png` of the evaluation's report, and `report_inference.png`. The commands run in the folder, whose name
+appears in the pictures. It takes minutes, and needs Chromium and `pip install -e ".[docs,test]"`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def run_demo(folder: Path, to: Path) -> None:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """A picture in few colours, as large as fits."""
+    """Save a picture with few colours, as large as fits."""
     for share, colours in product((1, 0.9, 0.8, 0.7, 0.6, 0.5), (256, 128)):
         size = (round(picture.width * share), round(picture.height * share))
         smaller = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
@@ -60,7 +60,7 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def look_at(browser: Any, report: Path, to: Path, width: int, height: int, scheme: str, opens_case: bool) -> None:
-    """A screenshot of a report."""
+    """Take a screenshot of a report."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     page.goto(report.absolute().as_uri())
     page.locator(".thumb canvas").first.wait_for()

@@ -1,12 +1,12 @@
-"""Several trainings together: the mean of their scores, and how far they disagree.
+"""Ensembles of trainings: the mean of their scores, and their disagreement.
 
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow
     python benchmarks/ensemble.py --panel OUT [--method aeflow] [--seeds 0 1 2]
 
-For each set of the panel: AUROC of images, or of cases of volumes, of single trainings (mean and smallest), and of the
-mean of their scores; and of the mean plus and minus the deviation between trainings. Then whether the disagreement
-tells errors: AUROC of the half of the images on which trainings agree best, and of the other half. Labels of
-development splits alone.
+For each set of the panel: AUROC of images, or of cases for volumes, of single trainings (mean and smallest), of the
+mean of their scores, and of the mean plus and minus the deviation between trainings. Then whether the disagreement
+predicts errors: AUROC of the half of the images on which trainings agree best, and of the other half. Uses labels of
+development splits only.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Array = NDArray[np.float64]
 
 
 def scores_of(folder: Path) -> tuple[list[str], Array, Array]:
-    """File, label and score of each image, or of each case of volumes."""
+    """Return file, label and score of each image, or of each case for volumes."""
     rows = read_rows(folder / "results/scores.csv")
     labels, scores = (np.array([float(row[name]) for row in rows]) for name in ("label", "anomaly_score"))
     return [row["file"] for row in rows], labels, scores
 
 
 def row_of(folder: Path, method: str, seeds: list[str]) -> list[float]:
-    """Single trainings: mean and smallest AUROC; together; plus, minus the deviation; where they agree, and not."""
+    """Return AUROC: mean and smallest of single trainings; ensemble; plus, minus deviation; agreeing half and other."""
     found = [scores_of(folder / f"seed{seed}" / method) for seed in seeds]
     if len({tuple(names) for names, _, _ in found}) > 1:
         raise ValueError(f"{folder}: the seeds have scores of different images.")

@@ -1,14 +1,14 @@
-"""What a federated training is worth to each of three sites: AUROC by training alone, federated, and on all images.
+"""Benefit of a federated training for each of three sites: AUROC trained alone, federated, and on all images.
 
-The sites are made of chest_xray's train split; no image of its test split is read. Their sources are synthetic: a
-patient's site goes by the mean grey of the images, cut where the first site gets 60 % of the normals that are trained
-on, the second 25 %, and the third 15 %. No patient is at two sites, or trained and tested on. Usage:
+The sites are parts of chest_xray's train split; no image of its test split is read. The sites are synthetic: a patient
+is assigned by the mean grey value of the images, with cuts such that the first site gets 60 % of the training normals,
+the second 25 %, and the third 15 %. No patient is at two sites, or in both training and test. Usage:
 
     python benchmarks/federated.py --data XRAY --output OUT [--seeds 0] [--train 400] [--test 300] [--rounds 10]
 
-XRAY holds manifest.csv; NVFlare has to be installed (the extra `federated`). Every way trains for as many epochs: the
-federated sites for 2 in each of the rounds. Written to the output: federated.json,
-table.md, and a folder for each seed with all bundles and results. What is done already is kept.
+XRAY holds manifest.csv; NVFlare has to be installed (the extra `federated`). All ways train for the same number of
+epochs: the federated sites for 2 in each round. Writes federated.json, table.md, and a folder per seed with all
+bundles and results. Existing results are kept.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WAYS = ("alone", "federated", "together")
 
 
 class Patient(NamedTuple):
-    """Images of a patient, and their mean grey."""
+    """The images of a patient, and their mean grey value."""
 
     name: str
     images: Sequence[Path]
@@ -44,7 +44,7 @@ class Patient(NamedTuple):
 
 
 def patients_of(data: Path, abnormal: bool, seed: int, n_images: int) -> list[Patient]:
-    """Patients of the train split in an order of the seed, until they have so many images; an abnormal one has one."""
+    """Draw patients of the train split until they have `n_images` images; one image of each abnormal patient."""
     images = defaultdict(list)
     for row in read_rows(data / "manifest.csv"):
         if row["split"] == "train" and bool(int(row["abnormal"])) == abnormal:
@@ -59,7 +59,7 @@ def patients_of(data: Path, abnormal: bool, seed: int, n_images: int) -> list[Pa
 
 
 def cuts_of(patients: Sequence[Patient]) -> list[float]:
-    """Greys between one site and the next."""
+    """Return the grey values that separate the sites."""
     greys = np.repeat([patient.grey for patient in patients], [len(patient.images) for patient in patients])
     return [float(cut) for cut in np.quantile(greys, np.cumsum([*SITES.values()])[:-1])]
 
@@ -102,7 +102,7 @@ def evaluate(bundle: Path, data: Path, results: Path) -> dict[str, Any]:
 
 
 def of_a_seed(data: Path, output: Path, seed: int, n_train: int, n_test: int, rounds: int) -> dict[str, Any]:
-    """Train and test all ways; gives what came of each site."""
+    """Train and test all ways, and return the results of each site."""
     normals = patients_of(data, False, seed, n_train + n_test)
     counts = np.cumsum([len(patient.images) for patient in normals])
     n_trained = int(np.searchsorted(counts, n_train)) + 1
@@ -136,7 +136,7 @@ def of_a_seed(data: Path, output: Path, seed: int, n_train: int, n_test: int, ro
 
 
 def table(report: dict[str, dict[str, Any]]) -> str:
-    """Means over the seeds, with the smallest and largest; of one seed with the interval of 95 %, by bootstrap."""
+    """Format means over the seeds with smallest and largest, or for one seed the 95 % bootstrap interval."""
     lines = ["| site | normals trained on | normal / abnormal tested | trivial | alone | federated | all together |"]
     lines.append("|---|---|---|---|---|---|---|")
     for name in SITES:

@@ -1,10 +1,10 @@
-"""Times from Enter to the first line and to the end, of `aeflow` and of the same by MONAI's command.
+"""Times to the first line and to the end of `aeflow`, and of the equivalent MONAI command.
 
     python benchmarks/first_line.py [--repeats 3] [--page docs/command.md]
 
-Help; a training of one epoch on the volumes of the demo, which are there already; the prediction of one of them by that
-model. Both ways take turns, a few times; the table has medians. With `--page` it is written into that page, between the
-lines `<!-- first_line.py -->` and `<!-- end of first_line.py -->`. Run it on an idle machine.
+Measures the help, a training of one epoch on the existing volumes of the demo, and a prediction of one of them by that
+model. Both ways take turns, several times; the table has medians. With `--page` it is written into that page, between
+the lines `<!-- first_line.py -->` and `<!-- end of first_line.py -->`. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAYS = ("python -m monai.bundle run", "aeflow")
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Seconds to the first line of either stream, and to the end."""
+    """Return seconds to the first line on either stream, and to the end."""
     start = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
@@ -40,7 +40,7 @@ def timed(command: list[str]) -> tuple[float, float]:
 
 
 def commands(data: Path, folder: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """What is done, by MONAI's command and by `aeflow`, with results in a new folder; in this order."""
+    """Return each task as commands of MONAI and of `aeflow`, in order, with results in a new folder."""
     aeflow = [str(Path(sys.executable).with_name("aeflow"))]
     image, model = str(data / "images/test_abnormal_000.nii.gz"), folder / "aeflow"
     trained = {"dataset_dir": data, "output_dir": folder / "monai", "epochs": 1}
@@ -59,7 +59,7 @@ def commands(data: Path, folder: Path) -> dict[str, tuple[list[str], list[str]]]
 
 
 def table(found: dict[str, list[list[tuple[float, float]]]]) -> str:
-    """Medians, as Markdown."""
+    """Format medians as Markdown."""
     lines = [
         f"| | {' | '.join(f'`{way}`: first line, s | end, s' for way in WAYS)} |",
         "|---|---|---|---|---|",

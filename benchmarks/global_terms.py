@@ -1,14 +1,14 @@
-"""What the global term is made of: distances of pooled features from normals, alone and joined to the map's score.
+"""Candidates for the global term: distances of pooled features from normals, alone and joined with the map score.
 
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow
     python benchmarks/global_terms.py --panel OUT --seeds 0 1 2
 
-For each set of images of the panel: features of the default encoder at the bundle's size, pooled; distances as they are
-named below, fitted to the normals that a seed has trained on, without their copies, and standardised by these, each
-compared with those of other patients, and by its held-out ones; AUROC of each alone, of their sums, and of the soft
-maximum with the map scores of that seed, in the mean over seeds. Last, for each set, what the others would choose.
-Labels of development splits alone.
-Features are kept in OUT/<set>/pooled_normals.npz and pooled_test.npz: delete these where images or encoder change.
+For each set of images of the panel: pooled features of the default encoder at the bundle's size; the distances named
+below, fitted to the training normals of a seed without their copies, and standardised by these, each compared with
+other patients, and by the held-out normals; AUROC of each alone, of their sums, and of the soft maximum with the map
+scores of that seed, averaged over seeds. Last, for each set, the choice that the other sets would make. Uses labels of
+development splits only.
+Features are cached in OUT/<set>/pooled_normals.npz and pooled_test.npz: delete these if images or encoder change.
 """
 
 from __future__ import annotations
@@ -51,27 +51,27 @@ WEIGHTS = (1, 1.5, 2, 3)
 
 
 def standardised(normals: Array, slices: Array) -> tuple[Array, Array]:
-    """Both in units of the normals."""
+    """Standardise both by the normals."""
     mean, std = normals.mean(axis=0), normals.std(axis=0)
     std[std <= 1e-6 * abs(mean) + 1e-12] = 1.0
     return (normals - mean) / std, (slices - mean) / std
 
 
 def mahalanobis(normals: Array, slices: Array) -> Array:
-    """From the mean, with a shrunk covariance."""
+    """Return the Mahalanobis distance from the mean, with a shrunk covariance."""
     normals, slices = (each.reshape(len(each), -1) for each in standardised(normals, slices))
     covariance, _ = ledoit_wolf(normals, assume_centered=True)
     return np.sqrt(np.einsum("ij,jk,ik->i", slices, np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance))), slices))
 
 
 def nearest(normals: Array, slices: Array, number: int = 1) -> Array:
-    """Mean distance from the nearest normals."""
+    """Return the mean distance from the nearest normals."""
     normals, slices = (each.reshape(len(each), -1) for each in standardised(normals, slices))
     return NearestNeighbors(n_neighbors=number).fit(normals).kneighbors(slices)[0].mean(axis=1)
 
 
 def of_whole(normals: Array, slices: Array) -> Array:
-    """From the nearest normal by the means of all of a slice."""
+    """Return the distance from the nearest normal by the means over a whole slice."""
     return nearest(*(each.mean(axis=2) for each in standardised(normals, slices)))
 
 
@@ -84,7 +84,7 @@ DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 def terms(normals: Array, patients: Words, is_trained: NDArray[np.bool_], slices: Array) -> Terms:
-    """Standardised distances of slices, and of normals from those of other patients that were trained on, by name."""
+    """Return standardised distances by name: of slices, and of normals from training normals of other patients."""
     found = {}
     trained, groups = normals[is_trained], patients[is_trained]
     for name, distance in DISTANCES.items():
@@ -100,13 +100,13 @@ def terms(normals: Array, patients: Words, is_trained: NDArray[np.bool_], slices
 
 
 def together(of: Terms, names: Sequence[str]) -> Array:
-    """The mean of some terms, standardised again."""
+    """Return the mean of some terms, standardised again."""
     slices, normals = (sum(of[name][number] for name in names) for number in (0, 1))
     return slices / normals.std()
 
 
 def pooled(folder: Path) -> dict[str, NDArray[Any]]:
-    """Pooled features, path, case and patient of the slices of a folder with manifest.csv."""
+    """Return pooled features, path, case and patient of the slices of a folder with manifest.csv."""
     parser = template(HERE / "panel.yaml", dataset_dir=str(folder))
     encoder = Encoder(parser["backbone"], parser["stages"], parser["encoder_weights"], parser["in_channels"])
     rows = read_rows(folder / "manifest.csv")
@@ -121,7 +121,7 @@ def pooled(folder: Path) -> dict[str, NDArray[Any]]:
 
 
 def kept(folder: Path, kind: str) -> dict[str, NDArray[Any]]:
-    """What `pooled` gives of the "normals" or the "test" images of a set, computed once."""
+    """Return the result of `pooled` for the "normals" or the "test" images of a set, cached."""
     file = folder / f"pooled_{kind}.npz"
     if not file.exists():
         np.savez(file, **pooled(folder / kind))
@@ -129,7 +129,7 @@ def kept(folder: Path, kind: str) -> dict[str, NDArray[Any]]:
 
 
 def of_set(folder: Path, seeds: Sequence[str]) -> list[Seed]:
-    """What each seed has of the test images of a set."""
+    """Return labels, map scores and terms of the test images of a set, for each seed."""
     normals, test = kept(folder, "normals"), kept(folder, "test")
     found = []
     for seed in seeds:

@@ -1,20 +1,21 @@
-"""Lesions planted in healthy T1 brains: AE-Flow trained and evaluated by the bundle, beside a trivial baseline.
+"""Lesions planted in healthy T1 brains: AE-Flow, trained and evaluated by the bundle, against a trivial baseline.
 
 The whole protocol in one command: the data set is made (planted_lesions.py), the bundle trains with the preset
-healthy_t1 and evaluates, and the same evaluation is run with |intensity - mean training volume| as the
-anomaly map (trivial_baseline.py), calibrated on the same held-out cases. The truth is synthetic: there is no domain
-shift, and lesions do what no disease does. Voxels are counted twice: all of them, as the bundle reports, where an empty
-background is easy to tell from a lesion; and those of the brain only, which is the number to look at. For each planted
-lesion: the AUROC of its voxels against those of its brain without lesion (mean over lesions of a size or contrast), and
-whether any of its voxels exceeds the stored map threshold. Names with "oracle" are chosen on the test labels.
-Lesions lie in the middle of the head, so the brain's area alone tells slices with lesions from others: it has its own
-row, and slices are compared among those of like area too. Usage:
+healthy_t1 and evaluates, and the same evaluation is run with |intensity - mean training volume| as the anomaly map
+(trivial_baseline.py), calibrated on the same held-out cases. The truth is synthetic: there is no domain shift, and the
+lesions imitate no disease. Voxel metrics are computed twice: over all voxels, as the bundle reports, where an empty
+background is easily distinguished from a lesion; and over the brain only, which is the meaningful number. For each
+planted lesion: the AUROC of its voxels against voxels of its brain without lesion (mean over lesions of a size or
+contrast), and whether any of its voxels exceeds the stored map threshold. Names with "oracle" are chosen on the test
+labels.
+Lesions lie in the middle of the head, so the brain's area alone separates slices with lesions from others: it has its
+own row, and slices are also compared among those of similar area. Usage:
 
     python benchmarks/healthy_t1.py --data DIR --output DIR [--seed 0] [--n_test 20] [--epochs 6, or any bundle option]
 
-DIR holds healthy_t1 and ms_lesion/gold_masks_all30. Options of the bundle go to the training. Written to the output:
-healthy_t1.json, the data set (planted), the bundle of AE-Flow (aeflow) with its results, and those of the baseline
-(baseline).
+DIR holds healthy_t1 and ms_lesion/gold_masks_all30. Options of the bundle apply to the training. Writes
+healthy_t1.json, the data set (planted), the bundle of AE-Flow (aeflow) with its results, and the results of the
+baseline (baseline).
 """
 
 from __future__ import annotations
@@ -61,16 +62,16 @@ ROWS = {
 
 
 class BrainReport:
-    """A handler that counts the voxels of the brain, and looks at each planted lesion on its own.
+    """A handler that evaluates the voxels of the brain, and each planted lesion separately.
 
-    The brain is what is above 0 in the file. Slices that are too empty for the network have the map value 0.
+    The brain is where the file is above 0. Skipped slices have the map value 0.
     """
 
     def __init__(self, lesions: Path, score: Score) -> None:
         self.threshold = score.thresholds["map_threshold"]
         self.voxels = VoxelMetrics()
         self.load = LoadCased("image")
-        self.areas: dict[str, dict[int, float]] = {}  # share of each slice that is brain, by its number
+        self.areas: dict[str, dict[int, float]] = {}  # fraction of each slice that is brain, by slice number
         self.lesions: list[dict[str, Any]] = []
         self.planted: dict[str, list[dict[str, str]]] = defaultdict(list)
         for row in read_rows(lesions):
@@ -81,7 +82,7 @@ class BrainReport:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Take the cases of this batch."""
+        """Add the cases of a batch."""
         for source, scored in zip(engine.state.batch, engine.state.output, strict=True):
             anomaly_map = np.asarray(scored["anomaly_map"])
             brain = np.asarray(self.load({"image": source["image"].meta["filename_or_obj"]})["image"]) > 0
@@ -97,7 +98,7 @@ class BrainReport:
                 self.lesions.append({**row, "auroc": float(auroc), "above_map_threshold": above})
 
     def compute(self) -> dict[str, Any]:
-        """The brain's voxels in sum, and lesions in groups."""
+        """Return metrics of all brain voxels, and of lesions by group."""
         groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for lesion in self.lesions:
             groups[lesion["size"]].append(lesion)
@@ -118,7 +119,7 @@ class BrainReport:
 
 
 def report_of(evaluator: Engine, score: Score, results: Path, lesions: Path) -> dict[str, Any]:
-    """Run an evaluation with one handler more."""
+    """Run an evaluation with an additional `BrainReport`."""
     brain = BrainReport(lesions, score)
     brain.attach(evaluator)
     taken = seconds(evaluator.run)
@@ -137,7 +138,7 @@ def aeflow_report(run: Path, dataset_dir: Path, results: Path) -> dict[str, Any]
     workflow = Workflow(str(run / "configs/evaluate.yaml"), workflow_type="infer", logging_file=False, **options)
     workflow.initialize()
     evaluator, network = (workflow.parser.get_parsed_content(name) for name in ("evaluator", "network"))
-    network.load_state_dict(Model(run).detector.state_dict())  # the threshold is looked up before the run
+    network.load_state_dict(Model(run).detector.state_dict())  # the threshold is read before the run
     report = report_of(evaluator, network.score, results, dataset_dir / "lesions.csv")
     workflow.finalize()
     return report
@@ -151,7 +152,7 @@ def parse(config: Path, **options: Any) -> ConfigParser:
 
 
 def baseline_report(run: Path, dataset_dir: Path, results: Path) -> dict[str, Any]:
-    """Evaluate the baseline, fitted on the normals of the training and calibrated on those that it held out."""
+    """Evaluate the baseline, fitted on the training normals and calibrated on the held-out ones."""
     training = parse(run / "configs/train.yaml", dataset_dir=str(dataset_dir))
     preprocessing, slicer, split = (training.get_parsed_content(name) for name in ("preprocessing", "slicer", "split"))
 

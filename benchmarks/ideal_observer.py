@@ -1,21 +1,21 @@
-"""How well planted lesions could be found by an observer that knows what nobody knows of a patient.
+"""Detectability of planted lesions by ideal observers, which know what nobody knows of a patient.
 
     python benchmarks/ideal_observer.py --data DATA --output OUT [--lesions RUN/seed0/aeflow/results/lesions.csv]
 
-The subjects are those of the development split of healthy T1 (detection/protocols.py): each as it is, and with six
-planted lesions. Three observers look for each lesion, and know its shape, its size, its contrast and, of the
-background, the power spectrum of normal brains:
+The subjects are those of the development split of healthy T1 (detection/protocols.py), each without and with six
+planted lesions. Three observers search for each lesion. They know its shape, size and contrast, and the power spectrum
+of normal brains as background:
 
-- `place known`: also where it would be. It compares the response there in the image with the lesion and in the same
-  image without. Its AUROC is that of a detectability d', Phi(d' / sqrt(2)), and its d' the mean difference over the
-  deviation of responses within the brain of the subject.
-- `place unknown`: the matched filter, whitened by the spectrum, is moved through the brain where lesions may lie. It is
-  the best linear observer of a stationary background (Barrett, Myers, "Foundations of Image Science", 2004).
-- `unwhitened`: the same without the spectrum: the template alone.
+- `place known`: knows also the place. It compares the response there in the image with the lesion and in the same
+  image without. Its AUROC is Phi(d' / sqrt(2)) for a detectability d', the mean difference over the standard deviation
+  of responses within the brain of the subject.
+- `place unknown`: moves the matched filter, whitened by the spectrum, through the brain where lesions may lie. It is
+  the best linear observer for a stationary background (Barrett, Myers, "Foundations of Image Science", 2004).
+- `unwhitened`: the same without the spectrum, with the template alone.
 
-A lesion is found if the highest response near it exceeds the threshold of one false positive per volume, which its own
-subject without lesions exceeds in one place. AE-Flow stands beside them at one false positive per volume, if its
-lesions.csv of an evaluation on the same data (benchmarks/panel.py, healthy_t1) is given.
+A lesion is found if the highest response near it exceeds the threshold of one false positive per volume, which the same
+subject without lesions exceeds in one place. AE-Flow is compared at one false positive per volume, if the lesions.csv
+of its evaluation on the same data (benchmarks/panel.py, healthy_t1) is given.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shared import arguments, commit, processor, read_rows, write_rows
 
 from aeflow_monai.files import read_json, write_json
 
-TILE = 32  # voxels a side, of the pieces of brain that the spectrum comes from
+TILE = 32  # voxels per side of the brain tiles for the spectrum
 N_SUBJECTS = 20  # normal brains for the spectrum
 NEAR = 2  # voxels around a lesion's mask where its response may be highest
 
@@ -52,18 +52,18 @@ class Lesion(NamedTuple):
 
 
 def voxels_of(path: Path) -> Array:
-    """Gray values of a volume."""
+    """Return the grey values of a volume."""
     return np.asarray(nib.load(path).dataobj, dtype=np.float32)
 
 
 def inside(volume: Array, spacing: float) -> Array:
-    """Where a lesion may lie, as planted_lesions.py decides."""
+    """Return where a lesion may lie, as in planted_lesions.py."""
     brain = ndimage.binary_fill_holes(volume > 0)
     return ndimage.distance_transform_edt(brain) * spacing > 8
 
 
 def spectrum(volumes: Iterator[tuple[Array, Array]], shape: tuple[int, ...]) -> Array:
-    """Mean power of normal brain at each frequency of a volume of this shape, per voxel; from windowed tiles."""
+    """Return the mean power per voxel of normal brain at each frequency of a volume, from windowed tiles."""
     window = np.ones(())
     for _ in range(3):
         window = np.multiply.outer(window, np.hanning(TILE + 2)[1:-1])
@@ -79,14 +79,14 @@ def spectrum(volumes: Iterator[tuple[Array, Array]], shape: tuple[int, ...]) -> 
     if not count:
         raise SystemExit(f"No tile of {TILE} voxels a side lies within the brains: are these brains at 1.5 mm?")
     power = total / count / (window**2).sum()
-    power[0, 0, 0] = power[power > 0].max()  # the mean of a tile was taken off
+    power[0, 0, 0] = power[power > 0].max()  # the mean of each tile was subtracted
     places = np.meshgrid(*(fft.fftfreq(n) * TILE % TILE for n in shape), indexing="ij")
     found: Array = ndimage.map_coordinates(power, places, order=1, mode="grid-wrap")
     return found
 
 
 def responses(volume: Array, template: Array, power: Array | None) -> Array:
-    """Correlation of a volume with a template at each place of its corner, whitened if there is a spectrum."""
+    """Correlate a volume with a template at each position of its corner, whitened if a spectrum is given."""
     padded = np.zeros(volume.shape, np.float32)
     padded[tuple(slice(n) for n in template.shape)] = template
     product = fft.fftn(volume, workers=1) * np.conj(fft.fftn(padded, workers=1))
@@ -94,7 +94,7 @@ def responses(volume: Array, template: Array, power: Array | None) -> Array:
 
 
 def lesions_of(planted: Path) -> Iterator[tuple[str, Array, Array, float, list[Lesion]]]:
-    """Of each subject: volumes without and with lesions, the voxels' size, and its lesions."""
+    """Yield for each subject its name, volumes without and with lesions, the voxel size, and its lesions."""
     known = {(row["case"], int(row["label"])): row for row in read_rows(planted / "lesions.csv")}
     for path in sorted((planted / "images").glob("*_lesions.nii.gz")):
         case = path.name.removesuffix(".nii.gz")
@@ -112,7 +112,7 @@ def lesions_of(planted: Path) -> Iterator[tuple[str, Array, Array, float, list[L
 
 
 def second_place(response: Array, reach: int) -> float:
-    """The second highest peak: what is above it is one false positive."""
+    """Return the second highest peak, the threshold of one false positive."""
     peak = np.unravel_index(response.argmax(), response.shape)
     rest = response.copy()
     rest[tuple(slice(max(0, p - reach), p + reach + 1) for p in peak)] = -np.inf
@@ -120,11 +120,11 @@ def second_place(response: Array, reach: int) -> float:
 
 
 def observe(lesion: Lesion, volume: Array, changed: Array, allowed: Array, power: Array) -> dict[str, float]:
-    """What each observer says of a lesion."""
+    """Return the result of each observer for a lesion."""
     found: dict[str, float] = {}
     corner = tuple(part.start for part in lesion.box)
     half = [n // 2 for n in lesion.signal.shape]
-    at_corner = np.roll(allowed, [-h for h in half], axis=(0, 1, 2))  # of the box, whose middle lies inside
+    at_corner = np.roll(allowed, [-h for h in half], axis=(0, 1, 2))  # corner of the box whose centre lies inside
     near = tuple(slice(max(0, c - NEAR), c + NEAR + 1) for c in corner)
     for name, spectrum_of in (("place unknown", power), ("unwhitened", None)):
         template = lesion.signal if spectrum_of is not None else lesion.signal - lesion.signal.mean()
@@ -140,7 +140,7 @@ def observe(lesion: Lesion, volume: Array, changed: Array, allowed: Array, power
 
 
 def aeflow_found(path: Path, rate: float) -> dict[tuple[str, int], bool]:
-    """Which lesions AE-Flow finds at the threshold at which it finds this share of them."""
+    """Return which lesions AE-Flow finds at the threshold at which it finds this fraction of them."""
     rows = read_rows(path)
     values = np.array([float(row["map_value"] or "-inf") for row in rows])
     limit = np.sort(values)[::-1][max(0, round(rate * len(rows)) - 1)]
@@ -153,7 +153,7 @@ def main() -> None:
     given = parser.parse_args()
     healthy = sorted((given.data / "healthy_t1").glob("*.nii.gz"))
     rest, _, _ = planted_lesions.split(healthy, N_SUBJECTS, 0)
-    train, test, _ = planted_lesions.split(rest, N_SUBJECTS, 1)  # as protocols.healthy_t1 splits for development
+    train, test, _ = planted_lesions.split(rest, N_SUBJECTS, 1)  # the development split of protocols.healthy_t1
     planted = given.output / "planted"
     if not (planted / "manifest.csv").exists():
         shapes = given.data / "ms_lesion/gold_masks_all30"

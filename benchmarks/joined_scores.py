@@ -1,13 +1,12 @@
-"""How the global term joins the maps' score: weight, softness of the maximum, and bend, on the panel.
+"""Ways to join global term and map score (weight, softness of the maximum, and bend) on the panel.
 
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow
     python benchmarks/detection/acquisitions.py --panel OUT --sources SOURCES --seeds 0 --methods aeflow
     python benchmarks/joined_scores.py --panel OUT [--seeds 0 1 2]
 
-Means of AUROC over the panel's sets of images; over the images that acquisitions.py has changed, and those of another
-source, where it has scored them; and of the cases of each set of volumes. Below: what would be chosen without each set
-of images in turn, by the sum of these means of images. Of what a run's scores.csv says; no label of an official test
-split is among them.
+Mean AUROC over the panel's sets of images; over the images changed by acquisitions.py, and those of another source, if
+it has scored them; and over the cases of each set of volumes. Below: the choice without each set of images in turn, by
+the sum of these means of images. Reads scores.csv of the runs, and no label of an official test split.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ CHANGED = ("known", "unknown", "another_source")
 
 
 def ways() -> dict[str, GlobalTerm]:
-    """Ways to join, by their cells in the table."""
+    """Return the ways to join, by their table cells."""
     found = {}
     for weight, softness, bend in itertools.product(WEIGHTS, SOFTNESS, BENDS):
         term = GlobalTerm()
@@ -46,14 +45,14 @@ def ways() -> dict[str, GlobalTerm]:
 
 
 def parts_of(results: Path) -> tuple[list[int], Tensor, Tensor]:
-    """Label, map score and global term of each case."""
+    """Return label, map score and global term of each case."""
     rows = read_rows(results / "scores.csv")
     of_maps, terms = (torch.tensor([float(row[name]) for row in rows]) for name in ("map_score", "global_term"))
     return [int(row["label"]) for row in rows], of_maps, terms
 
 
 def of_panel(panel: Path, names: Sequence[str], seeds: Sequence[str], kind: str = "") -> dict[str, NDArray[np.float64]]:
-    """AUROC of each way to join, mean over seeds, of the sets that all seeds have."""
+    """Return the AUROC of each way to join, mean over seeds, for the sets that all seeds have."""
     found = {}
     for name in names:
         results = [panel / name / f"seed{seed}/aeflow" / kind / "results" for seed in seeds]
@@ -66,7 +65,7 @@ def of_panel(panel: Path, names: Sequence[str], seeds: Sequence[str], kind: str 
 
 
 def sum_of_means(columns: Mapping[str, Mapping[str, NDArray[np.float64]]], left_out: str = "") -> NDArray[np.float64]:
-    """Sum of the columns' means, without a set."""
+    """Return the sum of the columns' means, without one set."""
     of_columns = ([each for name, each in of_sets.items() if name != left_out] for of_sets in columns.values())
     total: NDArray[np.float64] = np.sum([np.mean(each, axis=0) for each in of_columns if each], axis=0)
     return total

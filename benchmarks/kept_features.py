@@ -1,7 +1,7 @@
-"""Time of a training epoch with the frozen encoder in the loop, against one with its features kept.
+"""Time of a training epoch with the frozen encoder in the loop, against one with stored features.
 
-Both epochs see the same images, in one process and one run, with the same trained parts. The encoder's weights are
-random: they do not change the time. Usage:
+Both epochs use the same images, in one process and one run, with the same trained parts. The encoder's weights are
+random, which does not affect the time. Usage:
 
     python benchmarks/kept_features.py [--backbone wide_resnet50_2] [--stages 3] [--images 48] [--paper]
 """

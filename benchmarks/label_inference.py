@@ -1,10 +1,10 @@
-"""Time of a first answer by the MONAI Label app against the same inference from the command line.
+"""Time to the first answer of the MONAI Label app, against the same inference on the command line.
 
-The volume is made up (240 x 240 x 155, a noisy ellipsoid in an empty background). The server's time runs from the start
-of its process, which loads the model before it listens, to the mask that MONAI Label's client has received; the command
-line's from the start of `python -m monai.bundle run` to its end, with the mask alone written. Both are a process of
-their own, in turn. `scoring` lets the server also score the studies in the background, as it does for a user. Needs an
-environment with the extra `label`. Usage:
+The volume is synthetic (240 x 240 x 155, a noisy ellipsoid in an empty background). The server's time runs from the
+start of its process, which loads the model before it listens, until MONAI Label's client has received the mask; the
+command line's from the start of `python -m monai.bundle run` to its end, with only the mask written. Both run in a
+process of their own, in turn. `scoring` lets the server also score the studies in the background, as it does for a
+user. Needs an environment with the extra `label`. Usage:
 
     python benchmarks/label_inference.py [--repeats 3]
 """
@@ -38,7 +38,7 @@ from shared import (
 
 
 def seconds_of_command_line(run: Path, folder: Path) -> float:
-    """From the start of the process to its end."""
+    """Return seconds from the start of the process to its end."""
     options = {
         "dataset_dir": folder / "studies/volume.nii.gz",
         "output_dir": folder / "maps",
@@ -51,7 +51,7 @@ def seconds_of_command_line(run: Path, folder: Path) -> float:
 
 @contextmanager
 def running_server(folder: Path, run: Path, **environment: str) -> Iterator[MONAILabelClient]:
-    """A server for `folder`/studies with a training's model and a new worklist, as soon as it listens: its client."""
+    """Run a server for `folder`/studies with a model and a new worklist; yield its client once the server listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -77,7 +77,7 @@ def running_server(folder: Path, run: Path, **environment: str) -> Iterator[MONA
 
 
 def seconds_of_server(run: Path, folder: Path, scoring: bool) -> float:
-    """From the start of the process to the first answer; says how much of it the answer alone takes."""
+    """Return seconds from the start of the process to the first answer, and print the part of the answer alone."""
     start = time.perf_counter()
     with running_server(folder, run, MONAI_LABEL_AUTO_UPDATE_SCORING=str(scoring).lower()) as client:
         asked = time.perf_counter()

@@ -1,6 +1,6 @@
-"""Draws docs/monai_label.png: a synthetic volume, and the map and mask that MONAI Label returns for it over HTTP.
+"""Draw docs/monai_label.png: a synthetic volume, with the map and mask that MONAI Label returns for it over HTTP.
 
-The model is that of the quick start, the volume one that it was not trained on. Needs an environment with the extra
+The model is that of the quick start; it was not trained on the volume. Needs an environment with the extra
 `label`. Usage:
 
     python -m monai.bundle run train --config_file bundle/configs/train.yaml --output_dir runs/phantom
@@ -16,7 +16,7 @@ from typing import Any
 
 import matplotlib as mpl
 
-mpl.use("agg")  # before pyplot chooses a window
+mpl.use("agg")  # before pyplot selects a window backend
 
 import matplotlib.pyplot as plt
 import nibabel as nib
@@ -27,11 +27,11 @@ from shared import arguments
 from aeflow_monai import write_phantom
 
 CASE = "test_abnormal_001"
-SHOWN = (slice(8, 88), slice(10, 102))  # voxels around the head, from the right and from behind
+SHOWN = (slice(8, 88), slice(10, 102))  # voxels around the head, counted from the right and from posterior
 
 
 def answers(folder: Path, model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Volumes of the image, its lesion and both replies, and what the server says of the map."""
+    """Return the volumes of the image, its lesion and both replies, and the map's result dictionary."""
     phantom = write_phantom(folder / "phantom", n_train=1, n_test_normal=1, n_test_abnormal=2)
     (folder / "studies").mkdir()
     shutil.copy(phantom / f"images/{CASE}.nii.gz", folder / "studies")
@@ -51,11 +51,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         volumes, said = answers(Path(name), options.model)
     most, threshold = said["most_anomalous_slice"], said["map_threshold"]
-    # of the slice from inferior, as the volumes were turned
+    # slice number from inferior, in the reoriented volumes
     number = round(nib.affines.apply_affine(np.linalg.inv(volumes["affine"]), most["center_ras_mm"])[2])
 
     def cut(key: str) -> Any:
-        """The most anomalous slice, the patient's right on the left and anterior above."""
+        """Return the most anomalous slice, with the patient's right on the left and anterior up."""
         return volumes[key][::-1, :, number][SHOWN].T
 
     zooms = volumes["zooms"]

@@ -1,17 +1,17 @@
-"""What a few labelled abnormal images add: a curve over 0, 5, 20 and 100 pneumonia images of the chest X-rays.
+"""Benefit of a few labelled abnormal images: a curve over 0, 5, 20 and 100 pneumonia images of chest X-rays.
 
-Each point is a training by the bundle with the presets chest_xray and semi_supervised, and an evaluation by the bundle
-that it writes. Labelled images come from the official train split; a larger number holds the images of a smaller one,
-at most one image of a patient. Calibration and thresholds see held-out normals only. Usage:
+Each point is a training by the bundle with the presets chest_xray and semi_supervised, and an evaluation of the
+resulting bundle. Labelled images come from the official train split; a larger number includes the images of a smaller
+one, at most one image per patient. Calibration and thresholds use held-out normals only. Usage:
 
     python benchmarks/labelled_abnormal.py --data XRAY --output DIR [--protocol development] [--counts 0 5 20 100]
         [--seed 0] [--loss#weight 0.25, or any other option of the bundle's training]
 
 XRAY holds manifest.csv (path,split,abnormal). Protocol "development" never opens the official test split: it tests on
-200 normal and 400 pneumonia images of the train split, of patients that nothing is fitted on, drawn by the seed.
-Protocol "test" trains on the train split and tests on the official test split; patients whose name stands in both are
-not among the labelled ones. Written to the output: labelled_abnormal.json, and a folder per protocol, seed and number
-of labelled images. A point that is there is not made again.
+200 normal and 400 pneumonia images of the train split, of patients not used for fitting, drawn by the seed. Protocol
+"test" trains on the train split and tests on the official test split; patients whose name occurs in both are not among
+the labelled ones. Writes labelled_abnormal.json, and a folder per protocol, seed and number of labelled images.
+Existing points are kept.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ Row = dict[str, str]
 
 
 def patient(row: Row) -> str:
-    """Who is on the image."""
+    """Return the patient of an image."""
     return xray_patient(row["path"])
 
 
 def in_groups(rows: list[Row], rng: np.random.Generator) -> list[Row]:
-    """The rows patient by patient, patients in random order."""
+    """Return the rows grouped by patient, with patients in random order."""
     patients = sorted({patient(row) for row in rows})
     place = {patients[i]: order for order, i in enumerate(rng.permutation(len(patients)))}
     return sorted(rows, key=lambda row: (place[patient(row)], row["path"]))
 
 
 def taken(rows: list[Row], count: int) -> tuple[list[Row], list[Row]]:
-    """The first rows, and those of all other patients."""
+    """Split off the first rows, and return them and the rows of all other patients."""
     first = rows[:count]
     seen = {patient(row) for row in first}
     return first, [row for row in rows if patient(row) not in seen]
 
 
 def write_manifest(data: Path, folder: Path, protocol: str, seed: int) -> None:
-    """Write the protocol's manifest.csv: what to train on (normal, and abnormal to choose from) and what to test on."""
+    """Write the protocol's manifest.csv: training images (normal, and abnormal to choose from) and test images."""
     rows = read_rows(data / "manifest.csv")
     train = [row for row in rows if row["split"] == "train"]
     normal = [row for row in train if row["abnormal"] == "0"]
@@ -69,7 +69,7 @@ def write_manifest(data: Path, folder: Path, protocol: str, seed: int) -> None:
 
 
 def make_point(folder: Path, data: Path, count: int, seed: int, options: dict[str, str]) -> None:
-    """Train with this many labelled images, evaluate, and write point.json."""
+    """Train with `count` labelled images, evaluate, and write point.json."""
     own = {"dataset_dir": data, "output_dir": folder, "seed": seed, "labelled_abnormal": count}
     taken = run_bundle(config_files("train", "chest_xray", "semi_supervised"), {**own, **options}, "train")
     metrics = evaluate(folder, data, folder / "results")

@@ -1,7 +1,7 @@
-"""Time and memory of VoxelMetrics on volumes of a brain MRI's size, against scikit-learn on the same voxels.
+"""Time and memory of VoxelMetrics on volumes of the size of a brain MRI, against scikit-learn on the same voxels.
 
-Volumes are seeded noise with one box as lesion, made one at a time. Peak memory is what Python and NumPy allocate,
-without the imports: one volume, the work on it, and what is kept of all before. Usage:
+Volumes are seeded noise with one box as lesion, made one at a time. Peak memory is the allocation of Python and NumPy
+without imports: one volume, the work on it, and the state kept of earlier ones. Usage:
 
     python benchmarks/localisation.py [--shape 240 240 155] [--repeats 3] [--volumes 1 20]
 """

@@ -1,4 +1,4 @@
-"""Other methods where the bundle has its detector: they hand over maps and scores of slices."""
+"""Use other methods, which return maps and scores of slices, in place of the bundle's detector."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Answer(NamedTuple):
 
 
 class MapMethod(nn.Module, ABC):
-    """A method that gives maps and scores of slices.
+    """A method that returns maps and scores of slices.
 
     Args:
-        score: makes the score of a case from those of its slices, and holds the thresholds.
+        score: combines the scores of slices to that of a case, and holds the thresholds.
     """
 
     def __init__(self, score: Score) -> None:
@@ -40,14 +40,14 @@ class MapMethod(nn.Module, ABC):
 
     @abstractmethod
     def infer(self, stack: Tensor, chosen: Tensor) -> Answer:
-        """Look at the chosen slices (n,) of a volume's axial slices (Z, C, H, W)."""
+        """Score the chosen slices (n,) of a volume's axial slices (Z, C, H, W)."""
 
     def fit_thresholds(self, normals: Iterable[tuple[str, Answer]], specificity: float) -> None:
-        """Set the thresholds as a calibration does.
+        """Fit the thresholds as a calibration does.
 
         Args:
             normals: patient and answer of each held-out volume or image.
-            specificity: that the thresholds aim at.
+            specificity: target of the thresholds.
         """
         patients: list[str] = []
         cases: list[float] = []
@@ -62,7 +62,7 @@ class MapMethod(nn.Module, ABC):
 
 
 def axial_stack(slicer: Slicer, volume: Tensor) -> tuple[Tensor, Tensor]:
-    """All axial slices of a volume (C, X, Y, Z) as a network takes them, (Z, C, H, W), and which it would look at."""
+    """Return all axial slices of a volume (C, X, Y, Z) for a network, (Z, C, H, W), and the indices to process."""
     if "axial" not in slicer.axes_of(volume):
         raise ValueError(f"Other methods are compared on axial slices; got axes {slicer.axes_of(volume)}.")
     volume = volume.as_subclass(Tensor)
@@ -70,7 +70,7 @@ def axial_stack(slicer: Slicer, volume: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class MapInferer(Inferer):
-    """Stands where the bundle has its `SlicedInferer`, and gives the same of a `MapMethod`.
+    """Replacement for the bundle's `SlicedInferer`, with the same outputs for a `MapMethod`.
 
     Args:
         slicer: the slicing policy, along axial slices.
@@ -82,7 +82,7 @@ class MapInferer(Inferer):
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: MapMethod, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The map of one volume (1, C, X, Y, Z), 0 where slices are skipped, its scores and the thresholds."""
+        """Return the map of one volume (1, C, X, Y, Z), 0 in skipped slices, its scores and the thresholds."""
         found = self.stacks(inputs, network)
         maps, chosen = found.pop("stacks")["anomaly_map"]["axial"][0], found.pop("indices")["axial"][0]
         anomaly_map = torch.zeros(1, *inputs.shape[2:])
@@ -91,7 +91,7 @@ class MapInferer(Inferer):
 
     @torch.no_grad()
     def stacks(self, inputs: Tensor, network: MapMethod, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The same with the map as slices, see `SlicedInferer.stacks`."""
+        """Return the same with the map as slices, see `SlicedInferer.stacks`."""
         volume = inputs[0]
         stack, chosen = axial_stack(self.slicer, volume)
         scores, maps = network.infer(stack, chosen)
@@ -106,13 +106,13 @@ class MapInferer(Inferer):
 
 
 def _name(part: Any) -> str:
-    """Class of a component, or the reference to one."""
+    """Return the class of a component, or a reference."""
     return part if isinstance(part, str) else part["_target_"].rpartition(".")[2]
 
 
 def evaluator_of(config: ConfigParser, method: MapMethod) -> GuardedEvaluator:
-    """The evaluator of a config of the bundle, with a method in place of its detector."""
-    # without what loads the detector, completes its card, and reports and records its run
+    """Return the evaluator of a bundle's config, with a method in place of its detector."""
+    # drop handlers that load the detector, complete its card, and report and record its run
     config["handlers"] = [part for part in config["handlers"] if _name(part) not in _OF_THE_DETECTOR]
     steps = config["postprocessing#transforms"]
     config["postprocessing#transforms"] = [part for part in steps if _name(part) != "ReportPicturesd"]

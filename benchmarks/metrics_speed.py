@@ -2,7 +2,7 @@
 
 python benchmarks/metrics_speed.py
 
-Made-up scores of 600 cases, and a made-up map of a volume of 240 x 240 x 155 voxels, both with seed 0.
+Synthetic scores of 600 cases, and a synthetic map of a volume of 240 x 240 x 155 voxels, both with seed 0.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Full scoring of an image, maps included, against the bare encoder of the same network.
+"""Time of the full scoring of an image, with maps, against the encoder of the same network alone.
 
-Both see the same batch, in turn, in one process; weights are random, which takes the same time. Usage:
+Both process the same batch, in turn, in one process; weights are random, which does not affect the time. Usage:
 
     python benchmarks/network_speed.py [--config paper] [--batch_size 16] [--repeats 5] [--normals 1000] [--parts]
 
-The global term compares with as many normals as are given, which are made up. With --parts the flow, the decoder, the
-anomaly map and the global term are timed too.
+The global term compares with the given number of synthetic normals. With --parts the flow, the decoder, the anomaly
+map and the global term are also timed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The public images of NiiVue against what nibabel reads of them.
+"""Compare the public images of NiiVue, as read by this package, with nibabel's reading.
 
     python benchmarks/niivue.py FOLDER [FOLDER ...]
 
 FOLDER holds images, such as packages/niivue/demos/images of github.com/niivue/niivue, or a clone of
 github.com/niivue/niivue-demo-images. A NIfTI or MGH file is compared with nibabel's reading of it; a NRRD or MetaImage
-file with the NIfTI file of its name beside it. Distances are of the corners, to 0.01 mm. A table goes to the terminal;
-the exit status is 1 if an image is read otherwise than its reference, 2 if there is nothing to compare. What is refused
-is named with the reason, and is no difference.
+file with the NIfTI file of the same name. Affines are compared at the corners, to 0.01 mm. Prints a table; the exit
+status is 1 if an image differs from its reference, 2 if there is nothing to compare. Refused images are named with the
+reason, and do not count as differences.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OTHERS = (".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 def compare(folder: Path) -> Iterator[Row]:
-    """Each volume below a folder with its reference."""
+    """Compare each volume below a folder with its reference."""
     load, check = LoadCased("image"), CheckImaged()
     for path in sorted(folder.rglob("*")):
         if not path.name.endswith(OWN_REFERENCE + OTHERS):

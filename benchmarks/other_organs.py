@@ -1,11 +1,11 @@
-"""Six small public sets of other organs, as data sets for benchmarks/detection/run.py: do the defaults work elsewhere?
+"""Six small public sets of other organs for benchmarks/detection/run.py, to test the defaults elsewhere.
 
     python benchmarks/other_organs.py --source CLONES --output SETS
     python benchmarks/detection/run.py --data SETS --set SETS/<name> --output RUN --seeds 0 --methods aeflow padim
 
-CLONES holds clones of the public repositories that `SETS` names, at the commits there. Images become grey PNGs; of
-exact duplicates one is kept. 60 % of the normal images' patients are to train on; tested are up to 200 of the other
-normals and 200 abnormal images of nobody who was trained on. Patients are guessed from the names of files.
+CLONES holds clones of the public repositories in `SETS`, at the commits named there. Images become grey PNGs; one of
+exact duplicates is kept. 60 % of the patients with normal images are trained on; the test set has up to 200 normal and
+200 abnormal images of other patients. Patients are guessed from the file names.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import NamedTuple
 from PIL import Image
 from shared import arguments, write_rows
 
-TRAINED, TESTED = 0.6, 200  # share of the normals' patients; images of a kind
+TRAINED, TESTED = 0.6, 200  # fraction of the normal patients; images per class
 
 
 class Kinds(NamedTuple):
-    """Where the images of a set lie, and whose they are."""
+    """The images of a set, and their patients."""
 
     repository: str
     commit: str
@@ -35,12 +35,12 @@ class Kinds(NamedTuple):
 
 
 def number(image: Path) -> int:
-    """The first number in a file's name, 0 if there is none."""
+    """Return the first number in a file name, 0 if there is none."""
     return int(next(iter(re.findall(r"\d+", image.stem)), 0))
 
 
 def found(*patterns: str) -> Callable[[Path], list[Path]]:
-    """All files of some patterns, each below the clone."""
+    """Return a function that lists the files of a clone by patterns."""
 
     def of(clone: Path) -> list[Path]:
         files = (file for pattern in patterns for file in clone.glob(pattern))
@@ -50,7 +50,7 @@ def found(*patterns: str) -> Callable[[Path], list[Path]]:
 
 
 def mias(normal: bool) -> Callable[[Path], list[Path]]:
-    """Mammograms by their table of labels: "mdb003 D NORM", or a kind of finding in the third column."""
+    """Select mammograms by their table of labels: "mdb003 D NORM", or a kind of finding in the third column."""
 
     def of(clone: Path) -> list[Path]:
         lines = [line.split() for line in (clone / "data/labels").read_text(encoding="utf-8").splitlines()]
@@ -62,7 +62,7 @@ def mias(normal: bool) -> Callable[[Path], list[Path]]:
 
 
 def head_ct(normal: bool) -> Callable[[Path], list[Path]]:
-    """Slices by their table: number, 1 for a hemorrhage."""
+    """Select slices by their table: number, 1 for a hemorrhage."""
 
     def of(clone: Path) -> list[Path]:
         with (clone / "Dataset/labels.csv").open(encoding="utf-8") as stream:
@@ -84,14 +84,14 @@ SETS = {
         "a2e6552",
         mias(normal=True),
         mias(normal=False),
-        lambda image: str((number(image) + 1) // 2),  # two breasts of a woman follow each other
+        lambda image: str((number(image) + 1) // 2),  # both breasts of a woman are consecutive
     ),
     "chest_ct": Kinds(
         "Coronavirus-Visualization-Team/CVT_COVID-CT-CNN",
         "24d2b48",
         found("Data/master-data/NonCOVID/Non-Covid (*"),
         found("Data/master-data/COVID/Covid (*"),
-        lambda image: f"{image.parent.name}-{number(image) // 20}",  # slices of a patient follow each other
+        lambda image: f"{image.parent.name}-{number(image) // 20}",  # slices of a patient are consecutive
     ),
     "fundus": Kinds(
         "ahmadcs22/Eye-Disease-Detection-Using-MobileNet-Data-science",
@@ -106,7 +106,7 @@ SETS = {
 
 
 def distinct(images: list[Path], seen: set[str]) -> Iterator[tuple[Path, Image.Image]]:
-    """Images as grey ones, without those that were seen before."""
+    """Yield images converted to grey, without duplicates of those seen before."""
     for path in images:
         grey = Image.open(path).convert("RGB").convert("L")
         digest = hashlib.sha1(grey.tobytes() + str(grey.size).encode()).hexdigest()
@@ -116,17 +116,17 @@ def distinct(images: list[Path], seen: set[str]) -> Iterator[tuple[Path, Image.I
 
 
 def require_both(normal: Sized, abnormal: Sized, kinds: Kinds, clone: Path) -> None:
-    """Refuse a clone without images of both kinds."""
+    """Refuse a clone without images of both classes."""
     if not normal or not abnormal:
         expected = f"github.com/{kinds.repository} at {kinds.commit}"
         raise SystemExit(f"Expected a clone of {expected} in {clone}; its images are not there.")
 
 
 def write(kinds: Kinds, clone: Path, folder: Path) -> dict[str, int]:
-    """Write the images and manifest.csv of a set; how many of each kind there are."""
+    """Write the images and manifest.csv of a set, and return the number of images of each class."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
-    # abnormal ones first: what lies in both classes is not normal
+    # abnormal images first: an image in both classes is not normal
     abnormal = list(distinct(kinds.abnormal(clone), seen))
     normal = list(distinct(kinds.normal(clone), seen))
     require_both(normal, abnormal, kinds, clone)

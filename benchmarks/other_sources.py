@@ -1,11 +1,11 @@
-"""Test images of another source for five sets of the panel: other hospitals, scanners and patients.
+"""Test images from other sources for five sets of the panel: other hospitals, scanners and patients.
 
     python benchmarks/other_sources.py --source CLONES --output SOURCES
     python benchmarks/detection/acquisitions.py --panel OUT --sources SOURCES --seeds 0 --methods aeflow dfm knn
 
-Nothing is trained on them. Normal and abnormal images of each are of the same source. CLONES holds clones of the public
-repositories that `SOURCES` names, at the commits there. Images become grey PNGs of at most 512 pixels a side, up to 200
-of each kind and one of each patient at a time; patients are guessed from the names of files.
+They are not trained on. Normal and abnormal images of each set come from the same source. CLONES holds clones of the
+public repositories in `SOURCES`, at the commits named there. Images become grey PNGs of at most 512 pixels per side, up
+to 200 of each class, drawn from the patients in turn; patients are guessed from the file names.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 from other_organs import Kinds, distinct, found, require_both
 from shared import arguments, write_rows
 
-MOST, SIDE = 200, 512  # images of a kind; pixels
+MOST, SIDE = 200, 512  # images per class; pixels
 
 
 def fundus(least: int, most: int) -> Callable[[Path], list[Path]]:
-    """Images of IDRiD's training set by the grade of retinopathy in its table."""
+    """Select images of IDRiD's training set by the grade of retinopathy in its table."""
 
     def of(clone: Path) -> list[Path]:
         folder = clone / "dataset/B. Disease Grading"
@@ -38,18 +38,18 @@ def fundus(least: int, most: int) -> Callable[[Path], list[Path]]:
 
 
 def of_head(image: Path) -> tuple[int, int]:
-    """Patient, from 49 to 130, and slice, whose numbers are written together: 4914, 10010."""
+    """Parse patient, from 49 to 130, and slice, whose numbers are concatenated: 4914, 10010."""
     digits = 2 if int(image.stem[0]) > 3 else 3
     return int(image.stem[:digits]), int(image.stem[digits:])
 
 
 def with_hemorrhage(clone: Path) -> list[Path]:
-    """Slices with a hemorrhage, which lie in "Negativ"."""
+    """Return slices with a hemorrhage, which are in the folder "Negativ"."""
     return found("Data/Brain/Negativ/*.jpg")(clone)
 
 
 def without_hemorrhage(clone: Path) -> list[Path]:
-    """Slices of patients without any, at the heights at which there are hemorrhages in others."""
+    """Return slices of patients without a hemorrhage, at the heights of hemorrhages in other patients."""
     abnormal = [of_head(image) for image in with_hemorrhage(clone)]
     if not abnormal:
         return []
@@ -93,7 +93,7 @@ SOURCES = {
 
 
 def in_turns(images: list[Path], patient: Callable[[Path], str]) -> list[Path]:
-    """Images in an order by chance: one of each patient, then another one of each, and so on."""
+    """Shuffle images: one of each patient, then another one of each, and so on."""
     rng = random.Random(0)
     rng.shuffle(images)
     seen: dict[str, int] = {}
@@ -105,13 +105,13 @@ def in_turns(images: list[Path], patient: Callable[[Path], str]) -> list[Path]:
 
 
 def write(kinds: Kinds, clone: Path, folder: Path) -> dict[str, int]:
-    """Write the images and manifest.csv of a source; how many of each kind there are."""
+    """Write the images and manifest.csv of a source, and return the number of images of each class."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     abnormal, normal = kinds.abnormal(clone), kinds.normal(clone)
     require_both(normal, abnormal, kinds, clone)
     seen: set[str] = set()
     rows = []
-    # abnormal ones first: what lies in both classes is not normal
+    # abnormal images first: an image in both classes is not normal
     for label, images in ((1, abnormal), (0, normal)):
         for number, (path, grey) in zip(range(MOST), distinct(in_turns(images, kinds.patient), seen), strict=False):
             grey.thumbnail((SIDE, SIDE))

@@ -1,13 +1,13 @@
-"""All methods on all sets, on development splits alone: what a default is chosen by.
+"""All methods on all sets, on development splits only, as the basis for choosing defaults.
 
     python benchmarks/other_organs.py --source CLONES --output SETS
     python benchmarks/panel.py --data DATA --sets SETS --output OUT --seeds 0 1 2 --methods aeflow padim dfm knn
 
 One run of detection/run.py for each set, with the bundle's defaults (panel.yaml) or another encoder's config (--config
-benchmarks/detection/encoders/lite2.yaml). What is done already is kept, so an interrupted run goes on, and a later one
-adds sets, methods and seeds. Written to the output: a folder for each set, and table.md: AUROC of images, or of cases
-and of slices of volumes, mean over seeds; then for each method the mean AUROC, the mean rank and the worst gap, which
-is how far it is behind the best method on any set.
+benchmarks/detection/encoders/lite2.yaml). Existing results are kept, so an interrupted run can be resumed, and a later
+one adds sets, methods and seeds. Writes a folder for each set, and table.md: AUROC of images, or of cases and slices of
+volumes, mean over seeds; then for each method the mean AUROC, the mean rank and the worst gap, the largest distance to
+the best method on any set.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ IMAGES = ("chest_xray", "dementia_mri", *SETS)
 
 
 def source_of(name: str, data: Path, sets: Path) -> str:
-    """A set as detection/run.py takes it."""
+    """Return a set as an argument of detection/run.py."""
     if name in ("chest_xray", *VOLUMES):
         return name
     return str((sets if name in SETS else data) / name)
 
 
 def columns(name: str, output: Path) -> dict[str, dict[str, float]]:
-    """AUROC of each method, by column of the table; none if the set has not been run."""
+    """Return the AUROC of each method by table column; empty if the set has not been run."""
     methods = (read_json(output / name / "results.json") or {}).get("methods", {})
     fitted = {method: row for method, row in methods.items() if not row.get("trivial")}
     found = {f"{name}, cases" if name in VOLUMES else name: {key: row["auroc"] for key, row in fitted.items()}}

@@ -1,13 +1,13 @@
-"""Peak memory of the inference on a large volume and on a large picture, with all that is written by default.
+"""Peak memory of the inference on a large volume and a large 2D image, with all default outputs.
 
-The inputs are made up: an int16 volume (.nii.gz) of a noisy ellipsoid of tissue in noisy air, and a uint8 picture
+The inputs are synthetic: an int16 volume (.nii.gz) of a noisy ellipsoid of tissue in noisy air, and a uint8 2D image
 (.png). Each runs by the user's command in a process of its own, whose largest resident memory (VmHWM) is the peak. A
-small input runs first, so that what Python, the libraries and the network take is known. Usage:
+small input runs first, to measure the memory of Python, the libraries and the network. Usage:
 
     python benchmarks/peak_memory.py [--run RUN] [--shape 512 512 1000] [--axcodes RAS] [--picture 4096] [--evaluate]
 
-Without --run, a bundle with the weights that a training begins with is taken; memory does not depend on weights. The
-volume takes about 10 minutes on two cores, and 2 GB of space for its maps in the folder for temporary files.
+Without --run, a bundle with untrained weights is used, which do not affect the memory. The volume takes about 10
+minutes on two cores, and 2 GB of space for its maps in the temporary folder.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ SMALL = (128, 128, 32)
 
 
 class Cost(NamedTuple):
-    """Of one process: its largest resident memory in MB (10^6 bytes), and how long it took, in seconds."""
+    """Largest resident memory of a process in MB (10^6 bytes), and its time in seconds."""
 
     megabytes: float
     seconds: float
 
 
 def ellipsoid(shape: Sequence[int], k: int, share: float) -> np.ndarray:
-    """Where one slice lies in an ellipsoid that fills this share of each axis."""
+    """Return the pixels of a slice inside an ellipsoid that fills this fraction of each axis."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     at = [2 * (index + 0.5) / size - 1 for index, size in zip((rows, columns, k), shape, strict=True)]
     return sum((x / share) ** 2 for x in at) < 1  # type: ignore[return-value]
 
 
 def write_large_volume(path: Path, shape: Sequence[int], axcodes: str, mask: bool = False) -> None:
-    """Write tissue with noise in air with noise, or a lesion's mask, slice by slice."""
+    """Write noisy tissue in noisy air, or a lesion mask, slice by slice."""
     rng = np.random.default_rng(0)
     voxels = np.empty(shape, np.uint8 if mask else np.int16, order="F")
     for k in range(shape[2]):
@@ -63,7 +63,7 @@ def write_picture(path: Path, size: int) -> None:
 
 
 def cost_of(config: Path, data: Path, output_dir: Path) -> Cost:
-    """Run a bundle on one input, and watch its process."""
+    """Run a bundle on one input, and measure its process."""
     command = bundle_command([config], {"dataset_dir": data, "output_dir": output_dir, "device": "cpu"})
     start = time.perf_counter()
     peak = 0.0

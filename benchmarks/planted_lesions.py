@@ -1,14 +1,14 @@
-"""A test set with known truth: healthy T1 volumes, half of the held-out ones with planted lesions.
+"""A test set with known ground truth: healthy T1 volumes, half of the held-out ones with planted lesions.
 
-Lesions have the shapes of real ones (connected parts of expert masks of multiple sclerosis), are darker or brighter
-than the tissue by a known share, have soft edges, and lie inside the brain. Voxels of a mask hold the lesion's label in
-lesions.csv; a thin shape may fall into parts at this resolution. Subjects are split by a seed; the same seed gives the
-same bytes, and the printed checksum tells. The result is synthetic: there is no domain shift, and lesions do what no
-disease does. Usage:
+Lesions have the shapes of real ones (connected components of expert masks of multiple sclerosis), are darker or
+brighter than the tissue by a known fraction, have soft edges, and lie inside the brain. Voxels of a mask hold the
+lesion's label in lesions.csv; a thin shape may be split at this resolution. Subjects are split by a seed; the same seed
+gives the same bytes, which the printed checksum verifies. The data are synthetic: there is no domain shift, and the
+lesions imitate no disease. Usage:
 
     python benchmarks/planted_lesions.py --healthy DIR/healthy_t1 --shapes DIR/ms_lesion/gold_masks_all30 --output DIR
 
-With --paired each held-out subject is there as it is and with lesions, so that no difference between subjects can
+With --paired each held-out subject is written without and with lesions, so that no difference between subjects can
 favour a method.
 """
 
@@ -24,12 +24,12 @@ from scipy import ndimage
 from shared import arguments, write_rows
 
 SIZES_MM3 = {"small": (100, 300), "medium": (300, 1000), "large": (1000, 5000)}
-CONTRASTS = (0.2, 0.35, 0.5)  # share by which the tissue's signal changes
+CONTRASTS = (0.2, 0.35, 0.5)  # fraction by which the tissue's signal changes
 LESIONS_PER_SUBJECT = 6
 
 
 def lesion_shapes(folder: Path) -> dict[str, list[np.ndarray]]:
-    """Connected parts of the masks, by size; each a boolean box with 1 mm voxels."""
+    """Return connected components of the masks by size, each a boolean box with 1 mm voxels."""
     shapes: dict[str, list[np.ndarray]] = {size: [] for size in SIZES_MM3}
     for file in sorted(folder.glob("*.nii.gz")):
         labels, _ = ndimage.label(np.asarray(nib.load(file).dataobj) > 0, np.ones((3, 3, 3)))
@@ -44,14 +44,14 @@ def lesion_shapes(folder: Path) -> dict[str, list[np.ndarray]]:
 def plant(
     rng: np.random.Generator, image: np.ndarray, spacing: float, shapes: dict[str, list[np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, object]]]:
-    """The image with lesions, their mask, and what was planted."""
+    """Return the image with lesions, their mask, and the properties of each lesion."""
     changed = image.astype(np.float32)
     mask = np.zeros(image.shape, np.uint8)
     brain = ndimage.binary_fill_holes(image > 0)
     depth = ndimage.distance_transform_edt(brain) * spacing
     taken = np.zeros(image.shape, bool)
     planted: list[dict[str, object]] = []
-    # every subject gets each size and each contrast twice, darker and brighter in turn
+    # every subject gets each size and each contrast twice, alternately darker and brighter
     sizes = list(SIZES_MM3) * (LESIONS_PER_SUBJECT // len(SIZES_MM3))
     contrasts = [sign * c for sign in (-1, 1) for c in CONTRASTS]
     for label, (size, contrast) in enumerate(zip(sizes, rng.permutation(contrasts), strict=True), start=1):
@@ -82,14 +82,14 @@ def plant(
 
 
 def split(files: Sequence[Path], n_test: int, seed: int) -> tuple[list[Path], list[Path], set[Path]]:
-    """Healthy volumes, in the order of their names: to train on, to test on, and which of these get lesions."""
+    """Split healthy volumes, sorted by name, into training and test volumes, and those of the test with lesions."""
     order = np.random.default_rng(seed).permutation(len(files))
     test = [files[i] for i in sorted(order[:n_test])]
     return [file for file in files if file not in test], test, {files[i] for i in order[: n_test // 2]}
 
 
 def case_of(file: Path) -> str:
-    """The subject's name."""
+    """Return the subject's name."""
     return file.name.partition("_")[0]
 
 
@@ -103,16 +103,16 @@ def write(
     seed: int,
     paired: bool = False,
 ) -> str:
-    """Write the volumes, the masks, manifest.csv and lesions.csv, and give the checksum of all of it.
+    """Write the volumes, the masks, manifest.csv and lesions.csv, and return the checksum of all files.
 
     Args:
-        healthy: volumes, whose number seeds their lesions.
-        train: those of them to train on.
-        test: those to test on.
-        abnormal: which of them get lesions; if `paired`, all are written as they are too.
-        shapes_of: folder of the masks whose parts are the lesions' shapes.
+        healthy: healthy volumes, whose index seeds their lesions.
+        train: volumes to train on.
+        test: volumes to test on.
+        abnormal: volumes that get lesions; if `paired`, all are also written without.
+        shapes_of: folder of the masks whose components are the shapes of lesions.
         output: folder to write to.
-        seed: of the lesions.
+        seed: seed of the lesions.
         paired: see `abnormal`.
     """
     shapes = lesion_shapes(shapes_of)

@@ -1,20 +1,20 @@
-"""Real lesions, found within each patient by a model that was trained on other people's healthy T1 volumes.
+"""Real lesions, detected within each patient by a model trained on healthy T1 volumes of other people.
 
-Tumours (brain_mri) and multiple sclerosis (ms_lesion), T1-weighted. Everything is compared inside of one volume: voxels
-of the lesion with those of the same brain without, slices with at least --min_lesion_mm2 of lesion with lesion-free
-ones of the same brain (the policy's margin to a lesion kept). So scanner and preprocessing, which tell the data sets
-apart, cannot help. Beside AE-Flow stand two trivial maps through the same preprocessing, slices and inversion:
-|intensity - mean volume of the healthy| (brains are only roughly aligned: centre on centre, not registered), and
-1 - intensity inside the brain (T1 lesions are dark). Voxels count on the file's grid, inside the brain: where the
-preprocessed intensity is above 0, and the lesion. Slices that are too empty for the network have the map value 0.
+Tumours (brain_mri) and multiple sclerosis (ms_lesion), T1-weighted. All comparisons are within one volume: voxels of
+the lesion against those of the same brain outside it, slices with at least --min_lesion_mm2 of lesion against
+lesion-free ones of the same brain (with the policy's margin to a lesion). So scanner and preprocessing, which differ
+between the data sets, cannot help. AE-Flow is compared with two trivial maps through the same preprocessing, slicing
+and inversion: |intensity - mean healthy volume| (brains are only roughly aligned by their centres, not registered), and
+1 - intensity inside the brain (T1 lesions are dark). Voxels are evaluated on the file's grid inside the brain, where
+the preprocessed intensity is above 0, and in the lesion. Skipped slices have the map value 0.
 
-Truths differ: see TRUTHS. That of BraTS-GLI-00001-000 covers the tumour generously, that of TCGA-DU-7294 is automatic.
+Ground truths differ: see TRUTHS. That of BraTS-GLI-00001-000 is generous, that of TCGA-DU-7294 is automatic.
 With --read_all, every image of both folders goes through the preprocessing first, and any failure is an error. Usage:
 
     python benchmarks/real_lesions.py --data DIR --model RUN --output DIR [--read_all]
 
-DIR holds brain_mri, ms_lesion and healthy_t1; RUN is the bundle of a training with the preset healthy_t1. Written to
-the output: real_lesions.json. Nothing is drawn at random.
+DIR holds brain_mri, ms_lesion and healthy_t1; RUN is the bundle of a training with the preset healthy_t1. Writes
+real_lesions.json. Nothing is random.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from aeflow_monai.files import write_json
 from aeflow_monai.metrics import VoxelMetrics
 
 Look = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
-PATIENTS = {  # T1, truth, which of its labels are lesion (all if None)
+PATIENTS = {  # T1, ground truth, and which of its labels are lesion (all if None)
     "BRATS_HG0015": ("brain_mri/{}/BRATS_HG0015_T1.mha", "brain_mri/{}/BRATS_HG0015_truth.mha", None),
     "TCGA-DU-7294": ("brain_mri/{}/t1.nii.gz", "brain_mri/{}/seg_auto.nii.gz", None),
     "BraTS-GLI-00001-000": ("brain_mri/{}/t1.nii.gz", "brain_mri/{}/inpainting_mask.nii.gz", None),
@@ -60,7 +60,7 @@ TRUTHS = {
 
 
 def read_all(data: Path, preprocessing: Any) -> list[dict[str, Any]]:
-    """Every image of both folders, masks too, after the preprocessing; those that fail are named at the end."""
+    """Preprocess every image and mask of both folders; failures are named at the end."""
     found, failed = [], []
     files = [*(data / "brain_mri").rglob("*"), *(data / "ms_lesion").rglob("*")]
     for file in sorted(path for path in files if path.name.endswith((".nii.gz", ".mha"))):
@@ -70,7 +70,7 @@ def read_all(data: Path, preprocessing: Any) -> list[dict[str, Any]]:
             low, high = float(image.min()), float(image.max())
             if not (torch.isfinite(image).all() and low >= 0 and 0 < high <= 1):
                 raise ValueError(f"the range after preprocessing is [{low}, {high}]")
-        except Exception as error:  # all of them are wanted, not the first
+        except Exception as error:  # collect all failures, not only the first
             failed.append(f"{name}: {error}")
             print(f"FAILED {failed[-1]}", flush=True)
             continue
@@ -92,7 +92,7 @@ def dark(stack: torch.Tensor) -> torch.Tensor:
 
 
 def lesions_alone(truth: Path, labels: tuple[int, ...], folder: Path) -> Path:
-    """A mask of some labels of another: the preprocessing takes all of a mask for lesion."""
+    """Write a mask of the lesion labels only, since the preprocessing treats all labels as lesion."""
     image = nib.load(truth)
     mask = folder / f"{truth.parent.name}_{truth.name}"
     nib.save(nib.Nifti1Image(np.isin(np.asarray(image.dataobj), labels).astype(np.uint8), image.affine), mask)
@@ -100,7 +100,7 @@ def lesions_alone(truth: Path, labels: tuple[int, ...], folder: Path) -> Path:
 
 
 def look_at(case: dict[str, Any], preprocessing: Any, slicer: Slicer, looks: Mapping[str, Look]) -> dict[str, Any]:
-    """Metrics of each map of one patient."""
+    """Return the metrics of each map for one patient."""
     invert = Invertd(["map", "brain"], preprocessing, "image", nearest_interp=False)
     batch = list_data_collate([preprocessing(case)])
     image = batch["image"]
@@ -141,7 +141,7 @@ def look_at(case: dict[str, Any], preprocessing: Any, slicer: Slicer, looks: Map
 
 
 def table(reports: dict[str, dict[str, Any]], maps: list[str]) -> str:
-    """One row per patient, the maps side by side within a cell."""
+    """Format one row per patient, with the maps side by side within a cell."""
     lines = [
         f"Each cell: {' / '.join(maps)}",
         "",

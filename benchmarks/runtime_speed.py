@@ -1,14 +1,13 @@
-"""Full scoring of an image by each runtime, maps included, against torch's bare encoder.
+"""Time of the full scoring of an image by each runtime, with maps, against the encoder alone in torch.
 
-All see the same batch, in turn, in one process; the encoder has its own weights, the rest those that a training begins
-with, which takes the same time. Usage:
+All process the same batch, in turn, in one process; the encoder is pretrained, the rest untrained, which does not
+affect the time. Usage:
 
     OMP_NUM_THREADS=1 python benchmarks/runtime_speed.py [--image_size 128 256] [--batch_size 16] [--repeats 9]
         [--normals 1000]
 
-The global term compares with as many normals as are given, which are made up.
-Times are those of the processor, on which other programs of a busy machine tell less than on those of the clock. Also
-says how far each runtime's scores lie from those of the network as it is trained.
+The global term compares with the given number of synthetic normals. Times are processor times, which other programs
+affect less than wall-clock times. It also prints how far each runtime's scores differ from those of the torch network.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def main() -> None:
 
 
 def processor_seconds(way: Callable[[], Any]) -> float:
-    """Seconds of all threads of this process that a call takes."""
+    """Return the processor seconds of a call over all threads of this process."""
     start = time.process_time()
     way()
     return time.process_time() - start
@@ -67,7 +66,7 @@ def measure(size: int, batch_size: int, repeats: int, n_normals: int) -> None:
         for name in RUNTIMES[1:]:
             if name not in installed_runtimes():
                 continue
-            # maps that nobody asked for are not computed
+            # maps that are not requested are not computed
             fast = FastInference(detector, name, maps=[])
 
             def scoring(fast: FastInference = fast) -> Any:

@@ -1,12 +1,12 @@
-"""What a study costs a core, and where the time goes: reading, network, writing.
+"""Processor time per study, by stage: reading, network, writing.
 
     python benchmarks/scale_cost.py [--repeats 5] [--page docs/scale.md]
 
-Scores slices of 512 x 512 and volumes of 240 x 240 x 155 by the default network, untrained, with one thread, by the
-class that shards and Ray workers use; but one stage after the other. By the fastest runtime that is installed with all
-kinds of outputs, and by the others with masks. Times are those of the processor, so that other
-work on the machine disturbs them little; medians. With `--page` the table is written into that page, between the lines
-`<!-- scale_cost.py -->` and `<!-- end of scale_cost.py -->`.
+Scores slices of 512 x 512 and volumes of 240 x 240 x 155 with the default network, untrained, in one thread, by the
+class that shards and Ray workers use, but with one stage after the other: by the fastest installed runtime with all
+kinds of outputs, and by the others with masks. Times are medians of processor time, which other work on the machine
+hardly affects. With `--page` the table is written into that page, between the lines `<!-- scale_cost.py -->` and
+`<!-- end of scale_cost.py -->`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OUTPUTS = {"scores alone": "[]", "masks": "[anomaly_mask]", "maps and masks": "[
 
 
 def stages(scorer: StudyScorer, image: Path, repeats: int) -> list[float]:
-    """Seconds of a core for reading, network and writing of one study, medians."""
+    """Return median processor seconds for reading, network and writing of one study."""
     found = []
     for number in range(repeats + 1):
         claim = Claim(number, "00000", {"image": str(image), "case": "case", "patient": "case"})
@@ -50,7 +50,7 @@ def stages(scorer: StudyScorer, image: Path, repeats: int) -> list[float]:
 
 
 def table(repeats: int) -> str:
-    """The table in Markdown, with a line on the machine."""
+    """Return the table in Markdown, with a line on the machine."""
     names = ("study", "runtime", "written", "read, s", "network, s", "write, s", "core hours")
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     fastest, *others = installed_runtimes()

@@ -1,12 +1,12 @@
-"""Small studies through the ledger, while the process that scores them is killed again and again.
+"""Score small studies with a ledger, while the process is killed again and again.
 
     python benchmarks/scale_ledger.py --work FOLDER [--studies 10000] [--kills 20] [--seed 0]
 
-Scores a list with `aeflow predict --shard 1/1`, and sends SIGKILL to that process at random: when a random number of
-studies is done, after up to two more seconds; every sixth within ten seconds of its start, amid imports, the list, or
-the first studies. The same command is given again each time. In the end each study has to be done exactly once: it has
-one row in the ledger and in scores.csv, its file is there and whole, no study that was done when the process was killed
-was touched again, and the first hundred scores are those of one process that nobody killed. Says too what a kill costs.
+Scores a list with `aeflow predict --shard 1/1`, and sends SIGKILL to that process at random: up to two seconds after a
+random number of studies is done; every sixth time within ten seconds of its start, during imports, the reading of the
+list, or the first studies. The same command is repeated each time. At the end each study must be done exactly once: it
+has one row in the ledger and in scores.csv, its file exists and is complete, no study that was done before a kill was
+changed, and the first hundred scores equal those of an undisturbed process. It also prints the cost of a kill.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LEDGER = "shards/1-of-1/ledger.sqlite"
 
 
 def done_of(out: Path) -> set[str]:
-    """Files of the studies that the ledger calls done."""
+    """Return the files of the studies that are done in the ledger."""
     path = out / LEDGER
     if not path.is_file():
         return set()
@@ -40,7 +40,7 @@ def done_of(out: Path) -> set[str]:
 
 
 def count_done(out: Path) -> int:
-    """How many studies the ledger calls done."""
+    """Return the number of studies that are done in the ledger."""
     path = out / LEDGER
     if not path.is_file():
         return 0
@@ -49,7 +49,7 @@ def count_done(out: Path) -> int:
 
 
 def kill_once(command: list[str], out: Path, at: int | None, rng: random.Random) -> float:
-    """Begin the command and kill it; gives the seconds that it ran."""
+    """Start the command and kill it, and return the seconds that it ran."""
     start = time.perf_counter()
     log = (out.parent / "killed.log").open("a")
     with log, subprocess.Popen(command, stdout=log, stderr=log, env=environment()) as process:
@@ -113,7 +113,7 @@ def main() -> None:
 
 
 def verified(out: Path, n: int, undisturbed: list[dict[str, str]]) -> dict[str, int]:
-    """Counts of what each study has; raises if one is not done exactly once."""
+    """Return the counts of rows and files; raise an error if a study is not done exactly once."""
     rows = read_rows(out / "scores.csv")
     files = collections.Counter(row["file"] for row in rows)
     by_file = {row["file"]: row for row in rows}

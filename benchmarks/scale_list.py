@@ -1,9 +1,9 @@
-"""A list of a million lines: seconds and memory until the first study of it could be scored.
+"""A list of a million lines: time and memory until its first study can be scored.
 
     python benchmarks/scale_list.py [--lines 10000 1000000]
 
-Writes lists of made-up paths, and reads each into the ledger of one shard of 16 and of all of it, in a process of its
-own. Memory is the peak of that process, of which imports take the most; the files are not looked for.
+Writes lists of synthetic paths, and reads each into the ledger of one shard of 16 and of the whole list, in a process
+of its own. Memory is the peak of that process, most of which is due to imports; the files are not accessed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS = {
 
 
 def write_list(path: Path, n_lines: int) -> Path:
-    """A list of paths that do not exist."""
+    """Write a list of paths that do not exist."""
     head, line = KINDS[path.suffix]
     with path.open("w", encoding="utf-8") as file:
         if head:
@@ -34,7 +34,7 @@ def write_list(path: Path, n_lines: int) -> Path:
 
 
 def read(path: Path, total: int) -> None:
-    """Read a list into a ledger beside it, and print seconds of a core, MiB and studies."""
+    """Read a list into a ledger beside it, and print processor seconds, MiB and number of studies."""
     from aeflow_monai.archive.ledger import Ledger
     from aeflow_monai.archive.listed import studies_in
     from aeflow_monai.archive.shard import Shard

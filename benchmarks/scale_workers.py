@@ -1,12 +1,12 @@
-"""Two shards on two cores against one shard on one core: how many studies in a second.
+"""Studies per second of two shards on two cores, against one shard on one core.
 
     python benchmarks/scale_workers.py --work FOLDER [--studies 600] [--rounds 3] [--ray]
 
-Scores the same list with one process, and with two that have a shard each, in turn. The rate is that between the first
-and the last study that is noted, without the seconds of imports, from the times of the written masks. With --ray also
-by `--ray local` with one worker and with two. Each process has one thread, and is bound to its own core if the system
-can do that; Ray with all of its processes to as many cores as it has workers. Run it on an idle machine: other work on
-the second core lowers the ratio.
+Scores the same list with one process, and with two that have a shard each, in turn. The rate is measured between the
+first and the last study, without imports, by the modification times of the masks. With --ray also by `--ray local` with
+one worker and with two. Each process has one thread, and is pinned to its own core if the system supports it; Ray with
+all its processes to as many cores as it has workers. Run it on an idle machine: other work on the second core lowers
+the ratio.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from small_studies import environment, prediction, train, write_list, write_stud
 
 
 def bound_to(cores: set[int]) -> Callable[[], None] | None:
-    """What binds a process to cores, before it begins."""
+    """Return a function that pins a process to cores before it starts."""
     return partial(os.sched_setaffinity, 0, cores) if hasattr(os, "sched_setaffinity") else None
 
 
 def rate(commands: list[list[str]], cores: list[set[int]], out: Path) -> float:
-    """Studies in a second of all processes together, each on its cores, while all of them score."""
+    """Return studies per second of all processes together, each on its cores, while all are scoring."""
     shutil.rmtree(out, ignore_errors=True)
     processes = [
         subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, preexec_fn=bound_to(its))
@@ -43,7 +43,7 @@ def rate(commands: list[list[str]], cores: list[set[int]], out: Path) -> float:
     times: dict[Path, list[float]] = {}
     for mask in out.glob("shards/*/*/*_anomaly_mask.nii.gz"):
         times.setdefault(mask.parent.parent, []).append(mask.stat().st_mtime)
-    # a shard that has ended is not waited for
+    # only while no shard has ended
     begin, end = max(map(min, times.values())), min(map(max, times.values()))
     return sum(begin <= each <= end for some in times.values() for each in some) / (end - begin)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the bundle's commands, times taken in turn, tables, synthetic volumes, and the machine."""
+"""Shared code of the benchmarks: bundle commands, timing in turns, tables, synthetic volumes, and the machine."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from aeflow_monai.files import read_json
 
 ROOT = Path(__file__).parent.parent
 _COMMAND = "import sys; from aeflow_monai.cli.main import main; sys.exit(main())"  # `aeflow` of any checkout
-LARGE = {"image_size": [240, 240], "slicer#fit": "pad"}  # options of a training for volumes of `write_volume`
+LARGE = {"image_size": [240, 240], "slicer#fit": "pad"}  # training options for volumes of `write_volume`
 
 
 def arguments(description: str, *paths: str) -> argparse.ArgumentParser:
-    """A parser of the command line, with a required path of each of these names."""
+    """Return a parser of the command line, with a required path for each of these names."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in paths:
         parser.add_argument(f"--{name}", type=lambda path: Path(path).absolute(), required=True)
@@ -40,7 +40,7 @@ def arguments(description: str, *paths: str) -> argparse.ArgumentParser:
 
 
 def parse_with_options(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The parser's own arguments, and all others as options of the bundle."""
+    """Parse the parser's own arguments, and all others as options of the bundle."""
     given, others = parser.parse_known_args()
     if len(others) % 2 or not all(name.startswith("--") for name in others[::2]):
         parser.error(f"options of the bundle are given as --name value; got {' '.join(others)}")
@@ -48,7 +48,7 @@ def parse_with_options(parser: argparse.ArgumentParser) -> tuple[argparse.Namesp
 
 
 def template(*configs: str | Path, **options: Any) -> ConfigParser:
-    """The bundle's train.yaml with configs on top, by name or path, and options: to take parts of."""
+    """Return the bundle's train.yaml with configs, by name or path, and options, to instantiate parts of it."""
     parser = ConfigParser()
     parser.read_config(config_files("train", *map(str, configs)))
     parser.update({"device": "cpu", **options})
@@ -56,7 +56,7 @@ def template(*configs: str | Path, **options: Any) -> ConfigParser:
 
 
 def bundle_command(configs: Sequence[str | Path], options: Mapping[str, Any], *verb: str) -> list[str]:
-    """The command line `python -m monai.bundle run ...`, as a user writes it."""
+    """Return the command line `python -m monai.bundle run ...`, as a user writes it."""
     files = [str(path) for path in configs]
     command = [
         sys.executable,
@@ -71,18 +71,18 @@ def bundle_command(configs: Sequence[str | Path], options: Mapping[str, Any], *v
 
 
 def run_bundle(configs: Sequence[str | Path], options: Mapping[str, Any], *verb: str) -> float:
-    """Run the bundle in a process of its own; gives the seconds that it took."""
+    """Run the bundle in a process of its own, and return its time in seconds."""
     return seconds(lambda: subprocess.run(bundle_command(configs, options, *verb), check=True))
 
 
 def evaluate(run: Path, dataset_dir: Path, output_dir: Path) -> dict[str, Any]:
-    """Evaluate a trained bundle in a process of its own; gives its metrics.json."""
+    """Evaluate a trained bundle in a process of its own, and return its metrics.json."""
     run_bundle([run / "configs/evaluate.yaml"], {"dataset_dir": dataset_dir, "output_dir": output_dir})
     return read_json(output_dir / "metrics.json")
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """Return the time of a call in seconds."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -94,32 +94,32 @@ def in_turn(
     warm_up: bool = True,
     measure: Callable[[Callable[[], Any]], float] = seconds,
 ) -> dict[str, list[float]]:
-    """Measure ways in rounds in which all take their turn, so that a machine whose speed drifts is fair to all.
+    """Measure several ways in rounds, in turn, so that a drift of the machine's speed affects all equally.
 
     Args:
-        ways: what is called, by name.
-        rounds: that count.
-        warm_up: begin with one that does not.
-        measure: gives the number of a call; see `own_measure` too.
+        ways: functions to call, by name.
+        rounds: number of measured rounds.
+        warm_up: start with a round that is not measured.
+        measure: returns the measurement of a call; see also `own_measure`.
     """
     found = [{name: measure(way) for name, way in ways.items()} for _ in range(rounds + warm_up)][int(warm_up) :]
     return {name: [measured[name] for measured in found] for name in ways}
 
 
 def own_measure(way: Callable[[], float]) -> float:
-    """What a way has measured by itself."""
+    """Return the measurement that a way makes itself."""
     return way()
 
 
 def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:
-    """Median of the ratios of two ways within the same round."""
+    """Return the median of the ratios of two ways within the same round."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
 
 
 def peak_memory(process: int | str = "self") -> float:
-    """Largest resident memory of a process so far, in MiB; 0 where /proc does not tell.
+    """Return the largest resident memory of a process so far, in MiB; 0 if /proc does not have it.
 
-    Not by getrusage, whose peak a new process inherits from the one that started it.
+    It does not use getrusage, since a new process inherits the peak of its parent.
     """
     try:
         status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ def peak_memory(process: int | str = "self") -> float:
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """Return the machine's name of its processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -137,12 +137,12 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """What a time depends on."""
+    """Describe the machine and versions that times depend on."""
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processor()}"
 
 
 def commit() -> str:
-    """The commit of this code, marked if it was changed."""
+    """Return the commit of this code, marked if there are local changes."""
     command = ["git", "describe", "--always", "--dirty"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
 
@@ -150,14 +150,14 @@ def commit() -> str:
 def phases_of(
     checkout: Path, words: Sequence[str | Path], log: Path, marks: Mapping[str, str], home: Path
 ) -> dict[str, float]:
-    """Seconds of the phases of `aeflow WORDS` by another checkout, of all of it, and of processor time.
+    """Return seconds of the phases of `aeflow WORDS` in another checkout, in total, and of processor time.
 
     Args:
-        checkout: of this project.
-        words: of the command.
-        log: that the command writes, whose lines begin with their time.
-        marks: by the phase's name, what the last line of the phase holds; "" for the first line of all.
-        home: AEFLOW_HOME, and where the command runs.
+        checkout: checkout of this project.
+        words: arguments of the command.
+        log: log of the command, whose lines begin with their time.
+        marks: by phase, a text in its last line; "" for the first line of the log.
+        home: AEFLOW_HOME, and working directory of the command.
     """
     command = [sys.executable, "-c", _COMMAND, *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "AEFLOW_HOME": str(home)}
@@ -179,7 +179,7 @@ def phases_of(
 
 
 def print_phases(found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-    """A table in Markdown of the `phases_of` the runs "before" and "now"; of each the first does not count."""
+    """Print a Markdown table of the `phases_of` the runs "before" and "now", without the first run of each."""
     print("| s | before | now | ratio |\n|---|---|---|---|")
     for phase in found["now"][0]:
         before, now = ([each[phase] for each in found[way][1:]] for way in ("before", "now"))
@@ -188,20 +188,20 @@ def print_phases(found: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, by column."""
+    """Return the rows of a CSV file, by column."""
     with path.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a CSV file, such as a manifest.csv; its folder is made if it is missing."""
+    """Write a CSV file, such as a manifest.csv; its folder is created if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
 
 
 def table_of_sets(found: Mapping[str, Mapping[str, float]], title: str = "method") -> str:
-    """From set to method to AUROC, in Markdown, best mean first; of methods that all sets have."""
+    """Format a table of AUROC by set and method in Markdown, best mean first, of methods that all sets have."""
     methods = [name for name in next(iter(found.values())) if all(name in of_set for of_set in found.values())]
     auroc = np.array([[of_set[method] for of_set in found.values()] for method in methods])
     ranks = 1 + (auroc[None] > auroc[:, None]).sum(axis=1)
@@ -215,7 +215,7 @@ def table_of_sets(found: Mapping[str, Mapping[str, float]], title: str = "method
 
 
 def xray_patient(path: str | Path) -> str:
-    """Who is on a chest X-ray, by its name (person23_bacteria_76, NORMAL2-IM-0523-0001); the whole name if unknown."""
+    """Return the patient in the name of a chest X-ray (person23_bacteria_76, NORMAL2-IM-0523-0001), else the name."""
     known = re.match(r"person\d+(?=_)|(?:NORMAL2-)?IM-\d+(?=-)", Path(path).name)
     return known[0] if known else Path(path).stem
 
@@ -230,11 +230,11 @@ def write_volume(path: Path, seed: int = 0) -> None:
 
 
 def write_untrained(folder: Path, **options: Any) -> Path:
-    """Write a bundle with the weights that a training begins with, which take the same time; it finds nothing.
+    """Write a bundle with untrained weights, which take the same time but detect nothing.
 
     Args:
-        folder: of the bundle.
-        options: of train.yaml.
+        folder: folder of the bundle.
+        options: options of train.yaml.
 
     Returns:
         The folder.

@@ -1,14 +1,14 @@
-"""What calibrating anew is worth, and training anew: a model of one site's normals, and images of another's.
+"""Benefit of recalibrating or retraining a model of one site's normals for images of another site.
 
-Half of a test split's normal patients become the other site's normals. On these calibrate.yaml sets score and
-thresholds anew ("calibrated"), and train.yaml trains another model with the same options ("trained"). The other half
-and the abnormal images of other patients are scored by the old model and both new ones. Usage:
+Half of a test split's normal patients become the other site's normals. On these, calibrate.yaml fits score and
+thresholds ("calibrated"), and train.yaml trains another model with the same options ("trained"). The other half and
+the abnormal images of other patients are scored by the old model and both new ones. Usage:
 
     python benchmarks/site_calibration.py --data XRAY --model RUN --output OUT [--seed 0]
 
-XRAY holds manifest.csv (path,split,abnormal, and patient if known); RUN is the bundle of a training. Written to the
-output: site_calibration.json, the new bundles, a folder of results for each model, and the site as a data set, on which
-other methods can be fitted (`detection/run.py --set OUT/site`).
+XRAY holds manifest.csv (path,split,abnormal, and patient if known); RUN is the bundle of a training. Writes
+site_calibration.json, the new bundles, a folder of results for each model, and the site as a data set, on which other
+methods can be fitted (`detection/run.py --set OUT/site`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_manifest(folder: Path, **items: Sequence[dict[str, Any]]) -> None:
 
 
 def split_site(items: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Normals of half of the normal patients, and the items of all other patients, normal or not."""
+    """Split off the normals of half of the normal patients from the items of all other patients."""
     _, site = split_normals(items, 0.5, seed)
     known = {item["patient"] for item in site}
     return list(site), [item for item in items if item["patient"] not in known]

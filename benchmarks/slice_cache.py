@@ -1,9 +1,9 @@
 """Training slices per second from SliceDataset, in memory and on disk, against loading the volume for each slice.
 
-All three go through the same DataLoader (no workers, shuffled) and give the same slices of the bundle's preprocessing;
-the last one reads and preprocesses the slice's volume each time, as a data set without a cache does. Files that were
-just written lie in the system's cache, for all three. Volumes are made up (240 x 240 x 155, a noisy ellipsoid in an
-empty background) unless a folder of .nii.gz files is given. Usage:
+All three use the same DataLoader (no workers, shuffled) and return the same preprocessed slices; the last one reads and
+preprocesses the slice's volume each time, like a data set without a cache. For all three, files that were just written
+are in the system's cache. Volumes are synthetic (240 x 240 x 155, a noisy ellipsoid in an empty background) unless a
+folder of .nii.gz files is given. Usage:
 
     python benchmarks/slice_cache.py [--data DIR] [--output DIR] [--volumes 2] [--seed 0] [--loaded 8]
 """
@@ -31,7 +31,7 @@ Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class LoadEach(Dataset):
-    """The same slices, each by reading and preprocessing its volume."""
+    """A data set of the same slices that reads and preprocesses the volume of each."""
 
     def __init__(self, index: list[dict[str, Any]], transform: Transform, slicer: Slicer) -> None:
         self.index = index
@@ -48,7 +48,7 @@ class LoadEach(Dataset):
 
 
 def slices_per_second(dataset: Dataset, batch_size: int, at_least: float = 0.0) -> float:
-    """Over whole epochs, as many as take so many seconds."""
+    """Measure slices per second over whole epochs, for at least `at_least` seconds."""
     next(iter(DataLoader(dataset, batch_size=min(batch_size, 2))))  # first calls allocate
     count, start = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - start < at_least:

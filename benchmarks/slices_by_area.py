@@ -1,7 +1,7 @@
-"""How well a score tells slices with a lesion from others that show as much of the organ.
+"""How well a score separates slices with a lesion from others that show as much of the organ.
 
-Lesions lie in the middle of the head, so the area of the brain alone tells slices with lesions from others, and so does
-any score that grows with it. Among slices of like area it cannot help. Usage, for the methods of one comparison:
+Lesions lie in the middle of the head, so the area of the brain alone separates slices with lesions from others, and so
+does any score that grows with it. Among slices of similar area it cannot help. Usage, for the methods of a comparison:
 
     python benchmarks/slices_by_area.py --data RUN/planted --config healthy_t1 RUN/seed0/*/results
 
@@ -21,18 +21,18 @@ from aeflow_monai.output.slice_place import slice_places
 
 
 def areas_of(image: torch.Tensor) -> dict[int, float]:
-    """Share of each axial slice of a preprocessed volume (1, X, Y, Z) that is above 0, by its number in the file."""
+    """Return the fraction above 0 of each axial slice of a preprocessed volume (1, X, Y, Z), by number in the file."""
     areas: list[float] = (image.as_subclass(torch.Tensor)[0] > 0).float().mean(dim=(0, 1)).tolist()
     return {place.slice_from_0: area for place, area in zip(slice_places(image, "axial"), areas, strict=True)}
 
 
 def slices_by_area(table: Path, areas: dict[str, dict[int, float]], tolerance: float = 0.05) -> dict[str, float]:
-    """How well slices with lesion differ from those without by the organ's area, and by the score at like area.
+    """Return AUROC of slices with lesion against those without by the organ's area, and by the score at similar area.
 
     Args:
         table: slice_scores.csv of the evaluation.
-        areas: of each case, the share of each slice that is above 0, by its number in the file.
-        tolerance: pairs of like area differ by at most this share of the largest one.
+        areas: for each case, the fraction of each slice that is above 0, by its number in the file.
+        tolerance: areas are similar if they differ by at most this fraction of the largest area.
     """
     rows = [row for row in read_rows(table) if row["kind"] in ("normal", "abnormal")]
     score = np.array([float(row["anomaly_score"]) for row in rows])

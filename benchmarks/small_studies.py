@@ -1,4 +1,4 @@
-"""Many small 2D studies and a model of them, for the benchmarks of scale: each drawn from a seed, 64 x 64."""
+"""Many small seeded 2D studies, 64 x 64, and a model of them, for the benchmarks of scale."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ OPTIONS = {
 
 
 def environment() -> dict[str, str]:
-    """One thread for each process, as on a node whose cores are shared out."""
+    """Return an environment with one thread per process, as on a node with a process per core."""
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def write_studies(folder: Path, n: int, seed: int) -> None:
-    """Write n pictures; those that are there already are kept."""
+    """Write n pictures; existing ones are kept."""
     rng, (y, x) = np.random.default_rng(seed), np.mgrid[:64, :64] / 64
     for number in range(n):
         wave = 0.5 + 0.3 * np.sin(6 * x + rng.random() / 2) * np.cos(5 * y + rng.random() / 2)
@@ -40,13 +40,13 @@ def write_studies(folder: Path, n: int, seed: int) -> None:
 
 
 def write_list(path: Path, n: int) -> Path:
-    """Write a list of n pictures below the list's folder."""
+    """Write a list of n pictures in or below the list's folder."""
     path.write_text("".join(f"studies/{number // 1000:03d}/{number:06d}.png\n" for number in range(n)))
     return path
 
 
 def train(work: Path) -> Path:
-    """Train a small model on 120 pictures, if it is not there already."""
+    """Train a small model on 120 pictures, unless it exists."""
     model = work / "RUN"
     if not (model / "models/model.pt").is_file():
         write_studies(work / "normal", 120, seed=1)
@@ -57,6 +57,6 @@ def train(work: Path) -> Path:
 
 
 def prediction(listed: Path, model: Path, out: Path, more: Sequence[str] = ()) -> list[str]:
-    """The command that scores a list; of each study its mask is written."""
+    """Return the command that scores a list and writes the mask of each study."""
     given = [str(listed), "-m", str(model), "-o", str(out), "--outputs", "anomaly_mask", "--device", "cpu"]
     return [*COMMAND, "predict", *given, *more]

@@ -1,4 +1,4 @@
-"""Commands run on a pseudo-terminal, and pictures of what it shows."""
+"""Run commands on a pseudo-terminal, and render its screen."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-_FONTS = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"  # in place of one that would be downloaded
+_FONTS = "ui-monospace, Menlo, Consolas, 'DejaVu Sans Mono', monospace"  # instead of a downloaded font
 
 
 class RecordedTerminal:
-    """A terminal on which commands run, one after the other.
+    """A terminal that runs commands one after the other.
 
     Args:
-        folder: in which they run.
-        environment: of the commands.
-        columns: of the terminal.
-        rows: of the terminal; what scrolls out is lost.
+        folder: working directory of the commands.
+        environment: environment of the commands.
+        columns: columns of the terminal.
+        rows: rows of the terminal; lines that scroll out are lost.
     """
 
     def __init__(self, folder: Path, environment: dict[str, str], columns: int = 108, rows: int = 60) -> None:
@@ -39,11 +39,11 @@ class RecordedTerminal:
         self.stream = pyte.ByteStream(self.screen)
 
     def run(self, *command: str, each_time: Callable[[], None] = lambda: None) -> None:
-        """Run a command, after a line with a prompt as a shell shows it.
+        """Run a command, shown after a shell prompt.
 
         Args:
-            command: and its arguments.
-            each_time: is called when something new is shown.
+            command: the command and its arguments.
+            each_time: called when the screen changes.
 
         Raises:
             RuntimeError: the command fails.
@@ -63,11 +63,11 @@ class RecordedTerminal:
             raise RuntimeError(f"{shlex.join(command)} ended with {process.returncode}: {self.text()}")
 
     def text(self) -> str:
-        """What is shown."""
+        """Return the text on the screen."""
         return "\n".join(line.rstrip() for line in self.screen.display).rstrip()
 
     def picture(self, title: str) -> str:
-        """What is shown, as an SVG that loads nothing."""
+        """Return the screen as an SVG without external resources."""
         n_lines = self.text().count("\n") + 1
         console = Console(record=True, width=self.screen.columns, file=io.StringIO(), force_terminal=True)
         for row in range(n_lines):
@@ -80,14 +80,14 @@ class RecordedTerminal:
             line = Text.assemble(*parts, no_wrap=True)
             line.rstrip()
             console.print(line, soft_wrap=True)
-        console.print()  # of the last line, the picture cuts off what is below the base
+        console.print()  # the picture would cut off the last line below its baseline
         drawn = console.export_svg(title=title, theme=MONOKAI)
         drawn = re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
         return drawn.replace("Fira Code, monospace", _FONTS).replace("font-family: arial;", "font-family: sans-serif;")
 
 
 def _read(terminal: int) -> bytes:
-    """What has come to a terminal; nothing when its program has ended, which Linux says by an error."""
+    """Read the output of a terminal; empty when its program has ended, which Linux signals by an error."""
     try:
         return os.read(terminal, 65536)
     except OSError:
@@ -95,7 +95,7 @@ def _read(terminal: int) -> bytes:
 
 
 def _colour(name: str) -> str:
-    """A colour of pyte, as rich calls it."""
+    """Convert the name of a colour from pyte to rich."""
     if re.fullmatch(r"[0-9a-f]{6}", name):
         return f"#{name}"
     return re.sub("^bright", "bright_", name).replace("brown", "yellow")

@@ -1,12 +1,12 @@
-"""The README's training, `aeflow train` on the embedded volumes, by this code and by that of another checkout, in turn.
+"""Time of the README's training, `aeflow train` on the embedded volumes, by this code and another checkout, in turn.
 
     git worktree add /tmp/before 6ea55fc
     python benchmarks/training_command.py --other /tmp/before [--repeats 1]
 
-The phases are told by the times in the run's own log: `imports` until the run has begun, `features` until all slices
+The phases are measured by the times in the run's log: `imports` until the run has begun, `features` until all slices
 are encoded, `training` until the last epoch has ended, `calibration` until the model is written. A first run of each,
-which fills the system's caches, does not count. Says also the AUROC of cases of both models on
-the test volumes, by this code's `aeflow evaluate`.
+which fills the system's caches, is not counted. It also prints the AUROC of cases of both models on the test volumes,
+by this code's `aeflow evaluate`.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""One volume by `aeflow predict`, from Enter to exit, by this code and by that of another checkout, in turn.
+"""Time of `aeflow predict` on one volume, by this code and by another checkout, in turn.
 
     git worktree add /tmp/before ead7b3b
     python benchmarks/volume_command.py --other /tmp/before [--run RUN] [--image FILE] [--repeats 3]
 
-The volume is made up (240 x 240 x 155). The bundle has untrained weights and the defaults of the other checkout, since
-this code reads an earlier one's model. Both may be given.
-The phases are told by the times in the run's own log: `imports` until MONAI reads the config, `checks` until the
+The volume is synthetic (240 x 240 x 155). The bundle has untrained weights and the defaults of the other checkout,
+since this code can read models of earlier versions. Both can be given.
+The phases are measured by the times in the run's log: `imports` until MONAI reads the config, `checks` until the
 evaluator begins, `volume` until report and scores are written, `exit` until the process has ended. Processor time is
-that of all cores together; on a busy machine its ratio says more than that of the seconds. A first run of each does not
-count, after which what this code keeps for later runs is there. Says also whether the scores are the same.
+the sum over all cores; on a busy machine its ratio is more reliable than that of the seconds. A first run of each,
+which fills the caches of this code, is not counted. It also prints whether the scores are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MARKS = {"imports": "", "checks": "Engine run resuming", "volume": "Engine run f
 
 
 def untrained(checkout: Path, run: Path) -> Path:
-    """A bundle by the code of a checkout."""
+    """Write an untrained bundle with the code of a checkout."""
     command = (
         "import sys; from pathlib import Path; from shared import write_untrained; write_untrained(Path(sys.argv[1]))"
     )

@@ -1,10 +1,10 @@
-"""Cost of inference on volumes: all of it against the bare network, and memory of many volumes against one.
+"""Cost of inference on volumes: total time against the network alone, and memory of many volumes against one.
 
-The volume is made up (240 x 240 x 155, a noisy ellipsoid in an empty background) unless one is given. Reading,
-preprocessing, network, inversion and writing of all that is on by default are timed by running inference.yaml; the bare
-network is the same network over the same non-empty slices, already cut, called batch by batch on all cores. Inference
-itself calls it with half batches in two threads on half of the cores each, so part of its cost is won back. Both run in
-turn in one process; another process on the same cores spoils the ratio. Usage:
+The volume is synthetic (240 x 240 x 155, a noisy ellipsoid in an empty background) unless one is given. Reading,
+preprocessing, network, inversion and writing of all default outputs are timed by running inference.yaml; the network
+alone processes the same non-empty slices, already cut, batch by batch on all cores. Inference itself calls it with half
+batches in two threads on half of the cores each, which recovers a part of the cost. Both run in turn in one process;
+another process on the same cores distorts the ratio. Usage:
 
     python benchmarks/volume_inference.py [--image FILE] [--repeats 3] [--volumes 20]
 """
@@ -38,14 +38,14 @@ from aeflow_monai.engine.inference.allocator import keep_freed_memory
 
 
 def evaluator_of(run: Path, dataset_dir: Path, output_dir: Path) -> Any:
-    """The evaluator of a bundle's inference.yaml, with its model."""
+    """Return the evaluator of a bundle's inference.yaml, with its model."""
     options = {"dataset_dir": str(dataset_dir), "output_dir": str(output_dir), "device": "cpu"}
     workflow = Workflow(str(run / "configs/inference.yaml"), workflow_type="infer", logging_file=False, **options)
     return workflow.parser.get_parsed_content("evaluator")
 
 
 def slice_batches(model: Model, file: Path) -> list[torch.Tensor]:
-    """The slices of a volume that inference looks at, already cut."""
+    """Return the slices of a volume that inference processes, already cut."""
     volume = model.preprocessing({"image": str(file), "case": file.name})["image"].as_tensor()
     slicer = model.inferer.slicer
     indices = slicer.chosen(volume, "axial").split(model.inferer.batch_size)
@@ -53,7 +53,7 @@ def slice_batches(model: Model, file: Path) -> list[torch.Tensor]:
 
 
 def peak_of(run: Path, volume: Path, count: int) -> float:
-    """Peak memory of the inference on so many volumes, in MiB: in a process of its own, it cannot be taken back."""
+    """Return the peak memory in MiB of the inference on `count` volumes, in a process of its own."""
     with tempfile.TemporaryDirectory() as data:
         for number in range(count):
             (Path(data) / f"volume_{number:02d}.nii.gz").symlink_to(volume)

@@ -1,8 +1,8 @@
-"""Time and size of writing five maps and a mask as NIfTI, by nibabel's default and by what might replace it.
+"""Time and size of writing five maps and a mask as NIfTI, by nibabel's default and by alternatives.
 
-The maps are smooth as anomaly maps are: a coarse random field, interpolated, 0 outside an ellipsoid. In each round
-every way writes all six files, one way after the other; printed are medians, and ratios to nibabel's default in the
-same round. Usage:
+The maps are smooth like anomaly maps: a coarse random field, interpolated, 0 outside an ellipsoid. In each round every
+way writes all six files, one way after the other; prints medians, and ratios to nibabel's default in the same round.
+Usage:
 
     pip install isal zlib-ng
     python benchmarks/writing.py [--shape 240 240 155] [--repeats 3]
@@ -40,14 +40,14 @@ def case(shape: list[int], n_maps: int = 5) -> dict[str, Array]:
     generator = torch.Generator().manual_seed(0)
     arrays = {}
     for k in range(n_maps):
-        coarse = torch.randn(1, 1, 16, 16, shape[2], generator=generator)  # slices are scored one by one
+        coarse = torch.randn(1, 1, 16, 16, shape[2], generator=generator)  # slices are scored independently
         arrays[f"map{k}"] = (F.interpolate(coarse, size=shape, mode="trilinear")[0, 0] * brain).numpy()
     arrays["mask"] = (arrays["map0"] > 1).astype(np.uint8)
     return arrays
 
 
 def rounded(array: Array, kept: int = 12) -> Array:
-    """Floats with fewer of their 23 mantissa bits, rounded to nearest."""
+    """Round floats to fewer of their 23 mantissa bits, to nearest."""
     if array.dtype != np.float32:
         return array
     dropped = 23 - kept

@@ -1,4 +1,4 @@
-"""Archives: more studies than one process can score, in shards that stop, go on and are merged."""
+"""Archives: more studies than one process can score, in shards that can stop, resume and be merged."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The ledger of a shard: which of its studies are open, done or failed, whenever the process that scores them ends."""
+"""The ledger of a shard: the state of its studies (open, done or failed), safe against a killed process."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from aeflow_monai.data.datalist.naming import fitting_name
 __all__ = ["LEDGER", "Claim", "Counts", "Ledger"]
 
 LEDGER = "ledger.sqlite"
-_EVERY = 1.0  # seconds between commits: each waits for the disk, for some 10 ms
-_SUSPECT, _MOST = 2, 5  # ends of processes until a study is scored alone, and until it is given up
-_FOLDER = 1000  # studies in a folder of results
+_EVERY = 1.0  # seconds between commits, each of which waits about 10 ms for the disk
+_SUSPECT, _MOST = 2, 5  # killed processes until a study is scored alone, and until it is given up
+_FOLDER = 1000  # studies in a folder of outputs
 
 
 class Claim(NamedTuple):
-    """A study that is to be scored.
+    """A study claimed for scoring.
 
     Attributes:
-        number: of the study in its ledger.
-        folder: for its files, a name below the shard's folder.
-        item: of a datalist.
+        number: number of the study in its ledger.
+        folder: folder of its files, a name below the shard's folder.
+        item: item of a datalist.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Claim(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many studies of a ledger are done, failed, and open, those among them that are being scored."""
+    """Numbers of done, failed and open studies of a ledger; open includes studies that are being scored."""
 
     done: int
     failed: int
@@ -50,24 +50,25 @@ class Counts(NamedTuple):
 
 
 class Ledger:
-    """What is known of each study of a shard, in an SQLite file.
+    """The state and result of each study of a shard, in an SQLite file.
 
-    A study is open until it is claimed; a claimed one becomes done when all of its files have their names and its row
-    is stored, or failed, with a message. What a process that ended has claimed is open for the next one. One that was
-    claimed whenever a process ended is suspected of ending it: it is scored alone, and given up after five times.
+    A study is open until it is claimed. A claimed study becomes done when all of its files have their final names and
+    its row is stored, or failed, with a message. Claims of a process that was killed are open for the next one. A study
+    that was claimed each time a process was killed is suspected as the cause: it is scored alone, and given up after
+    five times.
 
-    One process writes a ledger; others may read it meanwhile. Rows are written together, once a second, so that slow
-    disks do not matter.
+    One process writes a ledger; others may read it meanwhile. Rows are committed together once a second, so that a slow
+    disk does not slow down the scoring.
 
     Args:
-        path: of the file; made if it is missing.
-        read_only: whether it is only read; then it has to be there.
+        path: path of the file; created if missing.
+        read_only: whether it is only read; then it has to exist.
 
     Raises:
-        FileNotFoundError: there is none to be read.
-        LedgerError: it cannot be used for now, as with a full disk, or while another program holds it. As all methods
-            do.
-        DamagedLedger: the file is no ledger, or a damaged one. As all methods do.
+        FileNotFoundError: the file to be read does not exist.
+        LedgerError: it cannot be used at present, for example with a full disk, or while another program holds it. All
+            methods may raise it.
+        DamagedLedger: the file is not a ledger, or is damaged. All methods may raise it.
 
     Example:
         >>> import tempfile
@@ -96,38 +97,38 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Store what is pending, and close the file."""
+        """Commit pending changes, and close the file."""
         self._file.close()
 
     def abandon(self) -> None:
-        """Forget what is pending, and close the file."""
+        """Discard pending changes, and close the file."""
         self._file.abandon()
 
     @property
     def is_begun(self) -> bool:
-        """Whether a process has made the tables, which takes a moment."""
+        """Whether the tables exist, which a new ledger gets after a moment."""
         return any(self._file.read("SELECT 1 FROM sqlite_master WHERE name = 'unfinished'"))
 
     def settings(self) -> dict[str, Any]:
-        """What the shard was begun with; empty of a new one."""
+        """Return the settings that the shard was begun with; empty for a new one."""
         return {name: self._file.content(value) for name, value in self._file.read("SELECT name, value FROM settings")}
 
     def set(self, **settings: Any) -> None:
-        """Store settings, with what JSON can hold."""
+        """Store settings, which JSON has to hold."""
         rows = [(name, json.dumps(value)) for name, value in settings.items()]
         self._file.write_each("INSERT OR REPLACE INTO settings VALUES (?, ?)", rows)
 
     def begin(self, studies: Iterable[Study] | None, retry_failed: bool = False) -> int:
-        """Begin a run of the shard: take the list, and open what an earlier run has not finished.
+        """Begin a run of the shard: read the list, and reopen what an earlier run has not finished.
 
-        What is not done and no longer listed is taken away.
+        Studies that are neither done nor listed any more are removed.
 
         Args:
-            studies: of the shard, in any order; None if they are those of the last run.
-            retry_failed: open those that failed too.
+            studies: studies of the shard, in any order; None for those of the last run.
+            retry_failed: also reopen failed studies.
 
         Returns:
-            How many of the listed studies stand in the list once more.
+            The number of listed studies that repeat an earlier one.
         """
         self._file.begin()
         values = (datetime.now().astimezone().isoformat(timespec="seconds"), os.getpid(), platform.node())
@@ -147,10 +148,10 @@ class Ledger:
         """Claim open studies, in their order.
 
         Args:
-            limit: at most so many.
+            limit: most studies to claim.
 
         Returns:
-            The studies; one alone if it is suspected of ending processes; none if no study is open.
+            The studies; a single one if it is suspected of killing processes; none if no study is open.
         """
         chosen = "SELECT number, name, item FROM studies WHERE state = 'open' AND ends {} ORDER BY number LIMIT ?"
         rows = [*self._file.read(chosen.format(f"< {_SUSPECT}"), (limit,))]
@@ -165,28 +166,28 @@ class Ledger:
         ]
 
     def done(self, number: int, row: Mapping[str, Any]) -> None:
-        """Note that a study is done: all of its files have their names.
+        """Mark a study as done: all of its files have their final names.
 
         Args:
-            number: of the study, which is claimed.
-            row: of the table of scores.
+            number: number of a claimed study.
+            row: row of the table of scores.
         """
         self._finish(number, "done", row)
 
     def failed(self, number: int, failure: Mapping[str, Any]) -> None:
-        """Note that a study failed.
+        """Mark a study as failed.
 
         Args:
-            number: of the study, which is claimed.
+            number: number of a claimed study.
             failure: row of the table of failures.
         """
         self._finish(number, "failed", failure)
 
     def release(self, numbers: Iterable[int] | None = None) -> None:
-        """Open studies that are claimed and were not begun, or broken off by no fault of theirs.
+        """Reopen claimed studies that were not begun, or interrupted through no fault of their own.
 
         Args:
-            numbers: of studies; all that are claimed if None.
+            numbers: numbers of studies; all claimed ones if None.
         """
         self._file.begin()
         if numbers is None:
@@ -197,46 +198,46 @@ class Ledger:
         self.commit()
 
     def ended(self, numbers: Iterable[int]) -> None:
-        """Open studies that were claimed by a process that ended.
+        """Reopen studies that were claimed by a killed process.
 
         Args:
-            numbers: of the studies.
+            numbers: numbers of the studies.
         """
         self._file.begin()
         self._open_again(f"state = 'claimed' AND number IN ({', '.join(str(int(number)) for number in numbers)})")
         self.commit()
 
     def end(self) -> None:
-        """Note that the run came to its end."""
+        """Mark the run as completed."""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self._file.begin()
         self._file.write("UPDATE runs SET ended = ? WHERE run = ?", (now, self._run))
         self.commit()
 
     def commit(self) -> None:
-        """Store what is pending."""
+        """Commit pending changes."""
         self._file.commit()
         self._committed = time.monotonic()
 
     def counts(self) -> Counts:
-        """How many studies are in which state."""
+        """Return the number of studies in each state."""
         found: dict[str, int] = dict(self._file.read("SELECT state, count(*) FROM studies GROUP BY state"))
         return Counts(found.get("done", 0), found.get("failed", 0), found.get("open", 0) + found.get("claimed", 0))
 
     def unlisted(self) -> int:
-        """How many studies are done and stood no longer in the list when it was last read."""
+        """Return the number of done studies that were no longer listed when the list was last read."""
         query = "SELECT count(*) FROM studies WHERE seen < (SELECT max(seen) FROM studies)"
         ((n_unlisted,),) = self._file.read(query)
         return int(n_unlisted)
 
     def rows(self, state: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Studies that are done or failed, in the order of their keys.
+        """Yield the done or failed studies in the order of their keys.
 
         Args:
             state: "done" or "failed".
 
         Yields:
-            The key, and the row: of scores, or of failures.
+            The key, and the row of scores or of failures.
         """
         query = "SELECT key, number, name, item, result FROM studies WHERE state = ? ORDER BY key"
         for key, number, name, item, result in self._file.read(query, (state,)):
@@ -245,12 +246,12 @@ class Ledger:
             yield key, {"case": name, "file": file, **self._file.content(result), "results": f"{number // _FOLDER:05d}"}
 
     def names(self) -> Iterator[str]:
-        """Names of all studies, in their order without regard to the case of ASCII letters."""
+        """Yield the names of all studies, sorted with the case of ASCII letters ignored."""
         for (name,) in self._file.read("SELECT name FROM studies ORDER BY name COLLATE NOCASE"):
             yield name
 
     def _list(self, study: Study) -> bool:
-        """Take a line of the list; false if this study stood in it already."""
+        """Add a listed study; return False if it was listed before."""
         query = (
             "INSERT INTO studies (key, name, item, seen) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (key) DO UPDATE SET item = excluded.item, seen = excluded.seen WHERE seen < excluded.seen"
@@ -258,12 +259,12 @@ class Ledger:
         item, name = json.dumps(study.item), study.item["case"]
         digest = hashlib.sha256(study.key.encode("utf-8", "surrogateescape")).hexdigest()
         for own in (name, fitting_name(f"{name}-{digest[:8]}")):
-            with suppress(sqlite3.IntegrityError):  # another study has this name
+            with suppress(sqlite3.IntegrityError):  # another study has this name already
                 return bool(self._file.write(query, (study.key, own, item, self._run)).rowcount)
         return bool(self._file.write(query, (study.key, fitting_name(f"{name}-{digest}"), item, self._run)).rowcount)
 
     def _open_again(self, which: str) -> None:
-        """Open studies of processes that ended; those of which too many did have failed."""
+        """Reopen studies of killed processes; those that were claimed by too many of them become failed."""
         message = (
             f"The process ended {_MOST} times while this study was scored: it may need more memory than there is, or "
             "crash a library. Look at it by itself, or try it again with --retry-failed."

@@ -1,4 +1,4 @@
-"""The SQLite file of a ledger: its errors name the file, and say what to do."""
+"""The SQLite file of a ledger; errors name the file and the remedy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["DamagedLedger", "LedgerError", "LedgerFile"]
 
-_WAIT = 60  # seconds, for another process that writes
+_WAIT = 60  # seconds to wait for another writing process
 _TABLES = """
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS studies (
 CREATE INDEX IF NOT EXISTS unfinished ON studies (state, ends, number) WHERE state != 'done';
 """
 _OWN = {"settings", "runs", "studies"}
-# By words of what SQLite says, whose codes Python 3.10 does not tell.
+# By words of SQLite's messages, since Python 3.10 does not expose its error codes.
 _REMEDIES = {
     "locked": "Another program has it open: end that",
     "full": "Free space on its disk",
@@ -45,26 +45,26 @@ _DAMAGE = (
 
 
 class LedgerError(RuntimeError):
-    """A ledger cannot be read or written for now; what it holds is kept."""
+    """A ledger cannot be read or written at present; its contents are kept."""
 
 
 class DamagedLedger(ValueError):
-    """A file is no ledger, or a damaged one."""
+    """A file is not a ledger, or is damaged."""
 
 
 class LedgerFile:
-    r"""Open the SQLite file of a ledger, and make its tables if it is to be written.
+    r"""The SQLite file of a ledger, with its tables created if it is to be written.
 
-    There is no write-ahead log, which SQLite cannot share between machines.
+    It uses no write-ahead log, which SQLite cannot share between machines.
 
     Args:
-        path: of the file.
-        read_only: whether it is only read; then it has to be there.
+        path: path of the file.
+        read_only: whether it is only read; then it has to exist.
 
     Raises:
         LedgerError: the disk is full, another program holds the file, it cannot be written, or SQLite fails for
-            another reason; or a file that is only read looks cut. As all methods do.
-        DamagedLedger: it is no ledger, or was cut. As all methods do.
+            another reason; or a file that is only read seems truncated. All methods may raise it.
+        DamagedLedger: it is not a ledger, or was truncated. All methods may raise it.
 
     Example:
         >>> file = LedgerFile(Path(tempfile.mkdtemp(), "ledger.sqlite"))
@@ -78,68 +78,68 @@ class LedgerFile:
         self.path = path
         self._read_only = read_only
         if path.is_file() and not path.stat().st_size and any(path.parent.glob("[0-9]*")):
-            raise self._cut("an empty file beside results")  # one that is just made has none
+            raise self._cut("an empty file beside results")  # a ledger that has just been created has no results
         with self._told(), ExitStack() as opened:
             self._db = opened.enter_context(closing(_readable(path) if read_only else _opened(path, "rwc")))
             self._require_own()
             if not read_only:
-                # the journal keeps its room, so that studies can be released when the disk is full
+                # the journal keeps its disk space, so that studies can be released when the disk is full
                 self._db.execute("PRAGMA journal_mode = PERSIST")
                 self._db.executescript(_TABLES)
-            opened.pop_all()  # it stays open
+            opened.pop_all()  # keep it open
 
     def begin(self) -> None:
-        """Begin a transaction, unless one has begun."""
+        """Begin a transaction, unless one is open."""
         if not self._db.in_transaction:
             self.write("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Store what is pending."""
+        """Commit pending changes."""
         if self._db.in_transaction:
             self.write("COMMIT")
 
     def write(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Run a query that gives no rows.
+        """Run a query that returns no rows.
 
         Raises:
-            sqlite3.IntegrityError: a row with this value is there.
+            sqlite3.IntegrityError: a row with this value exists.
         """
         with self._told():
             return self._db.execute(query, values)
 
     def write_each(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Run a query that gives no rows for each of several values."""
+        """Run a query that returns no rows, once for each tuple of values."""
         with self._told():
             self._db.executemany(query, rows)
 
     def read(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
-        """Rows of a query."""
+        """Yield the rows of a query."""
         with self._told():
             yield from self._db.execute(query, values)
 
     def content(self, text: str) -> Any:
-        """What a cell says in JSON."""
+        """Parse the JSON in a cell."""
         try:
             return json.loads(text)
         except (TypeError, ValueError) as error:
             raise self._damaged(f"a cell that says {text!r:.80}") from error
 
     def close(self) -> None:
-        """Store what is pending, and close the file."""
+        """Commit pending changes, and close the file."""
         try:
             self.commit()
         finally:
             self._db.close()
 
     def abandon(self) -> None:
-        """Forget what is pending, and close the file."""
+        """Discard pending changes, and close the file."""
         self._db.close()
 
     def _require_own(self) -> None:
-        """Refuse a file of another program before anything is written to it, and one that was cut."""
+        """Refuse a file of another program, before anything is written to it, and a truncated one."""
         self._db.execute("BEGIN")
         names = {name for (name,) in self._db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        # while this transaction goes on no process writes
+        # no other process writes during this transaction
         in_file = self._db.execute("PRAGMA database_list").fetchone()[2]
         (n_pages,), (size,) = (self._db.execute(f"PRAGMA page_{name}").fetchone() for name in ("count", "size"))
         n_bytes = Path(in_file).stat().st_size if in_file else n_pages * size
@@ -152,7 +152,7 @@ class LedgerFile:
     def _cut(self, got: str) -> LedgerError | DamagedLedger:
         if not self._read_only:
             return self._damaged(got)
-        # over NFS the size of a file that another machine writes may be seconds old
+        # over NFS the reported size of a file written by another machine may be seconds old
         return LedgerError(
             f"The ledger {self.path} cannot be read: got {got}. Give the same command again, since another machine may "
             "be writing it. If it says the same then, the file was cut: put the right one back."
@@ -169,7 +169,7 @@ class LedgerFile:
         try:
             yield
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError):
-            raise  # another row has this value; or a mistake of ours
+            raise  # another row has this value; or a bug
         except sqlite3.Error as error:
             said = str(error).removesuffix(".")
             if any(words in said for words in _DAMAGE):
@@ -187,7 +187,7 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _readable(path: Path) -> sqlite3.Connection:
-    """A ledger to be read; if a process was killed amid writing, a copy from which its half is taken away."""
+    """Open a ledger for reading; after a process was killed while writing, a copy with its changes rolled back."""
     with ExitStack() as opened:
         ledger = opened.enter_context(closing(_opened(path, "ro")))
         try:
@@ -198,7 +198,7 @@ def _readable(path: Path) -> sqlite3.Connection:
         else:
             opened.pop_all()
             return ledger
-    # the journal has to be rolled back, which is for the next writer
+    # rolling back the journal in place is left to the next writer
     with tempfile.TemporaryDirectory() as folder, ExitStack() as opened:
         for name in (path.name, f"{path.name}-journal"):
             shutil.copy(path.with_name(name), folder)

@@ -1,4 +1,4 @@
-"""Lists of studies, which may have millions of lines: read line by line, and never held."""
+"""Lists of studies, which may have millions of lines and are read line by line."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ __all__ = ["studies_in", "with_problem"]
 
 _logger = logging.getLogger(__name__)
 
-_PATHS = ("path", "image")  # what the column or key may be called
+_PATHS = ("path", "image")  # names of the column or key
 _NOTHING: dict[str, str | None] = {}
-_Row = tuple[int, Sequence[str], Mapping[str, str | None]]  # number of the line, paths, and what is known
+_Row = tuple[int, Sequence[str], Mapping[str, str | None]]  # line number, paths, and other entries
 
 
 def studies_in(
@@ -42,23 +42,23 @@ def studies_in(
     exclude: str | os.PathLike[str] | None = None,
     **listing: Any,
 ) -> Iterator[Study]:
-    r"""Studies of one shard, in the order of the list.
+    r"""Yield the studies of one shard in the order of the list.
 
     Args:
-        source: a list, .txt with a path a line, .csv with a column path or image, or .jsonl with an object a line that
-            has one of these keys; "case" and "patient" are taken from a table or object that has them. Several paths,
-            which become channels, are a list in JSON, and divided by `;` in a table. Paths are relative to the folder
-            of the list. Of a table or object with "split" only those of "test" are studies. Or anything else that
-            `aeflow_monai.data.find_images` takes, which holds it in memory.
-        shard: of which studies are given.
+        source: a list: .txt with one path per line, .csv with a column path or image, or .jsonl with one object per
+            line that has one of these keys; "case" and "patient" are read if present. Several paths, which become
+            channels, are a list in JSON, and separated by `;` in a table. Paths are relative to the folder of the
+            list. In a table or object with "split" only "test" rows are studies. Or any other source of
+            `aeflow_monai.data.find_images`, whose items are held in memory.
+        shard: the shard.
         exclude: see `find_images`.
-        listing: of `find_images`.
+        listing: options of `find_images`.
 
     Yields:
-        The studies; files are not looked for yet. A path that stands twice comes twice.
+        The studies, before any check that files exist. A path that is listed twice is yielded twice.
 
     Raises:
-        ValueError: a line cannot be read, which is named; or the list names no study.
+        ValueError: a line cannot be parsed, which the message names; or the list names no study.
 
     Example:
         >>> import tempfile
@@ -84,7 +84,7 @@ def studies_in(
         below = [_below(root, image) for image in images]
         key = study_key(below)
         if shard.holds(key):
-            full, problem = [os.path.join(root, image) for image in below], ""  # noqa: PTH118  # of a million lines
+            full, problem = [os.path.join(root, image) for image in below], ""  # noqa: PTH118  # faster
             if modalities:
                 full, problem = _in_order(full, modalities)
             case = fitting_name((row.get("case") or "").strip() or _name(below[0]))
@@ -104,10 +104,10 @@ def studies_in(
 
 
 def with_problem(item: Mapping[str, Any]) -> dict[str, Any]:
-    """An item with the "problem" that keeps it from being read, if there is one; its files are looked for.
+    """Check that the files of an item exist, and add a "problem" if it cannot be read.
 
     Args:
-        item: of a datalist.
+        item: item of a datalist.
 
     Example:
         >>> with_problem({"image": "/absent.png", "case": "absent"})["problem"]
@@ -134,7 +134,7 @@ def _problem(path: Path) -> str:
 
 
 def _in_order(paths: list[str], modalities: Sequence[str]) -> tuple[list[str], str]:
-    """The paths in the order of the modalities; or as they are, and why there is none."""
+    """Return the paths in the order of the modalities, or unchanged with the reason why they have none."""
     try:
         return [str(path) for path in in_order([*map(Path, paths)], modalities)], ""
     except ValueError as error:
@@ -152,29 +152,29 @@ def _found(
 
 
 def _below(root: str, path: str) -> str:
-    """A path as it is from a folder, or the whole of one that leads out of it."""
-    if path[:1] == os.sep or "./" in path or "//" in path or path[-1:] == "/":  # or it is so already
+    """Return a path relative to a folder, or the absolute path if it leads out of it."""
+    if path[:1] == os.sep or "./" in path or "//" in path or path[-1:] == "/":  # other paths are relative already
         full = os.path.join(root, path)  # noqa: PTH118
         path = os.path.normpath(full)
-        # the folder above a linked one is that of where the link leads
+        # ".." after a link leads to the parent of the link's target
         if ".." in full and os.path.realpath(full) != os.path.realpath(path):
             path = os.path.realpath(full)
     return path[len(root) + 1 :] if path.startswith(root + os.sep) else path
 
 
 def _name(path: str) -> str:
-    """A name by the path alone, so that it is the same whatever else is listed."""
+    """Return a name that depends on the path alone, whatever else is listed."""
     extension = next((end for end in EXTENSIONS if path.lower().endswith(end)), "")
     parts = path[: len(path) - len(extension)].replace(os.sep, "/").split("/")
     return "_".join(part for part in parts if part not in ("", ".", ".."))
 
 
 def _rows(path: Path) -> Iterator[_Row]:
-    """Lines that say something."""
+    """Yield the lines that are not blank."""
     reader = {".txt": _lines, ".csv": _cells, ".jsonl": _objects}[path.suffix.lower()]
     with path.open("rb") as stream:
         encoding = encoding_of(stream.read(4), shown(path))
-    # bytes that are no text are written out, so that there is no such file, and the study fails by itself
+    # invalid bytes are escaped, so that the file does not exist, and only this study fails
     with path.open(encoding=encoding, errors="backslashreplace", newline="") as file:
         yield from reader(path, file)
 
@@ -221,5 +221,5 @@ def _objects(path: Path, file: Any) -> Iterator[_Row]:
 
 
 def _encodable(text: str) -> str:
-    r"""A text of JSON, in which halves of a character, as \ud800, may stand, written out."""
+    r"""Escape lone surrogates such as \ud800, which a JSON text may contain."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

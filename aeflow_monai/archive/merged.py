@@ -1,4 +1,4 @@
-"""The ledgers of all shards as one: tables, report, and how many studies are done, failed and open."""
+"""Merge the ledgers of all shards into tables, a report, and numbers of done, failed and open studies."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from aeflow_monai.result_tables import write_rows
 
 __all__ = ["Merged", "holds_other_run", "is_sharded", "merge"]
 
-_PICTURES = 300  # cases whose overlays are looked for
+_PICTURES = 300  # number of cases whose overlays are included
 
 
 class Merged(NamedTuple):
-    """What came of all shards.
+    """The merged result of all shards.
 
     Attributes:
-        counts: studies that are done, failed and open, of the shards that were begun.
+        counts: numbers of done, failed and open studies in the shards that were begun.
         missing: numbers of the shards that were not begun.
-        n_shards: of all.
-        repeated: lines that name a study again.
-        same_names: names, in lower case, of cases that another shard has too: `results` tells them apart.
+        n_shards: number of all shards.
+        repeated: number of lines that repeat a study.
+        same_names: names, in lower case, of cases that occur in several shards; `results` distinguishes them.
     """
 
     counts: Counts
@@ -51,21 +51,21 @@ class Merged(NamedTuple):
 
 
 def is_sharded(folder: str | Path) -> bool:
-    """Whether a folder of results holds ledgers."""
+    """Whether an output folder holds ledgers."""
     return any(Path(folder, SHARDS).glob(f"*/{LEDGER}"))
 
 
 def merge(folder: str | Path) -> Merged:
     """Write the tables of all shards, and report.html when no study is open.
 
-    Until then the table is called scores.unfinished.csv, and there is no report. Rows stand in the order of the
-    studies' paths, whatever the number of shards. Shards may be at work meanwhile.
+    Until then the table is called scores.unfinished.csv, and there is no report. Rows are in the order of the studies'
+    paths, whatever the number of shards. Shards may be running meanwhile.
 
     Args:
-        folder: of the results.
+        folder: output folder.
 
     Returns:
-        How far the shards are.
+        The progress of the shards.
 
     Raises:
         FileNotFoundError: no shard was begun.
@@ -75,7 +75,7 @@ def merge(folder: str | Path) -> Merged:
     with ExitStack() as stack:
         paths = sorted(Path(folder, SHARDS).glob(f"*/{LEDGER}"))
         opened = [stack.enter_context(Ledger(path, read_only=True)) for path in paths]
-        # those that a process is just making stand for shards that were not begun
+        # a ledger that is being created counts as a shard that was not begun
         ledgers = [ledger for ledger in opened if ledger.is_begun and "shard" in ledger.settings()]
         settings = [ledger.settings() for ledger in ledgers]
         paths = [ledger.path for ledger in ledgers]
@@ -89,7 +89,7 @@ def merge(folder: str | Path) -> Merged:
         missing = tuple(sorted(set(range(1, shards[0].total + 1)) - {shard.number for shard in shards}))
         repeated = sum(own.get("repeated", 0) for own in settings)
         merged = Merged(counts, missing, shards[0].total, repeated, _same_names(ledgers))
-        notes = {note: None for own in settings for note in own.get("notes", [])}  # each once
+        notes = {note: None for own in settings for note in own.get("notes", [])}  # unique, in order
         _write(folder, ledgers, {**settings[0], "notes": [*notes]}, merged)
     return merged
 
@@ -109,19 +109,19 @@ def _write(folder: Path, ledgers: Sequence[Ledger], settings: Mapping[str, Any],
         _write_table(folder / failures, columns, _rows(folder, ledgers, "failed"))
     write_json(folder / RUN_RECORD, _record(settings, merged))
     if finished:
-        # a page knows pictures by the case, and would show those of one for another
+        # the page finds pictures by case, and would confuse cases of the same name
         pictured = [found for found in sorted(highest, reverse=True) if _folded(found[1]) not in merged.same_names]
         folders = {case: results for _, case, results in pictured}
         write_report(folder, overlay_pictures(folder, folders, LIMIT, folders), settings.get("score", {}))
 
 
 def _folded(name: str) -> str:
-    """A name without regard to the case of ASCII letters, as SQLite's NOCASE compares it."""
+    """Lower the ASCII letters of a name, as SQLite's NOCASE comparison does."""
     return "".join(sign.lower() if sign.isascii() else sign for sign in name)
 
 
 def _same_names(ledgers: Sequence[Ledger]) -> frozenset[str]:
-    """Names that several ledgers have; each has a name once."""
+    """Return the names that occur in several ledgers; within a ledger names are unique."""
     if len(ledgers) == 1:
         return frozenset()
     names = heapq.merge(*(map(_folded, ledger.names()) for ledger in ledgers))
@@ -129,7 +129,7 @@ def _same_names(ledgers: Sequence[Ledger]) -> frozenset[str]:
 
 
 def _record(settings: Mapping[str, Any], merged: Merged) -> dict[str, Any]:
-    """run.json of all shards."""
+    """Return run.json for all shards together."""
     done, failed, n_open = merged.counts
     record = settings["record"]
     return {
@@ -148,7 +148,7 @@ def _record(settings: Mapping[str, Any], merged: Merged) -> dict[str, Any]:
 
 
 def _rows(folder: Path, ledgers: Sequence[Ledger], state: str) -> Iterator[dict[str, Any]]:
-    """Rows of all ledgers, by the studies' keys; none is held."""
+    """Yield the rows of all ledgers, merged by the studies' keys."""
 
     def of(ledger: Ledger) -> Iterator[tuple[str, dict[str, Any]]]:
         place = ledger.path.parent.relative_to(folder).as_posix()
@@ -160,7 +160,7 @@ def _rows(folder: Path, ledgers: Sequence[Ledger], state: str) -> Iterator[dict[
 
 
 def _noting(rows: Iterable[dict[str, Any]], highest: list[tuple[float, str, str]]) -> Iterator[dict[str, Any]]:
-    """The rows; the most anomalous are noted as they pass."""
+    """Pass on the rows, and collect the most anomalous ones."""
     for row in rows:
         noted = (float(row["anomaly_score"]), str(row["case"]), str(row["results"]))
         (heapq.heappush if len(highest) < _PICTURES else heapq.heappushpop)(highest, noted)
@@ -174,18 +174,18 @@ def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
 
 
 def holds_other_run(folder: Path) -> bool:
-    """Whether the results in a folder are of a run that kept no ledger."""
+    """Whether a folder holds the results of a run without a ledger."""
     record = read_json(folder / RUN_RECORD)
     return bool(record) and "n_shards" not in record
 
 
 def _computed_by(settings: Mapping[str, Any]) -> list[str]:
-    """Names of the runtimes that computed a shard; before any did, of the one that is to."""
+    """Return the runtimes that computed a shard, or before its first study the one that will."""
     return settings.get("computed_by") or [settings["runtime"]]
 
 
 def _require_own_folder(folder: Path) -> None:
-    """Refuse to write over the results of a run that kept no ledger, which came after the shards."""
+    """Refuse to overwrite the results of a later run without a ledger."""
     if holds_other_run(folder):
         raise ValueError(
             f"{folder} holds the results of a run that kept no ledger beside those of shards: {folder / SHARDS} is of "
@@ -219,7 +219,7 @@ def _require_same(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) 
 
 
 def _require_one_list(paths: Sequence[Path], settings: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a list that said something else when a shard read it, or says so now: lines that were added would be lost.
+    """Refuse a list that differs between shards or has changed since, so that no added lines are lost.
 
     If the list is gone, only the shards are compared.
     """

@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster that keep the model: studies of one that dies are scored by others."""
+"""Workers on a Ray cluster that keep the model loaded; studies of a worker that dies are scored by others."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ __all__ = ["score_on_ray"]
 
 _logger = logging.getLogger(__name__)
 
-_TOGETHER = 8  # studies that are sent to a worker together
-_AHEAD = (
-    2  # such groups of a worker, so that it does not wait for the next; no more, so that the ledger does not run off
-)
-_PATIENCE = 0.2  # seconds in which outcomes are gathered: each that is given back alone costs as much as a small study
-_STARTS = 5  # workers that may die in turn without a single result
+_TOGETHER = 8  # studies sent to a worker together
+_AHEAD = 2  # groups queued at a worker, so that it need not wait; no more, so that few studies are claimed
+_PATIENCE = 0.2  # seconds in which outcomes are collected, since returning each alone costs as much as a small study
+_STARTS = 5  # workers that may die in a row without a result
 
 
 class _Worker:
-    """What runs in the process of a worker."""
+    """The actor that runs in the process of a worker."""
 
     def __init__(self, model: Path, options: Mapping[str, str], folder: Path) -> None:
         self.scorer = StudyScorer(model, options, folder)
@@ -48,29 +46,29 @@ class _Worker:
 
 @dataclass
 class _Running:
-    """A worker, and what it was sent: from the generator of a group's outcomes to its studies without one."""
+    """A worker and its groups: for each generator of outcomes, the studies that have no outcome yet."""
 
     actor: Any
     groups: dict[Any, dict[int, Claim]] = field(default_factory=dict)
 
 
 def score_on_ray(opened: OpenShard, address: str, n_workers: int | None = None) -> None:
-    """Score what is open of a shard on a Ray cluster; only this process writes the ledger.
+    """Score the open studies of a shard on a Ray cluster; only this process writes the ledger.
 
-    Each worker reads, scores and writes at the same time, and is sent a few studies ahead. When one dies, alone or with
-    its node, another takes its place, and the studies that it has not given back are open again.
+    Each worker reads, scores and writes concurrently, and has a few studies queued. If a worker dies, alone or with its
+    node, another replaces it, and its studies without an outcome are open again.
 
-    These are plain actors rather than a Ray data set: that scores a lost block again as a whole, and gives back the
-    rows of a block together, where here each study is noted as soon as it is done; and it would hold all of the list.
+    It uses plain actors rather than Ray Data, which rescores a lost block as a whole, returns the rows of a block
+    together, whereas here each study is recorded as soon as it is done, and would hold the whole list.
 
     Args:
-        opened: the shard, in a folder that all nodes see under this path, as they do the model and the images.
-        address: of the cluster, as "ray://head:10001" or "auto"; "local" starts one on this machine.
-        n_workers: how many; if None one for each GPU of the cluster, or without any for each core.
+        opened: the shard; all nodes have to see its folder, the model and the images under the same paths.
+        address: address of the cluster, such as "ray://head:10001" or "auto"; "local" starts one on this machine.
+        n_workers: number of workers; if None, one per GPU of the cluster, or per core without GPUs.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
-        RuntimeError: workers die before they have given anything back.
+        RuntimeError: workers die before they return a result.
     """
     try:
         import ray
@@ -95,13 +93,13 @@ class _Crew:
         resources = ray.cluster_resources()
         n_gpus = 0 if opened.run.options.get("device", "") == "cpu" else int(resources.get("GPU", 0))
         n_workers = n_workers or n_gpus or max(1, int(resources.get("CPU", 1)))
-        # a worker for each core or GPU, with as many threads as it has cores
+        # a worker per core or GPU, with as many threads as it has cores
         self.actor = ray.remote(num_cpus=1, num_gpus=1 if n_gpus else 0, max_restarts=0)(_Worker)
-        self.n_deaths = 0  # in turn, without a result
+        self.n_deaths = 0  # in a row, without a result
         self.workers = [self._start() for _ in range(n_workers)]
 
     def score(self) -> None:
-        """Score all that is open."""
+        """Score all open studies."""
         is_told = False
         while True:
             self._send()
@@ -130,7 +128,7 @@ class _Crew:
         return _Running(self.actor.remote(run.model, dict(run.options), run.shard_folder))
 
     def _send(self) -> None:
-        """Send each worker studies, as many as it may have."""
+        """Send studies to each worker up to its limit."""
         for _ in range(_AHEAD):
             for worker in self.workers:
                 if len(worker.groups) < _AHEAD and (claims := self.opened.ledger.claim(_TOGETHER)):
@@ -142,7 +140,7 @@ class _Crew:
             raise RuntimeError(f"A worker gave nothing back for {len(left)} studies, such as number {min(left)}.")
 
     def _replace(self, worker: _Running, error: Exception) -> None:
-        """Let another worker take the place of one that died, and open its studies again."""
+        """Replace a worker that died, and reopen its studies."""
         begun, *others = [list(group) for group in worker.groups.values()]
         n_lost = len(begun) + sum(map(len, others))
         self.n_deaths += 1

@@ -1,4 +1,4 @@
-"""Shards: which of several processes a study belongs to, by its path alone, and what one is scored with."""
+"""Shards: the assignment of studies to processes by their paths alone, and the settings of a shard's run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["SAME", "SHARDS", "Shard", "ShardRun", "short"]
 
-SHARDS = "shards"  # folder of the results that holds a folder for each
-# What all runs of one folder have to share, and what to call it where they do not.
+SHARDS = "shards"  # subfolder of the output folder with a folder per shard
+# Settings that all runs of one folder have to share, with their names for messages.
 SAME = {
     "model_sha256": "another model",
     "options_sha256": "other options",
@@ -24,12 +24,12 @@ SAME = {
 class Shard(NamedTuple):
     """One of several parts of an archive.
 
-    A study belongs to a shard by a hash of its path: no process has to know the others, and lines that are added to a
-    list, or put in another order, move no study. Shards are therefore of nearly, not exactly, the same size.
+    A study is assigned to a shard by a hash of its path, so that processes need not know each other, and adding or
+    reordering lines of a list moves no study. Shards are therefore nearly, not exactly, of the same size.
 
     Attributes:
-        number: from 1.
-        total: how many shards there are.
+        number: number of the shard, from 1.
+        total: number of all shards.
 
     Example:
         >>> shard = Shard.parse("3/16")
@@ -42,13 +42,13 @@ class Shard(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read what stands on a command line.
+        """Parse the shard on a command line.
 
         Args:
-            text: as "3/16".
+            text: text such as "3/16".
 
         Raises:
-            ValueError: it is no shard.
+            ValueError: it is not a shard.
         """
         found = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text.strip())
         if not found or not 1 <= int(found[1]) <= int(found[2]):
@@ -60,14 +60,14 @@ class Shard(NamedTuple):
 
     @property
     def folder(self) -> str:
-        """Name of its folder."""
+        """Name of the shard's folder."""
         return f"{self.number:0{len(str(self.total))}d}-of-{self.total}"
 
     def holds(self, key: str) -> bool:
-        """Whether a study belongs to this shard.
+        """Return whether a study belongs to this shard.
 
         Args:
-            key: of the study, see `aeflow_monai.archive.Study`.
+            key: key of the study, see `aeflow_monai.archive.Study`.
         """
         if self.total == 1:
             return True
@@ -76,15 +76,15 @@ class Shard(NamedTuple):
 
 
 class ShardRun(NamedTuple):
-    """What a shard is scored with.
+    """The settings of a shard's run.
 
     Attributes:
         model: folder of a training.
         source: list or folder of the images.
-        folder: of the results of all shards.
-        shard: of several.
-        options: of the config, by name, as they would be typed.
-        command: as it was typed, for the record.
+        folder: output folder of all shards.
+        shard: the shard.
+        options: config options by name, as typed.
+        command: the command as typed, for the record.
     """
 
     model: Path
@@ -96,10 +96,10 @@ class ShardRun(NamedTuple):
 
     @property
     def shard_folder(self) -> Path:
-        """Folder of the shard's ledger and files."""
+        """Folder of the shard's ledger and outputs."""
         return self.folder / SHARDS / self.shard.folder
 
 
 def short(value: Any) -> str:
-    """A setting of a shard as messages show it: of a hash its beginning."""
+    """Format a setting of a shard for messages; hashes are abbreviated."""
     return str(value)[:12] if re.fullmatch("[0-9a-f]{64}", str(value)) else str(value)

@@ -1,4 +1,4 @@
-"""The run of a shard: what is open in its ledger is scored, and each study is noted when it is done."""
+"""The run of a shard: the open studies of its ledger are scored, and each is recorded when it is done."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ __all__ = ["OpenShard", "run_shard"]
 
 _logger = logging.getLogger(__name__)
 
-_AT_ONCE = 32  # studies that are claimed together
-_SAID = 20  # failures that are said one by one
-_OF_RUN = ("dataset_dir", "output_dir", "overwrite", "device", "runtime", "imports")  # change no result, or stand apart
+_AT_ONCE = 32  # studies claimed together
+_SAID = 20  # failures reported one by one
+_OF_RUN = ("dataset_dir", "output_dir", "overwrite", "device", "runtime", "imports")  # no effect, or separate
 
 
 def run_shard(
@@ -44,23 +44,23 @@ def run_shard(
     overwrite: bool = False,
     score: Callable[[OpenShard], None] | None = None,
 ) -> Counts:
-    """Score what is open of a shard, from wherever an earlier run of it came to.
+    """Score the open studies of a shard, resuming an earlier run.
 
     Args:
-        run: what it is scored with.
-        retry_failed: score those that failed too.
-        overwrite: begin anew, and take away what an earlier run of this shard has written.
-        score: scores what is open; if None, this process does.
+        run: settings of the run.
+        retry_failed: also score failed studies again.
+        overwrite: start again, and delete the outputs of an earlier run of this shard.
+        score: scores the open studies; if None, this process does.
 
     Returns:
-        How many of its studies are done, failed and open.
+        The numbers of done, failed and open studies.
 
     Raises:
         FileNotFoundError: there is no model.
-        FolderInUse: another process works at this shard.
+        FolderInUse: another process is working on this shard.
         ValueError: the folder was begun with another model, list, options, or number of shards; the list cannot be
             read; or an option is refused, see `check_scoring`.
-        LedgerError: the ledger cannot be written; what it holds is kept.
+        LedgerError: the ledger cannot be written; its contents are kept.
         OSError: the disk is full or read-only.
     """
     with closing(OpenShard(run, retry_failed, overwrite)) as opened:
@@ -81,15 +81,15 @@ def _score_here(opened: OpenShard) -> None:
 
 
 class OpenShard:
-    """A shard whose folder is claimed, with the ledger that its list was read into.
+    """A shard whose folder is locked for this process, with the ledger of its list.
 
     Args:
-        run: what it is scored with.
-        retry_failed: open the studies that failed too.
-        overwrite: begin anew.
+        run: settings of the run.
+        retry_failed: also reopen failed studies.
+        overwrite: start again.
 
     Raises:
-        ValueError: see `run_shard`, as other errors.
+        ValueError: see `run_shard`, also for other errors.
     """
 
     def __init__(self, run: ShardRun, retry_failed: bool, overwrite: bool) -> None:
@@ -111,22 +111,22 @@ class OpenShard:
             opened.callback(self.ledger.abandon)
             self._begin(given, dict(parser.get_parsed_content("listing")), retry_failed)
             self.counts = self.ledger.counts()
-            opened.pop_all()  # until it is closed
+            opened.pop_all()  # keep it open until `close`
         self.n_said = 0
 
     def close(self) -> None:
-        """Store what is pending, and let others work at the shard."""
-        with ExitStack() as last:  # also if the disk is full
+        """Commit pending changes, and release the shard."""
+        with ExitStack() as last:  # release even if the disk is full
             last.callback(release_folder, self.run.shard_folder)
             last.callback(self.ledger.close)
             self.ledger.release()
 
     def tell(self) -> None:
-        """Tell how many studies are finished."""
+        """Report the number of finished studies."""
         progress.advance("studies", self.counts.done + self.counts.failed, sum(self.counts))
 
     def take(self, outcome: Outcome) -> None:
-        """Note what came of a study, and tell."""
+        """Record the outcome of a study, and report progress."""
         number, row, failure, runtime, note = outcome
         done, failed, n_open = self.counts
         if runtime is not None and runtime not in self.computed_by:
@@ -151,7 +151,7 @@ class OpenShard:
         of_run = {**describe_run(given), "command": self.run.command}
         settings = _settings(self.run, given, of_run["machine"].get("runtime", "torch"))
         earlier = self.ledger.settings()
-        binding = earlier if any(self.ledger.counts()) else {}  # a list that was refused has left no study
+        binding = earlier if any(self.ledger.counts()) else {}  # a refused list has left no study
         for name, what in SAME.items():
             if binding.get(name, settings[name]) != settings[name]:
                 raise ValueError(
@@ -195,12 +195,12 @@ def _settings(run: ShardRun, given: GivenConfig, runtime: str) -> dict[str, Any]
         "model_sha256": digest_of(model_path(run.model)),
         "options_sha256": options,
         "version": __version__,
-        "runtime": runtime,  # which "auto" is by what is installed
+        "runtime": runtime,  # "auto" depends on the installed packages
     }
 
 
 def _state_of(source: Path) -> list[int]:
-    """Size and time of change of a list; nothing of a folder."""
+    """Return size and modification time of a list; empty for a folder."""
     if not is_list(source):
         return []
     found = source.stat()
@@ -208,7 +208,7 @@ def _state_of(source: Path) -> list[int]:
 
 
 def _require_count(run: ShardRun) -> None:
-    """Refuse another number of shards than that of the folder."""
+    """Refuse a number of shards that differs from that of the folder."""
     for folder in (run.folder / SHARDS).glob("*-of-*"):
         count = folder.name.rpartition("-of-")[2]
         if count != str(run.shard.total):
@@ -219,7 +219,7 @@ def _require_count(run: ShardRun) -> None:
 
 
 def _require_no_other_run(folder: Path, overwrite: bool) -> None:
-    """Refuse a folder with the results of a run that kept no ledger, or let its run.json go if they may be replaced."""
+    """Refuse a folder with results of a run without a ledger, or delete its run.json if they may be overwritten."""
     if not holds_other_run(folder):
         return
     if not overwrite:
@@ -231,7 +231,7 @@ def _require_no_other_run(folder: Path, overwrite: bool) -> None:
 
 
 def _empty(folder: Path) -> None:
-    """Take away what an earlier run of a shard has written."""
+    """Delete the outputs of an earlier run of a shard."""
     if (folder / LEDGER).is_file():
         for path in folder.iterdir():
             if path.is_dir():

@@ -1,4 +1,4 @@
-"""A study of an archive, and which files are lists of studies."""
+"""Studies of an archive, and recognition of lists of studies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Study(NamedTuple):
     """One study of an archive.
 
     Attributes:
-        key: what it is known by, see `study_key`.
-        item: of a datalist: "image", "case", "patient", and "problem" if it cannot be used.
+        key: unique key, see `study_key`.
+        item: item of a datalist: "image", "case", "patient", and "problem" if it cannot be used.
     """
 
     key: str
@@ -25,13 +25,13 @@ class Study(NamedTuple):
 
 
 def study_key(paths: Iterable[str]) -> str:
-    r"""What a study is known by: no two studies have one key.
+    r"""Return the unique key of a study.
 
-    It is the paths, divided by ";". Only where that could be read in two ways are ";" and "\" of the paths escaped, so
-    that a path of Windows stays as it is.
+    The key consists of the paths, separated by ";". Any ";" and "\" in the paths are escaped only where the result
+    would be ambiguous, so that a Windows path stays unchanged.
 
     Args:
-        paths: of its images, below the folder of the list, or absolute.
+        paths: paths of its images, relative to the folder of the list, or absolute.
 
     Example:
         >>> print(study_key(["t1.nii", "t2.nii"]), study_key(["t1.nii;t2.nii"]), study_key([r"site\t1.nii"]))
@@ -44,5 +44,5 @@ def study_key(paths: Iterable[str]) -> str:
 
 
 def is_list(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is that of a list that is read line by line."""
+    """Whether a path is a list that is read line by line."""
     return Path(path).suffix.lower() in LISTS and Path(path).is_file()

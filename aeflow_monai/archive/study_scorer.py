@@ -1,4 +1,4 @@
-"""A model that is kept, and scores one study after the other: reading, network and writing side by side."""
+"""Score studies with a model that stays loaded; reading, network and writing overlap."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from aeflow_monai.errors import Failure, failure_of, is_disk_error, root_cause, 
 
 __all__ = ["Outcome", "StudyScorer"]
 
-_LARGE = 2**24  # voxels from which on a study is alone in memory
-_AT_ONCE = 3  # studies: one that is read, one in the network, one that is written
+_LARGE = 2**24  # voxels above which a study is alone in memory
+_AT_ONCE = 3  # studies: one being read, one in the network, one being written
 
 
 class Outcome(NamedTuple):
-    """What came of a study.
+    """The outcome of a study.
 
     Attributes:
-        number: of the study in its ledger.
-        row: cells of scores.csv, and the hash of the image; None if it failed.
-        failure: cells of failures.csv; None if it did not.
-        runtime: that computed it, which is torch where another could not.
-        note: on images so far that the model was not trained for; empty if there were none.
+        number: number of the study in its ledger.
+        row: cells of scores.csv, and the hash of the image; None if the study failed.
+        failure: cells of failures.csv; None if it did not fail.
+        runtime: the runtime that computed it; torch where another one failed.
+        note: a note on images so far that the model was not trained for; empty if there were none.
     """
 
     number: int
@@ -50,14 +50,14 @@ class Outcome(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """Transforms that one study goes through at a time: their inverses lean on what they noted."""
+    """Transforms used by one study at a time, since their inverses depend on their recorded state."""
 
     preprocessing: Compose
     postprocessing: Compose
 
 
 class _Read(NamedTuple):
-    """A study whose image was read, or that failed."""
+    """A study after reading its image, or its failure."""
 
     claim: Claim
     chain: _Chain
@@ -70,16 +70,16 @@ class _Read(NamedTuple):
 
 
 class StudyScorer:
-    """Scores studies with a model that stays loaded, just as `bundle/configs/inference.yaml` does.
+    """Score studies with a model that stays loaded, with the same results as `bundle/configs/inference.yaml`.
 
     Args:
         model: folder of a training.
-        options: of the config, by name, as they would be typed.
-        folder: of the results; each study's files go to the folder of its claim below it.
+        options: config options by name, as typed.
+        folder: output folder; the files of a study go to its claim's folder below it.
 
     Raises:
         FileNotFoundError: there is no model.
-        ValueError: the bundle's parts do not belong together.
+        ValueError: the parts of the bundle do not belong together.
     """
 
     def __init__(self, model: str | Path, options: Mapping[str, str], folder: str | Path) -> None:
@@ -95,18 +95,18 @@ class StudyScorer:
         self._chains: dict[str, Iterator[_Chain]] = {}
 
     def score(self, claims: Iterable[Claim]) -> Iterator[Outcome]:
-        """Score studies; while one is in the network the next is read, and the last is written.
+        """Score studies; while one is in the network, the next is read and the previous one written.
 
-        Large ones are alone in memory.
+        Large studies are alone in memory.
 
         Args:
             claims: the studies.
 
         Yields:
-            What came of each, in their order, as soon as all of its files have their names.
+            The outcome of each study, in order, as soon as all of its files have their final names.
 
         Raises:
-            OSError: the disk is full or read-only, which would fail every study.
+            OSError: the disk is full or read-only, so that every study would fail.
         """
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             waiting = iter(claims)
@@ -123,7 +123,7 @@ class StudyScorer:
                 if study.is_large:
                     del study, looked
                     yield from _results(writing)
-                    gc.collect()  # volumes and their maps lie in circles of references
+                    gc.collect()  # volumes and their maps are in reference cycles
                     reading = self._begin(reader, waiting)
             yield from _results(writing)
 
@@ -164,9 +164,9 @@ class StudyScorer:
         return Outcome(number, None, failure._asdict())
 
     def _chain(self, folder: str) -> _Chain:
-        """Transforms that no other study is in, for files of a folder."""
+        """Return transforms that write to a folder and that no other study is using."""
         if folder not in self._chains:
-            # with those of the last folder, which may still be in use
+            # keep those of the last folder, which may still be in use
             self._chains = dict([*self._chains.items()][-1:])
             self._chains[folder] = cycle([self._new_chain(folder) for _ in range(_AT_ONCE)])
         return next(self._chains[folder])
@@ -179,7 +179,7 @@ class StudyScorer:
     def _parser(self, folder: Path) -> ConfigParser:
         parser, _ = open_config([self.model / "configs" / "inference.yaml"], self.options, "", folder)
         parser["output_dir"] = str(folder)
-        parser["pictures"] = False  # of a page that shows the studies of one process alone
+        parser["pictures"] = False  # they are for a page of a single process's studies
         return parser
 
 

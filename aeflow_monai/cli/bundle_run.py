@@ -1,4 +1,4 @@
-"""Runs of configs in this process, just as `python -m monai.bundle run` makes them."""
+"""Run configs in this process, just as `python -m monai.bundle run` does."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from aeflow_monai.result_files import RUN_RECORD
 
 __all__ = ["options_of", "quiet_log", "require_sections", "run_bundle"]
 
-# What the command gives in another way, and what MONAI takes that is no option of a config.
+# Options that the command sets in another way, and arguments of MONAI that are not options of a config.
 _OF_COMMAND = {"dataset_dir": "the images behind the verb", "output_dir": "-o"}
 _OF_MONAI = {"config_file", "args_file", "meta_file", "logging_file", "tracking", "workflow_name", "run_id"}
-_OF_MONAI |= {"init_id", "final_id"}  # which would leave out the checks of a run
-_AS_PYTHON = {"true": "True", "false": "False", "null": "None"}  # as configs write them, and as MONAI reads them
+_OF_MONAI |= {"init_id", "final_id"}  # these would skip the checks of a run
+_AS_PYTHON = {"true": "True", "false": "False", "null": "None"}  # from YAML to MONAI's spelling
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def options_of(given: Any, **more: Any) -> dict[str, str]:
-    """Options of the config that a command line gives: `--device`, `--runtime`, `--set`, and what else is not None.
+    """Collect the config options of a command line: `--device`, `--runtime`, `--set`, and others that are not None.
 
     Args:
         given: the parsed command line.
-        more: further options by their names in the config.
+        more: further options, by their names in the config.
 
     Raises:
-        ValueError: an option is set twice, is given otherwise, or is none of the config.
+        ValueError: an option is set twice, has an argument of its own, or is not in the config.
     """
     options = {name: str(value) for name, value in more.items() if value is not None}
     for name in ("device", "runtime"):
@@ -58,18 +58,18 @@ def run_bundle(
     terminal: Terminal,
     show_printed: bool = False,
 ) -> None:
-    """Run a config; its own lines go to a log in the folder of the results.
+    """Run a config, with its log in the output folder.
 
     Args:
         verb: "run", "train" or "prepare".
-        configs: paths of the config files, in the order in which they are merged.
-        options: of the config, by name, as they would be typed.
-        folder: of the results; the log goes to `logs` in it when the run has made it.
+        configs: paths of the config files, in merging order.
+        options: config options by name, as typed.
+        folder: output folder; the log goes to `logs` in it once the run has created it.
         terminal: shows warnings and progress.
-        show_printed: also show, as results, what the run prints.
+        show_printed: also show the output of the run as results.
 
     Raises:
-        Exception: whatever ends the run.
+        Exception: the error that ends the run.
     """
     with without_collection():
         import fire
@@ -83,7 +83,7 @@ def run_bundle(
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(f"Expected the folder of a training, with {file}; there is no such file.")
-        read_config(file)  # which refuses what would hang MONAI, such as a YAML bomb
+        read_config(file)  # refuses files that would hang MONAI, such as a YAML bomb
     require_sections(files, options)
     name = Path(files[0]).stem if verb == "run" else verb
     arguments = ["run"] if verb == "run" else ["run", verb]
@@ -91,11 +91,11 @@ def run_bundle(
     arguments += [text for name, value in options.items() for text in (f"--{name}", value)]
     terminal.detail(shlex.join(["python", "-m", "monai.bundle", *arguments]))
     own_arguments, own_hook = sys.argv, sys.excepthook
-    # what the run records as its command, and reads as it was typed
+    # the run records this as its command, and reads typed options from it
     sys.argv = [str(Path(monai.bundle.__file__).with_name("__main__.py")), *arguments]
     try:
         printed = _Printed(terminal if show_printed else None)
-        # imports of MONAI have made loggers that write to the terminal
+        # importing MONAI has made loggers that write to the terminal
         with quiet_log(terminal), _logged(Path(folder, "logs", f"{name}.log"), printed), terminal.progress():
             fire.Fire({"run": run}, command=[*arguments, "--logging_file", "False"])
     finally:
@@ -103,11 +103,11 @@ def run_bundle(
 
 
 def require_sections(configs: Sequence[str | Path], options: Mapping[str, str]) -> None:
-    """Refuse an option of a section that the configs do not have, which MONAI has no message for.
+    """Refuse an option of a section that the configs lack, for which MONAI has no clear message.
 
     Args:
-        configs: paths, in the order in which they are merged.
-        options: by name, as `network_def#network#clamp`.
+        configs: paths of the config files, in merging order.
+        options: options by name, such as `network_def#network#clamp`.
 
     Raises:
         ValueError: names the option.
@@ -128,16 +128,16 @@ def require_sections(configs: Sequence[str | Path], options: Mapping[str, str]) 
 
 @contextmanager
 def quiet_log(terminal: Terminal) -> Iterator[None]:
-    """Keep the log of all packages from the terminal, but warnings of this one; with --verbose show all.
+    """Show only this package's warnings of all logs in the terminal; with --verbose show everything.
 
     Args:
-        terminal: shows what is shown.
+        terminal: shows the lines.
     """
     root = logging.getLogger()
     known = [logger for logger in root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
     before = {logger: (logger.handlers[:], logger.propagate) for logger in (root, *known) if logger.handlers}
     level, is_nested = root.level, any(isinstance(handler, _Shown) for handler in root.handlers)
-    for logger in before:  # such as MONAI's, which write to the terminal by themselves
+    for logger in before:  # such as MONAI's, which have handlers of their own for the terminal
         logger.handlers.clear()
         logger.propagate = True
     root.handlers[:] = [_Shown(terminal)]
@@ -155,7 +155,7 @@ def quiet_log(terminal: Terminal) -> Iterator[None]:
 
 @contextmanager
 def _logged(path: Path, printed: _Printed) -> Iterator[None]:
-    """Send the log, and what is printed, to a file."""
+    """Send the log and printed output to a file."""
     handler = _LogFile(path)
     logging.getLogger().addHandler(handler)
     try:
@@ -167,9 +167,9 @@ def _logged(path: Path, printed: _Printed) -> Iterator[None]:
 
 
 class _LogFile(logging.Handler):
-    """A log that begins when the run has written its record; until then lines are kept.
+    """A log file that is created once the run has written its record; earlier lines are buffered.
 
-    A run that is refused writes no record: it leaves nothing in a folder of results that others wrote.
+    A refused run writes no record, and so leaves nothing in an output folder of other runs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -180,7 +180,7 @@ class _LogFile(logging.Handler):
         self.setFormatter(logging.Formatter(_FORMAT))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line."""
+        """Write or buffer a line."""
         if self.stream is None and self._records() != self.before:
             self.path.parent.mkdir(exist_ok=True)
             self.stream = self.path.open("a", encoding="utf-8", errors="backslashreplace")
@@ -190,10 +190,10 @@ class _LogFile(logging.Handler):
         to.flush()
 
     def _records(self) -> list[tuple[int, int]]:
-        """Inode and time in nanoseconds of each record in the log's folder and in the one that holds it."""
+        """Return inode and time in nanoseconds of each run record in the log's folder and its parent."""
         found = []
         for place in self.path.parents[:2]:
-            with suppress(OSError):  # there is none, or the folder cannot be, of which the run tells
+            with suppress(OSError):  # absent, or an impossible folder, which the run reports
                 record = (place / RUN_RECORD).stat()
                 found.append((record.st_ino, record.st_mtime_ns))
         return found
@@ -206,7 +206,7 @@ class _LogFile(logging.Handler):
 
 
 class _Shown(logging.Handler):
-    """Warnings of this package for the terminal; with --verbose all lines of everyone."""
+    """Show warnings of this package in the terminal; with --verbose all lines of all packages."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()
@@ -221,13 +221,13 @@ class _Shown(logging.Handler):
 
 
 class _Printed(io.TextIOBase):
-    """What is printed, as lines of the log, and as results if there is a terminal for them."""
+    """A stream that writes printed output to the log, and shows it as results if it has a terminal."""
 
     def __init__(self, terminal: Terminal | None) -> None:
         self.terminal = terminal
 
     def write(self, text: str) -> int:
-        """Log the lines of a text."""
+        """Log the lines of a text, and show them if there is a terminal."""
         for line in filter(str.strip, text.splitlines()):
             logging.getLogger("aeflow_monai.run").info(line)
             if self.terminal is not None:

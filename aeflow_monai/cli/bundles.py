@@ -1,4 +1,4 @@
-"""`aeflow bundle`: the bundle that a training wrote, and the configs that trainings begin with."""
+"""`aeflow bundle` and `aeflow config`: check the bundle of a training, and find the configs of trainings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def bundle(given: argparse.Namespace, terminal: Terminal) -> None:
     """Check a bundle, and print the commands for it.
 
     Raises:
-        ValueError: the bundle's parts do not belong together.
+        ValueError: the parts of the bundle do not belong together.
         FileNotFoundError: there is no model.
     """
     from aeflow_monai.engine.config.fixed_options import require_own_config
@@ -29,10 +29,10 @@ def bundle(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def config(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Print paths of configs; without names the names that there are.
+    """Print the paths of named configs, or the available names.
 
     Raises:
-        ValueError: there is no config of a name, or their order is wrong.
+        ValueError: a name is unknown, or the order is wrong.
     """
     from aeflow_monai.engine.config.template import config_files, known_configs, require_order
 

@@ -1,4 +1,4 @@
-"""`aeflow compare`: two models on the same labelled images."""
+"""`aeflow compare`: compare two models on the same labelled images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
     """Evaluate two models on the same images, and compare their scores case by case.
 
     Raises:
-        ValueError: something that was given is wrong, or no case was scored by both.
+        ValueError: an argument or option is invalid, or no case was scored by both models.
         CaseFailures: some cases failed.
     """
     for model in given.model:
@@ -65,7 +65,7 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         terminal.line({"state": "evaluating", "model": str(Path(model).absolute()), "results": str(results)})
         try:
             evaluate_folder(Path(model), given.data, results, options, terminal)
-        except Exception as error:  # MONAI's around it
+        except Exception as error:  # unwrap MONAI's error
             failed = error
             if not isinstance(root_cause(error), CaseFailures):
                 raise
@@ -124,13 +124,13 @@ def _write_cases(path: Path, scored: Sequence[Sequence[Mapping[str, str]]]) -> N
 
 
 def _matched_by(models: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """The column of scores.csv by which what two models score is the same.
+    """Return the column of scores.csv by which the images of two models are matched.
 
     Returns:
-        "file"; or "case" for models that take no file in common, as of other modalities.
+        "file"; or "case" for models without common files, for example of different modalities.
 
     Raises:
-        ValueError: no case is in common either.
+        ValueError: there is no common case either.
     """
     for column in ("file", "case"):
         first, second = (_by(column, items) for items in lists)
@@ -143,10 +143,10 @@ def _matched_by(models: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any
 
 
 def _require_same_labels(lists: Sequence[Sequence[Mapping[str, Any]]], column: str) -> None:
-    """Refuse models that call other images of the data normal.
+    """Refuse models that differ in which images of the data are normal.
 
     Raises:
-        ValueError: they do.
+        ValueError: the labels differ.
     """
     first, second = (_by(column, items) for items in lists)
     both = [each for each in first if each in second]
@@ -162,6 +162,6 @@ def _by(column: str, items: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[st
 
 
 def _rates(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Sensitivity and specificity of predictions."""
+    """Format sensitivity and specificity of predictions."""
     abnormal, normal = ([row["prediction"] for row in rows if row["label"] == label] for label in "10")
     return [f"{abnormal.count('1') / len(abnormal):.3f}", f"{normal.count('0') / len(normal):.3f}"]

@@ -1,4 +1,4 @@
-"""`aeflow doctor`: whether what is needed is here and works, and what to do if not."""
+"""`aeflow doctor`: check that all requirements are installed and work, and name the remedy if not."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from aeflow_monai.files import home
 
 __all__ = ["State", "doctor", "unmet_requirements"]
 
-_FREE_GB = 5.0  # that a training with its maps may take
-# A training of seconds, which finds nothing, but goes through everything.
+_FREE_GB = 5.0  # space that a training and its maps may need
+# Options of a training of a few seconds, which detects nothing, but runs every step.
 _TINY = {
     "image_size": "[64,64]",
     "epochs": "1",
@@ -39,7 +39,7 @@ State = Literal["ok", "note", "FAIL"]
 
 
 class _Finding(NamedTuple):
-    """What was looked at, its state (a note: worth knowing, not wrong), what was found, and a remedy."""
+    """The result of a check: its subject, its state (a note is not a fault), the finding, and a remedy."""
 
     subject: str
     state: State
@@ -48,10 +48,10 @@ class _Finding(NamedTuple):
 
 
 def doctor(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Look at everything, and say what was found.
+    """Run all checks, and print the findings.
 
     Raises:
-        ValueError: something that is needed is missing or does not work.
+        ValueError: a requirement is missing or does not work.
     """
     failed = []
     looks = (_python, _packages, _device, _threads, _disk, _network, _label_app, _whole_way(given.model))
@@ -68,7 +68,7 @@ def doctor(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _findings(look: Callable[[], Iterator[_Finding]], terminal: Terminal) -> Iterator[_Finding]:
-    """What is found; whatever a look raises is a finding, since the others should be looked at too."""
+    """Yield the findings of a check; an error becomes a finding, so that the other checks still run."""
     try:
         yield from look()
     except Exception as error:
@@ -99,10 +99,10 @@ def _packages() -> Iterator[_Finding]:
 
 
 def unmet_requirements(requirements: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Requirements of a package that this environment does not meet, with the version that is here instead.
+    """Yield the requirements of a package that this environment does not meet, with the installed version.
 
     Args:
-        requirements: as the metadata of a package have them; those of extras do not count.
+        requirements: requirements in the form of package metadata; those of extras are ignored.
 
     Example:
         >>> list(unmet_requirements(["numpy>=1", "numpy>=999; extra == 'fast'", "no-such-package>=2"]))
@@ -193,7 +193,7 @@ def _label_app() -> Iterator[_Finding]:
 
 
 def _whole_way(model: str | None) -> Callable[[], Iterator[_Finding]]:
-    """A volume through everything: a training of seconds if no model is given, and a prediction."""
+    """Return a check of the whole pipeline on a volume: a short training if no model is given, and a prediction."""
 
     def whole_way() -> Iterator[_Finding]:
         from aeflow_monai import Model, write_phantom
@@ -218,7 +218,7 @@ def _whole_way(model: str | None) -> Callable[[], Iterator[_Finding]]:
 
 
 def _with_channels(volume: Path, channels: int) -> Path:
-    """A volume whose only channel is there as often as a model needs it."""
+    """Repeat the only channel of a volume as often as a model needs it."""
     import nibabel
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""What a run would read, skip and write, without running it."""
+"""Dry runs: report what a run would read, skip and write."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["say_images", "say_sections", "say_test", "test_images"]
 
-_SHOWN = 5  # paths of each kind
+_SHOWN = 5  # number of paths shown of each kind
 
 
 def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
-    """What a training would read.
+    """Report what a training would read.
 
     Raises:
         ValueError: the training would be refused.
@@ -41,7 +41,7 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     parser["paths"] = {"dataset_dir": given.data, "output_dir": folder, "resume": None, "cache_dir": None}
     parser.get_parsed_content("imports")
     require_fitting(*map(parser.get_parsed_content, ("network", "slicer")))
-    for part in ("preprocessing", "loss", "optimizer"):  # which an option may make impossible; nothing is written
+    for part in ("preprocessing", "loss", "optimizer"):  # an option may make these fail; nothing is written
         parser.get_parsed_content(part)
     items, (fitted, held_out) = parser.get_parsed_content("normals"), parser.get_parsed_content("split")
     report_notes(items, config)
@@ -62,7 +62,7 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Terminal) -> None:
-    """What a prediction would read and write.
+    """Report what a prediction would read and write.
 
     Raises:
         ValueError: the prediction would be refused.
@@ -83,7 +83,7 @@ def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Termi
 
 
 def test_images(given: argparse.Namespace) -> Datalist:
-    """The images that an evaluation would read.
+    """Return the images that an evaluation would read.
 
     Raises:
         ValueError: the evaluation would be refused.
@@ -99,12 +99,12 @@ def test_images(given: argparse.Namespace) -> Datalist:
 
 
 def say_test(given: argparse.Namespace, terminal: Terminal, items: Datalist | None = None) -> None:
-    """What an evaluation would read and write.
+    """Report what an evaluation would read and write.
 
     Args:
         given: the parsed command line.
-        terminal: shows it.
-        items: its `test_images`, where they are known.
+        terminal: shows the report.
+        items: its `test_images`, if already known.
 
     Raises:
         ValueError: the evaluation would be refused.
@@ -125,7 +125,7 @@ def say_test(given: argparse.Namespace, terminal: Terminal, items: Datalist | No
 
 
 def _checked(given: argparse.Namespace, name: str, options: Mapping[str, str], data: str, folder: Path) -> Any:
-    """Parser and config of a run of a model, which would not be refused."""
+    """Return parser and config of a model's run, after the checks that could refuse it."""
     from aeflow_monai.engine.verbs import check_scoring
 
     file = Path(given.model, "configs", f"{name}.yaml")
@@ -141,7 +141,7 @@ def _require_free(given: argparse.Namespace, folder: Path, items: Sequence[Mappi
 
 
 def _parsed(configs: Sequence[str | Path], options: Mapping[str, str], data: str, folder: str | Path) -> Any:
-    """Parser and config of a run, with options as MONAI reads them from a command line."""
+    """Return parser and config of a run, with options parsed as by MONAI's command line."""
     from aeflow_monai.engine.config.run_config import open_config
 
     require_sections(configs, options)

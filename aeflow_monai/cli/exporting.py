@@ -1,4 +1,4 @@
-"""`aeflow export`: a trained model as one file for other programs."""
+"""`aeflow export`: export a trained model as a single file for other programs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["export"]
 
 
 def export(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Write a model, and say where.
+    """Export a model, and print the path.
 
     Raises:
-        WrongUse: there is no training in the folder.
-        ValueError: something that was given is wrong.
+        WrongUse: the folder holds no training.
+        ValueError: an argument or option is invalid.
         ModuleNotFoundError: a package is missing.
     """
     require_model(given.folder, "inference")

@@ -1,4 +1,4 @@
-"""`aeflow train`, `demo`, `calibrate` and `prepare`: what makes models, or gets data ready for it."""
+"""`aeflow train`, `demo`, `calibrate` and `prepare`: make models, or prepare data for training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
     """Train a model.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
     """
     require_data([given.data])
     if given.dry_run:
@@ -43,7 +43,7 @@ def train(given: argparse.Namespace, terminal: Terminal) -> None:
     terminal.when_stopped = None
     terminal.result(f"model: {folder}")
     terminal.result(f"model card: {folder / 'docs' / 'README.md'}")
-    # whether it has, only another look through all of the data would tell, which of DICOM takes minutes
+    # listing the test images would require reading the data again, which takes minutes for DICOM
     rest = shlex.join(["aeflow", "evaluate", given.data, "-m", given.output])
     terminal.say(f"Next, if the data has a test split: {rest}")
 
@@ -52,7 +52,7 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
     """Train, evaluate and predict on the embedded volumes.
 
     Raises:
-        ValueError: the folder holds something else.
+        ValueError: the folder holds other data.
     """
     terminal.say(f"Training on synthetic volumes with and without lesions, {home('phantom')}.")
     from aeflow_monai.data import write_phantom
@@ -79,10 +79,10 @@ def demo(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def calibrate(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Set a model's thresholds on normals of another site.
+    """Calibrate a model on normals of another site.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
     """
     require_model(given.model, "calibrate")
     require_data([given.data])
@@ -100,10 +100,10 @@ def calibrate(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Read a data set once, and write a list of it.
+    """Read a data set once, and write a datalist.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
     """
     require_data([given.data])
     terminal.say(f"Reading {given.data}.")
@@ -115,7 +115,7 @@ def prepare(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _case_threshold(model: str | Path) -> tuple[float, int]:
-    """Of a model, and how many patients it comes from."""
+    """Return the case threshold of a model, and the number of patients that it was fitted on."""
     from aeflow_monai.engine.config.stored_model import model_path, read_model
 
     state = read_model(model_path(model)).state
@@ -129,7 +129,7 @@ def _train_configs(presets: list[str]) -> list[str]:
 
 
 def _resumed(folder: Path, presets: list[str]) -> tuple[list[str], Path]:
-    """Config and newest checkpoint of an interrupted training."""
+    """Return config and newest checkpoint of an interrupted training."""
     if presets:
         raise ValueError(f"--resume takes the presets of the interrupted training; leave --preset {presets[0]} away.")
     found = _checkpoints(folder)
@@ -142,7 +142,7 @@ def _resumed(folder: Path, presets: list[str]) -> tuple[list[str], Path]:
 
 
 def _how_to_go_on(folder: Path, again: str, command: str) -> str:
-    """What is kept of an interrupted training."""
+    """Return a message on how to resume an interrupted training."""
     found = _checkpoints(folder)
     if not found:
         return f"No epoch was finished, and nothing is kept. Begin again with:\n  {command}"
@@ -150,5 +150,5 @@ def _how_to_go_on(folder: Path, again: str, command: str) -> str:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Of a training, the newest last."""
+    """Return the checkpoints of a training, the newest last."""
     return sorted((folder / "logs" / "checkpoints").glob("*.pt"), key=lambda path: path.stat().st_mtime)

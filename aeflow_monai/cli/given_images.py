@@ -1,4 +1,4 @@
-"""Images that a command was given, as a config takes them."""
+"""Convert the images of a command line to the form that a config takes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["data_of"]
 
 
 def data_of(images: Sequence[str]) -> str:
-    """What a config takes for these images: the only path, or a list of them, which is kept to repeat the run.
+    """Return a single path as it is, or the path of a list of several, which is kept so that the run can be repeated.
 
     Args:
         images: paths of files and of DICOM folders.
 
     Returns:
-        A path.
+        The path for `dataset_dir`.
 
     Raises:
-        ValueError: one of several is a folder that holds no DICOM.
-        OSError: the list cannot be kept.
+        ValueError: one of several paths is a folder without DICOM files.
+        OSError: the list cannot be written.
     """
     if len(images) == 1:
         return images[0]
@@ -43,7 +43,7 @@ def data_of(images: Sequence[str]) -> str:
 
 
 def _require_single_images(paths: Sequence[Path]) -> None:
-    """A folder among several paths stands for the image that its DICOM files make."""
+    """Refuse a folder among several paths unless its DICOM files form one image."""
     from aeflow_monai.data.datalist.image_files import is_dicom
 
     for path in paths:

@@ -1,4 +1,4 @@
-"""Paths of a command line that are looked for at once, before anything large is imported."""
+"""Early checks on the paths of a command line, before large imports."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from aeflow_monai.printable import shown
 
 __all__ = ["WrongUse", "require_data", "require_model"]
 
-_DOWNLOADED = "medmnist:"  # a name in place of a path
+_DOWNLOADED = "medmnist:"  # prefix of a name that replaces a path
 
 
 class WrongUse(Exception):
-    """Something that was typed is wrong; nothing was begun."""
+    """The command line is invalid; nothing was started."""
 
 
 def require_model(folder: str | Path, config: str) -> None:
-    """Refuse a folder that is not that of a training.
+    """Refuse a folder that does not hold a training.
 
     Args:
-        folder: as it was typed.
+        folder: folder as typed.
         config: name of a config that a training writes, without extension.
 
     Raises:
@@ -39,10 +39,10 @@ def require_data(paths: Sequence[str | Path]) -> None:
     """Refuse paths of images or data sets that do not exist.
 
     Args:
-        paths: as they were typed; of a DICOM folder with the number of a series too, as `export#2`.
+        paths: paths as typed; also a series in a DICOM folder, such as `export#2`.
 
     Raises:
-        WrongUse: names the first that is missing.
+        WrongUse: names the first missing path.
     """
     for path in map(str, paths):
         folder, _, series = path.rpartition("#")

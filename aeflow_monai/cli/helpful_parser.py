@@ -1,4 +1,4 @@
-"""A parser of command lines whose errors name what may be meant."""
+"""An argument parser whose errors suggest what may have been meant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aeflow_monai.printable import meant
 
 __all__ = ["HelpfulParser", "Once"]
 
-_OF_EVALUATION = ("evaluate", "inference")  # which a training merges
+_OF_EVALUATION = ("evaluate", "inference")  # configs that a training merges
 _CONFIGS = {
     "predict": ("inference",),
     "evaluate": _OF_EVALUATION,
@@ -21,10 +21,10 @@ _CONFIGS = {
 
 
 class HelpfulParser(argparse.ArgumentParser):
-    """A parser that names the verb or the option that may be meant."""
+    """An argument parser that suggests the verb or the option that may have been meant."""
 
     def error(self, message: str) -> NoReturn:
-        """End with what is wrong."""
+        """Exit with a message and a suggestion."""
         verb = re.search(r"invalid choice: '(.*?)'", message)
         if hint := meant(verb[1], self._verbs()) if verb else "":
             message += f".{hint}"
@@ -33,7 +33,7 @@ class HelpfulParser(argparse.ArgumentParser):
         super().error(message)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; what is not known is an error of its verb, whose usage is shown."""
+        """Parse; an unknown argument is an error of its verb, whose usage is shown."""
         given, unknown = self.parse_known_args(args, namespace)
         if unknown:
             parser = self._verbs().get(getattr(given, "verb", ""), self)
@@ -43,7 +43,7 @@ class HelpfulParser(argparse.ArgumentParser):
         return given
 
     def _hint(self, option: str) -> str:
-        """What may be meant by an unknown option: one of the config, or a known one."""
+        """Return a suggestion for an unknown option: an option of the config, or a similar one of the command."""
         name = option.lstrip("-").replace("-", "_")
         if "--set" in self._option_string_actions and _is_of_config(name, self.prog.rpartition(" ")[2]):
             return f" An option of the config goes behind --set: --set {name}=VALUE"
@@ -55,7 +55,7 @@ class HelpfulParser(argparse.ArgumentParser):
 
 
 def _is_of_config(name: str, verb: str) -> bool:
-    """Whether the config of a verb has an option of this name, as `image_size` or `slicer#fit`, that is no path."""
+    """Whether the config of a verb has an option of this name, such as `slicer#fit`, that is not a path."""
     from aeflow_monai.engine.config.config_text import read_config
     from aeflow_monai.engine.config.template import known_configs
 
@@ -75,7 +75,7 @@ def _has_option(value: Any, name: str) -> bool:
 
 
 class Once(argparse.Action):
-    """An option that may stand in a command once: of two the last would count, without a word."""
+    """An option that may be given only once; argparse would silently use the last of several."""
 
     def __call__(
         self,
@@ -84,7 +84,7 @@ class Once(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        """Take the value."""
+        """Store the value."""
         if (before := getattr(namespace, self.dest)) is not None:
             names = "/".join(self.option_strings)
             others = [name for name in parser._option_string_actions if name == f"{self.option_strings[-1]}s"]

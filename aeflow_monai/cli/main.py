@@ -1,4 +1,4 @@
-"""The command `aeflow`: finds the verb, runs it, and gives an exit code."""
+"""The command `aeflow`: find the verb, run it, and return an exit code."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        arguments: of the command line; those of the process if None.
+        arguments: command-line arguments; those of the process if None.
 
     Returns:
-        The exit code: 0; 1 if some cases failed or the run broke off; 2 for wrong use, of which nothing came; 130 if
-        it was interrupted.
+        The exit code: 0; 1 if some cases failed or the run was aborted; 2 for an invalid command line, with nothing
+        written; 130 if it was interrupted.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(*_WAITING)  # torch reads it when it is first imported, which is later
+        os.environ.setdefault(*_WAITING)  # set before torch, which reads it at its first import
     with _interrupts() as interrupts:
         try:
             return _run(sys.argv[1:] if arguments is None else list(arguments), interrupts)
-        except KeyboardInterrupt:  # before there was anything to say
+        except KeyboardInterrupt:  # before the terminal exists
             print("Interrupted. Nothing was begun.", file=sys.stderr)
             return INTERRUPTED
         except OSError as error:
             if not has_reader_left(error):
                 raise
-            return 0  # whoever read the help has read enough
+            return 0  # the reader of the help has closed the pipe
         finally:
             flush_streams()
 
 
 def _run(arguments: list[str], interrupts: list[int]) -> int:
-    # within reach of main, since Ctrl-C may come while these are imported
+    # imported within main, since Ctrl-C may come meanwhile
     from aeflow_monai.cli.bundle_run import quiet_log
     from aeflow_monai.cli.given_paths import WrongUse
     from aeflow_monai.cli.parsers import parser
@@ -76,7 +76,7 @@ def _run(arguments: list[str], interrupts: list[int]) -> int:
         terminal.error(str(error))
         return WRONG_USE
     except Exception as error:
-        if interrupts:  # a library has made an error of it, or failed after it had passed over it
+        if interrupts:  # a library has turned Ctrl-C into an error, or ignored it and failed later
             terminal.stopped()
             return INTERRUPTED
         return _failed(error, terminal)
@@ -85,7 +85,7 @@ def _run(arguments: list[str], interrupts: list[int]) -> int:
 
 @contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Signals of Ctrl-C as they come: libraries pass over some, and fail later."""
+    """Record the signals of Ctrl-C, since libraries ignore some and fail later."""
     came: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -104,7 +104,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _failed(error: Exception, terminal: Terminal) -> int:
-    """Say what went wrong, in few lines, and give the exit code."""
+    """Report an error in a few lines, and return the exit code."""
     from aeflow_monai.engine.config.failure_message import is_foreseen, message_of
     from aeflow_monai.errors import CaseFailures, root_cause
 
@@ -112,7 +112,7 @@ def _failed(error: Exception, terminal: Terminal) -> int:
     if terminal.verbose or not is_foreseen(cause):
         terminal.traceback()
     message = message_of(error)
-    if isinstance(cause, CaseFailures):  # the summary has named the first
+    if isinstance(cause, CaseFailures):  # the summary has already named the first
         first, *_, last = message.splitlines()
         message = f"{first.removesuffix(':')}. {last}"
     terminal.error(message)

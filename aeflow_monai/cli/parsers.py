@@ -1,4 +1,4 @@
-"""What the command `aeflow` takes; nothing here imports torch or MONAI, so that help is there at once."""
+"""The argument parser of `aeflow`, without imports of torch or MONAI, so that the help is shown at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EXIT_CODES = "exit codes: 0; 1 some cases failed, or the run broke off; 2 wrong
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command; what it gives has `run`, "module:function" in this folder."""
+    """Return the parser of the command; its result has `run`, "module:function" in this folder."""
     top = HelpfulParser(
         prog="aeflow",
         description=f"Find what is abnormal in medical images after seeing only normal ones. {DISCLAIMER}",

@@ -1,4 +1,4 @@
-"""`aeflow predict` and `evaluate`: a trained model's scores and maps."""
+"""`aeflow predict`, `evaluate` and `report`: scores, maps and reports of a trained model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
     """Score images, and write their maps.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
         CaseFailures: some cases failed.
     """
     require_model(given.model, "inference")
@@ -38,7 +38,7 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
         predict_shard(given, terminal)
         return
     images = _paths(given.images)
-    if len(images) == 1:  # of several the others go on
+    if len(images) == 1:  # of several images the others are still processed
         require_data(images)
     if given.dry_run:
         say_images(given, images, terminal)
@@ -50,10 +50,10 @@ def predict(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Compare a model's scores with labels.
+    """Evaluate a model's scores against labels.
 
     Raises:
-        ValueError: something that was given is wrong.
+        ValueError: an argument or option is invalid.
         CaseFailures: some cases failed.
     """
     require_model(given.model, "evaluate")
@@ -71,7 +71,7 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def report(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Write report.html again; of shards the tables too.
+    """Write report.html again; for shards the tables too.
 
     Raises:
         FileNotFoundError: there are no results.
@@ -90,13 +90,13 @@ def report(given: argparse.Namespace, terminal: Terminal) -> None:
 def predict_images(
     model: Path, images: Sequence[str], folder: Path, options: Mapping[str, str], terminal: Terminal
 ) -> None:
-    """Score images, and sum up what came of it.
+    """Score images, and print a summary.
 
     Args:
         model: folder of a training.
         images: paths of files, or of one folder.
-        folder: of the maps and tables.
-        options: of the config, beside these.
+        folder: output folder of the maps and tables.
+        options: further options of the config.
         terminal: shows the summary.
 
     Raises:
@@ -110,7 +110,7 @@ def predict_images(
 def evaluate_folder(
     model: Path, data: str | Path, folder: Path, options: Mapping[str, str], terminal: Terminal
 ) -> None:
-    """Evaluate a model, and sum up what came of it; as `predict_images`."""
+    """Evaluate a model, and print a summary; see `predict_images`."""
     _run(model, "evaluate", str(data), user_path(folder).absolute(), options, terminal)
 
 
@@ -129,15 +129,15 @@ def _run(model: Path, config: str, data: str, folder: Path, options: Mapping[str
 
 
 def _what_is_kept(folder: Path, command: str) -> str:
-    """What is kept of an interrupted run."""
-    table = folder / unfinished_name(SCORES)  # whose last line may be half
+    """Return a message on the results that an interrupted run has kept."""
+    table = folder / unfinished_name(SCORES)  # its last line may be incomplete
     n_scored = max(0, table.read_bytes().count(b"\n") - 1) if table.is_file() else 0
     kept = f"{n_scored} cases are finished, in {folder}." if n_scored else "No case was finished."
     return f"{kept} Begin again, with all of them, with:\n  {command}"
 
 
 def _paths(given: Sequence[str]) -> list[str]:
-    """Paths of a command line, each once; `-` stands for those of the standard input, one a line."""
+    """Return the unique paths of a command line; `-` stands for those of standard input, one per line."""
     found: list[str] = []
     for path in given:
         found += _lines_of_input() if path == "-" else [path]
@@ -148,8 +148,8 @@ def _paths(given: Sequence[str]) -> list[str]:
 
 
 def _lines_of_input() -> list[str]:
-    """Lines of the standard input that are not blank; names of files may be no UTF-8."""
-    if sys.stdin is None:  # it was closed
+    """Return the non-blank lines of standard input; file names need not be UTF-8."""
+    if sys.stdin is None:  # closed by the caller
         return []
     content = sys.stdin.buffer.read()
     if (encoding := encoding_of(content, "the standard input")) != "utf-8-sig":

@@ -1,4 +1,4 @@
-"""`aeflow label`: the server for 3D Slicer and OHIF."""
+"""`aeflow label`: the MONAI Label server for 3D Slicer and OHIF."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["label"]
 
 
 def label(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Serve a folder of images, or make the app's folder.
+    """Serve a folder of images, or create the app's folder.
 
     Raises:
-        ValueError: something of the start is wrong.
+        ValueError: an argument or option is invalid.
         ModuleNotFoundError: MONAI Label is not installed.
     """
     from aeflow_monai.label.requests.server import make_app_folder, serve

@@ -1,4 +1,4 @@
-"""`aeflow predict --shard` and `aeflow report` of shards: archives, in parts that stop and go on."""
+"""`aeflow predict --shard` and `aeflow report` of shards: score archives in parts that can stop and resume."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 __all__ = ["is_of_archive", "predict_shard", "report_shards"]
 
-_LINES = (".txt", ".jsonl")  # lists that only a ledger takes
+_LINES = (".txt", ".jsonl")  # lists that need a ledger
 
 
 def is_of_archive(given: argparse.Namespace) -> bool:
-    """Whether a prediction keeps a ledger: if it is asked for, or its list is one of archives."""
+    """Whether a prediction keeps a ledger: by an option, or since its list is of an archive."""
     lines = len(given.images) == 1 and given.images[0].lower().endswith(_LINES)
     return bool(given.shard or given.resume or given.retry_failed or given.ray or lines)
 
 
 def predict_shard(given: argparse.Namespace, terminal: Terminal) -> None:
-    """Score what is open of a shard, or of all.
+    """Score the open studies of a shard, or of all.
 
     Raises:
-        WrongUse: the input is that of a pipe, which could not be read again.
-        ValueError: something that was given is wrong.
+        WrongUse: the list comes from standard input, which cannot be read again.
+        ValueError: an argument or option is invalid.
         CaseFailures: some studies failed.
     """
     if "-" in given.images:
@@ -59,7 +59,7 @@ def predict_shard(given: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def report_shards(folder: Path, terminal: Terminal) -> None:
-    """Merge the shards of a folder, and say how far they are.
+    """Merge the shards of a folder, and print their progress.
 
     Raises:
         CaseFailures: some studies failed, or are open.

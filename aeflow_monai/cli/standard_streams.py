@@ -1,4 +1,4 @@
-"""Standard output and error, whose readers may leave, as `head` does: the run goes on, and what it writes is whole."""
+"""Standard output and error that survive a closed pipe, as after `head`, so that the run completes its outputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["flush_streams", "has_reader_left", "lasting"]
 
 
 def lasting(stream: TextIO | None) -> TextIO:
-    """A stream that takes text when nobody reads it any more, and when it was closed before the start.
+    """Wrap a stream so that it accepts text after its reader has left, or if it was closed from the start.
 
     Args:
         stream: `sys.stdout` or `sys.stderr`.
@@ -34,7 +34,7 @@ class _Lasting:
             return len(text)
 
     def flush(self) -> None:
-        """Send what is written on its way."""
+        """Flush the stream."""
         try:
             self.stream.flush()
         except OSError as error:
@@ -43,29 +43,29 @@ class _Lasting:
             _silence(self.stream)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)  # such as isatty and encoding
+        return getattr(self.stream, name)  # for example isatty and encoding
 
 
 def has_reader_left(error: OSError) -> bool:
-    """Whether a stream could not be written because nobody reads it any more.
+    """Whether writing to a stream failed because its reader has closed it.
 
     Example:
         >>> has_reader_left(BrokenPipeError()), has_reader_left(OSError(errno.ENOSPC, "No space left on device"))
         (True, False)
     """
-    on_windows = sys.platform == "win32"  # which says so of a pipe whose other end is closed
+    on_windows = sys.platform == "win32"  # Windows raises this for a pipe whose other end is closed
     return isinstance(error, BrokenPipeError) or (on_windows and error.errno == errno.EINVAL)
 
 
 def flush_streams() -> None:
-    """Send what is written on its way, so that Python has nothing to complain of when it ends."""
+    """Flush standard output and error, so that Python reports no error at exit."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None and not stream.closed:
             _Lasting(stream).flush()
 
 
 def _silence(stream: TextIO) -> None:
-    """Let what is written from now on, and what waits to be, go nowhere."""
+    """Discard pending and further output of a stream."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

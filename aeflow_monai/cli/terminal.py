@@ -1,4 +1,4 @@
-"""What a user sees of a run: plain lines in a file or pipe, bars in a terminal."""
+"""Output of a run for the user: plain lines in a file or pipe, progress bars in a terminal."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from aeflow_monai.progress import listening
 
 __all__ = ["Terminal"]
 
-_EVERY = 10.0  # seconds between lines about one thing, where there are no bars
+_EVERY = 10.0  # seconds between progress lines about one thing, without bars
 _UNLIMITED = 10_000  # columns
 
 
 class Terminal:
-    """The terminal of a run: results go to stdout, all else to stderr.
+    """The terminal of a run: results go to stdout, everything else to stderr.
 
     Args:
-        quiet: leave out what is no result and no error.
-        verbose: show the log and tracebacks too.
-        as_json: print nothing to stdout but what `line` prints.
-        command: that was typed, to be told to whoever interrupts it.
+        quiet: show only results and errors.
+        verbose: also show the log and tracebacks.
+        as_json: print only the objects of `line` and `case` to stdout.
+        command: the command as typed, shown when a run is interrupted.
     """
 
     def __init__(
@@ -53,28 +53,28 @@ class Terminal:
     ) -> None:
         self.command = command
         self.quiet, self.verbose, self.json = quiet, verbose, as_json
-        for stream in (sys.stdout, sys.stderr):  # whose encoding may lack signs of names and numbers
+        for stream in (sys.stdout, sys.stderr):  # their encoding may lack characters of names and numbers
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
-        # names of files are shown as they are, whatever rich would make of :brain: or [red]
+        # show file names unchanged, although rich would interpret :brain: or [red]
         console = partial(Console, highlight=False, soft_wrap=True, markup=False, emoji=False)
-        self.out = console(file=lasting(sys.stdout))  # also where prints go elsewhere
+        self.out = console(file=lasting(sys.stdout))  # also while prints are redirected
         if not self.out.is_terminal:
             self.out.width = _UNLIMITED
         self.err = console(file=lasting(sys.stderr))
-        self.when_stopped: Callable[[], str] | None = None  # says what is kept, and how to go on
+        self.when_stopped: Callable[[], str] | None = None  # returns a message on what is kept and how to resume
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._told: dict[str, tuple[float, int]] = {}  # when a line about something was shown or due, and how far it is
-        self._lock = threading.Lock()  # the planes of a volume go through the network in several threads
+        self._told: dict[str, tuple[float, int]] = {}  # by topic, time of the last line and progress
+        self._lock = threading.Lock()  # planes of a volume are processed in several threads
 
     def say(self, text: str) -> None:
-        """Say what goes on."""
+        """Show a status message."""
         if not self.quiet:
             self.err.print(_safe(text))
 
     def detail(self, text: str) -> None:
-        """Say what only --verbose shows."""
+        """Show a message with --verbose only."""
         if self.verbose:
             self.err.print(_safe(text), style="dim")
 
@@ -84,7 +84,7 @@ class Terminal:
             self.out.print(_safe(text))
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Print results as a table; in a file or pipe no cell is cut or wrapped."""
+        """Print results as a table; in a file or pipe no cell is truncated or wrapped."""
         if self.json:
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -95,36 +95,36 @@ class Terminal:
         self.out.print(table)
 
     def case(self, row: Mapping[str, Any]) -> None:
-        """Print what came of a case as an object for other programs, with --json; empty cells are null."""
+        """Print the result of a case as a JSON object, with --json; empty cells are null."""
         self.line({name: None if cell == "" else cell for name, cell in row.items()})
 
     def line(self, content: Mapping[str, Any]) -> None:
-        """Print an object for other programs, with --json; numbers may be tensors."""
+        """Print a JSON object, with --json; numbers may be tensors."""
         if self.json:
             self.out.file.write(json.dumps(content, default=methodcaller("item")) + "\n")
             self.out.file.flush()
 
     def error(self, text: str) -> None:
-        """Say what went wrong."""
+        """Show an error."""
         self.err.print(Text.assemble(("error:", "bold red"), f" {_safe(text)}"))
 
     def warn(self, text: str) -> None:
-        """Say what is left out or doubtful."""
+        """Show a warning."""
         if not self.quiet:
             self.err.print(Text.assemble(("note:", "yellow"), f" {_safe(text)}"))
 
     def traceback(self) -> None:
-        """Show the traceback of the error that is handled."""
+        """Show the traceback of the current error."""
         self.err.print_exception()
 
     def stopped(self) -> None:
-        """Say that the run was interrupted, and how to go on."""
+        """Report that the run was interrupted, and how to resume it."""
         kept = self.when_stopped() if self.when_stopped else f"Begin again with:\n  {self.command}"
         self.err.print(_safe(f"Interrupted. {kept}"))
 
     @contextmanager
     def progress(self) -> Iterator[None]:
-        """While it is open, `advance` is shown: as bars in a terminal, else as a line now and then."""
+        """Show the progress of `advance` while open: as bars in a terminal, else as occasional lines."""
         with listening(self):
             if self.quiet or not self.err.is_terminal:
                 yield
@@ -146,12 +146,12 @@ class Terminal:
                 self._tasks.clear()
 
     def advance(self, what: str, n: int, total: int | None) -> None:
-        """Show that n of the total of something are done; may be called from several threads.
+        """Report progress; may be called from several threads.
 
         Args:
-            what: in a word, such as "reading".
-            n: done until now.
-            total: of all; None if it is not known.
+            what: topic in a word, such as "reading".
+            n: number done so far.
+            total: total number; None if unknown.
         """
         with self._lock:
             if self._bars is not None:
@@ -169,7 +169,7 @@ class Terminal:
     def _tell(self, what: str, n: int, total: int | None) -> None:
         now = time.monotonic()
         since, before = self._told.get(what, (now, 0))
-        if n < before:  # the next round, as the slices of another volume
+        if n < before:  # a new round, for example the slices of another volume
             since = now
         if now - since > _EVERY:
             since = now
@@ -178,10 +178,10 @@ class Terminal:
 
 
 class _RateColumn(ProgressColumn):
-    """How many are done in a second."""
+    """The number of items per second."""
 
     def render(self, task: Task) -> Text:
-        """The rate, as far as it is known."""
+        """Return the rate, if known."""
         return Text("" if task.speed is None else f"{task.speed:.3g}/s", style="progress.data.speed")
 
 

@@ -1,4 +1,4 @@
-"""From files to the slices that a network sees, and back to the grid of a volume."""
+"""Data pipeline: from files to the slices that the network processes, and back to the grid of a volume."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What is looked at before anything is computed from a case: errors name file, fault and remedy."""
+"""Checks on a case before anything is computed from it; errors name file, fault and remedy."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ _DIRECTIONS = ("left to right", "posterior to anterior", "inferior to superior")
 
 
 class CheckImaged(MapTransform):  # type: ignore[misc]
-    """Refuse images that no score should be computed from, and masks that do not belong to their image.
+    """Refuse images that are unfit for scoring, and masks that do not belong to their image.
 
-    Has to stand behind `LoadCased`, before anything changes the grid or the intensities. Images are not changed. An
-    image has to be a 2D image or a volume with finite voxels that are not all the same (in a volume: in no channel), an
-    affine that can be inverted, and more than one row and column in the planes that it is sliced along; one of two
-    values alone is told, since it may be a mask. A mask is made binary (see `binary_mask`) and has to have the grid of
-    its image, with corners within 0.01 mm; one with the same voxels in another order is reordered. It has to say what
-    the label says: 1 where there is lesion, 0 where none is.
+    It has to follow `LoadCased`, before anything changes the grid or the intensities. Images are not changed. An image
+    has to be a 2D image or a volume with finite voxels, not constant (in a volume: in no channel), with an invertible
+    affine and more than one row and column in the planes that it is sliced along. An image with only two values is
+    logged, since it may be a mask. A mask is made binary (see `binary_mask`) and has to lie on the grid of its image,
+    with corners within 0.01 mm; a mask with the same voxels in another axis order is reordered. It has to agree with
+    the label: at least one lesion voxel for 1, none for 0.
 
     Args:
-        keys: of images (C, H, W) or (C, X, Y, Z); the mask belongs to the first.
-        lesion_key: of the mask; cases without one, or where it is not loaded, pass.
-        axes: planes that volumes are sliced along, of "axial", "coronal", "sagittal". A volume of one axial slice is
-            sliced along the axial plane, whatever stands here.
-        allow_missing_keys: pass over keys that are not there.
-        label_key: of the label, 0 or 1; cases without one pass.
+        keys: keys of images (C, H, W) or (C, X, Y, Z); the mask belongs to the first.
+        lesion_key: key of the mask; cases without a loaded mask pass.
+        axes: planes that volumes are sliced along: "axial", "coronal", "sagittal". A volume of one axial slice is
+            always sliced along the axial plane.
+        allow_missing_keys: skip keys that are absent.
+        label_key: key of the label, 0 or 1; cases without one pass.
 
     Raises:
         ValueError: an unknown plane.
@@ -68,13 +68,13 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
         self.axes = tuple(axes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Look at one case.
+        """Check one case.
 
         Returns:
             The case, with a binary mask (1, ...) of its image's shape and affine.
 
         Raises:
-            ValueError: an image or a mask is not as above.
+            ValueError: an image or a mask fails a check.
         """
         d = dict(data)
         for key in self.key_iterator(data):
@@ -93,7 +93,7 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
             mask_name, name = file_of(mask, repr(self.lesion_key)), file_of(first, repr(self.keys[0]))
             image = first if isinstance(first, MetaTensor) else MetaTensor(first)
             binary = binary_mask(mask, mask_name)
-            if not (isinstance(first, MetaTensor) and isinstance(mask, MetaTensor)):  # nobody knows where they lie
+            if not (isinstance(first, MetaTensor) and isinstance(mask, MetaTensor)):  # their positions are unknown
                 binary.affine = image.affine
             d[self.lesion_key] = on_grid_of(binary, image, mask_name, name)
             _check_label(d[self.lesion_key], d.get(self.label_key), mask_name, name)
@@ -102,7 +102,7 @@ class CheckImaged(MapTransform):  # type: ignore[misc]
 
 def _check_values(image: Tensor, name: str) -> None:
     values = torch.as_tensor(image).as_subclass(Tensor)
-    low, high = values.aminmax()  # in one pass; NaN and infinite values show in it
+    low, high = values.aminmax()  # one pass; NaN and infinite values propagate to the result
     if not (torch.isfinite(low) and torch.isfinite(high)):
         wrong = int((~torch.isfinite(values)).sum())
         raise ValueError(
@@ -114,12 +114,12 @@ def _check_values(image: Tensor, name: str) -> None:
             f"Expected an image with a content in {name}; got the same value, {float(low):g}, in all voxels. Export it "
             "again, or take the case out."
         )
-    if all(((some == low) | (some == high)).all() for some in (values.flatten()[::97], values)):  # seldom all of it
+    if all(((some == low) | (some == high)).all() for some in (values.flatten()[::97], values)):  # a sample first
         _logger.warning(
             f"{name} holds only two values, {float(low):g} and {float(high):g}, as a mask does. It is taken for an "
             "image."
         )
-    if len(values) > 1 and values.ndim == 4 and values.shape[-1] > 1:  # a picture may lack a colour
+    if len(values) > 1 and values.ndim == 4 and values.shape[-1] > 1:  # a colour image may have a constant channel
         for number, channel in enumerate(values, start=1):
             low, high = channel.aminmax()
             if low == high:
@@ -131,7 +131,7 @@ def _check_values(image: Tensor, name: str) -> None:
 
 
 def _check_planes(image: Tensor, name: str, axes: Sequence[str]) -> None:
-    """Slices have to be areas, not lines."""
+    """Refuse an image whose slices have only one row or column."""
     shape = tuple(image.shape[1:])
     if len(shape) == 2:
         if min(shape) < 2:

@@ -1,4 +1,4 @@
-"""Slices with the features that a frozen encoder gives them, which are the same in every epoch: computed once, kept."""
+"""Slices with their features from a frozen encoder, computed once, since they are the same in every epoch."""
 
 from __future__ import annotations
 
@@ -28,33 +28,34 @@ __all__ = ["FeatureDataset", "prepare_slice_batch"]
 _logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_HOLDS = "features"  # what arrays are for, in messages
-_Part = list[np.ndarray[Any, np.dtype[np.float32]]]  # of the features: of each stage those of one batch
-# What half precision may change: a hundredth of a channel's deviation, and features a hundredth as large as it holds.
+_HOLDS = "features"  # purpose of the arrays, in messages
+_Part = list[np.ndarray[Any, np.dtype[np.float32]]]  # features of one batch, by stage
+# Limits of half precision: an error of a hundredth of a channel's standard deviation, and values up to about a
+# hundredth of its largest number.
 _ROUNDED, _LARGE = 0.01, 600.0
 
 
 class FeatureDataset(Dataset[dict[str, Any]]):
-    """A data set of slices with the features that a frozen encoder gives them.
+    """A data set of slices with their features from a frozen encoder.
 
-    They are kept in half precision, which takes half of the room, where that changes no channel of the first batch by
-    more than a hundredth of its deviation; and are given in single precision.
+    Features are stored in half precision if that changes no channel of the first batch by more than a hundredth of its
+    standard deviation. They are returned in single precision.
 
-    In a training of several processes each of them encodes its own batches, and gets the features of all others from
-    them. With a folder those of a node read them from the same files.
+    In a training with several processes each encodes its share of the batches and receives the features of the others.
+    With a folder, the processes of a node share the same files.
 
     Args:
         slices: items hold "image" (C, H, W).
-        encoder: frozen; gives a list of (N, C_i, h_i, w_i) for (N, C, H, W).
-        folder: where to keep the features, one memory-mapped file per stage, which goes with the processes that use
-            it; in memory if None.
+        encoder: a frozen encoder; maps (N, C, H, W) to a list of (N, C_i, h_i, w_i).
+        folder: where to store the features, one memory-mapped file per stage, which is deleted when the processes that
+            use it end; in memory if None.
         batch_size: images per call of the encoder.
-        device: where the encoder computes; where it lies if None.
-        all_processes: share the work with all processes of torch.distributed, which have to do the same.
+        device: where the encoder computes; its own device if None.
+        all_processes: share the work with all processes of torch.distributed, which have to make the same call.
 
     Raises:
-        ValueError: the encoder is not frozen, so that kept features would grow stale.
-        OSError: there is no room for the features.
+        ValueError: the encoder is not frozen, so that stored features would become stale.
+        OSError: there is not enough space for the features.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
         self.stages: list[Any] = []
         device = next(encoder.parameters()).device if device is None else device
         n_slices = len(slices)  # type: ignore[arg-type]
-        # batches as in one process, in turn, since a batch of another size is rounded in another way
+        # the batches of one process are dealt out in turn, since the batch size affects rounding
         batches = [range(n_slices)[start : start + batch_size] for start in range(0, n_slices, batch_size)]
         processes, own = (n_processes(), process_number()) if all_processes else (1, 0)
         features_of = _Folded(encoder, device)
@@ -88,7 +89,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                     else:
                         self.stages = _allocated_for_node(shapes, folder, kind)
                 if folder is not None and processes > 1 and not _is_first_of_node():
-                    continue  # which writes the files
+                    continue  # the first process of the node writes the files
                 for rows, features in zip(batches[first : first + processes], parts, strict=False):
                     for store, stage in zip(self.stages, features, strict=True):
                         store[rows.start : rows.stop] = _within(stage, store.dtype)
@@ -108,7 +109,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
 
 
 def _read_ahead(batches: Iterable[_T]) -> Generator[_T]:
-    """Batches, of which the next one is read, or its copies are made, while the encoder has one."""
+    """Yield batches; the next one is read, or its copies are made, while the encoder processes the current one."""
     waiting = iter(batches)
     with ThreadPoolExecutor(1) as reader:
         following = reader.submit(next, waiting, None)
@@ -118,7 +119,7 @@ def _read_ahead(batches: Iterable[_T]) -> Generator[_T]:
 
 
 class _Folded:
-    """The encoder's features of batches, by stage; folded for the size of the first batch, which takes less time."""
+    """The encoder's features of batches, by stage; the encoder is folded for the size of the first batch, for speed."""
 
     def __init__(self, encoder: nn.Module, device: torch.device | str) -> None:
         self.encoder, self.device = encoder, device
@@ -139,7 +140,7 @@ class _Folded:
 
 
 def _kind_for(first: _Part) -> type[np.floating[Any]]:
-    """Half precision if it keeps what the features of the first batch say; of all processes' the same one."""
+    """Choose half precision if it preserves the features of the first batch, the same type in all processes."""
     for stage in first:
         if not np.abs(stage).max() < _LARGE:  # or not finite
             return np.float32
@@ -151,7 +152,7 @@ def _kind_for(first: _Part) -> type[np.floating[Any]]:
 
 
 def _within(stage: np.ndarray[Any, np.dtype[np.float32]], kind: np.dtype[Any]) -> Any:
-    """Features, of which none becomes infinite by being kept."""
+    """Clip features to the range of the stored type, so that none becomes infinite."""
     most = np.finfo(kind).max
     if not (np.abs(stage[np.isfinite(stage)]) > most).any():
         return stage
@@ -162,7 +163,7 @@ def _within(stage: np.ndarray[Any, np.dtype[np.float32]], kind: np.dtype[Any]) -
 def _allocated_for_node(
     shapes: Sequence[tuple[int, ...]], folder: str | Path, kind: type[np.floating[Any]]
 ) -> list[Any]:
-    """As `kept_array`, but the processes of a node have the same files, which lose their names when all have them."""
+    """Make arrays as `kept_array`, in files shared by a node's processes and unlinked once all have opened them."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [Path(folder, f"features_{platform.node()}_{number}.{kind.__name__}") for number in range(len(shapes))]
     stores = []
@@ -190,20 +191,20 @@ def prepare_slice_batch(
     non_blocking: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | tuple[Tensor, Tensor], tuple[()], dict[str, Any]]:
-    """Prepare a batch of slices for MONAI's engines: the image is input and target, kept features go along.
+    """Prepare a batch of slices for MONAI's engines: the image is input and target, with any stored features.
 
-    The target of labelled slices is a pair, image and "abnormal", as `MixtureLoss` takes it. Only some of them are
+    The target of labelled slices is the pair of image and "abnormal" that `MixtureLoss` takes. Only some of them are
     reconstructed, see `AEFlow.forward`.
 
     Args:
-        batch: "image" (N, C, H, W) and, if kept, "features"; of `LabelledSlices` also "abnormal" (N, 1, H, W) and
-            "is_target" (N,).
-        device: where to.
-        non_blocking: copy without waiting.
+        batch: "image" (N, C, H, W) and, if stored, "features"; from `LabelledSlices` also "abnormal" (N, 1, H, W)
+            and "is_target" (N,).
+        device: target device.
+        non_blocking: copy asynchronously.
         kwargs: further options of `Tensor.to`.
 
     Returns:
-        Input, target, no positional and possibly some keyword arguments of the network.
+        Input, target, no positional arguments, and keyword arguments of the network, if any.
     """
     image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
     options: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""A datalist of which one bad case does not end a run: its failure is recorded, and the others go on."""
+"""A data set in which a case that fails to load is recorded, so that it does not stop the run."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from aeflow_monai.errors import Failure, failure_of
 
 __all__ = ["GuardedDataset", "recorded_failure"]
 
-# What stands in the place of an item that could not be loaded; strings, which any loader can collate and send.
+# Key of the record that replaces an item that failed to load; its values are strings, which any loader can collate.
 _FAILURE = "failure"
 
 
 class GuardedDataset(Dataset[dict[str, Any]]):
-    """A datalist whose items are transformed when they are asked for; one that fails becomes a record of its failure.
+    """A data set that transforms the items of a datalist on access; an item that fails becomes a failure record.
 
-    It has as many items as the datalist, whatever fails, and works in any data loader with a batch size of 1, with
-    workers or without. `GuardedEvaluator` reports the records.
+    It always has as many items as the datalist, and works in any data loader with a batch size of 1, with or without
+    workers. `GuardedEvaluator` reports the records.
 
     Args:
         data: a datalist.
-        transform: gives a dictionary for an item.
+        transform: maps an item to a dictionary.
 
     Example:
         >>> dataset = GuardedDataset([{"case": "a", "image": "a.png"}], lambda item: item["nothing"])
@@ -50,7 +50,7 @@ class GuardedDataset(Dataset[dict[str, Any]]):
 
 
 def recorded_failure(batch: Mapping[str, Any]) -> Failure | None:
-    """The failure that a batch of one item of a `GuardedDataset` stands for; None if it was loaded."""
+    """Return the failure recorded in a batch of one item of a `GuardedDataset`; None if the item was loaded."""
     if _FAILURE not in batch:
         return None
     return Failure(*(batch[name][0] for name in (*Failure._fields[:-1], _FAILURE)))

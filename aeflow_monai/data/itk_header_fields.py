@@ -11,20 +11,20 @@ from typing import NamedTuple
 __all__ = ["META_IMAGE", "ItkHeader", "read_itk_header"]
 
 META_IMAGE = (".mha", ".mhd")
-_HEADER_BYTES = 2**20  # a header that is longer is none
-_LINE_CHARACTERS = 2000  # of a field
-_MAX_FILES = 10**5  # of a list or a pattern
+_HEADER_BYTES = 2**20  # longest header
+_LINE_CHARACTERS = 2000  # longest line of a field
+_MAX_FILES = 10**5  # most files of a list or a pattern
 _META_KEYS = (
     *("NDims", "DimSize", "ElementNumberOfChannels", "ElementType", "ElementSpacing", "ElementSize"),
     *("CompressedData", "CompressedDataSize", "BinaryData", "DistanceUnits", "HeaderSize"),
 )
-_OTHER_NAMES = {  # of one thing, which a header may say in both ways, if they agree
+_OTHER_NAMES = {  # synonyms; a header may have both, if their values agree
     **dict.fromkeys(("Offset", "Position", "Origin"), "Offset"),
     **dict.fromkeys(("TransformMatrix", "Rotation", "Orientation"), "TransformMatrix"),
     **dict.fromkeys(("BinaryDataByteOrderMSB", "ElementByteOrderMSB"), "BinaryDataByteOrderMSB"),
 }
 _AS_ITK_WRITES = {key.lower(): key for key in (*_META_KEYS, *_OTHER_NAMES, "ElementDataFile")}
-_LOCAL = ("LOCAL", "Local", "local")  # and in no other way
+_LOCAL = ("LOCAL", "Local", "local")  # the only spellings that ITK accepts
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 8, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 _NRRD_BYTES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -37,23 +37,23 @@ _NRRD_BYTES = {
     **dict.fromkeys(("int64", "int64_t", "ulonglong", "unsigned long long", "unsigned long long int"), 8),
     **dict.fromkeys(("uint64", "uint64_t", "double"), 8),
 }
-_SPACES = re.compile("(ras|las|lps|(left|right)(anterior|posterior)superior)(t(ime)?)?")  # without blanks and hyphens
+_SPACES = re.compile("(ras|las|lps|(left|right)(anterior|posterior)superior)(t(ime)?)?")  # blanks, hyphens removed
 _NO_SIDES = re.compile("(scannerxyz|3d(left|right)handed)(t(ime)?)?")
 _SPATIAL = ("domain", "space", "time", "none", "???")
 
 
 class ItkHeader(NamedTuple):
-    """What a header says of its voxels."""
+    """The description of the voxels in a header."""
 
     shape: tuple[int, ...]
-    n_bytes: int  # of a number
-    files: list[str]  # none if the voxels follow the header
-    offset: int  # of the voxels in this file
-    packed: str  # "", "zlib" or another word for a compression
+    n_bytes: int  # bytes of a number
+    files: list[str]  # empty if the voxels follow the header
+    offset: int  # where the voxels begin in the header's file
+    packed: str  # compression: "", "zlib" or another name
     n_components: int
-    kind: str  # of number
+    kind: str  # type of number
     units: set[str]
-    tells_sides: bool = True  # which side is left
+    tells_sides: bool = True  # whether the header defines left and right
     skipped: int | None = 0  # bytes in front of the voxels in each of the files; None if ITK counts from their end
     packed_size: int | None = None  # bytes that ITK decompresses; 0 if the header does not say; None for all there are
 
@@ -62,7 +62,7 @@ def read_itk_header(path: Path) -> ItkHeader:
     """Read the header of a MetaImage or NRRD file.
 
     Raises:
-        ValueError: it cannot be understood.
+        ValueError: the header cannot be parsed.
     """
     with path.open("rb") as stream:
         content = stream.read(_HEADER_BYTES)
@@ -77,7 +77,7 @@ def read_itk_header(path: Path) -> ItkHeader:
 
 
 def _agree(one: str, other: str) -> bool:
-    """Whether two values are the same numbers, or the same word."""
+    """Whether two values are the same numbers or the same word."""
     return [word.lower() for word in one.split()] == [word.lower() for word in other.split()]
 
 
@@ -86,7 +86,7 @@ def _meta_image(content: bytes) -> ItkHeader:
     told: set[str] = set()
     rest = 0
     for line, end in _lines(content):
-        written, *values = re.split("[=:]", line, maxsplit=1)  # ITK takes both
+        written, *values = re.split("[=:]", line, maxsplit=1)  # ITK accepts both separators
         key = _AS_ITK_WRITES.get(re.sub("[^a-z]", "", written.lower()), "")
         thing = _OTHER_NAMES.get(key, key)
         value = "".join(values).strip()
@@ -99,7 +99,7 @@ def _meta_image(content: bytes) -> ItkHeader:
             rest = end
             break
     data = fields["ElementDataFile"]
-    # the words in a comment count, since ITK goes on behind a certain length of it as on a new line
+    # parse comments too, since ITK treats the rest of a long comment as a new line
     read = content[:rest] if data in _LOCAL else content
     if len(re.findall(b"elementdatafile", read, re.IGNORECASE)) > 1:
         raise ValueError("several places with 'ElementDataFile'")
@@ -135,10 +135,10 @@ def _nrrd(content: bytes) -> ItkHeader:
         if not line:
             break
         if len(line) > _LINE_CHARACTERS and ":=" not in line and not line.startswith("#"):
-            raise ValueError(f"a line of {len(line)} characters, {line[:20]!r}...")  # ITK's reader dies of it
+            raise ValueError(f"a line of {len(line)} characters, {line[:20]!r}...")  # crashes ITK's reader
         key, colon, value = line.partition(": ")
         if not colon or line.startswith("#") or ":=" in key:
-            continue  # no field
+            continue  # not a field
         key = key.lower().replace(" ", "")
         if key in fields:
             raise ValueError(f"two lines of {key!r}")
@@ -175,20 +175,20 @@ def _checked(header: ItkHeader) -> ItkHeader:
 
 
 def _lines(content: bytes) -> Iterator[tuple[str, int]]:
-    """Lines without their ends, and where the next one begins."""
+    """Yield each line without its line end, and the offset of the next line."""
     start = 0
     while start < len(content):
         end = content.find(b"\n", start)
         end = len(content) if end < 0 else end
         line = content[start:end].removesuffix(b"\r")
-        if b"\r" in line:  # at which some readers begin a new line
+        if b"\r" in line:  # some readers treat it as a line end
             raise ValueError(f"a line with a carriage return, {line[:80]!r}")
         yield line.decode("utf-8", "surrogateescape").strip(), end + 1
         start = end + 1
 
 
 def _of_pattern(words: list[str]) -> list[str]:
-    """Names that a pattern such as `slice%03d.raw 1 20 1` stands for."""
+    """Return the names that a pattern such as `slice%03d.raw 1 20 1` expands to."""
     pattern, first, last, step = words[0], int(words[1]), int(words[2]), int(words[3]) if len(words) > 3 else 1
     if not re.fullmatch(r"[^%]*%0?\d{0,2}d[^%]*", pattern) or not step or abs(last - first) / abs(step) > _MAX_FILES:
         raise ValueError(f"the pattern {' '.join(words)!r} of its files")

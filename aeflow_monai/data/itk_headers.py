@@ -1,4 +1,4 @@
-"""Headers of MetaImage and NRRD: they may name no file outside of their folder, nor claim what is not there."""
+"""Check MetaImage and NRRD headers: no files outside of their folder, and no more voxels than the files hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from aeflow_monai.data.numbers import require_size
 __all__ = ["check_itk_header", "is_itk_volume", "voxel_files"]
 
 _logger = logging.getLogger(__name__)
-_told_of_sides = threading.Event()  # once, and not of each file of a data set
+_told_of_sides = threading.Event()  # warn once per process, not for each file
 _NRRD = (".nrrd", ".nhdr")
 _MOST_EXTRA = 16  # bytes behind the voxels, such as the end of a line
 # Numbers in a voxel, for the types of which ITK reads several.
@@ -28,22 +28,22 @@ _UNIT_MM |= {"\u00b5m": 0.001, "micron": 0.001, "micrometer": 0.001}
 
 
 def is_itk_volume(path: Path) -> bool:
-    """Whether the name is that of a MetaImage or NRRD file, which ITK reads."""
+    """Whether a path has the name of a MetaImage or NRRD file, which ITK reads."""
     return path.name.lower().endswith((*META_IMAGE, *_NRRD))
 
 
 def check_itk_header(path: Path) -> float:
-    """Refuse a MetaImage or NRRD file that leads elsewhere, or claims more than there is, before it is read.
+    """Refuse a MetaImage or NRRD file that refers outside of its folder or declares absent voxels, before it is read.
 
     Args:
-        path: of the header.
+        path: path of the header.
 
     Returns:
-        Millimetres in the unit of its distances.
+        Length of its distance unit in mm.
 
     Raises:
-        ValueError: a file outside of its folder is named; the voxels are cut, damaged or larger than memory should
-            hold; the header cannot be understood; its unit is unknown.
+        ValueError: it names a file outside of its folder; the voxels are truncated, damaged or exceed the memory
+            limit; the header cannot be parsed; its unit is unknown.
         FileNotFoundError: a file that it names is missing.
     """
     header = read_itk_header(path)
@@ -78,16 +78,16 @@ def check_itk_header(path: Path) -> float:
 
 
 def voxel_files(path: Path) -> list[Path]:
-    r"""Files in which a MetaImage or NRRD header says that the voxels are; none if they follow it.
+    r"""Return the voxel files that a MetaImage or NRRD header names; none if the voxels follow the header.
 
     Args:
-        path: of the header.
+        path: path of the header.
 
     Returns:
-        Each beside the header or below.
+        Paths in or below the folder of the header.
 
     Raises:
-        ValueError: the header cannot be understood, or names a file elsewhere.
+        ValueError: the header cannot be parsed, or names a file elsewhere.
         FileNotFoundError: a file that it names is missing.
 
     Example:
@@ -105,12 +105,12 @@ def voxel_files(path: Path) -> list[Path]:
 
 
 def _beside(header: Path, name: str) -> Path:
-    """The file that a header names, which has to lie in the header's folder or below, links followed."""
+    """Return a file that a header names; it has to lie in or below the header's folder, with links resolved."""
     folder = header.parent.resolve()
     try:
         file = (header.parent / name).resolve()
         is_there = file.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, links in a circle
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, or a cycle of links
         raise ValueError(
             f"Expected voxels in the folder of the header {header}; it names {name[:80]!r}, which no file can be "
             f"({type(error).__name__}). Correct the header."

@@ -1,4 +1,4 @@
-"""Arrays that a training computes once and reads in every epoch, in memory or in files."""
+"""Arrays that a training computes once and reads in every epoch, in memory or in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["kept_array", "mapped_array"]
 
 
 def kept_array(shape: Sequence[int], kind: type[np.floating[Any]], folder: str | Path | None, holds: str) -> Any:
-    """An array to be filled, in memory, or in a file without a name, which goes with the processes that have it.
+    """Make an array to be filled, in memory or in an unlinked file, which disappears with the processes that use it.
 
     Args:
-        shape: of the array.
-        kind: of its numbers.
-        folder: of the file; in memory if None.
-        holds: what it is for, in messages.
+        shape: shape of the array.
+        kind: type of its numbers.
+        folder: folder of the file; in memory if None.
+        holds: purpose of the array, for messages.
 
     Raises:
-        OSError: there is no room for the file.
+        OSError: there is not enough space for the file.
     """
     if folder is None:
         return np.empty(shape, dtype=kind)
@@ -36,14 +36,14 @@ def kept_array(shape: Sequence[int], kind: type[np.floating[Any]], folder: str |
 def mapped_array(
     file: IO[bytes], shape: Sequence[int], kind: type[np.floating[Any]], folder: str | Path, holds: str
 ) -> Any:
-    """An array in an open file of a folder.
+    """Map an array in an open file.
 
     Raises:
-        OSError: there is no room for it.
+        OSError: there is not enough space for it.
     """
     n_bytes = np.dtype(kind).itemsize * math.prod(shape)
     try:
-        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and the end of the process later
+        if hasattr(os, "posix_fallocate"):  # a full disk raises an error here, but would kill the process later
             os.posix_fallocate(file.fileno(), 0, n_bytes)
         return np.memmap(file, dtype=kind, mode="w+", shape=tuple(shape))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Abnormal slices beside the normal ones, labelled or with synthetic lesions, and how they enter the batches."""
+"""Abnormal slices, labelled or with synthetic lesions, beside normal ones, and their order in the batches."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["LabelledSampler", "LabelledSlices"]
 
 
 class LabelledSlices(Dataset[dict[str, Any]]):
-    """Normal slices, then abnormal ones; each item says under "abnormal" what of it is: (1, H, W) in [0, 1].
+    """Normal slices followed by abnormal ones; "abnormal" of each item, (1, H, W) in [0, 1], marks what is abnormal.
 
-    And under "is_target" whether the decoder is to reconstruct it: a normal slice as it is. From copies only the flow
-    learns what else is normal.
+    "is_target" is true for slices that the decoder learns to reconstruct: normal slices, but not their copies, which
+    train the flow only.
 
     Args:
-        normal: slices whose every position is normal, the copies among them last; items hold "image" (C, H, W).
-        abnormal: slices with a lesion somewhere, labelled or of `LesionSlices`, or None for none. All of a slice counts
-            as abnormal, unless its item has the mask of its lesions under "lesion", (1, H, W) in [0, 1].
-        n_copies: how many of the normal ones are copies of the others.
+        normal: entirely normal slices, with copies last; items hold "image" (C, H, W).
+        abnormal: slices with a lesion, labelled or from `LesionSlices`; None for none. An entire slice counts as
+            abnormal unless its item has a lesion mask under "lesion", (1, H, W) in [0, 1].
+        n_copies: number of normal slices that are copies of others.
 
     Raises:
-        ValueError: all of the normal slices are copies.
+        ValueError: all normal slices are copies.
 
     Example:
         >>> image = torch.zeros(1, 4, 4)
@@ -64,19 +64,19 @@ class LabelledSlices(Dataset[dict[str, Any]]):
 
 
 class LabelledSampler(DistributedSampler[int]):
-    """The order of an epoch: all normals once, and before every few of them an abnormal one.
+    """The order of an epoch: each normal slice once, with an abnormal one before every few of them.
 
-    Abnormal slices are few, so they come again within an epoch: all of them in a new order, then all again. Without
-    any the order is that of torch's `DistributedSampler`. It depends on seed and epoch only. Several processes take
-    turns in it: their n-th batches together are the n-th batch of one process, where that is as large.
+    Abnormal slices are few, so an epoch repeats them: all in a new order, then all again. Without any, the order is
+    that of torch's `DistributedSampler`. It depends on seed and epoch only. Several processes take turns in it: their
+    n-th batches together form the n-th batch of a single process with the total batch size.
 
     Args:
-        dataset: the slices, or what has the same items in the same order.
-        normals_per_abnormal: normal slices from one abnormal to the next, 1 or more.
+        dataset: the slices, or a data set with the same items in the same order.
+        normals_per_abnormal: normal slices between abnormal ones, 1 or more.
         num_replicas: number of processes.
-        rank: of this process.
-        seed: of the order.
-        drop_last: leave out a remainder of fewer slices than processes instead of repeating some.
+        rank: rank of this process.
+        seed: seed of the order.
+        drop_last: drop a remainder of fewer slices than processes instead of repeating some.
 
     Raises:
         ValueError: normals_per_abnormal is below 1.
@@ -113,12 +113,12 @@ class LabelledSampler(DistributedSampler[int]):
         return iter(repeated[self.rank : self.total_size : self.num_replicas])
 
     def _order(self) -> list[int]:
-        """The epoch of all processes."""
-        normal = self._rounds(self.n_normal, self.n_normal)  # as DistributedSampler shuffles them
+        """Return the order of the epoch over all processes."""
+        normal = self._rounds(self.n_normal, self.n_normal)  # in the order of DistributedSampler
         abnormal = self._rounds(self.n_abnormal, self.n_drawn)
         order = []
         for place, index in enumerate(normal):
-            # before its normals, so that an epoch's last batch has a normal slice, however short it is
+            # before its normal slices, so that the last batch of an epoch has a normal slice, however short it is
             block, place_in_block = divmod(place, self.every)
             if place_in_block == 0 and block < self.n_drawn:
                 order.append(self.n_normal + abnormal[block])
@@ -126,7 +126,7 @@ class LabelledSampler(DistributedSampler[int]):
         return order
 
     def _rounds(self, count: int, wanted: int) -> list[int]:
-        """As many rounds through the numbers below a count, each in a new order, as it takes."""
+        """Return shuffled rounds through `range(count)`, at least `wanted` numbers in all."""
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order: list[int] = []
         while len(order) < wanted:

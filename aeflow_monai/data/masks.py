@@ -1,4 +1,4 @@
-"""Lesion masks of any kind become one: (1, ...), 1 where there is lesion, 0 elsewhere."""
+"""Convert lesion masks of any kind to one binary mask: (1, ...), 1 for lesion, 0 elsewhere."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ __all__ = ["binary_mask", "on_grid_of", "read_mask"]
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
-_FEW = 16  # values or colours: with more a picture is no drawing of labels, unless they are numbers up to ...
+_FEW = 16  # values or colours: a 2D image with more is no label image, unless they are whole numbers up to ...
 _NUMBERS = 64
-_MANY = 128  # values: with more a volume is an image
-_LOW, _HIGH = 0.15, 0.85  # of the range: below and above it a value is 0 or 1 with noise
-_NEAR = 0.04  # of the range: a value so close to an end may be the end itself, with noise
-_ROUNDED = 1e-3  # an integer that a scale factor in the header moved
+_MANY = 128  # values: a volume with more is an image
+_LOW, _HIGH = 0.15, 0.85  # fractions of the range: a value below or above is 0 or 1 with noise
+_NEAR = 0.04  # fraction of the range: a value this close to an end may be that end with noise
+_ROUNDED = 1e-3  # tolerance for whole numbers changed by a scale factor in the header
 
 
 def read_mask(path: Path, read: Callable[[Path], MetaTensor]) -> MetaTensor:
     """Read a mask.
 
     Args:
-        path: of the file.
-        read: reads what is no picture, as (C, ...).
+        path: path of the file.
+        read: reads files that are not 2D images, as (C, ...).
 
     Returns:
         (1, ...), 0 or 1, as float32, with the metadata of the file.
 
     Raises:
-        ValueError: it cannot be read, or not be understood as a mask; see `binary_mask`.
+        ValueError: the file cannot be read, or is not a mask; see `binary_mask`.
     """
     if not any_picture(path.name):
         return binary_mask(read(path), str(path))
-    image = read_picture(path)  # for its size and place, and what is wrong with it as an image
+    image = read_picture(path)  # for its size, affine and the checks on images
     with open_picture(path) as picture:
         shown = upright(picture, path)
         lossy = picture.format in ("JPEG", "MPO")
@@ -60,19 +60,19 @@ def read_mask(path: Path, read: Callable[[Path], MetaTensor]) -> MetaTensor:
 def binary_mask(mask: torch.Tensor, name: str) -> MetaTensor:
     """Make a mask binary.
 
-    Whole numbers are labels, and all but 0 are lesion. Two values of which one is 0 are binary, whatever the other is.
-    Fractions from 0 to 1 are probabilities, and lesion from 0.5 on.
+    Whole numbers are labels: all but 0 are lesion. With only two values, one of them 0, the other is lesion. Fractions
+    from 0 to 1 are probabilities: 0.5 and above are lesion.
 
     Args:
         mask: (1, ...) of any values.
-        name: what an error calls it.
+        name: name of the mask in errors.
 
     Returns:
         (1, ...), 0 or 1, as float32.
 
     Raises:
-        ValueError: several channels; NaN, infinite or negative values; several values of which none is 0; fractions
-            outside of [0, 1]; many values that are no labels.
+        ValueError: several channels; NaN, infinite or negative values; several values without 0; fractions outside of
+            [0, 1]; too many values for labels.
 
     Example:
         >>> binary_mask(torch.tensor([[0.0, 1.0, 3.0]]), "a mask").tolist()
@@ -89,7 +89,7 @@ def binary_mask(mask: torch.Tensor, name: str) -> MetaTensor:
 
 
 def on_grid_of(mask: MetaTensor, image: MetaTensor, mask_name: str, image_name: str) -> MetaTensor:
-    """Lay a mask on the grid of its image, if its voxels are the same in another order; nothing is interpolated.
+    """Reorder the axes of a mask to the grid of its image; nothing is interpolated.
 
     Args:
         mask: (1, ...).
@@ -133,7 +133,7 @@ def on_grid_of(mask: MetaTensor, image: MetaTensor, mask_name: str, image_name: 
 
 
 def _binary(values: Array, name: str, whole: float | None = None, lossy: bool = False) -> Bools:
-    """Where values are lesion; `whole` is the highest that a picture can hold, `lossy` whether its values are noisy."""
+    """Return where values are lesion; `whole` is the largest value of the format, `lossy` means noisy values."""
     found = _values_of(values)
     if not np.isfinite(found).all():
         raise ValueError(f"Expected finite values in {name}; got NaN or infinite ones. Correct the mask.")
@@ -167,7 +167,7 @@ def _binary(values: Array, name: str, whole: float | None = None, lossy: bool = 
 
 
 def _values_of(mask: Array) -> Array:
-    """The different values, sorted; most voxels are 0, so that sorting the others is quick."""
+    """Return the sorted unique values; only nonzero voxels, which are few, are sorted."""
     drawn = mask[mask != 0]
     found: Array = np.unique(drawn if drawn.size == mask.size else np.append(drawn, mask.dtype.type(0)))
     return found
@@ -184,7 +184,7 @@ def _of_fractions(values: Array, found: Array, name: str) -> Bools:
 
 
 def _of_shades(values: Array, full: float, name: str, lossy: bool) -> Bools:
-    """Cut a mask with noise or soft edges in the middle, if that is what it is."""
+    """Binarise a mask with noise or soft edges at the middle of its range, and refuse other shades."""
     bright = int((values >= _HIGH * full).sum())
     between = int(((values > _LOW * full) & (values < _HIGH * full)).sum())
     noise = int(((values > 0) & (values <= _LOW * full)).sum())
@@ -198,12 +198,12 @@ def _of_shades(values: Array, full: float, name: str, lossy: bool) -> Bools:
 
 
 def _beside_the_ends(shares: Array) -> bool:
-    """Whether values lie close to both ends of their range, as compression leaves them."""
+    """Whether the values lie close to the ends of their range, as after lossy compression."""
     return bool(((shares > 0) & (shares <= _NEAR)).any() and ((shares >= 1 - _NEAR) & (shares < 1)).any())
 
 
 def _coloured(picture: Image.Image, name: str, lossy: bool) -> Bools:
-    """Lesion (W, H) of a picture in colours, through a palette, or with opacity."""
+    """Return the lesion (W, H) of a 2D image with colours, a palette or an alpha channel."""
     if picture.mode == "P":
         return _of_palette(picture, name)
     if not picture.has_transparency_data:
@@ -213,30 +213,30 @@ def _coloured(picture: Image.Image, name: str, lossy: bool) -> Bools:
     if opacity.min() == opacity.max() > 0:
         return _of_colours(colours, name, lossy)
     opaque = _binary(opacity, name, whole=255)
-    if (colours == colours[:, :1, :1]).all():  # of one colour, so that opacity alone draws
+    if (colours == colours[:, :1, :1]).all():  # a single colour: only the alpha channel carries the mask
         return opaque
     edge = (opacity > 0) & ~opaque
     return _agreed(opaque, (colours > 0).any(axis=0) & ~edge, name, "its opacity", "its colours")
 
 
 def _of_palette(picture: Image.Image, name: str) -> Bools:
-    """Lesion by number and by colour, which have to say the same."""
+    """Return the lesion by palette index and by colour, which have to agree."""
     numbers = as_channels(picture)[0]
     *channels, opacity = as_channels(picture.convert("RGBA"))
     colours = np.stack(channels) * (opacity > 0)
-    if len(np.unique(numbers)) > _FEW:  # shades, as GIF has them
+    if len(np.unique(numbers)) > _FEW:  # shades of grey, as in GIF
         return _of_colours(colours, name, lossy=False)
     by_number: Bools = numbers != 0
     by_colour: Bools = (colours > 0).any(axis=0)
-    if by_number.all() and not by_colour.all():  # a palette without background at 0
+    if by_number.all() and not by_colour.all():  # the palette has no background at index 0
         return by_colour
-    if by_number.any() and (colours == colours[:, :1, :1]).all():  # only numbers draw
+    if by_number.any() and (colours == colours[:, :1, :1]).all():  # a single colour: only the index carries the mask
         return _binary(numbers, name)
     return _agreed(by_number, by_colour, name, "the numbers of its palette", "their colours")
 
 
 def _of_colours(colours: Array, name: str, lossy: bool) -> Bools:
-    """Lesion of colours (3, W, H): what is not black."""
+    """Return the lesion of colours (3, W, H): every pixel that is not black."""
     brightest = colours.max(axis=0)
     kinds = len(_values_of(np.tensordot([2**16, 2**8, 1], colours, axes=1)))
     if lossy or kinds > _FEW or (colours == colours[:1]).all():
@@ -260,21 +260,21 @@ def _agreed(one: Bools, other: Bools, name: str, first: str, second: str) -> Boo
 
 
 def _range_of(picture: Image.Image) -> float | None:
-    """The highest value that a grey picture can hold; none for 32 bits."""
+    """Return the largest value that a grey image can hold; None for 32 bits."""
     if picture.mode in ("1", "L"):
         return 255.0
     return 65535.0 if picture.mode.startswith("I;16") else None
 
 
 def _order(mask: MetaTensor, image: MetaTensor) -> Array:
-    """Axis of the image, and direction along it, of each axis of the mask; NaN where there is none."""
+    """Return, for each axis of the mask, the matching axis of the image and the direction; NaN where none matches."""
     mask_affine, image_affine = (to_affine_nd(3, ras_affine(each.affine, each.meta)) for each in (mask, image))
     order: Array = nib.orientations.io_orientation(np.linalg.solve(image_affine, mask_affine))
     return order
 
 
 def _reordered(mask: MetaTensor, image: MetaTensor) -> MetaTensor:
-    """The mask with its axes in the order and direction of the image's."""
+    """Return the mask with its axes in the order and direction of the image's axes."""
     order = _order(mask, image)
     if np.isnan(order).any() or mask.ndim > 4:
         return mask

@@ -1,4 +1,4 @@
-"""NIfTI files: what is no image or claims what it does not hold is refused; distances are in mm."""
+"""Read NIfTI files in mm, and refuse files that are not images or are smaller than their headers declare."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from aeflow_monai.printable import first_line
 __all__ = ["is_nifti", "read_nifti"]
 
 _logger = logging.getLogger(__name__)
-_told_of_sides = threading.Event()  # once, and not of each file of a data set
+_told_of_sides = threading.Event()  # warn once per process, not for each file
 
 _SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".gii")
-_UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # what else there is means mm
+_UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # any other unit means mm
 _TIME = ("sec", "msec", "usec")
 # intent codes of points, triangles, indices of nodes and shapes of surfaces
 _SURFACE = (1008, 1009, 2002, 2005)
-_TRAILING = 15  # bytes behind the voxels that a writer may leave: less than any row, so that no header cuts one off
-_HEADER_BYTES = 2**20  # that hold the header of any file
+_TRAILING = 15  # bytes that may follow the voxels: less than a row, so that a header cannot hide one
+_HEADER_BYTES = 2**20  # enough for any header
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether the name is that of NIfTI, of a pair of header and voxels, or of a surface, which is refused."""
+    """Whether a path names a NIfTI file, a header and voxel pair, or a GIfTI surface, which is refused."""
     return path.name.lower().endswith(_SUFFIXES)
 
 
 def read_nifti(path: Path) -> MetaTensor:
-    """Read a NIfTI file, whole, with an affine in mm.
+    """Read a complete NIfTI file, with an affine in mm.
 
     Args:
-        path: of the file, or of one of a pair.
+        path: path of the file, or of one file of a pair.
 
     Returns:
-        (C, X, Y[, Z]) as float32; volumes of a fourth dimension are channels.
+        (C, X, Y[, Z]) as float32; a fourth dimension becomes channels.
 
     Raises:
-        ValueError: the file is damaged, cut or larger than its header says, has an affine that cannot be inverted, or
-            holds no image: complex numbers, colours, surfaces, vectors or a time series.
+        ValueError: the file is damaged, truncated or larger than its header declares, has a singular affine, or holds
+            something other than an image: complex numbers, colours, surfaces, vectors or a time series.
     """
     image = _open(path)
     _check_kind(image, path)
@@ -63,14 +63,14 @@ def read_nifti(path: Path) -> MetaTensor:
     _check_forms(image, path)
     reader = ScaledReader()
     try:
-        # not by its `read`, which puts another affine in the place of one that disagrees with the voxel sizes
+        # not with its `read`, which replaces an affine that disagrees with the voxel sizes
         reader.filenames = (str(path),)
         values, meta = reader.get_data(image)
     except Exception as error:
         raise ValueError(_damaged(path, error)) from error
     if reader.sample is not None:
-        as_float32(reader.sample, str(path))  # which raises what 32 bits cannot hold
-    while values.ndim > 4:  # which `_check_kind` found to be of size 1
+        as_float32(reader.sample, str(path))  # refuses values that 32 bits cannot hold
+    while values.ndim > 4:  # trailing dimensions, which `_check_kind` found to be of size 1
         values = values[..., 0]
     if (factor := _UNIT_MM.get(image.header.get_xyzt_units()[0])) is not None:
         for key in (MetaKeys.AFFINE, MetaKeys.ORIGINAL_AFFINE):
@@ -83,7 +83,7 @@ def read_nifti(path: Path) -> MetaTensor:
 def _open(path: Path) -> Any:
     try:
         image = nib.load(path)
-    except FileNotFoundError as error:  # of a pair
+    except FileNotFoundError as error:  # one file of a pair is missing
         raise FileNotFoundError(_half_a_pair(path, str(error.filename))) from None
     except Exception as error:
         _check_gzip(path, _HEADER_BYTES)
@@ -127,7 +127,7 @@ def _check_kind(image: Any, path: Path) -> None:
 
 
 def _check_forms(image: Any, path: Path) -> None:
-    """The sform counts, as in nibabel; but a qform that mirrors it leaves open which side is left, as does neither."""
+    """Prefer the sform, as nibabel does; refuse a qform that mirrors it, and warn if there is neither."""
     try:
         forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
     except Exception as error:
@@ -149,7 +149,7 @@ def _check_forms(image: Any, path: Path) -> None:
 
 
 def _check_size(image: Any, path: Path) -> None:
-    """Compare what the header claims with what there is, before memory is taken for it."""
+    """Compare the declared size with that of the file, before memory is allocated."""
     dtype = image.header.get_data_dtype()
     scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
     require_size(image.shape, 8 if scaled else dtype.itemsize, str(path))
@@ -157,7 +157,7 @@ def _check_size(image: Any, path: Path) -> None:
     if not data.is_file():
         raise FileNotFoundError(_half_a_pair(path, str(data)))
     offset, first = int(image.dataobj.offset), int(image.header["sizeof_hdr"])
-    if isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)) and offset < first:  # no pair
+    if isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)) and offset < first:  # a single file
         raise ValueError(
             f"Expected voxels behind the header of {path}, from byte {first} on; it claims that they begin at byte "
             f"{offset}. Correct vox_offset, or export the image again."
@@ -175,10 +175,10 @@ def _check_size(image: Any, path: Path) -> None:
 
 
 def _check_gzip(path: Path, limit: int) -> int:
-    """Bytes in a compressed file, which is read to its end or to some bytes above the limit; 0 for another file."""
+    """Return the decompressed size of a gzip file, read to its end or just past the limit; 0 for another file."""
     if path.suffix.lower() != ".gz":
         return 0
-    # in a third of zlib's time; what it objects to, zlib explains below
+    # a third of zlib's time; on an error zlib below gives the message
     with contextlib.suppress(Exception):
         return _count(fast_gzip.open, path, limit)
     fault, remedy = "", "Copy or export the file again."

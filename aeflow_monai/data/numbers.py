@@ -1,4 +1,4 @@
-"""Numbers of images: what 32 bits cannot hold, or memory cannot, is refused."""
+"""Limits on the values and sizes of images: those that 32 bits or memory cannot hold are refused."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ __all__ = ["MAX_BYTES", "as_float32", "require_size"]
 
 Array = npt.NDArray[Any]
 
-# Of an image as it is in its file and as float32: 512 x 512 x 2048 voxels of 16 bits.
+# Limit of an image in its own type and in float32 together: 512 x 512 x 2048 voxels of 16 bits.
 MAX_BYTES = 3 * 2**30
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
-_STEPS = 256  # that 32 bits have to tell apart in the range of an image
+_STEPS = 256  # distinct values that float32 has to resolve in the range of an image
 
 
 def require_size(shape: Sequence[int], n_bytes: int, name: str) -> None:
-    """Refuse an image that is larger than memory should have to hold.
+    """Refuse an image that exceeds the memory limit.
 
     Args:
-        shape: that its header claims, with channels.
-        n_bytes: of a number in memory, as it is read.
-        name: of the file, for the error.
+        shape: shape that its header declares, with channels.
+        n_bytes: bytes of a number in memory, as it is read.
+        name: name of the file, for the error.
 
     Raises:
-        ValueError: it takes more than `MAX_BYTES`.
+        ValueError: the image takes more than `MAX_BYTES`.
 
     Example:
         >>> require_size((512, 512, 30000), 2, "a.nii")
@@ -45,14 +45,14 @@ def require_size(shape: Sequence[int], n_bytes: int, name: str) -> None:
 
 
 def as_float32(values: Array, name: str) -> npt.NDArray[np.float32]:
-    """Numbers of an image in 32 bits.
+    """Convert the values of an image to 32 bits.
 
     Args:
-        values: of any shape. NaN and infinite ones stay.
-        name: of the file, for the error.
+        values: values of any shape. NaN and infinite values are kept.
+        name: name of the file, for the error.
 
     Raises:
-        ValueError: 32 bits cannot hold them: too large, too small, or too close to each other.
+        ValueError: 32 bits cannot hold the values: too large, too small, or too close to each other.
 
     Example:
         >>> as_float32(np.array([0.0, 1e200]), "a.nii")

@@ -1,4 +1,4 @@
-"""Percentiles of large images, without the sorted copy that NumPy takes them from."""
+"""Percentiles of large images, without the sorted copy that NumPy makes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["percentiles"]
 Floats = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.uint32]
 
-_CHUNK = 2**20  # values that are looked at in one go
-_HALF = np.uint32(16)  # bits of a value that a histogram tells apart
+_CHUNK = 2**20  # values processed at once
+_HALF = np.uint32(16)  # bits of a value that one histogram resolves
 
 
 def percentiles(values: Floats, inside: npt.NDArray[np.bool_] | None, q: Sequence[float]) -> list[float]:
-    """The numbers that `np.percentile` gives, to the last bit, from two histograms of the values' bits.
+    """Return exactly the numbers of `np.percentile`, from two histograms of the values' bits.
 
     Args:
-        values: finite, any shape, any order in memory.
-        inside: which of them count, the same shape; all if None.
+        values: finite values of any shape and memory order.
+        inside: mask of the values to use, of the same shape; all if None.
         q: percentiles, in [0, 100].
 
     Returns:
         A number for each percentile.
 
     Raises:
-        ValueError: no value counts.
+        ValueError: the mask selects no value.
 
     Example:
         >>> percentiles(np.array([[9, 1, 5, 3]], np.float32), None, [50, 100])
@@ -45,7 +45,7 @@ def percentiles(values: Floats, inside: npt.NDArray[np.bool_] | None, q: Sequenc
     found = []
     for rank, next_rank, share in zip(below, above, at - below, strict=True):
         low, high = known[int(rank)], known[int(next_rank)]
-        step = high - low  # in single precision, and from the nearer end, as NumPy does it
+        step = high - low  # in single precision, and from the nearer end, as in NumPy
         found.append(float(low + step * share if share < 0.5 else high - step * (1 - share)))
     return found
 
@@ -53,7 +53,7 @@ def percentiles(values: Floats, inside: npt.NDArray[np.bool_] | None, q: Sequenc
 def _sorted_values(
     values: Floats, inside: npt.NDArray[np.bool_] | None, ranks: npt.NDArray[np.int64]
 ) -> dict[int, np.float32]:
-    """The values that would stand at these places, counted from 0, if all were sorted."""
+    """Return the values with these ranks, counted from 0, in sorted order."""
     high = np.zeros(2**16, np.int64)
     for keys in _keys(values, inside):
         high += np.bincount(keys >> _HALF, minlength=len(high))
@@ -71,7 +71,7 @@ def _sorted_values(
 
 
 def _keys(values: Floats, inside: npt.NDArray[np.bool_] | None) -> Iterator[Keys]:
-    """Whole numbers in the order of the values, chunk by chunk as they lie in memory."""
+    """Yield whole numbers that sort like the values, in chunks in memory order."""
     order: Any = np.argsort(values.strides)[::-1]
     values = values.transpose(order)
     inside = None if inside is None else inside.transpose(order)
@@ -80,7 +80,7 @@ def _keys(values: Floats, inside: npt.NDArray[np.bool_] | None) -> Iterator[Keys
         rows = slice(start, start + n_rows)
         chunk = values[rows].ravel() if inside is None else values[rows][inside[rows]]
         keys: Keys = (chunk + np.float32(0)).view(np.uint32)  # the sum turns -0 into 0
-        # floats order as sign and magnitude: all bits of a negative number are flipped, of others the sign alone
+        # floats are sign and magnitude: flip all bits of negative numbers, and only the sign of others
         keys ^= (keys.view(np.int32) >> 31).view(np.uint32) | np.uint32(1 << 31)
         yield keys
 

@@ -1,4 +1,4 @@
-"""The embedded data set: synthetic head volumes, normal or with known lesions, written as NIfTI or PNG."""
+"""The embedded data set: synthetic head volumes, normal or with known lesions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 __all__ = ["MAX_LESIONS", "RECIPE", "PhantomVolume", "make_volume"]
 
 Floats = NDArray[np.floating[Any]]
-RECIPE = 2  # raise it when the same seed gives other voxels, so that folders of an older recipe are refused
+RECIPE = 2  # raise it when a seed's voxels change, so that folders of an older recipe are refused
 SHAPE = (96, 112, 20)
 MAX_LESIONS = 3
 LESION_KINDS = ("bright", "dark", "ring", "speckled")
@@ -38,15 +38,15 @@ class PhantomVolume(NamedTuple):
 
 
 def make_volume(seed: int, n_lesions: int = 0) -> PhantomVolume:
-    """Make one head scan; lesions are added to the scan which the same seed gives without them.
+    """Make one head scan; lesions are added to the scan that the same seed gives without them.
 
     Args:
         seed: whole number from 0; it fixes pose, anatomy, intensities, geometry and the lesions.
-        n_lesions: lesions to add, 0 to 3, each 9 to 19 mm in radius.
+        n_lesions: number of lesions to add, 0 to 3, each 9 to 19 mm in radius.
 
     Returns:
-        The volume. Its axes may be permuted or flipped, as its affine tells; in RAS order the shape is
-        (96, 112, 20), with about 2 mm within a slice and 5 mm from slice to slice.
+        The volume. Its axes may be permuted or flipped, as its affine describes; in RAS order the shape is
+        (96, 112, 20), with about 2 mm within a slice and 5 mm between slices.
 
     Raises:
         ValueError: if `seed` or `n_lesions` is out of range.
@@ -62,7 +62,7 @@ def make_volume(seed: int, n_lesions: int = 0) -> PhantomVolume:
         raise ValueError(f"seed must be 0 or larger, but is {seed}.")
     if not 0 <= n_lesions <= MAX_LESIONS:
         raise ValueError(f"n_lesions must be 0 to {MAX_LESIONS}, but is {n_lesions}.")
-    # One stream each: asking for lesions must not shift the anatomy or the noise.
+    # One stream each, so that adding lesions does not change the anatomy or the noise.
     anatomy, lesions, scanner = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     spacing = scanner.uniform((1.95, 1.95, 4.8), (2.05, 2.1, 5.2))
     tissue, room = _head(anatomy, spacing)
@@ -79,7 +79,7 @@ def make_volume(seed: int, n_lesions: int = 0) -> PhantomVolume:
 
 
 def _head(rng: np.random.Generator, spacing: Floats) -> tuple[Floats, Floats]:
-    """Relative signal of a head, and how far (mm) each voxel is inside brain tissue; both (X, Y, Z), RAS."""
+    """Return the relative signal of a head, and the depth (mm) of each voxel in brain tissue; both (X, Y, Z), RAS."""
     grid, noise = _grid(spacing), partial(_noise, rng, spacing)
     pose = _rotation(rng.uniform(-6, 6, 3)) / rng.uniform(0.94, 1.05, 3)
     warp = np.stack([noise(24) for _ in range(3)])
@@ -87,7 +87,7 @@ def _head(rng: np.random.Generator, spacing: Floats) -> tuple[Floats, Floats]:
     u, v, w = np.tensordot(pose, grid, 1).astype(np.float32) + 2.2 * warp + _column(shift)
     side = np.abs(u)  # the head is nearly symmetric; warp and pose break it
 
-    # Depth below the skin along the ray from the centre: an ellipsoid which is narrower in front.
+    # Depth below the skin along the ray from the centre: an ellipsoid that is narrower in front.
     height = np.where(w > 0, 88, 130)
     radius = np.sqrt((u / (74 - 0.09 * v)) ** 2 + (v / 93) ** 2 + (w / height) ** 2) + 1e-3
     length = np.sqrt(u**2 + v**2 + w**2)
@@ -135,7 +135,7 @@ def _head(rng: np.random.Generator, spacing: Floats) -> tuple[Floats, Floats]:
 def _add_lesions(
     rng: np.random.Generator, spacing: Floats, tissue: Floats, room: Floats, n_lesions: int
 ) -> tuple[Floats, NDArray[np.uint8]]:
-    """The tissue with lesions blended in, and their mask; both (X, Y, Z)."""
+    """Return the tissue with lesions blended in, and their mask; both (X, Y, Z)."""
     grid, noise = _grid(spacing), partial(_noise, rng, spacing)
     mask = np.zeros(SHAPE, np.uint8)
     free = room.copy()
@@ -162,10 +162,10 @@ def _add_lesions(
 
 
 def _scan(rng: np.random.Generator, seed: int, spacing: Floats, tissue: Floats) -> NDArray[np.int16]:
-    """What a scanner stores of the tissue: coil bias, contrast, gain and Rician noise."""
+    """Simulate the scan of the tissue: coil bias, contrast, gain and Rician noise."""
     # Consecutive seeds spread evenly over the settings, so that small groups of cases are alike by design.
     spread = seed * np.array([0.8191725134, 0.6710436067, 0.5497004779]) % 1
-    # plain floats: NumPy 1 and 2 then compute in the same precision
+    # Python floats, so that NumPy 1 and 2 compute in the same precision
     contrast, gain, sigma = (np.array([0.85, 350, 0.018]) + spread * [0.35, 750, 0.017]).tolist()
     signal = np.maximum(tissue, 0) ** contrast * np.exp(0.08 * _noise(rng, spacing, 40))
     real, imaginary = rng.normal(0, sigma, (2, *SHAPE))
@@ -174,17 +174,17 @@ def _scan(rng: np.random.Generator, seed: int, spacing: Floats, tissue: Floats) 
 
 
 def _grid(spacing: Floats) -> Floats:
-    """Voxel positions from the centre of the grid in mm: (3, X, Y, Z)."""
+    """Return voxel positions in mm relative to the centre of the grid: (3, X, Y, Z)."""
     return (np.indices(SHAPE, np.float32) - (_column(SHAPE) - 1) / 2) * _column(spacing)
 
 
 def _column(values: Sequence[float] | Floats) -> Floats:
-    """One number per axis, ready to meet a field of positions: (3, 1, 1, 1)."""
+    """Reshape one number per axis to broadcast with a field of positions: (3, 1, 1, 1)."""
     return np.asarray(values, np.float32).reshape(3, 1, 1, 1)
 
 
 def _noise(rng: np.random.Generator, spacing: Floats, mm: float) -> Floats:
-    """Gaussian field of zero mean and unit variance, smooth over about `mm`: (X, Y, Z)."""
+    """Return a Gaussian random field of zero mean and unit variance, smooth over about `mm`: (X, Y, Z)."""
     spectrum = fft.rfftn(rng.standard_normal(SHAPE, np.float32))
     spectrum = ndimage.fourier_gaussian(spectrum, mm / spacing, n=SHAPE[-1])
     spectrum[0, 0, 0] = 0
@@ -193,11 +193,11 @@ def _noise(rng: np.random.Generator, spacing: Floats, mm: float) -> Floats:
 
 
 def _ellipsoid(offset: tuple[Floats, Floats, Floats], axes: tuple[float, float, float]) -> Floats:
-    """About how far (mm) each voxel is inside an ellipsoid."""
+    """Return the approximate depth (mm) of each voxel inside an ellipsoid."""
     radius = np.sqrt(((np.stack(offset) / _column(axes)) ** 2).sum(0))
     return np.asarray((1 - radius) * min(axes), np.float32)
 
 
 def _rotation(degrees: Floats) -> Floats:
-    """Rotation about the three axes in turn: (3, 3)."""
+    """Return the rotation about the three axes in turn: (3, 3)."""
     return np.asarray(Rotation.from_euler("xyz", degrees, degrees=True).as_matrix(), np.float64)

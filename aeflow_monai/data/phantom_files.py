@@ -28,11 +28,11 @@ def write_phantom(
     n_test_abnormal: int = 20,
     seed: int = 0,
 ) -> Path:
-    """Write the data set as NIfTI volumes with a manifest, or find it already written.
+    """Write the data set as NIfTI volumes with a manifest, unless it is already there.
 
     The folder gets `images/<case>.nii.gz`, `masks/<case>.nii.gz` for abnormal cases, `manifest.csv` with the
-    columns path, split, abnormal, mask, case, and `phantom.json`, which tells what the folder holds. It
-    appears complete or not at all, also when several processes ask for it at once.
+    columns path, split, abnormal, mask, case, and `phantom.json`, which records how the folder was made. It
+    appears complete or not at all, even if several processes write it at once.
 
     Args:
         folder: where the data set goes; absent, empty, or written earlier with the same arguments.
@@ -69,11 +69,11 @@ def write_phantom_slices(
     n_test_abnormal: int = 20,
     seed: int = 0,
 ) -> Path:
-    """Write one axial slice per volume as an 8-bit PNG, in a folder per class, or find it already written.
+    """Write one axial slice per volume as an 8-bit PNG, in a folder per class, unless it is already there.
 
     The folder gets `train/NORMAL`, `test/NORMAL`, `test/ABNORMAL` and, with the same file names,
-    `test_masks/ABNORMAL` (0 and 255). Front is up and the patient's right is on the left. An abnormal slice
-    is the one with most lesion; a normal one is where the same seed would put most lesion, so heights agree.
+    `test_masks/ABNORMAL` (0 and 255). Anterior is up and the patient's right is on the left. An abnormal slice
+    is the one with the largest lesion area; a normal one lies where the same seed would have it, so heights agree.
 
     Args:
         folder: where the data set goes; absent, empty, or written earlier with the same arguments.
@@ -144,7 +144,7 @@ def _save_png(path: Path, plane: NDArray[Any]) -> None:
 
 
 def _cases(asked: dict[str, Any]) -> list[tuple[str, str, bool, int, int]]:
-    """Name, split, abnormal, seed and number of lesions; the same whatever the other counts are."""
+    """Return name, split, abnormal, seed and number of lesions of each case; other counts do not affect a case."""
     cases = []
     groups = (
         ("train", False, "n_train"),
@@ -160,7 +160,7 @@ def _cases(asked: dict[str, Any]) -> list[tuple[str, str, bool, int, int]]:
 
 
 def _write_once(folder: Path, asked: dict[str, Any], write: Callable[[Path, dict[str, Any]], None]) -> Path:
-    """Write beside the folder and move it there in one step, so that no one ever sees half a data set."""
+    """Write to a temporary folder and rename it, so that nobody ever sees half a data set."""
     for name in ("n_train", "n_test_normal", "n_test_abnormal", "seed"):
         if asked[name] < 0:
             raise ValueError(f"{name} must be 0 or larger, but is {asked[name]}.")
@@ -173,14 +173,14 @@ def _write_once(folder: Path, asked: dict[str, Any], write: Callable[[Path, dict
             write(draft, asked)
             files = sorted(p.relative_to(draft).as_posix() for p in draft.rglob("*") if p.is_file())
             write_json(draft / "phantom.json", {**asked, "files": files})
-    except OSError:  # another process was first, which is fine if it wrote the same
+    except OSError:  # another process was first, which is fine if it wrote the same data set
         if not _is_written(target, asked):
             raise
     return folder
 
 
 def _is_written(target: Path, asked: dict[str, Any]) -> bool:
-    """Tell whether the data set is there; refuse a folder that holds something else."""
+    """Return whether the data set is there; refuse a folder that holds something else."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Pictures (PNG, JPEG, TIFF, BMP) as people see them: turned as EXIF says, through their palette, on black."""
+"""Read 2D image files (PNG, JPEG, TIFF, BMP) as displayed: EXIF orientation, palette and opacity applied."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ __all__ = ["MAX_PIXELS", "as_channels", "open_picture", "read_picture", "upright
 
 Array = npt.NDArray[Any]
 
-# Of a picture: 8192 x 8192. What claims more is refused before it is decoded.
+# Limit of 8192 x 8192. A picture that declares more is refused before it is decoded.
 MAX_PIXELS = 2**26
-# By their content, whatever the name says. Others of Pillow's formats run programs, or are no pictures.
+# Recognised by content, not by name. Pillow's other formats run external programs or are not pictures.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "GIF", "WEBP")
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how one begins
-_INCH_MM = {1: 25.4, 2: 10.0}  # of JFIF's unit of density
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # signatures
+_INCH_MM = {1: 25.4, 2: 10.0}  # mm per unit of JFIF's pixel density
 _TIFF_UNIT_MM = {2: 25.4, 3: 10.0}
 _NEW_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 254, 258, 262, 282, 283, 296
 _SAMPLE_FORMAT, _SIGNED = 339, 2
 _WHITE_IS_ZERO = 0
-_ORIENTATION = "orientation"  # as EXIF has it; Pillow forgets that of TIFF
-_REDUCED_OR_MASK = 0b101  # bits of a TIFF page's type
+_ORIENTATION = "orientation"  # EXIF orientation; Pillow drops that of TIFF
+_REDUCED_OR_MASK = 0b101  # bits of NewSubfileType of a TIFF page
 
 
 def read_picture(path: Path) -> MetaTensor:
     """Read a picture.
 
-    Grey values keep their depth (8, 16 or 32 bits); palettes and CMYK become RGB, whose colours have 8 bits. Partly
-    transparent pixels are laid on black. A picture has no place in the world; its pixels are as large as its header
-    says in JPEG and TIFF, else 1 mm.
+    Grey values keep their depth (8, 16 or 32 bits); palettes and CMYK become RGB of 8 bits per colour. Transparent
+    pixels are blended with black. A picture has no position in the world; its pixel size comes from the header of JPEG
+    and TIFF, and is 1 mm in other formats.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        (1, W, H) or, in colour, (3, W, H), as float32: columns first, as ITK has them.
+        (1, W, H) or, in colour, (3, W, H), as float32: columns first, as in ITK.
 
     Raises:
-        ValueError: the file is damaged, is larger than `MAX_PIXELS`, holds several pages or deeper colours, or is no
-            picture.
+        ValueError: the file is damaged, exceeds `MAX_PIXELS`, holds several pages or colours of more than 8 bits, or is
+            not a picture.
     """
     with open_picture(path) as picture:
         spacing = _spacing(picture)
         turned = picture.info[_ORIENTATION] in (5, 6, 7, 8)
         shown = upright(picture, path)
         values = _of_signs(as_channels(_visible(shown)), picture).astype(np.float32)
-        if _is_white_zero(picture) and shown.mode not in ("1", "L"):  # which Pillow inverts
+        if _is_white_zero(picture) and shown.mode not in ("1", "L"):  # Pillow inverts these modes
             values = _inverted(values, shown.mode)
     return _as_tensor(values, path, spacing[::-1] if turned else spacing)
 
 
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
-    """Open a picture for reading, decoded; see `read_picture`.
+    """Open and decode a picture; see `read_picture`.
 
     Args:
         path: of the file.
@@ -73,7 +73,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
     Raises:
         ValueError: as `read_picture`.
     """
-    with path.open("rb") as stream:  # of a path Pillow maps the pixels, and then turns those of TIFF wrongly
+    with path.open("rb") as stream:  # given a path, Pillow maps the pixels and rotates those of TIFF wrongly
         picture = _opened(stream, path)
         if (n_pixels := picture.width * picture.height) > MAX_PIXELS:
             raise ValueError(_too_large(path, str(n_pixels)))
@@ -99,7 +99,7 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
 
 
 def _check_png(stream: BinaryIO) -> None:
-    """Compare the checksums of the pixels, which Pillow passes over."""
+    """Verify the checksums of the pixels, which Pillow ignores."""
     stream.seek(8)
     while len(head := stream.read(8)) == 8:
         kind, content = head[4:], stream.read(int.from_bytes(head[:4], "big"))
@@ -114,7 +114,7 @@ def _check_png(stream: BinaryIO) -> None:
 def _opened(stream: BinaryIO, path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # what Pillow doubts in a header either ends the decoding or does no harm; size is looked at afterwards
+            # Pillow's header warnings are either followed by an error or harmless; the size is checked below
             warnings.simplefilter("ignore")
             return Image.open(stream, formats=_FORMATS)
     except Image.DecompressionBombError as error:
@@ -126,14 +126,14 @@ def _opened(stream: BinaryIO, path: Path) -> Image.Image:
 
 
 def upright(picture: Image.Image, path: Path) -> Image.Image:
-    """Turn a picture as its EXIF data say.
+    """Turn a picture upright by its EXIF orientation.
 
     Args:
-        picture: as it is stored.
-        path: of its file, for errors.
+        picture: picture as stored.
+        path: path of its file, for errors.
 
     Returns:
-        The picture as people see it.
+        The picture as displayed.
 
     Raises:
         ValueError: the EXIF data are damaged.
@@ -151,16 +151,16 @@ def upright(picture: Image.Image, path: Path) -> Image.Image:
 
 
 def as_channels(picture: Image.Image) -> Array:
-    """Pixels (C, W, H) of a Pillow image."""
+    """Return the pixels (C, W, H) of a Pillow image."""
     pixels = np.asarray(picture)
     if pixels.dtype == np.bool_:
         pixels = pixels * np.uint8(255)
-    # in memory column by column, as ITK has them
+    # in memory column by column, as in ITK
     return np.moveaxis(np.ascontiguousarray(pixels.swapaxes(0, 1)), 2, 0) if pixels.ndim == 3 else pixels.T.copy()[None]
 
 
 def _n_pages(picture: Image.Image) -> int:
-    """Pages or frames; neither the other views in a camera's JPEG, nor reduced copies and masks in a TIFF, count."""
+    """Return the number of pages or frames, without extra views in a JPEG and reduced copies or masks in a TIFF."""
     n_frames = getattr(picture, "n_frames", 1)
     if n_frames == 1 or picture.format == "MPO":
         return 1
@@ -175,7 +175,7 @@ def _n_pages(picture: Image.Image) -> int:
 
 
 def _visible(picture: Image.Image) -> Image.Image:
-    """Colours as they are seen, without opacity."""
+    """Return the displayed colours, with opacity applied."""
     grey = picture.mode in ("1", "L", "LA", "La")
     if picture.has_transparency_data and not picture.mode.startswith("I"):
         coloured = picture.convert("RGBA")
@@ -187,7 +187,7 @@ def _visible(picture: Image.Image) -> Image.Image:
 
 
 def _of_signs(values: Array, picture: Image.Image) -> Array:
-    """The values of a grey TIFF with the signs that it says, where Pillow has others."""
+    """Return the values of a grey TIFF with the declared signedness, which Pillow may ignore."""
     if picture.format == "TIFF" and len(values) == 1:
         signed = picture.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == _SIGNED  # type: ignore[attr-defined]
         if (values.dtype == np.uint8 and signed) or (values.dtype == np.int32 and not signed and _bits(picture) == 32):
@@ -211,11 +211,11 @@ def _inverted(values: Array, mode: str) -> Array:
 
 
 def _is_deep_colour(picture: Image.Image, path: Path) -> bool:
-    """Whether Pillow and ITK leave half of the bits of each colour away."""
+    """Whether Pillow and ITK would drop half of the bits of each colour."""
     if picture.format == "PNG":
         with path.open("rb") as stream:
             header = stream.read(26)
-        return header[24] == 16 and header[25] != 0  # bit depth and colour type of IHDR, which is first
+        return header[24] == 16 and header[25] != 0  # bit depth and colour type in IHDR, the first chunk
     if picture.format == "TIFF":
         bits = picture.tag_v2.get(_BITS, (1,))  # type: ignore[attr-defined]
         return len(bits) > 1 and max(bits) > 8
@@ -223,7 +223,7 @@ def _is_deep_colour(picture: Image.Image, path: Path) -> bool:
 
 
 def _spacing(picture: Image.Image) -> tuple[float, float]:
-    """Width and height of a pixel as it is stored, in mm, as far as ITK reads them."""
+    """Return the stored width and height of a pixel in mm, from the fields that ITK reads."""
     density: Any = (1, 1)
     unit = None
     if picture.format in ("JPEG", "MPO"):
@@ -241,7 +241,7 @@ def _spacing(picture: Image.Image) -> tuple[float, float]:
 
 
 def _as_tensor(values: Array, path: Path, spacing: tuple[float, float]) -> MetaTensor:
-    affine = np.diag([-spacing[0], -spacing[1], 1.0])  # ITK's, with x to the left and y to the back
+    affine = np.diag([-spacing[0], -spacing[1], 1.0])  # ITK's axes: x to the left, y to posterior
     meta = {
         "spacing": np.asarray(spacing),
         MetaKeys.ORIGINAL_AFFINE: affine,

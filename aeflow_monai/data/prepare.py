@@ -1,4 +1,4 @@
-"""Preparing a data set: what the slicing policy makes of it, told and written down so that it can be made again."""
+"""Prepare a data set: report the slices that the slicing policy gives, and write a reproducible datalist."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ def prepare_data(
     path: str | os.PathLike[str],
     **listing: Any,
 ) -> None:
-    """Read every case of a data set once, print what the slicing policy makes of it, and write a datalist.
+    """Read every case of a data set once, print the slices that the slicing policy gives, and write a datalist.
 
-    The datalist is a MONAI/Decathlon JSON: "training", "validation" and "test" as they were split, each item with its
-    files, the SHA-256 of each, and its slices by kind, counted as `Slicer.slice_range` does; and under "prepared" the
-    policy. Given as `dataset_dir` it replaces the folder: the same files are then trained and tested on, in the same
-    split, or the run says which one changed. Of a slice it tells whether it is
+    The datalist is a MONAI/Decathlon JSON file: "training", "validation" and "test" of the split, each item with its
+    files, their SHA-256, and its slices by kind, counted as in `Slicer.slice_range`; and the policy under "prepared".
+    Given as `dataset_dir`, it replaces the folder: a run then uses the same files in the same split, or names the file
+    that has changed. The kinds of slices:
 
-    - normal: trained on, if its case is in the training part (abnormal cases: with `lesion_free_slices` only);
-    - abnormal: holds lesion, by the mask or, without a mask, because nothing else is known of an abnormal case;
-    - unclear: too near to lesion, or with too little of it, to be the one or the other;
-    - skipped: too little foreground, or outside of the slice range.
+    - normal: trained on, if its case is in the training split (abnormal cases: with `lesion_free_slices` only);
+    - abnormal: with lesion according to the mask, or any slice of an abnormal case without a mask;
+    - unclear: too close to a lesion to be normal, or with too little lesion to be abnormal;
+    - skipped: with too little foreground, or outside of the slice range.
 
     Cases that cannot be read are not in the datalist; they are listed in failures.csv beside it.
 
@@ -52,12 +52,12 @@ def prepare_data(
         dataset_dir: see `load_datalist`.
         transform: the bundle's preprocessing.
         slicer: the slicing policy.
-        path: of the datalist; its folder is made if it is missing.
+        path: path of the datalist; its folder is created if missing.
         listing: further options of `load_datalist`.
 
     Raises:
         CaseFailures: at the end, if a case cannot be read.
-        ValueError: there is a file of its name, or a failures.csv.
+        ValueError: the file or a failures.csv beside it already exists.
     """
     path = Path(path).absolute()
     table = path.with_name(FAILURES)
@@ -93,7 +93,7 @@ def prepare_data(
 
 
 def _slices(read: Mapping[str, Any], slicer: Slicer, item: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
-    """Slice numbers by plane and kind, counted as `Slicer.slice_range` does."""
+    """Return slice numbers by plane and kind, counted as in `Slicer.slice_range`."""
     volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
     found: dict[str, dict[str, list[int]]] = {}
     for axis in slicer.axes_of(volume):

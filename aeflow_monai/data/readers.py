@@ -1,4 +1,4 @@
-"""Loading a case from its files: errors name file, fault and remedy."""
+"""Load a case from its files; errors name file, fault and remedy."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ from aeflow_monai.printable import first_line
 
 __all__ = ["N_FILES", "LoadCased"]
 
-N_FILES = "n_files"  # of an image's metadata: its modalities lie in so many
+N_FILES = "n_files"  # metadata key: number of files that the channels of an image were read from
 
 
 class LoadCased(MapTransform):  # type: ignore[misc]
-    """Load the images of a case with the channel first, or say what is wrong with the file.
+    """Load the images of a case with the channel first, or raise an error that names the fault of the file.
 
-    Does what MONAI's `LoadImaged` and `EnsureChannelFirstd` do, and refuses what they let pass in silence: a file that
-    is not whole, or leads to another folder; what is no image; numbers that 32 bits cannot hold. Pictures are read as
-    people see them, and affines are in mm. A mask becomes binary, whatever it was; see `read_mask`. Several files of
-    one key (modalities) become channels if they lie on one grid, to 0.01 mm. Two entries of a datalist are obeyed and
-    taken out: "problem", a text that says what is known to be wrong with this case, and "sha256", a dictionary from
-    path to hexadecimal digest, which the files have to have still.
+    Does what MONAI's `LoadImaged` and `EnsureChannelFirstd` do, and refuses what they accept silently: truncated files,
+    files that refer to another folder, files that are not images, and numbers that 32 bits cannot hold. 2D images are
+    read as displayed, and affines are in mm. A mask becomes binary; see `read_mask`. Several files of one key
+    (modalities) become channels if they lie on one grid, to 0.01 mm. Two entries of a datalist are applied and removed:
+    "problem", a text with the known fault of the case, which is raised, and "sha256", a dictionary from path to
+    hexadecimal digest, which the files must match.
 
-    What is a tensor already, with the channel first, passes as it is.
+    Tensors, with the channel first, pass unchanged.
 
     Args:
-        keys: of paths, or lists of paths.
-        allow_missing_keys: pass over keys that are not there, such as a mask.
-        mask_keys: those of the keys that are masks.
+        keys: keys of paths, or of lists of paths.
+        allow_missing_keys: skip keys that are absent, such as a mask.
+        mask_keys: the keys that are masks.
 
     Example:
         >>> import tempfile
@@ -69,7 +69,7 @@ class LoadCased(MapTransform):  # type: ignore[misc]
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mask_keys = tuple(mask_keys)
-        # for what has a way of its own in none of the formats below; the last that knows a file reads it
+        # for formats without a reader of their own below; the last reader that accepts a file reads it
         with _without_nvimagecodec():
             self.load = LoadImage(reader=("ITKReader", "NibabelReader"), image_only=True)
         self.channel_first = EnsureChannelFirst()
@@ -78,9 +78,9 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         """Load one case.
 
         Raises:
-            ValueError: the case has a known problem; a file changed, cannot be read, is no image, is a mask that cannot
-                be understood, or has an affine that cannot be inverted; files of one key lie on different grids.
-            FileNotFoundError: there is no such file.
+            ValueError: the case has a known problem; a file has changed, cannot be read, is not an image, is not a
+                valid mask, or has a singular affine; files of one key lie on different grids.
+            FileNotFoundError: a file does not exist.
         """
         d = dict(data)
         if problem := d.pop("problem", None):
@@ -107,7 +107,7 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         if path.is_file() and path.stat().st_size == 0:
             raise ValueError(f"Expected an image in {path}; got an empty file. Copy or export the file again.")
         image = read_mask(path, self._read_image) if is_mask else self._read_image(path)
-        image.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0  # so that a second EnsureChannelFirst adds no dimension
+        image.meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = 0  # keeps a second EnsureChannelFirst from adding a dimension
         return image
 
     def _read_image(self, path: Path) -> MetaTensor:
@@ -128,7 +128,7 @@ class LoadCased(MapTransform):  # type: ignore[misc]
 
 @contextmanager
 def _without_nvimagecodec() -> Iterator[None]:
-    """MONAI makes each of its readers; that of GPUs, which is not used here, complains where it would not work."""
+    """Keep MONAI, which constructs all its readers, from warning about the GPU reader, which is not used here."""
     logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
     logger.addFilter(_none)
     try:
@@ -172,7 +172,7 @@ def _check_unchanged(file: str, digest: str) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    # that message is the tracebacks of a dozen readers
+    # MONAI's message consists of the tracebacks of a dozen readers
     unknown = "cannot find a suitable reader" in str(error)
     reason = "" if unknown else f" ({_said(error)})"
     with path.open("rb") as stream:
@@ -187,13 +187,13 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _said(error: Exception) -> str:
-    """What an error says, without the place in ITK's code."""
+    """Return the message of an error, without the location in ITK's code."""
     said = re.sub(r"\(0x[0-9a-f]+\)|^\S+\.[ch]xx:\d+:\s*$|ITK ERROR: ", "", str(error), flags=re.MULTILINE)
     return first_line(said) or type(error).__name__
 
 
 def _as_channels(files: Sequence[str], images: Sequence[MetaTensor]) -> MetaTensor:
-    """Images (C_i, ...) of several files on one grid as one (sum of C_i, ...), with the metadata of the first."""
+    """Concatenate images (C_i, ...) on one grid to (sum of C_i, ...), with the metadata of the first."""
     first = images[0]
     if len(images) == 1:
         return first

@@ -1,4 +1,4 @@
-"""MONAI's reader of NIfTI, which scales whole numbers without a volume of doubles."""
+"""MONAI's NIfTI reader, with integers scaled without a volume in double precision."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from nibabel.volumeutils import apply_read_scaling
 
 __all__ = ["ScaledReader"]
 
-_CHUNK = 2**22  # voxels that are scaled in one go
+_CHUNK = 2**22  # voxels scaled at once
 _SAMPLED = 10**6
 
 
 class ScaledReader(NibabelReader):  # type: ignore[misc]
-    """MONAI's `NibabelReader`, which scales stored numbers of 8 and 16 bits part by part.
+    """MONAI's `NibabelReader`, with stored integers of 8 and 16 bits scaled in chunks.
 
-    They are computed in double precision, as by nibabel, and rounded to single precision.
+    Values are computed in double precision, as in nibabel, and rounded to single precision.
 
     Attributes:
-        sample: of the scaled numbers in double precision, with the lowest and the highest, if any were scaled so.
+        sample: a sample of the scaled values in double precision, with their minimum and maximum, if any were scaled.
     """
 
     sample: npt.NDArray[Any] | None = None
@@ -37,7 +37,7 @@ class ScaledReader(NibabelReader):  # type: ignore[misc]
         some = stored.ravel(order="K")[:: max(1, stored.size // _SAMPLED)]
         self.sample = apply_read_scaling(np.concatenate([some, [stored.min(), stored.max()]]), *factors)
         voxels = np.empty(stored.shape, np.float32, order="F")
-        # in the order of the file, whose last axis is the slowest
+        # in file order, whose last axis is the slowest
         n_slices = max(1, _CHUNK // stored[..., :1].size)
         with np.errstate(over="ignore", under="ignore"):
             for start in range(0, stored.shape[-1], n_slices):

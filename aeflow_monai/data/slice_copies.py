@@ -1,4 +1,4 @@
-"""Copies of slices that a random transform changes, each copy always in the same way."""
+"""Copies of slices, changed by a random transform in a reproducible way."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from aeflow_monai.data.kept_arrays import kept_array
 
 __all__ = ["SliceCopies"]
 
-_LARGEST = 1000.0  # far beyond [0, 1], and well within half precision
+_LARGEST = 1000.0  # far beyond [0, 1], but well within half precision
 
 
 class SliceCopies(Dataset[dict[str, Any]]):
-    """Copies of slices, each as a random transform makes it.
+    """Copies of slices, each changed by a random transform.
 
-    Each is made when it is first asked for, and kept, since making it takes longer than learning from it. What another
-    process keeps is not shared: a loader's workers make again what was not made before they began. Copies are always
-    the same ones: which, depends on the seed, the place and the transform. They are kept in half precision, which
-    changes intensities in [0, 1] by 0.0003 at most.
+    A copy is made on first access and stored, since making it takes longer than training on it. Stored copies are not
+    shared between processes: the workers of a loader remake those that were not made before they started. A copy
+    depends on the seed, its index and the transform only. Copies are stored in half precision, which changes
+    intensities in [0, 1] by 0.0003 at most.
 
     Args:
         slices: items of a data set.
-        transform: of MONAI's kind, with `set_random_state`.
-        copies: of each slice, 0 or more.
-        seed: of what is random.
-        folder: where to keep them, in files that go with the process; in memory if None.
+        transform: a MONAI transform with `set_random_state`.
+        copies: copies of each slice, 0 or more.
+        seed: seed of the transform.
+        folder: where to store copies, in files that are deleted with the process; in memory if None.
 
     Raises:
-        ValueError: copies is below 0; or, when one is made, it has another shape than the others, or is not in [0, 1].
-        OSError: there is no room for them; when the first one is made.
+        ValueError: copies is below 0; or a copy, when made, differs in shape from the others or is not in [0, 1].
+        OSError: there is not enough space for them; raised when the first one is made.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class SliceCopies(Dataset[dict[str, Any]]):
         self.copies = copies
         self.seed = seed
         self.folder = folder
-        self._images: dict[str, Any] = {}  # of the copies, by key: (n, C, H, W)
-        self._others: dict[int, dict[str, Any]] = {}  # what else the copies that are made say, by index
+        self._images: dict[str, Any] = {}  # copies by key: (n, C, H, W)
+        self._others: dict[int, dict[str, Any]] = {}  # other entries of the copies made so far, by index
 
     def __len__(self) -> int:
         return self.copies * len(self.slices)
@@ -68,15 +68,15 @@ class SliceCopies(Dataset[dict[str, Any]]):
         return {**self._others[index], **images}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is kept, which another process makes again."""
+        """Leave out stored copies, which another process remakes."""
         return {**vars(self), "_images": {}, "_others": {}}
 
     def seed_of(self, index: int) -> int:
-        """What a copy's transform is seeded with."""
+        """Return the seed of a copy's transform."""
         return int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
 
     def _make(self, index: int) -> None:
-        """Make a copy, and keep it."""
+        """Make and store a copy."""
         self.transform.set_random_state(seed=self.seed_of(index))
         copied = {str(key): value for key, value in self.transform(self.slices[index % len(self.slices)]).items()}
         images = {key: np.asarray(value) for key, value in copied.items() if isinstance(value, (Tensor, np.ndarray))}

@@ -1,4 +1,4 @@
-"""Volumes become training slices: each file is read and preprocessed once, then slices come from memory or disk."""
+"""Training slices of volumes: each file is read and preprocessed once, then slices come from memory or disk."""
 
 from __future__ import annotations
 
@@ -32,37 +32,37 @@ __all__ = ["SliceDataset", "SomeCases"]
 _logger = logging.getLogger(__name__)
 
 _REMEDY = "Mend or remove them. `run prepare` of train.yaml writes a list of all that can be read, to train on."
-_FORMAT = 7  # of slices in files: another number when what is kept changes
+_FORMAT = 7  # version of the stored slices; raise it when what is stored changes
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """The normal slices of preprocessed volumes, or the abnormal ones, ready for the network.
+    """The normal or the abnormal slices of preprocessed volumes, ready for the network.
 
-    Each file is read and preprocessed once; slices then come from memory, or from a memory-mapped file that survives
-    the run: a later one with the same files, preprocessing and policy uses it as it is. Both are shared by any number
-    of a loader's workers.
+    Each file is read and preprocessed once. Slices then come from memory, or from a memory-mapped file that outlives
+    the run and is reused by a later one with the same files, preprocessing and policy. All workers of a loader share
+    either.
 
-    The slices of the wanted kind are taken, by the item's mask if it has one, else by its label; see `Slicer.kinds`. A
-    volume with label 1 needs a mask; an abnormal 2D image is an abnormal slice, whatever its mask.
+    The kind of a slice is determined by the item's mask if it has one, else by its label; see `Slicer.kinds`. A volume
+    with label 1 needs a mask; an abnormal 2D image is an abnormal slice, whatever its mask.
 
-    Items hold "image" (C, H, W), "case", "patient" (the case, where nobody is named), "file", "axis", "slice" (its
-    number along the axis), "volume_shape" (X, Y, Z) and "relative_position" (see `Places`); abnormal ones "lesion"
-    too, (1, H, W) in [0, 1]: the fraction of each pixel that the mask covers, 1 all over where no mask tells.
+    Items hold "image" (C, H, W), "case", "patient" (the case, if no patient is named), "file", "axis", "slice" (its
+    number along the axis), "volume_shape" (X, Y, Z) and "relative_position" (see `Places`). Abnormal ones also hold
+    "lesion", (1, H, W) in [0, 1]: the fraction of each pixel that the mask covers, or 1 everywhere without a mask.
 
     Args:
         data: a datalist; each item goes through `transform` once.
-        transform: gives "image" as (C, X, Y, Z), oriented to PLS, in [0, 1], and "lesion" (1, X, Y, Z) of abnormal
-            items. Z is 1 for a 2D image.
-        slicer: the policy. The slices have to come out in one size.
-        step: only every step-th of the slices is taken, 1 or more.
-        folder: of the memory-mapped file; slices are kept in memory if None.
-        kind: "normal" or "abnormal", of the slices.
-        others: items of another part of the data, which are read too if one of these cannot be, so that the error names
-            all that cannot.
+        transform: returns "image" as (C, X, Y, Z), oriented to PLS, in [0, 1], and for abnormal items "lesion"
+            (1, X, Y, Z). Z is 1 for a 2D image.
+        slicer: the slicing policy. All slices have to come out in one size.
+        step: only every step-th slice is taken, 1 or more.
+        folder: folder of the memory-mapped file; slices are kept in memory if None.
+        kind: kind of the slices, "normal" or "abnormal".
+        others: items of another part of the data, which are read too if one of `data` cannot be read, so that the
+            error names all that cannot.
 
     Raises:
-        CaseFailures: items cannot be read, or hold NaN or infinite values; names all of them.
-        ValueError: unknown kind; no slice is left; slices come out in different sizes; an abnormal item without mask.
+        CaseFailures: items cannot be read, or hold NaN or infinite values; the error names all of them.
+        ValueError: unknown kind; no slice is left; slices come out in different sizes; an abnormal item has no mask.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     @property
     def _stored_shape(self) -> tuple[int, ...]:
-        """Of a slice as it is kept: lesions lie behind the channels of abnormal ones."""
+        """Shape of a stored slice; abnormal ones have the lesion as an additional last channel."""
         channels, *size = self.shape
         return (channels + (self.kind == "abnormal"), *size)
 
@@ -134,7 +134,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             file, read = str(item["image"]), None
             with failures.catching(item, "read"):
                 read, volume = _preprocessed(item, transform)
-            if read is None or failures:  # once one cannot be read, the others are read to name all that cannot
+            if read is None or failures:  # after the first failure, the others are read only to name all that fail
                 continue
             if volume.ndim != 4:
                 raise ValueError(
@@ -180,21 +180,21 @@ class SliceDataset(Dataset[dict[str, Any]]):
         slicer: Slicer,
         step: int,
     ) -> None:
-        """Use the folder's slices if they were made of the same and are whole, else make them."""
+        """Use the slices in the folder if they are complete and were made from the same inputs, else make them."""
         made_of = _fingerprint(data, transform, slicer, step, self.kind)
         record, file = folder / "slices.json", folder / "slices.float32"
         if found := _kept(record, file, made_of):
             self.index, self.shape = found["index"], tuple(found["shape"])
             _logger.info(f"Using the slices of an earlier run in {folder}")
         else:
-            # an interrupted run leaves nothing that looks whole, and other processes that write or read the same slices
-            # are not disturbed
+            # an interrupted run leaves nothing that looks complete, and does not disturb other processes that write or
+            # read the same slices
             with replacing(file) as unfinished:
                 with unfinished.open("wb") as stream:
                     for planes in self._read(data, transform, slicer, step):
                         stream.write(planes.numpy().data.cast("B"))
                 digest = sha256_of(unfinished)
-                record.unlink(missing_ok=True)  # until the new slices are there
+                record.unlink(missing_ok=True)  # until the new slices are written
             if not self.index:
                 file.unlink()
                 return
@@ -206,7 +206,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         kinds = slicer.kinds(case, axis, file)
         if case["label"] != 1:
             return kinds
-        if len(kinds) == 1 and self.kind == "abnormal":  # an abnormal image is, whatever its mask
+        if len(kinds) == 1 and self.kind == "abnormal":  # an abnormal 2D image is an abnormal slice, whatever its mask
             return ["abnormal"]
         if "lesion" not in case:
             raise ValueError(
@@ -219,7 +219,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 def _preprocessed(
     item: Mapping[str, Any], transform: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 ) -> tuple[Mapping[str, Any], Tensor]:
-    """What the preprocessing gives for an item, and its image (C, X, Y, Z)."""
+    """Return the preprocessed item, and its image (C, X, Y, Z)."""
     read = transform(item)
     # without metadata, which differs between file formats and then cannot be batched
     volume = convert_to_tensor(read["image"], dtype=torch.float32, track_meta=False)
@@ -229,20 +229,20 @@ def _preprocessed(
 
 
 def _lesions(slicer: Slicer, read: Mapping[str, Any], planes: Tensor, axis: str, indices: Tensor) -> Tensor:
-    """The fraction of each pixel of slices (n, C, H, W) that is lesion, (n, 1, H, W)."""
+    """Return the fraction of each pixel of slices (n, C, H, W) that is lesion, (n, 1, H, W)."""
     if "lesion" not in read:
         return torch.ones_like(planes[:, :1])
-    lesion = convert_to_tensor(read["lesion"], track_meta=False)[:1] != 0  # a picture's mask may have colours
+    lesion = convert_to_tensor(read["lesion"], track_meta=False)[:1] != 0  # the mask of a 2D image may have colours
     return slicer.slices(lesion.float(), axis, indices) if lesion.any() else torch.ones_like(planes[:, :1])
 
 
 class SomeCases(Subset[dict[str, Any]]):
-    """All slices of some of the cases, evenly spread over them, in the order of the slices.
+    """All slices of some cases, which are spread evenly over all cases, in the order of the slices.
 
     Args:
-        dataset: of the slices, or what has items made of them at the same indices, and possibly more behind them.
-        slices: which tell the cases. Of slices with gaps between them none is taken: maps of a volume are blurred
-            through its slices, so theirs would have other neighbours than those of a new case.
+        dataset: the slices, or a data set with items made from them at the same indices, perhaps followed by others.
+        slices: the slices, which give the cases. Slices with gaps between them are not used: maps of a volume are
+            blurred through its slices, and theirs would have other neighbours than those of a new case.
         n_cases: number of cases; all if there are fewer.
     """
 
@@ -255,7 +255,7 @@ class SomeCases(Subset[dict[str, Any]]):
 
 
 def _kept(record: Path, file: Path, made_of: str) -> dict[str, Any]:
-    """The record of kept slices; nothing if they were made of something else, or are not as they were written."""
+    """Return the record of stored slices; empty if they were made from other inputs or have changed."""
     try:
         found = read_json(record)
         same = found.get("made_of") == made_of and found.get("record") == _hash_of_record(found)
@@ -269,12 +269,12 @@ def _kept(record: Path, file: Path, made_of: str) -> dict[str, Any]:
 
 
 def _hash_of_record(found: Mapping[str, Any]) -> str:
-    """Hash of what a record says of its slices."""
+    """Return a hash of the contents of a record."""
     return hashlib.sha256(json.dumps([found["shape"], found["index"]]).encode()).hexdigest()
 
 
 def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slicer, step: int, kind: str) -> str:
-    """Hash of all that decides the slices: versions of the packages, the bytes of the files, and the preprocessing."""
+    """Return a hash of all that determines the slices: package versions, contents of the files and preprocessing."""
     files = [[str(file), digest_of(file)] for item in data for file in files_of(item)]
     named = [[str(item["case"]), str(item.get("patient")), item.get("label")] for item in data]
     digest = hashlib.sha256(json.dumps([_FORMAT, versions(), files, named, slicer.policy(), step, kind]).encode())
@@ -291,7 +291,7 @@ def _fingerprint(data: Sequence[Mapping[str, Any]], transform: Any, slicer: Slic
 
 
 class _Options(pickle.Pickler):
-    """Leave out what is of a run: Compose's random state, which nothing draws from, and the files last read."""
+    """A pickler that leaves out the state of a run: Compose's unused random state, and the files last read."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, np.random.RandomState):

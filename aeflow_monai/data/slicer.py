@@ -1,4 +1,4 @@
-"""The slicing policy: which slices of a volume the network sees, in what size, and where their maps belong."""
+"""The slicing policy: the slices of a volume that the network processes, their size, and the way back to the volume."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["SliceKind", "Slicer"]
 SliceKind = Literal["normal", "abnormal", "unclear"]
 
 FITS = ("resize", "pad")
-# Slices larger than image_size are padded to multiples of this: the largest stride of common backbones.
+# Slices larger than image_size are padded to multiples of the largest stride of common backbones.
 _MULTIPLE = 32
-_ROWS = 16  # of a volume whose foreground is counted in one go
+_ROWS = 16  # rows of a volume whose foreground is counted at once
 
 
 class Slicer:
@@ -30,19 +30,19 @@ class Slicer:
     patient's right is on the left (sagittal: anterior is on the left). A 2D image is a volume of one axial slice.
 
     Args:
-        axes: planes to slice along, of "axial", "coronal", "sagittal"; with several the maps are averaged.
+        axes: planes to slice along: "axial", "coronal", "sagittal"; the maps of several are averaged.
         image_size: input size of the network, rows and columns: multiples of the encoder's largest stride.
-        fit: how a slice gets that size. "resize" stretches it (the aspect is not kept). "pad" keeps its own
-            resolution and pads with zeros around the centre; nothing is ever cut: a larger slice gets the next
-            multiples of 32 instead.
+        fit: how a slice is brought to that size. "resize" stretches it (the aspect ratio is not kept). "pad" keeps its
+            resolution and pads with zeros around the centre; nothing is ever cropped: a larger slice is padded to the
+            next multiples of 32 instead.
         min_foreground: slices with a smaller fraction of pixels above 0 are skipped, in [0, 1]. A volume's only slice
             is never skipped.
         slice_range: first and last slice that are processed, counted from 1 along the first of the axes, in this
-            orientation and not in that of the file: axial from inferior, coronal from anterior, sagittal from the
-            right. All if None.
-        normal_margin_mm: a slice counts as normal only if no slice nearer than this, or itself, holds lesion.
-        min_lesion_mm2: a slice counts as abnormal from this area of lesion on. A slice that is neither normal nor
-            abnormal is unclear: it is not trained on and not in slice metrics.
+            orientation rather than the file's: axial from inferior, coronal from anterior, sagittal from the right.
+            All if None.
+        normal_margin_mm: a slice is normal only if neither it nor any slice closer than this has a lesion.
+        min_lesion_mm2: smallest lesion area of an abnormal slice. A slice that is neither normal nor abnormal is
+            unclear: it is excluded from the training and from slice metrics.
 
     Raises:
         ValueError: an unknown plane or fit, or a number out of its range.
@@ -93,20 +93,20 @@ class Slicer:
         self.min_lesion_mm2 = min_lesion_mm2
 
     def policy(self) -> dict[str, Any]:
-        """The settings, as JSON can hold them."""
+        """Return the settings as values that JSON can hold."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
     def axes_of(self, volume: Tensor) -> tuple[str, ...]:
-        """Planes that a volume (C, X, Y, Z) is sliced along: of a single axial slice the axial one only."""
+        """Return the planes that a volume (C, X, Y, Z) is sliced along; for a single axial slice only the axial one."""
         return ("axial",) if volume.shape[-1] == 1 else self.axes
 
     @staticmethod
     def count(volume: Tensor, axis: str) -> int:
-        """Number of slices of a volume (C, X, Y, Z) along a plane's axis."""
+        """Return the number of slices of a volume (C, X, Y, Z) along the axis of a plane."""
         return int(volume.shape[1 + PLANES[axis].axis])
 
     def chosen(self, volume: Tensor, axis: str) -> Tensor:
-        """Slices that the network looks at.
+        """Return the slices that the network processes.
 
         Args:
             volume: (C, X, Y, Z), oriented to PLS, in [0, 1] with a background of 0.
@@ -130,10 +130,10 @@ class Slicer:
 
     @staticmethod
     def places(chosen: Tensor, axis: str) -> Places:
-        """Where the slices lie that the network looks at.
+        """Return the places of the slices that the network processes.
 
         Args:
-            chosen: all of them, (n,), ascending; see `chosen`.
+            chosen: indices of all these slices, (n,), ascending; see `chosen`.
             axis: plane.
 
         Example:
@@ -146,7 +146,7 @@ class Slicer:
         return Places([axis] * len(chosen), positions)
 
     def slices(self, volume: Tensor, axis: str, indices: Tensor) -> Tensor:
-        """Slices as the network takes them.
+        """Return slices in the form that the network takes.
 
         Args:
             volume: (C, X, Y, Z), oriented to PLS.
@@ -164,11 +164,11 @@ class Slicer:
         return F.pad(planes, (left, right, top, bottom))
 
     def paste(self, maps: Tensor, volume: Tensor, axis: str, indices: Tensor) -> None:
-        """Add maps of slices into a volume, at the slices' own size and place.
+        """Add maps of slices to a volume, at the slices' own size and place.
 
         Args:
-            maps: (n, C, H, W), as the network gives them.
-            volume: (C, X, Y, Z), is changed.
+            maps: (n, C, H, W), as returned by the network.
+            volume: (C, X, Y, Z), changed in place.
             axis: plane.
             indices: (n,), along the plane's axis.
         """
@@ -180,11 +180,11 @@ class Slicer:
         """Bring maps of slices back to the size of the slices.
 
         Args:
-            maps: (n, C, H, W), as the network gives them.
-            own: rows and columns.
+            maps: (n, C, H, W), as returned by the network.
+            own: rows and columns of the slices.
 
         Returns:
-            (n, C, rows, columns); shares memory with the maps where nothing was resized.
+            (n, C, rows, columns); shares memory with the maps if nothing was resized.
         """
         if self.fit == "resize":
             return _resize(maps, own)
@@ -192,17 +192,17 @@ class Slicer:
         return maps[..., top : top + own[0], left : left + own[1]]
 
     def kinds(self, case: Mapping[str, Any], axis: str, name: str = "the image") -> list[SliceKind]:
-        """Tell normal from abnormal slices of a case, by its lesion mask if there is one, else by its label.
+        """Classify the slices of a case, by its lesion mask if there is one, else by its label.
 
         Args:
-            case: preprocessed, with "image" (C, X, Y, Z) and possibly "lesion" (1, X, Y, Z), both oriented to PLS;
-                everything but 0 in the mask is lesion. Without a mask the slices are abnormal if "label" is 1, else
+            case: a preprocessed case with "image" (C, X, Y, Z) and possibly "lesion" (1, X, Y, Z), both oriented to
+                PLS; nonzero voxels of the mask are lesion. Without a mask all slices are abnormal if "label" is 1, else
                 normal.
             axis: plane.
-            name: what an error calls the image.
+            name: name of the image in errors.
 
         Returns:
-            A word for each slice along the plane's axis.
+            The kind of each slice along the plane's axis.
 
         Raises:
             ValueError: mask and image differ in size.
@@ -241,7 +241,7 @@ class Slicer:
 
 
 def _upright(planes: Tensor, axis: str) -> Tensor:
-    """Turn slices (n, C, rows, columns) that stand upside down; its own inverse."""
+    """Flip slices (n, C, rows, columns) of planes that are upside down; its own inverse."""
     return planes if axis == "axial" else planes.flip(2)
 
 
@@ -253,6 +253,6 @@ def _resize(planes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _margins(own: Sequence[int], size: Sequence[int]) -> tuple[int, int, int, int]:
-    """Pixels to add at top, bottom, left and right."""
+    """Return the pixels to add at top, bottom, left and right."""
     rows, columns = size[0] - own[0], size[1] - own[1]
     return rows // 2, rows - rows // 2, columns // 2, columns - columns // 2

@@ -1,4 +1,4 @@
-"""Synthetic lesions in normal slices: what is pushed away from the normals where no abnormal image is at hand."""
+"""Synthetic lesions in normal slices, which stand in for abnormal images in the training."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from aeflow_monai.data.slice_copies import SliceCopies
 __all__ = ["LesionSlices", "RandLesiond"]
 
 _KINDS = ("scaled", "flat", "textured", "moved")
-_LEAST = 0.01  # a soft edge ends where less than this fraction of a pixel is changed
-_VISIBLE = 0.02  # of an intensity range of 1: what changes less looks as before
-_UNDECIDED = 0.1  # most that the mask holds where nothing is seen: neither normal nor abnormal for `MixtureLoss`
+_LEAST = 0.01  # a soft edge ends where it changes less than this fraction of a pixel
+_VISIBLE = 0.02  # smallest visible change, for an intensity range of 1
+_UNDECIDED = 0.1  # largest mask value where the change is invisible: neither normal nor abnormal for `MixtureLoss`
 
 
 class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
-    """Add a few lesions to the foreground of a slice, and give their mask.
+    """Add a few lesions to the foreground of a slice, with their mask.
 
-    A lesion is a soft, uneven ellipse in which the tissue is scaled, mixed with one tone, roughened by a texture, or
-    replaced in part by tissue from elsewhere in the slice; all lesions of a slice are of one kind. They look like no
-    disease: they are to teach what does not belong, not what a disease looks like. Works on the CPU.
+    A lesion is a soft, irregular ellipse in which the tissue is scaled, mixed with a constant, textured, or partly
+    replaced by tissue from elsewhere in the slice; all lesions of a slice are of one kind. They imitate no disease:
+    they show the training what is not normal, not what a disease looks like. Works on the CPU.
 
     Args:
-        keys: of slices (C, H, W) in [0, 1], of one size; all get lesions in the same places, every channel with its
-            own direction of change, and within its own foreground.
-        lesion_key: of the mask that is added, (1, H, W) in [0, 1]: the fraction of each pixel that is lesion, at most
-            0.1 where the change is too faint to be seen, as in dark tissue.
-        most: lesions in a slice, at most; 1 or more.
-        radius: smallest and largest, as fractions of the slice's longer side; small ones are more frequent.
-        change: smallest and largest strength, in (0, 1]: of the tissue's own intensity, or of what replaces it.
+        keys: keys of slices (C, H, W) in [0, 1], of one size; all get lesions in the same places, each channel with its
+            own direction of change and within its own foreground.
+        lesion_key: key of the added mask, (1, H, W) in [0, 1]: the fraction of each pixel that is lesion, at most 0.1
+            where the change is too faint to be visible, as in dark tissue.
+        most: largest number of lesions in a slice, 1 or more.
+        radius: smallest and largest radius, as fractions of the slice's longer side; small ones are more frequent.
+        change: smallest and largest strength, in (0, 1]: relative to the tissue's intensity, or the share replaced.
         prob: probability that a slice gets lesions.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of its range.
 
     Example:
         >>> plant = RandLesiond("image").set_random_state(seed=0)
@@ -48,8 +48,8 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         >>> tuple(planted["lesion"].shape), bool((planted["image"] != 0.5).any())
         ((1, 64, 64), True)
 
-    Source: the idea of pasted and of interpolated patches is that of CutPaste (Li et al., CVPR 2021) and Foreign Patch
-    Interpolation (Tan et al., MELBA 2022); shapes and kinds are this project's.
+    Source: pasted and interpolated patches follow CutPaste (Li et al., CVPR 2021) and Foreign Patch Interpolation (Tan
+    et al., MELBA 2022); shapes and kinds are this project's.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         self.change = change
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Plant the lesions; a slice without foreground stays as it is.
+        """Add the lesions; a slice without foreground stays unchanged.
 
         Raises:
             ValueError: not a slice (C, H, W), or keys of different sizes.
@@ -105,7 +105,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         return d
 
     def _add_shape(self, mask: Tensor, places: Tensor) -> None:
-        """Draw one soft, uneven ellipse around one of the places (n, 2), into the mask (H, W)."""
+        """Draw one soft, irregular ellipse around one of the places (n, 2) into the mask (H, W)."""
         height, width = mask.shape
         row, column = places[self.R.randint(len(places))].tolist()
         smallest, largest = (fraction * max(height, width) for fraction in self.radius)
@@ -124,7 +124,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         window.copy_(torch.maximum(window, lesion * (lesion >= _LEAST)))
 
     def _changed(self, channel: Tensor, kind: str) -> Tensor:
-        """A channel (H, W) as it would be if it were lesion everywhere."""
+        """Return a channel (H, W) as if it were lesion everywhere."""
         low, high = self.change
         strength = low + (high - low) * float(self.R.rand())
         sign = float(self.R.choice([-1.0, 1.0]))
@@ -142,7 +142,7 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
         return torch.where(moved > 0, channel + (0.6 + strength / 2) * (moved - channel), channel)
 
     def _noise(self, shape: Sequence[int], cell: float) -> Tensor:
-        """A smooth random field (H, W) with bumps of about this many pixels and a deviation of about 1."""
+        """Return a smooth random field (H, W) with bumps of about `cell` pixels and a standard deviation of about 1."""
         cell = max(cell, 2.0)
         grid = [math.ceil(size / cell) + 3 for size in shape]
         coarse = torch.from_numpy(self.R.standard_normal((1, 1, *grid))).float()
@@ -150,14 +150,14 @@ class RandLesiond(RandomizableTransform, MapTransform):  # type: ignore[misc]
 
 
 class LesionSlices(SliceCopies):
-    """Copies of normal slices with synthetic lesions, each with its mask under "lesion".
+    """Copies of normal slices with synthetic lesions, each with the lesion mask under "lesion".
 
     Args:
         slices: items hold "image" (C, H, W) in [0, 1].
-        transform: adds lesions to "image" and gives their mask as "lesion", (1, H, W).
-        copies: of each slice, 0 or more.
-        seed: of the lesions.
-        folder: where to keep them, see `SliceCopies`.
+        transform: adds lesions to "image" and their mask as "lesion", (1, H, W).
+        copies: copies of each slice, 0 or more.
+        seed: seed of the lesions.
+        folder: where to store them, see `SliceCopies`.
 
     Raises:
         ValueError: copies is below 0.

@@ -1,4 +1,4 @@
-"""Transforms of the preprocessing that MONAI lacks."""
+"""Preprocessing transforms that MONAI lacks."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ __all__ = ["EnsureVolumed", "MatchChannelsd", "ScaleForegroundd"]
 
 # Numbers beyond this power of 2, or below its inverse, are scaled first; results elsewhere stay as they are.
 _EXTREME_EXPONENT = 64
-# Mean distance of a picture's channels from their mean, as a fraction of its range; of grey JPEGs it is less.
+# Mean distance of a 2D image's channels from their mean, as a fraction of its range; less in grey JPEGs.
 _COLOURED = 0.02
-_told_of_colours = threading.Event()  # once, and not of each file of a data set
+_told_of_colours = threading.Event()  # warn once per process, not for each file
 _logger = logging.getLogger(__name__)
 
 
 class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
-    """Make a 2D image a volume of one slice, so that one path serves both; volumes pass unchanged.
+    """Make a 2D image a volume of one slice, so that both are processed alike; volumes pass unchanged.
 
-    A coronal or sagittal 2D image is laid into the axial plane, superior where anterior belongs (and anterior where the
-    patient's right does), so that `Orientationd` leaves it one slice and turns it upright. The inverse gives the 2D
-    image and its affine back. Works on MetaTensors, which carry the record that the inverse needs.
+    A coronal or sagittal 2D image is placed in the axial plane, with superior as anterior (and anterior as the
+    patient's right), so that `Orientationd` keeps it as one slice and turns it upright. The inverse restores the 2D
+    image and its affine. Works on MetaTensors, which carry the record that the inverse needs.
 
     Args:
-        keys: of images (C, H, W) or volumes (C, H, W, D).
-        allow_missing_keys: pass over keys that are not there.
+        keys: keys of images (C, H, W) or volumes (C, H, W, D).
+        allow_missing_keys: skip keys that are absent.
 
     Example:
         >>> from monai.data import MetaTensor
@@ -58,10 +58,10 @@ class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
         super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add the slice dimension where it lacks.
+        """Add the slice dimension where it is missing.
 
         Raises:
-            ValueError: neither an image nor a volume, for example a 4D series.
+            ValueError: the data are neither a 2D image nor a volume, for example a 4D series.
         """
         d = dict(data)
         for key in self.key_iterator(d):
@@ -76,13 +76,13 @@ class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
                 continue
             volume = image.unsqueeze(-1)
             self.push_transform(volume, extra_info={"flat": True, "affine": image.affine})
-            # set last: MONAI reads the number of spatial dimensions off the affine when it resamples
+            # set last: MONAI derives the number of spatial dimensions from the affine when it resamples
             volume.affine = axial_affine(image.affine)
             d[key] = volume
         return d
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Take the added dimension away."""
+        """Remove the added dimension."""
         d = dict(data)
         for key in self.key_iterator(d):
             applied = self.pop_transform(d[key])[TraceKeys.EXTRA_INFO]
@@ -93,15 +93,15 @@ class EnsureVolumed(MapTransform, InvertibleTransform):  # type: ignore[misc]
 
 
 class MatchChannelsd(MapTransform):  # type: ignore[misc]
-    """Bring images to the number of channels that the network was built for.
+    """Convert images to the number of channels of the network.
 
-    Grey pictures are often stored with three equal channels: their mean over the channels gives one. One channel is
-    replicated where several are asked for; of a volume only where three are, as of colours, since two or four are
-    modalities. The channels of a volume are never merged, nor those of several files.
+    Grey images are often stored with three equal channels: their mean gives one. One channel is replicated to several;
+    in a volume only to three, as for colours, since two or four are modalities. Channels of a volume or of several
+    files are never merged.
 
     Args:
-        keys: of images (C, ...).
-        channels: wanted, 1 or more.
+        keys: keys of images (C, ...).
+        channels: number of channels, 1 or more.
 
     Example:
         >>> tuple(MatchChannelsd("image", channels=1)({"image": torch.zeros(3, 8, 8)})["image"].shape)
@@ -116,7 +116,7 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
         """Match the channels.
 
         Raises:
-            ValueError: the image has several channels, and another number of them than wanted.
+            ValueError: the image has several channels, and cannot be converted to the number required.
         """
         d = dict(data)
         for key in self.key_iterator(d):
@@ -138,7 +138,7 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
 
 
 def _warn_of_colours(image: Tensor, grey: Tensor) -> None:
-    """Say once that a picture has colours, which its mean over the channels does not show."""
+    """Warn once that an image has colours, which the mean over its channels does not show."""
     spread, size = (image - grey).abs().mean(), grey.max() - grey.min()
     if spread > _COLOURED * size and not _told_of_colours.is_set():
         _told_of_colours.set()
@@ -159,12 +159,12 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
     leaves, are background too.
 
     Args:
-        keys: of images (C, ...).
+        keys: keys of images (C, ...).
         lower: percentile that becomes 0, in [0, 100).
         upper: percentile that becomes 1, in (lower, 100].
 
     Raises:
-        ValueError: percentiles out of their range.
+        ValueError: a percentile is out of its range.
 
     Example:
         >>> image = torch.tensor([[-9.0, -9.0, -3.0, 0.0, 3.0]])
@@ -185,7 +185,7 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
         for key in self.key_iterator(d):
             scaled = d[key].to(torch.float32, copy=True)
             for channel in torch.as_tensor(scaled).as_subclass(Tensor):
-                values = channel.cpu().numpy()  # on the CPU these are the channel's own
+                values = channel.cpu().numpy()  # on the CPU this shares the channel's memory
                 _bring_to_middle(values)
                 inside = foreground_mask(values)
                 if inside is not None and not inside.any():
@@ -206,7 +206,7 @@ class ScaleForegroundd(MapTransform):  # type: ignore[misc]
 
 
 def _bring_to_middle(values: npt.NDArray[np.float32]) -> None:
-    """Multiply extreme numbers in place by a power of 2, so that 32 bits hold their differences exactly."""
+    """Multiply extreme values in place by a power of 2, so that 32 bits hold their differences exactly."""
     largest = max(abs(float(values.min())), abs(float(values.max())))
     exponent = int(np.frexp(largest)[1])
     if abs(exponent) > _EXTREME_EXPONENT:
@@ -214,7 +214,7 @@ def _bring_to_middle(values: npt.NDArray[np.float32]) -> None:
 
 
 def _is_picture(image: Tensor) -> bool:
-    """Whether channels are colours: those of several files are modalities, those of a file of volumes a series."""
+    """Whether channels are colours: channels from several files are modalities, and those of a volume a series."""
     file = Path(file_of(image))
     of_files = isinstance(image, MetaTensor) and int(image.meta.get(N_FILES, 1)) > 1
     return image.shape[3:] in ((), (1,)) and not (of_files or is_nifti(file) or is_itk_volume(file))

@@ -1,4 +1,4 @@
-"""Normal slices as another acquisition might show them: what has to stay normal, though it looks a little different."""
+"""Normal slices as another acquisition might show them, so that such differences count as normal."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from aeflow_monai.data.slice_copies import SliceCopies
 
 __all__ = ["RandAcquisitiond", "VariedSlices"]
 
-# How far acquisitions of normals differ, as is plausible and not more; a choice, see docs/results_choices.md.
+# Plausible differences between acquisitions, chosen by hand; see docs/results_choices.md.
 _GAMMA = (0.75, 1.35)
-_SIGMA = (0.3, 1.2)  # of the blur, pixels of the network's input
-_NOISE = 0.03  # largest standard deviation, of intensities in [0, 1]
-_MOVED = 0.05  # of the slice's size
+_SIGMA = (0.3, 1.2)  # standard deviation of the blur, in pixels of the network's input
+_NOISE = 0.03  # largest standard deviation, for intensities in [0, 1]
+_MOVED = 0.05  # largest shift, as a fraction of the slice's size
 _TURNED = math.radians(5)
 _SCALED = (-0.08, 0.10)
 
 
 class RandAcquisitiond(OneOf):  # type: ignore[misc]
-    """Show slices as another acquisition might: brighter or darker, blurred, noisy, moved, or turned and scaled.
+    """Vary slices as another acquisition might: brighter or darker, blurred, noisy, moved, or rotated and scaled.
 
-    One of these at a time, by MONAI's transforms; the intensities stay in [0, 1].
+    Applies one of MONAI's transforms at a time; the intensities stay in [0, 1].
 
     Args:
-        keys: of slices (C, H, W) in [0, 1], of one size.
+        keys: keys of slices (C, H, W) in [0, 1], of one size.
         size: rows and columns of the slices.
 
     Example:
@@ -67,10 +67,10 @@ class RandAcquisitiond(OneOf):  # type: ignore[misc]
             ThresholdIntensityd(keys, threshold=1.0, above=False, cval=1.0),
             EnsureTyped(keys, track_meta=False),
         ]
-        self._seeds: dict[int, int] = {}  # of the transforms that are not seeded yet, by index
+        self._seeds: dict[int, int] = {}  # seeds of the transforms that are not seeded yet, by index
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandAcquisitiond:
-        """Seed the choice now, and a transform when it is chosen: to seed all takes longer than to apply one."""
+        """Seed the choice now, and each transform when it is chosen, since seeding all is slower than applying one."""
         Randomizable.set_random_state(self, seed, state)
         self._seeds = {i: int(self.R.randint(MAX_SEED, dtype="uint32")) for i in range(len(self.transforms))}
         return self
@@ -89,13 +89,13 @@ class RandAcquisitiond(OneOf):  # type: ignore[misc]
 
 
 class VariedSlices(SliceCopies):
-    """Copies of each slice as other acquisitions might show it, always the same ones.
+    """Reproducible copies of each slice as other acquisitions might show it.
 
     Args:
         slices: items hold "image" (C, H, W) in [0, 1], of one size.
-        seed: of the copies.
-        copies: of each slice, 0 or more.
-        folder: where to keep them, see `SliceCopies`.
+        seed: seed of the copies.
+        copies: copies of each slice, 0 or more.
+        folder: where to store them, see `SliceCopies`.
 
     Raises:
         ValueError: copies is below 0.

@@ -1,4 +1,4 @@
-"""The app itself: what MONAI Label's server asks it for, and answers that a reader can act on."""
+"""The MONAI Label app: tasks, datastore and requests, with error messages that a reader can act on."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ __all__ = ["AnomalyApp"]
 
 _logger = logging.getLogger(__name__)
 
-_NICE = 10  # of scoring, batch inference and training: whoever waits at a viewer goes first
-# From the start until images are scored in the background, unless a reader asks for the next sample before: whoever has
-# just started the server most likely waits for a first answer.
+_NICE = 10  # priority of scoring, batch inference and training: requests of viewers go first
+# Seconds from the start until images are scored in the background, unless a reader requests the next sample earlier:
+# a reader who has just started the server most likely waits for a first answer.
 _SCORING_DELAY = 30
-# MONAI Label's strategy where a request names none, and what its OHIF asks for whatever is chosen in the panel.
+# MONAI Label's strategy if a request names none; its OHIF viewer requests it whatever is chosen in the panel.
 _NO_CHOICE = "random"
 
 
 class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
     """Anomaly detection for MONAI Label: infer tasks, worklist, training and evaluation around one versioned model.
 
-    Everything that is written goes to the studies' folder and to `app_dir`.
+    Everything is written to the folder of the studies or to `app_dir`.
 
     Args:
         app_dir: folder of the app: models, logs, temporary files, sessions.
         studies: folder of images, or the address of a DICOMweb server.
-        conf: "model", the folder of a training's bundle to begin with; or "presets" of the first training, separated by
-            commas, see `config_files`; "preload", whether to load the model at the start, true by default.
+        conf: "model", the bundle of a training to start with; or "presets" of the first training, separated by commas,
+            see `config_files`; "preload", whether to load the model at the start, true by default.
 
     Raises:
-        ValueError: there is no such preset; or presets beside a model, which has its own options.
+        ValueError: a preset does not exist; or presets are given with a model, which has its own options.
     """
 
     _auto_update_scoring: bool
@@ -94,13 +94,13 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         )
 
     def info(self) -> dict[str, Any]:
-        """What the app offers; see `MONAILabelApp.info`."""
+        """Describe the app; see `MONAILabelApp.info`."""
         info: dict[str, Any] = super().info()
-        info["strategies"].pop(_NO_CHOICE, None)  # which is nothing to choose
+        info["strategies"].pop(_NO_CHOICE, None)  # not a choice for readers
         return info
 
     def init_datastore(self) -> Datastore:
-        """The studies: a folder, or what MONAI Label makes of an address."""
+        """Return the datastore of the studies: a folder, or MONAI Label's datastore for an address."""
         if self._is_remote:
             return super().init_datastore()
         return AnomalyLocalDatastore(
@@ -111,15 +111,15 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        """The infer tasks `anomaly_mask` and `anomaly_map`."""
+        """Return the infer tasks `anomaly_mask` and `anomaly_map`."""
         return {"anomaly_mask": MaskInferTask(self.pipeline), "anomaly_map": MapInferTask(self.pipeline)}
 
     def init_trainers(self) -> dict[str, TrainTask]:
-        """The train task `anomaly`."""
+        """Return the train task `anomaly`."""
         return {"anomaly": AnomalyTrainTask(self.models, self.evaluation, self.presets)}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """The strategies `most_anomalous` and `nearest_threshold`, and the first for whoever chooses none."""
+        """Return the strategies `most_anomalous`, which is also the default, and `nearest_threshold`."""
         return {
             "most_anomalous": MostAnomalous(self.models),
             "nearest_threshold": NearestThreshold(self.models),
@@ -127,19 +127,19 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         }
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
-        """The scoring methods `anomaly_score` and `voxel_metrics`."""
+        """Return the scoring methods `anomaly_score` and `voxel_metrics`."""
         task = self._infers["anomaly_map"]
         return {"anomaly_score": AnomalyScoring(task), "voxel_metrics": self.evaluation}
 
     def init_batch_infer(self) -> BatchInferTask:
-        """Batch inference that goes on after a bad image."""
+        """Return the batch inference task, which continues after an image fails."""
         return GuardedBatchInfer(self.models)
 
     def model_file(self, model: str, validate: bool = True) -> str | None:
-        """The newest model's file; see `MONAILabelApp.model_file`.
+        """Return the file of the newest model; see `MONAILabelApp.model_file`.
 
         Raises:
-            HTTPException: there is none yet; or a client wants to upload one.
+            HTTPException: there is no model yet, or a client tries to upload one.
         """
         with readable_errors():
             return super().model_file(model, validate)  # type: ignore[no-any-return]
@@ -148,7 +148,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """Answer one infer request; see `MONAILabelApp.infer`.
 
         Raises:
-            HTTPException: with what is wrong.
+            HTTPException: the request fails; the message names the cause.
         """
         store, start = datastore or self.datastore(), time.monotonic()
         image = request.get("image")
@@ -157,7 +157,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
                 check_known("infer", request)
             require_known("model", request, self._infers)
             path = image_path(image, store, self._upload_folders())
-            # MONAI Label takes a name for a path if there is one in the folder that the server was started in
+            # MONAI Label treats a name as a path if it exists in the working directory of the server
             with readable_errors(path, "the upload" if path == image else Path(path).name):
                 answer: dict[str, Any] = super().infer({**request, "image": path}, store)
             if request.get("save_label") and path != image and answer["file"]:
@@ -170,21 +170,21 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """Choose the next image for a reader; see `MONAILabelApp.next_sample`.
 
         Raises:
-            HTTPException: with what is wrong.
+            HTTPException: the request fails; the message names the cause.
         """
         with readable_errors():
             check_known("activelearning", request)
             sample: dict[str, Any] = super().next_sample(request)
-            sample.pop("path", None)  # the server's own business
-            if sample and not self._is_remote:  # Slicer keeps what it downloads by name, and another server's is not it
+            sample.pop("path", None)  # internal to the server
+            if sample and not self._is_remote:  # Slicer caches downloads by name, which servers may share
                 sample["checksum"] = file_checksum(self.datastore().get_image_uri(sample["id"]))
             return sample
 
     def batch_infer(self, request: Mapping[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
-        """Look at many images; see `GuardedBatchInfer`.
+        """Run inference on many images; see `GuardedBatchInfer`.
 
         Raises:
-            HTTPException: with what is wrong.
+            HTTPException: the request fails; the message names the cause.
         """
         self._step_back()
         with readable_errors():
@@ -194,7 +194,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """Run a scoring method; see `MONAILabelApp.scoring`.
 
         Raises:
-            HTTPException: with what is wrong.
+            HTTPException: the request fails; the message names the cause.
         """
         self._step_back()
         with readable_errors():
@@ -204,7 +204,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """Train; see `AnomalyTrainTask`.
 
         Raises:
-            HTTPException: with what is wrong.
+            HTTPException: the request fails; the message names the cause.
         """
         self._step_back()
         with readable_errors():
@@ -214,7 +214,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         """Note that this process is the server; see `MONAILabelApp.server_mode`."""
         super().server_mode(mode)
         if mode:
-            from monailabel.app import app  # which imports this one's server settings
+            from monailabel.app import app  # imported late, since it reads the settings of the server
 
             note_server()
             check_before_start(
@@ -223,12 +223,12 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             close_door(app, rules_of(self.conf, self.studies, self.app_dir, self._has_image))
 
     def async_scoring(self, method: str | None, params: Any = None) -> Any:
-        """Start scoring in the background, where there is something to score.
+        """Start scoring in the background if there is something to score.
 
         Args:
-            method: by name; if None all that have something to do, unless they wait for their turn already. Series of a
-                DICOMweb server are scored only when asked for by name, since they would all be downloaded.
-            params: of the methods.
+            method: name of the method; if None, all methods that have work and are not queued yet. Series of a DICOMweb
+                server are scored only if the method is named, since all of them would be downloaded.
+            params: options of the methods.
 
         Returns:
             See `MONAILabelApp.async_scoring`.
@@ -239,7 +239,7 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
             return {}
         stale = [name for name, scoring in self._scoring_methods.items() if scoring.is_stale(self.datastore())]
         if not self._server_mode:
-            # a training that has ended; of several requests by name the server would refuse all but the first
+            # after a training; the server would refuse all but the first of several named requests
             try:
                 return self._local_request("/scoring/", None, "Scoring") if stale else {}
             except requests.RequestException as error:
@@ -249,13 +249,13 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         return {name: super(AnomalyApp, self).async_scoring(name, params) for name in stale if name not in waiting}
 
     def on_init_complete(self) -> None:
-        """Begin with no old temporary files, take in the model, and load what the first answer would wait for.
+        """Remove old temporary files, add the model to the store, and preload what the first answer needs.
 
         Raises:
-            FileNotFoundError: the model that `conf` names is not there.
-            ValueError: it is no whole bundle.
+            FileNotFoundError: the model that `conf` names does not exist.
+            ValueError: it is not a complete bundle.
         """
-        if given := self.conf.get("model"):  # by the server alone: tasks begin later, when it may be another
+        if given := self.conf.get("model"):  # only in the server: tasks start later, when another version may be in use
             self.models.begin_with(given)
         newest = self.models.newest()
         if newest and self.presets:
@@ -268,11 +268,11 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         self._auto_update_scoring = scores
         if scores:
             call_later(_SCORING_DELAY, lambda: self.async_scoring(None))
-        keep_log_discreet()  # of what was made since too
+        keep_log_discreet()  # also for loggers made since
 
     def cleanup_sessions(self) -> None:
-        """Remove expired sessions, and temporary files that were left behind; MONAI Label calls it every 5 minutes."""
-        if self._sessions is not None:  # of which none may be known yet, and MONAI Label takes that for no sessions
+        """Remove expired sessions and stale temporary files; MONAI Label calls it every 5 minutes."""
+        if self._sessions is not None:  # MONAI Label treats a store without sessions as no store
             self._sessions.remove_expired()
         remove_stale(tempfile.gettempdir())
 
@@ -286,14 +286,14 @@ class AnomalyApp(MONAILabelApp):  # type: ignore[misc]
         return image in self.datastore().list_images()
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        """MONAI Label's datastore, in which an empty final label is possible."""
+        """Return MONAI Label's DICOMweb datastore, extended to accept empty final labels."""
         made = super()._init_dicomweb_datastore()
-        made.__class__ = AnomalyDicomDatastore  # which adds no state; MONAI Label has no other way to choose a class
+        made.__class__ = AnomalyDicomDatastore  # the class adds no state, and MONAI Label has no other way to choose it
         made.answer_at_once()
         return made
 
     def _download_dcmqi_tools(self) -> None:
-        """Nothing is downloaded: the tools of the package dcmqi are used if it is installed."""
+        """Download nothing: the tools of the package dcmqi are used if it is installed."""
 
     def _step_back(self) -> None:
         if not self._server_mode and hasattr(os, "nice"):

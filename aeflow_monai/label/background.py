@@ -1,4 +1,4 @@
-"""Background tasks: checked before they start, and tied to the server that started them."""
+"""Background tasks: checks before they start, and a link to the server that started them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["call_later", "check_before_start", "is_orphan", "is_task", "note_ser
 _logger = logging.getLogger(__name__)
 
 _SERVER = "AEFLOW_LABEL_SERVER"
-_run = AsyncTask.run  # before any app has put its check in front of it
+_run = AsyncTask.run  # MONAI Label's own, without the check of an app
 
 
 def check_before_start(check: Callable[[str, Mapping[str, Any]], None]) -> None:
-    """Have each task checked before MONAI Label starts a process for it.
+    """Check each task before MONAI Label starts a process for it.
 
-    What a process of its own finds wrong is seen in the task's status alone, and MONAI Label asks nobody before: all
-    its endpoints call `AsyncTask.run`, so the check is put there, for the whole process.
+    An error in the process of a task appears only in the task's status, and MONAI Label has no hook for an earlier
+    check. All its endpoints call `AsyncTask.run`, so the check is inserted there, for the whole server process.
 
     Args:
-        check: called with "train", "scoring" or "batch_infer" and the request; raises what the client is told.
+        check: called with "train", "scoring" or "batch_infer" and the request; raises the error for the client.
     """
 
     def checked(
@@ -46,8 +46,8 @@ def call_later(seconds: float, function: Callable[[], object]) -> None:
     """Call a function in a thread that does not keep the process alive.
 
     Args:
-        seconds: from now.
-        function: to call.
+        seconds: delay from now.
+        function: function to call.
     """
     timer = threading.Timer(seconds, function)
     timer.daemon = True
@@ -55,16 +55,16 @@ def call_later(seconds: float, function: Callable[[], object]) -> None:
 
 
 def note_server() -> None:
-    """Tell the processes that this one will start that it is their server."""
+    """Mark this process as the server of all processes that it will start."""
     os.environ[_SERVER] = str(os.getpid())
 
 
 def is_task() -> bool:
-    """Whether this is the process of a task that a server began."""
+    """Whether this is the process of a task that a server started."""
     return os.environ.get(_SERVER, str(os.getpid())) != str(os.getpid())
 
 
 def is_orphan() -> bool:
-    """Whether this is the process of a task whose server is gone, so that nobody waits for it any more."""
+    """Whether this is the process of a task whose server has ended, so that nobody waits for its result."""
     server = os.environ.get(_SERVER)
     return server is not None and int(server) not in (os.getpid(), os.getppid())

@@ -1,4 +1,4 @@
-"""The app's models: a bundle per version, of which the newest is used, and none is ever half written or overwritten."""
+"""The app's models: one bundle per version; the newest is used, and none is half-written or overwritten."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from aeflow_monai.files import new_folder, read_json, write_json
 __all__ = ["ModelStore", "require_bundle"]
 
 _logger = logging.getLogger(__name__)
-# A folder that somebody renames to v3.withdrawn is not used any more, and its number is not given again.
+# A folder renamed to v3.withdrawn is no longer used, and its number is not reused.
 _NAME = re.compile(r"v(\d+)(\.withdrawn)?")
-# What of a training's folder makes the bundle; its logs stay where they are.
+# Parts of a training's folder that make up the bundle; its logs are not copied.
 BUNDLE = ("configs", "models", "docs", "LICENSE")
 _PARTS = ("configs/metadata.json", "configs/inference.yaml", "record.json")
 
 
 class ModelStore:
-    """Bundles in a folder, `v<number>` each, with a record.json of where each is from.
+    """Bundles in a folder, named `v<number>`, with a record.json on the origin of each.
 
-    A new version is written beside its place and renamed when it is whole, so that a training that fails or is killed
-    leaves the newest version as it was. A folder that holds no whole bundle is no version, whatever it is called.
-    Opened models are kept, one per device, until another version is asked for.
+    A new version is written under a temporary name and renamed when it is complete, so that a failed or killed training
+    leaves the newest version unchanged. A folder without a complete bundle is not a version, whatever its name. Opened
+    models are cached, one per device, until another version is requested.
 
     Args:
-        folder: of the models; made if it is missing.
+        folder: folder of the models; created if missing.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -45,14 +45,14 @@ class ModelStore:
         self._lock = threading.Lock()
 
     def versions(self) -> list[int]:
-        """Numbers of all models, counted from 1, from the oldest to the newest."""
+        """Return the numbers of all models, from 1, from the oldest to the newest."""
         return [number for number in self._numbers() if not self.fault_of(number)]
 
     def fault_of(self, version: int) -> str:
-        """Why a version cannot be used; empty if it can. It is looked at once, until its files change.
+        """Return why a version cannot be used; empty if it can. The result is cached until its files change.
 
         Args:
-            version: of a folder, whether it is there or not.
+            version: number of a folder, which need not exist.
         """
         folder = self.folder_of(version)
         files = [model_path(folder), *(folder / name for name in _PARTS)]
@@ -64,7 +64,7 @@ class ModelStore:
             try:
                 require_own_config(folder, None)
                 dict(read_json(folder / "record.json"))
-            except Exception as error:  # whatever lies there, the older versions go on
+            except Exception as error:  # whatever the folder holds, older versions stay usable
                 self._faults[key] = describe_error(error)
                 _logger.warning(f"Model version {version} is damaged and not used ({type(error).__name__}).")
                 _logger.debug(f"Model version {version}: {self._faults[key]}")
@@ -73,15 +73,15 @@ class ModelStore:
         return self._faults[key]
 
     def folder_of(self, version: int) -> Path:
-        """The bundle of a version, whether it is there or not."""
+        """Return the bundle folder of a version, which need not exist."""
         return self.folder / f"v{version}"
 
     def newest(self) -> int | None:
-        """The version that is used; None if there is no model yet."""
+        """Return the version in use; None if there is no model yet."""
         return max(self.versions(), default=None)
 
     def require(self) -> int:
-        """The version that is used.
+        """Return the version in use.
 
         Raises:
             FileNotFoundError: there is no model yet.
@@ -95,14 +95,14 @@ class ModelStore:
         return newest
 
     def trained_on(self, version: int) -> set[str]:
-        """Cases of the datastore that a version was trained on; empty for a model that was brought along."""
+        """Return the cases of the datastore that a version was trained on; empty for a model trained elsewhere."""
         return set(read_json(self.folder_of(version) / "record.json").get("trained_on", []))
 
     def n_normals(self, version: int) -> int:
-        """How many normal cases a version was trained and calibrated on; 0 if it does not say.
+        """Return how many normal cases a version was trained and calibrated on; 0 if not recorded.
 
         Args:
-            version: of this store.
+            version: version in this store.
         """
         if trained_on := self.trained_on(version):
             return len(trained_on)
@@ -110,17 +110,17 @@ class ModelStore:
         return sum(int(data.get(f"{name}: cases", 0)) for name in ("trained on", "held out"))
 
     def add(self, folder: str | Path, **record: Any) -> int:
-        """Take a bundle in as the newest version, unless it is one of the versions already.
+        """Add a bundle as the newest version, unless it already is one of the versions.
 
         Args:
-            folder: of the bundle that a training wrote; it is copied, without its logs.
-            record: what JSON can hold, of where it is from.
+            folder: bundle of a training; it is copied without its logs.
+            record: values on its origin that JSON can hold.
 
         Returns:
-            The new version, or the one that has the same model.
+            The new version, or the existing one with the same model.
 
         Raises:
-            FileNotFoundError: there is no such folder, or no model in it.
+            FileNotFoundError: the folder does not exist, or holds no model.
             ValueError: see `require_bundle`.
         """
         folder = require_bundle(folder)
@@ -137,7 +137,7 @@ class ModelStore:
                     shutil.copyfile(folder / part, unfinished / part)
             of_model = {
                 "written": datetime.now().astimezone().isoformat(timespec="seconds"),
-                "thresholds": Model(unfinished).detector.score.thresholds,  # which opens it as it was copied
+                "thresholds": Model(unfinished).detector.score.thresholds,  # opens the copy
             }
             write_json(unfinished / "record.json", {"version": added, **of_model, **record})
         _logger.info(f"Model version {added} is ready, and used from now on.")
@@ -145,7 +145,7 @@ class ModelStore:
         return added
 
     def begin_with(self, folder: str | Path) -> None:
-        """Take in the bundle that a server is started with, and say so if a newer one is used all the same.
+        """Add the bundle that a server is started with, and log it if a newer version is used instead.
 
         Args:
             folder: see `add`.
@@ -158,17 +158,17 @@ class ModelStore:
             )
 
     def open(self, version: int, device: str) -> Model:
-        """The model of a version, in evaluation mode.
+        """Open the model of a version, in evaluation mode.
 
         Args:
-            version: of this store.
-            device: of torch, such as "cpu" or "cuda:0".
+            version: version in this store.
+            device: torch device such as "cpu" or "cuda:0".
 
         Returns:
-            The model, which is shared by all callers.
+            The model, shared by all callers.
 
         Raises:
-            FileNotFoundError: there is no such version.
+            FileNotFoundError: the version does not exist.
             ValueError: the parts of its bundle do not belong together.
         """
         with self._lock:
@@ -178,26 +178,26 @@ class ModelStore:
             return kept[1]
 
     def _numbers(self) -> list[int]:
-        """Those of all folders, also of one whose model was removed or withdrawn, or is damaged."""
+        """Return the numbers of all folders, including removed, withdrawn and damaged models."""
         return sorted(int(match[1]) for path in self.folder.iterdir() if (match := _NAME.fullmatch(path.name)))
 
 
 def require_bundle(folder: str | Path) -> Path:
-    """Refuse what is not a whole bundle that a training wrote.
+    """Refuse a path that is not the complete bundle of a training.
 
     Args:
-        folder: of the bundle.
+        folder: folder of the bundle.
 
     Returns:
         The folder.
 
     Raises:
-        FileNotFoundError: there is no such folder, or no model in it.
-        ValueError: it is a file; its model is of another bundle, damaged, or of another version.
+        FileNotFoundError: the folder does not exist, or holds no model.
+        ValueError: it is a file; its model is damaged, or belongs to another bundle or package version.
     """
     folder = Path(folder)
     if folder.is_file():
-        read_model(folder)  # whose errors say more of what is no model
+        read_model(folder)  # gives a more specific error for an invalid model
         raise ValueError(
             f"Expected the folder of a bundle; {folder} is the model alone, without its preprocessing. Give the folder "
             "that its training wrote, in which it is models/model.pt."

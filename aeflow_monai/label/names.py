@@ -1,4 +1,4 @@
-"""What a request may name: images, tags, sessions, uploads, and texts in its options."""
+"""Validation of the names in a request (images, tags, sessions, uploads) and of texts in its options."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _SESSION = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_NAME = 200  # bytes, so that a suffix still fits into the 255 of a file system
 _MAX_TEXT = 4096
 _MAX_DEPTH = 8
-# Of a value that a message repeats; the rest is left out.
+# Most characters of a value that a message quotes.
 _SHOWN = 60
 
 
 def check_image_id(name: str) -> None:
-    """Refuse what cannot be the name of an image among the studies.
+    """Refuse an invalid name of an image.
 
     Args:
-        name: as a request has it.
+        name: name in the request.
 
     Raises:
-        ValueError: it is empty or too long, has a separator or a character that is not printed, or begins with a dot.
+        ValueError: it is empty or too long, has a separator or a non-printable character, or begins with a dot.
 
     Example:
         >>> check_image_id("sub-01 (T1w)")
@@ -48,14 +48,15 @@ def check_image_id(name: str) -> None:
 
 
 def check_word(kind: str, name: str) -> None:
-    """Refuse what cannot be a label's tag or the name of a task, method or strategy.
+    """Refuse an invalid tag of a label, or an invalid name of a task, method or strategy.
 
     Args:
-        kind: what it names, for the message.
-        name: as a request has it.
+        kind: kind of name, for the message.
+        name: name in the request.
 
     Raises:
-        ValueError: it is not made of 1 to 64 letters, digits, dots, hyphens and underscores, or has two dots in a row.
+        ValueError: it does not consist of 1 to 64 letters, digits, dots, hyphens and underscores, or has two dots in a
+                row.
     """
     if not _WORD.fullmatch(name) or ".." in name:
         raise ValueError(
@@ -64,10 +65,10 @@ def check_word(kind: str, name: str) -> None:
 
 
 def check_session_id(name: str) -> None:
-    """Refuse what this server has not given as the id of a session.
+    """Refuse an invalid session id.
 
     Raises:
-        ValueError: it is no UUID in lower case.
+        ValueError: it is not a UUID in lower case.
     """
     if not is_session_id(name):
         raise ValueError(
@@ -76,25 +77,25 @@ def check_session_id(name: str) -> None:
 
 
 def is_session_id(name: str) -> bool:
-    """Whether this has the form of a session's id."""
+    """Whether a name has the form of a session id."""
     return bool(_SESSION.fullmatch(name))
 
 
 def check_upload_name(name: str, suffixes: tuple[str, ...]) -> str:
-    """Refuse the name of an upload that cannot become a file of the studies.
+    """Return the file name of an upload, and refuse one that cannot become a file of the studies.
 
-    MONAI Label's client sends the whole path that a file has on the reader's machine, so only what follows the last
-    separator counts.
+    MONAI Label's client sends the full path of a file on the reader's machine, so only the part after the last
+    separator is used.
 
     Args:
-        name: as the request has it.
-        suffixes: one of which it ends with, in any case.
+        name: name in the request.
+        suffixes: allowed suffixes, in upper or lower case.
 
     Returns:
-        What follows the last separator.
+        The part after the last separator.
 
     Raises:
-        ValueError: a part of it is "..", or its last part is no name or has another suffix.
+        ValueError: a part of the path is "..", or the last part is not a valid name or has another suffix.
 
     Example:
         >>> check_upload_name("/home/reader/label.nii.gz", (".nii.gz",))
@@ -110,14 +111,14 @@ def check_upload_name(name: str, suffixes: tuple[str, ...]) -> str:
 
 
 def parse_object(name: str, text: str | bytes) -> dict[str, Any]:
-    """A JSON object of a request, checked by `check_values`.
+    """Parse a JSON object in a request, and check it with `check_values`.
 
     Args:
-        name: of the field, for the message.
-        text: empty for none.
+        name: name of the field, for the message.
+        text: JSON text; empty for an empty object.
 
     Raises:
-        ValueError: it is no JSON, no object, or has a value that is refused.
+        ValueError: it is not JSON, not an object, or has a refused value.
     """
     if not text.strip():
         return {}
@@ -132,15 +133,15 @@ def parse_object(name: str, text: str | bytes) -> dict[str, Any]:
 
 
 def check_values(value: Any, depth: int = 0) -> None:
-    """Refuse options of a request that could forge a line of a log, or are endless.
+    """Refuse options of a request that could forge log lines, or are too long.
 
     Args:
-        value: what JSON can hold.
-        depth: how deep it lies.
+        value: a JSON value.
+        depth: nesting depth of the value.
 
     Raises:
-        ValueError: a text has characters that are not printed or more than 4096 of them; a number is not finite or has
-            more than 18 digits; or lists and objects lie more than 8 deep.
+        ValueError: a text has non-printable characters or more than 4096 characters; a number is not finite or has more
+            than 18 digits; or lists and objects are nested more than 8 deep.
     """
     if depth > _MAX_DEPTH:
         raise ValueError(f"Expected options that lie at most {_MAX_DEPTH} deep; got more. Correct the request.")
@@ -165,10 +166,10 @@ def check_values(value: Any, depth: int = 0) -> None:
 
 
 def quoted(value: object) -> str:
-    r"""A value of a request as a message repeats it: in quotes, as `aeflow_monai.printable.shown`, and not endless.
+    r"""Quote a value of a request for a message, escaped by `aeflow_monai.printable.shown` and shortened.
 
     Args:
-        value: of a request.
+        value: value in a request.
 
     Example:
         >>> print(quoted("a\nb"))
@@ -179,7 +180,7 @@ def quoted(value: object) -> str:
 
 
 def _refuse_constant(name: str) -> None:
-    """NaN and infinities, which Python reads and writes, but no JSON has, and answers with them fail."""
+    """Refuse NaN and infinities, which Python accepts, but which JSON lacks, so that answers with them fail."""
     raise ValueError(name)
 
 
@@ -188,7 +189,7 @@ def _is_unsafe(text: str) -> bool:
 
 
 def _fault(name: str) -> str:
-    """What a name would have to be like that this one is not; empty if nothing is wrong."""
+    """Return the rule that a name violates; empty if it is valid."""
     if not name.strip():
         return "is not empty"
     if _is_unsafe(name):

@@ -1,4 +1,4 @@
-"""Options of requests, read and checked."""
+"""Parse and check the options of requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 DTYPES = ("uint8", "uint16", "int16", "int32", "float32")
 
-# Options of a training, and of the bundle's train.yaml: what it is called there, its type and its range.
+# Options of a training request: name in the bundle's train.yaml, type and range.
 TRAINING = {
     "max_epochs": ("epochs", int, "a whole number from 1"),
     "train_batch_size": ("batch_size", int, "a whole number from 1"),
@@ -37,11 +37,11 @@ TRAINING = {
     "val_split": ("calibration_fraction", float, "a fraction of the normals in (0, 1)"),
     "seed": ("seed", int, "a whole number from 0"),
 }
-# Of a training on fewer normals than the model in use had.
+# Option that confirms a training on fewer normals than the model in use had.
 CONFIRMATION = "allow_fewer_normals"
 _BATCH = ("max_batch_size", "max_workers")
 
-# What requests may have beside these: what viewers send with all of them, and MONAI Label's own of each kind.
+# Other allowed options: those that viewers always send, and MONAI Label's own of each kind of request.
 _OF_ALL = ("model", "method", "client_id", "device", "gpus", "multi_gpu", "logging", "description")
 _RESULT = ("threshold", "result_extension", "result_dtype", "result_compress", "restore_label_idx", "label_info")
 _SAVING = ("image", "save_label", "label_tag", "label", "session")
@@ -58,16 +58,16 @@ _GPUS = re.compile(r"all|\d+(,\d+)*")
 
 
 def device_of(request: Mapping[str, Any]) -> str:
-    """The device that a request names, as torch calls it.
+    """Return the device of a request, in torch's terms.
 
     Args:
-        request: with "device", a name of MONAI Label or of torch; a GPU where there is one if it is left out.
+        request: "device" is a name of MONAI Label or torch; without it a GPU is used if available.
 
     Returns:
         The device, such as "cpu" or "cuda:0".
 
     Raises:
-        ValueError: torch has no such device here.
+        ValueError: the device is not available.
     """
     wanted = request.get("device")
     try:
@@ -81,13 +81,13 @@ def device_of(request: Mapping[str, Any]) -> str:
 
 
 def check_infer_options(request: Mapping[str, Any]) -> None:
-    """Refuse an infer request with an option that it cannot have.
+    """Refuse an infer request with an invalid option.
 
     Args:
         request: "threshold", "result_extension", "result_dtype" and "device" are read.
 
     Raises:
-        ValueError: one of them has a value that it cannot have.
+        ValueError: one of them has an invalid value.
     """
     parse_threshold(request.get("threshold", CALIBRATED))
     for name, known in (("result_extension", EXTENSIONS), ("result_dtype", DTYPES)):
@@ -98,14 +98,14 @@ def check_infer_options(request: Mapping[str, Any]) -> None:
 
 
 def check_batch_options(request: Mapping[str, Any], images: Collection[str]) -> None:
-    """Refuse a batch with an option that it cannot have, which would fail for each of its images.
+    """Refuse a batch request with an invalid option, which would fail for each image.
 
     Args:
-        request: see `check_infer_options`; "max_batch_size", "max_workers" and "images" too.
-        images: of the datastore.
+        request: see `check_infer_options`; also "max_batch_size", "max_workers" and "images".
+        images: names of the images in the datastore.
 
     Raises:
-        ValueError: one of them has a value that it cannot have.
+        ValueError: one of them has an invalid value.
     """
     check_infer_options(request)
     chosen = request.get("images", "all")
@@ -121,15 +121,15 @@ def check_batch_options(request: Mapping[str, Any], images: Collection[str]) -> 
 
 
 def check_known(kind: str, request: Mapping[str, Any], names: Collection[str] = ()) -> None:
-    """Refuse a request with an option that nobody reads, such as a misspelt one, or that is not a client's to set.
+    """Refuse a request with an unknown option, such as a misspelt one, or one that clients may not set.
 
     Args:
         kind: "infer", "train", "scoring", "batch_infer" or "activelearning".
         request: options by name.
-        names: of tasks, each of which may have a dictionary of options.
+        names: names of tasks, each of which may have a dictionary of options.
 
     Raises:
-        ValueError: names the option and those that there are.
+        ValueError: names the option and the known ones.
     """
     known = (*_OF_ALL, *_KNOWN[kind])
     level = request.get("logging", "INFO")
@@ -148,34 +148,34 @@ def check_known(kind: str, request: Mapping[str, Any], names: Collection[str] = 
 
 
 def is_confirmed(request: Mapping[str, Any]) -> bool:
-    """Whether a request says that a training on fewer normals is meant."""
+    """Whether a request confirms a training on fewer normals."""
     return str(request.get(CONFIRMATION, False)).lower() in ("true", "1")
 
 
 def image_path(image: Any, datastore: Datastore, folders: Collection[str | Path]) -> str:
-    """The file of a request's image: one of the studies, or an upload.
+    """Return the file of the image in a request: one of the studies, or an upload.
 
     Args:
-        image: its name in the datastore, or the path of an upload.
-        datastore: with the images; of a DICOMweb server the series is fetched.
-        folders: in which uploads lie.
+        image: name in the datastore, or path of an upload.
+        datastore: datastore of the images; a series is downloaded from a DICOMweb server.
+        folders: folders of uploads.
 
     Returns:
-        Its path.
+        The path of the file.
 
     Raises:
-        ValueError: there is no such image.
+        ValueError: the image does not exist.
     """
     if not isinstance(image, str) or not image:
         raise ValueError("Expected an image of the studies, an upload, or a session that has not expired; got none.")
     path = Path(image)
-    if path.is_absolute():  # of an upload; a request cannot have one, see `check_image_id`
+    if path.is_absolute():  # an upload; requests cannot name absolute paths, see `check_image_id`
         if any(Path(folder) in path.parents for folder in folders) and ".." not in path.parts and path.exists():
             return image
         raise ValueError(_no_image(path.name))
     check_image_id(image)
     found = datastore.get_image_uri(image)
-    if not found or not Path(found).is_file():  # it was there when the folder was listed
+    if not found or not Path(found).is_file():  # deleted since the folder was listed
         raise ValueError(_no_image(image))
     return str(found)
 
@@ -189,16 +189,16 @@ def _no_image(image: Any) -> str:
 
 
 def training_options(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of train.yaml for those of a request that are given.
+    """Map the given training options of a request to options of train.yaml.
 
     Args:
-        request: by the names of `TRAINING`; numbers may be text. "device" is read.
+        request: options by the names of `TRAINING`; numbers may be text. "device" is read.
 
     Returns:
-        By the names of train.yaml.
+        Options by the names of train.yaml.
 
     Raises:
-        ValueError: an option has a value that it cannot have.
+        ValueError: an option has an invalid value.
     """
     device_of(request)
     options: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Files that the app does not keep: where they lie, and when they go."""
+"""Temporary files of the app: their folder and their removal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STALE_SECONDS = 60 * 60
 
 
 def keep_writes_inside(app_dir: Path) -> None:
-    """Let results on their way, uploads, sessions and DICOM lie in the app's folder, not in the system's or a home.
+    """Keep temporary results, uploads, sessions and DICOM files in the app's folder, not in /tmp or a home folder.
 
     Args:
         app_dir: folder of the app.
@@ -32,7 +32,7 @@ def keep_writes_inside(app_dir: Path) -> None:
 
 @contextmanager
 def removing_upload(path: str) -> Iterator[None]:
-    """Remove an upload's temporary file if what is done with it fails; MONAI Label does so only after a success."""
+    """Remove the temporary file of an upload if its processing fails; MONAI Label does so only after a success."""
     try:
         yield
     except Exception:
@@ -42,7 +42,7 @@ def removing_upload(path: str) -> Iterator[None]:
 
 
 def remove_stale(folder: str) -> None:
-    """Remove temporary files that nobody has used for an hour."""
+    """Remove temporary files that have not been used for an hour."""
     for file in Path(folder).iterdir():
         with suppress(OSError):  # another process has removed it
             if file.is_file() and time.time() - file.stat().st_mtime > _STALE_SECONDS:

@@ -1,7 +1,7 @@
-"""Files on disk become a list of dictionaries, or an error that says what to do.
+"""Turn the files of a data set into a list of dictionaries, or raise an error that names the remedy.
 
-Each layout of a data set is one small reader into the same list; `load_datalist` tells which are known and in which
-order they are looked for.
+Each layout has its own small reader, and all readers fill the same list. `load_datalist` documents the layouts and the
+order in which they are tried.
 """
 
 import lazy_loader

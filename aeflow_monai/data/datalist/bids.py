@@ -1,4 +1,4 @@
-"""BIDS: anatomical images by subject and session, and the lesion masks of each, wherever these lie."""
+"""BIDS: the anatomical images of each subject and session, and their lesion masks, wherever these are stored."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ _logger = logging.getLogger(__name__)
 BIDS_REMEDY = "Expected sub-<name>/anat/sub-<name>_T1w.nii.gz or sub-<name>/ses-<name>/anat/ below it."
 _FOLDERS = ("sub-*/anat", "sub-*/ses-*/anat")
 _ROOTS = ("", "rawdata")
-_PARTS = ("phase", "real", "imag")  # of a complex image, which show no anatomy
+_PARTS = ("phase", "real", "imag")  # parts of a complex image that show no anatomy
 
 
 class Claim(NamedTuple):
-    """The lesion mask of an image; or why its lesions are not known, although there are masks of its subject."""
+    """The lesion mask of an image, or the reason why none could be assigned although its subject has masks."""
 
     mask: Path | None = None
     problem: str = ""
 
     @property
     def label(self) -> int | None:
-        """0 without any mask, 1 with a problem; None if the mask has to be read."""
+        """0 without a mask, 1 with a problem, None if the mask has to be read."""
         return None if self.mask else int(bool(self.problem))
 
 
 def has_bids(root: Path) -> bool:
-    """Whether subjects have a folder anat."""
+    """Whether at least one subject has a folder `anat`."""
     return any(path.is_dir() for base in _ROOTS for pattern in _FOLDERS for path in (root / base).glob(pattern))
 
 
 def read_bids(root: Path, request: Request) -> list[Entry]:
-    """Anatomical images by subject and session; one of a subject without lesion masks is normal."""
+    """Return the anatomical images of each subject and session; a subject without lesion masks is normal."""
     modalities = request.modalities or ("T1w",)
     volumes = volumes_below(root)
     images = [path for path in volumes if _is_anatomical(path, root) and not is_bids_mask(path, root)]
@@ -74,7 +74,7 @@ def read_bids(root: Path, request: Request) -> list[Entry]:
 
 
 def _refuse_masks_beside(root: Path, images: Sequence[Path]) -> None:
-    """Lesions of these subjects in a folder beside the given one, as where rawdata was given, would not be seen."""
+    """Refuse a root whose lesion masks lie in `derivatives` beside it, for example `rawdata`: they would be missed."""
     beside = root.parent / "derivatives"
     if root.name == beside.name or not beside.is_dir():
         return
@@ -89,9 +89,9 @@ def _refuse_masks_beside(root: Path, images: Sequence[Path]) -> None:
 
 
 def lesion_masks(volumes: Sequence[Path], root: Path) -> list[Path]:
-    """Of volumes below a root, those that BIDS names as masks, but not of brain, tissue or parcels.
+    """Return the volumes whose BIDS names mark them as lesion masks, without masks of brain, tissue or parcels.
 
-    What is called as its image is none where a mask lies beside it.
+    A file with the suffix of an image is not a mask if a file that is clearly a mask lies in the same folder.
     """
     masks = [path for path in volumes if is_bids_mask(path, root) and not is_of_anatomy(path, parse(path))]
     beside = {path.parent for path in masks if not is_called_as_image(parse(path))}
@@ -99,15 +99,15 @@ def lesion_masks(volumes: Sequence[Path], root: Path) -> list[Path]:
 
 
 def claims(images: Sequence[Path], masks: Sequence[Path], modalities: Sequence[str]) -> dict[Path, Claim]:
-    """The claim of each image whose subject has lesion masks.
+    """Return the claim of each image whose subject has lesion masks.
 
-    A mask belongs to the image of its subject, session, run and space that shares most of its other entities. An image
-    without a mask of its own is not normal if there is one of its subject and session, or one that fits no image.
+    A mask belongs to the image of the same subject, session, run and space that shares most of its other entities. An
+    image without a mask is not taken for normal if its subject and session has one, or has one that matches no image.
 
     Args:
-        images: one of each case.
-        masks: of lesions.
-        modalities: the suffixes of a case's images; the image's own if there are none.
+        images: one image of each case.
+        masks: lesion masks.
+        modalities: suffixes of the images of a case; if empty, each image's own suffix.
     """
     subjects: Mapping[str, list[Path]] = defaultdict(list)
     for image in images:
@@ -139,7 +139,7 @@ def _claims_of_subject(images: Sequence[Path], masks: Sequence[Path], modalities
         scores = {image: belongs(names[mask], names[image], modalities) for image in images}
         best = max((score for score in scores.values() if score is not None), default=None)
         owners = [image for image, score in scores.items() if score is not None and score == best]
-        # a T1w and a FLAIR of one run share their masks
+        # images of one run that differ in suffix, such as T1w and FLAIR, share their masks
         sure = len({names[image].suffix for image in owners}) == len(owners)
         for image in owners:
             (owned if sure else unclear)[image].append(mask)
@@ -183,7 +183,7 @@ def _without(image: Path, masks: Sequence[Path]) -> str:
 
 
 def _is_anatomical(path: Path, root: Path) -> bool:
-    """Whether an image lies in `sub-*/[ses-*/]anat`, or deeper."""
+    """Whether an image lies in or below `sub-*/[ses-*/]anat`."""
     parts = path.relative_to(root).parts[:-1]
     parts = parts[1:] if parts and parts[0] in _ROOTS else parts
     if not parts or not parts[0].startswith("sub-"):

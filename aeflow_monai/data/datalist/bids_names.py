@@ -1,4 +1,4 @@
-"""BIDS names: entities such as `ses-1`, then a suffix such as `T1w`; and which mask belongs to which image."""
+"""Parsing of BIDS names (entities such as `ses-1`, a suffix such as `T1w`), and matching of masks to images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MASK_SUFFIX = re.compile(
 )
 _LESION = re.compile(r"lesion|tumou?r|stroke|infarct|bleed|ha?emorrhage|wmh|abnormal|patholog", re.IGNORECASE)
 _LESION_FOLDER = re.compile(rf"(?:{_LESION.pattern})s?(?:[ _-]?(?:manual|hand|traced|drawn)\w*)?", re.IGNORECASE)
-_NATIVE = {"orig", "native", "individual", "scanner", "anat", "subject"}  # a space that is the image's own
-_OF_ITSELF = ("label", "desc", "seg", "atlas", "hemi", "res", "den", "mod", "from", "rater")  # say nothing of the image
-_STRICT = ("ses", "run")  # an image without them is another one
+_NATIVE = {"orig", "native", "individual", "scanner", "anat", "subject"}  # values of `space` that mean the image's own
+_OF_ITSELF = ("label", "desc", "seg", "atlas", "hemi", "res", "den", "mod", "from", "rater")  # of the mask itself
+_STRICT = ("ses", "run")  # an image without these entities is another image
 _COUNTED = ("run", "echo", "inv", "flip", "chunk", "split")
-# Suffixes of images, some of which also stand within the names of masks.
+# Suffixes of images. Some of them also occur in the names of masks.
 _IMAGES = re.compile(
     r"T1w|T2w|FLAIR|PDw?|T2starw?|T1ce|inplaneT[12]|PDT2|UNIT1|\w*map|angio|SWI|swi|dwi|bold|sbref|epi|asl|m0scan|"
     r"MP2RAGE|MEGRE|MESE|FLASH|IRT1|pet|ct|phase\w*|magnitude\w*|fieldmap"
 )
-# Of these programs' masks and segmentations, what names no lesion is of tissue.
+# Masks and segmentations of these programs show tissue unless their names mention a lesion.
 _ANATOMICAL = {
     *(
         "fmriprep",
@@ -44,7 +44,7 @@ _ANATOMICAL = {
 
 
 class BidsName(NamedTuple):
-    """What the name of a file says, with subject and session of its folders where the name lacks them."""
+    """The parts of a BIDS file name; subject and session come from the folders where the name lacks them."""
 
     entities: Mapping[str, str]
     suffix: str
@@ -52,7 +52,7 @@ class BidsName(NamedTuple):
 
 
 def parse(path: Path) -> BidsName:
-    """Entities and suffix of a file's name.
+    """Parse the entities and the suffix of a file name.
 
     Example:
         >>> name = parse(Path("sub-01_run-02_label-WMH_mask.nii.gz"))
@@ -84,8 +84,9 @@ def parse(path: Path) -> BidsName:
 def is_bids_mask(path: Path, root: Path) -> bool:
     """Whether a file is a mask or segmentation.
 
-    By its suffix, by an entity such as `label-WMH`, `lesion-manual` or `T1w-lesion`, or by a folder such as `masks` or
-    `lesions`; or since its name or a folder speaks of lesions otherwise, if its suffix is not one of images.
+    A mask is recognised by its suffix, by an entity such as `label-WMH`, `lesion-manual` or `T1w-lesion`, or by a
+    folder such as `masks` or `lesions`. A file without the suffix of an image is also a mask if its name or a folder
+    mentions lesions.
     """
     name = parse(path)
     if _MASK_SUFFIX.fullmatch(name.suffix) or any(_is_of_mask(*entity) for entity in name.entities.items()):
@@ -93,7 +94,7 @@ def is_bids_mask(path: Path, root: Path) -> bool:
     inner = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
     folders = [part for part in inner if not part.startswith(("sub-", "ses-"))]
     if is_called_as_image(name) and {"desc", "space"} & name.entities.keys():
-        return False  # a program's own version of the image
+        return False  # a processed version of the image
     if any(is_mask_folder(part) or _LESION_FOLDER.fullmatch(part) for part in folders):
         return True
     told = any(map(_LESION.search, folders))
@@ -106,13 +107,13 @@ def is_called_as_image(name: BidsName) -> bool:
 
 
 def _is_of_mask(key: str, value: str) -> bool:
-    """Whether an entity is one that only masks have."""
+    """Whether only masks have an entity."""
     told = _MASK_SUFFIX.fullmatch(key) or _LESION.fullmatch(key.removesuffix("s"))
     return bool(told or (_IMAGES.fullmatch(key) and (_LESION.search(value) or _MASK_SUFFIX.fullmatch(value))))
 
 
 def is_of_anatomy(path: Path, name: BidsName) -> bool:
-    """Whether a mask shows brain, tissue or parcels, by the values of its entities, or by the program that made it."""
+    """Whether a mask shows brain, tissue or parcels, judged by its entities or the program that wrote it."""
     values = [name.entities[key] for key in ("label", "desc") if key in name.entities]
     if says_lesion(name):
         return False
@@ -125,7 +126,7 @@ def is_of_anatomy(path: Path, name: BidsName) -> bool:
 
 
 def says_lesion(name: BidsName) -> bool:
-    """Whether an entity, the suffix or a word of a mask's name says that it shows lesions."""
+    """Whether an entity, the suffix or a word in the name of a mask indicates lesions."""
     values = [
         value for key, value in name.entities.items() if key in ("label", "desc", "mask") or _IMAGES.fullmatch(key)
     ]
@@ -133,12 +134,12 @@ def says_lesion(name: BidsName) -> bool:
 
 
 def belongs(mask: BidsName, image: BidsName, suffixes: Sequence[str]) -> int | None:
-    """How many entities of a mask are those of an image; None if it belongs to another one.
+    """Return how many entities a mask shares with an image, or None if it belongs to another image.
 
     Args:
-        mask: its name.
-        image: its name.
-        suffixes: of the image, one for each modality.
+        mask: name of the mask.
+        image: name of the image.
+        suffixes: suffixes of the image, one for each modality.
     """
     if mask.entities.get("sub") != image.entities.get("sub"):
         return None

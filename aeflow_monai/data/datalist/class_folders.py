@@ -1,4 +1,4 @@
-"""A folder per class: `<split>/<class>/<image>` or `<class>/<image>`."""
+"""Layout with a folder per class: `<split>/<class>/<image>` or `<class>/<image>`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ REMEDY = (
 
 
 def has_class_folders(root: Path, request: Request) -> bool:
-    """Whether there is a folder of a split or of a normal class."""
+    """Whether the root has a folder named after a split or a normal class."""
     wanted = {"train", "test", *(name.lower() for name in request.normal_classes)}
     return any(child.name.lower() in wanted for child in subfolders(root))
 
 
 def read_class_folders(root: Path, request: Request) -> list[Entry]:
-    """Images of `<split>/<class>/`, or of `<class>/` if there is neither a train nor a test folder."""
+    """Return the images of `<split>/<class>/`, or of `<class>/` if there is neither a train nor a test folder."""
     splits = {child.name.lower(): child for child in subfolders(root) if child.name.lower() in SPLITS}
     if not splits.keys() & {"train", "test"}:
         splits = {UNSPLIT: root}
@@ -42,7 +42,7 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
     unused: list[Path] = []
     for name, folder in splits.items():
         mask_roots = [root / (f"{folder.name}_masks" if name else "masks")]
-        mask_roots += [root / "ground_truth"] if name == "test" else []  # as MVTec AD has it
+        mask_roots += [root / "ground_truth"] if name == "test" else []  # as in MVTec AD
         masks = [path for mask_root in mask_roots for path in masks_below(mask_root, all_are=True)]
         used = set()
         for class_folder in subfolders(folder):
@@ -58,7 +58,7 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
             ]
         unused += [path for path in masks if path not in used]
     if not entries:
-        if request.series:  # which may have left out all: an error that lists them
+        if request.series:  # if it excludes all images, raise the error that lists them
             folders = [class_folder for folder in splits.values() for class_folder in subfolders(folder)]
             series_entries((p for folder in folders for p in _images_in(folder) if p.is_dir()), root, request)
         raise ValueError(
@@ -82,7 +82,7 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
 
 
 def _say_classes(normal_classes: Sequence[str], classes: Collection[str]) -> None:
-    """Say which folders are normal, and where a name that was given is none of them, as a misspelt one."""
+    """Log which folders are normal, and warn of a given name that matches none, such as a misspelt one."""
     wanted, known = {name.lower() for name in normal_classes}, {kind.lower() for kind in classes}
     normal = sorted(kind for kind in classes if kind.lower() in wanted)
     told = f"Normal are the class folders {some(normal)}, abnormal {some(sorted({*classes} - {*normal}))}."
@@ -93,7 +93,7 @@ def _say_classes(normal_classes: Sequence[str], classes: Collection[str]) -> Non
 
 
 def _masks_of(images: Sequence[Path], masks: Sequence[Path], class_folder: Path) -> dict[Path, list[Path]]:
-    """The masks of each image: of its name in the masks' folder of its class, or beside it."""
+    """Return the masks of each image: those of its name in the mask folder of its class, or beside the image."""
     kind = [path for path in masks if path.parent.name == class_folder.name]
     full = {path.name: path for path in kind}
     short = {named_image(path): path for path in kind} | {stem(path): path for path in kind}
@@ -119,9 +119,9 @@ def _entries_in(folder: Path, request: Request) -> list[Entry]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """Images of one class, which lie in its folder and not deeper."""
+    """Return the images of one class, which lie directly in its folder."""
     images = images_below(folder)
-    if folder in images:  # DICOM files right here are one image each, such as radiographs
+    if folder in images:  # DICOM files directly in a class folder are one image each, such as radiographs
         images = sorted({*images, *dicom_paths(folder)} - {folder}, key=Path.as_posix)
     if deeper := [path for path in images if path.parent != folder]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Labels: 0 normal, 1 abnormal."""
+"""Labels of images: 0 is normal, 1 is abnormal."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ __all__ = ["require_labels"]
 
 
 def require_labels(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """Pass on a datalist that can be evaluated, before anything is computed.
+    """Refuse a datalist that cannot be evaluated, before anything is computed.
 
-    That takes normal and abnormal images, or abnormal ones with lesion masks: slices and voxels are of both kinds.
+    An evaluation needs normal and abnormal images, or abnormal images with lesion masks, whose slices and voxels are of
+    both kinds.
 
     Args:
-        items: a datalist. Items with a "problem" are passed on unseen.
+        items: a datalist. Items with a "problem" are not checked.
 
     Returns:
-        The same.
+        The same datalist.
 
     Raises:
         ValueError: an item has no label, all are normal, or all are abnormal and none has a mask.
@@ -41,17 +42,17 @@ def require_labels(items: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
 
 
 def parse_label(value: Any, where: str) -> int:
-    """0 or 1, from a number or its text."""
+    """Return 0 or 1 from a number or its text."""
     if str(value) not in ("0", "1"):
         raise ValueError(f"{where} has to be 0 (normal) or 1 (abnormal), got {value!r}.")
     return int(value)
 
 
 def label_of_mask(mask: Path) -> int:
-    """1 if the mask holds lesion.
+    """Return 1 if a mask marks any lesion, otherwise 0.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the mask cannot be read.
     """
     try:
         return int(bool(LoadCased("lesion")({"lesion": str(mask)})["lesion"].any()))

@@ -1,4 +1,4 @@
-"""Patients of DICOM images: the headers tell which images are of one, and folders give the name."""
+"""Patients of DICOM images, grouped by their headers and named after their folders."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _logger = logging.getLogger(__name__)
 
 
 def patient_in_header(path: Path) -> str:
-    """PatientID of a file, or of the first one in a folder of series, which is never written anywhere.
+    """Return the PatientID of a DICOM file, or of the first file in a folder; it is never written anywhere.
 
     Returns:
-        Nothing if it is no DICOM, or has none.
+        The PatientID; empty if the path is not DICOM or has none.
     """
     try:
         folder, _ = split_name(path)
         if folder.is_dir():
             path = next(iter(dicom_paths(folder)), path)
         return read_header(path).text("PatientID") if is_dicom(path) else ""
-    except (ImportError, OSError, ValueError):  # the case fails for it
+    except (ImportError, OSError, ValueError):  # reading the case later fails for the same reason
         return ""
 
 
 def with_one_name_each(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, those of one patient under one name; else a split could put a patient on both of its sides.
+    """Return the entries with one name per patient, so that a split cannot put a patient on both sides.
 
-    One are those of one PatientID, and those whose names differ by upper and lower case alone.
+    Entries are of one patient if they share a PatientID, or if their names differ only in upper and lower case.
 
     Args:
-        entries: all of a folder or list, each with a name of its patient.
+        entries: all entries of a folder or list, each with the name of its patient.
     """
     spelt: dict[str, str] = {}
     entries = [entry._replace(patient=spelt.setdefault(key_of(entry.patient), entry.patient)) for entry in entries]

@@ -1,4 +1,4 @@
-"""DICOM folders become entries: one for each image that the files of a folder make up."""
+"""Layout of DICOM folders: one entry for each image that the files of a folder make up."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _logger = logging.getLogger(__name__)
 
 
 def has_dicom(root: Path) -> bool:
-    """Whether the folder, or one in it, holds DICOM files."""
+    """Whether the folder or a direct subfolder holds DICOM files."""
     return is_series(root) or any(is_series(folder) for folder in subfolders(root))
 
 
 def read_dicom(root: Path, request: Request) -> list[Entry]:
-    """All series, taken as normal; the first folder below the root tells the patient."""
+    """Return all series as normal entries; the first folder below the root names the patient."""
     return [entry._replace(label=0) for entry in series_entries(series_below(root), root, request)]
 
 
 def series_entries(folders: Iterable[Path], root: Path, request: Request, required: bool = True) -> list[Entry]:
-    """One entry for each image in folders of DICOM files, but for those not chosen; `required` if one has to be."""
+    """Return an entry for each chosen image in DICOM folders; `required` raises an error if none is chosen."""
     found = _without_helpers(_with_spread({folder: contents_of(folder) for folder in folders}))
     entries, left = [], 0
     for folder, contents in found.items():
@@ -55,7 +55,7 @@ def series_entries(folders: Iterable[Path], root: Path, request: Request, requir
 
 
 def source_problem(path: Path) -> str:
-    """What keeps a folder of DICOM files, or a series in one, from being read; nothing if all is well."""
+    """Return why a folder of DICOM files, or a series in one, cannot be read; empty if it can."""
     folder, name = split_name(path)
     if not folder.is_dir():
         return ""
@@ -82,7 +82,7 @@ def _entry(image: Image, contents: Contents, patient: str) -> Entry:
 
 
 def _patient(image: Image, contents: Contents, root: Path) -> str:
-    """The first folder below the root, or that of several series; with a number, if several patients lie in it."""
+    """Return the first folder below the root, or a root with several series; numbered if it holds several patients."""
     inner = image.folder.relative_to(root).parts
     name = inner[0] if inner else image.folder.name if len(contents.images) > 1 else ""
     patients = sorted({other.patient for other in contents.images})
@@ -98,7 +98,7 @@ def _is_chosen(image: Image, series: Sequence[str]) -> bool:
 
 
 def _with_spread(found: dict[Path, Contents]) -> dict[Path, Contents]:
-    """The images, with a problem where the slices of one series are spread over several folders."""
+    """Add a problem to images of one series whose slices are spread over several folders."""
     by_series: dict[str, list[Image]] = defaultdict(list)
     for contents in found.values():
         for image in contents.images:
@@ -128,7 +128,7 @@ def _with_spread(found: dict[Path, Contents]) -> dict[Path, Contents]:
 
 
 def _without_helpers(found: dict[Path, Contents]) -> dict[Path, Contents]:
-    """The images without localizers and screenshots in folders of their own, where their study has images in space."""
+    """Drop localizers and screenshots in folders of their own if their study has images with a position in space."""
     images = [image for contents in found.values() for image in contents.images]
     studies = {image.study for image in images if not image.helper and has_place(image.files[0])}
     kept = {}
@@ -141,6 +141,6 @@ def _without_helpers(found: dict[Path, Contents]) -> dict[Path, Contents]:
 
 
 def _places(image: Image) -> frozenset[object]:
-    """Numbers and positions of the slices, of which no two images of a series have one in common if they divide it."""
+    """Return numbers and positions of the slices; images that divide a series have none in common."""
     frames = [frame for file in image.files for frame in frames_of(file)]
     return frozenset((frame.number, frame.position) for frame in frames)

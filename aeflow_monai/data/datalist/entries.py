@@ -1,4 +1,4 @@
-"""What a reader of a layout is asked, and what it says of each image."""
+"""The request to a reader of a layout, and the entry that it returns for each image."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-UNSPLIT = ""  # the split of an entry whose layout divides nothing
+UNSPLIT = ""  # split of an entry whose layout has no splits
 JSON_KEYS = {"training": "train", "validation": "validation", "test": "test", "testing": "test"}  # the last is MONAI's
 SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 def parse_split(value: str, where: str) -> str:
-    """The split that a cell of a list names.
+    """Return the split that a cell of a list names.
 
     Raises:
         ValueError: there is no such split.
@@ -23,17 +23,17 @@ def parse_split(value: str, where: str) -> str:
 
 
 class Request(NamedTuple):
-    """What a caller wants of a layout."""
+    """What a caller asks of the reader of a layout."""
 
     normal_classes: tuple[str, ...] = ("NORMAL",)
     modalities: tuple[str, ...] = ()
-    labels: bool = True  # whether a table has to have split and label; without them all images are of the test
-    masks: bool = True  # whether a layout that comes with masks has to have them
-    series: tuple[str, ...] = ()  # of DICOM folders: numbers, identifiers or modalities; all if empty
+    labels: bool = True  # whether a table needs split and label; if not, all images belong to the test split
+    masks: bool = True  # whether a layout with masks has to provide them
+    series: tuple[str, ...] = ()  # DICOM series to read, by number, identifier or modality; all if empty
 
 
 class Entry(NamedTuple):
-    """What a layout says of one image; nothing is looked up on disk yet."""
+    """The description of one image by its layout; its files have not been checked yet."""
 
     split: str
     images: tuple[Path, ...]
@@ -41,8 +41,8 @@ class Entry(NamedTuple):
     mask: Path | None = None
     case: str = ""
     patient: str = ""
-    named: Path | None = None  # what the case is called after, if not after the image
+    named: Path | None = None  # path that names the case, if not the image's
     problem: str = ""
     extra: Mapping[str, Any] = {}
-    patient_id: str = ""  # in the header of a DICOM image, which is never written anywhere
-    examined: bool = False  # whether a DICOM folder was looked into, and its problem stands here
+    patient_id: str = ""  # PatientID in a DICOM header, which is never written anywhere
+    examined: bool = False  # whether a DICOM folder was read and `problem` holds the result

@@ -1,4 +1,4 @@
-"""What is checked of a layout's entries: files that are there, once, with names that can be written and printed."""
+"""Checks on entries: each file exists, is listed once, and has a name that can be written and printed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _logger = logging.getLogger(__name__)
 
 
 def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, of those in a folder that are the same file by another path the first only.
+    """Return the entries; where paths in a folder lead to the same file, only the first is kept.
 
     Raises:
-        ValueError: a list names a file twice, by whatever path, link or case; a file has two splits or labels; or the
-            mask of an image is the image.
+        ValueError: a list names a file twice, also by another path, link or spelling in upper and lower case; a file
+                has two splits or labels; or an image is its own mask.
     """
     first: dict[object, tuple[Entry, Path]] = {}
     masks = {identity(entry.mask): entry for entry in entries if entry.mask and not entry.problem}
@@ -56,7 +56,7 @@ def of_each_file_once(source: Path, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def refuse_trained_and_tested_on(source: Path, entries: Sequence[Entry]) -> None:
-    """Refuse a list in which a case, or a patient that it names, is both trained and tested on.
+    """Refuse a list that trains and tests on the same case or the same named patient.
 
     Raises:
         ValueError: names the cases or patients.
@@ -66,7 +66,7 @@ def refuse_trained_and_tested_on(source: Path, entries: Sequence[Entry]) -> None
         names: dict[str, str] = {}
         for entry in entries:
             name = getattr(entry, kind)
-            key = key_of(name) if kind == "patient" else name  # who is spelt otherwise is the same
+            key = key_of(name) if kind == "patient" else name  # patients' names ignore case
             splits[key].add(entry.split)
             names.setdefault(key, name)
         both = sorted(names[key] for key, held in splits.items() if key and {"train", "test"} <= held)
@@ -78,13 +78,13 @@ def refuse_trained_and_tested_on(source: Path, entries: Sequence[Entry]) -> None
 
 
 def warn_of_patients_in_both(source: Path, entries: Sequence[Entry]) -> None:
-    """Say which DICOM images of a patient, by the PatientID of their headers, are trained on and others tested on.
+    """Warn if DICOM images with one PatientID are in both the training and the test split.
 
-    It is no error, since after de-identification the same number may stand for several patients.
+    This is not an error, since de-identification may give several patients the same PatientID.
 
     Args:
         source: folder or list.
-        entries: all of it, named; those that have a patient in a list have no PatientID here.
+        entries: all its entries, named; those with a patient in a list have no PatientID here.
     """
     of_patients: dict[str, dict[str, str]] = defaultdict(dict)
     for entry in entries:
@@ -101,16 +101,16 @@ def warn_of_patients_in_both(source: Path, entries: Sequence[Entry]) -> None:
 
 
 def checked(source: Path, root: Path, entries: Sequence[Entry], *, stop: bool) -> list[Entry]:
-    """The entries, each that cannot be used with a problem that says why.
+    """Return the entries, with a problem in each that cannot be used.
 
     Args:
         source: folder or list.
-        root: that paths are relative to.
-        entries: of one section.
-        stop: raise an error if a file is missing, instead.
+        root: folder that paths are relative to.
+        entries: entries of one section.
+        stop: raise an error instead if a file is missing.
 
     Raises:
-        FileNotFoundError: files are missing, all of them or with `stop`.
+        FileNotFoundError: all files are missing, or with `stop` any file.
     """
     named = [_with_safe_names(entry) for entry in entries]
     files = {path for entry in named if not entry.problem for path in (*entry.images, entry.mask) if path}

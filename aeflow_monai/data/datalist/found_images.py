@@ -1,4 +1,4 @@
-"""Images in a folder and below it, apart from masks and from what this package has written."""
+"""Find images in a folder and its subfolders, without masks and outputs of this package."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ __all__ = ["images_below", "is_mask_of", "masks_below", "pictures_below", "volum
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Visible images at any depth, and folders of DICOM slices, sorted; none if there is no such folder."""
+    """Return visible images and folders of DICOM slices at any depth, sorted; empty if the folder does not exist."""
     tree = _tree(folder)
     files = [path for path in tree.files if is_image(path) and not is_mask_of(path, folder) and not has_mark(path)]
     return sorted([*files, *(path for path in tree.folders if is_series(path))], key=Path.as_posix)
 
 
 def masks_below(folder: Path, *, all_are: bool = False) -> list[Path]:
-    """Visible files at any depth that are named as masks, or lie in a folder of masks; or all images, sorted."""
+    """Return visible masks at any depth, by their names or folders, sorted; with `all_are` all images."""
     files = [path for path in _tree(folder).files if is_image(path) and (all_are or is_mask_of(path, folder))]
     return sorted((path for path in files if all_are or not has_mark(path)), key=Path.as_posix)
 
 
 def volumes_below(folder: Path) -> list[Path]:
-    """Visible files of volumes at any depth, masks among them, sorted; broken links too, so that they are missed."""
+    """Return visible volumes at any depth, sorted, with masks, and with broken links so that these are reported."""
     return _files_below(folder, is_volume)
 
 
 def pictures_below(folder: Path) -> list[Path]:
-    """Visible files of 2D images at any depth; as `volumes_below`."""
+    """Return visible 2D images at any depth, otherwise as `volumes_below`."""
     return _files_below(folder, is_picture)
 
 
@@ -43,7 +43,7 @@ def _files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> list[Path]:
 
 
 def is_mask_of(path: Path, root: Path) -> bool:
-    """Whether a file below a root is a mask by its name or by its folder's."""
+    """Whether a file below a root is a mask, by its own name or a folder's."""
     return is_mask_name(path) or in_mask_folder(path, root) or is_mask_beside(path)
 
 

@@ -18,22 +18,22 @@ _MASK_FOLDER = re.compile(
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name has the extension of an image."""
+    """Whether a path has the extension of an image."""
     return path.name.lower().endswith(EXTENSIONS)
 
 
 def is_volume(path: Path) -> bool:
-    """Whether the name has the extension of a volume."""
+    """Whether a path has the extension of a volume."""
     return path.name.lower().endswith(VOLUME_EXTENSIONS)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether the name has the extension of a 2D image."""
+    """Whether a path has the extension of a 2D image."""
     return is_image(path) and not is_volume(path)
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, and can be looked into."""
+    """Whether a file is DICOM and can be read."""
     try:
         return not is_image(path) and is_dicom_file(path)
     except OSError:  # no permission
@@ -41,30 +41,30 @@ def is_dicom(path: Path) -> bool:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder itself holds DICOM files."""
+    """Whether a folder directly holds DICOM files."""
     if not folder.is_dir():
         return False
     return any(is_dicom(path) for path in children(folder))
 
 
 def series_below(folder: Path) -> list[Path]:
-    """Visible folders of DICOM slices, the folder itself among them, sorted."""
+    """Return visible folders of DICOM slices, including the folder itself, sorted."""
     return sorted((path for path in read_tree(folder).folders if is_series(path)), key=Path.as_posix)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Visible folders but those of masks, sorted."""
+    """Return visible subfolders except those of masks, sorted."""
     folders = (path for path in children(folder) if path.is_dir() and not is_mask_folder(path.name))
     return sorted(folders, key=Path.as_posix)
 
 
 def is_mask_folder(name: str) -> bool:
-    """Whether a folder is named as one of masks, such as `test_masks` or `labelsTr`."""
+    """Whether a folder has the name of a mask folder, such as `test_masks` or `labelsTr`."""
     return name.lower().endswith("masks") or bool(_MASK_FOLDER.fullmatch(name))
 
 
 def stem(path: Path) -> str:
-    """Name of a file without its extension; of a folder the name."""
+    """Return the name of a file without its extension, or the name of a folder."""
     if path.is_dir():
         return path.name
     extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), path.suffix)

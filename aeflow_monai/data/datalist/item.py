@@ -1,4 +1,4 @@
-"""An item of a datalist: who is on it, and the files that it is read from."""
+"""Items of a datalist: their patient and the files that they are read from."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _HALVES = (".hdr", ".img", ".hdr.gz", ".img.gz")
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
-    """Who is on the image; the case if nobody is named."""
+    """Return the patient of an item, or its case if no patient is named."""
     return str(item.get("patient", item["case"]))
 
 
 def first_path(item: Mapping[str, Any]) -> str:
-    """Path of the image, of several modalities the first."""
+    """Return the path of the image, or of its first modality."""
     return str(ensure_tuple(item["image"])[0])
 
 
 def image_files_of(item: Mapping[str, Any]) -> list[Path]:
-    """All files of the image: of every modality, in a folder of DICOM files, and with voxels beside their header.
+    """Return all files of the image: every modality, every file of a DICOM folder, voxel files beside their header.
 
-    Those that are missing are left out, and what a broken header names.
+    Missing files are left out, and so are those that a damaged header names.
 
     Example:
         >>> import tempfile
@@ -46,12 +46,12 @@ def image_files_of(item: Mapping[str, Any]) -> list[Path]:
 
 
 def files_of(item: Mapping[str, Any]) -> list[Path]:
-    """All files of the image and of its mask."""
+    """Return all files of the image and of its mask."""
     return _files([*ensure_tuple(item["image"]), *([item["lesion"]] if item.get("lesion") else [])])
 
 
 def source_exists(path: Path) -> bool:
-    """Whether there is a file, a folder, or the folder of a series such as `export#3`; also for impossible names."""
+    """Whether a file, a folder, or the folder of a series such as `export#3` exists; False for an invalid name."""
     try:
         return split_name(path)[0].exists()
     except (OSError, ValueError):
@@ -63,7 +63,7 @@ def _files(paths: Any) -> list[Path]:
 
 
 def _files_at(path: Path) -> list[Path]:
-    """Files of a folder, or of one series in it; none of a name that is too long to be asked for."""
+    """Return the files of a folder or of one series in it; none for an invalid name."""
     if not source_exists(path):
         return []
     folder, name = split_name(path)
@@ -74,9 +74,9 @@ def _files_at(path: Path) -> list[Path]:
 
 
 def _beside(path: Path) -> list[Path]:
-    """Files with the voxels of a header, or the other half of a pair."""
+    """Return the voxel files that belong to a header, or the other half of an Analyze or NIfTI pair."""
     if is_itk_volume(path):
-        with suppress(OSError, ValueError):  # which reading the image tells
+        with suppress(OSError, ValueError):  # reading the image reports these
             return voxel_files(path)
     if path.name.lower().endswith(_HALVES):
         halves = [Path(half.filename) for half in nib.Nifti1Pair.filespec_to_file_map(path).values()]

@@ -1,4 +1,4 @@
-"""What layouts say of images becomes the items of a datalist: named, of one section, there on disk."""
+"""Turn the entries of a layout into datalist items: named, of one section, with existing files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EmptySectionError(ValueError):
 
 
 class DividedError(ValueError):
-    """A data set that says itself what is trained and tested on is to be divided."""
+    """`test_fraction` was given for a data set that has its own splits."""
 
 
 def to_items(
@@ -49,16 +49,16 @@ def to_items(
     seed: int = 0,
     scored_only: bool = False,
 ) -> list[dict[str, Any]]:
-    """Name the cases, pick the section, check its files and fill in the labels that masks tell.
+    """Name the cases, select the section, check its files and take missing labels from masks.
 
-    With `scored_only`, nobody is to be told apart, since nothing is trained or tested on the images.
+    With `scored_only`, patients are not compared, since no model is trained or tested on the images.
     """
     remedy = LAYOUTS[layout].remedy
     # over all sections, so that a case has the same name in each of them
     root = source if source.is_dir() else source.parent
     if source.is_file() and not scored_only:
         refuse_trained_and_tested_on(source, entries)
-        # of a list that names no patients; a folder has been looked through
+        # only for a list without patients: the reader of a folder has done this already
         entries = [e if e.patient else e._replace(patient_id=patient_in_header(e.images[0])) for e in entries]
     entries = _name(entries, root)
     if test_fraction:
@@ -93,7 +93,7 @@ def to_items(
 
 
 def one_case_per_image(items: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The items, where several share a case with the name of their file behind it."""
+    """Return the items with unique cases: a case that several share gets the file name appended."""
     counts = Counter(key_of(item["case"]) for item in items)
     shared = [Path(first_path(item)) for item in items if counts[key_of(item["case"])] > 1]
     root = Path(os.path.commonpath([path.parent for path in shared])) if shared else Path()
@@ -129,7 +129,7 @@ def _to_item(entry: Entry) -> dict[str, Any]:
 
 
 def _name(entries: Sequence[Entry], root: Path) -> list[Entry]:
-    """The entries with the case and patient that they lack."""
+    """Fill in missing cases and patients."""
     named = {entry.named or entry.images[0]: entry for entry in entries if not entry.case}
     short = {path: path.name if entry.named else stem(path) for path, entry in named.items()}
     cases = name_cases(short, root, {entry.case for entry in entries if entry.case})
@@ -138,7 +138,7 @@ def _name(entries: Sequence[Entry], root: Path) -> list[Entry]:
 
 
 def _divide(source: Path, entries: Sequence[Entry], test_fraction: float, seed: int) -> list[Entry]:
-    """The entries without a split put into train and test, by patient."""
+    """Divide the entries without a split into train and test, by patient."""
     patients = sorted({entry.patient for entry in entries if entry.split == UNSPLIT})
     if len(patients) < 2:
         raise ValueError(
@@ -149,12 +149,12 @@ def _divide(source: Path, entries: Sequence[Entry], test_fraction: float, seed: 
     return [
         entry._replace(split="test" if entry.patient in test else "train") if entry.split == UNSPLIT else entry
         for entry in entries
-        if entry.split != "test"  # of a JSON, without label
+        if entry.split != "test"  # test images of a JSON list without labels
     ]
 
 
 def _about_dividing(entries: Sequence[Entry]) -> str:
-    """What test_fraction can do for a data set without a split."""
+    """Return the advice on `test_fraction` for a data set without splits."""
     unsplit = [entry for entry in entries if entry.split == UNSPLIT]
     if not unsplit:
         return ""

@@ -1,4 +1,4 @@
-"""The known arrangements of a data set's files, and which of them a folder has."""
+"""The known layouts of a data set, and recognition of the one that a folder has."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _logger = logging.getLogger(__name__)
 
 
 class Layout(NamedTuple):
-    """How an arrangement of files is recognized and read, and what to say if that fails."""
+    """How a layout is recognised and read, and the remedy if that fails."""
 
     read: Callable[[Path, Request], list[Entry]]
     remedy: str
     fits: Callable[[Path, Request], bool] = lambda source, request: False
-    files: tuple[str, ...] = ()  # the file to read, looked for under these names if a folder is given
+    files: tuple[str, ...] = ()  # names of the file to read, if a folder is given
     suffix: str = ""  # of that file
-    modalities: bool = False  # whether it can choose among several files of a case
+    modalities: bool = False  # whether modalities can be chosen among the files of a case
     plural: str = "images"
 
 
-# in the order in which they are looked for
+# in the order in which they are tried
 LAYOUTS = {
     "manifest": Layout(
         lambda source, request: read_table(source, request.labels),
@@ -81,14 +81,14 @@ LAYOUTS = {
         plural="volumes",
     ),
 }
-LISTS = ("manifest", "decathlon")  # whose items name their files
-_UNLABELLED = ("classes", "dicom", "folder")  # of which inference takes every image below the folder
+LISTS = ("manifest", "decathlon")  # layouts whose items name their files
+_UNLABELLED = ("classes", "dicom", "folder")  # for these, inference takes every image below the folder
 
 
 def recognize(
     dataset_dir: str | os.PathLike[str], layout: str, request: Request, inference: bool = False
 ) -> tuple[str, Path]:
-    """Name of the layout, and the file or folder to read."""
+    """Return the name of the layout, and the file or folder to read."""
     if layout != "auto" and layout not in LAYOUTS:
         raise ValueError(f"layout has to be one of auto, {', '.join(LAYOUTS)}; got {layout!r}.")
     path = existing(dataset_dir)
@@ -111,7 +111,7 @@ def recognize(
 
 
 def existing(dataset_dir: str | os.PathLike[str]) -> Path:
-    """The file or folder, absolute, links kept."""
+    """Return the absolute path of an existing file or folder, with links unresolved."""
     if str(dataset_dir).startswith(medmnist.PREFIX):
         return medmnist.fetch_medmnist(str(dataset_dir))
     path = user_path(dataset_dir).absolute()
@@ -141,7 +141,7 @@ def _search(path: Path, request: Request, inference: bool) -> tuple[str, Path]:
 
 
 def _source(path: Path, layout: str) -> Path:
-    """What a layout that was asked for reads."""
+    """Return the file or folder that a requested layout reads."""
     wanted = LAYOUTS[layout]
     if not wanted.files:
         if path.is_file():

@@ -1,4 +1,4 @@
-"""The list of a data set's images, from whichever layout it has."""
+"""List the images of a data set in any of the known layouts."""
 
 from __future__ import annotations
 
@@ -43,59 +43,61 @@ def load_datalist(
     test_fraction: float = 0.0,
     seed: int = 0,
 ) -> Datalist:
-    """List the images of one section of a data set, with what is known of each.
+    """List the images of one section of a data set, with case, patient, label and lesion mask where known.
 
-    The layouts, in the order in which "auto" looks for them:
+    The layouts, in the order in which "auto" tries them:
 
-    1. "manifest": a table `manifest.csv` with the columns path, split, abnormal and, if wanted, mask, case and
-       patient; several paths of one item, which become channels, are divided by `;`;
+    1. "manifest": a table `manifest.csv` with the columns path, split, abnormal and, optionally, mask, case and
+       patient; several paths of one item, which become its channels, are separated by `;`;
     2. "decathlon": a MONAI/Decathlon list `dataset.json` or `datalist.json`;
     3. "medmnist": a MedMNIST file (.npz), or `medmnist:<flag>`, unpacked once beside the file;
     4. "classes": a folder per class, `<split>/<class>/<image>` or `<class>/<image>`, where an image may also be a
-       folder of DICOM slices; found if there is a folder train, test or of a normal class;
+       folder of DICOM slices; recognised by a folder train, test or of a normal class;
     5. "bids": `sub-*/[ses-*/]anat/*_T1w.nii.gz`, in rawdata too, with the lesion masks of the same subject, session,
-       run and space, wherever these lie (`*_mask`, `*_roi`, `*_dseg`, `*_label-*`; not those of brain and tissue);
+       run and space, in any folder (`*_mask`, `*_roi`, `*_dseg`, `*_label-*`, but not those of brain and tissue);
     6. "brats": `<case>/<case>_flair.nii.gz` with `<case>/<case>_seg.nii.gz`; every case is abnormal;
-    7. "dicom": a folder per DICOM series, all normal; found at the first level, read at any;
-    8. "folder": volumes, normal unless a mask beside them holds lesion; found in the folder itself, read at any level.
-       Or 2D images, where there are no volumes and no subfolders with images.
+    7. "dicom": a folder per DICOM series, all normal; recognised at the first level, read at any level;
+    8. "folder": volumes, normal unless a mask beside them marks a lesion; recognised in the folder itself, read at any
+       level. Or 2D images, if there are no volumes and no subfolders with images.
 
-    Paths in a table or JSON are relative to its folder. An item of a JSON's "training" that has neither label nor
-    mask is normal, since training sets of this tool are normal by definition; one with a mask but no label is
-    abnormal if the mask holds anything but 0. Masks of class folders lie beside the split, in
+    Paths in a table or JSON list are relative to its folder. An item in "training" of a JSON list that has neither
+    label nor mask is normal, since training sets of this tool are normal by definition; an item with a mask but no
+    label is abnormal if the mask has a nonzero value. Masks of class folders lie beside the split, in
     `<split>_masks/<class>/` (without splits: `masks/<class>/`), under the image's name with any image extension, or
-    beside the image as `<image>_mask`. What is named as a mask, or bears the mark of this package's outputs, is no
-    image. What of a folder is not used is logged; see `list_unused`.
+    beside the image as `<image>_mask`. Files that are named as masks, or marked as outputs of this package, are not
+    images. Unused files of a folder are logged; see `list_unused`.
 
-    A case is the file name without extension unless the list gives one, fit for a file name. Names that would stand
-    for two files get their folder in front, the same in every section. A case given in the list may have several
-    images.
+    A case is the file name without extension, made valid as a part of a file name, unless the list gives a case. A
+    name shared by two files is prefixed with the folder, in the same way in every section. A case given in the list
+    may have several images.
 
     Args:
         dataset_dir: folder in one of the layouts; or the path of a .csv, .json or .npz file; or `medmnist:<flag>`.
-        section: "train", "validation", "test", "unsplit" or "all"; images without a split are part of "train" too. Of
-            the validation images a training and an evaluation use none.
-        layout: one of those above, or "auto".
-        normal_classes: names of the folders with normal images, upper or lower case, or normal label values of a
-            MedMNIST file; all others are abnormal. Used for these two only.
-        modalities: endings of the file names that make up an item, one channel each, in this order; for brats
-            ("flair",) if none are given, for bids ("T1w",), for a folder every file is an item of its own.
+        section: "train", "validation", "test", "unsplit" or "all"; images without a split are part of "train" too.
+            Trainings and evaluations do not use validation images.
+        layout: one of the layouts above, or "auto".
+        normal_classes: names of the folders with normal images, in upper or lower case, or normal label values of a
+            MedMNIST file; all others are abnormal. Other layouts ignore it.
+        modalities: endings of the file names that make up an item, one channel each, in this order. If empty:
+            ("flair",) for brats, ("T1w",) for bids; in a folder every file is an item of its own.
         test_fraction: fraction of the patients, in [0, 1), that become the section "test" where the layout has no
-            split; the training images of a JSON without labels in its "test" count as without a split.
-        seed: of that split, whole number from 0.
-        series: of DICOM folders: numbers, identifiers or modalities of those that are read; all if empty.
+            split; the training images of a JSON list without labels in "test" count as images without a split.
+        seed: seed of that split, whole number from 0.
+        series: DICOM series to read, by number, identifier or modality; all if empty.
 
     Returns:
         One dictionary per item, sorted by path: "image" (absolute path; a list of them for several modalities or
-        paths), "case" (name), "patient" (name; the case if nothing is known), "label" (0 normal, 1 abnormal; absent
-        if unknown) and "lesion" (absolute path; absent if there is none). "sha256" and "slices" of a JSON's item are
-        passed on. An item that cannot be used, such as a case without one of the modalities, has a "problem" that
-        says why and what to do; it is in the list so that it is reported while the others go on.
+        paths), "case" (name), "patient" (name; the case if unknown), "label" (0 normal, 1 abnormal; absent if
+        unknown) and "lesion" (absolute path of the mask; absent if there is none). "sha256" and "slices" of an item
+        in a JSON list are passed on. An item that cannot be used, such as a case without one of the modalities, has a
+        "problem" that states the cause and the remedy; it stays in the list so that it is reported while the other
+        cases are processed.
 
     Raises:
-        FileNotFoundError: the folder does not exist, or files that are listed, all of them or of the section "train".
-        ValueError: the section or layout is unknown, the section is empty (`EmptySectionError`), has nothing normal and
-            no mask to train on or nothing without a problem, the layout is not as above, or an image is listed twice.
+        FileNotFoundError: the folder does not exist, or listed files are missing: all, or any of the section "train".
+        ValueError: the section or layout is unknown, the section is empty (`EmptySectionError`) or every item has a
+            problem, the section "train" has neither normal images nor masks, the files do not match the layout, or an
+            image is listed twice.
 
     Example:
         >>> import tempfile
@@ -127,7 +129,7 @@ def load_datalist(
 
 
 def _read(name: str, source: Path, request: Request) -> list[Entry]:
-    """Entries of a layout; those of a list with their files in the order of the modalities."""
+    """Return the entries of a layout; for a list, with their files in the order of the modalities."""
     entries = LAYOUTS[name].read(source, request)
     return [_in_order(entry, request.modalities) for entry in entries] if name in LISTS else entries
 
@@ -149,7 +151,7 @@ def _section(
     section: str,
     **options: Any,
 ) -> Datalist:
-    """The items of a section, see `to_items`, of which the log tells, as what the folder holds and nothing uses."""
+    """Return the items of a section, see `to_items`, and log them and the unused files of the folder."""
     items = to_items(layout, source, entries, section, **options)
     found = Datalist(items, find_unused(existing(dataset_dir), entries, source), layout)
     _say(f"{counted(len(items), 'case')} of the section {section!r} in {shown(dataset_dir)}", found, labels=True)
@@ -167,21 +169,21 @@ def find_images(
     """List images for inference; no labels are needed.
 
     Args:
-        dataset_dir: one image file; or what `load_datalist` takes as a list (then its test images, with label and
-            mask where given); or a folder in the layout brats or bids (then one item per case); or any folder (then
-            every image in it and below it, and every folder of DICOM slices as one image).
-        exclude: a folder that is passed over, such as that of the outputs.
-        layout: as of `load_datalist`.
-        modalities: as of `load_datalist`; for any folder none means that every file is an item.
-        series: as of `load_datalist`.
+        dataset_dir: one image file; or a list that `load_datalist` takes (then its test images, with label and mask
+            where given); or a folder in the layout brats or bids (then one item per case); or any other folder (then
+            every image at any depth, and every folder of DICOM slices as one image).
+        exclude: a folder to skip, such as the output folder.
+        layout: as in `load_datalist`.
+        modalities: as in `load_datalist`; if empty, every file of another folder is an item of its own.
+        series: as in `load_datalist`.
 
     Returns:
-        Items as from `load_datalist`, but no two with one case: outputs are named after it. Images that share a
-        case in the list get the name of their file behind it.
+        Items as from `load_datalist`, but with unique cases, since outputs are named after them. Images that share a
+        case in the list get their file name appended to it.
 
     Raises:
-        FileNotFoundError: the folder, or a file that is listed, does not exist.
-        ValueError: there is no image, or the list is not as it should be.
+        FileNotFoundError: the folder or a listed file does not exist.
+        ValueError: there is no image, or the list is not valid.
 
     Example:
         >>> import tempfile
@@ -237,17 +239,17 @@ def list_unused(
     modalities: str | Sequence[str] = (),
     series: Any = (),
 ) -> Unused:
-    """Look for what lies in the folder of a data set and is not used by `load_datalist`, which logs the same.
+    """List the files in the folder of a data set that `load_datalist` does not use (it logs the same).
 
     Args:
-        dataset_dir: as of `load_datalist`; of a list file or a MedMNIST file nothing is unused.
-        layout: as of `load_datalist`.
-        normal_classes: as of `load_datalist`.
-        modalities: as of `load_datalist`.
-        series: as of `load_datalist`.
+        dataset_dir: as in `load_datalist`; a list file or a MedMNIST file has no unused files.
+        layout: as in `load_datalist`.
+        normal_classes: as in `load_datalist`.
+        modalities: as in `load_datalist`.
+        series: as in `load_datalist`.
 
     Returns:
-        The paths by kind, with counts and a text.
+        The unused paths by kind, with their counts and a summary as text.
 
     Example:
         >>> import tempfile
@@ -279,7 +281,7 @@ def _one_image(path: Path, modalities: Sequence[str]) -> dict[str, Any]:
 
 
 def _say(told: str, items: Datalist, *, labels: bool) -> None:
-    """Log what is used and what is not."""
+    """Log which files are used and which are not."""
     problems = [str(item["problem"]) for item in items if "problem" in item]
     _logger.info(f"{told}, read as {items.layout}.")
     if problems:

@@ -1,4 +1,4 @@
-"""Masks are known by their names, and belong to the image whose name they carry."""
+"""Recognition of masks by their names, and matching of each mask to the image that it names."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _WORDS = (
     r"(?:masks?|dseg|probseg|segm?|segmentations?|labels?|labelmap|lesions?|roi|rois|truth|gt|ground[ _-]?truth|gold|"
     r"annotations?)"
 )
-# At the end of a name, as a word of its own; several masks of an image are counted.
+# A word of its own at the end of a name, perhaps numbered, since an image may have several masks.
 _MASK = re.compile(rf"(?P<image>.*?)(?:(?:^|[ _.-]){_WORDS}|[a-z]mask)(?:[ _.-]?\(?\d{{1,2}}\)?)?", re.IGNORECASE)
-# Names that are a mask's only beside the image that they name: images may be called so too.
+# Names that mark a mask only beside the image that they name, since images may have such names too.
 _BESIDE = re.compile(
     rf"(?P<image>.+?)[ _.-](?:tumou?rs?|wmhs?|strokes?|infarcts?|ha?emorrhages?|bleeds?|manual|{_WORDS}[ _.-][a-z]+)"
     rf"(?:[ _.-]?\(?\d{{1,2}}\)?)?|{_WORDS}[ _.-](?P<behind>.+)",
     re.IGNORECASE,
 )
-_COUNTED = re.compile(r"(?:lesions?|labels?|roi|gold)[ _.-]?\(?\d+\)?", re.IGNORECASE)  # may be images
+_COUNTED = re.compile(r"(?:lesions?|labels?|roi|gold)[ _.-]?\(?\d+\)?", re.IGNORECASE)  # ambiguous: may be images
 _WORD_ENDS = re.compile(r"[ _.-]")
-# Values of BIDS and last words of other names, that tell of no lesion.
+# BIDS values and last words of other names that indicate anatomy rather than a lesion.
 ANATOMY = frozenset(
     (
         *("brain", "wholebrain", "brainmask", "skull", "skullstrip", "skullstripped", "bet", "hdbet"),
@@ -51,34 +51,35 @@ ANATOMY = frozenset(
 
 
 def is_mask_name(path: Path) -> bool:
-    """Whether a file is named as a mask: `a_mask`, `a-seg`, `a.label`, `a_mask_1`, `mask`."""
+    """Whether a file has the name of a mask: `a_mask`, `a-seg`, `a.label`, `a_mask_1`, `mask`."""
     name = stem(path)
     return bool(_MASK.fullmatch(name)) and not _COUNTED.fullmatch(name)
 
 
 def is_mask_beside(path: Path) -> bool:
-    """Whether a file is named as a mask of an image beside it: `a_tumor`, `a_seg_final`, `mask_a`."""
+    """Whether a file has the name of a mask of an image beside it: `a_tumor`, `a_seg_final`, `mask_a`."""
     name = _named_beside(path)
     return bool(name) and any((path.parent / f"{name}{extension}").is_file() for extension in EXTENSIONS)
 
 
 def in_mask_folder(path: Path, root: Path) -> bool:
-    """Whether a folder on the way from the root to a file is named as one of masks, such as `labelsTr`."""
+    """Whether a folder between the root and a file has the name of a mask folder, such as `labelsTr`."""
     inner = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
     return any(map(is_mask_folder, inner))
 
 
 def names_anatomy(path: Path) -> bool:
-    """Whether a mask is, by the last word before its ending, one of an organ or tissue: `a_brain_mask`."""
+    """Whether the word before the mask suffix names an organ or tissue, as in `a_brain_mask`."""
     words = [word for word in _WORD_ENDS.split(named_image(path).lower()) if word]
     return bool(words and words[-1] in ANATOMY) or stem(path).lower().endswith("brainmask")
 
 
 def masks_beside(images: Iterable[Path], masks: Sequence[Path], root: Path) -> dict[Path, list[Path]]:
-    """The masks of each image that has some, by their names.
+    """Match masks to images by name, and return the masks of each image that has any.
 
-    A mask belongs to the images of its folder, or of the folder beside a folder of masks, whose names are or begin
-    with its own without the ending; `mask` alone to all images of its folder, unless that is the root.
+    A mask belongs to images whose name is, or begins with, its own name without the mask suffix. These images lie in
+    its folder, or beside its folder if that is a mask folder. A file called just `mask` belongs to all images of its
+    folder, unless that is the root.
     """
     in_folder, named = defaultdict(list), defaultdict(list)
     for image in images:
@@ -101,7 +102,7 @@ def masks_beside(images: Iterable[Path], masks: Sequence[Path], root: Path) -> d
 
 
 def several_masks(image: Path, masks: Sequence[Path]) -> str:
-    """What to do about an image with more than one mask."""
+    """Return the problem of an image with more than one mask, with its remedy."""
     return (
         f"{shown(image)} has {len(masks)} masks: {some(masks)}. Keep one, or list the images with their masks in a "
         "manifest.csv."
@@ -109,12 +110,12 @@ def several_masks(image: Path, masks: Sequence[Path]) -> str:
 
 
 def beginnings(name: str) -> list[str]:
-    """A name, and what it has before each end of a word."""
+    """Return a name and all its prefixes that end at a word boundary."""
     return [name, *(name[: match.start()] for match in _WORD_ENDS.finditer(name) if match.start())]
 
 
 def named_image(path: Path) -> str:
-    """What a mask's name has before its ending."""
+    """Return the image name that a mask's name contains, without the mask suffix."""
     match = _MASK.fullmatch(stem(path))
     return match["image"] if match else _named_beside(path) or stem(path)
 

@@ -1,4 +1,4 @@
-"""MedMNIST files: all images of a data set in one .npz, unpacked once into a folder per class."""
+"""MedMNIST: all images of a data set in one .npz file, unpacked once into a folder per class."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REMEDY = "A MedMNIST file has train_images, train_labels and, if wanted, the sam
 
 
 def fetch_medmnist(name: str) -> Path:
-    """The file of `medmnist:<flag>` or `medmnist:<flag>_<size>`, fetched by the medmnist package if it is not there."""
+    """Return the file of `medmnist:<flag>` or `medmnist:<flag>_<size>`, downloaded by medmnist if missing."""
     flag, _, size = name.removeprefix(PREFIX).partition("_")
     try:
         medmnist: Any = importlib.import_module("medmnist")
@@ -57,7 +57,7 @@ def fetch_medmnist(name: str) -> Path:
 
 
 def read_medmnist(file: Path, request: Request) -> list[Entry]:
-    """Images of all splits; the values of the normal labels are the normal classes."""
+    """Return the images of all splits; normal classes are given as label values."""
     folder = unpack(file)
     kinds = Counter(path.parent.name for path in images_below(folder))
     if not {str(name) for name in request.normal_classes} & kinds.keys():
@@ -70,7 +70,7 @@ def read_medmnist(file: Path, request: Request) -> list[Entry]:
 
 
 def unpack(file: Path) -> Path:
-    """Write each image as PNG or NIfTI into `<split>/<label>/` in a folder beside the file, unless it is there."""
+    """Write each image as PNG or NIfTI into `<split>/<label>/` in a folder beside the file, unless that exists."""
     folder = file.with_name(f"{file.stem}-{_fingerprint(file)}")
     if folder.is_dir():
         return folder
@@ -78,7 +78,7 @@ def unpack(file: Path) -> Path:
         with new_folder(folder) as unfinished:
             _write_images(file, unfinished)
     except OSError as error:
-        if not folder.is_dir():  # or another process was faster
+        if not folder.is_dir():  # else another process has just written it
             raise OSError(
                 f"The images of {file} are unpacked beside it, which failed: {error}. Copy the file to a folder that "
                 "can be written to and has space for them."
@@ -98,7 +98,7 @@ def _write_images(file: Path, folder: Path) -> None:
 
 
 def _splits(file: Path) -> Iterator[tuple[str, _Array, _Array]]:
-    """Name, images and labels of each split, one after the other, checked."""
+    """Yield name, images and labels of each split, checked."""
     with _naming_damage(file):
         arrays = np.load(file, allow_pickle=False)
     with arrays:
@@ -119,7 +119,7 @@ def _check_split(file: Path, split: str, images: _Array, labels: _Array) -> None
             f"{file}: {split}_images has to be uint8 (N, H, W), (N, H, W, 3) or (N, D, H, W) with N labels; "
             f"got {images.dtype} {images.shape} and {n_labels} labels."
         )
-    if not np.issubdtype(labels.dtype, np.integer):  # they become names of folders, which text could lead elsewhere
+    if not np.issubdtype(labels.dtype, np.integer):  # labels become folder names, and text could contain a path
         raise ValueError(f"{file}: {split}_labels has to be whole numbers; got {labels.dtype}.")
 
 
@@ -127,7 +127,7 @@ def _check_split(file: Path, split: str, images: _Array, labels: _Array) -> None
 def _naming_damage(file: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # of many kinds, as the damage has
+    except Exception as error:  # a damaged file raises many kinds of errors
         raise ValueError(
             f"{file} is damaged, or no .npz file of numbers: {first_line(error) or type(error).__name__}. Delete it "
             "and get it again."
@@ -135,14 +135,14 @@ def _naming_damage(file: Path) -> Iterator[None]:
 
 
 def _kind(label: _Array) -> str:
-    """The value of one label; of several yes or no ones, the numbers of those that apply."""
+    """Return the value of a single label, or the indices of the labels that apply if there are several."""
     if len(label) == 1:
         return str(label[0])
     return "+".join(str(i) for i in np.flatnonzero(label)) or "none"
 
 
 def _fingerprint(file: Path) -> str:
-    """Of the file's contents, from the checksums that it holds itself."""
+    """Return a fingerprint of the contents, from the checksums stored in the file."""
     try:
         with zipfile.ZipFile(file) as archive:
             sums = "".join(f"{member.filename}{member.CRC}" for member in archive.infolist())

@@ -1,4 +1,4 @@
-"""Files of several modalities, grouped into the cases that their names tell."""
+"""Group files of several modalities into cases by their names."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
     "named_after",
 ]
 
-# File name endings of one modality: as of BraTS 2018-2021, as of BraTS 2023, and as others write them.
+# File name endings of each modality: the key as in BraTS 2018-2021, then as in BraTS 2023 and other data sets.
 BRATS = {"flair": ("t2f",), "t1": ("t1n",), "t1ce": ("t1c", "t1gd"), "t2": ("t2w",), "seg": ()}
 
 
 class Case(NamedTuple):
-    """Files of one folder whose names have one beginning."""
+    """The files of one folder whose names have the same beginning."""
 
     folder: Path
     name: str
@@ -41,15 +41,15 @@ class Case(NamedTuple):
 def cases_of(
     root: Path, files: Sequence[Path], modalities: Sequence[str], synonyms: Mapping[str, Sequence[str]]
 ) -> list[Case]:
-    """Files grouped by folder and by what their names have before the modality, those without any modality too."""
+    """Group files, also those without a modality, by folder and by the part of their names before the modality."""
     folders = defaultdict(list)
     for path in files:
         folders[path.parent].append(path)
-    # folders that hold a case of their name, as BraTS has them
+    # folders that hold a case of the same name, as in BraTS
     named = {folder.name for folder, paths in folders.items() if _holds_its_case(folder, paths, modalities, synonyms)}
 
     def others_of(path: Path) -> set[str]:
-        """Names of such folders with which the name of a file begins."""
+        """Return the names of such folders that a file name begins with."""
         return named & {*beginnings(stem(path))}
 
     cases = []
@@ -67,7 +67,7 @@ def cases_of(
         for path in others:
             owner = max((b for b in found if _begins(stem(path), b)), key=len, default=None)
             if owner is None and folder != root and folder.name in found and not (others_of(path) - {folder.name}):
-                owner = folder.name  # a file with a name of its own in the folder of one case
+                owner = folder.name  # an unrelated name in the folder of a single case
             elif owner is None:
                 owner = re.split(r"[_-](?=[^_-]*$)", stem(path))[0]
                 owner = "" if owner == stem(path) and folder != root else owner
@@ -85,14 +85,14 @@ def _holds_its_case(
 
 
 def in_order(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ...]:
-    """The files of an item of a list in the order of the modalities, which their names tell.
+    """Sort the files of a list's item into the order of the modalities, which are taken from the file names.
 
     Args:
-        paths: of the item.
-        modalities: that become its channels.
+        paths: files of the item.
+        modalities: modalities that become its channels.
 
     Raises:
-        ValueError: there is not one file for each.
+        ValueError: there is not exactly one file for each modality.
 
     Example:
         >>> [path.name for path in in_order([Path("a_t1.nii"), Path("a_flair.nii")], ["flair", "t1"])]
@@ -112,13 +112,13 @@ def in_order(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ..
 
 
 def _modality_of(path: Path, modalities: Sequence[str]) -> str | None:
-    """The modality that a file's name ends in; the longest, if one ends in another."""
+    """Return the modality that a file name ends in; the longest, if several match."""
     fitting = [name for name in modalities if beginning_of(stem(path), name, BRATS) is not None]
     return max(fitting, key=len, default=None)
 
 
 def beginning_of(name: str, modality: str, synonyms: Mapping[str, Sequence[str]]) -> str | None:
-    """What stands before the modality in a file's name, nothing included; None if that is not its modality."""
+    """Return the part of a file name before the modality, possibly empty, or None if it has another modality."""
     for ending in (modality, *synonyms.get(modality, ())):
         if name.lower() == ending.lower():
             return ""
@@ -134,18 +134,18 @@ def _begins(name: str, beginning: str) -> bool:
 def entry_of(
     case: Case, modalities: Sequence[str], problem: str, label: int | None, mask: Path | None, patient: str
 ) -> Entry:
-    """What a layout says of a case; without any of the modalities its folder stands for the image."""
+    """Return the entry of a case; its folder replaces the image if no modality was found."""
     images = tuple(case.found[name][0] for name in modalities if name in case.found) or (case.folder,)
     return Entry(UNSPLIT, images, label, mask, patient=patient, named=named_after(case), problem=problem)
 
 
 def named_after(case: Case) -> Path:
-    """A path, which need not exist, that names a case."""
+    """Return a path that names a case; it need not exist."""
     return case.folder if case.name == case.folder.name else case.folder / case.name
 
 
 def missing_in(case: Case, modalities: Sequence[str]) -> str:
-    """What keeps a case from being stacked from the modalities; nothing if it can."""
+    """Return why the modalities of a case cannot be stacked; empty if they can."""
     asked = f"asked for {', '.join(modalities)}; found: {files_found(case)}"
     if missing := [name for name in modalities if name not in case.found]:
         return (
@@ -161,5 +161,5 @@ def missing_in(case: Case, modalities: Sequence[str]) -> str:
 
 
 def files_found(case: Case) -> str:
-    """The names of a case's files, for an error."""
+    """Return the names of a case's files for an error message."""
     return some(sorted(path.name for paths in (*case.found.values(), case.others) for path in paths), 10)

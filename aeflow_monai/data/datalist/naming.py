@@ -1,4 +1,4 @@
-"""Names of cases: short, fit for file names, and never the same for two images."""
+"""Names of cases: short, valid in file names, and unique."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from aeflow_monai.printable import is_unsafe, shown
 
 __all__ = ["case_problem", "fitting_name", "key_of", "name_cases", "path_problem", "unique_names"]
 
-_LONGEST = 150  # bytes of a case's name, which outputs and their unfinished files add to; file systems end at 255
+_LONGEST = 150  # bytes; names of outputs and temporary files append to it, and file systems allow 255
 _Key = TypeVar("_Key", bound=Hashable)
 
 
 def name_cases(short: Mapping[Path, str], root: Path, taken: set[str]) -> dict[Path, str]:
-    """The short names of paths; where one is not unique with the folder too, then with the extension too.
+    """Return short names of paths; if one is not unique, the folder is added, then the extension too.
 
-    What differs in upper and lower case only is not unique, since not every file system tells it apart.
+    Names that differ only in upper and lower case are not unique, since not every file system distinguishes them.
     """
     names = {path: fitting_name(name) for path, name in short.items()}
     for tail in (short, {path: path.name.replace(".", "_") for path in short}):
@@ -34,7 +34,7 @@ def name_cases(short: Mapping[Path, str], root: Path, taken: set[str]) -> dict[P
 
 
 def unique_names(names: Mapping[_Key, str], taken: set[str]) -> dict[_Key, str]:
-    """The names, where several are the same each with the beginning of a hash of its key behind it."""
+    """Return the names; equal names get the beginning of a hash of their key appended."""
     counts = Counter(map(key_of, (*names.values(), *taken)))
     return {
         key: fitting_name(f"{name}-{_hash(str(key))}") if counts[key_of(name)] > 1 else name
@@ -43,12 +43,12 @@ def unique_names(names: Mapping[_Key, str], taken: set[str]) -> dict[_Key, str]:
 
 
 def key_of(name: str) -> str:
-    """The same for names that a file system may take for one."""
+    """Return a key that is equal for names that a file system may treat as one."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def fitting_name(name: str) -> str:
-    r"""A name that can be a part of a file's name anywhere: no control character or separator, and not too long.
+    r"""Return a name that is valid as a part of a file name: no control character or separator, and not too long.
 
     Example:
         >>> fitting_name("a\n..b/c "), len(fitting_name("x" * 300))
@@ -63,7 +63,7 @@ def fitting_name(name: str) -> str:
 
 
 def case_problem(case: str) -> str:
-    """Why a name that a list gives to a case cannot be part of a file's name; nothing if it can or is too long only."""
+    """Return why a listed case name cannot be a part of a file name; empty if it can or is merely too long."""
     if all(not is_unsafe(sign) and sign not in "/\\" for sign in case) and ".." not in case:
         return ""
     return (
@@ -73,7 +73,7 @@ def case_problem(case: str) -> str:
 
 
 def path_problem(path: Path) -> str:
-    """Why a file cannot be used, by its path; nothing if it can."""
+    """Return why a path cannot be used; empty if it can."""
     if not any(map(is_unsafe, str(path))):
         return ""
     return (

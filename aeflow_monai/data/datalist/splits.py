@@ -1,4 +1,4 @@
-"""Splits by patient: no patient is on both sides of one."""
+"""Splits by patient: no patient is on both sides of a split."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def split_normals(
     *,
     lesion_free_slices: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Split what is normal by patient, into what the model is fitted on and what its scores are calibrated on.
+    """Split normal items by patient into those that the model is fitted on and those that it is calibrated on.
 
     All images of a patient fall on the same side. The result depends on the patients and the seed, not on their
-    order. Items with a "problem" go with their patient, or among those to fit, so that they are reported.
+    order. Items with a "problem" stay with their patient, or are put among those to fit, so that they are reported.
 
     Args:
-        items: a datalist; what is not labelled 0 is left out. An item without "patient" is its own, by its case.
+        items: a datalist; items not labelled 0 are left out. The case stands in for a missing "patient".
         calibration_fraction: fraction of the patients to hold out, in (0, 1); each side gets at least one.
-        seed: of the split, whole number from 0.
+        seed: seed of the split, whole number from 0.
         lesion_free_slices: also keep abnormal items that have a mask, whose slices without lesion are normal.
 
     Returns:
@@ -58,17 +58,17 @@ def split_normals(
 
 
 def normals_of(items: Iterable[Mapping[str, Any]], *, lesion_free_slices: bool = False) -> list[dict[str, Any]]:
-    """Pick what is normal.
+    """Return the normal items of a datalist.
 
     Args:
-        items: a datalist; what is not labelled 0 is left out. Items with a "problem" stay, so that they are reported.
+        items: a datalist; items not labelled 0 are left out. Items with a "problem" stay, so that they are reported.
         lesion_free_slices: also keep abnormal items that have a mask, whose slices without lesion are normal.
 
     Returns:
         The items, sorted by case and path.
 
     Raises:
-        ValueError: nothing is normal and usable.
+        ValueError: no item is normal and usable.
     """
     items = list(items)
     kept = [
@@ -76,7 +76,7 @@ def normals_of(items: Iterable[Mapping[str, Any]], *, lesion_free_slices: bool =
         for item in items
         if item.get("label") == 0
         or (lesion_free_slices and _has_slices(item))
-        or ("problem" in item and "label" not in item)  # whether it is normal is not known
+        or ("problem" in item and "label" not in item)  # its label is unknown
     ]
     if all("problem" in item for item in kept):
         masks = sum("lesion" in item for item in items)
@@ -94,21 +94,21 @@ def choose_abnormal(
     calibration: Iterable[Mapping[str, Any]] = (),
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Draw labelled abnormal images to train on, of patients that nothing is calibrated on.
+    """Draw labelled abnormal images to train on, from patients that are not used for the calibration.
 
-    A larger count holds the choice of a smaller one, so that a curve over the count adds images and exchanges none.
+    A larger count includes the choice of a smaller one, so that a curve over the count only adds images.
 
     Args:
-        items: a datalist; what is not labelled 1 is left out, and so is what has a "problem".
-        count: how many images or volumes, from 0; None for all.
-        calibration: the items that are calibrated on; no image of their patients is chosen.
-        seed: of the draw, whole number from 0.
+        items: a datalist; items not labelled 1 and items with a "problem" are left out.
+        count: number of images or volumes, from 0; None for all.
+        calibration: the items used for calibration; no image of their patients is chosen.
+        seed: seed of the draw, whole number from 0.
 
     Returns:
         The items, in the order of the draw.
 
     Raises:
-        ValueError: count is below 0, or there are fewer abnormal images, or none where all are asked for.
+        ValueError: count is below 0, there are fewer abnormal images, or all are requested and there are none.
 
     Example:
         >>> items = [{"image": f"{i}.png", "case": f"{i}", "label": i % 2} for i in range(20)]
@@ -137,7 +137,7 @@ def choose_abnormal(
 
 
 def draw_patients(patients: Sequence[str], fraction: float, seed: int) -> set[str]:
-    """A fraction of two or more sorted patients, of at least one, that leaves at least one."""
+    """Draw a fraction of two or more sorted patients: at least one, and at least one remains."""
     count = min(max(round(fraction * len(patients)), 1), len(patients) - 1)
     return {patients[i] for i in np.random.default_rng(seed).permutation(len(patients))[:count]}
 

@@ -1,4 +1,4 @@
-"""Rows of tables that people write: none of them hides others behind a stray quote."""
+"""Read the rows of hand-written CSV tables; a stray quote is an error rather than hiding the rows after it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["table_columns", "table_rows"]
 
 
 def table_columns(name: str, table: csv.DictReader[str]) -> list[str]:
-    """Names of the columns of a table, as its first line has them.
+    """Return the column names from the first line of a table.
 
     Args:
-        name: of the table, for messages.
-        table: was made with `strict=True`; otherwise a quote that is not closed hides all rows behind it.
+        name: name of the table for messages.
+        table: reader made with `strict=True`; otherwise an unclosed quote hides all rows after it.
 
     Raises:
-        ValueError: the line cannot be read, or spans several.
+        ValueError: the header cannot be read, or spans several lines.
     """
     with _read(name, table):
         columns = list(table.fieldnames or ())
@@ -28,7 +28,7 @@ def table_columns(name: str, table: csv.DictReader[str]) -> list[str]:
 
 
 def table_rows(name: str, table: csv.DictReader[str]) -> Iterator[tuple[int, dict[str | Any, str | Any]]]:
-    """Number of the line and cells of each row.
+    """Yield the line number and the cells of each row.
 
     Args:
         name: see `table_columns`.

@@ -1,4 +1,4 @@
-"""Lists of images: a table, and the JSON of MONAI and the Medical Segmentation Decathlon."""
+"""Lists of images: a CSV table, or the JSON format of MONAI and the Medical Segmentation Decathlon."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _FURTHER = ("mask", "case", "patient")
 _PASSED_ON = ("sha256", "slices")
 _NAME = (str, int, float)
 _KEYS = ("image", "label", "abnormal", "mask", "case", "patient", *_PASSED_ON)
-_UNUSED_KEYS = ("fold",)  # MONAI's, of an item; said, not used
-# What the Medical Segmentation Decathlon, MONAI, nnU-Net and `run prepare` write beside the lists.
+_UNUSED_KEYS = ("fold",)  # MONAI's keys of an item that are reported but not used
+# Other keys that the Medical Segmentation Decathlon, MONAI, nnU-Net and `run prepare` write beside the lists.
 _ABOUT = frozenset(
     (
         *("name", "description", "reference", "licence", "license", "release"),
@@ -39,7 +39,7 @@ _ABOUT = frozenset(
 
 
 def read_table(file: Path, labels: bool = True) -> list[Entry]:
-    """Rows of a table with the columns path, split, abnormal and, if wanted, mask, case and patient."""
+    """Read a table with the columns path, split, abnormal and, optionally, mask, case and patient."""
     rows = csv.DictReader(io.StringIO(_text(file), newline=""), restkey=_MORE, strict=True)
     rows.fieldnames = found = [name.strip() for name in table_columns(str(file), rows)]
     _check_columns(file, found, _COLUMNS if labels else _COLUMNS[:1])
@@ -81,7 +81,7 @@ def _check_columns(file: Path, found: Sequence[str], wanted: Sequence[str]) -> N
 
 
 def read_json(file: Path) -> list[Entry]:
-    """Items of a MONAI/Decathlon list; MONAI's own loader would take a class label or a case name for a path."""
+    """Read a MONAI/Decathlon list; MONAI's own loader would take a class label or a case name for a path."""
     try:
         content = json.loads(_text(file), object_pairs_hook=_of_pairs)
     except json.JSONDecodeError as error:
@@ -103,7 +103,7 @@ def read_json(file: Path) -> list[Entry]:
 
 
 def _of_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file, none of whose keys stands twice."""
+    """Return a JSON object, and refuse duplicate keys."""
     if repeated := sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
         raise ValueError(f"the key {', '.join(repeated)} stands twice in one object")
     return dict(pairs)
@@ -123,7 +123,7 @@ def _check_keys(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def free_training(entries: list[Entry]) -> list[Entry]:
-    """A Decathlon list whose test images are without labels, as published, with its training images to be divided."""
+    """Free the training images of a published Decathlon list, whose test images have no labels, to be divided."""
     if any(entry.split != "train" and (entry.label is not None or entry.mask) for entry in entries):
         return entries
     return [entry._replace(split=UNSPLIT) if entry.split == "train" else entry for entry in entries]
@@ -176,6 +176,6 @@ def _json_entry(item: Any, split: str, folder: Path, where: str) -> Entry:
 def _text(file: Path) -> str:
     content = file.read_bytes()
     try:
-        return content.decode(encoding_of(content, shown(file)))  # spreadsheets begin with a byte order mark
+        return content.decode(encoding_of(content, shown(file)))  # spreadsheet programs write a byte order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 text: {error}. Save it as UTF-8.") from error

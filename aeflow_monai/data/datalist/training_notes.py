@@ -1,4 +1,4 @@
-"""What of a data set, or of the options that it is read with, is of no use to a training."""
+"""Notes on images and options that a training does not use."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def training_notes(
     items: Sequence[Mapping[str, Any]],
     test_fraction: float,
 ) -> dict[str, str]:
-    """Sentences by what they are about: "normal_classes", "series", "abnormal".
+    """Return notes on unused options and images, by topic: "normal_classes", "series", "abnormal".
 
     Args:
         layout: name of the layout.
         source: the folder or list.
-        request: what was asked of it.
-        entries: all that it has.
-        items: those to train on.
-        test_fraction: of the patients.
+        request: the request to the reader of the layout.
+        entries: all entries of the source.
+        items: the items to train on.
+        test_fraction: fraction of the patients held out for the test split.
 
     Returns:
-        Those that hold.
+        The notes that apply.
     """
     notes = {}
     if request.normal_classes != Request().normal_classes and layout not in ("classes", "medmnist"):

@@ -1,4 +1,4 @@
-"""What lies in the folder of a data set and is not used: counted by kind, with a few names."""
+"""Unused files in the folder of a data set: counted by kind, with a few names."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = ["Datalist", "Unused", "find_unused"]
 
 _logger = logging.getLogger(__name__)
 
-_SHOWN = 3  # names of each kind
+_SHOWN = 3  # number of names listed of each kind
 OUTPUTS, MASKS, ANATOMY = "outputs of earlier runs", "masks that are not used", "masks of organs or tissue"
 IMAGES, AGAIN, DICOM = "images that the layout does not read", "images listed by another path", "DICOM files"
 HIDDEN, BROKEN, CLOSED = "hidden files and folders", "links to nothing", "folders that cannot be read"
 LINKS, OTHERS = "links to folders that are read already", "files of other kinds"
 _ORDER = (MASKS, ANATOMY, OUTPUTS, IMAGES, AGAIN, DICOM, BROKEN, CLOSED, LINKS, HIDDEN, OTHERS)
-_LOUD = (BROKEN, CLOSED)  # something is missing
-# Tables and reports of a run, which bear no mark, and what tells that a folder is a run's.
+_LOUD = (BROKEN, CLOSED)  # kinds that are logged as warnings, since data are missing
+# Tables and reports of a run, which carry no mark; a table of scores or a bundle identifies a run's folder.
 _REPORTS = {SCORES, SLICE_SCORES, LESIONS, FAILURES}
 _REPORTS |= {METRICS, LOCALISATION, RUN_RECORD, REPORT}
 _SIGNS = (SCORES, RUN_RECORD)
@@ -40,11 +40,11 @@ _DETACHED = {".mhd": (".raw", ".zraw"), ".nhdr": (".raw", ".raw.gz", ".gz", ".bz
 
 @dataclass(frozen=True)
 class Unused:
-    """What of a folder is not used.
+    """The unused files of a folder.
 
     Args:
         root: the folder.
-        kinds: the paths of each kind that there is, sorted.
+        kinds: the sorted paths of each kind that occurs.
 
     Example:
         >>> print(Unused(Path("DATA"), {"links to nothing": [Path("DATA/a.nii")]}))
@@ -55,16 +55,16 @@ class Unused:
     kinds: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        """How many there are of each kind; of other files also of each suffix."""
+        """Return the number of paths of each kind, and for other files of each suffix."""
         counts = {kind: len(paths) for kind, paths in self.kinds.items()}
         suffixes = Counter(path.suffix.lower() or path.name for path in self.kinds.get(OTHERS, ()))
         return counts | {f"{OTHERS}: {shown(suffix)}": count for suffix, count in sorted(suffixes.items())}
 
     def named(self, limit: int = 1000) -> dict[str, list[str]]:
-        """The first paths of each kind, below the folder.
+        """Return the first paths of each kind, relative to the folder.
 
         Args:
-            limit: how many of each kind.
+            limit: number of paths of each kind.
         """
         return {
             kind: [shown(path.relative_to(self.root) if path != self.root else path) for path in paths[:limit]]
@@ -78,7 +78,7 @@ class Unused:
         return f"Not used in {shown(self.root)}: {'; '.join(told)}."
 
     def log(self, *, labels: bool) -> None:
-        """Say it, as a warning if something is missing, or if an image whose label is asked for may have a lesion."""
+        """Log the unused files: as a warning if data are missing, or if an image to be labelled may have a lesion."""
         if self.kinds:
             loud = any(kind in self.kinds for kind in (*_LOUD, *([MASKS] if labels else [])))
             _logger.log(logging.WARNING if loud else logging.INFO, str(self))
@@ -88,15 +88,15 @@ class Unused:
 
 
 class Datalist(list[dict[str, Any]]):
-    """A datalist that knows how its folder was read, and what of it is not used.
+    """A datalist with the layout that it was read in and the unused files of its folder.
 
     Args:
-        items: of the list.
-        unused: what is not.
+        items: items of the list.
+        unused: the unused files.
         layout: see `load_datalist`.
 
     Attributes:
-        notes: of those to train on, see `training_notes`; a training reports them.
+        notes: notes on the items to train on, see `training_notes`; a training reports them.
     """
 
     def __init__(self, items: Iterable[dict[str, Any]], unused: Unused, layout: str) -> None:
@@ -107,16 +107,16 @@ class Datalist(list[dict[str, Any]]):
 
 
 def find_unused(root: Path, entries: Iterable[Entry], source: Path, passed_over: Path | None = None) -> Unused:
-    """Look for what lies in a folder and is in none of a layout's entries.
+    """Find the files in a folder that no entry of its layout uses.
 
     Args:
-        root: the folder; of a file nothing is unused.
-        entries: of all sections.
+        root: the folder; a file has no unused files.
+        entries: entries of all sections.
         source: the list that they are from, or the folder.
-        passed_over: a folder below the root that is not looked at.
+        passed_over: a folder below the root that is skipped.
 
     Returns:
-        The paths, by kind.
+        The unused paths, by kind.
     """
     if not root.is_dir():
         return Unused(root)
@@ -132,7 +132,7 @@ def find_unused(root: Path, entries: Iterable[Entry], source: Path, passed_over:
         if path in used or path in parts or (path.parent in used and is_dicom(path)):
             continue
         same = identity(path) in known
-        if not (same and source.is_file()):  # whose paths may be written in many ways
+        if not (same and source.is_file()):  # the same path may be spelt in several ways
             found[AGAIN if same else _kind(path, root, runs)].append(path)
     found |= {HIDDEN: tree.hidden, CLOSED: tree.unreadable, LINKS: tree.repeated}
     found[BROKEN] = [path for path in tree.broken if path not in used]
@@ -144,7 +144,7 @@ def find_unused(root: Path, entries: Iterable[Entry], source: Path, passed_over:
 
 
 class _Runs:
-    """Folders of earlier runs: with a table of scores, or a bundle that a training has written."""
+    """Folders of earlier runs, recognised by a table of scores or the bundle of a training."""
 
     def __init__(self, tree: Tree) -> None:
         self.results = {path.parent for path in tree.files if path.name in _SIGNS}

@@ -1,4 +1,4 @@
-"""BraTS and plain folders: volumes, with several modalities as channels, or 2D images."""
+"""BraTS and plain folders of volumes, with several modalities as channels, or of 2D images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from aeflow_monai.data.datalist.modalities import (
 from aeflow_monai.data.datalist.walking import children
 from aeflow_monai.marks import has_mark
 
-_BRATS_VISIT = re.compile(r"(BraTS-\w+-\d+)-\d{3}")  # since 2023 a case is a patient's number and a visit's
+_BRATS_VISIT = re.compile(r"(BraTS-\w+-\d+)-\d{3}")  # since 2023 a case name is the patient's number and the visit's
 
 _SEG = re.compile(r"(?:^|[ _.-])seg(?:$|[ _.-])", re.IGNORECASE)
 
@@ -35,7 +35,7 @@ FOLDER_REMEDY = (
 
 
 def has_brats(root: Path) -> bool:
-    """Whether there is a `<case>/<case>_<modality>` at the first or second level."""
+    """Whether the first or second level holds a `<case>/<case>_<modality>`."""
     first = subfolders(root)
     folders = [*first, *(second for folder in first for second in subfolders(folder))]
     return any(
@@ -49,7 +49,7 @@ def has_brats(root: Path) -> bool:
 
 
 def read_brats(root: Path, request: Request) -> list[Entry]:
-    """One case a folder; each has a tumour, so no mask has to be read to know its label."""
+    """Return one case per folder; all have a tumour, so labels are known without reading a mask."""
     modalities = request.modalities or ("flair",)
     entries = []
     for case in cases_of(root, volumes_below(root), modalities, BRATS):
@@ -70,7 +70,7 @@ def read_brats(root: Path, request: Request) -> list[Entry]:
 
 
 def has_images(root: Path) -> bool:
-    """Whether volumes lie in the folder itself, or 2D images in it alone: subfolders of these may be classes."""
+    """Whether volumes lie directly in the folder, or 2D images only there, since subfolders of those may be classes."""
     files = [path for path in children(root) if is_image(path) and path.is_file() and not has_mark(path)]
     if any(is_volume(path) for path in files):
         return True
@@ -78,9 +78,9 @@ def has_images(root: Path) -> bool:
 
 
 def read_folder(root: Path, request: Request) -> list[Entry]:
-    """All volumes, normal unless a mask beside them says otherwise; a first folder, or sub- tells the patient.
+    """Return all volumes, normal unless a mask beside them marks a lesion, or all 2D images if there are no volumes.
 
-    Where there are none, all 2D images.
+    The first folder below the root, or the prefix `sub-<name>` of a file, names the patient.
     """
     known = volumes_below(root) or pictures_below(root)
     files = [path for path in known if not is_mask_of(path, root)]
@@ -100,7 +100,7 @@ def read_folder(root: Path, request: Request) -> list[Entry]:
 
 
 def _claims(images: Sequence[Path], known: Sequence[Path], root: Path, request: Request) -> dict[Path, Claim]:
-    """The lesion masks of images, by the entities of BIDS where both have them, else by their names."""
+    """Match lesion masks to images by BIDS entities where both have them, else by their names."""
     masks = [path for path in known if is_mask_of(path, root)]
     by_entities = [path for path in masks if "sub" in parse(path).entities]
     beside = masks_beside(images, sorted({*masks} - {*by_entities}), root)

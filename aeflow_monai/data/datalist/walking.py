@@ -1,4 +1,4 @@
-"""One walk through a folder: everything in it is met once, and what cannot be followed is kept by kind."""
+"""Walk through a folder, visiting everything in it once, and record by kind what cannot be followed."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["Tree", "children", "exists", "identity", "read_tree"]
 
 @dataclass
 class Tree:
-    """What lies in a folder and below it, in the order of the names.
+    """The contents of a folder and its subfolders, sorted by name.
 
     Args:
         root: the folder.
-        folders: visible ones, the root among them.
-        files: visible ones.
-        hidden: files and folders whose names begin with a dot; nothing below them was looked at.
-        broken: links to nothing.
-        repeated: links to folders that were read already, as in a cycle.
-        unreadable: folders without permission, and what is neither file nor folder.
+        folders: visible folders, including the root.
+        files: visible files.
+        hidden: files and folders whose names begin with a dot; these folders were not read.
+        broken: broken links.
+        repeated: links to folders that were already read, as in a cycle.
+        unreadable: folders without read permission, and paths that are neither file nor folder.
     """
 
     root: Path
@@ -34,7 +34,7 @@ class Tree:
 
 
 def read_tree(root: Path) -> Tree:
-    """Walk through a folder; linked folders are followed, each real folder is read once.
+    """Walk through a folder; links to folders are followed, and each real folder is read once.
 
     Example:
         >>> import tempfile
@@ -48,7 +48,7 @@ def read_tree(root: Path) -> Tree:
     tree = Tree(root)
     seen: set[tuple[int, int]] = set()
     waiting = [root]
-    while waiting:  # real folders before those that a link leads to, so that a path is the shortest
+    while waiting:  # real folders before linked ones, so that each is recorded under its shortest path
         links: list[Path] = []
         for folder in waiting:
             _read_folder(folder, tree, seen, links)
@@ -57,7 +57,7 @@ def read_tree(root: Path) -> Tree:
 
 
 def children(folder: Path) -> list[Path]:
-    """Visible files and folders in a folder, sorted; none if it cannot be read."""
+    """Return the visible files and folders in a folder, sorted; empty if it cannot be read."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError:
@@ -65,7 +65,7 @@ def children(folder: Path) -> list[Path]:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is a file or folder, behind a link too; also for names that no file system takes."""
+    """Whether a file or folder exists, links followed; False for invalid names."""
     try:
         path.stat()
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def exists(path: Path) -> bool:
 
 
 def identity(path: Path) -> tuple[int, int] | str:
-    """The same for each path, link or hard link of one file or folder; of what is not there, its path."""
+    """Return a value shared by all paths, links and hard links of a file or folder; the path if it does not exist."""
     try:
         status = path.stat()
     except (OSError, ValueError):

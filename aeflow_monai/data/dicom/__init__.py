@@ -1,4 +1,4 @@
-"""DICOM through pydicom and highdicom: which images a folder holds, their grid, their values.
+"""Read DICOM with pydicom and highdicom: the images in a folder, their grids and their values.
 
-No patient field and no identifier leaves this wing, in a name, a message or metadata.
+No patient field and no identifier leaves this subpackage in a name, a message or metadata.
 """

@@ -1,4 +1,4 @@
-"""What the header of a DICOM file claims of its size and its slices, before anything is made of it."""
+"""Check the size and the slices that a DICOM header declares, before they are used."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["size_problem", "understood"]
 
 
 def understood(file: DicomFile) -> DicomFile:
-    """The file, with a damage if what its header says of its slices breaks the standard.
+    """Return the file, marked as damaged if the description of its slices violates the standard.
 
     Args:
-        file: as it was read.
+        file: the file as it was read.
 
     Returns:
         The same file, perhaps with a damage.
     """
-    if file.damage or file.other or size_problem((file,), file.path):  # too many frames to look at each
+    if file.damage or file.other or size_problem((file,), file.path):  # too many frames to check each
         return file
     if (count := file.whole("NumberOfFrames")) is not None and count < 1:
         return file._replace(damage=f"its header claims {count} frames")
@@ -29,13 +29,13 @@ def understood(file: DicomFile) -> DicomFile:
         return file._replace(damage=damage)
     try:
         frames_of(file)
-    except Exception:  # whatever a malformed value raises; its text may quote it
+    except Exception:  # malformed values raise various errors, whose text may quote them
         return file._replace(damage="what its header says of its slices cannot be understood")
     return file
 
 
 def _shifted(file: DicomFile) -> str:
-    """What is said of numbers that do not begin at the lowest bit, which decoders pass over."""
+    """Return the damage of a file whose values do not start at bit 0, which decoders ignore; empty if they do."""
     stored, high = file.whole("BitsStored"), file.whole("HighBit")
     if stored is None or high is None or high < stored or file.syntax not in ALL_BITS:
         return ""
@@ -43,14 +43,14 @@ def _shifted(file: DicomFile) -> str:
 
 
 def size_problem(files: Sequence[DicomFile], where: Path) -> str:
-    """What is said of an image that takes too much memory.
+    """Return the error for an image that takes too much memory.
 
     Args:
-        files: that it is read from.
-        where: they are, for the error.
+        files: the files that it is read from.
+        where: their path, for the error.
 
     Returns:
-        The error, by what the headers claim; empty if it is small enough.
+        The error, based on the declared size; empty if the image is small enough.
     """
     rows, columns, channels, bits = (
         max(max(file.whole(keyword) or 1 for file in files), 1)

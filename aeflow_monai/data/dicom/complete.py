@@ -1,4 +1,4 @@
-"""Whether a stack of slices is whole: by the numbers of the slices, and by what their headers declare."""
+"""Check that a stack of slices is complete, by their instance numbers and by what their headers declare."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from aeflow_monai.printable import counted
 __all__ = ["AS_NIFTI", "GridError", "require_all", "require_declared"]
 
 AS_NIFTI = "convert it to NIfTI, for example with dcm2niix, and give that"
-_TOLERANCE = 0.1  # of a multiple of the declared distance
+_TOLERANCE = 0.1  # deviation from a multiple of the declared distance
 _SHOWN = 3
-_PARTS = ("EchoNumbers", "TemporalPositionIdentifier", "AcquisitionNumber")  # that a series may have several of
+_PARTS = ("EchoNumbers", "TemporalPositionIdentifier", "AcquisitionNumber")  # a series may have several of each
 
 
 class GridError(ValueError):
-    """The slices do not make a volume; the message says what came and what to do, but not where."""
+    """The slices do not form a volume; the message states what was found and the remedy, but not the path."""
 
 
 def require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance: float) -> None:
-    """Refuse slices some of which are missing.
+    """Refuse an incomplete stack of slices.
 
     Args:
-        frames: slices at even distances, in their order.
-        others: files of the same series that are no slices of it, such as localizers, whose numbers are not missing.
-        distance: of the slices, in mm.
+        frames: evenly spaced slices, in their order.
+        others: other files of the series, such as localizers, whose instance numbers are not missing.
+        distance: distance between slices, in mm.
 
     Raises:
-        GridError: says which numbers are missing, or what declares more slices.
+        GridError: names the missing numbers, or the element that declares more slices.
     """
     whole = f"If it is whole, {AS_NIFTI}"
     if missing := _missing_numbers(frames, others, distance):
@@ -52,7 +52,7 @@ def require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance: 
 
 
 def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile], distance: float) -> list[str]:
-    """The first numbers from 1 on that no slice has, and how many more, where each slice has one of its own."""
+    """Return the first missing instance numbers, counted from 1, and how many more; none if numbers are not unique."""
     numbers = {frame.number for frame in frames if frame.number is not None}
     if len(numbers) < len(frames) or min(numbers) < 0 or _is_part(sorted(numbers), frames[0].file, distance):
         return []
@@ -65,7 +65,7 @@ def _missing_numbers(frames: Sequence[Frame], others: Sequence[DicomFile], dista
 
 
 def _is_part(numbers: Sequence[int], file: DicomFile, distance: float) -> bool:
-    """Whether they are all numbers of an echo, time or acquisition, counted in blocks or in turn with the others."""
+    """Whether the numbers are those of one echo, time point or acquisition, numbered in blocks or interleaved."""
     first, step = numbers[0], numbers[-1] - numbers[-2]
     parts = {part for keyword in _PARTS if (part := file.whole(keyword))}
     if len(numbers) < 3 or any(after - before != step for before, after in pairwise(numbers)):
@@ -73,7 +73,7 @@ def _is_part(numbers: Sequence[int], file: DicomFile, distance: float) -> bool:
     if step == 1:
         return any(part > 1 and first == (part - 1) * len(numbers) + 1 for part in parts)
     thickness = file.numbers("SliceThickness", 1)
-    # of slices that touch each other none is missing between
+    # between adjoining slices none can be missing
     return first in parts and first <= step and thickness is not None and distance < 1.5 * thickness[0]
 
 
@@ -84,7 +84,7 @@ def require_declared(frames: Sequence[Frame]) -> None:
         frames: slices of one series.
 
     Raises:
-        GridError: says which element declares how many.
+        GridError: names the element and the number that it declares.
     """
     for keyword, declared, count in _declared(frames):
         if declared > count:
@@ -95,7 +95,7 @@ def require_declared(frames: Sequence[Frame]) -> None:
 
 
 def _declared(frames: Sequence[Frame]) -> list[tuple[str, int, int]]:
-    """By the element that declares it, how many slices there should be and are."""
+    """Return each element that declares a number of slices, with the declared and the actual number."""
     declared = []
     by_acquisition = defaultdict(list)
     for frame in frames:

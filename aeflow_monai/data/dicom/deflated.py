@@ -1,4 +1,4 @@
-"""Deflated DICOM files: pydicom unpacks them at once, however large they become."""
+"""Limit the size of deflated DICOM files, which pydicom decompresses at once, however large they become."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _UNPACKED = 2**24
 
 
 def require_bounded(stream: io.BufferedReader) -> None:
-    """Refuse what a deflated file unpacks to if no image may be as large; nothing of it is kept in memory.
+    """Refuse a deflated file that decompresses to more than an image may hold; nothing of it is kept in memory.
 
     Args:
-        stream: of a DICOM file, deflated or not. It is at its beginning afterwards.
+        stream: a DICOM file, deflated or not; rewound to its beginning afterwards.
 
     Raises:
-        MemoryError: it is more than two thirds of `MAX_BYTES`, as of an image of 64 bits.
-        zlib.error: it is damaged.
+        MemoryError: the contents exceed two thirds of `MAX_BYTES`, the limit for an image of 64 bits.
+        zlib.error: the file is damaged.
     """
     stream.seek(0)
     read_preamble(stream, force=True)

@@ -1,4 +1,4 @@
-"""Frames: what the header of a file says of each of its slices."""
+"""Frames: the slices of a DICOM file as its header describes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aeflow_monai.data.dicom.headers import DicomFile, numbers_of, quiet, whole_
 
 __all__ = ["Frame", "frames_of", "has_place"]
 
-# What tells two images of one place from each other, by its element in the header and in functional groups.
+# What distinguishes images at one position: element in the header, and its place in the functional groups.
 _KINDS = (
     ("EchoNumbers", "", ""),
     ("EchoTime", "MREchoSequence", "EffectiveEchoTime"),
@@ -25,19 +25,19 @@ _KINDS = (
 
 
 class Frame(NamedTuple):
-    """A slice.
+    """A slice as its header describes it.
 
     Attributes:
-        name: of its file, with the number of the frame where there are several.
-        file: where it is.
-        offset: of the frame in its file, from 0.
-        position: of the centre of its first pixel, (3,), in mm, to left, posterior and superior; None if not said.
-        orientation: unit vectors along a row and a column, (6,); None if not said.
-        spacing: of rows and of columns, (2,), in mm; None if not said.
-        thickness: from it to the next slice, or of itself, in mm; None if not said.
-        number: in its series or stack, from 1; None if not said.
-        stack: that it belongs to, of several in one file.
-        kinds: by the name of an element, what tells it from others of the same place.
+        name: name of its file, with the frame number if there are several.
+        file: the file that holds it.
+        offset: index of the frame in its file, from 0.
+        position: centre of its first pixel, (3,), in mm, LPS; None if absent.
+        orientation: unit vectors along a row and a column, (6,); None if absent.
+        spacing: spacing of rows and of columns, (2,), in mm; None if absent.
+        thickness: distance to the next slice, or slice thickness, in mm; None if absent.
+        number: number in its series or stack, from 1; None if absent.
+        stack: the stack that it belongs to, if its file has several.
+        kinds: values that distinguish it from other slices at the same position, by element.
     """
 
     name: str
@@ -53,14 +53,14 @@ class Frame(NamedTuple):
 
 
 def has_place(file: DicomFile) -> bool:
-    """Whether the header says where the first slice lies."""
+    """Whether the header gives the position of the first slice."""
     if file.items("PerFrameFunctionalGroupsSequence"):
         return _in_groups(file, 0).position is not None
     return file.numbers("ImagePositionPatient", 3) is not None
 
 
 def frames_of(file: DicomFile) -> list[Frame]:
-    """All slices of a file, in its order."""
+    """Return all slices of a file, in the file's order."""
     if file.items("PerFrameFunctionalGroupsSequence"):
         return [_in_groups(file, index) for index in range(file.frames)]
     kinds = {keyword: str(value) for keyword, *_ in _KINDS if (value := file.get(keyword)) is not None}
@@ -95,11 +95,11 @@ def _from_groups(file: DicomFile, index: int) -> Frame:
             try:
                 if (items := group.get(sequence)) and (value := items[0].get(keyword)) not in (None, ""):
                     return value
-            except Exception:  # whatever a value that breaks the standard makes pydicom raise
+            except Exception:  # values that violate the standard make pydicom raise various errors
                 return None
         return None
 
-    # a file of one frame is a slice, with its number in the series
+    # a file of one frame is a slice, numbered within the series
     number = element("FrameContentSequence", "InStackPositionNumber") if file.frames > 1 else file.get("InstanceNumber")
     return Frame(
         f"frame {index + 1} of {file.path.name}",
@@ -125,7 +125,7 @@ def _thickness(element: Callable[[str], Any]) -> float | None:
 
 
 def _groups(file: DicomFile, index: int) -> Iterator[Any]:
-    """Functional groups of a frame, its own before those of all."""
+    """Yield the functional groups of a frame, per-frame groups before shared ones."""
     per_frame = file.items("PerFrameFunctionalGroupsSequence")
     if index < len(per_frame):
         yield per_frame[index]

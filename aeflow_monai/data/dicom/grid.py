@@ -1,4 +1,4 @@
-"""The grid of a stack of slices, or what keeps the slices from lying on one."""
+"""The voxel grid of a stack of slices, or the reason why the slices do not form one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from aeflow_monai.data.dicom.headers import DicomFile
 __all__ = ["Grid", "grid_of"]
 
 _SAME_PLACE = 1e-2  # mm
-_TOLERANCE = 0.1  # of the median distance of slices: rounded positions pass, a missing slice does not
+_TOLERANCE = 0.1  # fraction of the median slice distance: rounded positions pass, a missing slice does not
 _SAME_DIRECTION = 2e-3
 _SAME_SPACING = 1e-3  # relative
 _SHOWN = 3
-# What a volume has one of, whatever the identifiers of its files say: these may be missing or doubled.
+# Elements with a single value in a volume. Identifiers are not enough, since they may be missing or reused.
 _ONE_OF_EACH = {
     "patients": "PatientID",
     "studies": "StudyInstanceUID",
@@ -28,8 +28,8 @@ _ONE_OF_EACH = {
     "modalities": "Modality",
     "frames of reference": "FrameOfReferenceUID",
 }
-# What tells that a part of the slices is of another echo or time, though each position is there once; and how far its
-# values may lie apart, relative to each other, since inversion times follow the heart from slice to slice.
+# Elements that show that some slices are of another echo or time, although each position occurs once; and the relative
+# tolerance of their values, since inversion times follow the heart rate from slice to slice.
 _OF_PARTS = (
     ("echoes", "EchoNumbers", 0.0),
     ("echo times", "EchoTime", 0.3),
@@ -40,11 +40,11 @@ _OF_PARTS = (
 
 
 class Grid(NamedTuple):
-    """Where the voxels of a volume lie.
+    """The positions of the voxels of a volume.
 
     Attributes:
         frames: the slices, in the order of their positions along the normal.
-        affine: indices of column, row and slice to mm, RAS, (4, 4); sheared if the gantry was tilted.
+        affine: indices of column, row and slice to mm, RAS, (4, 4); sheared for a tilted gantry.
     """
 
     frames: tuple[Frame, ...]
@@ -52,17 +52,17 @@ class Grid(NamedTuple):
 
 
 def grid_of(frames: Sequence[Frame], others: Iterable[DicomFile] = ()) -> Grid:
-    """Sort slices by position, and see that they make one whole, even volume.
+    """Sort slices by position, and require that they form one complete, evenly spaced volume.
 
     Args:
         frames: slices of one series, or of one file.
-        others: files of the same series that are no slices of it, such as localizers, whose numbers are not missing.
+        others: other files of the series, such as localizers, whose instance numbers are not missing.
 
     Returns:
         The grid.
 
     Raises:
-        GridError: a slice is missing, doubled, of another size, orientation or resolution, or has no place.
+        GridError: a slice is missing, repeated, of another size, orientation or resolution, or has no position.
     """
     _require_one_kind(frames)
     orientation = np.mean([frame.orientation or () for frame in frames], axis=0)
@@ -86,7 +86,7 @@ def grid_of(frames: Sequence[Frame], others: Iterable[DicomFile] = ()) -> Grid:
 
 
 def _require_one_kind(frames: Sequence[Frame]) -> None:
-    """The same size, orientation and resolution for all, and a place for each."""
+    """Require one size, orientation and resolution, and a position for each slice."""
     if any(frame.file.in_colour for frame in frames):
         raise GridError(
             f"slices in colour ({_names(frame for frame in frames if frame.file.in_colour)}), as of a map or a "
@@ -112,7 +112,7 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
     _require_same(frames, "stacks", lambda frame: frame.stack)
     for what, keyword in _ONE_OF_EACH.items():
         _require_same(frames, what, partial(_text_of, keyword))
-    if len({frame.position for frame in frames}) == len(frames):  # or what repeats a position is told below
+    if len({frame.position for frame in frames}) == len(frames):  # else `_require_even` reports the repeated position
         for what, keyword, tolerance in _OF_PARTS:
             _require_one_part(frames, what, keyword, tolerance)
     row, column = np.reshape(frames[0].orientation or (), (2, 3))
@@ -129,7 +129,7 @@ def _require_one_kind(frames: Sequence[Frame]) -> None:
 
 
 def _kind_of(keyword: str, frame: Frame) -> float | str:
-    """A number where it is one, since 10 and 10.0 are the same."""
+    """Return the value as a number where it is one, since 10 and 10.0 are equal."""
     value = frame.kinds[keyword]
     try:
         return float(value)
@@ -152,7 +152,7 @@ def _require_same(
 
 
 def _require_one_part(frames: Sequence[Frame], what: str, keyword: str, tolerance: float) -> None:
-    """Refuse a few values that several slices have each; a value of its own for each slice is no part."""
+    """Refuse a few values shared by several slices each; a different value in each slice is allowed."""
     known = [frame for frame in frames if keyword in frame.kinds]
     groups = _groups(known, partial(_kind_of, keyword), tolerance, relative=True)
     if len(groups) <= len(known) // 2:
@@ -162,7 +162,7 @@ def _require_one_part(frames: Sequence[Frame], what: str, keyword: str, toleranc
 def _groups(
     frames: Sequence[Frame], value_of: Callable[[Frame], Any], tolerance: float, relative: bool
 ) -> list[list[Frame]]:
-    """Slices of the same value, or one that is near to that of the first of them."""
+    """Group slices whose values are equal, or close to that of the first slice of a group."""
     groups: dict[Hashable, list[Frame]] = {}
     for frame in frames:
         value = value_of(frame)
@@ -216,7 +216,7 @@ def _require_even(frames: Sequence[Frame], positions: npt.NDArray[Any], normal: 
 
 
 def _require_line(frames: Sequence[Frame], positions: npt.NDArray[Any], step: npt.NDArray[Any]) -> None:
-    """The slices lie on a line, perhaps not at a right angle to them, as where the gantry was tilted."""
+    """Require slices on one line, not necessarily perpendicular to them, as with a tilted gantry."""
     away = np.linalg.norm(positions - positions[0] - np.arange(len(frames))[:, None] * step, axis=1)
     worst = int(away.argmax())
     if away[worst] > max(2 * _TOLERANCE * float(np.linalg.norm(step)), 0.05):

@@ -1,4 +1,4 @@
-"""Headers of DICOM files: what a file is, and whether it is whole."""
+"""Read the headers of DICOM files: the kind of a file, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
     "whole_of",
 ]
 
-# What is read of a header; patient and study only tell whom series belong to, and are never written anywhere.
+# Elements that are read; patient and study only group the series, and are never written anywhere.
 _TAGS = (
     *(
         "SOPClassUID",
@@ -56,7 +56,7 @@ _TAGS = (
     *("BitsAllocated", "BitsStored", "HighBit"),
     *("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
-# Encodings that leave bits beside those of a number as they are.
+# Encodings that preserve the unused bits of a stored value.
 ALL_BITS = (*NATIVE, pydicom.uid.DeflatedExplicitVRLittleEndian, pydicom.uid.RLELossless)
 _NO_IMAGE = {
     "Segmentation Storage": "a segmentation, not an image",
@@ -67,13 +67,13 @@ _NO_IMAGE = {
 
 
 class DicomFile(NamedTuple):
-    """A file and what its header says.
+    """A DICOM file with the elements of its header that are used.
 
     Attributes:
-        path: of the file.
-        header: the elements that are needed, empty if the header cannot be read.
-        damage: what is wrong with the file, in words; empty if nothing is.
-        other: what the file is if it is no image, such as a report; empty if it is one.
+        path: path of the file.
+        header: the elements that are used; empty if the header cannot be read.
+        damage: description of the damage; empty if there is none.
+        other: what the file is if it is not an image, for example a report; empty if it is one.
     """
 
     path: Path
@@ -82,28 +82,28 @@ class DicomFile(NamedTuple):
     other: str = ""
 
     def get(self, keyword: str) -> Any:
-        """The value of an element; None if it is not there, empty or not valid."""
+        """Return the value of an element; None if it is absent, empty or invalid."""
         try:
             value = self.header.get(keyword)
-        except Exception:  # whatever a value that breaks the standard makes pydicom raise
+        except Exception:  # values that violate the standard make pydicom raise various errors
             return None
         return None if value is None or value == "" else value
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
-        """The finite numbers of an element; None if there are not as many."""
+        """Return the finite numbers of an element; None unless there are `count`."""
         return numbers_of(self.get(keyword), count)
 
     def whole(self, keyword: str) -> int | None:
-        """The whole number of an element; None if it is none."""
+        """Return the whole number of an element; None if its value is not one."""
         return whole_of(self.get(keyword))
 
     def items(self, keyword: str) -> Sequence[pydicom.Dataset]:
-        """The items of a sequence; none if it is not there or no sequence."""
+        """Return the items of a sequence; empty if it is absent or not a sequence."""
         value = self.get(keyword)
         return value if isinstance(value, pydicom.Sequence) else ()
 
     def text(self, keyword: str) -> str:
-        """The text of an element; empty if it is not there."""
+        """Return the text of an element; empty if it is absent."""
         return str(self.get(keyword) or "").strip()
 
     @property
@@ -113,7 +113,7 @@ class DicomFile(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Name of the SOP class in the standard; empty if it is private or not said."""
+        """Name of the SOP class in the standard; empty if it is private or absent."""
         meta = getattr(self.header, "file_meta", {})
         uid = self.text("SOPClassUID") or str(meta.get("MediaStorageSOPClassUID") or "")
         return _class_name(uid)
@@ -126,33 +126,33 @@ class DicomFile(NamedTuple):
 
     @property
     def syntax(self) -> str:
-        """Identifier of the encoding of its pixels; empty if it is not said."""
+        """Transfer syntax UID; empty if it is absent."""
         return str(getattr(self.header, "file_meta", {}).get("TransferSyntaxUID") or "")
 
     @property
     def in_colour(self) -> bool:
-        """Whether a pixel holds a colour."""
+        """Whether the pixels are in colour."""
         return (self.whole("SamplesPerPixel") or 1) > 1 or self.text("PhotometricInterpretation") == "PALETTE COLOR"
 
 
 @lru_cache(maxsize=256)
 def _class_name(uid: str) -> str:
-    with quiet():  # a header with a damaged length may have all of its values in this one
+    with quiet():  # a damaged length may swallow the rest of the header into this value
         name = UID(uid).name if uid else ""
     return "" if name == uid else str(name)
 
 
 def numbers_of(value: Any, count: int) -> tuple[float, ...] | None:
-    """Finite numbers of a value of an element; None if there are not as many."""
+    """Return the finite numbers in the value of an element; None unless there are `count`."""
     try:
         parts = tuple(float(part) for part in ([value] if count == 1 and not hasattr(value, "__len__") else value))
     except (TypeError, ValueError):
         return None
-    return parts if len(parts) == count and all(abs(part) < 1e9 for part in parts) else None  # not for NaN
+    return parts if len(parts) == count and all(abs(part) < 1e9 for part in parts) else None  # False for NaN
 
 
 def whole_of(value: Any) -> int | None:
-    """The whole number of a value of an element; None if it is none."""
+    """Return the whole number in the value of an element; None if it is not one."""
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError):
@@ -161,9 +161,9 @@ def whole_of(value: Any) -> int | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep pydicom from quoting values that break the standard, in warnings and its log: they may name the patient."""
+    """Keep pydicom from quoting invalid values in warnings and its log, since they may identify the patient."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    if all(logger.level > logging.CRITICAL for logger in loggers):  # within another one
+    if all(logger.level > logging.CRITICAL for logger in loggers):  # nested in another `quiet`
         yield
         return
     before = [logger.level for logger in loggers]
@@ -182,7 +182,7 @@ def require_libraries() -> None:
     """Refuse to read DICOM with libraries that are too old.
 
     Raises:
-        ImportError: says which are needed.
+        ImportError: names the required versions.
     """
     found = {}
     for package, least in (("pydicom", (3, 0)), ("highdicom", (0, 24))):
@@ -199,13 +199,13 @@ def require_libraries() -> None:
 
 
 def read_header(path: Path) -> DicomFile:
-    """Read the header of a file, and look whether its pixels are there to the end.
+    """Read the header of a file, and check that its pixel data are complete.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        What was found. A file that cannot be read is no error, but has a `damage`.
+        The file. One that cannot be read raises no error, but has a `damage`.
     """
     try:
         stream = path.open("rb")
@@ -221,7 +221,7 @@ def read_header(path: Path) -> DicomFile:
             _convert(header.file_meta)
         except MemoryError:
             return DicomFile(path, pydicom.Dataset(), "its deflated content takes too much memory")
-        except Exception:  # its text may quote a value
+        except Exception:  # the text of the error may quote a value
             return DicomFile(path, pydicom.Dataset(), "its header cannot be read")
     file = DicomFile(path, header, damage)
     if file.kind in _NO_IMAGE:
@@ -239,10 +239,10 @@ def read_header(path: Path) -> DicomFile:
 
 
 def read_dataset(path: Path) -> pydicom.Dataset:
-    """Read a whole file, with its pixels.
+    """Read a whole file, including its pixels.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read.
     """
     try:
         with path.open("rb") as stream, quiet():
@@ -252,11 +252,11 @@ def read_dataset(path: Path) -> pydicom.Dataset:
 
 
 def _convert(header: pydicom.Dataset) -> None:
-    """Let pydicom understand all values now, while it is quiet; what it cannot understand is taken out."""
+    """Let pydicom convert all values now, while it is quiet, and remove those that it cannot convert."""
     for tag in list(header.keys()):
         try:
             _ = header[tag].value
-        except Exception:  # whatever a value that breaks the standard makes it raise
+        except Exception:  # values that violate the standard make it raise various errors
             del header[tag]
 
 
@@ -264,7 +264,7 @@ def _parse(stream: io.BufferedReader, **options: Any) -> pydicom.Dataset:
     stream.seek(128)
     magic = stream.read(4) == b"DICM"
     require_bounded(stream)
-    # without the preamble, as old devices write it, a file has to show what it is by its elements
+    # old devices write no preamble; such a file has to be recognised by its elements
     data = pydicom.dcmread(stream, force=not magic, **options)
     if not magic and not (data.get("SOPClassUID") or data.get("Rows") or data.get("file_meta")):
         raise ValueError

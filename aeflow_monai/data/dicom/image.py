@@ -1,4 +1,4 @@
-"""An image among DICOM files: the slices of a series, or a file by itself."""
+"""An image among DICOM files: the slices of a series, or a single file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Contents", "Image", "helper_kind", "no_single_image"]
 
 
 class Image(NamedTuple):
-    """What is read as one image: the slices of a series, or a file by itself.
+    """The files that are read as one image: the slices of a series, or a single file.
 
     Attributes:
-        folder: of its files.
-        name: of the image among those in the folder: the number of the series, or of a file by itself that.
-        files: that it is read from.
-        problem: what keeps it from being read, with the remedy; empty if nothing does.
-        others: files of its series that are no slices of it, such as localizers.
+        folder: folder of its files.
+        name: name of the image in the folder: the number of its series, or the name of a single file.
+        files: the files that it is read from.
+        problem: why it cannot be read, with the remedy; empty if it can.
+        others: other files of its series, such as localizers.
     """
 
     folder: Path
@@ -32,24 +32,24 @@ class Image(NamedTuple):
 
     @property
     def series(self) -> str:
-        """Identifier of its series, which is never written anywhere."""
+        """SeriesInstanceUID, which is never written anywhere."""
         return self.files[0].text("SeriesInstanceUID")
 
     @property
     def patient(self) -> tuple[str, str]:
-        """What tells its patient from others, which is never written anywhere."""
+        """Key of its patient (PatientID, or the study without one), which is never written anywhere."""
         return self.files[0].text("PatientID"), "" if self.files[0].text("PatientID") else self.files[0].text(
             "StudyInstanceUID"
         )
 
     @property
     def study(self) -> str:
-        """Identifier of its study, which is never written anywhere."""
+        """StudyInstanceUID, which is never written anywhere."""
         return self.files[0].text("StudyInstanceUID")
 
     @property
     def helper(self) -> str:
-        """What it is if it only helps to look at other images, such as a localizer; else empty."""
+        """Kind of auxiliary image, such as a localizer; empty for any other image."""
         return helper_kind(self.files[0]) if all(helper_kind(file) for file in self.files) else ""
 
     @property
@@ -59,18 +59,18 @@ class Image(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """How a datalist names it: by its file, or by its folder and series."""
+        """Path of the image in a datalist: its file, or its folder and series."""
         if len(self.files) == 1:
             return self.files[0].path
         return self.folder.with_name(f"{self.folder.name}{SEPARATOR}{self.name}")
 
 
 class Contents(NamedTuple):
-    """What the DICOM files of a folder are.
+    """The contents of a folder of DICOM files.
 
     Attributes:
-        images: that can be read, or have a problem, in the order of their series.
-        unused: files that are in no image, with the reason.
+        images: images, readable or with a problem, in the order of their series.
+        unused: files that belong to no image, with the reason.
     """
 
     images: tuple[Image, ...]
@@ -78,14 +78,14 @@ class Contents(NamedTuple):
 
 
 def helper_kind(file: DicomFile) -> str:
-    """What a file is that only helps to look at other images; empty if it is an image in its own right."""
+    """Return the kind of an auxiliary file (a localizer or screenshot); empty for an image in its own right."""
     if "LOCALIZER" in file.image_type:
         return "a localizer"
     return "a screenshot or the like" if "secondary capture" in file.kind.lower() and not has_place(file) else ""
 
 
 def no_single_image(path: Path, contents: Contents) -> str:
-    """The error for a path that names no image, or several."""
+    """Return the error for a path that names no image, or several."""
     found = some([_told(image) for image in contents.images])
     if not contents.images:
         reasons = some([f"{file.name} is {reason}" for file, reason in contents.unused.items()], 3)
@@ -97,6 +97,6 @@ def no_single_image(path: Path, contents: Contents) -> str:
 
 
 def _told(image: Image) -> str:
-    """An image in a message, without what its header says of the patient."""
+    """Describe an image in a message, without patient data from its header."""
     slices = sum(file.frames for file in image.files)
     return f"{image.path} ({slices} slices)" if slices > 1 else str(image.path)

@@ -1,4 +1,4 @@
-"""Localizers and screenshots, which only help to look at other images."""
+"""Exclude localizers and screenshots, which only serve to plan or view other images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from aeflow_monai.data.dicom.image import Image, helper_kind
 __all__ = ["without_helpers", "without_scouts"]
 
 
-_SCOUT_SLICES = 10  # of a localizer in one plane, at most
+_SCOUT_SLICES = 10  # most slices of a localizer in one plane
 
 
 def without_helpers(files: Sequence[DicomFile], unused: dict[Path, str]) -> list[DicomFile]:
-    """The files without localizers and screenshots, unless their study has nothing else in the folder."""
+    """Return the files without localizers and screenshots, unless their study has nothing else in the folder."""
     helpers = {file.path: kind for file in files if (kind := helper_kind(file))}
     placed = {file.text("StudyInstanceUID") for file in files if file.path not in helpers and has_place(file)}
     left_out = {file.path for file in files if file.path in helpers and file.text("StudyInstanceUID") in placed}
@@ -28,7 +28,7 @@ def without_helpers(files: Sequence[DicomFile], unused: dict[Path, str]) -> list
 
 
 def without_scouts(images: Sequence[Image], unused: dict[Path, str]) -> list[Image]:
-    """The images without localizers that are not marked so: a few slices each in planes that cross."""
+    """Return the images without localizers that are not marked as such: a few slices in each of several planes."""
     scouts = [image for image in images if image.is_stack and image.problem and _is_scout(image)]
     if len(scouts) == len(images):
         return list(images)
@@ -43,6 +43,6 @@ def _is_scout(image: Image) -> bool:
         return False
     normals = np.array([np.cross(frame.orientation[:3], frame.orientation[3:]) for frame in frames])  # type: ignore[index]
     planes = Counter(np.abs(normals).argmax(axis=1).tolist())
-    # one slice of a volume that lies otherwise is no localizer, but a fault
+    # a single slice of deviating orientation makes a faulty volume, not a localizer
     few = max(planes.values()) <= _SCOUT_SLICES
     return few and len(planes) > 1 and 3 * min(planes.values()) >= max(planes.values())

@@ -1,4 +1,4 @@
-"""Siemens' mosaics: all slices of a volume side by side in one image."""
+"""Siemens mosaics: all slices of a volume side by side in one image."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def read_mosaic(file: DicomFile) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
         The values, (columns, rows, slices), and the affine from column, row and slice to mm, RAS, (4, 4).
 
     Raises:
-        ValueError: the file does not say how its slices lie; or it cannot be read.
+        ValueError: the header lacks the geometry of the slices, or the file cannot be read.
     """
     data = read_dataset(file.path)
     try:
         shape, affine = _geometry(data)
-    except Exception:  # whatever nibabel raises where a private element is missing
+    except Exception:  # nibabel raises various errors if a private element is missing
         raise ValueError(
             f"Expected a volume in {file.path}; got a mosaic of slices whose private elements, which say how they lie, "
             "are missing. Export it with them, or convert it to NIfTI with dcm2niix."
@@ -53,7 +53,7 @@ def read_mosaic(file: DicomFile) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
 
 
 def _geometry(data: Any) -> tuple[tuple[int, int, int], npt.NDArray[np.float64]]:
-    """Rows, columns and number of slices, and the affine, through nibabel, which knows Siemens' private header."""
+    """Return rows, columns, number of slices and the affine, from nibabel, which parses Siemens' private header."""
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from nibabel.nicom.dicomwrappers import MosaicWrapper

@@ -1,4 +1,4 @@
-"""Which files of a folder are DICOM, and how a series in it is named."""
+"""Recognition of DICOM files in a folder, and names of the series in it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["SEPARATOR", "dicom_paths", "is_dicom_file", "split_name"]
 # Between a folder and the name of one of the series in it, as in `export#3`.
 SEPARATOR = "#"
 _EXTENSIONS = (".dcm", ".dicom", ".ima")
-# Other formats that lie beside DICOM files and are none.
+# Other formats that often lie beside DICOM files.
 _FOREIGN = (
     *(".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".raw", ".bval", ".bvec"),
     *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".gif", ".ico", ".pdf", ".doc", ".docx", ".xls", ".xlsx"),
@@ -20,7 +20,7 @@ _FOREIGN = (
 
 
 def dicom_paths(folder: Path) -> list[Path]:
-    """Files of a folder, not deeper, that are DICOM, or were before they were damaged; sorted."""
+    """Return the files directly in a folder that are DICOM, or were before they were damaged, sorted."""
     paths = sorted((path for path in folder.iterdir() if _may_be(path)), key=Path.as_posix)
     return [path for path in paths if is_dicom_file(path) or _is_broken(path, paths)]
 
@@ -34,13 +34,13 @@ def is_dicom_file(path: Path) -> bool:
     start = _start(path, 132) or b""
     if start[128:] == b"DICM":
         return True
-    # without the preamble, as old devices write it: a first element of the groups 2 or 8 with a short value
+    # old devices write no preamble: the file starts with an element of group 2 or 8 with a short value
     first = start[:2] in (b"\x02\0", b"\x08\0") and start[3:4] == b"\0" and len(start) == 132
     return first and ((start[4:6].isalpha() and start[4:6].isupper()) or int.from_bytes(start[4:8], "little") <= 256)
 
 
 def split_name(path: Path) -> tuple[Path, str]:
-    """The folder and the name of one series in it, of a path such as `export#3`; else the path, and no name."""
+    """Split a path such as `export#3` into folder and series name; without a series, the path and an empty name."""
     if SEPARATOR not in path.name or path.exists():
         return path, ""
     folder, _, name = path.name.rpartition(SEPARATOR)
@@ -55,7 +55,7 @@ def _may_be(path: Path) -> bool:
 
 
 def _start(path: Path, count: int) -> bytes | None:
-    """The first bytes of a file; None if it cannot be read."""
+    """Return the first bytes of a file; None if it cannot be read."""
     try:
         with path.open("rb") as stream:
             return stream.read(count)
@@ -64,8 +64,8 @@ def _start(path: Path, count: int) -> bytes | None:
 
 
 def _is_broken(path: Path, beside: Sequence[Path]) -> bool:
-    """Whether a file without DICOM's first bytes lies among DICOM files, named as they are, and is no text."""
-    start = _start(path, 1024)  # without permission, a file counts by its name
+    """Whether a non-text file without the DICOM signature lies among DICOM files and is named like them."""
+    start = _start(path, 1024)  # without read permission only the name counts
     if start and b"\0" not in start:
         return False
     kin = [other for other in beside if other != path and _kind_of_name(other) == _kind_of_name(path)]

@@ -1,4 +1,4 @@
-"""Pixels of DICOM files as floating point: decoded, rescaled frame by frame, MONOCHROME1 inverted."""
+"""Pixel values of DICOM files as floating point: decoded, rescaled frame by frame, MONOCHROME1 inverted."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _BLOCK = 16  # slices
 
 
 def intensities(frames: Sequence[Frame]) -> npt.NDArray[np.float32]:
-    """Intensities of slices of one size, in their order.
+    """Return the intensities of slices of one size, in their order.
 
-    Each slice has its own rescale slope and intercept or table, of its header or functional groups. MONOCHROME1, where
-    low values are bright, is inverted within the range of its bits. Padding, as around the circle of a CT, takes the
-    lowest value that the volume has elsewhere.
+    Each slice is rescaled by its own slope and intercept or lookup table, from its header or functional groups.
+    MONOCHROME1, in which low values are bright, is inverted within the range of its bits. Padding, as around the
+    circular field of a CT, is set to the lowest value elsewhere in the volume.
 
     Args:
-        frames: of one file or of several.
+        frames: slices of one or several files.
 
     Returns:
         The values, (columns, rows, n).
@@ -45,10 +45,10 @@ def intensities(frames: Sequence[Frame]) -> npt.NDArray[np.float32]:
         ) from None
     padded = False
     image, path = None, None
-    blank = []  # slices that are padding throughout
+    blank = []  # slices that consist of padding
     for start in range(0, len(frames), _BLOCK):
         part = frames[start : start + _BLOCK]
-        block = np.empty((len(part), rows, columns), np.float32)  # turned together, which is faster than one by one
+        block = np.empty((len(part), rows, columns), np.float32)  # transposing a block is faster than slice by slice
         for k, frame in enumerate(part):
             if frame.file.path != path:
                 image, path = _open(frame.file), frame.file.path
@@ -56,14 +56,14 @@ def intensities(frames: Sequence[Frame]) -> npt.NDArray[np.float32]:
             padded |= share > 0
             blank += [start + k] if share == 1 else []
         values[..., start : start + len(part)] = block.transpose(2, 1, 0)
-    if padded and len(blank) < len(frames):  # where all is padding, its value is not for that
+    if padded and len(blank) < len(frames):  # if all slices consist of padding, the value marks something else
         values[..., blank] = np.nan
         np.nan_to_num(values, copy=False, nan=float(np.nanmin(values)))
     return values
 
 
 def colours(file: DicomFile) -> npt.NDArray[np.float32]:
-    """Red, green and blue of a picture of one frame, (rows, columns, 3).
+    """Return the red, green and blue values of a single-frame image, (rows, columns, 3).
 
     Raises:
         ValueError: the file cannot be read or decoded; the message names it.
@@ -82,19 +82,19 @@ def colours(file: DicomFile) -> npt.NDArray[np.float32]:
 
 @contextmanager
 def _decoding(file: DicomFile) -> Iterator[None]:
-    """Turn whatever a library or a decoder raises, whose text may quote a value, into an error that names the file."""
+    """Turn errors of libraries and decoders, whose text may quote a value, into an error that names the file."""
     with quiet():
         try:
             _quieten_gdcm()
             yield
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except BaseException:  # a decoder in Rust panics with one that is no Exception
+        except BaseException:  # a panic in a Rust decoder is not an Exception
             raise _undecodable(file) from None
 
 
 def _read_frame(image: Any, frame: Frame, values: Array) -> float:
-    """Read one frame into an array, with NaN where it is padded unless it is throughout; the padded share."""
+    """Read a frame into an array, with NaN as padding unless all of it is padding; return the padded fraction."""
     with _decoding(frame.file):
         values[...] = _transformed(image, frame.offset)
         padding = _padding(image, frame.offset)
@@ -106,14 +106,14 @@ def _read_frame(image: Any, frame: Frame, values: Array) -> float:
 
 
 def _open(file: DicomFile) -> Any:
-    """The file as highdicom's image, with the elements that old devices leave out."""
+    """Open a file as a highdicom image, adding the elements that old devices omit."""
     import highdicom
 
     data = read_dataset(file.path)
-    if _rescales_in_groups(data):  # beside which one of the whole file, as some devices add it, says nothing
+    if _rescales_in_groups(data):  # some devices add a meaningless one for the whole file
         data.pop("RescaleSlope", None)
         data.pop("RescaleIntercept", None)
-    if data.get("RescaleSlope") == 0:  # which readers take for none
+    if data.get("RescaleSlope") == 0:  # readers treat 0 as absent
         raise ValueError(
             f"Expected a rescale slope other than 0 in {file.path}; got 0, by which all pixels have one value. Correct "
             "the header, or export the image again."
@@ -124,7 +124,7 @@ def _open(file: DicomFile) -> Any:
         if "PixelData" in data:
             data.setdefault("PixelRepresentation", 0)
             data.setdefault("BitsStored", data.BitsAllocated)
-        data.pop("PresentationLUTShape", None)  # which contradicts the photometric interpretation where it matters
+        data.pop("PresentationLUTShape", None)  # it may contradict the photometric interpretation
         if not data.original_encoding[1] or _has_spare_bits(data):
             _as_plain(data)
         return highdicom.Image.from_dataset(data, copy=False)
@@ -141,13 +141,13 @@ def _rescales_in_groups(data: pydicom.Dataset) -> bool:
 
 
 def _has_spare_bits(data: pydicom.Dataset) -> bool:
-    """Whether a number has bits that are not its own, such as an overlay's, and a decoder that leaves them there."""
+    """Whether stored values have unused bits, such as an overlay's, and an encoding that preserves them."""
     kept = data.file_meta.TransferSyntaxUID in ALL_BITS and "PixelData" in data
     return bool(kept and data.BitsStored < data.BitsAllocated)
 
 
 def _as_plain(data: pydicom.Dataset) -> None:
-    """Pixels as highdicom takes them: little endian, each number by the bits that are its own."""
+    """Convert the pixels for highdicom: little endian, with unused bits cleared."""
     from pydicom.pixels import pixel_array
 
     pixels = pixel_array(data)
@@ -158,7 +158,7 @@ def _as_plain(data: pydicom.Dataset) -> None:
 
 
 def _transformed(image: Any, index: int) -> Array:
-    """Values of a frame, in the units of its header."""
+    """Return the values of a frame in the units of its header."""
     if "PixelData" not in image:  # floating point already
         from pydicom.pixels import pixel_array
 
@@ -175,13 +175,13 @@ def _transformed(image: Any, index: int) -> Array:
 
 
 def _padding(image: Any, index: int) -> Array | None:
-    """Where a frame is padded; None if its header speaks of no padding."""
+    """Return a mask of the padding of a frame; None if its header declares no padding."""
     value = image.get("PixelPaddingValue")
     if value is None or "PixelData" not in image:
         return None
     stored: Array = image.get_stored_frame(index, as_index=True)
     ends = [value, image.get("PixelPaddingRangeLimit")]
-    # -2000 is often written as the unsigned number of the same bits
+    # -2000 is often stored as the unsigned number with the same bits
     low, high = (_same_bits(int(value if end is None else end), stored.dtype) for end in ends)
     return (stored >= min(low, high)) & (stored <= max(low, high))
 
@@ -201,7 +201,7 @@ def _undecodable(file: DicomFile) -> ValueError:
 
 
 def _quieten_gdcm() -> None:
-    """Keep GDCM's decoder, where it is installed, from writing to the terminal."""
+    """Keep the GDCM decoder, if installed, from writing to the terminal."""
     try:
         import gdcm
     except ImportError:

@@ -1,4 +1,4 @@
-"""A DICOM image becomes a tensor in RAS."""
+"""Read a DICOM image into a tensor with a RAS affine."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = ["is_dicom_source", "read_dicom_image"]
 
 
 def is_dicom_source(path: Path) -> bool:
-    """Whether a path is read as DICOM: a folder, a series in one such as `export#3`, or a DICOM file."""
+    """Whether a path is read as DICOM: a folder, a series in a folder such as `export#3`, or a DICOM file."""
     return path.is_dir() or bool(split_name(path)[1]) or is_dicom_file(path)
 
 
 def read_dicom_image(path: Path) -> MetaTensor:
-    """Read one image.
+    """Read one DICOM image.
 
     Args:
-        path: of a folder with the files of one image, of one series in a folder, such as `export#3`, or of a file.
+        path: a folder with the files of one image, one series in a folder, such as `export#3`, or a file.
 
     Returns:
-        A volume (1, X, Y, Z) with its affine in RAS; or a picture that lies nowhere in space, (1, X, Y), or (3, X, Y)
-        if it is in colour. Its metadata hold nothing of the patient.
+        A volume (1, X, Y, Z) with its affine in RAS; or a 2D image without a position in space, (1, X, Y), or
+        (3, X, Y) in colour. Its metadata hold no patient data.
 
     Raises:
-        ValueError: there is not one whole image; the message names the file and the cause.
+        ValueError: the path does not hold exactly one complete image; the message names the file and the cause.
     """
     image = _chosen(path)
     if image.problem:
@@ -68,7 +68,7 @@ def _chosen(path: Path) -> Image:
 
 
 def _picture_affine(file: DicomFile) -> npt.NDArray[np.float64]:
-    """Columns to the left and rows to posterior, as pictures of other formats, by the size of the pixels in mm."""
+    """Return an affine with columns to the left and rows to posterior, as in other 2D formats, in mm."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         if (spacing := file.numbers(keyword, 2)) and min(spacing) > 0:
             return np.diag([-spacing[1], -spacing[0], 1.0, 1.0])

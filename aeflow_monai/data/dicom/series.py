@@ -1,4 +1,4 @@
-"""The images among the DICOM files of a folder: each file is in one of them, or named with the reason why it is not."""
+"""Group the DICOM files of a folder into images; each file is in an image, or listed with the reason why not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from aeflow_monai.printable import some
 __all__ = ["contents_of", "image_in_file"]
 
 
-# Words in the names of SOP classes whose images lie nowhere in space and are pictures each.
+# Words in the names of SOP classes whose files are separate 2D images without a position in space.
 _PROJECTIONS = (
     *("computed radiography", "digital x-ray", "digital mammography", "digital intra-oral", "x-ray angiographic"),
     *("x-ray radiofluoroscopic", "ultrasound", "nuclear medicine", "rt image", "vl ", "ophthalmic"),
@@ -31,19 +31,19 @@ _TO_CHOOSE = "convert it to NIfTI, for example with dcm2niix, and give one of it
 
 
 def contents_of(folder: Path) -> Contents:
-    """Look at all DICOM files of a folder, not deeper; again only if one of them has changed.
+    """Read the headers of all DICOM files directly in a folder; the result is cached until one of them changes.
 
     Args:
-        folder: that holds them.
+        folder: folder of the files.
 
     Returns:
-        The images that they make up, and the files that are in none.
+        The images that they form, and the files that belong to none.
     """
     return _contents(folder, tuple(sorted(_state(path) for path in folder.iterdir())))
 
 
 def _state(path: Path) -> tuple[str, int, int, int]:
-    """What changes with the content of a file."""
+    """Return a state that changes with the content of a file."""
     try:
         found = path.stat()
     except OSError:
@@ -73,13 +73,13 @@ def _contents(folder: Path, _files: tuple[tuple[str, int, int, int], ...]) -> Co
 
 
 def image_in_file(path: Path) -> Image:
-    """A file by itself.
+    """Return the image in a single file.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        The image. If it is none, its problem says so.
+        The image. If the file holds none, its problem says so.
     """
     require_libraries()
     file = understood(read_header(path))
@@ -92,7 +92,7 @@ def image_in_file(path: Path) -> Image:
 
 
 def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile, ...]) -> list[Image]:
-    """The images of one series."""
+    """Return the images of one series."""
     alone, mosaics, slices = [], [], []
     for file in files:
         if is_mosaic(file):
@@ -118,7 +118,7 @@ def _images_of(folder: Path, files: Sequence[DicomFile], others: tuple[DicomFile
 def _image(
     folder: Path, files: tuple[DicomFile, ...], others: tuple[DicomFile, ...] = (), all_there: bool = False
 ) -> Image:
-    """An image, with what is wrong with it; `all_there` if no slice may be missing, as of one that was named."""
+    """Return an image with its problem, if any; `all_there` requires the declared number of slices."""
     image = Image(folder, "", files, "", others)
     where = files[0].path if len(files) == 1 else folder
     problem = (_single_problem(files[0]) if len(files) == 1 else "") or size_problem(files, where)
@@ -129,7 +129,7 @@ def _image(
                 require_declared(frames)
         except GridError as error:
             problem = f"Expected one volume in {where}; got {error}."
-        except Exception:  # one malformed image ends nothing for the others; the text may quote a value
+        except Exception:  # a malformed image must not stop the others, and the error's text may quote a value
             problem = (
                 f"Expected one volume in {where}; got headers that cannot be understood, such as that of "
                 f"{files[0].path.name}. Export the series again."
@@ -138,7 +138,7 @@ def _image(
 
 
 def _single_problem(file: DicomFile) -> str:
-    """What keeps a file from being read by itself."""
+    """Return why a file cannot be read as an image of its own; empty if it can."""
     got = ""
     if "Whole Slide" in file.kind:
         got = "the tiles of a microscope's slide"
@@ -152,7 +152,7 @@ def _single_problem(file: DicomFile) -> str:
 
 
 def _with_damaged(folder: Path, images: Sequence[Image], damaged: Iterable[DicomFile]) -> list[Image]:
-    """The images, where a damaged file is a problem of the volume that it may be a slice of, or one by itself."""
+    """Return the images, with each damaged file a problem of the volume it may belong to, or an image of its own."""
     owned: dict[int, list[DicomFile]] = defaultdict(list)
     alone: dict[str, list[DicomFile]] = defaultdict(list)
     for file in damaged:
@@ -186,7 +186,7 @@ def _damage(where: Path, files: Sequence[DicomFile]) -> str:
 
 
 def _named(images: Sequence[Image]) -> list[Image]:
-    """The images in the order of their series, each with a name of its own in the folder."""
+    """Return the images in the order of their series, each with a unique name in the folder."""
 
     def number(image: Image) -> int:
         value = image.files[0].whole("SeriesNumber")

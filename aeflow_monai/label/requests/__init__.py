@@ -1,1 +1,1 @@
-"""What a server lets through, and how it answers."""
+"""Request handling of the server: filtering, validation and answers."""

@@ -1,4 +1,4 @@
-"""By which addresses the server is known: what a request's Host and Origin may say."""
+"""Addresses of the server: the allowed values of a request's Host and Origin."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def parse_origin(text: str) -> str:
-    """An address as a browser names it as Origin: scheme, host, and the port where it is not the scheme's own.
+    """Normalise an address as a browser sends it in Origin: scheme, host, and a port that is not the scheme's default.
 
     Args:
-        text: such as "https://reading.example.org".
+        text: an address such as "https://reading.example.org".
 
     Raises:
-        ValueError: it is no such address.
+        ValueError: it is not a valid origin.
 
     Example:
         >>> parse_origin("https://Reading.example.org:443/")
@@ -41,7 +41,7 @@ def parse_origin(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address.
+    """Whether an address is reachable from this machine only.
 
     Example:
         >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
@@ -54,15 +54,15 @@ def is_loopback(host: str) -> bool:
 
 
 def is_known_host(host: str, server: tuple[str, int | None], told: Iterable[str]) -> bool:
-    """Whether a request's Host is an address of this server, and no name that a stranger gave it.
+    """Whether a request's Host is an address of this server rather than a name that an attacker controls.
 
-    A web page whose own name leads to this machine (DNS rebinding) is no stranger to the browser, but has that name as
-    Host.
+    By DNS rebinding, a web page whose name resolves to this machine passes the browser's same-origin check, but its
+    requests carry that name as Host.
 
     Args:
-        host: of the request.
-        server: address and port at which its connection came in.
-        told: origins, see `parse_origin`.
+        host: Host of the request.
+        server: address and port that the connection was made to.
+        told: configured origins, see `parse_origin`.
 
     Example:
         >>> is_known_host("localhost:8000", ("127.0.0.1", 8000), [])
@@ -80,12 +80,12 @@ def is_known_host(host: str, server: tuple[str, int | None], told: Iterable[str]
 
 
 def is_known_origin(origin: str, host: str, told: Iterable[str]) -> bool:
-    """Whether a web page is this server's own, or one that it was told.
+    """Whether a request comes from a page of this server, or of a configured origin.
 
     Args:
-        origin: of the request.
-        host: of the request, which is known.
-        told: origins, see `parse_origin`.
+        origin: Origin of the request.
+        host: known Host of the request.
+        told: configured origins, see `parse_origin`.
 
     Example:
         >>> is_known_origin("http://localhost:8000", "localhost:8000", [])
@@ -95,7 +95,7 @@ def is_known_origin(origin: str, host: str, told: Iterable[str]) -> bool:
     """
     try:
         origin = parse_origin(origin)
-    except ValueError:  # such as "null", of a page without an address
+    except ValueError:  # for example "null", from a page without an address
         return False
     return origin in told or (origin.startswith("http://") and _of_origin(origin) == _split(host, "http"))
 
@@ -106,7 +106,7 @@ def _of_origin(origin: str) -> tuple[str, int]:
 
 
 def _split(host: str, scheme: str) -> tuple[str, int]:
-    """Name and port of a Host; an empty name if it is none."""
+    """Split a Host into name and port; the name is empty if it is invalid."""
     try:
         parts = urlsplit(f"//{host}")
         return (parts.hostname or "" if parts.netloc == host and "@" not in host else ""), parts.port or _PORTS[scheme]

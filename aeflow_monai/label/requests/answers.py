@@ -22,22 +22,21 @@ __all__ = ["log_error", "message_of", "readable_errors", "status_of", "without_p
 
 _logger = logging.getLogger(__name__)
 
-# What is wrong with the request or its image, rather than with the server.
+# Errors caused by the request or its image rather than by the server.
 _OF_THE_REQUEST = (ValueError, TypeError, FileNotFoundError, MONAILabelException)
 _BYTES = re.compile(r"""(, beginning with )?\bb(['"])(\\.|(?!\2).)*\2""", re.DOTALL)
 
 
 @contextmanager
 def readable_errors(path: str = "", name: str = "") -> Iterator[None]:
-    """Turn an error inside into an HTTP answer: 400 for what the request or its image is to blame for, else 500.
+    """Turn an error into an HTTP answer: 400 if the request or its image caused it, else 500.
 
     Args:
-        path: of the request's image, if there is one.
-        name: that the answer gives it.
+        path: path of the request's image, if any.
+        name: name of the image in the answer.
 
     Raises:
-        HTTPException: with the message of the error that began it; its traceback goes to the server's log, if that
-            has details.
+        HTTPException: with the message of the root cause; its traceback goes to the server's log at the level DEBUG.
     """
     try:
         yield
@@ -51,7 +50,7 @@ def readable_errors(path: str = "", name: str = "") -> Iterator[None]:
 
 
 def log_error(error: Exception) -> None:
-    """Note an error in one line without its message, which may name files; at the level DEBUG the traceback too."""
+    """Log an error in one line without its message, which may name files; at the level DEBUG with its traceback."""
     cause = root_cause(error)
     frames = traceback.extract_tb(cause.__traceback__)
     place = f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
@@ -61,7 +60,7 @@ def log_error(error: Exception) -> None:
 
 
 def status_of(error: Exception) -> int:
-    """The status of HTTP that an error is answered with."""
+    """Return the HTTP status for an error."""
     cause = root_cause(error)
     if isinstance(cause, AnyHTTPException):
         return int(cause.status_code)
@@ -77,13 +76,13 @@ def status_of(error: Exception) -> int:
 
 
 def message_of(error: Exception) -> str:
-    """What an error says, without the wrapping of MONAI, MONAI Label or FastAPI, and without bytes of a file.
+    """Return the message of an error, without wrapping by MONAI, MONAI Label or FastAPI and without bytes of a file.
 
     Args:
-        error: as it was caught.
+        error: the error as caught.
 
     Returns:
-        Its message, or its type where it has none.
+        Its message, or its type if it has none.
     """
     cause = root_cause(error)
     if isinstance(cause, AnyHTTPException):
@@ -99,11 +98,11 @@ def message_of(error: Exception) -> str:
 
 
 def without_paths(text: str, folders: Sequence[str]) -> str:
-    r"""A text without the absolute paths of folders: what lies in one is named from there.
+    r"""Make the absolute paths below some folders in a text relative to these folders.
 
     Args:
-        text: of an answer.
-        folders: absolute paths; of two that lie in each other the inner one counts.
+        text: text of an answer.
+        folders: absolute paths; of nested folders the inner one applies.
 
     Example:
         >>> without_paths("No image in /data/studies/a.png, see /data/studies.", ["/data/studies"])

@@ -1,4 +1,4 @@
-"""Bodies of requests: read up to a limit, checked by what they are, and given to MONAI Label once more."""
+"""Request bodies: read up to a limit, validated, and replayed to MONAI Label."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["MAX_JSON", "check_body", "check_info", "is_ambiguous", "read_body", 
 MAX_JSON = 2**20
 _CHUNK = 2**16
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-# What an image's or label's info has from the app or MONAI Label, and no client sets.
+# Entries of an image's or label's info that the app or MONAI Label sets, never a client.
 _OWN_INFO = ("name", "ts", "path", "checksum", "strategy", "marked_normal", "user")
-# What an infer request says in its address or by its upload.
+# Options of an infer request that are given by its URL or its upload.
 _OWN_OPTIONS = ("image", "label", "session")
 
 
 def is_ambiguous(scope: Scope) -> bool:
-    """Whether a request says its length twice, so that a proxy may take its end for the beginning of another one.
+    """Whether a request declares its length twice, which allows request smuggling through a proxy.
 
     Args:
-        scope: of the request, see ASGI.
+        scope: ASGI scope of the request.
     """
     headers = Headers(scope=scope)
     return "content-length" in headers and "transfer-encoding" in headers
@@ -39,14 +39,14 @@ async def read_body(scope: Scope, receive: Receive, body: IO[bytes], limit: int)
     """Read a request's body.
 
     Args:
-        scope: of the request, see ASGI.
-        receive: gives its parts.
-        body: is written to.
-        limit: bytes that it may have.
+        scope: ASGI scope of the request.
+        receive: ASGI receive function.
+        body: file that the body is written to.
+        limit: most bytes allowed.
 
     Raises:
-        NotOffered: it is larger.
-        ValueError: it is cut.
+        NotOffered: the body is larger.
+        ValueError: the body is truncated.
     """
     length = Headers(scope=scope).get("content-length", "0")
     if not length.isdecimal() or int(length) > limit:
@@ -66,21 +66,21 @@ async def read_body(scope: Scope, receive: Receive, body: IO[bytes], limit: int)
 
 
 async def check_body(scope: Scope, route: Route, path: str, body: IO[bytes], rules: Rules) -> bool:
-    """Refuse a body that is not what its route takes.
+    """Refuse a body that does not match its route.
 
     Args:
-        scope: of the request, see ASGI.
-        route: of the request.
-        path: of the request.
-        body: as it was read.
-        rules: what the server was told.
+        scope: ASGI scope of the request.
+        route: route of the request.
+        path: path of the request.
+        body: body as read.
+        rules: rules for the requests that the server answers.
 
     Returns:
-        Whether it has an upload.
+        Whether the body has an upload.
 
     Raises:
-        NotOffered: it is of another type.
-        ValueError: with what is wrong in it.
+        NotOffered: the body has another content type.
+        ValueError: names the fault.
     """
     kind = Headers(scope=scope).get("content-type", "").partition(";")[0].strip().lower()
     if not body.seek(0, os.SEEK_END):
@@ -99,16 +99,16 @@ async def check_body(scope: Scope, route: Route, path: str, body: IO[bytes], rul
 
 
 def check_info(path: str, content: Mapping[str, Any]) -> None:
-    """Refuse entries of a form's JSON that are the server's own, or that MONAI Label could not read.
+    """Refuse entries of a form's JSON that only the server may set, or that MONAI Label cannot read.
 
-    Its own is what it knows of an image, and which one is meant.
+    The server sets what it records of an image, and which image a request is for.
 
     Args:
-        path: of the request.
-        content: of the field "params" or "info".
+        path: path of the request.
+        content: content of the field "params" or "info".
 
     Raises:
-        ValueError: names the entry; or the labels are not described by objects.
+        ValueError: an entry is refused, which the message names; or the labels are not described by objects.
     """
     if path.startswith("/datastore"):
         own = [key for key in content if key in _OWN_INFO or key.startswith("anomaly_")]
@@ -122,11 +122,11 @@ def check_info(path: str, content: Mapping[str, Any]) -> None:
 
 
 def replay(body: IO[bytes], receive: Receive) -> Receive:
-    """Give a body that was read once more, then what comes.
+    """Return an ASGI receive function that replays a body, then continues with the original one.
 
     Args:
-        body: as it was read.
-        receive: gives what comes behind it.
+        body: body as read.
+        receive: the original ASGI receive function.
     """
     size, sent, is_over = body.seek(0, os.SEEK_END), 0, False
 

@@ -1,4 +1,4 @@
-"""Who asks: machines, names of this server and web pages that are answered, and those that are strangers."""
+"""Access by caller: the machines, Host names and web pages that the server answers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from aeflow_monai.label.requests.rules import Rules
 
 __all__ = ["check_caller"]
 
-_FOREIGN = ("cross-site", "same-site")  # of a browser's word on where a request is from
+_FOREIGN = ("cross-site", "same-site")  # values of Sec-Fetch-Site
 
 
 def check_caller(scope: Scope, rules: Rules) -> None:
-    """Refuse a request of a stranger, whose machine, name of this server or web page is none that it was told.
+    """Refuse a request whose client machine, Host or web page is not allowed.
 
     Args:
-        scope: of the request, see ASGI.
-        rules: what the server was told.
+        scope: ASGI scope of the request.
+        rules: rules for the requests that the server answers.
 
     Raises:
-        NotOffered: with what to tell the server.
+        NotOffered: names the option that would allow it.
     """
     server = scope.get("server") or ("127.0.0.1", None)
     if server[1] is not None and not (is_loopback(server[0]) or rules.allow_anyone):

@@ -1,4 +1,4 @@
-"""The door of the server: what comes in is checked before MONAI Label sees it, what goes out names no paths."""
+"""Request filter of the server: requests are checked before MONAI Label, and answers contain no paths."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["Door", "check_infer", "close_door"]
 
 
 def close_door(server: FastAPI, rules: Rules) -> None:
-    """Put the door before MONAI Label's routes, in place of its own CORS, which allows every page with credentials.
+    """Put the request filter before MONAI Label's routes, replacing its CORS, which allows any page with credentials.
 
     Args:
-        server: MONAI Label's, also if it runs already.
-        rules: what it was told.
+        server: MONAI Label's server, which may already be running.
+        rules: rules for the requests that it answers.
     """
     cors = Middleware(
         CORSMiddleware, allow_origins=rules.origins, allow_credentials=True, allow_methods=["*"], allow_headers=["*"]
@@ -39,11 +39,11 @@ def close_door(server: FastAPI, rules: Rules) -> None:
 
 
 class Door:
-    """Middleware that answers what is refused with its reason, and hands on the rest.
+    """Request filter: ASGI middleware that answers refused requests with the reason and passes on all others.
 
     Args:
-        app: behind it.
-        rules: what the server was told.
+        app: the application behind it.
+        rules: rules for the requests that the server answers.
     """
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
@@ -65,7 +65,7 @@ class Door:
             if exit_.has_begun:
                 raise
             log_error(error)
-            # what follows on the connection may be a part of the request, or another one
+            # what follows on the connection may belong to this request or be another one
             headers = {"connection": "close"} if is_ambiguous(scope) else None
             answer = JSONResponse({"detail": message_of(error)}, status_of(error), headers)
             await answer(scope, receive, exit_.send)
@@ -90,7 +90,7 @@ class Door:
             except RuntimeError as error:
                 if ("output", "dicom_seg") not in query or "does not exist" not in str(error):
                     raise
-                # MONAI Label makes no file then, and sends it all the same
+                # MONAI Label writes no file for an empty mask, but tries to send it
                 raise ValueError("The mask is empty, and a DICOM SEG cannot be. Ask for output=image.") from None
 
     def _check_names(self, route: Route, method: str, path: str, query: list[tuple[str, str]]) -> None:
@@ -110,16 +110,16 @@ class Door:
 
 
 def check_infer(path: str, query: list[tuple[str, str]], has_upload: bool, is_remote: bool) -> None:
-    """Refuse an infer request without an image, or for what only a DICOMweb server's images have.
+    """Refuse an infer request without an image, or for DICOM SEG of an image that is not on a DICOMweb server.
 
     Args:
-        path: of the request.
-        query: names and values.
-        has_upload: whether there is a file.
-        is_remote: whether the studies are a DICOMweb server's.
+        path: path of the request.
+        query: names and values of the query.
+        has_upload: whether the request has a file.
+        is_remote: whether the studies are on a DICOMweb server.
 
     Raises:
-        ValueError: with what is missing, such as the converter.
+        ValueError: names what is missing, for example the converter.
     """
     if not path.startswith("/infer/"):
         return

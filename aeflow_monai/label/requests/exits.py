@@ -1,4 +1,4 @@
-"""Answers on their way out: with the headers of the door, and without paths."""
+"""Outgoing answers: security headers are added, and paths are removed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aeflow_monai.label.requests.answers import without_paths
 
 __all__ = ["Exit", "path_of"]
 
-# Against pages that show ours in a frame, or take an answer for a script or a picture of theirs.
+# Keep other pages from framing ours, and from loading answers as scripts or images.
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"frame-ancestors 'self'"),
@@ -21,12 +21,12 @@ _HEADERS = (
 
 
 class Exit:
-    """Sends an answer: with the headers of the door, and, if it is JSON, without paths.
+    """ASGI send function that adds security headers, and removes paths from JSON.
 
     Args:
-        send: to the client, see ASGI.
-        scope: of the request.
-        folders: whose paths are left out, see `without_paths`.
+        send: ASGI send function to the client.
+        scope: ASGI scope of the request.
+        folders: folders whose paths are removed, see `without_paths`.
     """
 
     def __init__(self, send: Send, scope: Scope, folders: tuple[str, ...]) -> None:
@@ -38,7 +38,7 @@ class Exit:
         self.has_begun = False
 
     async def send(self, message: Message) -> None:
-        """Send a part of the answer, or keep it until the answer is whole; see ASGI."""
+        """Send a part of the answer, or buffer it until the answer is complete; see ASGI."""
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}
             kind = Headers(raw=message["headers"]).get("content-type", "")
@@ -64,9 +64,9 @@ class Exit:
 
 
 def path_of(scope: Scope) -> str:
-    """The path of a request as the routes have it.
+    """Return the path of a request in the form that routes use.
 
     Args:
-        scope: of the request, see ASGI.
+        scope: ASGI scope of the request.
     """
     return str(scope["path"]).removeprefix(scope.get("root_path", "")).removeprefix(settings.MONAI_LABEL_API_STR)

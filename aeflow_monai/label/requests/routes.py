@@ -1,4 +1,4 @@
-"""What the server answers at all: the requests that viewers need, what each may carry, and why others are refused."""
+"""Routes that the server answers: those that viewers need, their bodies, and the reasons why others are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class NotOffered(ValueError):
     """A request that this server does not answer.
 
     Attributes:
-        status: of HTTP: 400, 403, 404, 405, 413, 414 or 415.
+        status: HTTP status: 400, 403, 404, 405, 413, 414 or 415.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -24,14 +24,14 @@ class NotOffered(ValueError):
 
 
 class Route(NamedTuple):
-    """Requests that are answered.
+    """A group of requests that are answered.
 
     Attributes:
-        methods: of HTTP.
-        path: pattern of the whole path, without a slash at its end; its groups are checked by their names.
-        body: what it carries: "" for nothing, "json" or "form".
-        uploads: names of a form's files.
-        is_new: whether the image that it names need not be there.
+        methods: HTTP methods.
+        path: pattern of the whole path, without a trailing slash; its groups are validated by their names.
+        body: type of the body: "" for none, "json" or "form".
+        uploads: names of the files in a form.
+        is_new: whether the named image may be new.
     """
 
     methods: tuple[str, ...]
@@ -44,7 +44,7 @@ class Route(NamedTuple):
 _OFFERED = (
     Route(("GET",), r"/openapi\.json|/favicon\.ico|/info|/auth|/auth/token/valid"),
     Route(("GET",), r"/static(/[\w-][\w.-]*)+|/ohif(/[\w-][\w.-]*)*"),
-    # DICOMweb: listing and reading, as OHIF asks
+    # DICOMweb: the listing and reading requests of OHIF
     Route(("GET",), r"/proxy/dicom/(qido|wado)/(studies|series|instances)(/[\w-][\w.,-]*)*"),
     Route(("GET",), r"/model/(info/)?(?P<model>[^/]+)"),
     Route(("GET", "DELETE"), r"/train|/scoring|/batch/infer"),
@@ -73,7 +73,7 @@ class _Refusal(NamedTuple):
     reason: str
 
 
-# What MONAI Label has beside these, and what to do in its place. The first that fits is said.
+# Other routes of MONAI Label, with the alternative to each. The first match gives the message.
 _REFUSED = (
     _Refusal(
         "GET",
@@ -109,15 +109,15 @@ _TRUE = ("1", "true", "yes", "on", "t", "y")
 
 
 def find_route(method: str, path: str) -> Route:
-    """The route of a request, with the names in its path checked.
+    """Return the route of a request, and validate the names in its path.
 
     Args:
-        method: of HTTP.
-        path: decoded.
+        method: HTTP method.
+        path: decoded path.
 
     Raises:
-        NotOffered: there is no such route.
-        ValueError: a name in the path is none.
+        NotOffered: the route does not exist.
+        ValueError: a name in the path is invalid.
 
     Example:
         >>> find_route("POST", "/infer/anomaly_mask").uploads
@@ -149,13 +149,13 @@ def find_route(method: str, path: str) -> Route:
 
 
 def check_query(pairs: Iterable[tuple[str, str]]) -> None:
-    """Refuse a query or form field that names what cannot be, or asks for what this server does not do.
+    """Refuse a query or form field with an invalid name, or with a request that this server does not support.
 
     Args:
-        pairs: names and values, decoded, in their order.
+        pairs: decoded names and values, in their order.
 
     Raises:
-        ValueError: with what is wrong.
+        ValueError: names the fault.
     """
     for name, value in pairs:
         if name in ("image", "label", "id", "tag", "session_id", "model", "method", "strategy"):

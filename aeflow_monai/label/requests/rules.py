@@ -1,4 +1,4 @@
-"""What a server was told of the requests that it may answer."""
+"""Rules for the requests that a server answers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from aeflow_monai.label.requests.server import MAX_UPLOAD_MB
 
 __all__ = ["Rules", "rules_of"]
 
-_NO_IMAGES = (".svs", ".xml")  # of MONAI Label's defaults, which this app does not read
+_NO_IMAGES = (".svs", ".xml")  # defaults of MONAI Label that this app does not read
 
 
 class Rules(NamedTuple):
-    """What a server was told of its requests.
+    """Rules for the requests that a server answers.
 
     Attributes:
-        origins: addresses by which browsers may reach it, see `parse_origin`, beside its own.
-        allow_anyone: whether other machines may ask, although there is no password.
-        max_upload: bytes of a request.
-        suffixes: of images and labels.
-        folders: whose paths no answer names.
-        has_image: whether there is an image of a name, if the server knows.
-        is_remote: whether the studies are a DICOMweb server's.
+        origins: addresses besides its own by which browsers may reach it, see `parse_origin`.
+        allow_anyone: whether other machines may send requests without a password.
+        max_upload: most bytes of a request.
+        suffixes: suffixes of images and labels.
+        folders: folders whose paths are removed from answers.
+        has_image: returns whether an image of this name exists, as far as the server knows.
+        is_remote: whether the studies are on a DICOMweb server.
     """
 
     origins: tuple[str, ...]
@@ -42,20 +42,20 @@ class Rules(NamedTuple):
 
 
 def rules_of(conf: Mapping[str, str], studies: str, app_dir: str, has_image: Callable[[str], bool]) -> Rules:
-    """The rules of a server by its configuration.
+    """Return the rules of a server from its configuration.
 
     Args:
         conf: "origins", separated by commas; "allow_anyone"; "max_upload_mb".
         studies: folder of images, or the address of a DICOMweb server.
         app_dir: folder of the app.
-        has_image: whether there is an image of a name.
+        has_image: returns whether an image of this name exists.
 
     Raises:
-        ValueError: one of them has a value that it cannot have.
+        ValueError: one of them has an invalid value.
     """
     is_remote = studies.startswith(("http://", "https://"))
     told = [*conf.get("origins", "").split(","), *map(str, settings.MONAI_LABEL_CORS_ORIGINS)]
-    # with those of Python, its libraries and the user, which no answer needs to name
+    # also folders of Python, its libraries and the user, which no answer needs to name
     places = [sys.prefix, sys.base_prefix, str(PACKAGE.parent), str(Path.home()), tempfile.gettempdir()]
     given = [conf[name] for name in ("model",) if conf.get(name)]
     folders = [Path(place) for place in [*places, app_dir, *given, *([] if is_remote else [studies])]]

@@ -1,4 +1,4 @@
-"""Starts MONAI Label's server with the app."""
+"""Start MONAI Label's server with the app."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from aeflow_monai.label.requests.addresses import is_loopback, parse_origin
 
 __all__ = ["MAX_UPLOAD_MB", "make_app_folder", "refuse_presets_beside_a_model", "serve"]
 
-# 512 x 512 x 1000 voxels of 16 bit have 524 MB.
+# For comparison: 512 x 512 x 1000 voxels of 16 bits take 524 MB.
 MAX_UPLOAD_MB = 1024
 
-# MONAI Label looks for a file of this name in the app's folder, and for a class in it.
+# MONAI Label imports the class of the app from a file main.py in the app's folder.
 _MAIN = "from aeflow_monai.label.app import AnomalyApp\n\n__all__ = ['AnomalyApp']\n"
 
 
 def make_app_folder(folder: str | Path) -> Path:
-    """Make a folder that `monailabel start_server --app` takes; models, logs and temporary files go there.
+    """Create an app folder for `monailabel start_server --app`; it also holds models, logs and temporary files.
 
     Args:
-        folder: is made if it is missing.
+        folder: created if missing.
 
     Returns:
         Its absolute path.
@@ -38,14 +38,14 @@ def make_app_folder(folder: str | Path) -> Path:
 
 
 def refuse_presets_beside_a_model(model: str | None, presets: Sequence[str]) -> None:
-    """Refuse presets of a first training where a model is given.
+    """Refuse presets of a first training if a model is given.
 
     Args:
-        model: folder of its bundle, if any.
-        presets: by name or path.
+        model: folder of the model's bundle, if any.
+        presets: names or paths of presets.
 
     Raises:
-        ValueError: there are both.
+        ValueError: both are given.
     """
     if model and presets:
         raise ValueError(
@@ -72,19 +72,19 @@ def serve(
     Args:
         studies: folder of images, or the address of a DICOMweb server.
         app_dir: see `make_app_folder`.
-        model: folder of a training's bundle to begin with.
-        presets: of the first training, where there is no model; see `config_files`.
-        host: address to listen at; "0.0.0.0" accepts other machines.
-        port: to listen at.
-        origins: further addresses by which browsers may ask it, see `parse_origin`.
-        allow_anyone: whether whoever reaches the port may use it, where other machines reach it.
-        max_upload_mb: megabytes of a request.
+        model: bundle of a training to start with.
+        presets: presets of the first training if there is no model; see `config_files`.
+        host: address to listen on; "0.0.0.0" accepts other machines.
+        port: port to listen on.
+        origins: further addresses by which browsers may reach it, see `parse_origin`.
+        allow_anyone: whether other machines that reach the port may use it without a password.
+        max_upload_mb: most megabytes of a request.
         log_level: DEBUG, INFO, WARNING or ERROR.
 
     Raises:
-        FileNotFoundError: there is no such folder of studies, or no such bundle.
-        ValueError: the model is no whole bundle; there is no such preset; presets are given beside a model; an origin
-            is no address; or other machines could reach the server without a password.
+        FileNotFoundError: the folder of studies or the bundle does not exist.
+        ValueError: the model is not a complete bundle; a preset does not exist; presets are given with a model; an
+            origin is invalid; or other machines could reach the server without a password.
         ModuleNotFoundError: MONAI Label is not installed.
     """
     if not studies.startswith(("http://", "https://")) and not Path(studies).is_dir():
@@ -94,9 +94,9 @@ def serve(
     if not max_upload_mb > 0:
         raise ValueError(f"Expected a number of megabytes above 0 for --max-upload-mb; got {max_upload_mb:g}.")
     known = [*map(parse_origin, origins), *_own_names(host, port)]
-    from aeflow_monai.label.models import require_bundle  # with torch, which the command's help does without
+    from aeflow_monai.label.models import require_bundle  # imports torch, which the command's help does not need
 
-    # checked here, where an error is only a message; absolute, since MONAI Label's own processes may run elsewhere
+    # checked early for a clear message; absolute, since MONAI Label's processes may run in another folder
     conf = {
         "model": str(require_bundle(model).absolute()) if model else None,
         "presets": ",".join(config_files(*presets)),
@@ -105,7 +105,7 @@ def serve(
         "max_upload_mb": f"{max_upload_mb:g}",
     }
     folder = make_app_folder(app_dir)
-    # before MONAI Label is imported: it and the processes that it starts put temporary files there
+    # before MONAI Label is imported: it and its processes put temporary files there
     os.environ["TMPDIR"] = str(folder / "tmp")
     try:
         from monailabel.main import Main
@@ -137,6 +137,6 @@ def _refuse_an_open_door(host: str, allow_anyone: bool) -> None:
 
 
 def _own_names(host: str, port: int) -> list[str]:
-    """The address that the server listens at, or the machine's name if it listens at all of them."""
+    """Return the address that the server listens on, or the machine's name if it listens on all addresses."""
     name = socket.gethostname() if host in ("0.0.0.0", "::", "") else f"[{host}]" if ":" in host else host
     return [parse_origin(f"http://{name}:{port}")]

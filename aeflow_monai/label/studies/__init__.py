@@ -1,1 +1,1 @@
-"""Where studies and their labels lie: a folder, or a DICOMweb server."""
+"""Datastores of studies and their labels: a folder or a DICOMweb server."""

@@ -1,4 +1,4 @@
-"""A DICOMweb datastore in which an empty final label is possible: that is how a reader marks a normal case."""
+"""A DICOMweb datastore that accepts an empty final label, by which a reader marks a normal case."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _CONVERTER = "itkimage2segimage"  # of dcmqi
 
 
 class AnomalyDicomDatastore(DICOMWebDatastore):  # type: ignore[misc]
-    """MONAI Label's DICOMweb datastore, which notes empty final labels beside the image.
+    """MONAI Label's DICOMweb datastore, with empty final labels recorded in the info of the image.
 
-    A DICOM SEG has to have a segment, so an empty label cannot be sent to the server; MONAI Label by itself fails. All
-    other labels go there as DICOM SEG, as always.
+    A DICOM SEG needs a segment, so an empty label cannot be sent to the server, and MONAI Label itself fails on it. All
+    other labels are sent as DICOM SEG as usual.
     """
 
     def answer_at_once(self) -> None:
-        """Do not ask a server that does not answer again and again, while all other requests wait."""
+        """Disable retries, during which all other requests would wait for a server that does not answer."""
         self._client.set_http_retry_params(retry=False)
 
     def get_image_uri(self, image_id: str) -> str:
-        """The file of a series, which is fetched.
+        """Download a series, and return its file.
 
         Raises:
-            ImageNotFoundException: there is no such series.
+            ImageNotFoundException: the series does not exist.
         """
         try:
             return str(super().get_image_uri(image_id))
@@ -43,10 +43,10 @@ class AnomalyDicomDatastore(DICOMWebDatastore):  # type: ignore[misc]
             raise _no_series(ImageNotFoundException, image_id) from error
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
-        """The file of a label, which is fetched if it is a final one.
+        """Return the file of a label; a final one is downloaded.
 
         Raises:
-            LabelNotFoundException: there is no such series.
+            LabelNotFoundException: the series does not exist.
         """
         try:
             return str(super().get_label_uri(label_id, label_tag, image_id))
@@ -59,13 +59,13 @@ class AnomalyDicomDatastore(DICOMWebDatastore):  # type: ignore[misc]
         """Save a label; see `monailabel.datastore.dicom.DICOMWebDatastore.save_label`.
 
         Returns:
-            Its id; of an empty final label that of the image.
+            Its id, or that of the image for an empty final label.
 
         Raises:
             ValueError: see `check_label`; nothing is saved.
         """
         with removing_upload(label_filename):
-            check_label(label_filename, self.get_image_uri(image_id))  # whose info there is only when it was fetched
+            check_label(label_filename, self.get_image_uri(image_id))  # the image has an info only after its download
             if label_tag == DefaultLabelTag.FINAL:
                 empty = not bool(load_label(label_filename).any())
                 self.update_image_info(image_id, {MARKED_NORMAL: empty})
@@ -77,31 +77,31 @@ class AnomalyDicomDatastore(DICOMWebDatastore):  # type: ignore[misc]
     def save_result(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
     ) -> str:
-        """Save what an infer task answered."""
+        """Save the result of an infer task."""
         return str(super().save_label(image_id, label_filename, label_tag, label_info, label_id))
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is kept of an image; its path is the server's own business."""
+        """Return the info of an image without its path, which is internal to the server."""
         info: dict[str, Any] = super().get_image_info(image_id)
         info.pop("path", None)
         return info
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Series with a DICOM SEG on the server, or marked normal here."""
+        """Return the series with a DICOM SEG on the server, or marked normal here."""
         on_server = super().get_labeled_images(label_tag, labels)
         here = [image for image in LocalDatastore.list_images(self) if self.get_image_info(image).get(MARKED_NORMAL)]
         return sorted({*on_server, *here})
 
     def status(self) -> dict[str, Any]:
-        """Numbers of images and labels, with those marked normal."""
+        """Return the numbers of images and labels, including images marked normal."""
         return {**super().status(), "completed": len(self.get_labeled_images())}
 
 
 def require_converter() -> None:
-    """Refuse to make a DICOM SEG where its converter is missing.
+    """Refuse to make a DICOM SEG without its converter.
 
     Raises:
-        ValueError: says what to install.
+        ValueError: names the package to install.
     """
     if shutil.which(_CONVERTER) is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What readers' final labels say: an empty one marks a normal image, any other shows where it is abnormal."""
+"""Readers' final labels: an empty one marks a normal image, any other shows where the image is abnormal."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from aeflow_monai.errors import describe_error
 
 __all__ = ["MARKED_NORMAL", "LabelledImage", "labelled_images", "load_label"]
 
-# In an image's info: true where a datastore cannot keep the empty label that a reader submitted.
+# Key of an image's info: true if the reader submitted an empty label that the datastore cannot store.
 MARKED_NORMAL = "marked_normal"
-_UNKNOWN = "UNK"  # as MONAI Label notes a DICOM element that is not there
+_UNKNOWN = "UNK"  # MONAI Label's value for a missing DICOM element
 
 
 class LabelledImage(NamedTuple):
@@ -23,8 +23,8 @@ class LabelledImage(NamedTuple):
 
     Args:
         case: the image's name in the datastore.
-        patient: tells images of one patient from others, where the datastore knows (DICOM), by a number, since a
-            PatientID is written nowhere; else the case.
+        patient: a number for each patient if the datastore has a PatientID (DICOM), which is never written anywhere;
+            else the case.
         image: path of the image.
         label: path of the label; empty if the image is marked normal without one.
     """
@@ -36,21 +36,21 @@ class LabelledImage(NamedTuple):
 
     @property
     def normal(self) -> bool:
-        """Whether the label is empty, or there is none; it is read for that."""
+        """Whether the label is empty or absent; a label is read to decide."""
         return not self.label or not bool(load_label(self.label).any())
 
 
 @lru_cache(maxsize=1)
 def _loader() -> LoadCased:
-    # MONAI says of each new one again which of its readers are missing
+    # one instance, since each new one warns of MONAI's missing readers
     return LoadCased("lesion")
 
 
 def labelled_images(datastore: Datastore) -> list[LabelledImage]:
-    """All images with a final label, or marked normal without one, sorted by case.
+    """Return all images with a final label, or marked normal without one, sorted by case.
 
     Args:
-        datastore: with images and labels.
+        datastore: datastore of images and labels.
 
     Returns:
         One entry per image.
@@ -62,7 +62,7 @@ def labelled_images(datastore: Datastore) -> list[LabelledImage]:
         image, info = datastore.get_image_uri(case), datastore.get_image_info(case)
         label = "" if info.get(MARKED_NORMAL) else labels.get(image)
         if label is None:
-            continue  # it was removed since
+            continue  # removed since
         known = str(info.get("PatientID") or _UNKNOWN)
         patient = case if known == _UNKNOWN else patients.setdefault(known, f"patient {len(patients) + 1}")
         found.append(LabelledImage(case, patient, image, label))
@@ -70,20 +70,20 @@ def labelled_images(datastore: Datastore) -> list[LabelledImage]:
 
 
 def load_label(path: str) -> MetaTensor:
-    """A label, as a mask is read everywhere: binary, whatever its values are.
+    """Read a label as a binary mask, as masks are read everywhere.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         (1, X, Y[, Z]), 1 where the reader drew and 0 elsewhere.
 
     Raises:
-        ValueError: it cannot be read, or not be understood as a mask.
+        ValueError: the file cannot be read, or is not a mask.
     """
     try:
         label: Any = _loader()({"lesion": path})["lesion"]
-    except Exception as error:  # a reader's, whichever was tried last
+    except Exception as error:  # readers raise various errors
         raise ValueError(
             f"Expected a label in {path}; it cannot be read: {describe_error(error)} Submit the label again, or remove "
             "it."

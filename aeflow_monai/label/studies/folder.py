@@ -1,4 +1,4 @@
-"""A folder of images as datastore: each file has a name of its own, and threads wait for each other."""
+"""A folder of images as datastore, with unique names and safe access from several threads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _can_be_asked_for(name: str) -> bool:
 
 @functools.cache
 def _warn_of_names(count: int) -> None:
-    """Once for each number, since the folder is looked at all the time."""
+    """Warn once per number, since the folder is listed all the time."""
     _logger.warning(
         f"{count} files are not listed: their names begin with a dot, are too long, or have characters that are not "
         "printed. Rename them."
@@ -53,14 +53,14 @@ def _warn_of_names(count: int) -> None:
 
 
 class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
-    """MONAI Label's datastore of a folder, safe to use from the server's threads.
+    """MONAI Label's folder datastore, made safe for the server's threads.
 
-    MONAI Label watches the folder in a thread of its own, which empties the list of images and fills it again. A label
-    that is saved meanwhile ends that thread for good, and the server no longer sees what tasks write; an image that
-    is asked for meanwhile does not exist. Here each call waits for the one before.
+    MONAI Label watches the folder in a thread that clears and refills the list of images. A label saved meanwhile ends
+    that thread for good, so that the server no longer sees what tasks write; an image requested meanwhile does not
+    exist. Here calls are serialised by a lock.
 
-    An image's name is its file's without the suffix, in whatever case that is. Of two files that would have the same
-    name, such as case.nii and case.nii.gz, the second keeps its suffix in its name; MONAI Label leaves it out.
+    The name of an image is its file name without the suffix, in upper or lower case. If two files would share a name,
+    such as case.nii and case.nii.gz, the second keeps its suffix; MONAI Label would leave it out.
 
     Args:
         datastore_path: the folder.
@@ -68,7 +68,7 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
     """
 
     def __init__(self, datastore_path: str, **options: Any) -> None:
-        self._turn = threading.RLock()  # before the folder is watched
+        self._turn = threading.RLock()  # before the watch starts
         super().__init__(datastore_path, **options)
 
     def _to_id(self, file: str) -> tuple[str, str]:
@@ -78,7 +78,7 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
         return (file[:-length], file[-length:]) if length else (file, "")
 
     def _list_files(self, path: str, patterns: Sequence[str]) -> dict[str, str]:
-        """Files of a folder by their names; those that no request can name are none."""
+        """Return the files of a folder by name, without those that no request can name."""
         names = sorted(file.name for file in Path(path).iterdir() if file.is_file())
         fitting = [name for name in names if any(fnmatch.fnmatch(name.lower(), p.lower()) for p in patterns)]
         listed = [name for name in fitting if _can_be_asked_for(name)]
@@ -95,7 +95,7 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
             if file in known:
                 continue
             image, suffix = self._to_id(file)
-            if image in objects:  # which another file is
+            if image in objects:  # another file has this name
                 image, suffix = file, ""
             info = {"ts": int(time.time()), "name": file}
             objects[image] = ImageLabelModel(image=DataModel(info=info, ext=suffix))
@@ -103,17 +103,17 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
         return added
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """What is kept of an image; its path is the server's own business."""
+        """Return the info of an image without its path, which is internal to the server."""
         with self._turn:
             info: dict[str, Any] = super().get_image_info(image_id)
         info.pop("path", None)
         return info
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
-        """Take an uploaded image in; see `LocalDatastore.add_image`.
+        """Add an uploaded image; see `LocalDatastore.add_image`.
 
         Raises:
-            HTTPException: there is an image of this name.
+            HTTPException: an image of this name exists.
         """
         with self._turn, removing_upload(image_filename):
             file = Path(self._datastore.image_path(), image_id + self._to_id(image_filename)[1])
@@ -133,7 +133,7 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
             return self.save_result(image_id, label_filename, label_tag, label_info)
 
     def save_result(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Save what an infer task answered, in place of a label of the same tag in another format."""
+        """Save the result of an infer task, replacing a label of the same tag in another format."""
         with self._turn:
             before = self.get_label_uri(image_id, label_tag)
             saved = str(super().save_label(image_id, label_filename, label_tag, label_info))
@@ -145,7 +145,7 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
         """Remove a label.
 
         Raises:
-            LabelNotFoundException: there is none.
+            LabelNotFoundException: the label does not exist.
         """
         with self._turn:
             if not Path(self.get_label_uri(label_id, label_tag)).is_file():
@@ -153,17 +153,17 @@ class AnomalyLocalDatastore(LocalDatastore):  # type: ignore[misc]
             super().remove_label(label_id, label_tag)
             self.refresh()
 
-    # what the watching thread does
+    # called by the watching thread
     refresh = _one_at_a_time(LocalDatastore.refresh)
     _init_from_datastore_file = _one_at_a_time(LocalDatastore._init_from_datastore_file)
 
-    # what writes
+    # writers
     remove_image = _one_at_a_time(LocalDatastore.remove_image)
     update_image_info = _one_at_a_time(LocalDatastore.update_image_info)
     _update_datastore_file = _one_at_a_time(LocalDatastore._update_datastore_file)
     update_label_info = _one_at_a_time(LocalDatastore.update_label_info)
 
-    # what reads
+    # readers
     datalist = _one_at_a_time(LocalDatastore.datalist)
     get_image_uri = _one_at_a_time(LocalDatastore.get_image_uri)
     get_label_uri = _one_at_a_time(LocalDatastore.get_label_uri)

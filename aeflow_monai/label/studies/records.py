@@ -1,4 +1,4 @@
-"""What the datastore keeps of a case's score, beside its image."""
+"""Records of case scores in the info of images in the datastore."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _logger = logging.getLogger(__name__)
 
 
 def score_record(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of an image's info that a score becomes.
+    """Return the entries of an image's info for a score.
 
     Args:
-        result: of an infer task.
+        result: result of an infer task.
 
     Returns:
-        "anomaly_score", "anomaly_prediction", "anomaly_case_threshold", "anomaly_p_value"; of the most anomalous slice
+        "anomaly_score", "anomaly_prediction", "anomaly_case_threshold", "anomaly_p_value"; for the most anomalous slice
         "anomaly_plane", "anomaly_axis", "anomaly_slice_from_0" and "anomaly_position_mm", None for a 2D image;
         "anomaly_model" (version) and an "anomaly_error" of None.
     """
@@ -44,41 +44,41 @@ def score_record(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def failure_record(message: str, model_version: int) -> dict[str, Any]:
-    """The entries of an image's info if it cannot be scored.
+    """Return the entries of an image's info if it cannot be scored.
 
     Args:
-        message: what is wrong with it.
-        model_version: of the model that was to score it; the next one tries again.
+        message: the cause.
+        model_version: version of the model that failed; the next version tries again.
 
     Returns:
-        "anomaly_error" and "anomaly_model", and None for an earlier score.
+        "anomaly_error" and "anomaly_model", with None for the entries of an earlier score.
     """
     return {"anomaly_score": None, "anomaly_error": message, "anomaly_model": model_version}
 
 
 def store(datastore: Datastore, image_id: str, record: Mapping[str, Any]) -> None:
-    """Keep a record with its image.
+    """Store a record in the info of its image.
 
     Args:
-        datastore: where to.
-        image_id: of the image.
-        record: entries of its info, which replace those of the same name; of an image that was removed meanwhile none.
+        datastore: datastore of the image.
+        image_id: name of the image.
+        record: entries of its info, which replace those of the same name; ignored if the image has been removed.
     """
-    # The datastore writes its file as a whole, and the server writes it too: take in what it wrote meanwhile. Its
-    # refresh() does that and looks at every file of the studies, which is too much for each of their scores.
+    # The datastore rewrites its whole file, and the server writes it too, so reload it first. refresh() would also list
+    # every file of the studies, which is too slow for each score.
     getattr(datastore, "_init_from_datastore_file", datastore.refresh)()
     with suppress(ImageNotFoundException):
         datastore.update_image_info(image_id, dict(record))
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
-    """A report that is made anew when it is missing.
+    """Read a report; a missing or damaged one will be made again.
 
     Args:
-        path: of a JSON file that this app wrote.
+        path: path of a JSON file that this app wrote.
 
     Returns:
-        Its content; empty if there is none, or if it is damaged.
+        Its content; empty if it is missing or damaged.
     """
     try:
         content: Any = read_json(path)
@@ -90,5 +90,5 @@ def read_report(path: str | Path) -> dict[str, Any]:
 
 @cache
 def _warn_of(name: str) -> None:
-    """Once, since viewers ask for reports with every request."""
+    """Warn once, since viewers request reports all the time."""
     _logger.warning(f"{name} cannot be read, so it counts as missing until it is made anew.")

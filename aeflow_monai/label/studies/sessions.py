@@ -1,4 +1,4 @@
-"""Sessions: images that a viewer uploads for a while, below a folder that no id leads out of."""
+"""Sessions: temporary images uploaded by a viewer, confined to one folder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["GuardedSessions"]
 
 
 class GuardedSessions(Sessions):  # type: ignore[misc]
-    """MONAI Label's sessions, of ids that it has given itself.
+    """MONAI Label's sessions, restricted to ids that the server has issued.
 
-    MONAI Label takes an id for a path, so that one with ".." reads or removes another folder; and a folder without
-    a session's record ends the server's start.
+    MONAI Label uses an id as a path, so that one with ".." reads or removes another folder; and a folder without a
+    session record makes the server fail at the start.
 
     Args:
         store_path: folder of the sessions.
-        expiry: seconds after its last use when a session is removed.
+        expiry: seconds after its last use until a session is removed.
     """
 
     def get_session(self, session_id: str, update_ts: bool = True, fetch_cache: bool = True) -> Any:
-        """The session of an id; None if there is none, or if it has expired."""
+        """Return a session; None if it does not exist or has expired."""
         if not is_session_id(session_id) or not self._has_record(session_id):
             return None
         return super().get_session(session_id, update_ts, fetch_cache)
@@ -39,7 +39,7 @@ class GuardedSessions(Sessions):  # type: ignore[misc]
     def add_session(
         self, data_file: str, expiry: int = 0, uncompress: bool = False, session_id: str | None = None
     ) -> tuple[str, Any]:
-        """Begin a session with an upload, which is moved; see `monailabel.utils.sessions.Sessions.add_session`."""
+        """Start a session with an upload, which is moved; see `monailabel.utils.sessions.Sessions.add_session`."""
         try:
             added: tuple[str, Any] = super().add_session(data_file, expiry, False, session_id)
         finally:
@@ -49,10 +49,10 @@ class GuardedSessions(Sessions):  # type: ignore[misc]
         return added
 
     def remove_expired(self) -> int:
-        """Remove what has expired, and what is no session.
+        """Remove expired sessions, and folders that are not sessions.
 
         Returns:
-            How many were removed.
+            The number of removed ones.
         """
         folder = Path(self.store_path)
         if not folder.is_dir():

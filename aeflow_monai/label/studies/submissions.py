@@ -1,4 +1,4 @@
-"""Labels that readers submit: read, and compared with their image, before anything is kept."""
+"""Checks of the labels that readers submit: they are read and compared with their image before they are saved."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _MAX_VALUE = 255
 
 
 def check_label(label: str, image: str) -> None:
-    """Refuse a label that cannot be one of its image.
+    """Refuse a label that does not match its image.
 
     Args:
-        label: path of the file that was submitted.
+        label: path of the submitted file.
         image: path of the image.
 
     Raises:
-        ValueError: one of them cannot be read; the label has another grid, values that are no numbers of structures
-            from 0 to 255, or is no mask as evaluations read it.
+        ValueError: one of them cannot be read; the label has another grid, values other than whole numbers from 0 to
+            255, or is not a mask as evaluations read it.
     """
     values = lay_on_grid(_read(label, "label"), _read(image, "image"), label, image)
     of_label = torch.as_tensor(values).as_subclass(Tensor)
@@ -42,22 +42,22 @@ def check_label(label: str, image: str) -> None:
 
 
 def lay_on_grid(label: MetaTensor, image: MetaTensor, label_name: str, image_name: str) -> MetaTensor:
-    """Lay a label on its image's grid, or refuse one that has another shape or lies elsewhere, such as mirrored.
+    """Reorder a label to the grid of its image, or refuse it if shape or position differ, for example if mirrored.
 
     Args:
-        label: (1, X, Y[, Z]); its axes may have another order and direction than the image's.
+        label: (1, X, Y[, Z]); its axes may differ from the image's in order and direction.
         image: (C, X, Y[, Z]).
         label_name: path of the label.
         image_name: path of the image.
 
     Returns:
-        The label with the axes of the image.
+        The label on the axes of the image.
 
     Raises:
-        ValueError: they differ by more than that and a voxel.
+        ValueError: shapes differ, or positions differ by more than a voxel.
     """
     if len(label) == 1:
-        with suppress(ValueError):  # which is said below in the words of a label
+        with suppress(ValueError):  # reported below in terms of a label
             return on_grid_of(label, image, label_name, image_name)
     name, found, shape = Path(image_name).name, tuple(label.shape[1:]), tuple(image.shape[1:])
     if len(label) != 1 or [n for n in found if n > 1] != [n for n in shape if n > 1]:
@@ -67,7 +67,7 @@ def lay_on_grid(label: MetaTensor, image: MetaTensor, label_name: str, image_nam
             "on the image's own grid."
         )
     if len(shape) == 2:
-        return label  # formats of 2D images know no place
+        return label  # formats of 2D images have no position
     apart = corner_distance(image, label)
     if apart > min(voxel_spacing(image)):
         raise ValueError(
@@ -80,7 +80,7 @@ def lay_on_grid(label: MetaTensor, image: MetaTensor, label_name: str, image_nam
 def _read(path: str, what: str, key: str = "image") -> MetaTensor:
     try:
         image: MetaTensor = LoadCased(key)({key: path})[key]
-    except Exception as error:  # a reader's, whichever was tried last
+    except Exception as error:  # readers raise various errors
         said = describe_error(error).replace(path, f"the {what}")
         raise ValueError(
             f"Expected a label that can be compared with its image; the {what} cannot be read. {said}"

@@ -1,1 +1,1 @@
-"""What MONAI Label asks of an app: inference, training, scoring and active learning."""
+"""Tasks of the MONAI Label app: inference, training, scoring and active learning."""

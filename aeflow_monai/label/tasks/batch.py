@@ -1,4 +1,4 @@
-"""Batch inference: one bad image does not end it, and scores go to the worklist."""
+"""Batch inference that continues after a failed image and stores scores for the worklist."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _logger = logging.getLogger(__name__)
 
 
 class GuardedBatchInfer(BatchInferTask):  # type: ignore[misc]
-    """MONAI Label's batch inference, which goes on after an image that fails and stores the scores.
+    """MONAI Label's batch inference, which continues after a failed image and stores the scores.
 
     Args:
-        models: of which the newest is used.
+        models: model store; its newest version is used.
     """
 
     def __init__(self, models: ModelStore) -> None:
@@ -32,15 +32,15 @@ class GuardedBatchInfer(BatchInferTask):  # type: ignore[misc]
     def __call__(
         self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
     ) -> dict[str, Any]:
-        """Look at all images that the request names, and save the results as labels "original".
+        """Run inference on all images of the request, and save the results as labels "original".
 
         Args:
             request: see `monailabel.interfaces.tasks.batch_infer.BatchInferTask`.
-            datastore: with the images.
-            infer: looks at one of them.
+            datastore: datastore of the images.
+            infer: runs inference on one image.
 
         Returns:
-            For each image what `infer` returns, or "error" with what is wrong with it.
+            For each image the result of `infer`, or "error" with the cause.
         """
         version = self.models.require()
 
@@ -48,7 +48,7 @@ class GuardedBatchInfer(BatchInferTask):  # type: ignore[misc]
             image = one["image"]
             try:
                 answer = infer(one, store_of)
-            except Exception as error:  # of this image only
+            except Exception as error:  # fails this image only
                 record = failure_record(message_of(error), version)
                 _logger.warning("An image failed, the others go on; its info says which, and why.")
                 _logger.debug(f"{image} failed: {record['anomaly_error']}")
@@ -58,6 +58,6 @@ class GuardedBatchInfer(BatchInferTask):  # type: ignore[misc]
             store(store_of, image, record)
             return answer
 
-        # without a GPU MONAI Label would divide by their number
+        # MONAI Label would divide by the number of GPUs
         several = bool(request.get("multi_gpu", True)) and torch.cuda.device_count() > 0
         return super().__call__({**request, "multi_gpu": several}, datastore, guarded)  # type: ignore[no-any-return]

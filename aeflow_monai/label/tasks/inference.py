@@ -1,4 +1,4 @@
-"""Infer tasks: a mask, or the anomaly map, with the score, the profile and the most anomalous slice."""
+"""Infer tasks: anomaly mask or map, with the score, the profile and the most anomalous slice."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ LABELS = {"anomaly": 1}
 
 
 class Pipeline:
-    """What all infer tasks share: the models, and one case at a time.
+    """The state shared by all infer tasks: the models, and a lock that allows one case at a time.
 
-    Requests that come at once wait for each other: a volume fills the cores, and memory stays that of one case.
+    Concurrent requests wait for each other: one volume uses all cores, and memory stays that of one case.
 
     Args:
-        models: of which the newest is used.
+        models: model store; its newest version is used.
     """
 
     def __init__(self, models: ModelStore) -> None:
@@ -44,10 +44,10 @@ class Pipeline:
         self.lock = threading.RLock()
 
     def load(self, version: int) -> None:
-        """Load what the first answer would wait for.
+        """Preload what the first answer needs.
 
         Args:
-            version: of the model.
+            version: version of the model.
         """
         for device in device_map().values():
             self.models.open(version, device)
@@ -55,15 +55,15 @@ class Pipeline:
 
 
 class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
-    """An infer task of the app, without the choice of what is shown.
+    """Base class of the infer tasks; subclasses choose the output.
 
-    Options of a request, beside MONAI Label's own: "device", "result_extension", "result_dtype", and "threshold" (see
+    Options of a request, besides MONAI Label's own: "device", "result_extension", "result_dtype", and "threshold" (see
     `parse_threshold`).
 
     Args:
-        pipeline: shared with the other tasks.
-        type: of MONAI Label's tasks; it decides where viewers list the task.
-        description: for the viewer, a sentence.
+        pipeline: pipeline shared with the other tasks.
+        type: MONAI Label's type of task; it determines where viewers list it.
+        description: one sentence, shown by the viewer.
     """
 
     def __init__(self, pipeline: Pipeline, type: InferType, description: str) -> None:
@@ -80,18 +80,18 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
 
     @abstractmethod
     def output(self, data: Mapping[str, Any]) -> str:
-        """What is shown: "mask", "map" or "scaled_map" of `ViewerResultd`."""
+        """Return the output: "mask", "map" or "scaled_map" of `ViewerResultd`."""
 
     def is_valid(self) -> bool:
-        """Whether there is a model; a task without one is not listed."""
+        """Return whether there is a model; a task without one is not listed."""
         return self.pipeline.models.newest() is not None
 
     def get_path(self, validate: bool = True) -> str:
-        """The newest model's file, for clients that download it.
+        """Return the file of the newest model, for clients that download it.
 
         Raises:
             FileNotFoundError: there is no model.
-            ValueError: a client wants to upload one.
+            ValueError: a client tries to upload one.
         """
         if not validate:
             raise ValueError(
@@ -101,39 +101,39 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         return str(model_path(models.folder_of(models.require())))
 
     def info(self) -> dict[str, Any]:
-        """What the task is, for clients, with the number of the model's version."""
+        """Describe the task for clients, with the version of the model."""
         newest = self.pipeline.models.newest()
         return {**super().info(), "version": str(newest) if newest else None}
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[str | None, dict[str, Any]]:
-        """Look at one image.
+        """Run inference on one image.
 
         Args:
             request: "image", a path, and the options.
-            callbacks: of MONAI Label.
+            callbacks: callbacks of MONAI Label.
 
         Returns:
-            The path of the result, and what `ViewerResultd` says of it with "model_version".
+            The path of the result, and the entries of `ViewerResultd` with "model_version".
 
         Raises:
-            ValueError: an option has a value that it cannot have; or the image is to blame.
-            FileNotFoundError: there is no model, or no such image.
+            ValueError: an option has an invalid value; or the image is invalid.
+            FileNotFoundError: there is no model, or the image does not exist.
         """
-        # an infer request without them gets NIfTI, which keeps geometry and floats, also of a PNG
+        # NIfTI by default, even for a PNG, since it keeps geometry and floats
         request = {**request, "result_extension": request.get("result_extension") or ".nii.gz"}
         check_infer_options(request)
         with self.pipeline.lock:
-            # the same version from the first transform to the last, whatever a training adds meanwhile
+            # fix the version for all transforms, since a training may add another meanwhile
             request["model_version"] = self.pipeline.models.require()
             file, result = super().__call__(request, callbacks)
         return file, result
 
     def pre_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:
-        """The model's preprocessing."""
+        """Return the model's preprocessing."""
         return list(self._model(data).preprocessing.transforms)
 
     def inferer(self, data: Any = None) -> Inferer:
-        """The model's inferer."""
+        """Return the model's inferer."""
         return self._model(data).inferer
 
     def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cpu") -> dict[str, Any]:
@@ -141,12 +141,12 @@ class AnomalyInferTask(BasicInferTask):  # type: ignore[misc]
         return {**data, "pred": self._model(data).infer(data["image"])}
 
     def post_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:
-        """The model's, and what the request wants shown in place of the mask that they end with."""
+        """Return the model's postprocessing, with the requested output in place of its final mask."""
         shown = ViewerResultd(output=self.output(data), threshold=data.get("threshold", CALIBRATED))
         return [*self._model(data).viewer_postprocessing.transforms, shown, Restored(keys="pred", ref_image="image")]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
-        """Write NIfTI as the command line does, with both transforms of the input, and all else by MONAI Label."""
+        """Write NIfTI as the command line does, with sform and qform of the input, and other formats by MONAI Label."""
         data["result"]["model_version"] = data["model_version"]
         data["result_dtype"] = data.get("result_dtype") or ("float32" if self.output(data) == "map" else "uint8")
         if data["result_extension"] not in NIFTI:
@@ -165,7 +165,7 @@ class MaskInferTask(AnomalyInferTask):
     """The infer task `anomaly_mask`: 1 where the map exceeds the threshold, 0 elsewhere.
 
     Args:
-        pipeline: shared with the other tasks.
+        pipeline: pipeline shared with the other tasks.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -186,7 +186,7 @@ class MapInferTask(AnomalyInferTask):
     It is no segmentation for viewers, which would take each grey level for a structure.
 
     Args:
-        pipeline: shared with the other tasks.
+        pipeline: pipeline shared with the other tasks.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:

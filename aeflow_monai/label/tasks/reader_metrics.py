@@ -1,4 +1,4 @@
-"""Readers' corrected labels against the model: voxel and lesion metrics for the app's stats."""
+"""Voxel and lesion metrics of the model against readers' final labels, for the app's stats."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _logger = logging.getLogger(__name__)
 
 
 class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
-    """Compares the newest model's maps with the final labels, voxel by voxel and lesion by lesion.
+    """A scoring method that compares the newest model's maps with the final labels by voxels and by lesions.
 
-    Images that the model was trained on are left out. A report needs one label that is not empty. It says which model
-    and labels it is of, and is made anew when one of them changes.
+    Images that the model was trained on are left out. A report needs at least one label that is not empty. It records
+    its model and labels, and is made again when one of them changes.
 
     Args:
-        pipeline: that looks at an image.
-        path: of the report, a JSON file.
+        pipeline: runs inference on an image.
+        path: path of the report, a JSON file.
     """
 
     def __init__(self, pipeline: Pipeline, path: str | Path) -> None:
@@ -47,20 +47,20 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         self.path = Path(path)
 
     def report(self) -> dict[str, Any]:
-        """The last report; empty if there is none.
+        """Return the last report; empty if there is none.
 
         Returns:
-            "model_version", "labels" (what they were), "n_images", "n_trained_on" (left out), "failed" (messages by
-            image), and under "metrics" what `VoxelMetrics` and `LesionMetrics` report, or under "why_none" why there
-            are none.
+            "model_version", "labels" (their state), "n_images", "n_trained_on" (left out), "failed" (messages by
+            image), and "metrics" with the results of `VoxelMetrics` and `LesionMetrics`, or "why_none" with the reason
+            why there are none.
         """
         return read_report(self.path)
 
     def is_stale(self, datastore: Datastore) -> bool:
-        """Whether there is something to report that the last report does not have.
+        """Return whether the last report is out of date.
 
         Args:
-            datastore: with images and labels.
+            datastore: datastore of images and labels.
         """
         newest = self.pipeline.models.newest()
         if newest is None:
@@ -71,14 +71,14 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         return (report.get("model_version"), report.get("labels")) != (newest, labels)
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Make the report.
+        """Make the report, unless it is up to date.
 
         Args:
-            request: "device", if wanted; "force" makes it anew even if nothing changed.
-            datastore: with images and labels.
+            request: "device", optional; "force" makes it even if nothing has changed.
+            datastore: datastore of images and labels.
 
         Returns:
-            The report, which is also written.
+            The report, which is also written to its file.
 
         Raises:
             FileNotFoundError: there is no model yet.
@@ -96,7 +96,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         for image in wanted:
             try:
                 self._add(image, model, voxels, lesions)
-            except Exception as error:  # of this image only, and said in the report
+            except Exception as error:  # fails this image only, and is reported
                 failed[image.case] = message_of(error)
                 _logger.warning("A label is not in the metrics; the report says which, and why.")
                 _logger.debug(f"{image.case} is not in the metrics: {failed[image.case]}")
@@ -110,7 +110,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
         threshold = model.detector.score.thresholds["map_threshold"]
         try:
             report["metrics"] = voxels.compute(threshold) | lesions.compute()
-        except ValueError as error:  # no lesion yet
+        except ValueError as error:  # there is no lesion yet
             report["why_none"] = str(error)
         write_json(self.path, report)
         return report
@@ -134,7 +134,7 @@ class VoxelEvaluation(ScoringMethod):  # type: ignore[misc]
 
 
 def _fingerprint(datastore: Datastore) -> dict[str, Any]:
-    """The final labels, each with the time of its last change, as the datastore knows them without reading any."""
+    """Return the final labels with their modification times, from the datastore, without reading them."""
     return {
         image: datastore.get_label_info(datastore.get_label_by_image_id(image, "final") or image, "final").get("ts", 0)
         for image in sorted(datastore.get_labeled_images())

@@ -1,4 +1,4 @@
-"""The train task: the bundle's own training, on the images that readers marked normal."""
+"""The train task: the bundle's training on the images that readers marked normal."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ __all__ = ["AnomalyTrainTask"]
 
 _logger = logging.getLogger(__name__)
 
-# Options of a data set that do not hold for images in a datastore.
+# Fixed values of data set options that do not apply to a datastore.
 _OF_A_DATASTORE = {"layout": "decathlon", "modalities": [], "test_fraction": 0.0, "resume": None, "cache_dir": None}
 
 
 class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
-    """Trains on the images whose final label is empty, calibrates, and adds the bundle to the store as a new version.
+    """Train on the images whose final label is empty, calibrate, and add the bundle to the store as a new version.
 
-    It runs train.yaml of the newest version, so that its options hold on; where there is none, the package's own with
-    presets. Progress and validation are written after each epoch, as MONAI Label's own tasks do. If anything fails, the
-    newest model stays what it was.
+    It runs train.yaml of the newest version, so that its options are kept; without a version, the package's train.yaml
+    with presets. Progress and validation are written after each epoch, as by MONAI Label's own tasks. If the training
+    fails, the newest model stays in use.
 
     Args:
-        models: where the new version goes.
-        evaluation: its report is part of the stats.
+        models: store of the new version.
+        evaluation: the scoring method whose report is part of the stats.
         presets: names or paths of presets for the first training, see `config_files`.
     """
 
@@ -61,24 +61,24 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         self.stats_path = models.folder / "train_stats.json"
 
     def files(self) -> list[str]:
-        """Config files of the next training."""
+        """Return the config files of the next training."""
         newest = self.models.newest()
         return [str(self.models.folder_of(newest) / "configs" / "train.yaml")] if newest else self.first
 
     def config(self) -> dict[str, Any]:
-        """The options that viewers show, with the values of the next training's config."""
+        """Return the options that viewers show, with the values of the next training's config."""
         content = _content(*self.files())
         options = {name: content[key] for name, (key, _, _) in TRAINING.items()}
         return {**options, CONFIRMATION: False, "device": device_list()}
 
     def stats(self) -> dict[str, Any]:
-        """The last training, the newest model and how it does on readers' labels.
+        """Return the state of the last training and of the newest model, with its metrics on readers' labels.
 
         Returns:
-            What MONAI Label's tasks report ("epoch", "total_epochs", "total_time", "train" and "eval" with metrics);
+            The stats of MONAI Label's tasks ("epoch", "total_epochs", "total_time", "train" and "eval" with metrics);
             "model_version"; "evaluation", see `VoxelEvaluation.report`. "best_metric", which viewers show as accuracy,
-            is the Dice score on readers' labels, 0 as long as there is none. "total_time" is 0 if there was no
-            training, since viewers take one without it for running.
+            is the Dice score on readers' labels, 0 if there is none. "total_time" is 0 if there was no training, since
+            viewers show a task without it as running.
         """
         stats = read_report(self.stats_path)
         report = self.evaluation.report()
@@ -91,16 +91,16 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         }
 
     def check(self, request: Mapping[str, Any], datastore: Datastore) -> None:
-        """Refuse a training that cannot succeed, or would put a model in place that has seen less than the one in use.
+        """Refuse a training that cannot succeed, or that would replace the model by one trained on fewer normals.
 
         Args:
             request: see `__call__`.
-            datastore: with images and final labels.
+            datastore: datastore of images and final labels.
 
         Raises:
-            ValueError: an option has a value that it cannot have.
-            HTTPException: there are fewer normals than the model in use was trained on, and the request does not say
-                that this is meant.
+            ValueError: an option has an invalid value.
+            HTTPException: there are fewer normals than the model in use was trained on, and the request does not
+                confirm this.
         """
         training_options(request)
         newest = self.models.newest()
@@ -119,14 +119,14 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         """Train.
 
         Args:
-            request: options, see `config`; what is left out is as in the bundle's config.
-            datastore: with images and final labels.
+            request: options, see `config`; defaults are those of the bundle's config.
+            datastore: datastore of images and final labels.
 
         Returns:
             The stats of the training, with "model_version".
 
         Raises:
-            ValueError: an option has a value that it cannot have, or there are fewer than two normal images.
+            ValueError: an option has an invalid value, or there are fewer than two normal images.
         """
         options = training_options(request)
         normals = _normals(datastore)
@@ -144,7 +144,7 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
         stats["model_version"] = self.models.add(
             run, run=run.name, trained_on=[image.case for image in normals], options=options
         )
-        # the store has the bundle, and checkpoints are only needed to look into a training that failed
+        # the store has the bundle, and checkpoints are only needed to inspect a failed training
         for left in ("models", "logs/checkpoints"):
             shutil.rmtree(run / left, ignore_errors=True)
         write_json(self.stats_path, stats)
@@ -184,7 +184,7 @@ class AnomalyTrainTask(TrainTask):  # type: ignore[misc]
 
 @lru_cache(maxsize=1)
 def _content(*files: str) -> dict[str, Any]:
-    """What config files hold together; those of a version do not change."""
+    """Return the merged content of config files, cached, since those of a version do not change."""
     parser = ConfigParser()
     parser.read_config(list(files))
     return dict(parser.get())
@@ -203,7 +203,7 @@ def _write_datalist(path: Path, normals: list[LabelledImage]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold: tensors as numbers, numbers that are not finite as None."""
+    """Convert a value for JSON: tensors to numbers, and non-finite numbers to None."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Active learning strategies: which image a reader gets next."""
+"""Active learning strategies, which choose the next image for a reader."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _DAY = 24 * 60 * 60
 
 
 class Worklist(Strategy):  # type: ignore[misc]
-    """Walks the images without a final label in the order of their scores.
+    """Serve the images without a final label in the order of their scores.
 
-    An image that was handed out is not handed out again while others wait, or until `again_after` seconds have passed;
-    then the one that was handed out longest ago is. Images without a score come after those with one, and those that
-    cannot be scored after them.
+    An image that was served is not served again while others wait, or until `again_after` seconds have passed; then the
+    one served longest ago comes first. Images without a score follow those with one, and images that cannot be scored
+    come last.
 
     Args:
-        description: for the viewer, a sentence.
-        models: of which the newest scores.
-        again_after: seconds after which an image that was handed out, and not labelled, is as if it were not.
+        description: one sentence, shown by the viewer.
+        models: model store; its newest version scores.
+        again_after: seconds after which an image that was served but not labelled counts as not served.
     """
 
     def __init__(self, description: str, models: ModelStore, again_after: float = _DAY) -> None:
@@ -37,11 +37,11 @@ class Worklist(Strategy):  # type: ignore[misc]
 
     @abstractmethod
     def urgency(self, score: float, threshold: float) -> float:
-        """How much an image is wanted, larger is earlier.
+        """Return the urgency of an image; the largest is served first.
 
         Args:
-            score: of the case.
-            threshold: of the case, by the model that scored it.
+            score: score of the case.
+            threshold: case threshold of the model that scored it.
 
         Returns:
             The urgency, in the unit of the scores.
@@ -51,12 +51,12 @@ class Worklist(Strategy):  # type: ignore[misc]
         """Choose the next image.
 
         Args:
-            request: "strategy", the name that this was asked for by.
-            datastore: with the images and their info.
+            request: "strategy", the name under which this strategy was requested.
+            datastore: datastore of the images and their info.
 
         Returns:
-            Its "id"; "waiting", how many have no final label; "unscored", how many of these the newest model has not
-            looked at yet; "sorted", whether there are none; if there are, "notice" says so. None if all have a label.
+            Its "id"; "waiting", the number of images without a final label; "unscored", how many of these the newest
+            model has not scored yet; "sorted", true if there are none; otherwise a "notice". None if all have a label.
         """
         datastore.refresh()  # scores are written by another process
         images = datastore.get_unlabeled_images(request.get("label_tag"), request.get("labels"))
@@ -88,30 +88,30 @@ def _notice(n_unscored: int, n_waiting: int, newest: int | None) -> dict[str, st
 
 
 class MostAnomalous(Worklist):
-    """The strategy `most_anomalous`: the highest score first.
+    """Strategy `most_anomalous`: the highest score first.
 
     Args:
-        models: of which the newest scores.
+        models: model store; its newest version scores.
     """
 
     def __init__(self, models: ModelStore) -> None:
         super().__init__("The most anomalous image that has no final label", models)
 
     def urgency(self, score: float, threshold: float) -> float:
-        """The score itself."""
+        """Return the score itself."""
         return score
 
 
 class NearestThreshold(Worklist):
-    """The strategy `nearest_threshold`: where the model is least sure whether the case is normal.
+    """Strategy `nearest_threshold`: the case whose normality is least certain first.
 
     Args:
-        models: of which the newest scores.
+        models: model store; its newest version scores.
     """
 
     def __init__(self, models: ModelStore) -> None:
         super().__init__("The image whose score is nearest to the threshold, of those that have no final label", models)
 
     def urgency(self, score: float, threshold: float) -> float:
-        """How near the score is to the threshold."""
+        """Return the negative distance of the score from the threshold."""
         return -abs(score - threshold)

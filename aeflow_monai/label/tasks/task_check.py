@@ -1,4 +1,4 @@
-"""Background tasks that requests begin: refused before they start, if they cannot succeed."""
+"""Checks on requested background tasks, so that those that cannot succeed are refused before they start."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from aeflow_monai.label.requests.answers import readable_errors
 
 __all__ = ["TaskCheck", "require_known", "waiting_tasks"]
 
-_QUEUE = {"scoring": 8}  # tasks that may wait for their turn, with the one that runs; of other kinds one
+_QUEUE = {"scoring": 8}  # most tasks in the queue, including the running one; 1 for other kinds
 
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """Refuses a background task that cannot succeed.
+    """A check that refuses background tasks that cannot succeed.
 
     Args:
-        infers: tasks by name.
+        infers: infer tasks by name.
         trainers: train tasks by name.
-        scoring_methods: by name.
-        models: of which the newest is used.
-        datastore: gives the images.
+        scoring_methods: scoring methods by name.
+        models: model store; its newest version is used.
+        datastore: returns the datastore of the images.
     """
 
     infers: Mapping[str, Any]
@@ -43,11 +43,10 @@ class TaskCheck:
 
         Args:
             method: "train", "scoring" or "batch_infer".
-            request: of the task.
+            request: request for the task.
 
         Raises:
-            HTTPException: there is no such task or image, no model yet to look with, or an option is wrong; or as
-                many tasks wait as may.
+            HTTPException: the task, image or model does not exist, an option is invalid, or the queue is full.
         """
         with readable_errors():
             check_known(method, request, self.trainers if method == "train" else self.scoring_methods)
@@ -69,7 +68,7 @@ class TaskCheck:
 
 
 def waiting_tasks(method: str) -> list[dict[str, Any]]:
-    """Requests of the tasks that run or wait for their turn.
+    """Return the requests of the running and queued tasks.
 
     Args:
         method: "train", "scoring" or "batch_infer".
@@ -78,15 +77,15 @@ def waiting_tasks(method: str) -> list[dict[str, Any]]:
 
 
 def require_known(kind: str, request: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Refuse a request for what there is not.
+    """Refuse a request for an unknown model or method.
 
     Args:
         kind: "model" or "method".
-        request: that names one.
-        known: by name.
+        request: request that names one.
+        known: known ones by name.
 
     Raises:
-        HTTPException: with the names that there are.
+        HTTPException: lists the known names.
     """
     name = request.get(kind)
     if name not in known:

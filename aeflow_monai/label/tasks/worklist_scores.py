@@ -1,4 +1,4 @@
-"""The scoring method that sorts the worklist: each image gets the newest model's anomaly score."""
+"""The scoring method behind the worklist: it stores the newest model's anomaly score of each image."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _logger = logging.getLogger(__name__)
 
 
 class AnomalyScoring(ScoringMethod):  # type: ignore[misc]
-    """Stores "anomaly_score" in the info of each image that the newest model has not scored yet.
+    """A scoring method that stores "anomaly_score" in the info of each image not yet scored by the newest model.
 
     Args:
-        task: that looks at an image.
+        task: infer task that scores an image.
     """
 
     def __init__(self, task: AnomalyInferTask) -> None:
@@ -30,22 +30,22 @@ class AnomalyScoring(ScoringMethod):  # type: ignore[misc]
         self.task = task
 
     def is_stale(self, datastore: Datastore) -> bool:
-        """Whether there is an image that the newest model has not scored, and a model.
+        """Return whether there is a model, and an image that it has not scored.
 
         Args:
-            datastore: with the images.
+            datastore: datastore of the images.
         """
         return bool(self._waiting(datastore))
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
-        """Score the images that wait for it.
+        """Score the images that have no current score.
 
         Args:
-            request: "device", if wanted; "force" scores all images anew.
-            datastore: with the images.
+            request: "device", optional; "force" scores all images again.
+            datastore: datastore of the images.
 
         Returns:
-            The score of each image that was scored now; None where it failed, which its info explains.
+            The score of each image scored now; None if it failed, with the cause in its info.
 
         Raises:
             FileNotFoundError: there is no model yet.
@@ -58,7 +58,7 @@ class AnomalyScoring(ScoringMethod):  # type: ignore[misc]
                 wanted = {"image": datastore.get_image_uri(image), "skip_writer": True, "logging": "WARNING"}
                 _, data = self.task({**wanted, "device": request.get("device")})
                 record = score_record({**data["result"], "model_version": data["model_version"]})
-            except Exception as error:  # one bad image must not keep the others out of the worklist
+            except Exception as error:  # one failed image must not keep the others out of the worklist
                 record = failure_record(message_of(error), version)
                 _logger.warning("An image has no score, the others go on; its info says which, and why.")
                 _logger.debug(f"{image} has no score: {record['anomaly_error']}")
