@@ -23,6 +23,7 @@ __all__ = [
     "in_order",
     "missing_in",
     "named_after",
+    "require_one_order",
 ]
 
 # File name endings of each modality: the key as in BraTS 2018-2021, then as in BraTS 2023 and other data sets.
@@ -109,6 +110,35 @@ def in_order(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ..
             f"{got} Which is which their names do not tell: they have to end in _{modalities[0]} and so on."
         )
     return tuple(sorted(paths, key=lambda path: modalities.index(str(of_paths[path]))))
+
+
+def require_one_order(items: Sequence[Sequence[Path]]) -> None:
+    """Refuse a list whose items name the same modalities in different orders: channels would be swapped.
+
+    Args:
+        items: files of each item, in the order of its channels.
+
+    Raises:
+        ValueError: the ends of the file names, or the folders of files with one name, are the same in two items, in
+            another order.
+
+    Example:
+        >>> require_one_order([[Path("a_T1.nii"), Path("a_T2.nii")], [Path("b_T1.nii"), Path("b_T2.nii")]])
+    """
+    first: dict[frozenset[str], tuple[tuple[str, ...], Sequence[Path]]] = {}
+    for paths in items:
+        ends = tuple(re.split(r"[_.-]", stem(path))[-1].lower() for path in paths)
+        if len(set(ends)) == 1:
+            ends = tuple(path.parent.name.lower() for path in paths)
+        if len(set(ends)) < len(paths) or len(paths) < 2 or not all(re.search("[a-z]", end) for end in ends):
+            continue
+        ordered, example = first.setdefault(frozenset(ends), (ends, paths))
+        if ends != ordered:
+            raise ValueError(
+                f"Expected the files of each item in one order, since they become channels; got "
+                f"{', '.join(path.name for path in example)} in one item, and {', '.join(path.name for path in paths)} "
+                f"in another. Name the order with --modalities, here {' and '.join(ordered)}, or correct the list."
+            )
 
 
 def _modality_of(path: Path, modalities: Sequence[str]) -> str | None:

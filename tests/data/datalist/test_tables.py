@@ -335,3 +335,21 @@ def test_a_stray_quote_in_the_first_line_hides_no_rows(tmp_path: Path) -> None:
     (root / "manifest.csv").write_text('path,split,abnormal,"note\na.png,train,0,\nb.png,train,0,y"\nc.png,train,0,z\n')
     with pytest.raises(ValueError, match=r"manifest\.csv, up to line 3: a cell in quotes spans several lines"):
         load_datalist(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["p0_T1.nii", "p0_FLAIR.nii"], ["p1_FLAIR.nii", "p1_T1.nii"]),
+        (["T1/p0.nii", "FLAIR/p0.nii"], ["FLAIR/p1.nii", "T1/p1.nii"]),
+    ],
+)
+def test_channels_that_a_list_swaps_are_named(tmp_path: Path, first: list[str], second: list[str]) -> None:
+    write_images(tmp_path, [*first, *second])
+    head = ["path", "split", "abnormal"]
+    rows = [[";".join(files), "train", "0"] for files in (first, second)]
+    said = r"in one order, since they become channels; got p0.* --modalities, here t1 and flair"
+    with pytest.raises(ValueError, match=said):
+        load_datalist(write_csv(tmp_path, [head, *rows]), "train")
+    rows[1][0] = ";".join(reversed(second))
+    assert len(load_datalist(write_csv(tmp_path, [head, *rows]), "train")) == 2
