@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
 from aeflow_monai import Model, load_datalist, predict
-from aeflow_monai.engine.bundles.model import _loadable
+from aeflow_monai.engine.bundles.given_image import loadable
 
 
 @pytest.mark.parametrize("shape", [(40, 30), (40, 30, 5)])
@@ -99,9 +99,12 @@ def test_arrays_that_are_no_grey_images_are_refused(trained: Path) -> None:
         predict(np.zeros((64, 64, 3), dtype=np.uint8), trained)
     for shape, of_pictures in (((3, 64, 64), False), ((4, 64, 64), True), ((64, 64, 3), True)):
         with pytest.raises(ValueError, match="is taken for a picture with colours: give its path"):
-            _loadable(torch.zeros(shape), of_pictures)
-    assert _loadable(torch.zeros(64, 64, 3), False).shape == (1, 64, 64, 3)
-    assert _loadable(MetaTensor(torch.zeros(3, 64, 64)), True).shape == (1, 3, 64, 64)
+            loadable(torch.zeros(shape), of_pictures)
+    assert loadable(torch.zeros(64, 64, 3), False).shape == (1, 64, 64, 3)
+    assert loadable(MetaTensor(torch.zeros(3, 64, 64)), True).shape == (1, 3, 64, 64)
+    with pytest.raises(ValueError, match="for a model of 2D images may be turned: .* Give the file's path"):
+        loadable(np.zeros((64, 48)), True)
+    assert loadable(MetaTensor(torch.zeros(64, 48)), True).shape == (1, 64, 48)
     with pytest.raises(ValueError, match="Expected a path, an array or a tensor; got list"):
         predict([[0.0, 1.0]], trained)
     with pytest.raises(ValueError, match=r"got a masked array\. Fill it"):
