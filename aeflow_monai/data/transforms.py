@@ -17,7 +17,7 @@ from monai.transforms import InvertibleTransform, MapTransform
 from monai.utils import TraceKeys
 from torch import Tensor
 
-from aeflow_monai.data.background import foreground_mask
+from aeflow_monai.data.foreground import foreground_mask
 from aeflow_monai.data.itk_headers import is_itk_volume
 from aeflow_monai.data.nifti import is_nifti
 from aeflow_monai.data.percentiles import percentiles

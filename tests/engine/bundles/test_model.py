@@ -102,7 +102,7 @@ def test_arrays_that_are_no_grey_images_are_refused(trained: Path) -> None:
             loadable(torch.zeros(shape), of_pictures)
     assert loadable(torch.zeros(64, 64, 3), False).shape == (1, 64, 64, 3)
     assert loadable(MetaTensor(torch.zeros(3, 64, 64)), True).shape == (1, 3, 64, 64)
-    with pytest.raises(ValueError, match="for a model of 2D images may be turned: .* Give the file's path"):
+    with pytest.raises(ValueError, match=r"for a model of 2D images may be turned: .* Give the file's path"):
         loadable(np.zeros((64, 48)), True)
     assert loadable(MetaTensor(torch.zeros(64, 48)), True).shape == (1, 64, 48)
     with pytest.raises(ValueError, match="Expected a path, an array or a tensor; got list"):

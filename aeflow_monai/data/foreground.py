@@ -1,4 +1,4 @@
-"""The background of an image: one value, and the ripples that an interpolation leaves around it."""
+"""The foreground of an image: all but one value, and the ripples that an interpolation leaves around it."""
 
 from __future__ import annotations
 
