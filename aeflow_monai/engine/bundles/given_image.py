@@ -32,7 +32,8 @@ def loadable(image: Any, of_pictures: bool) -> Any:
     if of_pictures and image.ndim == 2 and not isinstance(image, MetaTensor):
         raise ValueError(
             f"An array of shape {tuple(image.shape)} for a model of 2D images may be turned: rows and columns of an "
-            "image file run otherwise than an array's axes are taken. Give the file's path, or a MetaTensor with its affine."
+            "image file run otherwise than an array's axes are taken. Give the file's path, or a MetaTensor with its "
+            "affine."
         )
     if 0 in image.shape:
         raise ValueError(f"Expected an image with voxels; got the shape {tuple(image.shape)}.")
