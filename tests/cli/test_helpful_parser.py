@@ -55,4 +55,4 @@ def test_advice_can_be_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["train", str(tmp_path), "-o", str(tmp_path / "RUN")]) == 2
     said = capsys.readouterr().err
     assert "=..." not in said
-    assert "--set \"normal_classes=['NORMAL']\"" in said or "--set layout=" in said
+    assert "--set \"normal_classes=['NORMAL']\"" in said

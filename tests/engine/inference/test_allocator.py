@@ -1,6 +1,28 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
 from aeflow_monai.engine.inference.allocator import keep_freed_memory
 
+for _ in range(int(sys.argv[1])):  # also twice
+    keep_freed_memory()
+counts = []
+for _ in range(20):
+    torch.zeros(4 * 2**20)  # 16 MiB, which are freed at once
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(counts[-1] - counts[5])
+"""
 
-def test_the_allocator_can_be_tuned_twice() -> None:
-    keep_freed_memory()
-    keep_freed_memory()
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is tuned")
+def test_freed_memory_is_used_again_without_asking_the_system_for_it() -> None:
+    of_system, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, times], capture_output=True, text=True, check=True).stdout)
+        for times in ("0", "2")
+    )
+    assert of_system > 1000
+    assert kept < of_system / 2

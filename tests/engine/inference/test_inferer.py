@@ -174,8 +174,10 @@ class TestSlicedInferer:
             counts = [20, 12, 16][: len(axes)]
             size = -(-batch_size // cores)
             expected = [min(size, n - start) for n in counts for start in range(0, n, size)]
-            assert sorted(network.calls) == sorted(expected)
-            assert network.calls == expected or cores > 1
+            if cores > 1:  # whichever of two threads comes first
+                network.calls.sort()
+                expected.sort()
+            assert network.calls == expected
         for other in found[1:]:
             assert other.keys() == found[0].keys()
             for name, value in found[0].items():
