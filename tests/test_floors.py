@@ -14,7 +14,7 @@ PACKAGE = Path(aeflow_monai.__file__).parent
 
 # From the ground up. What stands on one floor does not know each other, nor anything above.
 FLOORS = [
-    {"about", "compression", "files", "geometry", "imports", "marks"}
+    {"about", "compression", "files", "geometry", "imports", "launch", "marks"}
     | {"printable", "processes", "progress", "result_files", "text_encoding"},
     {"file_digests", "locks", "result_tables"},
     {"errors"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from aeflow_monai.data.kept_arrays import kept_array, mapped_array
+from aeflow_monai.launch import is_first_of_node
 from aeflow_monai.network.encoder import Encoder
 from aeflow_monai.network.folded_encoder import fold_encoder
 from aeflow_monai.processes import gathered, n_processes, process_number, wait_for_all
@@ -88,7 +88,7 @@ class FeatureDataset(Dataset[dict[str, Any]]):
                         self.stages = [kept_array(shape, kind, folder, _HOLDS) for shape in shapes]
                     else:
                         self.stages = _allocated_for_node(shapes, folder, kind)
-                if folder is not None and processes > 1 and not _is_first_of_node():
+                if folder is not None and processes > 1 and not is_first_of_node():
                     continue  # the first process of the node writes the files
                 for rows, features in zip(batches[first : first + processes], parts, strict=False):
                     for store, stage in zip(self.stages, features, strict=True):
@@ -167,7 +167,7 @@ def _allocated_for_node(
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [Path(folder, f"features_{platform.node()}_{number}.{kind.__name__}") for number in range(len(shapes))]
     stores = []
-    if _is_first_of_node():
+    if is_first_of_node():
         for path, shape in zip(paths, shapes, strict=True):
             with path.open("w+b") as file:
                 stores.append(mapped_array(file, shape, kind, folder, _HOLDS))
@@ -175,14 +175,10 @@ def _allocated_for_node(
     for path, shape in zip(paths, shapes, strict=True) if not stores else ():
         stores.append(np.memmap(path, dtype=kind, mode="r", shape=shape))
     wait_for_all()
-    if _is_first_of_node():
+    if is_first_of_node():
         for path in paths:
             path.unlink()
     return stores
-
-
-def _is_first_of_node() -> bool:
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def prepare_slice_batch(

@@ -23,9 +23,10 @@ from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.engine.inference.allocator import keep_freed_memory
 from aeflow_monai.engine.inference.runtimes import require_runtime
 from aeflow_monai.engine.runs.output_place import require_writable
-from aeflow_monai.engine.runs.run_folders import begin_bundle, begin_cache, is_first_process
+from aeflow_monai.engine.runs.run_folders import begin_bundle, begin_cache
 from aeflow_monai.engine.training.checkpoints import require_same_options
 from aeflow_monai.files import home, user_path
+from aeflow_monai.launch import is_first_process
 from aeflow_monai.locks import release_all
 from aeflow_monai.result_files import LOCALISATION, METRICS, REPORT, SCORES
 

@@ -15,6 +15,7 @@ from aeflow_monai.engine.runs.earlier_results import find_in_the_way, find_resul
 from aeflow_monai.engine.runs.run_record import RunRecord, describe_run
 from aeflow_monai.file_digests import digest_of
 from aeflow_monai.files import home, read_json, sweep, user_path
+from aeflow_monai.launch import n_launched
 from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.printable import some
 from aeflow_monai.result_files import RUN_RECORD
@@ -23,7 +24,6 @@ __all__ = [
     "begin_bundle",
     "begin_cache",
     "begin_results",
-    "is_first_process",
     "is_unfinished",
     "model_folder",
     "require_free",
@@ -33,11 +33,6 @@ __all__ = [
 
 # Files that a training writes besides its models and logs.
 _OF_A_BUNDLE = ("LICENSE", "docs/README.md", "configs/train.yaml", "configs/inference.yaml", "configs/metadata.json")
-
-
-def is_first_process() -> bool:
-    """Return whether this is the only process of a run, or the first of several."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def run_folder(output_dir: str | None, kind: str = "runs") -> str:
@@ -52,7 +47,7 @@ def run_folder(output_dir: str | None, kind: str = "runs") -> str:
     """
     if output_dir is not None:
         return str(user_path(output_dir).absolute())
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if n_launched() > 1:
         raise ValueError("A training in several processes needs a folder that all of them know: give --output_dir.")
     return home(kind, f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}")
 

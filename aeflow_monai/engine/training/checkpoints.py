@@ -19,7 +19,7 @@ from aeflow_monai.engine.config.config_content import differences
 from aeflow_monai.engine.config.stored_model import load_saved, write_saved
 from aeflow_monai.engine.config.workflow import GivenConfig
 from aeflow_monai.engine.runs.duplicates import fingerprints_of
-from aeflow_monai.engine.runs.run_folders import is_first_process
+from aeflow_monai.launch import is_first_process
 from aeflow_monai.printable import first_line
 
 __all__ = ["Checkpoints", "require_same_options"]
