@@ -6,5 +6,6 @@ from .merged import is_sharded as is_sharded
 from .merged import merge as merge
 from .shard import Shard as Shard
 from .shard import ShardRun as ShardRun
+from .shard_run import planned as planned
 from .shard_run import run_shard as run_shard
 from .study import Study as Study

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
+
+from monai.bundle import ConfigParser
 
 from aeflow_monai import progress
 from aeflow_monai.about import __version__
@@ -15,7 +17,7 @@ from aeflow_monai.archive.ledger import LEDGER, Counts, Ledger
 from aeflow_monai.archive.listed import studies_in
 from aeflow_monai.archive.merged import holds_other_run
 from aeflow_monai.archive.shard import SAME, SHARDS, ShardRun, short
-from aeflow_monai.archive.study import is_list
+from aeflow_monai.archive.study import Study, is_list
 from aeflow_monai.archive.study_scorer import Outcome, StudyScorer
 from aeflow_monai.engine.config.run_config import open_config
 from aeflow_monai.engine.config.stored_model import model_path
@@ -29,7 +31,7 @@ from aeflow_monai.locks import claim_folder, release_folder
 from aeflow_monai.printable import first_line, shown
 from aeflow_monai.result_files import RUN_RECORD
 
-__all__ = ["OpenShard", "run_shard"]
+__all__ = ["OpenShard", "planned", "run_shard"]
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +82,30 @@ def _score_here(opened: OpenShard) -> None:
             opened.take(outcome)
 
 
+def planned(run: ShardRun, overwrite: bool = False) -> Iterator[Study]:
+    """Yield the studies of a run, also those that an earlier one has done; nothing is written.
+
+    Args:
+        run: settings of the run.
+        overwrite: the run would start again.
+
+    Raises:
+        ValueError: the run would be refused, see `run_shard`.
+    """
+    parser, _ = _checked(run)
+    if not overwrite:
+        _require_no_other_run(run.folder, overwrite)
+    yield from studies_in(run.source, run.shard, run.folder, **parser.get_parsed_content("listing"))
+
+
+def _checked(run: ShardRun) -> tuple[ConfigParser, GivenConfig]:
+    """Open the config of a run that can be scored."""
+    parser, given = open_config([run.model / "configs" / "inference.yaml"], run.options, str(run.source), run.folder)
+    check_scoring(given, str(run.model), str(run.source))
+    _require_count(run)
+    return parser, given
+
+
 class OpenShard:
     """A shard whose folder is locked for this process, with the ledger of its list.
 
@@ -94,11 +120,7 @@ class OpenShard:
 
     def __init__(self, run: ShardRun, retry_failed: bool, overwrite: bool) -> None:
         self.run = run
-        parser, given = open_config(
-            [run.model / "configs" / "inference.yaml"], run.options, str(run.source), run.folder
-        )
-        check_scoring(given, str(run.model), str(run.source))
-        _require_count(run)
+        parser, given = _checked(run)
         _require_no_other_run(run.folder, overwrite)
         claim_folder(run.shard_folder, "output_dir")
         with ExitStack() as opened:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["is_of_archive", "predict_shard", "report_shards"]
 
+_SHOWN = 5  # studies of a dry run
 _LINES = (".txt", ".jsonl")  # lists that need a ledger
 
 
@@ -42,9 +43,10 @@ def predict_shard(given: argparse.Namespace, terminal: Terminal) -> None:
     """
     if "-" in given.images:
         raise WrongUse("A run that can go on reads its list again: give the path of a list, in place of -.")
-    if given.dry_run:
-        raise WrongUse("--dry-run is for runs without --shard, --resume and --ray. Give it without them.")
     run = _run_of(given, terminal)
+    if given.dry_run:
+        _say_planned(run, given.overwrite, terminal)
+        return
     terminal.say(f"Scoring shard {run.shard.number}/{run.shard.total} of {run.source} with {given.model}.")
     terminal.when_stopped = lambda: f"What is done is kept in {run.shard_folder}. Go on with:\n  {terminal.command}"
     with terminal.progress():
@@ -96,6 +98,27 @@ def _run_of(given: argparse.Namespace, terminal: Terminal) -> ShardRun:
     require_sections([model / "configs" / "inference.yaml"], options)
     source = user_path(data_of([*dict.fromkeys(given.images)])).absolute()  # each once
     return ShardRun(model, source, user_path(given.output).absolute(), shard, options, terminal.command)
+
+
+def _say_planned(run: ShardRun, overwrite: bool, terminal: Terminal) -> None:
+    """Say how many studies a shard has, and the first of them; their files are not opened."""
+    from aeflow_monai.archive import planned
+
+    n_studies, first = 0, []
+    for study in planned(run, overwrite):
+        n_studies += 1
+        if n_studies <= _SHOWN:
+            first.append(study)
+    number, total = run.shard
+    terminal.result(
+        f"would score {counted(n_studies, 'study', 'studies')} of shard {number}/{total}, but for those done:"
+    )
+    for study in first:
+        images = study.item["image"]
+        terminal.result(f"  {images if isinstance(images, str) else ', '.join(images)}")
+    if n_studies > len(first):
+        terminal.result(f"  and {n_studies - len(first)} more")
+    terminal.result(f"would write to {run.shard_folder}")
 
 
 def _score(given: argparse.Namespace, run: ShardRun) -> Counts:

@@ -207,6 +207,23 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, volumes: Path, trained: Path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_of_a_shard_says_how_many_studies_it_has(
+    tmp_path: Path, volumes: Path, trained: Path, capsys: Capture
+) -> None:
+    images = [item["image"] for item in load_datalist(volumes, "test")]
+    (tmp_path / "list.txt").write_text("\n".join(images), encoding="utf-8")
+    command = ["predict", str(tmp_path / "list.txt"), "-m", str(trained), "-o", str(tmp_path / "OUT"), "--dry-run"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "would score 6 studies of shard 1/1, but for those done:" in said
+    assert said.count(".nii.gz") == 5
+    assert "  and 1 more" in said
+    assert main([*command, "--shard", "1/1000"]) == 0
+    assert "would score 0 studies of shard 1/1000" in capsys.readouterr().out
+    assert main([*command, "--set", "layuot=folder"]) == 2
+    assert not (tmp_path / "OUT").exists()
+
+
 def test_models_are_compared_case_by_case(tmp_path: Path, volumes: Path, own_bundle: Path, capsys: Capture) -> None:
     folder = tmp_path / "COMPARED"
     assert main(["compare", str(volumes), "-m", str(own_bundle), str(own_bundle), "-o", str(folder)]) == 0
