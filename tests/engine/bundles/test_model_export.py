@@ -219,18 +219,6 @@ def test_a_model_that_pads_says_what_it_does_not_take(
     assert f"What is exported takes those of up to {height} x {width} pixels." in caplog.text
 
 
-def test_a_model_that_scores_by_the_mean_of_several_planes_is_refused(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = Model(trained)
-    monkeypatch.setattr("aeflow_monai.engine.bundles.model_export.Model", lambda _: model)
-    model.inferer.slicer.axes = ("axial", "coronal")
-    model.detector.score.of_mean_map.fill_(True)
-    with pytest.raises(ValueError, match=r"the mean of the maps of 2 planes, axial, coronal, .* a model of one plane"):
-        export_model(trained, "torch", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_what_a_model_of_an_earlier_version_does_not_tell_is_not_guessed(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
