@@ -1,4 +1,4 @@
-"""`aeflow export`: export a trained model as a single file for other programs."""
+"""`aeflow export`: export a trained model for other programs."""
 
 from __future__ import annotations
 

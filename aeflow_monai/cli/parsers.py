@@ -192,7 +192,7 @@ def _export(add: _Add) -> None:
     verb = add(
         "export",
         "exporting:export",
-        "write a model as one file for ONNX Runtime, OpenVINO or torch, with all that its scores are made of",
+        "write a model as one file, or one per plane, for ONNX Runtime, OpenVINO or torch, with all of its scoring",
         "aeflow export RUN --to onnx -o EXPORTED",
         "aeflow export RUN --to openvino -o EXPORTED",
     )

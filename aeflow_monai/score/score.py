@@ -20,12 +20,12 @@ from aeflow_monai.score.stack import SliceStack
 from aeflow_monai.score.tissue import is_tissue, mean_in_foreground
 from aeflow_monai.score.top_fractions import top_mean, top_means
 
-__all__ = ["Score", "SliceScores"]
+__all__ = ["EASE_MARGIN", "Score", "SliceScores"]
 
 # Fractions of a slice's highest map values, and of a case's highest slice scores. In a volume a lesion is a small part
 # of a slice, and in few slices. Chosen on the panel's development splits, see docs/results_choices.md.
 _OF_IMAGES, _OF_VOLUMES = ((0.05, 1.0), 0.25), ((0.005, 1.0), 0.15)
-_EASE_MARGIN = 1.5  # slices at most this much easier to reconstruct than the mean are normal; a choice
+EASE_MARGIN = 1.5  # slices at most this much easier to reconstruct than the mean are normal; a choice
 
 
 class SliceScores(NamedTuple):
@@ -314,6 +314,15 @@ class Score(nn.Module):
             return map_scores
         return self.global_term.joined(map_scores, global_terms)
 
+    def formula(self, map_score: str, term: str) -> str:
+        """Return the formula of `joined` as text, with these names of the two scores.
+
+        Example:
+            >>> Score().formula("M", "G")
+            'M'
+        """
+        return self.global_term.formula(map_score, term) if self.knows_global_terms else map_score
+
     def top_means(self, anomaly_map: Tensor) -> Tensor:
         """Compute the mean of each of the top fractions of the map's values: (n, 1, H, W) to (n, fractions)."""
         return top_means(anomaly_map, self.top_fractions)
@@ -323,7 +332,7 @@ class Score(nn.Module):
         scores = ((top_means - self.fraction_mean) / self.fraction_std).mean(dim=1)
         if self.published:
             return scores
-        return scores + self.ease_weight * (ease - _EASE_MARGIN).clamp_min(0)
+        return scores + self.ease_weight * (ease - EASE_MARGIN).clamp_min(0)
 
     def case_score(self, map_scores: Mapping[str, Tensor], global_terms: Mapping[str, Tensor] | None = None) -> Tensor:
         """Compute the score of a case from those of its slices.

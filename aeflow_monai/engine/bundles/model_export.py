@@ -1,4 +1,4 @@
-"""Export of a trained model to one file for a runtime, with a JSON file that describes its use."""
+"""Export of a trained model for a runtime, to a file for each plane, with a JSON file that describes its use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import torch
 from aeflow_monai.about import DISCLAIMER, __version__
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.bundles.model import Model
+from aeflow_monai.engine.bundles.plane_combination import combination_of, combination_says
 from aeflow_monai.engine.config.fixed_options import fixed_options
 from aeflow_monai.engine.config.stored_model import model_path, read_model
 from aeflow_monai.engine.inference.onnx_form import onnx_of
 from aeflow_monai.engine.inference.picture_warning import saw_pictures, saw_volumes
 from aeflow_monai.engine.inference.runtimes import require_packages
-from aeflow_monai.engine.inference.whole_model import OUTPUTS_OF_WHOLE, WholeModel
+from aeflow_monai.engine.inference.whole_model import OUTPUTS_OF_PLANE, OUTPUTS_OF_WHOLE, WholeModel
 from aeflow_monai.file_digests import sha256_of
 from aeflow_monai.files import read_json, replacing, replacing_together, write_json
 
@@ -42,6 +43,7 @@ _SAYS = {
     "case_map_score": "what of case_score is the maps'",
     "case_global_term": "what of case_score is the global terms'",
 }
+_OF_ONE_PLANE = f"of each slice by this plane alone, in {_UNIT}; see several_planes"
 _POSITION = (
     "relative slice position, in [0, 1]: of the slices from the first that is processed to the last, 0 is the first, 1 "
     "the last, 0.5 if there is only one. Slices are blurred with their neighbours by it, inside the model"
@@ -79,8 +81,7 @@ def export_model(folder: str | Path, form: str, output: str | Path, overwrite: b
         FileNotFoundError: there is no model.
         OSError: for example a full disk; then none of the files is written.
         ValueError: files exist and are not to be replaced; an unknown form; a path of one file for a model of several
-            planes; a model that scores by the mean of several planes' maps; a model of which it is unknown whether it
-            is of volumes; or see `require_own_config`.
+            planes; a model of which it is unknown whether it is of volumes; or see `require_own_config`.
         ModuleNotFoundError: names a package that the form requires.
     """
     if form not in FORMS:
@@ -94,11 +95,6 @@ def export_model(folder: str | Path, form: str, output: str | Path, overwrite: b
         raise ValueError(
             f"The model in {folder} does not tell whether it is of volumes or of 2D images: an earlier version wrote "
             "it. Set its thresholds anew with aeflow calibrate, which notes that, or train it anew; then export that."
-        )
-    if detector.score.of_mean_map:
-        raise ValueError(
-            f"The model scores volumes by the mean of the maps of {len(slicer.axes)} planes, "
-            f"{', '.join(slicer.axes)}, which a file of one plane cannot tell. Train a model of one plane to export it."
         )
     planes = [None] if of_pictures else [*slicer.axes]
     is_file = path.suffix == FORMS[form]
@@ -163,7 +159,7 @@ def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path, plac
     if whole.plane is not None:
         inputs["position"] = torch.linspace(0, 1, 3)
     of_case = () if whole.plane is None else OUTPUTS_OF_WHOLE[5:]
-    of_any_size = {name: "N" for name in (*inputs, *OUTPUTS_OF_WHOLE) if name not in of_case}
+    of_any_size = {name: "N" for name in (*inputs, *whole.outputs) if name not in of_case}
     if form == "torch":
         any_size = torch.export.Dim("N", min=1)
         with torch.no_grad():
@@ -173,7 +169,7 @@ def _write(whole: WholeModel, size: tuple[int, ...], form: str, path: Path, plac
             torch.export.save(program, stream)
         _write_bytes(path, stream.getvalue())
         return
-    model = onnx_of(whole, inputs, OUTPUTS_OF_WHOLE, of_any_size)
+    model = onnx_of(whole, inputs, whole.outputs, of_any_size)
     if form == "onnx":
         _write_bytes(path, model)
         return
@@ -215,15 +211,15 @@ def _about(folder: Path, model: Model, planes: list[str | None], files: list[str
         inputs["position"] = {"type": "float32", "shape": [n], "range": [0, 1], "says": _POSITION}
     shapes: dict[str, list[Any]] = {"anomaly_map": [n, 1, height, width]}
     case_shape = [1] if of_volumes else [n]
+    of_mean_map = bool(score.of_mean_map)
     outputs = {
         name: {
             "type": "float32",
             "shape": shapes.get(name, case_shape if name.startswith("case_") else [n]),
-            "says": says,
+            "says": _OF_ONE_PLANE if of_mean_map and name == "anomaly_map" else _SAYS[name],
         }
-        for name, says in _SAYS.items()
+        for name in (OUTPUTS_OF_PLANE if of_mean_map else OUTPUTS_OF_WHOLE)
     }
-    joined = score.global_term.formula("M", "G") if score.knows_global_terms else "M"
     about: dict[str, Any] = {
         "disclaimer": DISCLAIMER,
         "aeflow_monai_version": __version__,
@@ -236,8 +232,11 @@ def _about(folder: Path, model: Model, planes: list[str | None], files: list[str
         "preprocessing": _preprocessing(folder, slicer),
         "model_sha256": sha256_of(model_path(folder)),
     }
-    if len(planes) > 1:
-        about["several_planes"] = _SEVERAL_PLANES.format(joined=joined)
+    if of_mean_map:
+        about["several_planes"] = combination_says(score, slicer)
+        about["combination"] = combination_of(score, slicer)
+    elif len(planes) > 1:
+        about["several_planes"] = _SEVERAL_PLANES.format(joined=score.formula("M", "G"))
     return about
 
 

@@ -16,8 +16,10 @@ from aeflow_monai.score.position import PositionNorm, blur_through_slices
 from aeflow_monai.score.stack import SliceStack, foreground_of
 from aeflow_monai.score.top_fractions import top_means
 
-__all__ = ["OUTPUTS_OF_WHOLE", "WholeModel"]
+__all__ = ["OUTPUTS_OF_PLANE", "OUTPUTS_OF_WHOLE", "WholeModel"]
 
+# of one plane whose map is averaged with those of the others before anything is scored
+OUTPUTS_OF_PLANE = ("anomaly_map", "ease", "global_terms")
 OUTPUTS_OF_WHOLE = (
     *("anomaly_map", "slice_scores", "ease", "map_scores", "global_terms"),
     *("case_score", "case_map_score", "case_global_term"),
@@ -27,19 +29,23 @@ OUTPUTS_OF_WHOLE = (
 class WholeModel(nn.Module):
     """A calibrated detector for the slices of one plane of a volume, or for 2D images.
 
-    It combines `Detector.infer`, `Detector.finish` and `Score.case_score`, in operations that ONNX has.
+    It combines `Detector.infer`, `Detector.finish` and `Score.case_score`, in operations that ONNX has. If volumes are
+    scored by the mean of several planes' maps, a plane has no scores of its own.
 
     Args:
         detector: a calibrated detector; its network is copied.
         plane: "axial", "coronal" or "sagittal" for volumes; None for 2D images.
         image_size: see `ScoringPass`.
 
+    Attributes:
+        outputs: names of what it returns.
+
     Example:
         >>> from aeflow_monai.network import AEFlow, Encoder
         >>> from aeflow_monai.score import Score
         >>> whole = WholeModel(Detector(AEFlow(Encoder(), n_steps=2), Score(n_terms=3)).eval(), "axial")
         >>> given = whole(torch.rand(5, 1, 64, 64), torch.linspace(0, 1, 5))
-        >>> {name: tuple(tensor.shape) for name, tensor in zip(OUTPUTS_OF_WHOLE, given)}["case_score"]
+        >>> {name: tuple(tensor.shape) for name, tensor in zip(whole.outputs, given)}["case_score"]
         (1,)
     """
 
@@ -48,6 +54,7 @@ class WholeModel(nn.Module):
         self.plane = plane
         self.scoring_pass = ScoringPass(detector, [], image_size)
         self.score = detector.score
+        self.outputs = OUTPUTS_OF_PLANE if bool(self.score.of_mean_map) else OUTPUTS_OF_WHOLE
         self.top_fractions, self.case_top_fraction = self.score.top_fractions, self.score.case_top_fraction
         number = [*PLANES].index(plane or "axial")
         self.position_norm = _NormOfPlane(detector.score.position_norm, number)
@@ -62,8 +69,8 @@ class WholeModel(nn.Module):
             position: for volumes the relative slice positions, (N,), see `Places`.
 
         Returns:
-            The outputs of `OUTPUTS_OF_WHOLE`: the first five as in `SliceScores`; then the score of the case and its
-            two parts, from maps and from global terms, (1,) each, or (N,) for 2D images.
+            The `outputs`: those of slices as in `SliceScores`; the score of the case and its two parts, from maps and
+            from global terms, (1,) each, or (N,) for 2D images.
         """
         weighted_sum, dissimilarity, pooled = self.scoring_pass(image)
         positions = image.new_full((1,), 0.5) if position is None else position
@@ -75,18 +82,20 @@ class WholeModel(nn.Module):
         stack = SliceStack(weighted_sum, dissimilarity, foreground_of(image), places, pooled)
         anomaly_map = score.anomaly_map(stack, self.position_norm)
         ease = score.ease(stack, self.dissimilarity_norm)
+        terms = score.global_terms(stack)
+        height, width = (int(length) for length in image.shape[-2:])
+        static_map = anomaly_map.reshape(-1, 1, height, width)  # gives the outputs of a model a static shape
+        if self.outputs == OUTPUTS_OF_PLANE:
+            return static_map, ease, terms
         # computed here, since the score would select the top fractions by the kind of data
         map_scores = score.map_scores(top_means(anomaly_map, self.top_fractions), ease)
-        terms = score.global_terms(stack)
         slice_scores = score.joined(map_scores, terms)
         if self.plane is None:
             of_case = (slice_scores, map_scores, terms)
         else:
             of_maps, of_terms = _highest_mean(map_scores, self.case_top_fraction), terms.mean(dim=0, keepdim=True)
             of_case = (score.joined(of_maps, of_terms), of_maps, of_terms)
-        height, width = (int(length) for length in image.shape[-2:])
-        anomaly_map = anomaly_map.reshape(-1, 1, height, width)  # gives the outputs of a model a static shape
-        return (anomaly_map, slice_scores, ease, map_scores, terms, *of_case)
+        return (static_map, slice_scores, ease, map_scores, terms, *of_case)
 
 
 class _NormOfPlane(PositionNorm):

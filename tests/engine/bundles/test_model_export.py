@@ -1,11 +1,9 @@
-"""Models as one file for other programs, on the volumes that the tiny training saw and did not see."""
+"""Exported models for other programs, on the volumes that the tiny training saw and did not see."""
 
 import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from forked import ForkServer
+from without_torch import run_without_torch
 
 from aeflow_monai import Model
 from aeflow_monai.cli.main import main
@@ -25,16 +24,6 @@ pytest.importorskip("onnx", reason="needs the extra fast")
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "docs/examples/onnx_without_torch.py"
-NO_TORCH = """
-import runpy, sys
-class Absent:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in ("torch", "monai", "aeflow_monai"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +91,18 @@ def test_the_file_beside_it_says_how_it_is_used(exported: Path, trained: Path) -
 def test_the_example_needs_neither_torch_nor_monai(exported: Path, slices: Seen, tmp_path: Path) -> None:
     stack, _, expected = slices
     np.save(tmp_path / "slices.npy", stack.numpy())
-    command = [sys.executable, "-c", NO_TORCH, str(EXAMPLE), str(exported / "model.onnx"), str(tmp_path / "slices.npy")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    given = (EXAMPLE, exported / "model.onnx", tmp_path / "slices.npy")
+    ended = run_without_torch(*given)
     assert ended.returncode == 0, ended.stderr
     said = float(ended.stdout.removeprefix("case score ").partition(":")[0])
     assert said == pytest.approx(float(expected["case_score"]), rel=1e-4, abs=1e-3)
     for wrong in (np.nan, 1.5):
         np.save(tmp_path / "slices.npy", np.where(np.arange(stack.shape[-1]) == 3, wrong, stack.numpy()))
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        ended = run_without_torch(*given)
         assert (ended.returncode, ended.stdout) == (1, "")
         assert "Expected slices in [0, 1]" in ended.stderr
+    np.save(tmp_path / "slices.npy", np.full_like(stack.numpy(), 1 + 2e-7))  # as rounded by a resize
+    assert run_without_torch(*given).returncode == 0
 
 
 def test_openvino_says_what_torch_says(trained: Path, slices: Seen, tmp_path: Path) -> None:
@@ -226,18 +217,6 @@ def test_a_model_that_pads_says_what_it_does_not_take(
     assert "does not take larger slices" in about["preprocessing"]["says"]
     height, width = model.inferer.slicer.image_size
     assert f"What is exported takes those of up to {height} x {width} pixels." in caplog.text
-
-
-def test_a_model_that_scores_by_the_mean_of_several_planes_is_refused(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = Model(trained)
-    monkeypatch.setattr("aeflow_monai.engine.bundles.model_export.Model", lambda _: model)
-    model.inferer.slicer.axes = ("axial", "coronal")
-    model.detector.score.of_mean_map.fill_(True)
-    with pytest.raises(ValueError, match=r"the mean of the maps of 2 planes, axial, coronal, .* a model of one plane"):
-        export_model(trained, "torch", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_what_a_model_of_an_earlier_version_does_not_tell_is_not_guessed(
