@@ -1,6 +1,6 @@
 """Detectability of planted lesions by ideal observers, which know what nobody knows of a patient.
 
-    python benchmarks/ideal_observer.py --data DATA --output OUT [--lesions RUN/seed0/aeflow/results/lesions.csv]
+    python benchmarks/ideal_observer.py --data DATA --output OUT [--model RUN/seed0/aeflow ...]
 
 The subjects are those of the development split of healthy T1 (detection/protocols.py), each without and with six
 planted lesions. Three observers search for each lesion. They know its shape, size and contrast, and the power spectrum
@@ -14,13 +14,14 @@ of normal brains as background:
 - `unwhitened`: the same without the spectrum, with the template alone.
 
 A lesion is found if the highest response near it exceeds the threshold of one false positive per volume, which the same
-subject without lesions exceeds in one place. AE-Flow is compared at one false positive per volume, if the lesions.csv
-of its evaluation on the same data (benchmarks/panel.py, healthy_t1) is given.
+subject without lesions exceeds in one place. Anomaly maps of models that were trained on the same split are compared by
+the same rule. (An evaluation's lesions.csv is not: it counts connected components, of which a planted lesion has three
+on average.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,8 @@ from scipy import fft, ndimage
 from scipy.stats import norm
 from shared import arguments, commit, processor, read_rows, write_rows
 
-from aeflow_monai.files import read_json, write_json
+from aeflow_monai import Model
+from aeflow_monai.files import write_json
 
 TILE = 32  # voxels per side of the brain tiles for the spectrum
 N_SUBJECTS = 20  # normal brains for the spectrum
@@ -139,18 +141,27 @@ def observe(lesion: Lesion, volume: Array, changed: Array, allowed: Array, power
     return found
 
 
-def aeflow_found(path: Path, rate: float) -> dict[tuple[str, int], bool]:
-    """Return which lesions AE-Flow finds at the threshold at which it finds this fraction of them."""
-    rows = read_rows(path)
-    values = np.array([float(row["map_value"] or "-inf") for row in rows])
-    limit = np.sort(values)[::-1][max(0, round(rate * len(rows)) - 1)]
-    return {(row["case"], int(row["lesion"])): value >= limit for row, value in zip(rows, values, strict=True)}
+def model_finds(model: Model, planted: Path, case: str, allowed: Array, lesions: Sequence[Lesion]) -> list[bool]:
+    """Return for each lesion of a subject whether a model's anomaly map finds it, by the observers' rule."""
+    normal, abnormal = (
+        np.asarray(model.predict(planted / "images" / f"{name}.nii.gz").anomaly_map[0])
+        for name in (case.removesuffix("_lesions"), case)
+    )
+    labels = voxels_of(planted / "masks" / f"{case}.nii.gz").astype(int)
+    everywhere = np.where(allowed, normal, -np.inf)
+    found = []
+    for lesion in lesions:
+        near = ndimage.binary_dilation(labels == lesion.label, iterations=NEAR)
+        limit = second_place(everywhere, max(lesion.signal.shape) // 2)
+        found.append(bool(abnormal[near].max() > limit))
+    return found
 
 
 def main() -> None:
     parser = arguments(__doc__, "data", "output")
-    parser.add_argument("--lesions", type=Path, help="lesions.csv of AE-Flow; localisation.json lies beside it")
+    parser.add_argument("--model", nargs="*", type=Path, default=[], help="trainings on the same split")
     given = parser.parse_args()
+    models = {str(path): Model(path) for path in given.model}
     healthy = sorted((given.data / "healthy_t1").glob("*.nii.gz"))
     rest, _, _ = planted_lesions.split(healthy, N_SUBJECTS, 0)
     train, test, _ = planted_lesions.split(rest, N_SUBJECTS, 1)  # the development split of protocols.healthy_t1
@@ -164,17 +175,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for case, volume, changed, size, lesions in lesions_of(planted):
         allowed = inside(volume, size)
-        for lesion in lesions:
+        by_models = {name: model_finds(model, planted, case, allowed, lesions) for name, model in models.items()}
+        for number, lesion in enumerate(lesions):
             row = {"case": case, "lesion": lesion.label, "size": lesion.size, "contrast": abs(lesion.contrast)}
+            row |= {name: float(found[number]) for name, found in by_models.items()}
             rows.append(row | observe(lesion, volume, changed, allowed, power))
         print(case, flush=True)
-    columns = ["place unknown", "unwhitened"]
-    if given.lesions:
-        rate = read_json(given.lesions.parent / "localisation.json")["lesion_sensitivity"]["1"]
-        by_lesion = aeflow_found(given.lesions, rate)
-        for row in rows:
-            row["AE-Flow"] = float(by_lesion[row["case"], row["lesion"]])
-        columns.append("AE-Flow")
+    columns = ["place unknown", "unwhitened", *models]
     write_json(given.output / "ideal_observer.json", {"commit": commit(), "machine": processor(), "lesions": rows})
     write_rows(given.output / "ideal_observer.csv", list(rows[0]), (list(row.values()) for row in rows))
     print(f"\n{len(rows)} lesions in {len(test)} subjects; commit {commit()}; {processor()}.\n")
