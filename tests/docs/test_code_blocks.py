@@ -26,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"
 # page, beginning of the block, why it is not run here
 NOT_RUN = [
     ("README.md", 'pip install -e ".[test]"', "installs, and runs these tests"),
+    ("docs/development.md", 'pip install -e ".[test]"', "installs, and runs these tests too"),
     ("docs/monai_label.md", "python3 -m venv", "installs; the tests of tests/label run in such an environment"),
     ("docs/monai_label.md", "aeflow label", "serves until it is stopped; tests/label/test_server.py starts it"),
     ("docs/monai_label.md", "from MONAILabelLib", "runs inside 3D Slicer; see tests/label/test_slicer_client.py"),
@@ -55,6 +56,8 @@ def kind_of(block: Block) -> str:
         return "bash"
     if block.language == "text" and "DATA" in block.first_line:
         return "layout"
+    if block.first_line.startswith("bundle/"):
+        return "tree"
     printed = (("docs/command.md", '{"state"'), ("docs/python.md", "case score"))
     if any(block.page == page and block.code.startswith(begin) for page, begin in printed):
         return "printed"
@@ -71,6 +74,20 @@ def test_no_block_is_left_out() -> None:
     used = {reason_of(block) for block in all_blocks()}
     stale = [entry for entry in NOT_RUN if entry[2] not in used]
     assert not stale, f"listed, but not there: {stale}"
+
+
+def test_the_tree_is_that_of_the_repository() -> None:
+    (block,) = blocks("tree")
+    folder, shown = ROOT, set()
+    for line in block.code.splitlines():
+        names, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        parents = [ROOT, ROOT / "aeflow_monai", folder]
+        if names.endswith("/"):
+            assert (parents[depth] / names).is_dir(), line
+            folder = parents[1] / names if depth == 1 else folder
+            shown.add(parents[depth] / names.rstrip("/"))
+    packages = {path.parent for path in (ROOT / "aeflow_monai").rglob("__init__.py")}
+    assert packages - shown == {ROOT / f"aeflow_monai/label/{name}" for name in ("requests", "studies", "tasks")}
 
 
 @pytest.fixture
