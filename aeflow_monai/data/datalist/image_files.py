@@ -65,7 +65,10 @@ def is_mask_folder(name: str) -> bool:
 
 def stem(path: Path) -> str:
     """Return the name of a file without its extension, or the name of a folder."""
-    if path.is_dir():
-        return path.name
-    extension = next((e for e in EXTENSIONS if path.name.lower().endswith(e)), path.suffix)
-    return path.name[: len(path.name) - len(extension)]
+    return path.name if path.is_dir() else without_extension(path.name)
+
+
+def without_extension(name: str) -> str:
+    """Return a file name without its extension, which may have two parts."""
+    extension = next((e for e in EXTENSIONS if name.lower().endswith(e)), Path(name).suffix)
+    return name[: len(name) - len(extension)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
-from aeflow_monai.data.datalist.image_files import stem
+from aeflow_monai.data.datalist.image_files import stem, without_extension
 from aeflow_monai.data.datalist.mask_names import beginnings
 from aeflow_monai.printable import shown, some
 
@@ -127,10 +127,13 @@ def require_one_order(items: Sequence[Sequence[Path]]) -> None:
     """
     first: dict[frozenset[str], tuple[tuple[str, ...], Sequence[Path]]] = {}
     for paths in items:
-        ends = tuple(re.split(r"[_.-]", stem(path))[-1].lower() for path in paths)
+        if len(paths) < 2:
+            continue
+        # by the name alone: of a file that is missing, or has an impossible name, its case says so
+        ends = tuple(re.split("[_.-]", without_extension(path.name))[-1].lower() for path in paths)
         if len(set(ends)) == 1:
             ends = tuple(path.parent.name.lower() for path in paths)
-        if len(set(ends)) < len(paths) or len(paths) < 2 or not all(re.search("[a-z]", end) for end in ends):
+        if len(set(ends)) < len(paths) or not all(re.search("[a-z]", end) for end in ends):
             continue
         ordered, example = first.setdefault(frozenset(ends), (ends, paths))
         if ends != ordered:

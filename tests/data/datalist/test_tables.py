@@ -351,5 +351,8 @@ def test_channels_that_a_list_swaps_are_named(tmp_path: Path, first: list[str], 
     said = r"in one order, since they become channels; got p0.* --modalities, here t1 and flair"
     with pytest.raises(ValueError, match=said):
         load_datalist(write_csv(tmp_path, [head, *rows]), "train")
+    long = ";".join(f"{'y' * 300}_{name}.nii" for name in ("T1", "FLAIR"))  # which no file can be called
+    with pytest.raises(ValueError, match=said):
+        load_datalist(write_csv(tmp_path, [head, *rows, [long, "train", "0"]]), "train")
     rows[1][0] = ";".join(reversed(second))
     assert len(load_datalist(write_csv(tmp_path, [head, *rows]), "train")) == 2
