@@ -34,8 +34,9 @@ _KNOWN = (
     "An image has the features of one that the model was trained or calibrated on, as the same image has in another "
     "format or size. Its score is lower than that of a new one, and no test. Further ones are not named."
 )
-# Above the threshold, in standard deviations of normals. Of 1030 abnormal images of the panel (seed 0) one has more.
-_FAR = 10.0
+# Far above the threshold, in standard deviations of normals: for a 2D image, of which one in 1030 abnormal ones of the
+# panel is farther (seed 0), and for the median slice of a volume, which a lesion does not raise.
+_FAR, _FAR_SLICES = 10.0, 5.0
 _OF_SLICES = ("anomaly_map", "slice_scores", "ease", "global_terms")  # fields of `SliceScores` in the output
 Network = Callable[..., Output]
 
@@ -188,7 +189,7 @@ class SlicedInferer(Inferer):  # type: ignore[misc]
             self._note("kind", partial(_note_on_kind, detector, volume.shape[1:], n_slices))
             self._note("known", partial(_note_on_known, detector, pooled))
             of_case = _of_case(detector, finished)
-            self._note("far", partial(_note_on_far, detector, float(of_case["anomaly_score"])))
+            self._note("far", partial(_note_on_far, detector.score, finished))
         return {
             "stacks": {
                 name: {plane: stack[None] for plane, stack in of_planes.items()}
@@ -274,14 +275,17 @@ def _note_on_known(detector: Detector, pooled: Sequence[Tensor]) -> str:
     return _KNOWN if sum(is_known) > len(is_known) / 2 else ""
 
 
-def _note_on_far(detector: Detector, score: float) -> str:
-    threshold = float(detector.score.case_threshold)
-    if detector.score.published or not score > threshold + _FAR:
+def _note_on_far(score: Score, scored: Mapping[str, SliceScores]) -> str:
+    """Describe an image most of whose slices are far above the threshold, as hardly any disease makes them."""
+    scores = torch.cat([of_plane.slice_scores for of_plane in scored.values()])
+    typical, threshold = float(scores.median()), float(score.slice_threshold)
+    if score.published or not typical > threshold + (_FAR if len(scores) == 1 else _FAR_SLICES):
         return ""
+    what = "An image has a score" if len(scores) == 1 else "Half of the slices of an image or more have a score"
     return (
-        f"An image has a score of {score:.1f}, far above the threshold of {threshold:.2f} and all held-out normals. "
-        "Images of another scanner, modality or preparation score like this, and disease rarely does. Compare it with "
-        "images of the training, or calibrate on normal images of its kind. Further ones are not named."
+        f"{what} of {typical:.1f}, far above the threshold of {threshold:.2f} and all held-out normals. Images of "
+        "another scanner, modality or preparation score like this, and disease rarely does. Compare it with images of "
+        "the training, or calibrate on normal images of its kind. Further ones are not named."
     )
 
 

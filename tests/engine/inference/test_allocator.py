@@ -12,13 +12,16 @@ for _ in range(int(sys.argv[1])):  # also twice
     keep_freed_memory()
 counts = []
 for _ in range(20):
-    torch.zeros(4 * 2**20)  # 16 MiB, which are freed at once
+    torch.zeros(10 * 2**20)  # 40 MiB, which are freed at once; up to 32 MiB glibc learns by itself to keep
     counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(counts[-1] - counts[5])
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is tuned")
+GLIBC = tuple(map(int, platform.libc_ver()[1].split("."))) if platform.libc_ver()[0] == "glibc" else ()
+
+
+@pytest.mark.skipif(GLIBC < (2, 35), reason="only glibc is tuned, and an older one keeps no more than 32 MiB")
 def test_freed_memory_is_used_again_without_asking_the_system_for_it() -> None:
     of_system, kept = (
         int(subprocess.run([sys.executable, "-c", FAULTS, times], capture_output=True, text=True, check=True).stdout)
