@@ -116,6 +116,8 @@ def _meta_image(content: bytes) -> ItkHeader:
         files = _of_pattern(data.split())
     elif data not in _LOCAL:
         files = [data]
+    if data.startswith("LIST") or "%" in data:
+        _require_slices(data, len(files), shape)
     packed = "zlib" if fields.get("CompressedData", "false").lower() in ("true", "1") else ""
     ascii_numbers = fields.get("BinaryData", "true").lower() in ("false", "0")
     units = {fields["DistanceUnits"].lower()} if "DistanceUnits" in fields else set()
@@ -185,6 +187,17 @@ def _lines(content: bytes) -> Iterator[tuple[str, int]]:
             raise ValueError(f"a line with a carriage return, {line[:80]!r}")
         yield line.decode("utf-8", "surrogateescape").strip(), end + 1
         start = end + 1
+
+
+def _require_slices(data: str, n_files: int, shape: list[int]) -> None:
+    """Refuse files of which ITK would read others, or leave a part of the image as memory was."""
+    words = data.split()
+    is_usual = words[1:] in ([], ["2"], ["2D"]) if words[0] == "LIST" else len(words) == 4 and int(words[3]) > 0
+    if len(shape) != 3 or not is_usual or n_files != shape[2]:
+        raise ValueError(
+            f"{data!r} with {n_files} files for the sizes {' '.join(map(str, shape))}, where ITK reads a volume from "
+            "one file per slice: after LIST, or as a pattern with first number, last number and a step of 1 or more"
+        )
 
 
 def _of_pattern(words: list[str]) -> list[str]:

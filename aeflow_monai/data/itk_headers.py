@@ -132,22 +132,29 @@ def _check_voxels(header: ItkHeader, files: list[Path], path: Path) -> None:
     """Refuse files that hold less than the header claims, or more, or whose compressed part it gives wrongly."""
     if header.packed not in ("", "zlib"):
         return  # which the reader notices, in memory that is bounded
-    claimed = math.prod(header.shape) * header.n_bytes
-    found = 0
-    for file in files or [path]:
-        offset = 0 if files else header.offset
-        if not header.packed:
-            found += file.stat().st_size - offset
-            continue
+    parts = files or [path]
+    claimed, rest = divmod(math.prod(header.shape) * header.n_bytes, len(parts))  # of each file
+    if rest:
+        raise ValueError(
+            f"Expected the voxels of {path} in files of one size; its header names {len(files)}. Correct the header."
+        )
+    for file in parts:
+        _check_part(header, file, 0 if files else header.offset, claimed, path)
+
+
+def _check_part(header: ItkHeader, file: Path, offset: int, claimed: int, path: Path) -> None:
+    """Refuse a file whose voxels, from an offset on, are not as many bytes as the header at a path claims."""
+    is_own = file == path
+    found = file.stat().st_size - offset
+    if header.packed:
         try:
-            unpacked, n_packed = _unpacked(file, offset, claimed)
+            found, n_packed = _unpacked(file, offset, claimed)
         except (zlib.error, EOFError, gzip.BadGzipFile) as error:
             raise ValueError(
                 f"Expected an image in {path}; got damaged data in {file}: {error}. Copy or export it again."
             ) from None
-        found += unpacked
         # of fewer bytes ITK decompresses a part, and leaves what it finds in memory in the rest of the image
-        if header.packed_size is not None and header.packed_size < n_packed and (header.packed_size or not files):
+        if header.packed_size is not None and header.packed_size < n_packed and (header.packed_size or is_own):
             said = header.packed_size or "none"
             raise ValueError(
                 f"Expected CompressedDataSize = {n_packed} in the header of {path}, the size of its compressed voxels; "
@@ -155,16 +162,17 @@ def _check_voxels(header: ItkHeader, files: list[Path], path: Path) -> None:
             )
     if found < claimed:
         raise ValueError(
-            f"Expected {claimed} bytes of voxels for {path}, as its header claims; got {found}. It is probably "
-            "truncated: copy or export it again."
+            f"Expected {claimed} bytes of voxels in {file}, as the header of {path} claims; got {found}. It is "
+            "probably truncated: copy or export it again."
         )
     if header.packed or header.skipped is None:  # decompression ends where it should, or ITK counts from the end
         return
-    extra = found - claimed - header.skipped * len(files or [path])
+    extra = found - claimed - header.skipped
     if extra > _MOST_EXTRA:
         raise ValueError(
-            f"Expected {claimed} bytes of voxels for {path}, as its header claims; got {extra} more. Its size or type "
-            "is wrong, or a part in front of the voxels has to be skipped: correct the header, or export it again."
+            f"Expected {claimed} bytes of voxels in {file}, as the header of {path} claims; got {extra} more. Its size "
+            "or type is wrong, or a part in front of the voxels has to be skipped: correct the header, or export it "
+            "again."
         )
 
 

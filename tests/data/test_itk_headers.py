@@ -93,7 +93,15 @@ def names(headers: dict[str, str], extension: str, data: str) -> str:
 @pytest.mark.parametrize("extension", ["mhd", "nhdr"])
 @pytest.mark.parametrize(
     "data",
-    ["/dev/zero", "../a.raw", "link.raw", "folder/a.raw", "..\\a.raw", "LIST\n../a.raw", "../z%02d.raw 0 15 1"],
+    [
+        "/dev/zero",
+        "../a.raw",
+        "link.raw",
+        "folder/a.raw",
+        "..\\a.raw",
+        "LIST" + 16 * "\n../a.raw",
+        "../z%02d.raw 0 15 1",
+    ],
 )
 def test_no_file_elsewhere_is_read(tmp_path: Path, headers: dict[str, str], extension: str, data: str) -> None:
     path = tmp_path / f"sub/b.{extension}"
@@ -189,10 +197,29 @@ def test_files_beside_the_header_are_read(tmp_path: Path, headers: dict[str, str
     np.testing.assert_array_equal(load(path).as_tensor()[0].numpy().T, VOXELS)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        "LIST 3\na.raw",
+        "LIST 3D\na.raw",
+        "LIST 1\n" + "\n".join(f"z{number:02}.raw" for number in range(16)),
+        "LIST\n" + "\n".join(f"z{number:02}.raw" for number in range(8)),
+        "z%02d.raw 15 0 -1",
+        "z%02d.raw 0 15",
+        "z%02d.raw 0 15 2",
+    ],
+)
+def test_files_of_which_itk_would_read_others(tmp_path: Path, headers: dict[str, str], data: str) -> None:
+    """It leaves what memory held in a part of the image, or ends the interpreter."""
+    path = tmp_path / "sub/b.mhd"
+    path.write_text(names(headers, "mhd", data))
+    assert "one file per slice" in message(path)
+
+
 @pytest.mark.parametrize("extension", ["mhd", "nhdr"])
 def test_missing_files_are_named(tmp_path: Path, headers: dict[str, str], extension: str) -> None:
     path = tmp_path / f"sub/b.{extension}"
-    path.write_text(names(headers, extension, "z%02d.raw 0 16 1"))
+    path.write_text(names(headers, extension, "z%02d.raw 1 16 1"))
     assert f"in {tmp_path / 'sub/z16.raw'}, which it names" in message(path, FileNotFoundError)
 
 
