@@ -19,7 +19,7 @@ from aeflow_monai.data.datalist.entries import parse_split
 from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
 from aeflow_monai.data.datalist.listing import find_images
-from aeflow_monai.data.datalist.modalities import in_order
+from aeflow_monai.data.datalist.modalities import OneOrder, in_order
 from aeflow_monai.data.datalist.naming import fitting_name, path_problem
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
 from aeflow_monai.files import user_path
@@ -73,7 +73,7 @@ def studies_in(
     path = Path(source).absolute()
     modalities = [str(name) for name in ensure_tuple(listing.get("modalities") or ())]
     root = str(path.parent)
-    is_empty, n_others = True, 0
+    is_empty, n_others, order = True, 0, OneOrder()
     for line, images, row in _rows(path):
         if parse_split((row.get("split") or "").strip() or "test", f"{shown(path)}, line {line}") != "test":
             n_others += 1
@@ -81,6 +81,8 @@ def studies_in(
         is_empty = False
         if not images or not all(images):
             raise ValueError(f"{shown(path)}, line {line}: it names no image. Give its path, or take the line away.")
+        if len(images) > 1 and not modalities:
+            order.require([Path(image) for image in images])
         below = [_below(root, image) for image in images]
         key = study_key(below)
         if shard.holds(key):

@@ -80,11 +80,11 @@ def test_no_study_is_taken_for_another(tmp_path: Path) -> None:
             "t1.nii\\",
             "t1.nii\\\\",
             ["t1.nii", "t2.nii"],
-            ["t2.nii", "t1.nii"],
+            ["t2.nii", "t3.nii"],
         ),
         *(
             ["t1.nii\\", "t2.nii"],
-            ["t2.nii", "t1.nii\\"],
+            ["t3.nii", "t1.nii\\"],
             ["a", "b", "c"],
             ["a;b", "c"],
             ["a", "b;c"],

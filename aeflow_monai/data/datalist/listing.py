@@ -18,7 +18,7 @@ from aeflow_monai.data.datalist.found_images import images_below
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_dicom, is_image, stem
 from aeflow_monai.data.datalist.items import SECTIONS, DividedError, one_case_per_image, to_items
 from aeflow_monai.data.datalist.layouts import LAYOUTS, LISTS, existing, recognize
-from aeflow_monai.data.datalist.modalities import in_order, require_one_order
+from aeflow_monai.data.datalist.modalities import OneOrder, in_order
 from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
 from aeflow_monai.data.datalist.training_notes import training_notes
@@ -132,7 +132,9 @@ def _read(name: str, source: Path, request: Request) -> list[Entry]:
     """Return the entries of a layout; for a list, with their files in the order of the modalities."""
     entries = LAYOUTS[name].read(source, request)
     if name in LISTS and not request.modalities:
-        require_one_order([entry.images for entry in entries])
+        order = OneOrder()
+        for entry in entries:
+            order.require(entry.images)
     return [_in_order(entry, request.modalities) for entry in entries] if name in LISTS else entries
 
 

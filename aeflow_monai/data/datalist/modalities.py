@@ -16,6 +16,7 @@ from aeflow_monai.printable import shown, some
 __all__ = [
     "BRATS",
     "Case",
+    "OneOrder",
     "beginning_of",
     "cases_of",
     "entry_of",
@@ -23,11 +24,13 @@ __all__ = [
     "in_order",
     "missing_in",
     "named_after",
-    "require_one_order",
 ]
 
 # File name endings of each modality: the key as in BraTS 2018-2021, then as in BraTS 2023 and other data sets.
 BRATS = {"flair": ("t2f",), "t1": ("t1n",), "t1ce": ("t1c", "t1gd"), "t2": ("t2w",), "seg": ()}
+
+
+_MOST_ORDERS = 1000  # remembered, since a list may have millions of items
 
 
 class Case(NamedTuple):
@@ -112,36 +115,54 @@ def in_order(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ..
     return tuple(sorted(paths, key=lambda path: modalities.index(str(of_paths[path]))))
 
 
-def require_one_order(items: Sequence[Sequence[Path]]) -> None:
-    """Refuse a list whose items name the same modalities in different orders: channels would be swapped.
-
-    Args:
-        items: files of each item, in the order of its channels.
-
-    Raises:
-        ValueError: the ends of the file names, or the folders of files with one name, are the same in two items, in
-            another order.
+class OneOrder:
+    """Refuses a list whose items name the same modalities in different orders: channels would be swapped.
 
     Example:
-        >>> require_one_order([[Path("a_T1.nii"), Path("a_T2.nii")], [Path("b_T1.nii"), Path("b_T2.nii")]])
+        >>> order = OneOrder()
+        >>> for case in "ab":
+        ...     order.require([Path(f"{case}_T1.nii"), Path(f"{case}_T2.nii")])
     """
-    first: dict[frozenset[str], tuple[tuple[str, ...], Sequence[Path]]] = {}
-    for paths in items:
+
+    def __init__(self) -> None:
+        self._first: dict[frozenset[str], tuple[tuple[str, ...], Sequence[Path]]] = {}
+
+    def require(self, paths: Sequence[Path]) -> None:
+        """Compare an item with those before.
+
+        Args:
+            paths: files of the item, in the order of its channels.
+
+        Raises:
+            ValueError: what tells its files apart, in their names or folders, tells those of an item before apart in
+                another order.
+        """
         if len(paths) < 2:
-            continue
-        # by the name alone: of a file that is missing, or has an impossible name, its case says so
-        ends = tuple(re.split("[_.-]", without_extension(path.name))[-1].lower() for path in paths)
-        if len(set(ends)) == 1:
-            ends = tuple(path.parent.name.lower() for path in paths)
-        if len(set(ends)) < len(paths) or not all(re.search("[a-z]", end) for end in ends):
-            continue
-        ordered, example = first.setdefault(frozenset(ends), (ends, paths))
-        if ends != ordered:
+            return
+        # by names alone: a missing file, or one with an impossible name, fails its case later
+        told = _told_apart([without_extension(path.name) for path in paths])
+        told = told or _told_apart([path.parent.name for path in paths])
+        if not told or (len(self._first) == _MOST_ORDERS and frozenset(told) not in self._first):
+            return
+        ordered, example = self._first.setdefault(frozenset(told), (told, paths))
+        if told != ordered:
             raise ValueError(
                 f"Expected the files of each item in one order, since they become channels; got "
-                f"{', '.join(path.name for path in example)} in one item, and {', '.join(path.name for path in paths)} "
-                f"in another. Name the order with --modalities, here {' and '.join(ordered)}, or correct the list."
+                f"{_names_of(example)} in one item, and {_names_of(paths)} in another. Name the files of all items in "
+                "one order."
             )
+
+
+def _names_of(paths: Sequence[Path]) -> str:
+    return ", ".join("/".join(path.parts[-2:]) for path in paths)
+
+
+def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the parts of names that the others lack; nothing if that does not tell them apart."""
+    parts = [re.split(r"[_.-]", name.lower()) for name in names]
+    common = set(parts[0]).intersection(*parts[1:])
+    own = tuple("_".join(part for part in of_name if part not in common) for of_name in parts)
+    return own if len(set(own)) == len(own) else ()
 
 
 def _modality_of(path: Path, modalities: Sequence[str]) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from inputs import write_csv, write_image, write_images, write_json
 
+from aeflow_monai.archive import Shard, studies_in
 from aeflow_monai.data.datalist import find_images, load_datalist
 from aeflow_monai.data.datalist.modalities import in_order
 
@@ -342,15 +343,20 @@ def test_a_stray_quote_in_the_first_line_hides_no_rows(tmp_path: Path) -> None:
     [
         (["p0_T1.nii", "p0_FLAIR.nii"], ["p1_FLAIR.nii", "p1_T1.nii"]),
         (["T1/p0.nii", "FLAIR/p0.nii"], ["FLAIR/p1.nii", "T1/p1.nii"]),
+        (["p0_0000.nii", "p0_0001.nii"], ["p1_0001.nii", "p1_0000.nii"]),
+        (["p0_T1_brain.nii", "p0_T2_brain.nii"], ["p1_T2_brain.nii", "p1_T1_brain.nii"]),
     ],
 )
 def test_channels_that_a_list_swaps_are_named(tmp_path: Path, first: list[str], second: list[str]) -> None:
     write_images(tmp_path, [*first, *second])
     head = ["path", "split", "abnormal"]
     rows = [[";".join(files), "train", "0"] for files in (first, second)]
-    said = r"in one order, since they become channels; got p0.* --modalities, here t1 and flair"
+    said = r"in one order, since they become channels; got .*p0.* in one item, and .*p1.* in another"
     with pytest.raises(ValueError, match=said):
         load_datalist(write_csv(tmp_path, [head, *rows]), "train")
+    tested = [[";".join(files)] for files in (first, second)]
+    with pytest.raises(ValueError, match=said):
+        [*studies_in(write_csv(tmp_path, [["path"], *tested]), Shard(1, 1))]
     long = ";".join(f"{'y' * 300}_{name}.nii" for name in ("T1", "FLAIR"))  # which no file can be called
     with pytest.raises(ValueError, match=said):
         load_datalist(write_csv(tmp_path, [head, *rows, [long, "train", "0"]]), "train")
