@@ -141,6 +141,7 @@ def _without_helpers(found: dict[Path, Contents]) -> dict[Path, Contents]:
 
 
 def _places(image: Image) -> frozenset[object]:
-    """Return numbers and positions of the slices; images that divide a series have none in common."""
+    """Return positions of the slices, or their numbers; images that divide a series have none in common."""
     frames = [frame for file in image.files for frame in frames_of(file)]
-    return frozenset((frame.number, frame.position) for frame in frames)
+    # by number only where there is no position: echoes and times at the same positions may be numbered on
+    return frozenset(frame.number if frame.position is None else frame.position for frame in frames)

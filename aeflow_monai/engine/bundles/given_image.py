@@ -12,6 +12,7 @@ from monai.utils import MetaKeys
 from torch import Tensor
 
 from aeflow_monai.data.numbers import as_float32
+from aeflow_monai.geometry import any_picture
 
 __all__ = ["loadable"]
 
@@ -29,7 +30,8 @@ def loadable(image: Any, of_pictures: bool) -> Any:
             f"An array of shape {tuple(image.shape)} is taken for a picture with colours: give its path; or of a "
             "volume a MetaTensor with its affine."
         )
-    if of_pictures and image.ndim == 2 and not isinstance(image, MetaTensor):
+    is_slice = image.ndim == 2 or (image.ndim == 3 and image.shape[-1] == 1)
+    if of_pictures and ((is_slice and not isinstance(image, MetaTensor)) or _is_unplaced_picture(image)):
         raise ValueError(
             f"An array of shape {tuple(image.shape)} for a model of 2D images may be turned: rows and columns of an "
             "image file run otherwise than an array's axes are taken. Give the file's path, or a MetaTensor with its "
@@ -53,6 +55,13 @@ def loadable(image: Any, of_pictures: bool) -> Any:
     if image.ndim not in (2, 3):
         raise ValueError(f"Expected an image (X, Y) or a volume (X, Y, Z); got the shape {tuple(image.shape)}.")
     return _own_file(MetaTensor(image.detach().float()[None]))
+
+
+def _is_unplaced_picture(image: Any) -> bool:
+    """Return whether an image file without an affine was read by another reader, which has its axes otherwise."""
+    if not isinstance(image, MetaTensor) or not any_picture(str(image.meta.get("filename_or_obj", ""))):
+        return False
+    return torch.equal(image.affine, torch.eye(len(image.affine)).to(image.affine))
 
 
 def _is_dense(image: Tensor) -> bool:

@@ -180,6 +180,14 @@ def test_slices_of_a_series_in_two_folders(tmp_path: Path) -> None:
         load_datalist(tmp_path / "export", "all")
 
 
+def test_echoes_in_folders_are_numbered_on(tmp_path: Path) -> None:
+    for echo in range(2):
+        for k in range(6):
+            slice_ = slice_of(k, EchoNumbers=echo + 1, InstanceNumber=6 * echo + k + 1)
+            write(slice_, tmp_path / f"echo{echo}/{k}.dcm")
+    assert [item.get("problem", "") for item in find_images(tmp_path)] == ["", ""]
+
+
 def test_half_of_a_series_beside_a_copy_of_all_of_it(tmp_path: Path) -> None:
     write_series(tmp_path / "all", range(6))
     write_series(tmp_path / "copy", range(6))

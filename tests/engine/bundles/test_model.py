@@ -104,6 +104,11 @@ def test_arrays_that_are_no_grey_images_are_refused(trained: Path) -> None:
     assert loadable(MetaTensor(torch.zeros(3, 64, 64)), True).shape == (1, 3, 64, 64)
     with pytest.raises(ValueError, match=r"for a model of 2D images may be turned: .* Give the file's path"):
         loadable(np.zeros((64, 48)), True)
+    with pytest.raises(ValueError, match="for a model of 2D images may be turned"):
+        loadable(np.zeros((64, 48, 1)), True)
+    read = MetaTensor(torch.zeros(1, 64, 48), meta={"filename_or_obj": "a.png"})  # as MONAI's own reader gives it
+    with pytest.raises(ValueError, match="for a model of 2D images may be turned"):
+        loadable(read, True)
     assert loadable(MetaTensor(torch.zeros(64, 48)), True).shape == (1, 64, 48)
     with pytest.raises(ValueError, match="Expected a path, an array or a tensor; got list"):
         predict([[0.0, 1.0]], trained)
