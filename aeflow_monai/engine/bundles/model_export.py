@@ -44,8 +44,8 @@ _SAYS = {
     "case_global_term": "what of case_score is the global terms'",
 }
 _PRECISION = (
-    "compile with the property INFERENCE_PRECISION_HINT = f32: where the processor has half precision, OpenVINO uses it "
-    "by default, and scores differ by 0.1 standard deviations and more"
+    "compile with the property INFERENCE_PRECISION_HINT = f32: where the processor has half precision, OpenVINO uses "
+    "it by default, and scores differ by 0.1 standard deviations and more"
 )
 _OF_ONE_PLANE = f"of each slice by this plane alone, in {_UNIT}; see several_planes"
 _POSITION = (
