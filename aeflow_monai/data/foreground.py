@@ -27,9 +27,9 @@ _RANGE = (0.5, 99.5)  # of an image, in percentiles
 def foreground_mask(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:
     """Mark what is not background in an image.
 
-    The background is one value: 0, the lowest, or that of corners, if it fills 5 % of the image. An image with
-    fractions may have been interpolated by splines, which leave ripples around the background. Then what differs from
-    it by less than a thousandth of the image's range is background too.
+    The background is one value: 0, the lowest, or that of corners, if it fills 5 % of the image. An
+    interpolation by splines leaves ripples around it, so that what differs from it by less than a thousandth of the
+    image's range is background too, unless it may be tissue.
 
     Args:
         values: finite, of a channel of any shape.
@@ -42,16 +42,16 @@ def foreground_mask(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | 
         [False, False, False, True, True]
     """
     background = _background(values)
-    if not _has_fractions(values):  # an interpolation leaves them
-        return None if background is None else values != background
     if background is None:
-        return _beyond_any_ripples(values)
+        return _beyond_any_ripples(values) if _has_fractions(values) else None
     others: npt.NDArray[np.bool_] = values != background
     if not others.any():
         return others
     low, high = percentiles(values, others, _RANGE)
-    # between values of tissue, as in z-scored images, what is near the background may be tissue
-    return _beyond(values, background, low, high) if _is_end(values, background, low, high) else others
+    inside = _beyond(values, background, low, high)
+    is_rippled = np.count_nonzero(inside) < (1 - _RIPPLED_SHARE) * np.count_nonzero(others)
+    # between values of tissue, as in z-scored images, the few values near the background are tissue
+    return inside if is_rippled or _is_end(values, background, low, high) else others
 
 
 def _beyond_any_ripples(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_] | None:

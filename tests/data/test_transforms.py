@@ -358,6 +358,21 @@ class TestScaleForeground:
         assert np.corrcoef(scaled[inner], scale(linear.astype(np.float32))[inner])[0, 1] > 0.9
         assert scaled[inner].std() > 0.5 * scale(linear.astype(np.float32))[inner].std()
 
+    @pytest.mark.parametrize("z_scored", [False, True])
+    @pytest.mark.parametrize("rounded", [False, True])
+    def test_ripples_beside_exact_values_of_the_background(self, z_scored: bool, rounded: bool) -> None:
+        """Splines leave exact zeros where a volume ends or is rounded, and ripples between."""
+        head = np.pad(ellipsoid(), 12)
+        tissue = np.random.default_rng(0).normal(0 if z_scored else 2000, 1000 if z_scored else 300, head.shape)
+        rippled = ndimage.shift(np.where(head, tissue, 0), 0.3, order=3).astype(np.float32)
+        rippled[:, :, : rippled.shape[2] // 3] = 0
+        rippled = np.rint(rippled) if rounded else rippled
+        assert (rippled == 0).mean() > 0.05
+        scaled = scale(rippled)
+        far = ndimage.distance_transform_edt(~head) > 6
+        assert (scaled[far] == 0).all()
+        assert (scaled[ndimage.binary_erosion(head, iterations=2) & (rippled != 0)] > 0).mean() > 0.95
+
     def test_without_a_single_background_value_all_is_foreground(self) -> None:
         noise = np.random.default_rng(0).normal(-500, 300, (20, 24, 16)).astype(np.float32)
         low, high = np.percentile(noise, (0.5, 99.5))
