@@ -19,6 +19,8 @@ REMEDY = "Expected folders of DICOM files in it or below."
 
 _logger = logging.getLogger(__name__)
 
+_PART = 0.75  # of the slices of a copy that cannot be read itself
+
 
 def has_dicom(root: Path) -> bool:
     """Whether the folder or a direct subfolder holds DICOM files."""
@@ -111,7 +113,11 @@ def _with_spread(found: dict[Path, Contents]) -> dict[Path, Contents]:
         is_divided = len(different) > 1 and len(frozenset().union(*different)) == sum(map(len, different))
         # part of a copy beside a whole one is none of its own either
         whole = {own for image, own in zip(images, places, strict=True) if not image.problem}
-        is_part = [is_divided or any(own < other for other in whole) for own in places]
+        is_part = [
+            # of a copy with a problem, such as a slice too many, a whole series may be nearly all
+            is_divided or any(own < other and (other in whole or len(own) < _PART * len(other)) for other in different)
+            for own in places
+        ]
         parts = [image for image, part in zip(images, is_part, strict=True) if part]
         folders = some(sorted({str(image.folder) for image in images}))
         for image in parts:

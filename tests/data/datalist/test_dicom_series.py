@@ -198,6 +198,16 @@ def test_half_of_a_series_beside_a_copy_of_all_of_it(tmp_path: Path) -> None:
     assert problems["half"].startswith("Expected one series in a folder; got the slices of one spread over 3: ")
 
 
+def test_half_of_a_series_beside_a_copy_that_lacks_a_slice(tmp_path: Path) -> None:
+    write_series(tmp_path / "gap", [0, 1, 2, 4, 5])
+    write_series(tmp_path / "half", range(3))
+    write_series(tmp_path / "other", number=2)
+    problems = {item["case"]: item.get("problem", "") for item in find_images(tmp_path)}
+    assert problems["gap"].startswith("Expected one volume in ")
+    assert problems["half"].startswith("Expected one series in a folder; got the slices of one spread over 2: ")
+    assert not problems["other"]
+
+
 def test_a_bad_file_does_not_end_the_listing(tmp_path: Path) -> None:
     write_series(tmp_path / "well")
     (tmp_path / "bad").mkdir()
