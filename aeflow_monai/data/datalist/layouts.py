@@ -135,9 +135,20 @@ def _search(path: Path, request: Request, inference: bool) -> tuple[str, Path]:
     if path.is_file():
         raise ValueError(
             "Expected a folder or a datalist (.csv, .json) or a MedMNIST file (.npz), for inference also an image "
-            f"({', '.join(EXTENSIONS)}); got {path}. Give another one with --dataset_dir."
+            f"({', '.join(EXTENSIONS)}) or a list of an archive (.txt, .jsonl); got {path}. {_remedy_of(path)}"
         )
     return "folder" if inference else "classes", path
+
+
+def _remedy_of(path: Path) -> str:
+    """Return what to do with a file that is neither an image nor a list."""
+    if path.suffix.lower() in (".zip", ".tar", ".tgz", ".7z", ".rar") or path.name.lower().endswith(".tar.gz"):
+        return "Unpack it, and give the folder."
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".parquet", ".tsv"):
+        return "Save the table as CSV, with commas."
+    if path.name.upper() == "DICOMDIR":
+        return f"Give its folder, {path.parent}."
+    return "Give another one with --dataset_dir."
 
 
 def _source(path: Path, layout: str) -> Path:

@@ -383,3 +383,20 @@ def test_images_that_nothing_uses_are_told(tmp_path: Path, caplog: pytest.LogCap
     table.write_text("path,split,abnormal\nd.png,test,0\n")
     find_images(table)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("scans.zip", "Unpack it, and give the folder."),
+        ("scans.tar.gz", "Unpack it, and give the folder."),
+        ("list.xlsx", "Save the table as CSV, with commas."),
+        ("DICOMDIR", "Give its folder, "),
+        ("notes.doc", "Give another one with --dataset_dir."),
+    ],
+)
+def test_other_files_are_refused_with_what_to_do(tmp_path: Path, name: str, remedy: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    for find in (find_images, lambda path: load_datalist(path, "train")):
+        with pytest.raises(ValueError, match=rf"Expected a folder or a datalist .*; got .*{name}\. {remedy}"):
+            find(tmp_path / name)
