@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from aeflow_monai.files import replacing
 from aeflow_monai.result_files import unfinished_name
 
-__all__ = ["DamagedTable", "Table", "iter_rows", "rows_of", "spreadsheet_safe", "write_rows"]
+__all__ = ["DamagedTable", "Table", "iter_rows", "rows_of", "spreadsheet_safe", "write_table"]
 
 # Start of a formula, also in full width, after any apostrophes, so that an added one can be removed again.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uFF1D\uFF0B\uFF0D\uFF20]")
@@ -80,17 +81,30 @@ class Table:
         try:
             # escapes bytes of a file name that are not UTF-8
             with self.unfinished.open(mode, newline="", encoding="utf-8", errors="backslashreplace") as file:
-                write_rows(file, [values])
+                _write_rows(file, [values])
         except OSError as error:  # of a full disk, for example, which names no file
             raise OSError(error.errno, error.strerror, str(self.unfinished)) from error
 
 
-def write_rows(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
+def _write_rows(file: IO[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write rows of cells to an open table; numbers keep all digits, and text is `spreadsheet_safe`."""
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:
         cells = (value.item() if hasattr(value, "item") else value for value in row)
         writer.writerow(repr(cell) if isinstance(cell, float) else spreadsheet_safe(cell) for cell in cells)
+
+
+def write_table(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a table all of whose rows are known, beside its place until it is whole; absent cells are empty.
+
+    Args:
+        path: of the file, which is replaced.
+        columns: names of the columns, in their order.
+        rows: from column to value; others than the columns are left out.
+    """
+    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
+        _write_rows(file, [columns])
+        _write_rows(file, ([row.get(column, "") for column in columns] for row in rows))
 
 
 def spreadsheet_safe(cell: Any) -> Any:

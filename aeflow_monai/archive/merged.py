@@ -14,13 +14,13 @@ from aeflow_monai.archive.shard import SAME, SHARDS, Shard, short
 from aeflow_monai.archive.study import is_list
 from aeflow_monai.errors import Failure
 from aeflow_monai.file_digests import digest_of
-from aeflow_monai.files import read_json, replacing, write_json
+from aeflow_monai.files import read_json, write_json
 from aeflow_monai.output.report import write_report
 from aeflow_monai.output.report.overlay_pictures import overlay_pictures
 from aeflow_monai.output.report.picture_budget import LIMIT
 from aeflow_monai.printable import some
 from aeflow_monai.result_files import FAILURES, REPORT, RUN_RECORD, SCORE_COLUMNS, SCORES, unfinished_name
-from aeflow_monai.result_tables import write_rows
+from aeflow_monai.result_tables import write_table
 
 __all__ = ["Merged", "holds_other_run", "is_sharded", "merge"]
 
@@ -103,10 +103,10 @@ def _write(folder: Path, ledgers: Sequence[Ledger], settings: Mapping[str, Any],
             (folder / name).unlink(missing_ok=True)
     highest: list[tuple[float, str, str]] = []
     columns = ["case", "file", *SCORE_COLUMNS, "results"]
-    _write_table(folder / scores, columns, _noting(_rows(folder, ledgers, "done"), highest))
+    write_table(folder / scores, columns, _noting(_rows(folder, ledgers, "done"), highest))
     if merged.counts.failed:
         columns = [*Failure._fields]
-        _write_table(folder / failures, columns, _rows(folder, ledgers, "failed"))
+        write_table(folder / failures, columns, _rows(folder, ledgers, "failed"))
     write_json(folder / RUN_RECORD, _record(settings, merged))
     if finished:
         # the page finds pictures by case, and would confuse cases of the same name
@@ -165,12 +165,6 @@ def _noting(rows: Iterable[dict[str, Any]], highest: list[tuple[float, str, str]
         noted = (float(row["anomaly_score"]), str(row["case"]), str(row["results"]))
         (heapq.heappush if len(highest) < _PICTURES else heapq.heappushpop)(highest, noted)
         yield row
-
-
-def _write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    with replacing(path) as unfinished, unfinished.open("w", newline="", encoding="utf-8") as file:
-        write_rows(file, [columns])
-        write_rows(file, ([row.get(column, "") for column in columns] for row in rows))
 
 
 def holds_other_run(folder: Path) -> bool:

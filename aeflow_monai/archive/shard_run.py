@@ -94,7 +94,7 @@ def planned(run: ShardRun, overwrite: bool = False) -> Iterator[Study]:
     """
     parser, _ = _checked(run)
     if not overwrite:
-        _require_no_other_run(run.folder, overwrite)
+        _require_no_other_run(run.folder, overwrite=False)
     yield from studies_in(run.source, run.shard, run.folder, **parser.get_parsed_content("listing"))
 
 

@@ -16,7 +16,7 @@ from aeflow_monai.data.datalist.item import first_path
 from aeflow_monai.files import read_json, write_json
 from aeflow_monai.printable import counted, some
 from aeflow_monai.result_files import COMPARED_CASES, COMPARISON, RUN_RECORD, SCORES
-from aeflow_monai.result_tables import Table, rows_of
+from aeflow_monai.result_tables import rows_of, write_table
 
 __all__ = ["compare"]
 
@@ -113,14 +113,14 @@ def _write_cases(path: Path, scored: Sequence[Sequence[Mapping[str, str]]]) -> N
 
     names = ("anomaly_score", "threshold", "prediction", "p_value")
     ranks = [rankdata([float(row["anomaly_score"]) for row in rows]) for rows in scored]
-    moved = ranks[1] - ranks[0]
-    table = Table(path, ["case", "label", *(f"{name}_{number}" for number in (1, 2) for name in names), "rank_change"])
-    for index in sorted(range(len(moved)), key=lambda index: -abs(moved[index])):
-        first, second = scored[0][index], scored[1][index]
-        row = {"case": first["case"], "label": first["label"], "rank_change": moved[index]}
-        row |= {f"{name}_{number}": own[name] for number, own in ((1, first), (2, second)) for name in names}
-        table.append(row)
-    table.finish()
+    rows = []
+    for first, second, change in zip(*scored, ranks[1] - ranks[0], strict=True):
+        row = {"case": first["case"], "label": first["label"], "rank_change": change}
+        rows.append(
+            row | {f"{name}_{number}": own[name] for number, own in ((1, first), (2, second)) for name in names}
+        )
+    columns = ["case", "label", *(f"{name}_{number}" for number in (1, 2) for name in names), "rank_change"]
+    write_table(path, columns, sorted(rows, key=lambda row: -abs(row["rank_change"])))
 
 
 def _matched_by(models: Sequence[str], lists: Sequence[Sequence[Mapping[str, Any]]]) -> str:

@@ -16,6 +16,7 @@ from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import user_path
 from aeflow_monai.printable import counted, some
 from aeflow_monai.result_files import FAILURES, REPORT, SCORES, unfinished_name
+from aeflow_monai.result_tables import iter_rows
 
 if TYPE_CHECKING:
     from aeflow_monai.archive import Merged, ShardRun
@@ -74,7 +75,7 @@ def report_shards(folder: Path, terminal: Terminal) -> None:
     terminal.result(f"{counted(sum(merged.counts), 'study', 'studies')}: {done} done, {failed} failed, {n_open} open")
     scores = next((path for name in (SCORES, unfinished_name(SCORES)) if (path := folder / name).is_file()), None)
     if done and scores is not None:
-        say_scores(scores, failed, terminal)
+        say_scores(iter_rows(scores), failed, terminal)
     if merged.missing:
         terminal.result(f"not begun: {some([f'{number}/{merged.n_shards}' for number in merged.missing], 20)}")
     if merged.repeated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from aeflow_monai.cli.terminal import Terminal
 from aeflow_monai.files import read_json
 from aeflow_monai.printable import counted, some
 from aeflow_monai.result_files import FAILURES, METRICS, REPORT, RUN_RECORD, SCORES
-from aeflow_monai.result_tables import iter_rows, rows_of
+from aeflow_monai.result_tables import rows_of
 
 __all__ = ["say_metrics", "say_scores", "sum_up"]
 
@@ -21,35 +21,37 @@ _MANY, _NEARLY_ALL = 10, 0.8  # images, and the share above the threshold that i
 def sum_up(folder: Path, terminal: Terminal) -> None:
     """Show what matters of the tables of a run."""
     scores, failures = rows_of(folder / SCORES), rows_of(folder / FAILURES)
-    say_scores(folder / SCORES, len(failures), terminal)
+    metrics = read_json(folder / METRICS)
+    say_scores(scores, len(failures), terminal, is_labelled=bool(metrics))
     _say_highest(sorted(scores, key=lambda row: -float(row["anomaly_score"]))[:_SHOWN], terminal)
     for row in failures[:_SHOWN]:
         terminal.result(f"failed: {row['case']}: {row['message']}")
     for kind, paths in read_json(folder / RUN_RECORD).get("unused", {}).get("paths", {}).items():
         terminal.result(f"not used: {kind}: {some(paths, _SHOWN)}")
-    if metrics := read_json(folder / METRICS):
+    if metrics:
         say_metrics(metrics, terminal)
     terminal.result(f"results: {folder}")
     if (page := folder / REPORT).is_file():
         terminal.result(f"report: {page}")
 
 
-def say_scores(table: Path, n_failed: int, terminal: Terminal) -> None:
-    """Show how many cases of a table are above the threshold.
+def say_scores(rows: Iterable[Mapping[str, str]], n_failed: int, terminal: Terminal, is_labelled: bool = False) -> None:
+    """Show how many cases are above the threshold.
 
     Args:
-        table: of scores, of any length: it is read row by row.
+        rows: of a table of scores, as many as there are.
         n_failed: cases that failed.
         terminal: to show it in.
+        is_labelled: an evaluation says more on the threshold.
     """
     n_cases = n_abnormal = 0
     threshold = ""
-    for row in iter_rows(table):
+    for row in rows:
         n_cases += 1
         n_abnormal += row["prediction"] == "1"
         threshold = threshold or f" of {float(row['threshold']):.2f}"  # one model scored all of them
     terminal.result(f"{counted(n_cases, 'case')}, {n_abnormal} above the threshold{threshold}, {n_failed} failed")
-    if n_cases >= _MANY and n_abnormal > _NEARLY_ALL * n_cases and not (table.parent / METRICS).exists():
+    if not is_labelled and n_cases >= _MANY and n_abnormal > _NEARLY_ALL * n_cases:
         terminal.result(
             "Nearly all are above it. Images of another modality, scanner or preparation are, ill or not: calibrate "
             "the model on normal ones of the same kind (aeflow calibrate), or train on them."

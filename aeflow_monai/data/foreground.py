@@ -67,11 +67,9 @@ def _beyond_any_ripples(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_
     return None
 
 
-def _beyond(
-    values: npt.NDArray[np.float32], background: np.float32, low: float, high: float, part: float = _RIPPLE
-) -> npt.NDArray[np.bool_]:
-    """Mark what differs from a background by more than a part of the range from low to high."""
-    above, below = _limits(background, low, high, part)
+def _beyond(values: npt.NDArray[np.float32], background: np.float32, low: float, high: float) -> npt.NDArray[np.bool_]:
+    """Mark what differs from a background by more than ripples in an image that reaches from low to high."""
+    above, below = _limits(background, low, high, _RIPPLE)
     inside: npt.NDArray[np.bool_] = values > above
     inside |= values < below
     return inside
