@@ -1,10 +1,5 @@
-"""What the tests of archives share: their studies, and waiting for a ledger."""
+"""What the tests of archives share: their studies, and shards that are not done."""
 
-import os
-import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +7,6 @@ from aeflow_monai.archive import Ledger, Study
 from aeflow_monai.archive.ledger import LEDGER
 
 OUTPUTS = ("--outputs", "anomaly_map,anomaly_mask", "--device", "cpu")
-Start = Callable[..., "subprocess.Popen[str]"]
 
 
 class Scans(NamedTuple):
@@ -40,18 +34,3 @@ def a_shard(folder: Path, number: int, *names: str, source: str = "l", **read: s
         ledger.begin([Study(f"{number}/{name}.png", {"image": f"{name}.png", "case": name}) for name in names])
         (claim,) = ledger.claim(1)
         ledger.done(claim.number, {"anomaly_score": 0.5, "threshold": 0.4, "prediction": 1})
-
-
-def wait_until_done(out: Path, n: int, process: "subprocess.Popen[str]", shard: str = "1-of-1") -> None:
-    """Wait until a ledger has so many studies that are done."""
-    path = out / "shards" / shard / LEDGER
-    for _ in range(12000):
-        if process.poll() is not None:
-            raise RuntimeError(f"It ended with {process.returncode}: {process.stdout and process.stdout.read()}")
-        if path.is_file():
-            with Ledger(path, read_only=True) as ledger:
-                if ledger.is_begun and ledger.counts().done >= n:
-                    return
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    raise TimeoutError(f"{n} studies were not done.")

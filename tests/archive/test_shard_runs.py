@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from archive_runs import OUTPUTS, Scans, Start, wait_until_done
+from archive_runs import OUTPUTS, Scans
 from forked import ForkServer
 
 from aeflow_monai.cli.main import main
@@ -96,14 +96,27 @@ def test_images_that_the_model_was_not_trained_for_are_told_of_an_archive_too(
 
 @pytest.mark.end_to_end
 def test_a_killed_run_goes_on_and_is_as_one_that_nobody_killed(
-    tmp_path: Path, scans: Scans, trained: Path, undisturbed: Path, start_aeflow: Start, capsys: Capture
+    tmp_path: Path, scans: Scans, trained: Path, undisturbed: Path, fork_server: ForkServer, capsys: Capture
 ) -> None:
     out = tmp_path / "OUT"
     command = ["predict", str(scans.listed), "-m", str(trained), "-o", str(out), "--resume", *OUTPUTS]
-    process = start_aeflow(command)
-    wait_until_done(out, 2, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    # it ends by itself, since a kill from here may come when nothing is left
+    script = f"""
+import os
+from importlib import import_module
+from aeflow_monai.archive import Ledger
+from aeflow_monai.cli.main import main
+import_module("aeflow_monai.archive.ledger")._EVERY = 0.0  # seconds: each study is stored as soon as it is done
+done = Ledger.done
+def and_die(ledger, *study):
+    done(ledger, *study)
+    if ledger.counts().done == 2:
+        os.kill(os.getpid(), 9)
+Ledger.done = and_die
+main({command!r})
+"""
+    killed = fork_server.run(["-c", script], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert main(["report", str(out)]) == 1
     said = capsys.readouterr()
     assert " open\n" in said.out
