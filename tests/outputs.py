@@ -97,7 +97,8 @@ def events(run: Path) -> EventAccumulator:
 
 
 def loss_curve(run: Path, tag: str) -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in events(run).Scalars(tag)]
+    # TensorBoard reads the files of one second in the order of process numbers, which a resumed training may reverse
+    return sorted((event.step, event.value) for event in events(run).Scalars(tag))
 
 
 def epochs_in_log(log: str) -> list[int]:

@@ -14,12 +14,13 @@ from monai.utils import ensure_tuple
 
 from aeflow_monai.archive.shard import Shard
 from aeflow_monai.archive.study import Study, is_list, study_key
+from aeflow_monai.data.channel_order import OneOrder
 from aeflow_monai.data.datalist.dicom_series import source_problem
 from aeflow_monai.data.datalist.entries import parse_split
 from aeflow_monai.data.datalist.image_files import EXTENSIONS
 from aeflow_monai.data.datalist.item import first_path, source_exists
 from aeflow_monai.data.datalist.listing import find_images
-from aeflow_monai.data.datalist.modalities import OneOrder, in_order
+from aeflow_monai.data.datalist.modalities import in_order
 from aeflow_monai.data.datalist.naming import fitting_name, path_problem
 from aeflow_monai.data.datalist.table_rows import table_columns, table_rows
 from aeflow_monai.files import user_path

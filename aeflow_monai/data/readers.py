@@ -18,6 +18,7 @@ from monai.transforms import EnsureChannelFirst, LoadImage, MapTransform
 from monai.utils import MetaKeys, ensure_tuple
 from torch import Tensor
 
+from aeflow_monai.data.channel_order import require_order
 from aeflow_monai.data.dicom.paths import split_name
 from aeflow_monai.data.dicom.reading import is_dicom_source, read_dicom_image
 from aeflow_monai.data.itk_headers import check_itk_header, is_itk_volume
@@ -51,6 +52,8 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         keys: keys of paths, or of lists of paths.
         allow_missing_keys: skip keys that are absent, such as a mask.
         mask_keys: the keys that are masks.
+        channel_names: names that tell the files of an image apart, in the order of its channels. Files with these
+            names in another order are refused.
 
     Example:
         >>> import tempfile
@@ -66,9 +69,11 @@ class LoadCased(MapTransform):  # type: ignore[misc]
         keys: KeysCollection,
         allow_missing_keys: bool = False,
         mask_keys: Sequence[str] = ("lesion",),
+        channel_names: Sequence[str] = (),
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.mask_keys = tuple(mask_keys)
+        self.channel_names = ensure_tuple(channel_names)
         # for formats without a reader of their own below; the last reader that accepts a file reads it
         with _without_nvimagecodec():
             self.load = LoadImage(reader=("ITKReader", "NibabelReader"), image_only=True)
@@ -79,7 +84,8 @@ class LoadCased(MapTransform):  # type: ignore[misc]
 
         Raises:
             ValueError: the case has a known problem; a file has changed, cannot be read, is not an image, is not a
-                valid mask, or has a singular affine; files of one key lie on different grids.
+                valid mask, or has a singular affine; files of one key lie on different grids, or are in another order
+                than those of the training.
             FileNotFoundError: a file does not exist.
         """
         d = dict(data)
@@ -93,6 +99,7 @@ class LoadCased(MapTransform):  # type: ignore[misc]
             files = [str(file) for file in ensure_tuple(d[key])]
             if key in self.mask_keys and len(files) > 1:
                 raise ValueError(f"Expected one mask for a case; got {', '.join(files)}. Name the one of the lesion.")
+            require_order(files, self.channel_names)
             d[key] = _as_channels(files, [self._read(file, key in self.mask_keys) for file in files])
         return d
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
+from aeflow_monai.data.channel_order import OneOrder
 from aeflow_monai.data.datalist import medmnist
 from aeflow_monai.data.datalist.dicom_series import series_entries
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
@@ -18,7 +19,7 @@ from aeflow_monai.data.datalist.found_images import images_below
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, is_dicom, is_image, stem
 from aeflow_monai.data.datalist.items import SECTIONS, DividedError, one_case_per_image, to_items
 from aeflow_monai.data.datalist.layouts import LAYOUTS, LISTS, existing, recognize
-from aeflow_monai.data.datalist.modalities import OneOrder, in_order
+from aeflow_monai.data.datalist.modalities import in_order
 from aeflow_monai.data.datalist.naming import fitting_name
 from aeflow_monai.data.datalist.tables import free_training
 from aeflow_monai.data.datalist.training_notes import training_notes

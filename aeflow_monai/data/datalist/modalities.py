@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry
-from aeflow_monai.data.datalist.image_files import stem, without_extension
+from aeflow_monai.data.datalist.image_files import stem
 from aeflow_monai.data.datalist.mask_names import beginnings
 from aeflow_monai.printable import shown, some
 
 __all__ = [
     "BRATS",
     "Case",
-    "OneOrder",
     "beginning_of",
     "cases_of",
     "entry_of",
@@ -28,9 +27,6 @@ __all__ = [
 
 # File name endings of each modality: the key as in BraTS 2018-2021, then as in BraTS 2023 and other data sets.
 BRATS = {"flair": ("t2f",), "t1": ("t1n",), "t1ce": ("t1c", "t1gd"), "t2": ("t2w",), "seg": ()}
-
-
-_MOST_ORDERS = 1000  # remembered, since a list may have millions of items
 
 
 class Case(NamedTuple):
@@ -113,56 +109,6 @@ def in_order(paths: Sequence[Path], modalities: Sequence[str]) -> tuple[Path, ..
             f"{got} Which is which their names do not tell: they have to end in _{modalities[0]} and so on."
         )
     return tuple(sorted(paths, key=lambda path: modalities.index(str(of_paths[path]))))
-
-
-class OneOrder:
-    """Refuses a list whose items name the same modalities in different orders: channels would be swapped.
-
-    Example:
-        >>> order = OneOrder()
-        >>> for case in "ab":
-        ...     order.require([Path(f"{case}_T1.nii"), Path(f"{case}_T2.nii")])
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[frozenset[str], tuple[tuple[str, ...], Sequence[Path]]] = {}
-
-    def require(self, paths: Sequence[Path]) -> None:
-        """Compare an item with those before.
-
-        Args:
-            paths: files of the item, in the order of its channels.
-
-        Raises:
-            ValueError: what tells its files apart, in their names or folders, tells those of an item before apart in
-                another order.
-        """
-        if len(paths) < 2:
-            return
-        # by names alone: a missing file, or one with an impossible name, fails its case later
-        told = _told_apart([without_extension(path.name) for path in paths])
-        told = told or _told_apart([path.parent.name for path in paths])
-        if not told or (len(self._first) == _MOST_ORDERS and frozenset(told) not in self._first):
-            return
-        ordered, example = self._first.setdefault(frozenset(told), (told, paths))
-        if told != ordered:
-            raise ValueError(
-                f"Expected the files of each item in one order, since they become channels; got "
-                f"{_names_of(example)} in one item, and {_names_of(paths)} in another. Name the files of all items in "
-                "one order."
-            )
-
-
-def _names_of(paths: Sequence[Path]) -> str:
-    return ", ".join("/".join(path.parts[-2:]) for path in paths)
-
-
-def _told_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the parts of names that the others lack; nothing if that does not tell them apart."""
-    parts = [re.split(r"[_.-]", name.lower()) for name in names]
-    common = set(parts[0]).intersection(*parts[1:])
-    own = tuple("_".join(part for part in of_name if part not in common) for of_name in parts)
-    return own if len(set(own)) == len(own) else ()
 
 
 def _modality_of(path: Path, modalities: Sequence[str]) -> str | None:

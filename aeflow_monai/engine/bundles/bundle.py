@@ -113,11 +113,11 @@ def _write_files(folder: Path, detector: Detector, config: Mapping[str, Any], ca
     path = model_path(folder)
     write_saved(path, {"model": detector.state_dict(), "config": text})
     hashes = {"model_sha256": sha256_of(path), **digests_of_configs(folder / "configs")}
-    write_json(folder / "configs" / "metadata.json", {**_metadata(detector, card), **hashes})
+    write_json(folder / "configs" / "metadata.json", {**_metadata(detector, config, card), **hashes})
     write_card(folder, detector.score, {**card, "options": _options_unlike_the_template(trained)})
 
 
-def _metadata(detector: Detector, card: Mapping[str, Any]) -> dict[str, Any]:
+def _metadata(detector: Detector, config: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the template's metadata.json with the versions, channels and sizes of the training."""
     metadata, trained_with = read_json(template_root() / "configs" / "metadata.json"), card["versions"]
     metadata |= {f"{name}_version": trained_with[package] for name, package in _IN_METADATA.items()}
@@ -126,7 +126,9 @@ def _metadata(detector: Detector, card: Mapping[str, Any]) -> dict[str, Any]:
     formats = metadata["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
     stride, channels = detector.network.encoder.strides[-1], detector.network.encoder.in_channels
-    image |= {"num_channels": channels, "channel_def": {str(n): f"channel {n}" for n in range(channels)}}
+    names = config.get("channel_names") or []
+    names = names if len(names) == channels else [f"channel {n}" for n in range(channels)]
+    image |= {"num_channels": channels, "channel_def": {str(n): name for n, name in enumerate(names)}}
     image["spatial_shape"] = pred["spatial_shape"] = [f"{stride}*n", f"{stride}*n"]
     return metadata
 

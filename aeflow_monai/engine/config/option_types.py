@@ -129,6 +129,7 @@ _TYPES = {
     "layout": _choice(("auto", *LAYOUTS)),
     "normal_classes": _one_or(_list("names", "[NORMAL]", _is_label, least=1), _is_label),
     "modalities": _one_or(_list("names", "[t1,t2]", _is_text), _is_text),
+    "channel_names": _one_or(_list("names", "[t1,t2]", _is_text), _is_text),
     "series": _one_or(_list("numbers of series, identifiers or modalities", "[3,MR]", _is_label), _is_label),
     "test_fraction": _number(0, 1, below=True),
     "lesion_free_slices": _FLAG,

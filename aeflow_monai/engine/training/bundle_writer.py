@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.utils import ensure_tuple
 
+from aeflow_monai.data.channel_order import common_channel_names
 from aeflow_monai.data.slicer import Slicer
 from aeflow_monai.engine.bundles.bundle import write_bundle, write_training_config
 from aeflow_monai.engine.bundles.card import facts_of_data
@@ -91,8 +93,16 @@ class BundleWriter:
         calibrate(self.detector, self.held_out, self.specificity, *normals, self.slicer)
         record = self.folder / "logs" / RUN_RECORD
         card = {**self.facts, "versions": read_json(record)["versions"], **self.seen, **FORM}
-        write_bundle(self.folder, self.detector, self.given.content, card)
+        write_bundle(self.folder, self.detector, self._content(), card)
         names = ("trained_on", "held_out")
         finish_record(record, **{n: [*map(hashes_of, part)] for n, part in zip(names, self.split, strict=True)})
         thresholds = ", ".join(f"{n.replace('_', ' ')} {t:.3f}" for n, t in self.detector.score.thresholds.items())
         engine.logger.info(f"Calibrated on held-out normals: {thresholds}. Saved {model_path(self.folder)}.")
+
+    def _content(self) -> dict[str, Any]:
+        """Return the config of the training, with the names of the channels that its images tell."""
+        content = dict(self.given.content)
+        if not content.get("channel_names"):
+            images = (ensure_tuple(item["image"]) for part in self.split for item in part)
+            content["channel_names"] = [*common_channel_names(images)]
+        return content
