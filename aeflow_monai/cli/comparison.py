@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from aeflow_monai.cli.bundle_run import options_of
-from aeflow_monai.cli.dry_run import say_test, test_images
+from aeflow_monai.cli.dry_run import require_usable, say_test, test_images
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.scoring import evaluate_folder
 from aeflow_monai.cli.terminal import Terminal
@@ -57,7 +57,9 @@ def compare(given: argparse.Namespace, terminal: Terminal) -> None:
         terminal.say("Cases match by their names: the models take no file in common.")
     if given.dry_run:
         for each, items in zip(of_models, lists, strict=True):
-            say_test(each, terminal, items)
+            say_test(each, items, terminal)
+        for items in lists:
+            require_usable(items)
         return
     scored, failed = [], None
     for model, results in zip(given.model, places, strict=True):

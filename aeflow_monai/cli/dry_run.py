@@ -16,7 +16,7 @@ from aeflow_monai.printable import counted
 if TYPE_CHECKING:
     from aeflow_monai.data.datalist.unused import Datalist
 
-__all__ = ["say_images", "say_sections", "say_test", "test_images"]
+__all__ = ["require_usable", "say_images", "say_sections", "say_test", "test_images"]
 
 _SHOWN = 5  # number of paths shown of each kind
 
@@ -26,6 +26,7 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
 
     Raises:
         ValueError: the training would be refused.
+        CaseFailures: images would fail.
     """
     from aeflow_monai.engine.config.template import config_files
     from aeflow_monai.engine.runs.run_folders import model_folder, require_new
@@ -59,6 +60,7 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     if len(normal) < len(items):
         terminal.result(f"not on {len(items) - len(normal)} abnormal ones")
     terminal.result(f"would write the model to {folder}")
+    require_usable(normal)
 
 
 def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Terminal) -> None:
@@ -66,6 +68,7 @@ def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Termi
 
     Raises:
         ValueError: the prediction would be refused.
+        CaseFailures: images would fail.
     """
     from aeflow_monai.data import find_images
 
@@ -80,6 +83,7 @@ def say_images(given: argparse.Namespace, images: Sequence[str], terminal: Termi
     _list(items, terminal)
     names = config.content["outputs"]
     terminal.result(f"would write {', '.join(names)} of each, and scores.csv, to {folder}")
+    require_usable(items)
 
 
 def test_images(given: argparse.Namespace) -> Datalist:
@@ -98,21 +102,17 @@ def test_images(given: argparse.Namespace) -> Datalist:
     return items
 
 
-def say_test(given: argparse.Namespace, terminal: Terminal, items: Datalist | None = None) -> None:
+def say_test(given: argparse.Namespace, items: Datalist, terminal: Terminal) -> None:
     """Report what an evaluation would read and write.
 
     Args:
         given: the parsed command line.
+        items: its `test_images`.
         terminal: shows the report.
-        items: its `test_images`, if already known.
-
-    Raises:
-        ValueError: the evaluation would be refused.
     """
     from aeflow_monai.engine.runs.run_folders import run_folder
 
     folder = Path(run_folder(given.output, "evaluations"))
-    items = test_images(given) if items is None else items
     usable = [item for item in items if "problem" not in item]
     abnormal = sum(bool(item.get("label")) for item in usable)
     with_mask = sum("lesion" in item for item in usable)
@@ -122,6 +122,19 @@ def say_test(given: argparse.Namespace, terminal: Terminal, items: Datalist | No
     )
     _list(items, terminal)
     terminal.result(f"would write to {folder if given.output else folder.parent}")
+
+
+def require_usable(items: Sequence[Mapping[str, Any]]) -> None:
+    """Raise an error if images would fail.
+
+    Raises:
+        CaseFailures: says how many.
+    """
+    from aeflow_monai.errors import CaseFailures
+
+    n_useless = sum("problem" in item for item in items)
+    if n_useless:
+        raise CaseFailures(f"Of {counted(len(items), 'image')} {n_useless} cannot be used:\nMend or remove them.")
 
 
 def _checked(given: argparse.Namespace, name: str, options: Mapping[str, str], data: str, folder: Path) -> Any:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from aeflow_monai.cli.bundle_run import options_of, run_bundle
-from aeflow_monai.cli.dry_run import say_images, say_test
+from aeflow_monai.cli.dry_run import require_usable, say_images, say_test, test_images
 from aeflow_monai.cli.given_images import data_of
 from aeflow_monai.cli.given_paths import require_data, require_model
 from aeflow_monai.cli.sharded import is_of_archive, predict_shard, report_shards
@@ -59,7 +59,9 @@ def evaluate(given: argparse.Namespace, terminal: Terminal) -> None:
     require_model(given.model, "evaluate")
     require_data([given.data])
     if given.dry_run:
-        say_test(given, terminal)
+        items = test_images(given)
+        say_test(given, items, terminal)
+        require_usable(items)
         return
     options = options_of(given, overwrite=True if given.overwrite else None)
     terminal.say(f"Evaluating {given.model} on {given.data}.")

@@ -76,11 +76,12 @@ def test_a_dry_run_counts_what_can_be_used(tmp_path: Path, volumes: Path, traine
     for name in ("a.nii.gz", "b\n.nii.gz"):
         shutil.copy(image, data / name)
     command = ["predict", str(data), "-m", str(trained), "-o", str(tmp_path / "MAPS"), "--outputs", "profile"]
-    assert main([*command, "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("would score 1 image:\n")
-    assert "1 cannot be used:\n" in said
-    assert main([*command, "--dry-run", "--json"]) == 0
+    assert main([*command, "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("would score 1 image:\n")
+    assert "1 cannot be used:\n" in said.out
+    assert said.err.endswith("error: Of 2 images 1 cannot be used. Mend or remove them.\n")
+    assert main([*command, "--dry-run", "--json"]) == 1
     states = sorted(json.loads(line)["state"] for line in capsys.readouterr().out.splitlines())
     assert states == ["would fail", "would run"]
     assert main(command) == 1
