@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from aeflow_monai.cli.standard_streams import lasting
 from aeflow_monai.printable import meant
 
 __all__ = ["HelpfulParser", "Once"]
@@ -41,6 +43,10 @@ class HelpfulParser(argparse.ArgumentParser):
             hint = parser._hint(options[0]) if options else ""
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{'.' if hint else ''}{hint}")
         return given
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse of older Pythons fails if nobody reads, before it sets the exit code
+        super()._print_message(message, lasting(file or sys.stderr))
 
     def _hint(self, option: str) -> str:
         """Return a suggestion for an unknown option: an option of the config, or a similar one of the command."""
