@@ -12,7 +12,7 @@ from aeflow_monai.data.datalist.dicom_series import series_entries
 from aeflow_monai.data.datalist.entries import SPLITS, UNSPLIT, Entry, Request
 from aeflow_monai.data.datalist.found_images import images_below, masks_below
 from aeflow_monai.data.datalist.image_files import EXTENSIONS, stem, subfolders
-from aeflow_monai.data.datalist.mask_names import masks_beside, named_image, names_anatomy, several_masks
+from aeflow_monai.data.datalist.mask_names import image_names, masks_beside, names_anatomy, several_masks
 from aeflow_monai.data.dicom.paths import dicom_paths
 from aeflow_monai.printable import shown, some
 
@@ -96,7 +96,7 @@ def _masks_of(images: Sequence[Path], masks: Sequence[Path], class_folder: Path)
     """Return the masks of each image: those of its name in the mask folder of its class, or beside the image."""
     kind = [path for path in masks if path.parent.name == class_folder.name]
     full = {path.name: path for path in kind}
-    short = {named_image(path): path for path in kind} | {stem(path): path for path in kind}
+    short = {name: path for path in kind for name in image_names(stem(path))} | {stem(path): path for path in kind}
     beside = [path for path in masks_below(class_folder) if not names_anatomy(path)]
     found = defaultdict(list, masks_beside(images, beside, class_folder))
     for image in images:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aeflow_monai.data.datalist.image_files import is_image, is_picture, is_series, is_volume
-from aeflow_monai.data.datalist.mask_names import in_mask_folder, is_mask_beside, is_mask_name
+from aeflow_monai.data.datalist.mask_names import is_mask_beside, is_mask_name, mask_folder_of
 from aeflow_monai.data.datalist.walking import Tree, read_tree
 from aeflow_monai.marks import has_mark
 
@@ -44,7 +44,7 @@ def _files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> list[Path]:
 
 def is_mask_of(path: Path, root: Path) -> bool:
     """Whether a file below a root is a mask, by its own name or a folder's."""
-    return is_mask_name(path) or in_mask_folder(path, root) or is_mask_beside(path)
+    return is_mask_name(path) or mask_folder_of(path, root) is not None or is_mask_beside(path)
 
 
 def _tree(folder: Path) -> Tree:

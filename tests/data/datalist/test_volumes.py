@@ -468,9 +468,58 @@ def test_tumour_patients() -> None:
     assert short([item for item in one if "problem" not in item], "case", "label") == [("Brats17_CBICA_ARF_1", 1)]
 
 
-@pytest.mark.parametrize("mask", ["a_tumor", "a_WMH", "a_segmentation_manual", "a-seg-final", "mask_a", "seg-a"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *("a_tumor", "a_WMH", "a_segmentation_manual", "a-seg-final", "mask_a", "seg-a", "a_mask_001", "a_mask001"),
+        *("a_GT_001", "a_lesion_mask_v2", "a_tumor_seg_final", "a_mask_edited_final", "a_manual_segmentation_v1"),
+        *("a_flair_wmh", "a_lesionSeg", "a_manualseg", "a_maskfinal", "a_segmented", "a_msk", "a_edema", "a_GTV"),
+        *("a_contours", "a_lesion_seg", "a_rater1_mask", "a-lesionmask", "a_Segmentation-label", "a_mask.seg"),
+        *("a-lesion", "A_mask", "lesion_mask_a", "a_rater1", "a_lung_lesion"),
+    ],
+)
 def test_masks_by_further_names_beside_their_image(tmp_path: Path, mask: str) -> None:
     write_images(tmp_path, ["a.nii.gz", f"{mask}.nii.gz", "c.nii.gz", "b_tumor.nii.gz", "seg_b.nii.gz"])
     found = {item["case"]: item.get("lesion") for item in load_datalist(tmp_path, "all", layout="folder")}
     assert found == {"a": str(tmp_path / f"{mask}.nii.gz"), "c": None, "b_tumor": None, "seg_b": None}
     assert {item["case"] for item in find_images(tmp_path)} == set(found)
+
+
+@pytest.mark.parametrize("image", ["a_T1", "a_masked", "a_post", "a_wmh_flair", "a_2", "ab_mask_a", "a_aseg", "a_bet"])
+def test_images_beside_another_of_their_beginning_are_no_lesions(tmp_path: Path, image: str) -> None:
+    write_images(tmp_path, ["a.nii.gz", f"{image}.nii.gz"])
+    assert not any("lesion" in item for item in load_datalist(tmp_path, "all", layout="folder"))
+
+
+def test_a_mask_between_the_words_of_its_image(tmp_path: Path) -> None:
+    write_images(tmp_path, ["a_T1.nii.gz", "a_T2.nii.gz", "a_lesion_T1.nii.gz"])
+    found = {item["case"]: item.get("lesion") for item in load_datalist(tmp_path, "all", layout="folder")}
+    assert found == {"a_T1": str(tmp_path / "a_lesion_T1.nii.gz"), "a_T2": None}
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/a.nii.gz", "gt/a.nii.gz"),
+        ("images/a.nii.gz", "segs/a_mask.nii.gz"),
+        ("images/a.nii.gz", "labels_manual/a.nii.gz"),
+        ("images/a.nii.gz", "lesions/a.nii.gz"),
+        ("images/a.nii.gz", "masks/seg_a.nii.gz"),
+        ("images/p1/a.nii.gz", "masks/p1/a.nii.gz"),
+        ("images/a.nii.gz", "masks/rater1/a.nii.gz"),
+        ("images/p1/a.nii.gz", "rois/p1/a.nii.gz"),
+        ("e\u0301.nii.gz", "\u00e9_mask.nii.gz"),
+    ],
+)
+def test_masks_in_folders_of_their_own(tmp_path: Path, image: str, mask: str) -> None:
+    write_images(tmp_path, [image, mask, "images/p2/b.nii.gz"])
+    found = {item["image"]: item.get("lesion") for item in load_datalist(tmp_path, "all", layout="folder")}
+    assert found == {str(tmp_path / image): str(tmp_path / mask), str(tmp_path / "images/p2/b.nii.gz"): None}
+    assert {item["image"] for item in find_images(tmp_path)} == set(found)
+
+
+def test_classes_of_the_same_numbers_are_no_masks(tmp_path: Path) -> None:
+    write_images(tmp_path, ["healthy/1.nii.gz", "lesions/1.nii.gz"])
+    assert [item["image"] for item in find_images(tmp_path)] == [
+        str(tmp_path / name) for name in ("healthy/1.nii.gz", "lesions/1.nii.gz")
+    ]
