@@ -58,6 +58,8 @@ def read_picture(path: Path) -> MetaTensor:
         turned = picture.info[_ORIENTATION] in (5, 6, 7, 8)
         shown = upright(picture, path)
         values = _of_signs(as_channels(_visible(shown)), picture).astype(np.float32)
+        if shown.mode.startswith("I") and isinstance(transparent := picture.info.get("transparency"), int):
+            values[values == transparent] = 0  # Pillow applies it to 8 bits alone
         if _is_white_zero(picture) and shown.mode not in ("1", "L"):  # Pillow inverts these modes
             values = _inverted(values, shown.mode)
     return _as_tensor(values, path, spacing[::-1] if turned else spacing)
@@ -177,6 +179,8 @@ def _n_pages(picture: Image.Image) -> int:
 def _visible(picture: Image.Image) -> Image.Image:
     """Return the displayed colours, with opacity applied."""
     grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.mode == "La":  # opacity is in the grey values, and Pillow converts it only so
+        picture = picture.convert("LA")
     if picture.has_transparency_data and not picture.mode.startswith("I"):
         coloured = picture.convert("RGBA")
         black = Image.new("RGBA", coloured.size, (0, 0, 0, 255))

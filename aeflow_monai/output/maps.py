@@ -152,7 +152,11 @@ class WriteMapsd(MapTransform):  # type: ignore[misc]
         if self.extension in NIFTI:
             write_nifti(path, array.astype(dtype, copy=False), affine, source_header(value.meta), str(key))
         else:
-            check_directions(affine, value.ndim - 1, case, self.extension)
+            if (
+                array.ndim == 3 and len(affine) == 4 and not np.allclose(affine[2], (0, 0, 1, 0))
+            ):  # 2D files hold a place in x and y alone
+                array = array[..., None]
+            check_directions(affine, array.ndim - 1, case, self.extension)
             write_itk(path, array, dtype, affine)
 
     def _write_deferred(self, value: DeferredMap, key: Hashable, case: str) -> None:

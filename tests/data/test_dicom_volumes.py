@@ -78,6 +78,16 @@ def test_every_second_slice_missing_and_numbered_anew(tmp_path: Path) -> None:
     assert "6 mm apart, where SpacingBetweenSlices says 3 mm" in problem_of(tmp_path / "ill")
 
 
+def test_every_second_frame_missing(tmp_path: Path) -> None:
+    image = enhanced([0, 2, 4])
+    for group in image.PerFrameFunctionalGroupsSequence:
+        del group.FrameContentSequence
+    measures = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SliceThickness = measures.SpacingBetweenSlices = 3
+    write(image, tmp_path / "ill/a.dcm")
+    assert "6 mm apart, where SpacingBetweenSlices says 3 mm" in problem_of(tmp_path / "ill")
+
+
 def test_numbers_of_localizers_are_not_missing(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "a", range(1, 6))
     write(slice_of(0, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), folder / "scout.dcm")

@@ -132,6 +132,10 @@ def test_what_is_transparent_is_black(tmp_path: Path) -> None:
     np.testing.assert_allclose(seen(save(tmp_path / "la.png", np.dstack([GREY, opacity]))), expected, atol=1)
     rgba = np.dstack([COLOUR, opacity])
     np.testing.assert_allclose(seen(save(tmp_path / "rgba.png", rgba)), COLOUR * (opacity / 255)[..., None], atol=1)
+    deep = GREY.astype(np.uint16) * 257
+    picture = Image.fromarray(deep)
+    picture.save(tmp_path / "deep.png", transparency=int(deep.max()))
+    np.testing.assert_array_equal(seen(tmp_path / "deep.png"), np.where(deep == deep.max(), 0, deep))
     whole = np.dstack([COLOUR, np.full_like(GREY, 255)])
     np.testing.assert_array_equal(seen(save(tmp_path / "whole.png", whole)), COLOUR)
 

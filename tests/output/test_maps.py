@@ -403,10 +403,21 @@ def test_shear_is_refused_by_itk_and_kept_by_nifti(tmp_path: Path, extension: st
 
 
 @two_dimensional
-def test_2d_outside_its_plane_is_refused_by_itk(tmp_path: Path) -> None:
-    case = invert_through_network(save_nifti(tmp_path / "input.nii.gz", (20, 30), AFFINES["oblique"]))
-    with pytest.raises(ValueError, match=r"oblique to its plane, which \.mha cannot hold"):
-        WriteMapsd(["anomaly_mask"], tmp_path, ".mha")(case)
+@pytest.mark.parametrize("place", ["oblique", "above"])
+def test_2d_outside_its_plane_is_a_slice_of_a_volume_for_itk(tmp_path: Path, place: str) -> None:
+    affine = AFFINES["oblique"].copy()
+    if place == "above":
+        affine = np.diag([2.0, 3.0, 1.0, 1.0])
+        affine[2, 3] = 20
+    case = invert_through_network(save_nifti(tmp_path / "input.nii.gz", (20, 30), affine))
+    WriteMapsd(["anomaly_mask"], tmp_path, ".mha")(case)
+    import itk
+
+    written = itk.imread(tmp_path / "sub-01_anomaly_mask.mha")
+    assert tuple(written.GetLargestPossibleRegion().GetSize()) == (20, 30, 1)
+    for index in ((0, 0, 0), (19, 29, 0)):
+        point = np.diag([-1, -1, 1, 1]) @ affine @ (*index, 1)
+        np.testing.assert_allclose(written.TransformIndexToPhysicalPoint(index), point[:3], atol=1e-3)
 
 
 def test_wrong_data_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from aeflow_monai.data.datalist.bids_names import (
     says_lesion,
 )
 from aeflow_monai.data.datalist.entries import Entry, Request
-from aeflow_monai.data.datalist.found_images import volumes_below
+from aeflow_monai.data.datalist.found_images import unread_below, volumes_below
 from aeflow_monai.data.datalist.mask_names import several_masks
 from aeflow_monai.data.datalist.modalities import cases_of, entry_of, missing_in
 from aeflow_monai.printable import shown, some
@@ -60,7 +60,9 @@ def read_bids(root: Path, request: Request) -> list[Entry]:
     known = {next(iter(case.found.values()))[0]: case for case in cases if case.found}
     if request.masks:
         _refuse_masks_beside(root, images)
-    found = claims(list(known), lesion_masks(volumes, root), modalities) if request.masks else {}
+    found = (
+        claims(list(known), lesion_masks([*volumes, *unread_below(root)], root), modalities) if request.masks else {}
+    )
     entries = []
     for case in cases:
         claim = found.get(next((paths[0] for paths in case.found.values()), case.folder), Claim())
@@ -79,7 +81,7 @@ def _refuse_masks_beside(root: Path, images: Sequence[Path]) -> None:
     if root.name == beside.name or not beside.is_dir():
         return
     subjects = {parse(path).entities.get("sub", "") for path in images}
-    masks = lesion_masks(volumes_below(beside), beside)
+    masks = lesion_masks([*volumes_below(beside), *unread_below(beside)], beside)
     if outside := [path for path in masks if parse(path).entities.get("sub", "") in subjects]:
         raise ValueError(
             f"Expected the lesion masks of {shown(root)} below it; got {len(outside)} of its subjects beside it: "

@@ -128,7 +128,9 @@ def is_of_anatomy(path: Path, name: BidsName) -> bool:
 def says_lesion(name: BidsName) -> bool:
     """Whether an entity, the suffix or a word in the name of a mask indicates lesions."""
     values = [
-        value for key, value in name.entities.items() if key in ("label", "desc", "mask") or _IMAGES.fullmatch(key)
+        value
+        for key, value in name.entities.items()
+        if key in ("label", "desc", "mask", "seg", "atlas") or _IMAGES.fullmatch(key)
     ]
     return any(map(_LESION.search, (*values, *name.entities, name.suffix, *name.words)))
 

@@ -32,7 +32,13 @@ def has_class_folders(root: Path, request: Request) -> bool:
 
 def read_class_folders(root: Path, request: Request) -> list[Entry]:
     """Return the images of `<split>/<class>/`, or of `<class>/` if there is neither a train nor a test folder."""
-    splits = {child.name.lower(): child for child in subfolders(root) if child.name.lower() in SPLITS}
+    folders = [child for child in subfolders(root) if child.name.lower() in SPLITS]
+    splits = {child.name.lower(): child for child in folders}
+    if len(splits) < len(folders):
+        raise ValueError(
+            f"Expected one folder of each split in {root}; got {some(sorted(child.name for child in folders))}. Move "
+            "the images of a split into one folder."
+        )
     if not splits.keys() & {"train", "test"}:
         splits = {UNSPLIT: root}
     normal = {name.lower() for name in request.normal_classes}
@@ -51,7 +57,7 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
             with_images |= {class_folder.name} if images else set()
             found = _masks_of(list(images), masks, class_folder)
             used |= {mask for own in found.values() for mask in own}
-            label = int(class_folder.name.lower() not in normal)
+            label = int(class_folder.name.strip().lower() not in normal)
             entries += [
                 _with_masks(entry._replace(split=SPLITS.get(name, UNSPLIT), label=label), found.get(image, ()))
                 for image, entry in images.items()
@@ -66,7 +72,7 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
             f"{', '.join(EXTENSIONS)}; class folders found: {some(sorted(classes))}. Move the images there, list "
             "them in a manifest.csv, or give another folder with --dataset_dir."
         )
-    if not normal & {kind.lower() for kind in classes}:
+    if not normal & {kind.strip().lower() for kind in classes}:
         raise ValueError(
             f"None of the class folders of {root} is named {' or '.join(request.normal_classes)}; found: "
             f"{some(sorted(classes))}. {REMEDY} If the folders are patients and all images normal, give the layout "
@@ -83,8 +89,8 @@ def read_class_folders(root: Path, request: Request) -> list[Entry]:
 
 def _say_classes(normal_classes: Sequence[str], classes: Collection[str]) -> None:
     """Log which folders are normal, and warn of a given name that matches none, such as a misspelt one."""
-    wanted, known = {name.lower() for name in normal_classes}, {kind.lower() for kind in classes}
-    normal = sorted(kind for kind in classes if kind.lower() in wanted)
+    wanted, known = {name.lower() for name in normal_classes}, {kind.strip().lower() for kind in classes}
+    normal = sorted(kind for kind in classes if kind.strip().lower() in wanted)
     told = f"Normal are the class folders {some(normal)}, abnormal {some(sorted({*classes} - {*normal}))}."
     if missing := [name for name in normal_classes if name.lower() not in known]:
         _logger.warning(f"There is no image in a class folder {some(missing)}, which was called normal. {told}")

@@ -67,17 +67,20 @@ def source_problem(path: Path) -> str:
 
 
 def _entry(image: Image, contents: Contents, patient: str) -> Entry:
-    path, named = image.path, None
+    path, named, problem = image.path, None, image.problem
     if len(contents.images) == 1:
         path = image.folder
     elif image.is_stack:
         named = image.folder / f"{image.folder.name}_{image.name}"
+        if path.exists():
+            problem = f"The series {image.name} of {image.folder} is called {path}, as a folder is. Rename that folder."
+            path = image.files[0].path
     return Entry(
         UNSPLIT,
         (path,),
         patient=patient,
         named=named,
-        problem=image.problem,
+        problem=problem,
         patient_id=image.patient[0],
         examined=True,
     )

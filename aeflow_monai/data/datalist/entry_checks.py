@@ -66,7 +66,7 @@ def refuse_trained_and_tested_on(source: Path, entries: Sequence[Entry]) -> None
         names: dict[str, str] = {}
         for entry in entries:
             name = getattr(entry, kind)
-            key = key_of(name) if kind == "patient" else name  # patients' names ignore case
+            key = key_of(name)  # upper and lower case are one
             splits[key].add(entry.split)
             names.setdefault(key, name)
         both = sorted(names[key] for key, held in splits.items() if key and {"train", "test"} <= held)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from aeflow_monai.data.datalist.image_files import is_image, is_picture, is_series, is_volume
+from aeflow_monai.data.datalist.image_files import is_image, is_picture, is_series, is_unread, is_volume
 from aeflow_monai.data.datalist.mask_names import is_mask_beside, is_mask_name, mask_folder_of
 from aeflow_monai.data.datalist.walking import Tree, read_tree
 from aeflow_monai.marks import has_mark
 
-__all__ = ["images_below", "is_mask_of", "masks_below", "pictures_below", "volumes_below"]
+__all__ = ["images_below", "is_mask_of", "masks_below", "pictures_below", "unread_below", "volumes_below"]
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -21,8 +21,12 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def masks_below(folder: Path, *, all_are: bool = False) -> list[Path]:
-    """Return visible masks at any depth, by their names or folders, sorted; with `all_are` all images."""
-    files = [path for path in _tree(folder).files if is_image(path) and (all_are or is_mask_of(path, folder))]
+    """Return visible masks at any depth, by their names or folders, sorted; with `all_are` all images.
+
+    Those in a format that is not read are among them: their images are not normal.
+    """
+    files = [path for path in _tree(folder).files if is_image(path) or is_unread(path)]
+    files = [path for path in files if all_are or is_mask_of(path, folder)]
     return sorted((path for path in files if all_are or not has_mark(path)), key=Path.as_posix)
 
 
@@ -34,6 +38,11 @@ def volumes_below(folder: Path) -> list[Path]:
 def pictures_below(folder: Path) -> list[Path]:
     """Return visible 2D images at any depth, otherwise as `volumes_below`."""
     return _files_below(folder, is_picture)
+
+
+def unread_below(folder: Path) -> list[Path]:
+    """Return visible images in formats that are not read at any depth, sorted."""
+    return _files_below(folder, is_unread)
 
 
 def _files_below(folder: Path, is_wanted: Callable[[Path], bool]) -> list[Path]:

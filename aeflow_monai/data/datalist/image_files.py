@@ -10,6 +10,8 @@ from aeflow_monai.data.dicom.paths import is_dicom_file
 
 VOLUME_EXTENSIONS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 EXTENSIONS = (*VOLUME_EXTENSIONS, ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+# Formats that are not read. A mask in one of them tells that its image is not normal.
+_UNREAD = (".mgz", ".mgh", ".hdr", ".nii.bz2", ".nii.xz", ".nii.zst", ".mnc", ".gif", ".webp", ".npy", ".npz", ".mat")
 _MASK_FOLDER = re.compile(
     r"(?:.*[ _.-])?"
     r"(?:labels?|labels(?:tr|ts|va)|annotations?|ground[ _-]?truth|(?:masks?|segmentations?)(?:[ _.-].*)?)",
@@ -30,6 +32,11 @@ def is_volume(path: Path) -> bool:
 def is_picture(path: Path) -> bool:
     """Whether a path has the extension of a 2D image."""
     return is_image(path) and not is_volume(path)
+
+
+def is_unread(path: Path) -> bool:
+    """Whether a path has the extension of an image in a format that is not read, as masks may have."""
+    return path.name.lower().endswith(_UNREAD)
 
 
 def is_dicom(path: Path) -> bool:
@@ -70,5 +77,5 @@ def stem(path: Path) -> str:
 
 def without_extension(name: str) -> str:
     """Return a file name without its extension, which may have two parts."""
-    extension = next((e for e in EXTENSIONS if name.lower().endswith(e)), Path(name).suffix)
+    extension = next((e for e in (*EXTENSIONS, *_UNREAD) if name.lower().endswith(e)), Path(name).suffix)
     return name[: len(name) - len(extension)]

@@ -129,6 +129,11 @@ def free_training(entries: list[Entry]) -> list[Entry]:
     return [entry._replace(split=UNSPLIT) if entry.split == "train" else entry for entry in entries]
 
 
+def _as_text(name: str | float | None) -> str:
+    whole = isinstance(name, float) and name.is_integer()  # 1.0 is the patient 1
+    return "" if name is None else str(int(name) if whole else name)
+
+
 def _json_entry(item: Any, split: str, folder: Path, where: str) -> Entry:
     fields = {"image": item} if isinstance(item, str) else item
     images = fields.get("image") if isinstance(fields, dict) else None
@@ -167,8 +172,8 @@ def _json_entry(item: Any, split: str, folder: Path, where: str) -> Entry:
         tuple(folder / image for image in images),
         label=next(iter(stated), None),
         mask=folder / str(mask) if mask else None,
-        case="" if case is None else str(case),
-        patient="" if patient is None else str(patient),
+        case=_as_text(case),
+        patient=_as_text(patient),
         extra=extra,
     )
 

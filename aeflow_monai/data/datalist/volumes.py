@@ -9,7 +9,13 @@ from pathlib import Path
 from aeflow_monai.data.datalist.bids import Claim, claims, lesion_masks
 from aeflow_monai.data.datalist.bids_names import parse
 from aeflow_monai.data.datalist.entries import UNSPLIT, Entry, Request
-from aeflow_monai.data.datalist.found_images import images_below, is_mask_of, pictures_below, volumes_below
+from aeflow_monai.data.datalist.found_images import (
+    images_below,
+    is_mask_of,
+    pictures_below,
+    unread_below,
+    volumes_below,
+)
 from aeflow_monai.data.datalist.image_files import VOLUME_EXTENSIONS, is_image, is_volume, stem, subfolders
 from aeflow_monai.data.datalist.mask_names import masks_beside, names_anatomy, several_masks
 from aeflow_monai.data.datalist.modalities import (
@@ -95,7 +101,7 @@ def read_folder(root: Path, request: Request) -> list[Entry]:
         entries = [Entry(UNSPLIT, (path,), 0, patient=_patient(path, root)) for path in files]
     if not request.masks:
         return entries
-    found = _claims([path for entry in entries for path in entry.images], known, root, request)
+    found = _claims([path for entry in entries for path in entry.images], [*known, *unread_below(root)], root, request)
     return [_claimed(entry, found) for entry in entries]
 
 

@@ -40,13 +40,12 @@ def require_all(frames: Sequence[Frame], others: Sequence[DicomFile], distance: 
             f"{', '.join(missing)}. Add what is missing. {whole}"
         )
     require_declared(frames)
-    apart = frames[0].file.numbers("SpacingBetweenSlices", 1)
-    thickness = frames[0].file.numbers("SliceThickness", 1)
-    if apart and thickness and abs(apart[0]) > 0.9 * thickness[0] > 0:
-        times = distance / abs(apart[0])
+    apart, thickness = frames[0].distance, frames[0].thickness
+    if apart and thickness and apart > 0.9 * thickness:
+        times = distance / apart
         if round(times) > 1 and abs(times - round(times)) < _TOLERANCE:
             raise GridError(
-                f"slices {distance:.4g} mm apart, where SpacingBetweenSlices says {abs(apart[0]):.4g} mm: those "
+                f"slices {distance:.4g} mm apart, where SpacingBetweenSlices says {apart:.4g} mm: those "
                 f"between are missing. Add the missing slices. {whole}"
             )
 

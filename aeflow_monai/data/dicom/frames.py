@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from aeflow_monai.data.dicom.headers import DicomFile, numbers_of, quiet, whole_of
@@ -34,7 +33,8 @@ class Frame(NamedTuple):
         position: centre of its first pixel, (3,), in mm, LPS; None if absent.
         orientation: unit vectors along a row and a column, (6,); None if absent.
         spacing: spacing of rows and of columns, (2,), in mm; None if absent.
-        thickness: distance to the next slice, or slice thickness, in mm; None if absent.
+        thickness: of the slice, in mm; None if absent.
+        distance: to the next slice, in mm, as the header says; None if it does not.
         number: number in its series or stack, from 1; None if absent.
         stack: the stack that it belongs to, if its file has several.
         kinds: values that distinguish it from other slices at the same position, by element.
@@ -47,6 +47,7 @@ class Frame(NamedTuple):
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
     thickness: float | None
+    distance: float | None
     number: int | None
     stack: str
     kinds: dict[str, str]
@@ -71,7 +72,8 @@ def frames_of(file: DicomFile) -> list[Frame]:
         file.numbers("ImagePositionPatient", 3),
         file.numbers("ImageOrientationPatient", 6),
         file.numbers("PixelSpacing", 2),
-        _thickness(file.get),
+        _length(file.get("SliceThickness")),
+        _length(file.get("SpacingBetweenSlices")),
         file.whole("InstanceNumber"),
         "",
         kinds,
@@ -108,7 +110,8 @@ def _from_groups(file: DicomFile, index: int) -> Frame:
         numbers_of(element("PlanePositionSequence", "ImagePositionPatient"), 3),
         numbers_of(element("PlaneOrientationSequence", "ImageOrientationPatient"), 6),
         numbers_of(element("PixelMeasuresSequence", "PixelSpacing"), 2),
-        _thickness(partial(element, "PixelMeasuresSequence")),
+        _length(element("PixelMeasuresSequence", "SliceThickness")),
+        _length(element("PixelMeasuresSequence", "SpacingBetweenSlices")),
         whole_of(number),
         str(element("FrameContentSequence", "StackID") or ""),
         {
@@ -119,9 +122,9 @@ def _from_groups(file: DicomFile, index: int) -> Frame:
     )
 
 
-def _thickness(element: Callable[[str], Any]) -> float | None:
-    values = (numbers_of(element(keyword), 1) for keyword in ("SpacingBetweenSlices", "SliceThickness"))
-    return next((abs(value[0]) for value in values if value and value[0]), None)
+def _length(value: Any) -> float | None:
+    numbers = numbers_of(value, 1)
+    return abs(numbers[0]) if numbers and numbers[0] else None
 
 
 def _groups(file: DicomFile, index: int) -> Iterator[Any]:

@@ -74,7 +74,7 @@ def grid_of(frames: Sequence[Frame], others: Iterable[DicomFile] = ()) -> Grid:
     order = np.argsort(positions @ normal, kind="stable")
     frames, positions = [frames[i] for i in order], positions[order]
     if len(frames) == 1:
-        step = normal * (frames[0].thickness or 1.0)
+        step = normal * (frames[0].distance or frames[0].thickness or 1.0)
     else:
         _require_even(frames, positions, normal)
         step = (positions[-1] - positions[0]) / (len(frames) - 1)

@@ -119,3 +119,21 @@ def test_a_normal_class_that_no_folder_has_is_told(tmp_path: Path, caplog: pytes
     caplog.clear()
     load_datalist(tmp_path, "test", normal_classes=["normal", "healthy"])
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, ["train/NORMAL/a.png", "Train/NORMAL/b.png", "test/SICK/c.png"])
+    with pytest.raises(ValueError, match=r"Expected one folder of each split in .*; got Train, test, train\. Move"):
+        load_datalist(tmp_path, "train")
+
+
+def test_a_normal_class_may_end_in_a_blank(tmp_path: Path) -> None:
+    write_images(tmp_path, ["NORMAL /a.png", "SICK/b.png"])
+    assert [item["label"] for item in load_datalist(tmp_path, "all", layout="classes")] == [0, 1]
+
+
+def test_masks_in_a_format_that_is_not_read_mark_their_images(tmp_path: Path) -> None:
+    write_images(tmp_path, ["train/NORMAL/a.png", "test/SICK/c.png"])
+    (tmp_path / "test_masks/SICK").mkdir(parents=True)
+    (tmp_path / "test_masks/SICK/c.mat").write_bytes(b"no picture")
+    assert load_datalist(tmp_path, "test")[0]["lesion"] == str(tmp_path / "test_masks/SICK/c.mat")

@@ -94,6 +94,16 @@ def test_two_series_in_a_folder(tmp_path: Path) -> None:
         LOAD({"image": str(tmp_path / "export#3")})
 
 
+def test_a_folder_that_is_called_as_a_series_of_its_neighbour(tmp_path: Path) -> None:
+    write_series(tmp_path / "export")
+    write_series(tmp_path / "export", range(4), number=2)
+    write_series(tmp_path / "export#2")
+    problems = {item["case"]: item.get("problem", "") for item in find_images(tmp_path)}
+    assert problems.keys() == {"export_1", "export_2", "export#2"}
+    assert [case for case, problem in problems.items() if problem] == ["export_2"]
+    assert problems["export_2"].endswith("Rename that folder.")
+
+
 def test_the_files_of_one_series(tmp_path: Path) -> None:
     write_series(tmp_path / "export")
     write_series(tmp_path / "export", range(4), number=2)

@@ -309,6 +309,24 @@ def test_a_patient_in_both_splits_is_refused(tmp_path: Path) -> None:
         load_datalist(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("manifest.csv", "path,split,abnormal,case\na.png,train,0,P1\nb.png,test,1,p1\n", "1 case both"),
+        (
+            "dataset.json",
+            '{"training": [{"image": "a.png", "patient": 1}], "testing": [{"image": "b.png", "patient": 1.0}]}',
+            "1 patient both",
+        ),
+    ],
+)
+def test_a_patient_is_in_both_splits_however_it_is_written(tmp_path: Path, name: str, content: str, said: str) -> None:
+    write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"has {said} in train and in test"):
+        load_datalist(tmp_path / name, "train")
+
+
 def test_series_are_not_chosen_among_what_a_list_names(table: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_datalist(table, "test", series=["7"])
     assert "--series 7 chooses nothing in" in caplog.text

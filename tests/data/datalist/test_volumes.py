@@ -523,3 +523,19 @@ def test_classes_of_the_same_numbers_are_no_masks(tmp_path: Path) -> None:
     assert [item["image"] for item in find_images(tmp_path)] == [
         str(tmp_path / name) for name in ("healthy/1.nii.gz", "lesions/1.nii.gz")
     ]
+
+
+def test_masks_in_formats_that_are_not_read_are_masks(tmp_path: Path) -> None:
+    write_images(tmp_path, ["folder/a.nii.gz", "folder/b.nii.gz"])
+    (tmp_path / "folder/b_mask.npz").write_bytes(b"no volume")
+    items = load_datalist(tmp_path / "folder", "all")
+    assert ["cannot be read" in item.get("problem", "") for item in items] == [False, True]
+    for subject in ("sub-01", "sub-02", "sub-03"):
+        write_image(tmp_path / f"bids/{subject}/anat/{subject}_T1w.nii.gz")
+    write_image(tmp_path / "bids/derivatives/seg/sub-02/anat/sub-02_seg-lesion_dseg.nii.gz")
+    mask = tmp_path / "bids/derivatives/seg/sub-03/anat/sub-03_label-lesion_mask.npz"
+    mask.parent.mkdir(parents=True)
+    mask.write_bytes(b"no volume")
+    items = load_datalist(tmp_path / "bids", "all")
+    assert ["lesion" in item for item in items] == [False, True, True]
+    assert "cannot be read" in items[2]["problem"]
