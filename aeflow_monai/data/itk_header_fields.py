@@ -87,6 +87,7 @@ def _meta_image(content: bytes) -> ItkHeader:
     rest = 0
     for line, end in _lines(content):
         written, *values = re.split("[=:]", line, maxsplit=1)  # ITK accepts both separators
+        _require_text(written)
         key = _AS_ITK_WRITES.get(re.sub("[^a-z]", "", written.lower()), "")
         thing = _OTHER_NAMES.get(key, key)
         value = "".join(values).strip()
@@ -136,6 +137,8 @@ def _nrrd(content: bytes) -> ItkHeader:
         rest = end
         if not line:
             break
+        if not line.startswith("#"):
+            _require_text(line.partition(":")[0])
         if len(line) > _LINE_CHARACTERS and ":=" not in line and not line.startswith("#"):
             raise ValueError(f"a line of {len(line)} characters, {line[:20]!r}...")  # crashes ITK's reader
         key, colon, value = line.partition(": ")
@@ -168,6 +171,12 @@ def _nrrd(content: bytes) -> ItkHeader:
     header = ItkHeader(shape, _NRRD_BYTES[number], files, rest, packed, channels, number, units, tells)
     skipped = int(fields.get("byteskip", "0"))
     return _checked(header._replace(skipped=None if skipped < 0 or "lineskip" in fields else skipped))
+
+
+def _require_text(name: str) -> None:
+    """Refuse a name of a field that is not UTF-8, which ends the process within ITK on Python 3.13."""
+    if any("\udc80" <= sign <= "\udcff" for sign in name):
+        raise ValueError(f"a field whose name is not UTF-8, {name[:80]!r}")
 
 
 def _checked(header: ItkHeader) -> ItkHeader:

@@ -296,6 +296,22 @@ def test_a_line_that_is_too_long(tmp_path: Path, headers: dict[str, str]) -> Non
         load(path)
 
 
+@pytest.mark.parametrize("extension", [".mha", ".nrrd"])
+def test_names_that_are_not_utf_8_are_refused_and_values_read(tmp_path: Path, extension: str) -> None:
+    # such a name ends the process within ITK on Python 3.13
+    latin = "M\u00fcller".encode("latin-1")
+    sign, end = (b" = ", b"ElementDataFile = LOCAL\n") if extension == ".mha" else (b":=", b"\n")
+    begin = {
+        ".mha": b"ObjectType = Image\nNDims = 3\nDimSize = 4 5 6\nElementType = MET_SHORT\n",
+        ".nrrd": b"NRRD0004\ntype: short\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nendian: little\n",
+    }[extension]
+    path, voxels = tmp_path / f"a{extension}", np.arange(120, dtype="<i2").tobytes()
+    path.write_bytes(begin + b"Comment" + sign + latin + b"\n" + end + voxels)
+    assert load(path).shape == (1, 4, 5, 6)
+    path.write_bytes(begin + latin + sign + b"x\n" + end + voxels)
+    assert "a field whose name is not UTF-8, 'M\\udcfcller" in message(path)
+
+
 def test_compressed_voxels_that_go_on(tmp_path: Path) -> None:
     text = "ObjectType = Image\nNDims = 3\nBinaryData = True\nCompressedData = True\nElementSpacing = 1 1 1\n"
     text += "DimSize = 10 18 16\nElementType = MET_FLOAT\n"
