@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from aeflow_monai import Model
 from aeflow_monai.cli.main import main
 from aeflow_monai.data import LoadCased
 from aeflow_monai.data.channel_order import channel_names, common_channel_names, require_order
@@ -92,8 +93,15 @@ def test_a_model_knows_the_order_of_its_channels(
             if way == "SHARDS":
                 main(["report", str(out), "--quiet"])
             if name == "as trained":
-                assert len(rows_of(out / "scores.csv")) == 6
+                scored = rows_of(out / "scores.csv")
+                assert len(scored) == 6
             else:
                 failures = rows_of(out / "failures.csv")
                 assert len(failures) == 6
                 assert all("in the order of the training, t1, flair" in row["message"] for row in failures)
+
+    model, row = Model(run), scored[0]
+    files = [two_files / f"{row['case'].removesuffix('_T1')}_{name}.nii.gz" for name in ORDERS["as trained"]]
+    assert model.predict(files).anomaly_score == pytest.approx(float(row["anomaly_score"]), rel=1e-5)
+    with pytest.raises(ValueError, match="in the order of the training, t1, flair"):
+        model.predict(files[::-1])

@@ -18,9 +18,11 @@ __all__ = ["loadable"]
 
 
 def loadable(image: Any, of_pictures: bool) -> Any:
-    """Return a path as text, or an array channel first with its affine. For 2D models few slices are colours."""
+    """Return paths as text, or an array channel first with its affine. For 2D models few slices are colours."""
     if isinstance(image, (str, Path)):
         return str(image)
+    if isinstance(image, (list, tuple)) and image and all(isinstance(path, (str, Path)) for path in image):
+        return [str(path) for path in image]
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(f"Expected a path, an array or a tensor; got {type(image).__name__}.")
     ends = (image.shape[0], image.shape[-1]) if image.ndim == 3 and not isinstance(image, MetaTensor) else (0, 0)

@@ -119,10 +119,11 @@ class Model:
         """Score one image.
 
         Args:
-            image: path of an image file or of a folder of DICOM files; or an array or tensor (X, Y) or (X, Y, Z), of
-                one channel. The affine of a `MetaTensor` is used, in RAS; the axes of any other array are taken to run
-                to the right, to anterior and to superior, with a spacing of 1 mm. Give 2D image files by their path,
-                since arrays of them have other axes.
+            image: path of an image file or of a folder of DICOM files; or a list of them, which become the channels of
+                one image, in the order of the training; or an array or tensor (X, Y) or (X, Y, Z), of one channel. The
+                affine of a `MetaTensor` is used, in RAS; the axes of any other array are taken to run to the right, to
+                anterior and to superior, with a spacing of 1 mm. Give 2D image files by their path, since arrays of
+                them have other axes.
 
         Returns:
             Maps, mask and scores.
