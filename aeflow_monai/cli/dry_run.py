@@ -28,6 +28,7 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
         ValueError: the training would be refused.
         CaseFailures: images would fail.
     """
+    from aeflow_monai.data.channel_order import require_channel_names
     from aeflow_monai.engine.config.template import config_files
     from aeflow_monai.engine.runs.run_folders import model_folder, require_new
     from aeflow_monai.engine.training.training_setup import report_notes, require_fitting
@@ -45,6 +46,7 @@ def say_sections(given: argparse.Namespace, terminal: Terminal) -> None:
     for part in ("preprocessing", "loss", "optimizer"):  # an option may make these fail; nothing is written
         parser.get_parsed_content(part)
     items, (fitted, held_out) = parser.get_parsed_content("normals"), parser.get_parsed_content("split")
+    require_channel_names(items, parser.get_parsed_content("channel_names"))
     report_notes(items, config)
     normal = [*fitted, *held_out]
     terminal.result(

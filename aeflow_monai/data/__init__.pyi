@@ -1,5 +1,6 @@
 from . import datalist as datalist
 from . import dicom as dicom
+from .channel_order import require_channel_names as require_channel_names
 from .checks import CheckImaged as CheckImaged
 from .datalist import choose_abnormal as choose_abnormal
 from .datalist import find_images as find_images

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
 
 from aeflow_monai.data.datalist.image_files import without_extension
 
-__all__ = ["OneOrder", "channel_names", "common_channel_names", "require_order"]
+__all__ = ["OneOrder", "channel_names", "common_channel_names", "require_channel_names", "require_order"]
 
 _MOST_ORDERS = 1000  # remembered, since a list may have millions of items
 
@@ -70,11 +73,38 @@ def require_order(paths: Sequence[str | Path], trained: Sequence[str]) -> None:
         ...
         ValueError: Expected the files of an image in the order of the training, t1, t2; got a_T2.nii, ...
     """
-    own = channel_names(paths)
-    if own != tuple(trained) and sorted(own) == sorted(trained):
+    own, wanted = channel_names(paths), tuple(name.lower() for name in trained)
+    if own != wanted and sorted(own) == sorted(wanted):
         raise ValueError(
             f"Expected the files of an image in the order of the training, {', '.join(trained)}; got "
             f"{', '.join(Path(path).name for path in paths)}, whose channels would be swapped. Name them in that order."
+        )
+
+
+def require_channel_names(items: Iterable[Mapping[str, Any]], names: str | Sequence[str]) -> None:
+    """Raise an error for names of channels that no image has, so that no order would be refused.
+
+    Args:
+        items: images to train on.
+        names: the option `channel_names`; nothing if the images tell them.
+
+    Raises:
+        ValueError: no image has these names.
+
+    Example:
+        >>> require_channel_names([{"image": ["a_T1.nii", "a_T2.nii"]}], ["T2", "T1"])
+        >>> require_channel_names([{"image": ["a_T1.nii", "a_T2.nii"]}], ["T1", "FLAIR"])
+        Traceback (most recent call last):
+        ...
+        ValueError: channel_names: expected what tells the files of an image apart, such as [t1, t2]; got [T1, FLAIR].
+    """
+    given = sorted(name.lower() for name in ensure_tuple(names))
+    found = {names_of for item in items if (names_of := channel_names(ensure_tuple(item["image"])))} if given else set()
+    if given and not any(sorted(own) == given for own in found):
+        known = f", such as [{', '.join(min(found))}]" if found else ", which no image here has"
+        raise ValueError(
+            f"channel_names: expected what tells the files of an image apart{known}; got "
+            f"[{', '.join(ensure_tuple(names))}]."
         )
 
 

@@ -132,7 +132,8 @@ class MatchChannelsd(MapTransform):  # type: ignore[misc]
                 raise ValueError(
                     f"The network takes {self.channels} channels; {key!r} has {image.shape[0]} in "
                     f"{file_of(image, 'a tensor')}. Set in_channels to the number of channels of your "
-                    "images when you train; split a series (4D) into volumes first."
+                    "images when you train; split a series (4D) into volumes first; name an image of several files in "
+                    "a list, as a_t1.nii;a_t2.nii."
                 )
         return d
 

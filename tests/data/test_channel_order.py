@@ -42,6 +42,12 @@ def test_other_names_are_accepted() -> None:
     require_order(["a_t1.nii"], ("t1", "t2"))
 
 
+def test_names_are_told_in_upper_or_lower_case() -> None:
+    with pytest.raises(ValueError, match="in the order of the training, T1, T2"):
+        require_order(["a_t2.nii", "a_t1.nii"], ("T1", "T2"))
+    require_order(["a_t1.nii", "a_t2.nii"], ("T1", "T2"))
+
+
 def test_swapped_files_are_refused_as_they_are_loaded(tmp_path: Path) -> None:
     for name in ("T1", "FLAIR"):
         nib.save(nib.Nifti1Image(np.ones((2, 3, 4), np.float32), np.eye(4)), tmp_path / f"a_{name}.nii")
@@ -73,12 +79,16 @@ def listed(folder: Path, name: str, split: str, order: tuple[str, ...]) -> Path:
 
 @pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")
 def test_a_model_knows_the_order_of_its_channels(
-    tmp_path: Path, two_files: Path, tiny_training: dict[str, Any]
+    tmp_path: Path, two_files: Path, tiny_training: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "RUN"
     train = listed(two_files, "train", "train", ORDERS["as trained"])
     options = {**tiny_training, "epochs": 1, "in_channels": 2}
     sets = [word for name, value in options.items() for word in ("--set", f"{name}={json.dumps(value)}")]
+    wrong = ["train", str(train), "-o", str(run), *sets, "--set", "channel_names=[flair, t2]"]
+    for words in (["--dry-run"], []):
+        assert main([*wrong, *words]) == 2
+        assert "such as [t1, flair]; got [flair, t2]." in capsys.readouterr().err.replace("\n", " ")
     assert main(["train", str(train), "-o", str(run), "--quiet", *sets]) == 0
     metadata = json.loads((run / "configs/metadata.json").read_text())
     image = metadata["network_data_format"]["inputs"]["image"]
