@@ -175,10 +175,12 @@ def image_names(name: str) -> list[str]:
         >>> image_names("p1_tumor_seg"), image_names("mask_p1"), image_names("p1_lesion_T1"), image_names("p1_T1")
         (['p1_tumor', 'p1'], ['p1'], ['p1', 'p1_T1'], [])
     """
+    if not any(_SAYS_MASK.fullmatch(word) or _ENDS_MASK.fullmatch(word) for word in _LETTERS.findall(name)):
+        return []  # as of most of the files of a large folder
     ends = [match for match in _WORD_ENDS.finditer(name) if match.start()]
     found = [name[: end.start()] for end in reversed(ends) if _says_mask(name[end.end() :])]
     found += [name[end.end() :] for end in ends if end.end() < len(name) and _is_of_mask(name[: end.start()])]
-    first, *others = _PARTS.findall(name)
+    first, *others = _PARTS.findall(name) or [""]
     without = first + "".join(part for part in others if not _is_of_mask(part))
     return [*dict.fromkeys([*found, without] if without != name else found)]
 
