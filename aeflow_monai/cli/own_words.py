@@ -29,7 +29,11 @@ def in_own_words(message: str) -> str:
     Example:
         >>> in_own_words("Hold patients out with --test_fraction 0.2.")
         'Hold patients out with --set test_fraction=0.2.'
+        >>> in_own_words("python -m monai.bundle run --dataset_dir DATA")
+        'python -m monai.bundle run --dataset_dir DATA'
     """
+    if message.startswith("python -m monai.bundle"):
+        return message  # a command of MONAI, which takes MONAI's options
     for pattern, own in _OWN_WORDS:
         message = re.sub(pattern, own, message)
     return message

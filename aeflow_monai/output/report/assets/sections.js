@@ -71,7 +71,7 @@ function summaryOfInference(report) {
 
 function uncertainThreshold(report) {
   const { specificity_range: range, n_held_out: held } = report.model;
-  return range ? el("p", { class: "warn" }, el("b", {}, `The threshold comes from ${plural(held, "patient")}. `), `By the chance of who they were, anything from ${percent(range[0])} to ${percent(range[1])} of new normal cases may pass it. `
+  return range ? el("p", { class: "warn" }, el("b", {}, `The threshold comes from ${plural(held, "patient")}. `), `By the chance of who they were, anything from ${percent(range[0])} to ${percent(range[1])} of new normal cases may stay below it. `
     + "Compare scores rather than predictions, or calibrate the model on normals of more patients.") : null;
 }
 
